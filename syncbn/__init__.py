@@ -1,0 +1,34 @@
+"""Synchronized batch norm for PyTorch, on CPU and GPU, and a toolkit to find out whether it pays.
+
+The layer stands alone and needs torch only::
+
+    import syncbn
+
+    model = syncbn.convert(model)  # every torch batch norm becomes its synchronized twin
+    model = DistributedDataParallel(model)
+
+Training with Lightning lives in :mod:`syncbn.training`, which this package never imports by itself:
+``import syncbn`` costs what ``import torch`` costs.
+"""
+
+from syncbn.nn import (
+    SyncBatchNorm,
+    SyncBatchNorm1d,
+    SyncBatchNorm2d,
+    SyncBatchNorm3d,
+    convert,
+    revert,
+    sync_batch_norm,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SyncBatchNorm",
+    "SyncBatchNorm1d",
+    "SyncBatchNorm2d",
+    "SyncBatchNorm3d",
+    "convert",
+    "revert",
+    "sync_batch_norm",
+]

@@ -1,0 +1,19 @@
+"""The layer: its arithmetic, its exchange, its modules, and the way in and out of a model. Imports torch alone.
+
+Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``groups`` (who shares), ``exchange``
+(the message), ``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
+"""
+
+from syncbn.nn.conversion import convert, revert
+from syncbn.nn.functional import sync_batch_norm
+from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
+
+__all__ = [
+    "SyncBatchNorm",
+    "SyncBatchNorm1d",
+    "SyncBatchNorm2d",
+    "SyncBatchNorm3d",
+    "convert",
+    "revert",
+    "sync_batch_norm",
+]

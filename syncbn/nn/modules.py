@@ -1,0 +1,119 @@
+"""The layers: torch's batch norm classes, normalizing with the statistics of a group of ranks while they train."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncbn.nn import exchange, functional, groups
+
+
+class Synchronized(_BatchNorm):
+    """What the synchronized layers have in common; mixed in before a torch batch norm class.
+
+    Parameters, buffers and state_dict are those of the torch class: checkpoints load both ways. In evaluation, and
+    where there is nobody to share with, the forward pass is torch's own.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: added to the variance.
+        momentum: share of the new batch in the running statistics; None for the average over all batches.
+        affine: learn a weight and a bias per channel.
+        track_running_stats: keep running statistics; without them evaluation uses this rank's batch, as torch does.
+        group: "world", "node", a number of consecutive ranks, or a ProcessGroup (see :mod:`syncbn.nn.groups`).
+        device, dtype: of parameters and buffers.
+        bias: with ``affine``, learn a bias; torch's keyword, from the version on that has it (2.13).
+
+    Shape:
+        Input and output ``(N, C)`` or ``(N, C, *)`` as the torch class takes them; ``N`` may be 0 on some ranks.
+
+    Raises:
+        ValueError: an input with another number of channels or dimensions, before any message; one value per channel
+            over the whole group in training.
+    """
+
+    group: groups.GroupSpec
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        group: object = "world",
+        device: Any = None,
+        dtype: Any = None,
+        bias: bool = True,
+    ) -> None:
+        keywords = {} if bias else {"bias": bias}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
+        self.group = groups.parse(group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
+        partners = exchange.partners(self.group) if self.training else None
+        if partners is None:
+            if self.training and x.numel() == 0:  # torch would count a batch that nobody saw
+                return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return super().forward(x)
+        y, moments = functional.normalize_with(partners, x, self.weight, self.bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None:
+            momentum: float | Tensor | None = self.momentum
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(moments.count > 0)
+                if momentum is None:
+                    momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
+            functional.update_running(self.running_mean, self.running_var, moments, momentum or 0.0)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, group={self.group!r}"
+
+    @property
+    def qconfig(self) -> Any:
+        """torch's quantization setting; also where torch's ``convert_sync_batchnorm`` is noticed.
+
+        That function builds a ``torch.nn.SyncBatchNorm`` out of any batch norm, this one included, and would drop ours
+        in silence. It asks each layer for ``qconfig`` on the way.
+        """
+        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+            raise TypeError(
+                f"{type(self).__name__} is synchronized already: drop torch.nn.SyncBatchNorm.convert_sync_batchnorm "
+                "(in Lightning: Trainer(sync_batchnorm=True)), or call syncbn.revert(module) first"
+            )
+        if "qconfig" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute 'qconfig'")
+        return self.__dict__["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        self.__dict__["qconfig"] = value
+
+
+class SyncBatchNorm1d(Synchronized, nn.BatchNorm1d):
+    """Synchronized :class:`torch.nn.BatchNorm1d`: input ``(N, C)`` or ``(N, C, L)``."""
+
+
+class SyncBatchNorm2d(Synchronized, nn.BatchNorm2d):
+    """Synchronized :class:`torch.nn.BatchNorm2d`: input ``(N, C, H, W)``."""
+
+
+class SyncBatchNorm3d(Synchronized, nn.BatchNorm3d):
+    """Synchronized :class:`torch.nn.BatchNorm3d`: input ``(N, C, D, H, W)``."""
+
+
+class SyncBatchNorm(Synchronized):
+    """The twin of :class:`torch.nn.SyncBatchNorm`: input ``(N, C, *)`` with any number of dimensions from 2 up.
+
+    Not a subclass of torch's, which neither its own forward pass nor DistributedDataParallel lets run on the CPU.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")

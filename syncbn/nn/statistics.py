@@ -1,0 +1,51 @@
+"""Merging statistics: moments become sums, sums are added over ranks, sums become moments again.
+
+The sums of one sample set are the vector ``[n, n*mean, n*(var + mean^2)]`` in float64: its length is ``2C + 1``, it
+adds up exactly as the samples do, and an empty set is all zeros. Float64 is what makes it safe to subtract
+``mean^2`` afterwards: 53 bits leave 1e-4 of the variance intact even where the mean is 1e5 standard deviations
+away from zero. The pairwise formula of Chan, Golub & LeVeque (1983, eq. 2.1) merges two sets with the same
+result, but a sum of vectors is what a collective can do.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Count, mean and variance per channel of one set of samples.
+
+    Attributes:
+        count: how many values a channel has; a float64 scalar (it may be a sum of weights).
+        mean: shape ``(C,)``, float64.
+        var: shape ``(C,)``, float64; the biased variance, that is, divided by ``count``.
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def unbiased_var(self) -> Tensor:
+        """The variance divided by ``count - 1``, shape ``(C,)``; where ``count < 2`` there is none, and the biased one is given."""
+        return self.var * (self.count / (self.count - 1).clamp_min(1))
+
+
+def pack(moments: Moments) -> Tensor:
+    """The sums of a set with these moments: float64, shape ``(2C + 1,)``, laid out as the module says."""
+    count, mean, var = (t.double() for t in moments)
+    return torch.cat([count.reshape(1), count * mean, count * (var + mean * mean)])
+
+
+def unpack(sums: Tensor) -> Moments:
+    """The moments of the set with these sums. An empty set has mean 0 and variance 0; nothing is ever NaN.
+
+    Reads no value back to the host, so it may run on a GPU's stream, in a CUDA graph, or under ``torch.compile``.
+    """
+    channels = sums.numel() // 2
+    count = sums[0]
+    divisor = count.clamp_min(torch.finfo(sums.dtype).tiny)
+    mean = sums[1 : channels + 1] / divisor
+    # The difference can come out a rounding below zero for a constant channel.
+    var = (sums[channels + 1 :] / divisor - mean * mean).clamp_min(0)
+    return Moments(count, mean, var)
