@@ -23,7 +23,7 @@ _TWINS: dict[type[nn.Module], type[Synchronized]] = {
     nn.BatchNorm3d: SyncBatchNorm3d,
     nn.SyncBatchNorm: SyncBatchNorm,
 }
-_ORIGINALS = {twin: original for original, twin in _TWINS.items()}
+_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {twin: original for original, twin in _TWINS.items()}
 
 
 def convert(module: AnyModule, *, group: object = "world", only: Only = None) -> AnyModule:
@@ -43,7 +43,7 @@ def convert(module: AnyModule, *, group: object = "world", only: Only = None) ->
         ValueError: a group that is none.
     """
     spec = groups.parse(group)
-    chosen = [(name, layer) for name, layer in _batch_norms(module, only) if not isinstance(layer, Synchronized)]
+    chosen = [(name, layer) for name, layer in batch_norms(module, only) if not isinstance(layer, Synchronized)]
     for name, layer in chosen:
         if type(layer) not in _TWINS:
             raise TypeError(
@@ -51,11 +51,12 @@ def convert(module: AnyModule, *, group: object = "world", only: Only = None) ->
                 "what its forward pass adds would be lost. Leave it out: only=lambda name, module: ..."
             )
     for _, layer in chosen:
+        attributes = layer.__dict__
         if isinstance(layer, nn.SyncBatchNorm):
-            ranks = layer.__dict__.pop("process_group")
-            layer._torch_group = None if ranks is None else groups.parse(ranks)
+            process_group = attributes.pop("process_group")
+            attributes["_torch_group"] = None if process_group is None else groups.parse(process_group)
         layer.__class__ = _TWINS[type(layer)]
-        layer.group = spec
+        attributes["group"] = spec
     return module
 
 
@@ -72,21 +73,23 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
     Raises:
         TypeError: a subclass of one of this package's layers, of which the torch class is not known.
     """
-    chosen = [(name, layer) for name, layer in _batch_norms(module, only) if isinstance(layer, Synchronized)]
+    chosen = [(name, layer) for name, layer in batch_norms(module, only) if isinstance(layer, Synchronized)]
     for name, layer in chosen:
         if type(layer) not in _ORIGINALS:
-            raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: of which torch class is not known")
+            raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known")
     for _, layer in chosen:
-        layer.__class__ = _ORIGINALS[type(layer)]
-        del layer.group
-        if isinstance(layer, nn.SyncBatchNorm):
-            ranks = layer.__dict__.pop("_torch_group", None)
-            layer.process_group = None if ranks is None else groups.resolve(ranks)
+        attributes = layer.__dict__
+        del attributes["group"]
+        original = _ORIGINALS[type(layer)]
+        if original is nn.SyncBatchNorm:
+            ranks = attributes.pop("_torch_group", None)
+            attributes["process_group"] = None if ranks is None else groups.resolve(ranks)
+        layer.__class__ = original  # type: ignore[assignment]
     return module
 
 
-def _batch_norms(module: nn.Module, only: Only) -> Iterator[tuple[str, nn.Module]]:
-    """Each chosen batch norm once, under the first of its names that ``only`` accepts."""
+def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, _BatchNorm]]:
+    """Each batch norm of ``module`` that ``only`` accepts, once, under the first of its names that it accepts."""
     accepts = _predicate(only)
     seen: set[nn.Module] = set()
     for name, layer in module.named_modules(remove_duplicate=False):

@@ -18,5 +18,6 @@ def partners(spec: groups.GroupSpec) -> dist.ProcessGroup | None:
 
 
 def all_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum of ``x`` over the ranks of ``group``, bitwise the same on each; the caller's stream waits, the host does not."""
-    return funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
+    """The sum of ``x`` over the ranks of ``group``, bitwise the same on each; the stream waits, the host does not."""
+    total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
+    return total

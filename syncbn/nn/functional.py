@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from syncbn.nn import exchange, groups, kernels, statistics
 from syncbn.nn.statistics import Moments
@@ -32,7 +32,7 @@ def sync_batch_norm(
 
     Args:
         x: shape ``(N, C)`` or ``(N, C, *)``, any floating type; ``N`` may be 0.
-        running_mean, running_var: shape ``(C,)`` or None; updated in place in training. The variance is the unbiased one.
+        running_mean, running_var: shape ``(C,)`` or None; updated in place in training, the variance by the unbiased one.
             A batch of ``n = 0`` values over the whole group moves neither; ``n = 1`` leaves the variance.
         weight, bias: shape ``(C,)`` or None.
         training: normalize with the batch's statistics; else with the running ones (or, where those are None, with this
@@ -65,11 +65,13 @@ def normalize_with(
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
     """
-    y, *moments = _SyncBatchNorm.apply(x, weight, bias, eps, partners)
+    y, *moments = _SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, eps, partners
+    )
     result = Moments(*moments)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     # Where looking is impossible the running update leaves the variance alone instead (see update_running).
-    if x.numel() <= x.shape[1] and not torch.compiler.is_compiling() and result.count.item() == 1:
+    if x.numel() <= x.shape[1] and not torch.compiler.is_compiling() and result.n.item() == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape} "
             f"and nothing on the other {partners.size() - 1} ranks"
@@ -78,18 +80,16 @@ def normalize_with(
 
 
 @torch.no_grad()
-def update_running(
-    running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor
-) -> None:
+def update_running(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, in place, in float64, with the unbiased variance.
 
     Args:
         running_mean, running_var: shape ``(C,)``, any floating type; only the result is rounded to it.
-        moments: of the batch. ``count = 0`` moves neither, ``count = 1`` (no unbiased variance) leaves ``running_var``.
+        moments: of the batch. ``n = 0`` moves neither, ``n = 1`` (no unbiased variance) leaves ``running_var``.
         momentum: a number, or a scalar tensor so that a cumulative average need not wait for the device.
     """
     for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.unbiased_var(), 2)):
-        share = (moments.count >= least).double() * momentum
+        share = (moments.n >= least).double() * momentum
         running.copy_((1 - share) * running.double() + share * batch)
 
 
@@ -98,7 +98,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -109,8 +109,8 @@ class _SyncBatchNorm(torch.autograd.Function):
         y = kernels.normalize(x, moments, weight, bias, eps)
         ctx.save_for_backward(x, weight, *moments)
         ctx.mark_non_differentiable(*moments)
-        ctx.eps, ctx.partners = eps, partners  # type: ignore[attr-defined]
-        ctx.bias_dtype = None if bias is None else bias.dtype  # type: ignore[attr-defined]
+        ctx.eps, ctx.partners = eps, partners
+        ctx.bias_dtype = None if bias is None else bias.dtype
         return y, *moments
 
     @staticmethod

@@ -58,9 +58,7 @@ def gradient_sums(dy: Tensor, x: Tensor, moments: Moments, eps: float) -> Tensor
     return torch.cat([plain, weighted]).double()
 
 
-def input_gradient(
-    dy: Tensor, x: Tensor, moments: Moments, weight: Tensor | None, sums: Tensor, eps: float
-) -> Tensor:
+def input_gradient(dy: Tensor, x: Tensor, moments: Moments, weight: Tensor | None, sums: Tensor, eps: float) -> Tensor:
     """The gradient of ``x``, in its type and layout, from ``gradient_sums`` added up over the group.
 
     ``dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)`` (Ioffe & Szegedy 2015, section 3, with the
@@ -71,7 +69,7 @@ def input_gradient(
     scale = (moments.var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.double()
-    mean_dy, mean_dy_xhat = (sums / moments.count.clamp_min(1)).split(channels)
+    mean_dy, mean_dy_xhat = (sums / moments.n.clamp_min(1)).split(channels)
     # xhat * a + b by the evaluation kernel, then dy on top in place: two passes, one new tensor.
     dx = normalize(x.to(dtype), moments, -scale * mean_dy_xhat, -scale * mean_dy, eps)
     per_channel = [1, channels] + [1] * (x.dim() - 2)
@@ -81,9 +79,7 @@ def input_gradient(
 def _reduce(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``(sum dy*(x - mean)/sqrt(var + eps), sum dy)`` per channel, in the type of ``mean``."""
     mask = [False, True, True]
-    _, weighted, plain = torch.ops.aten.native_batch_norm_backward(
-        dy, x, None, mean, var, None, None, False, eps, mask
-    )
+    _, weighted, plain = torch.ops.aten.native_batch_norm_backward(dy, x, None, mean, var, None, None, False, eps, mask)
     return weighted, plain
 
 

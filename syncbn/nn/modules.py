@@ -3,7 +3,6 @@
 import sys
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -54,7 +53,7 @@ class Synchronized(_BatchNorm):
         self.group = groups.parse(group)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input_dim(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
         partners = exchange.partners(self.group) if self.training else None
@@ -66,14 +65,15 @@ class Synchronized(_BatchNorm):
         if self.running_mean is not None and self.running_var is not None:
             momentum: float | Tensor | None = self.momentum
             if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(moments.count > 0)
+                self.num_batches_tracked.add_(moments.n > 0)
                 if momentum is None:
                     momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
             functional.update_running(self.running_mean, self.running_var, moments, momentum or 0.0)
         return y
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, group={self.group!r}"
+        torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{torch_says}, group={self.group!r}"
 
     @property
     def qconfig(self) -> Any:

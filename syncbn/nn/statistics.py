@@ -17,24 +17,24 @@ class Moments(NamedTuple):
     """Count, mean and variance per channel of one set of samples.
 
     Attributes:
-        count: how many values a channel has; a float64 scalar (it may be a sum of weights).
+        n: how many values a channel has; a float64 scalar (it may be a sum of weights).
         mean: shape ``(C,)``, float64.
-        var: shape ``(C,)``, float64; the biased variance, that is, divided by ``count``.
+        var: shape ``(C,)``, float64; the biased variance, that is, divided by ``n``.
     """
 
-    count: Tensor
+    n: Tensor
     mean: Tensor
     var: Tensor
 
     def unbiased_var(self) -> Tensor:
-        """The variance divided by ``count - 1``, shape ``(C,)``; where ``count < 2`` there is none, and the biased one is given."""
-        return self.var * (self.count / (self.count - 1).clamp_min(1))
+        """The variance divided by ``n - 1``, shape ``(C,)``; the biased one where ``n < 2``."""
+        return self.var * (self.n / (self.n - 1).clamp_min(1))
 
 
 def pack(moments: Moments) -> Tensor:
     """The sums of a set with these moments: float64, shape ``(2C + 1,)``, laid out as the module says."""
-    count, mean, var = (t.double() for t in moments)
-    return torch.cat([count.reshape(1), count * mean, count * (var + mean * mean)])
+    n, mean, var = (t.double() for t in moments)
+    return torch.cat([n.reshape(1), n * mean, n * (var + mean * mean)])
 
 
 def unpack(sums: Tensor) -> Moments:
@@ -43,9 +43,9 @@ def unpack(sums: Tensor) -> Moments:
     Reads no value back to the host, so it may run on a GPU's stream, in a CUDA graph, or under ``torch.compile``.
     """
     channels = sums.numel() // 2
-    count = sums[0]
-    divisor = count.clamp_min(torch.finfo(sums.dtype).tiny)
+    n = sums[0]
+    divisor = n.clamp_min(torch.finfo(sums.dtype).tiny)
     mean = sums[1 : channels + 1] / divisor
     # The difference can come out a rounding below zero for a constant channel.
     var = (sums[channels + 1 :] / divisor - mean * mean).clamp_min(0)
-    return Moments(count, mean, var)
+    return Moments(n, mean, var)

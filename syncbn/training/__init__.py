@@ -1,0 +1,37 @@
+"""Training with Lightning: everything that ``train.py`` is made of, each part usable alone.
+
+Names are imported on first use, since Lightning takes seconds to import and a mistyped setting should not cost them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "MLP": "models",
+    "ResNet": "models",
+    "Classifier": "classifier",
+    "Digits": "data",
+    "ExactSampler": "data",
+    "PoolRunningStatistics": "norms",
+    "SettingError": "config",
+    "SyncBatchNormPlugin": "plugin",
+    "main": "launch",
+}
+
+__all__ = [
+    "MLP",
+    "Classifier",
+    "Digits",
+    "ExactSampler",
+    "PoolRunningStatistics",
+    "ResNet",
+    "SettingError",
+    "SyncBatchNormPlugin",
+    "main",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

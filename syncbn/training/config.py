@@ -1,0 +1,209 @@
+"""Settings: their types, one check of all of them before any work, and what follows from them."""
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from syncbn.nn import groups
+
+NORMS = ("sync", "local", "local_mean", "none", "group_norm")
+DEFAULT_BATCH_SIZE = 32
+
+
+class SettingError(ValueError):
+    """A setting that cannot work. The message names it, its value, and what would work, in one line."""
+
+
+class WandbMode(StrEnum):
+    """How W&B runs."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class WandbConfig:
+    """The types of ``conf/logger/wandb.yaml``."""
+
+    name: str = "wandb"
+    mode: WandbMode = WandbMode.offline
+    project: str = "syncbn"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    init_timeout: float = 60
+    finish_timeout: float = 120
+
+
+@dataclass
+class Config:
+    """The types of ``conf/config.yaml``; what a group's file may hold is the group's own business."""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    norm: Any = MISSING
+    module: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+    callbacks: Any = None
+    seed: int = 0
+    ckpt_path: str | None = None
+    test: bool = True
+
+
+def register() -> None:
+    """Makes the types known to Hydra, under the names that the files in ``conf/`` use."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="logger", name="schema_wandb", node=WandbConfig)
+
+
+def settle(cfg: DictConfig) -> None:
+    """Checks every setting and puts numbers where the user left a choice, in place.
+
+    Afterwards interpolations are resolved, ``trainer.accelerator`` and ``trainer.devices`` are what will be used, and
+    ``data.batch_size`` (per device) and ``data.global_batch_size`` both stand.
+
+    Raises:
+        SettingError: at the first setting that cannot work.
+    """
+    OmegaConf.resolve(cfg)
+    _settle_devices(cfg.trainer)
+    _settle_batch_size(cfg.data, world_size(cfg))
+    _check_norm(cfg.norm, cfg.trainer, world_size(cfg))
+    for name in ("lr", "momentum", "weight_decay"):
+        _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
+    if not 0 <= cfg.seed < 2**32:
+        raise SettingError(f"seed={cfg.seed}: use a number from 0 to {2**32 - 1}")
+    if cfg.ckpt_path is not None:
+        path = Path(cfg.ckpt_path)
+        if not path.is_file():
+            beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+            hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
+            raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
+        cfg.ckpt_path = str(path.resolve())
+
+
+def world_size(cfg: DictConfig) -> int:
+    """The number of processes that train, over all nodes."""
+    return int(cfg.trainer.devices * cfg.trainer.num_nodes)
+
+
+def normalization_batch(cfg: DictConfig) -> int | None:
+    """How many samples share batch statistics (Wu & Johnson 2021); None where no batch statistics are taken.
+
+    For ``norm.group=node`` a node is taken to hold ``trainer.devices`` ranks.
+    """
+    if cfg.norm.name in ("none", "group_norm"):
+        return None
+    ranks = 1
+    if cfg.norm.name == "sync":
+        ranks = {"world": world_size(cfg), "node": cfg.trainer.devices}.get(cfg.norm.group, cfg.norm.group)
+    return int(cfg.data.batch_size * ranks)
+
+
+def _settle_devices(trainer: DictConfig) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if trainer.accelerator == "auto":
+        trainer.accelerator = "gpu" if gpus else "cpu"
+    if trainer.accelerator == "cuda":
+        trainer.accelerator = "gpu"
+    if trainer.accelerator not in ("cpu", "gpu"):
+        raise SettingError(f"trainer.accelerator={trainer.accelerator}: use auto, cpu or gpu")
+    launched = _launched()
+    if launched is not None:
+        for name, found in zip(("num_nodes", "devices"), launched, strict=True):
+            if trainer[name] not in ("auto", found):
+                raise SettingError(
+                    f"trainer.{name}={trainer[name]}: torchrun started {found}; leave it out, or make them agree"
+                )
+            trainer[name] = found
+    if trainer.num_nodes == "auto":
+        trainer.num_nodes = 1
+    if trainer.accelerator == "gpu" and not gpus:
+        raise SettingError("trainer.accelerator=gpu: torch sees no GPU here; use trainer.accelerator=cpu (or auto)")
+    if trainer.devices == "auto":
+        trainer.devices = gpus if trainer.accelerator == "gpu" else 2
+    for name in ("devices", "num_nodes"):
+        _check_count(f"trainer.{name}", trainer[name])
+    if trainer.get("max_epochs") is not None and trainer.max_epochs != -1:
+        _check_count("trainer.max_epochs", trainer.max_epochs)
+    if trainer.accelerator == "gpu" and trainer.devices > gpus:
+        raise SettingError(f"trainer.devices={trainer.devices}: there are {gpus} GPUs; use at most {gpus}")
+    cores = os.cpu_count() or 1
+    most = max(
+        4 * cores, 8
+    )  # on the CPU a device is a process: more of them than cores is slow, many more is a mistake
+    if trainer.accelerator == "cpu" and trainer.devices > most:
+        raise SettingError(
+            f"trainer.devices={trainer.devices}: {trainer.devices} processes on {cores} CPU cores; use at most {most}"
+        )
+    if trainer.get("sync_batchnorm"):
+        raise SettingError("trainer.sync_batchnorm=true: drop it; norm=sync synchronizes, on the CPU too")
+
+
+def _launched() -> tuple[int, int] | None:
+    """Nodes and processes per node, where torchrun started this process."""
+    if not dist.is_torchelastic_launched():
+        return None
+    per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ["WORLD_SIZE"]) // per_node, per_node
+
+
+def _settle_batch_size(data: DictConfig, ranks: int) -> None:
+    for name in ("batch_size", "global_batch_size"):
+        if data.get(name) is not None:
+            _check_count(f"data.{name}", data[name])
+    per_device, total = data.get("batch_size"), data.get("global_batch_size")
+    if total is None:
+        per_device = DEFAULT_BATCH_SIZE if per_device is None else per_device
+        total = per_device * ranks
+    elif total % ranks:
+        near = [n for n in (total // ranks * ranks, (total // ranks + 1) * ranks) if n]
+        raise SettingError(
+            f"data.global_batch_size={total}: {ranks} devices cannot share it equally; use a multiple of {ranks}, "
+            f"such as {' or '.join(map(str, near))}"
+        )
+    elif per_device is not None and per_device * ranks != total:
+        raise SettingError(
+            f"data.batch_size={per_device} and data.global_batch_size={total} disagree: {per_device} on each of {ranks} "
+            f"devices make {per_device * ranks}; give one of the two"
+        )
+    data.batch_size, data.global_batch_size = total // ranks, total
+
+
+def _check_norm(norm: DictConfig, trainer: DictConfig, ranks: int) -> None:
+    if norm.name not in NORMS:
+        raise SettingError(f"norm.name={norm.name}: use one of {', '.join(NORMS)}")
+    if norm.name == "group_norm":
+        _check_count("norm.num_groups", norm.num_groups)
+    if norm.name != "sync":
+        return
+    try:
+        spec = groups.parse(norm.group)
+        if isinstance(spec, int):
+            groups.check_divides(spec, ranks)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"norm.{error}") from None
+    if isinstance(norm.only, str):
+        norm.only = [norm.only]
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingError(f"{name}={value}: use a whole number, 1 or more")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise SettingError(f"{name}={value}: use a number, 0 or more")

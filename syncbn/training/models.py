@@ -1,0 +1,102 @@
+"""Two small networks: one with image positions, one without."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResNet(nn.Module):
+    """A residual network (He et al. 2016) for images of 8x8 to 32x32, about 77,000 parameters as it stands.
+
+    Args:
+        in_channels: 1 for grey, 3 for colour.
+        num_classes: outputs.
+        width: channels of the first stage; each further stage has twice as many.
+        blocks: residual blocks in each stage; each stage after the first halves the image.
+
+    Shape:
+        Input ``(N, in_channels, H, W)``, output ``(N, num_classes)``.
+    """
+
+    def __init__(
+        self, in_channels: int = 1, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        stages: list[nn.Module] = []
+        channels = width
+        for stage, count in enumerate(blocks):
+            out = width * 2**stage
+            for block in range(count):
+                stages.append(_Block(channels, out, stride=2 if stage and not block else 1))
+                channels = out
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(channels, num_classes)
+        _he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
+        return scores
+
+
+class MLP(nn.Module):
+    """``depth`` times Linear, BatchNorm1d, ReLU, then a Linear: the network in which only the batch supplies samples.
+
+    Args:
+        in_features: numbers per sample; images are flattened.
+        num_classes: outputs.
+        depth: hidden layers.
+        width: features of each.
+
+    Shape:
+        Input ``(N, *)`` with ``in_features`` numbers per sample, output ``(N, num_classes)``.
+    """
+
+    def __init__(self, in_features: int = 64, num_classes: int = 10, depth: int = 4, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            in_features = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(in_features, num_classes)
+        _he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x.flatten(1)))
+        return scores
+
+
+class _Block(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+def _he_init(module: nn.Module) -> None:
+    """He et al. 2015, eq. 10: variance 2 / fan; without it a network with no normalization does not train."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,46 @@
+"""Lightning's switch for layers that talk to each other, thrown for this package's layers."""
+
+from lightning.pytorch.plugins import LayerSync
+from torch import nn
+
+from syncbn.nn import conversion, groups
+from syncbn.nn.modules import Synchronized
+
+
+class SyncBatchNormPlugin(LayerSync):
+    """Synchronizes the batch norm layers of a model while Lightning fits it, on CPU and GPU.
+
+    ``Trainer(strategy="ddp", plugins=[SyncBatchNormPlugin(group="node")])``. Layers are converted when fitting begins
+    and are what they were when it ends: classes, hooks, training flags. Lightning's own ``sync_batchnorm=True`` must be
+    off.
+
+    Args:
+        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, or a ProcessGroup.
+        only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
+
+    Raises:
+        ValueError: when fitting begins, a group that does not fit the world, or ``only`` that names no batch norm.
+    """
+
+    def __init__(self, group: object = "world", only: conversion.Only = None) -> None:
+        self.group = groups.parse(group)
+        self.only = only
+        self._found_synchronized: set[nn.Module] = set()
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Converts; the subgroup is built here, where all ranks are, and not in the middle of the first batch."""
+        groups.resolve(self.group)
+        self._found_synchronized = _synchronized(model)
+        conversion.convert(model, group=self.group, only=self.only)
+        if self.only is not None and _synchronized(model) == self._found_synchronized:
+            names = [name for name, _ in conversion.batch_norms(model)]
+            raise ValueError(f"only={self.only!r} matches no batch norm layer; the names are {names}")
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Takes back what ``apply`` did; layers that were synchronized before stay so."""
+        return conversion.revert(model, only=lambda name, layer: layer not in self._found_synchronized)
+
+
+def _synchronized(model: nn.Module) -> set[nn.Module]:
+    return {layer for layer in model.modules() if isinstance(layer, Synchronized)}

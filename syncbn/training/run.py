@@ -1,0 +1,111 @@
+"""The job of one rank: build everything from the settings, fit, test, and (rank 0) write down what came out."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training import loggers, norms, record
+from syncbn.training.config import SettingError
+from syncbn.training.progress import Throughput, progress
+
+
+def run(cfg: DictConfig, run_dir: Path) -> None:
+    """Trains and tests as this rank, whose number the launcher's environment gives (``RANK``, ``WORLD_SIZE``, ...).
+
+    Args:
+        cfg: settled settings.
+        run_dir: the run directory, begun by :func:`syncbn.training.record.begin`; the same on all ranks.
+    """
+    _quieten()
+    if cfg.trainer.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // cfg.trainer.devices))
+    rank = int(os.environ["RANK"])
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    try:
+        result = _fit_and_test(cfg, run_dir, rank)
+    except BaseException:
+        loggers.finish(run_dir, failed=True)
+        raise
+    if rank == 0:
+        record.write(run_dir, "result", result)
+        loggers.finish(run_dir, failed=False, summary=result)
+
+
+def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
+    datamodule = build(OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"]))
+    module = build(cfg.module)
+    norm = _plain(cfg.norm)
+    norms.prepare_model(module, norm)
+    throughput = Throughput(cfg.data.global_batch_size)
+    callbacks = [progress(), throughput, *norms.callbacks(norm), *map(build, (cfg.callbacks or {}).values())]
+    trainer = pl.Trainer(
+        strategy=DDPStrategy(**norms.ddp_arguments(norm)),
+        plugins=norms.plugins(norm),
+        logger=loggers.build(cfg, run_dir, rank),
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        **{"enable_progress_bar": sys.stdout.isatty(), **_plain(cfg.trainer)},
+    )
+    start = time.monotonic()
+    trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+    seconds = time.monotonic() - start
+    if throughput.batches == 0:
+        raise SettingError(_nothing_to_train(cfg, trainer))
+    best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "images_per_second": throughput.images_per_second,
+        "checkpoint": best,
+    }
+    if cfg.test:
+        metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        result["test"] = {name: value for each in metrics for name, value in each.items()}
+    return result
+
+
+def _nothing_to_train(cfg: DictConfig, trainer: pl.Trainer) -> str:
+    if cfg.ckpt_path is not None and trainer.global_step:
+        return f"trainer.max_epochs={cfg.trainer.max_epochs}: ckpt_path={cfg.ckpt_path} is that far already; use more"
+    return f"data.batch_size={cfg.data.batch_size}: the training data gave no batch; use a smaller one"
+
+
+def build(cfg: Any) -> Any:
+    """The object that ``cfg._target_`` names; its arguments are plain lists and dicts, as config objects do not belong
+    into checkpoints.
+    """
+    try:
+        return instantiate(cfg, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, SettingError):
+            raise error.__cause__ from None
+        raise
+
+
+def _quieten() -> None:
+    """Leaves out what Lightning and torch say about every run; warnings that ask for something stay."""
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    for about in (
+        "does not have many workers",  # digits are in memory
+        "is smaller than the logging interval",
+        "Experiment logs directory .* exists and is not empty",  # it holds the configuration; old metrics were moved
+        "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
+    ):
+        warnings.filterwarnings("ignore", f".*{about}")
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(cfg))  # type: ignore[arg-type]  # a DictConfig's container is a dict

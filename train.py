@@ -1,0 +1,16 @@
+"""Train one network: ``python train.py [group=choice] [setting=value] ...``; ``python train.py --help`` lists them."""
+
+import hydra
+from omegaconf import DictConfig
+
+from syncbn.training import main
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def train(cfg: DictConfig) -> None:
+    """Runs one job: starts the ranks, watches them, and prints what came out."""
+    main(cfg)
+
+
+if __name__ == "__main__":
+    train()
