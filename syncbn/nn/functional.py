@@ -32,7 +32,7 @@ def sync_batch_norm(
 
     Args:
         x: shape ``(N, C)`` or ``(N, C, *)``, any floating type; ``N`` may be 0.
-        running_mean, running_var: shape ``(C,)`` or None; updated in place in training, the variance by the unbiased one.
+        running_mean, running_var: shape ``(C,)`` or None; updated in place in training, with the unbiased variance.
             A batch of ``n = 0`` values over the whole group moves neither; ``n = 1`` leaves the variance.
         weight, bias: shape ``(C,)`` or None.
         training: normalize with the batch's statistics; else with the running ones (or, where those are None, with this

@@ -77,8 +77,8 @@ class Classifier(pl.LightningModule):
         mean_loss.update(loss.detach(), weight=len(x))
         accuracy.update(scores.detach(), target)
         # Metrics, not numbers: torchmetrics merges their states over the ranks, so shares of unequal size count right.
-        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, prog_bar=stage == "val")
-        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage != "train")
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
+        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage == "val")
         return loss
 
     def configure_optimizers(self) -> Any:

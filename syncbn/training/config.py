@@ -141,9 +141,8 @@ def _settle_devices(trainer: DictConfig) -> None:
     if trainer.accelerator == "gpu" and trainer.devices > gpus:
         raise SettingError(f"trainer.devices={trainer.devices}: there are {gpus} GPUs; use at most {gpus}")
     cores = os.cpu_count() or 1
-    most = max(
-        4 * cores, 8
-    )  # on the CPU a device is a process: more of them than cores is slow, many more is a mistake
+    # A device on the CPU is a process: more of them than cores is slow, many more is a mistake.
+    most = max(4 * cores, 8)
     if trainer.accelerator == "cpu" and trainer.devices > most:
         raise SettingError(
             f"trainer.devices={trainer.devices}: {trainer.devices} processes on {cores} CPU cores; use at most {most}"
@@ -176,8 +175,8 @@ def _settle_batch_size(data: DictConfig, ranks: int) -> None:
         )
     elif per_device is not None and per_device * ranks != total:
         raise SettingError(
-            f"data.batch_size={per_device} and data.global_batch_size={total} disagree: {per_device} on each of {ranks} "
-            f"devices make {per_device * ranks}; give one of the two"
+            f"data.batch_size={per_device} and data.global_batch_size={total} disagree: "
+            f"{per_device} on each of {ranks} devices make {per_device * ranks}; give one of the two"
         )
     data.batch_size, data.global_batch_size = total // ranks, total
 

@@ -1,13 +1,28 @@
-"""A run's name, made once for all of its processes."""
+"""A run's name and directory, made once for all of its processes."""
 
 import os
 import secrets
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from time import strftime
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
+
+
+def run_dir(parent: str, ckpt_path: str | None) -> str:
+    """The directory of a run: the one that ``ckpt_path`` lies in, where it goes on from there, else a new one."""
+    if ckpt_path is not None and Path(ckpt_path).is_file():
+        earlier = run_of(Path(ckpt_path))
+        if earlier is not None:
+            return str(earlier)
+    return str(Path(parent) / run_id())
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint lies in."""
+    return next((d for d in checkpoint.resolve().parents if (d / "run.json").exists()), None)
 
 
 @cache

@@ -24,10 +24,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from syncbn.training import config, record
 from syncbn.training.config import SettingError
-from syncbn.training.identity import run_id
+from syncbn.training.identity import run_dir as find_run_dir
 
 config.register()
-OmegaConf.register_new_resolver("run_id", run_id)
+OmegaConf.register_new_resolver("run_dir", find_run_dir)
 
 
 def main(cfg: DictConfig) -> None:
@@ -54,7 +54,7 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
     if nodes > 1:
         raise SettingError(
             f"trainer.num_nodes={nodes}: python train.py starts the ranks of one machine; on each node call "
-            f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py"
+            f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
         )
     record.begin(cfg, run_dir, name, overrides)
     console = Console(soft_wrap=True, highlight=False)

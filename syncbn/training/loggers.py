@@ -49,7 +49,7 @@ def _open(cfg: DictConfig, run_dir: Path) -> Any:
         run = wandb.init(
             id=about["wandb_id"],
             resume="allow",
-            mode=logger.mode.value,
+            mode=str(logger.mode),  # type: ignore[arg-type]  # checked by the schema
             project=logger.project,
             entity=logger.entity,
             group=logger.group,
@@ -67,9 +67,10 @@ def _open(cfg: DictConfig, run_dir: Path) -> Any:
     except (wandb.Error, TimeoutError) as error:
         raise SettingError(f"logger.mode={logger.mode}: W&B says: {error}; use logger.mode=offline") from error
     url = run.url if logger.mode == "online" else None
-    where = str(Path(run.dir).parent)  # wandb names the directory of its files; the run's own is the one above
     record.write(
-        run_dir, "wandb", {"id": run.id, "dir": where, "mode": str(logger.mode), "url": url, "finished": False}
+        run_dir,
+        "wandb",
+        {"id": run.id, "mode": str(logger.mode), "url": url, "finished": False},
     )
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

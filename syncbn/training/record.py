@@ -1,7 +1,7 @@
 """What a run directory holds besides checkpoints and metrics, and the table that is printed from it at the end.
 
 ``config.yaml``  every setting as it was used        ``run.json``    identity, command, versions, git commit, status
-``wandb.json``   the W&B run and where it lies       ``result.json`` what came out
+``wandb.json``   the W&B run                      ``result.json`` what came out
 """
 
 import json
@@ -20,19 +20,25 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from syncbn.training import config
+from syncbn.training.identity import run_of
 
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
 
 
 def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> None:
-    """Writes ``config.yaml`` and ``run.json``, and moves the metrics of an earlier run in this directory aside."""
+    """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    earlier = None if cfg.ckpt_path is None else run_of(Path(cfg.ckpt_path))
+    wandb_id = run_id if earlier is None else read(earlier, "run")["wandb_id"]
+    attempts = len(list(run_dir.glob("run-*.json"))) + 1
+    for name in ("run.json", "config.yaml", "metrics.csv", "result.json", "error.txt"):
+        if (path := run_dir / name).exists():
+            path.rename(path.with_stem(f"{path.stem}-{attempts}"))
     OmegaConf.save(cfg, run_dir / "config.yaml")
-    parent = None if cfg.ckpt_path is None else _run_of(Path(cfg.ckpt_path))
     record = {
         "id": run_id,
-        "wandb_id": run_id if parent is None else read(parent, "run")["wandb_id"],
-        "resumed_from": None if parent is None else str(parent),
+        "wandb_id": wandb_id,
+        "goes_on_from": None if earlier in (None, run_dir.resolve()) else str(earlier),
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
@@ -43,10 +49,6 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
         "git": _git(),
     }
     write(run_dir, "run", record)
-    metrics = run_dir / "metrics.csv"
-    if metrics.exists():
-        earlier = len(list(run_dir.glob("metrics-*.csv")))
-        metrics.rename(run_dir / f"metrics-{earlier + 1}.csv")
 
 
 def end(run_dir: Path, status: str, **more: Any) -> None:
@@ -98,24 +100,18 @@ def summary(run_dir: Path) -> Group:
     if result["checkpoint"]:
         table.add_row("best checkpoint", str(Path(result["checkpoint"]).relative_to(run_dir)))
     if wandb:
-        table.add_row("W&B run", wandb["url"] or str(Path(wandb["dir"]).relative_to(run_dir)))
+        table.add_row("W&B run", wandb["url"] or str(wandb_dirs(run_dir)[-1].relative_to(run_dir)))
     lines: list[RenderableType] = [table]
     if wandb.get("mode") == "offline":
-        lines.append(f"upload it:  {_program('wandb')} sync {' '.join(map(_short, _wandb_dirs(run_dir)))}")
+        lines.append(f"upload it:  {_program('wandb')} sync {' '.join(map(_short, wandb_dirs(run_dir)))}")
     return Group(*lines)
 
 
-def _wandb_dirs(run_dir: Path) -> list[Path]:
-    """The offline directories of this W&B run, the earliest first: also of the runs that this one goes on from."""
-    dirs = [run_dir]
-    while parent := read(dirs[-1], "run").get("resumed_from"):
-        dirs.append(Path(parent))
-    return [Path(wandb["dir"]) for d in reversed(dirs) if (wandb := read(d, "wandb"))]
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in."""
-    return next((d for d in checkpoint.resolve().parents if (d / "run.json").exists()), None)
+def wandb_dirs(run_dir: Path) -> list[Path]:
+    """The offline directories of this W&B run, the earliest first: several, where it went on after a stop."""
+    about = read(run_dir, "run")
+    before = wandb_dirs(Path(about["goes_on_from"])) if about.get("goes_on_from") else []
+    return [*before, *sorted((run_dir / "wandb").glob(f"offline-run-*-{about['wandb_id']}"))]
 
 
 def _version(package: str) -> str | None:

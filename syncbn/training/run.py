@@ -101,6 +101,7 @@ def _quieten() -> None:
     for about in (
         "does not have many workers",  # digits are in memory
         "is smaller than the logging interval",
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
         "Experiment logs directory .* exists and is not empty",  # it holds the configuration; old metrics were moved
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
     ):
