@@ -48,7 +48,8 @@ def sync_batch_norm(
         ValueError: one value per channel over the whole group in training, on every rank; a group that does not fit the
             world. Without anyone to exchange with, this is ``torch.nn.functional.batch_norm``, errors included.
     """
-    partners = exchange.partners(groups.parse(group)) if training else None
+    spec = groups.parse(group)
+    partners = exchange.partners(spec) if training else None
     if partners is None:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     y, moments = normalize_with(partners, x, weight, bias, eps)
@@ -73,8 +74,8 @@ def normalize_with(
     # Where looking is impossible the running update leaves the variance alone instead (see update_running).
     if x.numel() <= x.shape[1] and not torch.compiler.is_compiling() and result.n.item() == 1:
         raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.shape} "
-            f"and nothing on the other {partners.size() - 1} ranks"
+            f"Expected more than 1 value per channel when training, got 1 on the {partners.size()} ranks together; "
+            f"this rank's input size is {x.shape}"
         )
     return y, result
 

@@ -34,11 +34,11 @@ def parse(group: object) -> GroupSpec:
     """
     if isinstance(group, dist.ProcessGroup):
         return tuple(dist.get_process_group_ranks(group))
-    if isinstance(group, tuple) and group and all(isinstance(rank, int) for rank in group):
+    if isinstance(group, tuple) and group and all(type(rank) is int for rank in group):
         return group
-    if group in ("world", "node"):
-        return str(group)
     if isinstance(group, str):
+        if group in ("world", "node"):
+            return group
         raise ValueError(f'group="{group}" is not known; use "world", "node", a number of ranks, or a ProcessGroup')
     if isinstance(group, int) and not isinstance(group, bool):
         if group < 1:

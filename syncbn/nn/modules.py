@@ -63,12 +63,12 @@ class Synchronized(_BatchNorm):
             return super().forward(x)
         y, moments = functional.normalize_with(partners, x, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None:
-            momentum: float | Tensor | None = self.momentum
+            momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(moments.n > 0)
-                if momentum is None:
+                if self.momentum is None:  # a tensor, so that nobody waits for its value
                     momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
-            functional.update_running(self.running_mean, self.running_var, moments, momentum or 0.0)
+            functional.update_running(self.running_mean, self.running_var, moments, momentum)
         return y
 
     def extra_repr(self) -> str:
@@ -94,6 +94,10 @@ class Synchronized(_BatchNorm):
     @qconfig.setter
     def qconfig(self, value: Any) -> None:
         self.__dict__["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        del self.__dict__["qconfig"]
 
 
 class SyncBatchNorm1d(Synchronized, nn.BatchNorm1d):

@@ -128,10 +128,11 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
 
 
 def _mark_failed(cfg: DictConfig, run_dir: Path, status: str) -> None:
-    from syncbn.training import loggers
-
     record.end(run_dir, status)
-    loggers.mark_failed(cfg, run_dir)
+    if record.read(run_dir, "wandb").get("finished") is False:  # rank 0 did not live to do it
+        from syncbn.training import loggers
+
+        loggers.mark_failed(cfg, run_dir)
 
 
 def _explain(rank: int, ranks: int, failure: ProcessFailure, run_dir: Path) -> str:

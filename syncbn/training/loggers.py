@@ -34,11 +34,9 @@ def finish(run_dir: Path, *, failed: bool, summary: dict[str, Any] | None = None
 
 
 def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
-    """Closes, as failed, the W&B run of a rank 0 that did not live to do it; another process must do this."""
-    left = record.read(run_dir, "wandb")
-    if left and not left["finished"]:
-        _open(cfg, run_dir)
-        finish(run_dir, failed=True)
+    """Opens the W&B run of a rank 0 that is dead once more, in another process, and closes it as failed."""
+    _open(cfg, run_dir)
+    finish(run_dir, failed=True)
 
 
 def _open(cfg: DictConfig, run_dir: Path) -> Any:

@@ -1,0 +1,23 @@
+"""Floors: an import goes down or stays, and the ground floor costs what torch costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "sklearn", "rich", "pandas")
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_import_syncbn_imports_torch_and_nothing_heavy() -> None:
+    assert not modules_after("import syncbn") & set(HEAVY)
+    assert len(modules_after("import syncbn") - modules_after("import torch")) < 30
+
+
+@pytest.mark.parametrize("heavy", ["lightning", "wandb", "torchmetrics", "sklearn"])
+def test_a_mistyped_setting_does_not_wait_for_lightning(heavy: str) -> None:
+    assert heavy not in modules_after("from syncbn.training import main")

@@ -1,0 +1,61 @@
+"""A setting that cannot work ends the run with one line that names it and what would work."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.training.command import train
+
+BAD = {
+    "data.batch_size=0": r"data\.batch_size=0: use a whole number, 1 or more",
+    "data.batch_size=-4": r"data\.batch_size=-4: use a whole number, 1 or more",
+    "data.global_batch_size=65": r"data\.global_batch_size=65: .* multiple of 2, such as 64 or 66",
+    "data.batch_size=8 data.global_batch_size=32": r"data\.batch_size=8 and .*_batch_size=32 disagree: .* make 16; .*",
+    "trainer.devices=100": r"trainer\.devices=100: .* use at most \d+",
+    "trainer.devices=0": r"trainer\.devices=0: use a whole number, 1 or more",
+    "trainer.num_nodes=2": r"trainer\.num_nodes=2: .* torchrun --nnodes=2 --nproc-per-node=2 .*",
+    "trainer.accelerator=tpu": r"trainer\.accelerator=tpu: use auto, cpu or gpu",
+    "+trainer.sync_batchnorm=true": r"trainer\.sync_batchnorm=true: drop it; norm=sync .*",
+    "norm.group=3": r"norm\.group=3 does not divide the world size 2; sizes that do: \[1, 2\]",
+    "norm.group=everyone": r'norm\.group="everyone" is not known; use "world", "node", .*',
+    "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: there is no such file; .*",
+    "optimizer.lr=fast": r"optimizer\.lr=fast: use a number, 0 or more",
+    "trainer.max_epochs=0": r"trainer\.max_epochs=0: use a whole number, 1 or more",
+    # These are found by the ranks, which alone know the data and the model.
+    "data.batch_size=700": r"data\.batch_size=700: a global batch is 1400 samples .* has 1167; use at most 583",
+    "data.val_fraction=0.9": r"data\.val_fraction=0\.9 and data\.test_fraction=0\.2: .* below 1",
+    'norm.only="*bn99*"': r"norm\.only=\['\*bn99\*'\]: no batch norm layer .* there are network\.stem\.1, .*",
+}
+
+
+@pytest.mark.parametrize("settings", BAD)
+def test_one_line_names_the_setting_and_what_would_work(tmp_path: Path, settings: str) -> None:
+    run = train(tmp_path, *settings.split())
+    assert run.code == 1
+    assert re.fullmatch(f"error: {BAD[settings]}\n", run.err), run.err
+
+
+def test_without_a_gpu_asking_for_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = train(tmp_path, "trainer.accelerator=gpu")
+    assert run.code == 1
+    assert run.err == "error: trainer.accelerator=gpu: torch sees no GPU here; use trainer.accelerator=cpu (or auto)\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [("norm=batch", "local_mean"), ("norm.grop=2", "grop"), ("seed=one", "seed"), ("logger.mode=loud", "offline")],
+)
+def test_hydra_refuses_unknown_choices_keys_and_types(tmp_path: Path, setting: str, hint: str) -> None:
+    run = train(tmp_path, setting)
+    assert run.code == 1
+    assert hint in run.err
+    assert "Traceback" not in run.err
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+    run = train(tmp_path, "data.batch_size=0", full_error=True)
+    assert run.code == 1
+    assert "Traceback" in run.err
+    assert "SettingError: data.batch_size=0" in run.err

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from syncbn.training.classifier import parameter_groups
+from syncbn.training.models import MLP, ResNet
+
+
+@pytest.mark.parametrize("network", [ResNet(), MLP()])
+def test_normalization_layers_do_not_decay(network: nn.Module) -> None:
+    decayed, spared = parameter_groups(network)
+    assert "weight_decay" not in decayed
+    assert spared["weight_decay"] == 0.0
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert {id(p) for p in spared["params"]} == {id(p) for m in norms for p in m.parameters()}
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(network.parameters()))
+
+
+def test_the_decay_of_norms_can_be_switched_on() -> None:
+    (group,) = parameter_groups(MLP(), decay_norm=True)
+    assert len(group["params"]) == len(list(MLP().parameters()))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    network = MLP()
+    network.body[0].weight.requires_grad_(False)
+    assert sum(len(g["params"]) for g in parameter_groups(network)) == len(list(network.parameters())) - 1
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_the_resnet_takes_images_of_8_to_32(size: int) -> None:
+    assert ResNet(in_channels=3, blocks=[1, 2, 1])(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+def test_he_initialization_keeps_the_signal_without_norm() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(512, 64)
+    for layer in MLP(depth=8, width=512).body:  # torch's default loses a factor of 6 a layer
+        if not isinstance(layer, nn.BatchNorm1d):
+            x = layer(x)
+    assert 0.5 < x.square().mean() < 2

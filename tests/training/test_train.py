@@ -1,0 +1,238 @@
+"""The main job through its command line, as a user calls it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.command import PROJECT, REPO, Run, environment, ranks_left, train
+
+QUICK = ("trainer.max_epochs=2", "model=mlp")
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tmp_path_factory.mktemp("default"))
+
+
+def test_the_default_run_reaches_97_percent(default_run: Run) -> None:
+    assert default_run.code == 0, default_run.err
+    test = default_run.json("result")["test"]
+    assert test["test/acc"] >= 0.97
+    assert test["test/count"] == 360
+
+
+def test_it_ends_with_a_table_and_the_command_that_uploads(default_run: Run) -> None:
+    for words in ("test accuracy", "test loss", "images/s", "run directory", "best checkpoint", "W&B run"):
+        assert words in default_run.out
+    assert default_run.directory is not None
+    upload = default_run.out.splitlines()[-1]
+    assert "wandb sync outputs/" in upload
+    assert (default_run.directory.parents[1] / upload.split()[-1]).is_dir()
+
+
+def test_without_a_terminal_there_is_a_plain_line_an_epoch_and_nothing_else(default_run: Run) -> None:
+    epochs = [line for line in default_run.out.splitlines() if line.startswith("epoch")]
+    assert len(epochs) == 15
+    assert "\r" not in default_run.out
+    assert "\x1b" not in default_run.out
+    assert default_run.err == ""
+
+
+def test_the_run_directory_tells_the_whole_story(default_run: Run) -> None:
+    about = default_run.json("run")
+    assert about["status"] == "finished"
+    assert about["world_size"] == 2
+    assert about["normalization_batch"] == 64
+    assert about["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert "commit" in (about["git"] or {"commit": None})
+    assert default_run.directory is not None
+    names = {p.name for p in default_run.directory.iterdir()}
+    assert {"config.yaml", "run.json", "metrics.csv", "checkpoints", "wandb", "result.json"} <= names
+    with (default_run.directory / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for column in ("train/loss_step", "train/loss", "val/loss", "val/acc", "test/acc", "lr-SGD/pg1"):
+        assert any(row.get(column) for row in rows), column
+
+
+def test_checkpoints_load_as_plain_data(default_run: Run) -> None:
+    assert default_run.directory is not None
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = torch.load(default_run.directory / "checkpoints" / name, weights_only=True)
+        assert "network.stem.1.running_mean" in checkpoint["state_dict"]
+
+
+def test_there_is_one_offline_wandb_run_with_config_and_metrics(default_run: Run) -> None:
+    assert default_run.directory is not None
+    runs = list((default_run.directory / "wandb").glob("*run-*"))
+    assert len([r for r in runs if not r.is_symlink()]) == 1
+    read = wandb_summary(runs[0])
+    assert read["config"]["norm"] == {"name": "sync", "group": "world", "only": None}
+    assert read["config"]["data"]["global_batch_size"] == 64
+    assert read["exit_code"] == 0
+    assert read["summary"]["test/acc"] == pytest.approx(default_run.json("result")["test"]["test/acc"])
+    assert read["summary"]["images_per_second"] > 0
+    assert set(read["tags"]) == {"sync", "world_size=2", "normalization_batch=64"}
+
+
+@pytest.mark.parametrize("norm", ["local", "local_mean", "none", "group_norm"])
+def test_every_norm_trains(tmp_path: Path, norm: str) -> None:
+    run = train(tmp_path, f"norm={norm}", "trainer.max_epochs=2", "logger=csv")
+    assert run.code == 0, run.err
+    assert run.json("result")["test"]["test/acc"] > 0.3
+    assert not (run.directory / "wandb").exists()  # type: ignore[operator]
+
+
+def test_two_devices_follow_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    weights = {}
+    for name, more in {
+        "one": ("trainer.devices=1", "norm=local"),
+        "sync": ("trainer.devices=2", "norm=sync"),
+        "local": ("trainer.devices=2", "norm=local"),
+    }.items():
+        probe = f"+callbacks.probe={{_target_: mine.Probe, path: {tmp_path / name}}}"
+        run = train(
+            tmp_path,
+            "data.global_batch_size=32",
+            "trainer.precision=64-true",
+            probe,
+            "logger=csv",
+            "test=false",
+            *QUICK,
+            *more,
+        )
+        assert run.code == 0, run.err
+        weights[name] = torch.load(f"{tmp_path / name}.0.pt")
+        assert run.json("result")["steps"] == 72
+    for key, value in weights["one"].items():
+        torch.testing.assert_close(weights["sync"][key], value, rtol=0, atol=1e-9)
+    assert not torch.allclose(weights["local"]["network.head.weight"], weights["one"]["network.head.weight"], atol=1e-4)
+
+
+def test_layers_are_synchronized_while_they_train_and_are_given_back(tmp_path: Path) -> None:
+    frozen = "network.body.1"
+    probe = f"+callbacks.probe={{_target_: mine.Probe, path: {tmp_path / 'seen'}, freeze: {frozen}}}"
+    run = train(tmp_path, probe, *QUICK, "logger=csv")
+    assert run.code == 0, run.err
+    ranks = [json.loads(Path(f"{tmp_path / 'seen'}.{rank}.json").read_text()) for rank in range(2)]
+    for seen in ranks:
+        for name in seen["train"]:
+            trains = name != frozen
+            assert seen["train"][name][:2] == ["SyncBatchNorm1d", trains]
+            assert seen["setup_fit"][name][:2] == ["BatchNorm1d", trains]
+            assert seen["teardown_fit"][name][:2] == ["BatchNorm1d", trains]
+        assert seen["train"][frozen][2] == 0.0  # frozen statistics do not move
+        assert seen["train"]["network.body.4"][2] != 0.0
+    assert ranks[0]["train"] == ranks[1]["train"]
+
+
+def test_norm_only_chooses_layers(tmp_path: Path) -> None:
+    probe = f"+callbacks.probe={{_target_: mine.Probe, path: {tmp_path / 'seen'}}}"
+    run = train(tmp_path, 'norm.only="*body.1"', "norm.group=2", probe, *QUICK, "logger=csv")
+    assert run.code == 0, run.err
+    seen = json.loads(Path(f"{tmp_path / 'seen'}.0.json").read_text())["train"]
+    assert {name: kind for name, (kind, *_) in seen.items()} == {
+        "network.body.1": "SyncBatchNorm1d",
+        "network.body.4": "BatchNorm1d",
+        "network.body.7": "BatchNorm1d",
+        "network.body.10": "BatchNorm1d",
+    }
+
+
+def test_a_users_own_module_and_data_come_in_by_target(tmp_path: Path) -> None:
+    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "module=mine", "data=mine", "trainer.max_epochs=1")
+    assert run.code == 0, run.err
+    assert run.json("result")["test"] == {"mine": 42.0}
+    assert run.json("result")["steps"] == 4  # 96 samples, 2 x 12 a step
+
+
+def test_a_users_own_network_comes_in_by_target(tmp_path: Path) -> None:
+    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "model=mine", "trainer.max_epochs=3", "logger=csv")
+    assert run.code == 0, run.err
+    assert run.json("result")["test"]["test/acc"] > 0.5
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    first = train(tmp_path, *QUICK)
+    assert first.code == 0, first.err
+    last = first.directory / "checkpoints" / "last.ckpt"  # type: ignore[operator]
+    second = train(tmp_path, f"ckpt_path={last}", "model=mlp", "trainer.max_epochs=4")
+    assert second.code == 0, second.err
+    assert second.directory == first.directory
+    assert second.json("result")["epochs"] == 4
+    assert second.json("result")["steps"] == 4 * 18
+    lines = [line for line in second.out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[1] for line in lines] == ["3/4", "4/4"]
+    runs = [p for p in (second.directory / "wandb").glob("offline-run-*") if not p.is_symlink()]  # type: ignore[operator]
+    assert len(runs) == 2
+    assert len({p.name.split("-", 3)[-1] for p in runs}) == 1  # one W&B run, two stretches of it
+    assert all(str(p.relative_to(tmp_path)) in second.out for p in runs)
+    assert second.json("run-1")["overrides"] == list(QUICK)  # nothing of the first stretch is lost
+    optimizer = torch.load(last, weights_only=True)["optimizer_states"][0]
+    assert optimizer["state"][0]["momentum_buffer"].abs().sum() > 0
+    again = train(tmp_path, f"ckpt_path={last}", "model=mlp", "trainer.max_epochs=4")
+    assert again.code == 1
+    assert again.err.startswith("error: trainer.max_epochs=4: ")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_and_takes_the_job_down(tmp_path: Path, rank: int) -> None:
+    die = f"+callbacks.die={{_target_: mine.Die, rank: {rank}, how: killed, step: 20}}"
+    run = train(tmp_path, die, *QUICK, timeout=60)
+    assert run.code == 1
+    assert run.err.startswith(f"error: rank {rank} of 2 (pid ")
+    assert "was killed by SIGKILL; go on with ckpt_path=" in run.err
+    assert run.err.count("\n") == 1
+    assert run.json("run")["status"] == "failed"
+    last = max((run.directory / "wandb").glob("offline-run-*"), key=lambda p: p.name)  # type: ignore[operator]
+    assert wandb_summary(last)["exit_code"] == 1
+    assert ranks_left() == []
+
+
+def test_a_failing_rank_says_why_in_one_line(tmp_path: Path) -> None:
+    die = "+callbacks.die={_target_: mine.Die, rank: 1, how: raises, step: 3}"
+    run = train(tmp_path, die, *QUICK, timeout=60)
+    assert run.code == 1
+    assert run.err.startswith("error: rank 1 of 2 failed: RuntimeError: the disk is on fire (traceback: ")
+    assert run.err.count("\n") == 1
+    trace = (run.directory / "error.txt").read_text()  # type: ignore[operator]
+    assert "on_train_batch_start" in trace
+    assert wandb_summary(next((run.directory / "wandb").glob("offline-run-*")))["state"] == "failed"  # type: ignore[operator]
+
+
+def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = train(tmp_path, *QUICK, launcher=torchrun)
+    assert run.code == 0, run.err
+    assert len(list(tmp_path.glob("outputs/*"))) == 1
+    assert run.json("run")["world_size"] == 2
+    assert run.json("run")["status"] == "finished"
+    assert "test accuracy" in run.out
+
+
+def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=both"]
+    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29417", "--local-addr=localhost"]
+    command = [*torchrun, str(REPO / "train.py"), *QUICK, "norm.group=node"]
+    nodes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    out = [node.communicate(timeout=120)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], out
+    (directory,) = tmp_path.glob("outputs/*")
+    about = json.loads((directory / "run.json").read_text())
+    assert about["world_size"] == 2
+    assert about["normalization_batch"] == 32  # each node by itself
+    assert len([p for p in (directory / "wandb").glob("offline-run-*") if not p.is_symlink()]) == 1
+
+
+def wandb_summary(run: Path) -> dict:
+    """What wandb's own reader finds in an offline run."""
+    wandb = Path(sys.executable).parent / "wandb"
+    command = [str(wandb), "leet", "inspect", "--summary", "--json", str(run)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
