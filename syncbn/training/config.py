@@ -185,7 +185,8 @@ def _check_norm(norm: DictConfig, trainer: DictConfig, ranks: int) -> None:
     if norm.name not in NORMS:
         raise SettingError(f"norm.name={norm.name}: use one of {', '.join(NORMS)}")
     if norm.name == "group_norm":
-        _check_count("norm.num_groups", norm.num_groups)
+        for name in ("num_groups", "min_channels"):
+            _check_count(f"norm.{name}", norm[name])
     if norm.name != "sync":
         return
     try:

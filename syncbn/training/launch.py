@@ -75,10 +75,9 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
 def _launch(devices: int, run_dir: Path, name: str, accelerator: str) -> None:
     if accelerator == "cpu":  # the ranks share the cores; before they import torch
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    for talker in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(talker).setLevel(
-            logging.CRITICAL
-        )  # what they say of a failure is said by _explain, in a line
+    for name in list(logging.root.manager.loggerDict):  # what they say of a failure, _explain says in one line
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

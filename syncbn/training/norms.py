@@ -1,7 +1,6 @@
 """``norm=``: one word for what the batch norm statistics are, and what each word does to a model and its training."""
 
 import inspect
-from math import gcd
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,7 +25,7 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
     if norm["name"] == "none":
         remove_batch_norm(model)
     elif norm["name"] == "group_norm":
-        replace_by_group_norm(model, norm["num_groups"])
+        replace_by_group_norm(model, norm["num_groups"], norm["min_channels"])
     elif norm["name"] == "sync" and norm["only"] is not None and not any(batch_norms(model, norm["only"])):
         names = ", ".join(name for name, _ in batch_norms(model))
         raise SettingError(f"norm.only={norm['only']}: no batch norm layer is called so; there are {names or 'none'}")
@@ -69,17 +68,21 @@ def remove_batch_norm(model: nn.Module) -> None:
     _replace(model, lambda norm: nn.Identity())
 
 
-def replace_by_group_norm(model: nn.Module, num_groups: int) -> None:
-    """Batch norm becomes group norm with the same weight, bias and eps.
+def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: int = 16) -> None:
+    """Batch norm becomes group norm (Wu & He 2018) with the same weight, bias and eps.
 
     Args:
         model: changed in place.
-        num_groups: at most; a layer takes the greatest common divisor of this and its channels.
+        num_groups: at most; a layer takes the largest number that divides its channels.
+        min_channels: in a group, at least, unless a layer has fewer.
     """
 
     def group_norm(norm: _BatchNorm) -> nn.Module:
         channels = norm.num_features
-        new = nn.GroupNorm(gcd(num_groups, channels), channels, eps=norm.eps, affine=norm.affine)
+        groups = max(
+            n for n in range(1, num_groups + 1) if n == 1 or (channels % n == 0 and channels // n >= min_channels)
+        )
+        new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
         new.weight, new.bias = norm.weight, norm.bias
         return new.train(norm.training)
 

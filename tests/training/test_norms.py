@@ -32,13 +32,20 @@ def test_group_norm_keeps_weight_bias_and_eps() -> None:
     net = nn.Sequential(nn.Conv2d(1, 24, 3), nn.BatchNorm2d(24, eps=1e-3), nn.BatchNorm2d(24, affine=False))
     nn.init.normal_(net[1].weight)
     weight = net[1].weight
-    replace_by_group_norm(net, 32)
+    replace_by_group_norm(net, 32, min_channels=3)
     assert net[1].weight is weight
     assert (net[1].num_groups, net[1].eps, net[1].affine) == (8, 1e-3, True)
     assert net[2].weight is None
     x = torch.randn(2, 24, 5, 5)
     expected = nn.functional.group_norm(x, 8, weight, net[1].bias, 1e-3)
     torch.testing.assert_close(net[1](x), expected)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 1), (64, 4), (48, 3), (512, 32), (1024, 32), (1030, 10)])
+def test_a_group_has_enough_channels_for_statistics(channels: int, groups: int) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(channels))
+    replace_by_group_norm(net)
+    assert net[0].num_groups == groups
 
 
 def test_a_shared_layer_stays_shared() -> None:
