@@ -63,7 +63,8 @@ def _open(cfg: DictConfig, run_dir: Path) -> Any:
             ),
         )
     except (wandb.Error, TimeoutError) as error:
-        raise SettingError(f"logger.mode={logger.mode}: W&B says: {error}; use logger.mode=offline") from error
+        says = " ".join(str(error).split())
+        raise SettingError(f"logger.mode={logger.mode}: W&B says: {says}; use logger.mode=offline") from error
     url = run.url if logger.mode == "online" else None
     record.write(
         run_dir,

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
+from syncbn.training.config import SettingError, _settle_devices
 from tests.training.command import train
 
 BAD = {
@@ -52,6 +55,27 @@ def test_hydra_refuses_unknown_choices_keys_and_types(tmp_path: Path, setting: s
     assert run.code == 1
     assert hint in run.err
     assert "Traceback" not in run.err
+
+
+def test_a_wandb_server_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    run = train(tmp_path, "logger.mode=online", "logger.init_timeout=3", timeout=60)
+    assert run.code == 1
+    assert re.search(r"^error: logger\.mode=online: W&B says: .*; use logger\.mode=offline$", run.err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("asked", "given"), [("auto", 4), (3, 3), (5, None)])
+def test_no_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, asked: object, given: int | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    trainer = OmegaConf.create({"accelerator": "auto", "devices": asked, "num_nodes": "auto", "max_epochs": 1})
+    if given is None:
+        with pytest.raises(SettingError, match="trainer.devices=5: there are 4 GPUs; use at most 4"):
+            _settle_devices(trainer)
+    else:
+        _settle_devices(trainer)
+        assert (trainer.accelerator, trainer.devices, trainer.num_nodes) == ("gpu", given, 1)
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
