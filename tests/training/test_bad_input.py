@@ -71,7 +71,7 @@ def test_no_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, asked: obj
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     trainer = OmegaConf.create({"accelerator": "auto", "devices": asked, "num_nodes": "auto", "max_epochs": 1})
     if given is None:
-        with pytest.raises(SettingError, match="trainer.devices=5: there are 4 GPUs; use at most 4"):
+        with pytest.raises(SettingError, match=r"trainer\.devices=5: there are 4 GPUs; use at most 4"):
             _settle_devices(trainer)
     else:
         _settle_devices(trainer)
