@@ -6,9 +6,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from syncbn.nn import exchange, groups, kernels, statistics
+from syncbn.nn import composite, exchange, groups, kernels, statistics
 from syncbn.nn.statistics import Moments
 
 
@@ -23,6 +22,8 @@ def sync_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     group: object = "world",
+    mask: Tensor | None = None,
+    biased_running_var: bool = False,
 ) -> Tensor:
     """Batch norm with the statistics of the whole group's batch: ``torch.nn.functional.batch_norm`` over devices.
 
@@ -40,58 +41,103 @@ def sync_batch_norm(
         momentum: share of the new value in the running statistics, as torch means it.
         eps: added to the variance.
         group: "world", "node", a number of consecutive ranks, or a ProcessGroup (see :mod:`syncbn.nn.groups`).
+        mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
+            out of the statistics, and its outputs and gradients are zero.
+        biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.
 
     Returns:
         Tensor of the shape, type and memory layout of ``x``.
 
     Raises:
         ValueError: one value per channel over the whole group in training, on every rank; a group that does not fit the
-            world. Without anyone to exchange with, this is ``torch.nn.functional.batch_norm``, errors included.
+            world. Without anyone to exchange with, and without a mask or the biased variance, this is
+            ``torch.nn.functional.batch_norm``, errors included.
     """
     spec = groups.parse(group)
+    if not training and running_mean is not None:
+        y = F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+        return y if mask is None else y * _over_channels(mask, x)
     partners = exchange.partners(spec) if training else None
-    if partners is None:
+    if partners is None and mask is None and not biased_running_var:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y, moments = normalize_with(partners, x, weight, bias, eps)
-    if running_mean is not None and running_var is not None:
-        update_running(running_mean, running_var, moments, momentum)
+    y, moments = normalize_batch(x, weight, bias, eps, partners, mask)
+    if training and running_mean is not None and running_var is not None:
+        update_running(running_mean, running_var, moments if biased_running_var else moments.unbiased(), momentum)
     return y
 
 
-def normalize_with(
-    partners: dist.ProcessGroup, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+def normalize_batch(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    partners: dist.ProcessGroup | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
-    """``x`` normalized with the batch statistics of all ``partners``, and those statistics.
+    """``x`` normalized with the batch statistics of all ``partners`` (None: of this rank), and those statistics.
 
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
     """
-    y, *moments = _SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, eps, partners
-    )
+    if mask is not None:
+        mask = _over_channels(mask, x)
+    # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
+    # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
+    anchor = None
+    if partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
+        anchor = torch.empty(0, device=x.device, requires_grad=True)
+    y, *moments = _SyncBatchNorm.apply(x, weight, bias, eps, partners, mask, anchor)  # type: ignore[no-untyped-call]
     result = Moments(*moments)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
-    # Where looking is impossible the running update leaves the variance alone instead (see update_running).
-    if x.numel() <= x.shape[1] and not torch.compiler.is_compiling() and result.n.item() == 1:
+    # Where looking is impossible, or would wait, the running update leaves the variance alone instead.
+    may_look = not torch.compiler.is_compiling() and (mask is None or x.device.type == "cpu")
+    if may_look and (mask is not None or x.numel() <= x.shape[1]) and result.n.item() == 1:
+        ranks = 1 if partners is None else partners.size()
         raise ValueError(
-            f"Expected more than 1 value per channel when training, got 1 on the {partners.size()} ranks together; "
+            f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
             f"this rank's input size is {x.shape}"
         )
     return y, result
 
 
+def normalize_chunks(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, chunk: int, mask: Tensor | None = None
+) -> tuple[Tensor, Moments]:
+    """Ghost batches: ``x`` normalized ``chunk`` samples at a time, and the means over the chunks of their moments.
+
+    A rest of fewer than ``chunk`` samples joins the chunk before. The variances are the unbiased ones. Nothing is sent.
+    """
+    sizes = [chunk] * max(len(x) // chunk, 1)
+    sizes[-1] += len(x) - sum(sizes)
+    masks = [None] * len(sizes) if mask is None else mask.expand(len(x), *x.shape[2:]).split(sizes)
+    parts = [
+        normalize_batch(part, weight, bias, eps, None, part_mask)
+        for part, part_mask in zip(x.split(sizes), masks, strict=True)
+    ]
+    n, mean, var = (torch.stack(values) for values in zip(*(m.unbiased() for _, m in parts), strict=True))
+    return torch.cat([y for y, _ in parts]), Moments(n.sum(), mean.mean(0), var.mean(0))
+
+
 @torch.no_grad()
 def update_running(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, in place, in float64, with the unbiased variance.
+    """``running = (1 - momentum) * running + momentum * batch``, in place and in float64.
 
     Args:
         running_mean, running_var: shape ``(C,)``, any floating type; only the result is rounded to it.
-        moments: of the batch. ``n = 0`` moves neither, ``n = 1`` (no unbiased variance) leaves ``running_var``.
+        moments: what to move towards. ``n = 0`` moves neither, ``n = 1`` leaves ``running_var``.
         momentum: a number, or a scalar tensor so that a cumulative average need not wait for the device.
     """
-    for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.unbiased_var(), 2)):
+    for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.var, 2)):
         share = (moments.n >= least).double() * momentum
         running.copy_((1 - share) * running.double() + share * batch)
+
+
+def recomputing() -> bool:
+    """Whether this forward pass runs within a backward pass, as activation checkpointing's second one does.
+
+    ``_current_graph_task_id`` is private to torch; this is the one place that asks it, and a test watches the answer.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -104,31 +150,61 @@ class _SyncBatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        partners: dist.ProcessGroup,
+        partners: dist.ProcessGroup | None,
+        mask: Tensor | None,
+        anchor: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        moments = statistics.unpack(exchange.all_sum(kernels.local_sums(x), partners))
+        sums = kernels.local_sums(x, mask)
+        moments = statistics.unpack(sums if partners is None else exchange.all_sum(sums, partners))
         y = kernels.normalize(x, moments, weight, bias, eps)
-        ctx.save_for_backward(x, weight, *moments)
+        if mask is not None:
+            y.masked_fill_(~mask, 0)
+        ctx.save_for_backward(x, weight, mask, *moments)
         ctx.mark_non_differentiable(*moments)
         ctx.eps, ctx.partners = eps, partners
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y, *moments
 
     @staticmethod
-    @once_differentiable  # a second derivative raises; without this it would silently take the statistics for constants
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *moments = ctx.saved_tensors
+        x, weight, mask, *moments = ctx.saved_tensors
         moments = Moments(*moments)
-        sums = kernels.gradient_sums(dy, x, moments, ctx.eps)
-        # Sent whether or not this rank's input needs a gradient: the others may be waiting for it.
-        total = exchange.all_sum(sums, ctx.partners)
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
-        dx = kernels.input_gradient(dy, x, moments, weight, total, ctx.eps) if need_x else None
-        dbias, dweight = sums.split(x.shape[1])
+        dx: Tensor | None
+        if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
+            dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners)
+            if not need_x:
+                dx = None
+        else:
+            if mask is not None:
+                x, dy = x.masked_fill(~mask, 0), dy.masked_fill(~mask, 0)
+            sums = kernels.gradient_sums(dy, x, moments, ctx.eps)
+            total = sums if ctx.partners is None else exchange.all_sum(sums, ctx.partners)
+            dx = kernels.input_gradient(dy, x, moments, weight, total, ctx.eps) if need_x else None
+            if mask is not None and dx is not None:
+                dx.masked_fill_(~mask, 0)
+            dbias, dweight = sums.split(x.shape[1])
         return (
             dx,
             dweight.to(weight.dtype) if need_weight else None,
             dbias.to(ctx.bias_dtype) if need_bias else None,
-            None,
-            None,
+            *([None] * 4),
         )
+
+
+def _over_channels(mask: Tensor, x: Tensor) -> Tensor:
+    """``mask`` as a tensor that broadcasts to ``x``, channels included, and has its number of dimensions.
+
+    Raises:
+        TypeError: another type than bool.
+        ValueError: a shape that does not broadcast to ``x`` without its channels.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True counts), got {mask.dtype}")
+    without_channels = (x.shape[0], *x.shape[2:])
+    try:
+        return mask.expand(without_channels).unsqueeze(1)
+    except RuntimeError:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast to {without_channels}, the input less its channels"
+        ) from None

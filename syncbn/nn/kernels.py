@@ -21,25 +21,35 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def local_sums(x: Tensor) -> Tensor:
+def local_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """``[n, sum x, sum x^2]`` of this device's values, per channel: float64, shape ``(2C + 1,)``.
 
     The values are centred on their float32 mean before they are squared, and what that mean lost in rounding is
     carried along, so that neither a large offset nor a large count costs digits. An empty ``x`` gives zeros.
+
+    Args:
+        x: shape ``(N, C, *)``.
+        mask: bool, broadcasts to ``x``; only where it is True does a value count.
     """
     channels = x.shape[1]
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
         return torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
     x = x.to(statistics_dtype(x))
-    count = x.numel() // channels
-    mean = x.mean(dim=[d for d in range(x.dim()) if d != 1])
+    dims = [d for d in range(x.dim()) if d != 1]
+    if mask is None:
+        mean = x.mean(dim=dims)
+        n = torch.full_like(mean[:1], x.numel() // channels, dtype=torch.float64)
+    else:
+        n = mask.expand_as(x[:, :1]).sum().double().reshape(1)
+        mean = x.masked_fill(~mask, 0).sum(dim=dims) / n.clamp_min(1).to(x.dtype)
+        x = torch.where(mask, x, _per_channel(mean, x))  # what is left out sits on the mean and adds nothing below
     zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
     centred = F.batch_norm(x, mean, ones, eps=0.0)
     squares, remainder = _reduce(centred, centred, zeros, ones, eps=0.0)
     mean, squares, remainder = mean.double(), squares.double(), remainder.double()
-    total = count * mean + remainder
-    total_of_squares = squares + mean * (2 * remainder + count * mean)
-    return torch.cat([torch.full_like(mean[:1], count), total, total_of_squares])
+    total = n * mean + remainder
+    total_of_squares = squares + mean * (2 * remainder + n * mean)
+    return torch.cat([n, total, total_of_squares])
 
 
 def normalize(x: Tensor, moments: Moments, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -72,8 +82,7 @@ def input_gradient(dy: Tensor, x: Tensor, moments: Moments, weight: Tensor | Non
     mean_dy, mean_dy_xhat = (sums / moments.n.clamp_min(1)).split(channels)
     # xhat * a + b by the evaluation kernel, then dy on top in place: two passes, one new tensor.
     dx = normalize(x.to(dtype), moments, -scale * mean_dy_xhat, -scale * mean_dy, eps)
-    per_channel = [1, channels] + [1] * (x.dim() - 2)
-    return dx.addcmul_(dy.to(dtype), scale.to(dtype).view(per_channel)).to(x.dtype)
+    return dx.addcmul_(dy.to(dtype), _per_channel(scale.to(dtype), x)).to(x.dtype)
 
 
 def _reduce(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -81,6 +90,11 @@ def _reduce(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tup
     mask = [False, True, True]
     _, weighted, plain = torch.ops.aten.native_batch_norm_backward(dy, x, None, mean, var, None, None, False, eps, mask)
     return weighted, plain
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """``values`` of shape ``(C,)`` so that they broadcast to ``x``."""
+    return values.view([1, -1] + [1] * (x.dim() - 2))
 
 
 def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

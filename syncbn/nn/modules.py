@@ -7,6 +7,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import exchange, functional, groups
+from syncbn.nn.statistics import Moments
+
+
+def options(group: object, ghost_batch: int | None = None, biased_running_var: bool = False) -> dict[str, Any]:
+    """The attributes that make a torch layer one of these, checked; those at their defaults are left to the class.
+
+    Raises:
+        ValueError: a group that is none, or a ghost batch below 1.
+    """
+    if ghost_batch is not None and ghost_batch < 1:
+        raise ValueError(f"ghost_batch={ghost_batch}: use 1 sample or more, or None")
+    chosen = {"group": groups.parse(group), "ghost_batch": ghost_batch, "biased_running_var": biased_running_var}
+    return {name: value for name, value in chosen.items() if value not in (None, False)}
 
 
 class Synchronized(_BatchNorm):
@@ -22,11 +35,17 @@ class Synchronized(_BatchNorm):
         affine: learn a weight and a bias per channel.
         track_running_stats: keep running statistics; without them evaluation uses this rank's batch, as torch does.
         group: "world", "node", a number of consecutive ranks, or a ProcessGroup (see :mod:`syncbn.nn.groups`).
+        ghost_batch: samples that share statistics, where that is to be fewer than the device holds (Hoffer et al.
+            2017): the batch is cut into chunks of so many, the rest joining the last, and nothing is exchanged. The
+            running statistics move once, by the means over the chunks of their means and unbiased variances.
+        biased_running_var: keep the variance divided by ``n``, as some published recipes do, not by ``n - 1``.
         device, dtype: of parameters and buffers.
         bias: with ``affine``, learn a bias; torch's keyword, from the version on that has it (2.13).
 
     Shape:
         Input and output ``(N, C)`` or ``(N, C, *)`` as the torch class takes them; ``N`` may be 0 on some ranks.
+        ``mask``, optional: bool, broadcasts to ``(N, *)``; True counts. What is masked is left out of the statistics,
+        on every rank, and its outputs and gradients are zero.
 
     Raises:
         ValueError: an input with another number of channels or dimensions, before any message; one value per channel
@@ -34,6 +53,8 @@ class Synchronized(_BatchNorm):
     """
 
     group: groups.GroupSpec
+    ghost_batch: int | None = None
+    biased_running_var: bool = False
 
     def __init__(
         self,
@@ -44,36 +65,62 @@ class Synchronized(_BatchNorm):
         track_running_stats: bool = True,
         *,
         group: object = "world",
+        ghost_batch: int | None = None,
+        biased_running_var: bool = False,
         device: Any = None,
         dtype: Any = None,
         bias: bool = True,
     ) -> None:
         keywords = {} if bias else {"bias": bias}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
-        self.group = groups.parse(group)
+        self.__dict__ |= options(group, ghost_batch, biased_running_var)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
-        partners = exchange.partners(self.group) if self.training else None
-        if partners is None:
-            if self.training and x.numel() == 0:  # torch would count a batch that nobody saw
-                return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            return super().forward(x)
-        y, moments = functional.normalize_with(partners, x, self.weight, self.bias, self.eps)
-        if self.running_mean is not None and self.running_var is not None:
-            momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(moments.n > 0)
-                if self.momentum is None:  # a tensor, so that nobody waits for its value
-                    momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
-            functional.update_running(self.running_mean, self.running_var, moments, momentum)
+        if not self.training:
+            if mask is None:
+                return super().forward(x)
+            return functional.sync_batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps, mask=mask
+            )
+        if self.ghost_batch is not None:
+            y, moments = functional.normalize_chunks(x, self.weight, self.bias, self.eps, self.ghost_batch, mask)
+        else:
+            partners = exchange.partners(self.group)
+            if partners is None and mask is None and not self.biased_running_var:
+                return self._as_torch_does(x)
+            y, moments = functional.normalize_batch(x, self.weight, self.bias, self.eps, partners, mask)
+            if not self.biased_running_var:
+                moments = moments.unbiased()
+        self._learn(moments)
         return y
+
+    def _as_torch_does(self, x: Tensor) -> Tensor:
+        """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
+        if x.numel() == 0 or functional.recomputing():
+            return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+    def _learn(self, moments: Moments) -> None:
+        """Moves the running statistics and counts the batch, unless activation checkpointing runs it a second time."""
+        if self.running_mean is None or self.running_var is None or functional.recomputing():
+            return
+        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(moments.n > 0)
+            if self.momentum is None:  # a tensor, so that nobody waits for its value
+                momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
+        functional.update_running(self.running_mean, self.running_var, moments, momentum)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{torch_says}, group={self.group!r}"
+        more = [f"group={self.group!r}"]
+        more += [
+            f"{name}={getattr(self, name)!r}" for name in ("ghost_batch", "biased_running_var") if getattr(self, name)
+        ]
+        return ", ".join([torch_says, *more])
 
     @property
     def qconfig(self) -> Any:

@@ -26,9 +26,9 @@ class Moments(NamedTuple):
     mean: Tensor
     var: Tensor
 
-    def unbiased_var(self) -> Tensor:
-        """The variance divided by ``n - 1``, shape ``(C,)``; the biased one where ``n < 2``."""
-        return self.var * (self.n / (self.n - 1).clamp_min(1))
+    def unbiased(self) -> "Moments":
+        """The same with the variance divided by ``n - 1``; where ``n < 2`` there is none, and it stays."""
+        return self._replace(var=self.var * (self.n / (self.n - 1).clamp_min(1)))
 
 
 def pack(moments: Moments) -> Tensor:
