@@ -11,8 +11,16 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import groups
-from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d, Synchronized
+from syncbn.nn import groups, subclasses
+from syncbn.nn.modules import (
+    OPTIONS,
+    SyncBatchNorm,
+    SyncBatchNorm1d,
+    SyncBatchNorm2d,
+    SyncBatchNorm3d,
+    Synchronized,
+    options,
+)
 
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -26,42 +34,47 @@ _TWINS: dict[type[nn.Module], type[Synchronized]] = {
 _ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {twin: original for original, twin in _TWINS.items()}
 
 
-def convert(module: AnyModule, *, group: object = "world", only: Only = None) -> AnyModule:
+def convert(
+    module: AnyModule,
+    *,
+    group: object = "world",
+    only: Only = None,
+    ghost_batch: int | None = None,
+    biased_running_var: bool = False,
+) -> AnyModule:
     """Turns every torch batch norm in ``module`` into its synchronized twin, in place.
 
+    A subclass with a forward pass of its own (timm's BatchNormAct2d) keeps it, with the batch norm inside synchronized.
+
     Args:
-        module: a model, or a batch norm itself. Layers that are synchronized by this package already keep their group.
+        module: a model, or a batch norm itself. Layers that are synchronized by this package already stay as they are.
         group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, or a ProcessGroup.
         only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``).
+        ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
+        biased_running_var: keep the running variance divided by ``n``.
 
     Returns:
         The same object.
 
     Raises:
-        TypeError: a subclass of torch's batch norm that is none of torch's own: its forward pass may do more than batch
-            norm, and nothing is dropped in silence. Leave it out by ``only``. The model is as it was.
-        ValueError: a group that is none.
+        TypeError: a layer, by name, that cannot be synchronized: a lazy one, or one whose own forward pass has
+            no batch norm in it that could be found. Nothing is dropped in silence, and the model is as it was.
+        ValueError: a group that is none, or a ghost batch below 1.
     """
-    spec = groups.parse(group)
-    chosen = [(name, layer) for name, layer in batch_norms(module, only) if not isinstance(layer, Synchronized)]
-    for name, layer in chosen:
-        if type(layer) not in _TWINS:
-            raise TypeError(
-                f"{name or 'the module'} is a {type(layer).__qualname__}, not one of torch's own batch norm classes: "
-                "what its forward pass adds would be lost. Leave it out: only=lambda name, module: ..."
-            )
-    for _, layer in chosen:
+    chosen_options = options(group, ghost_batch, biased_running_var)
+    chosen = [(layer, _twin(name, layer)) for name, layer in batch_norms(module, only) if not _is_ours(layer)]
+    for layer, twin in chosen:
         attributes = layer.__dict__
         if isinstance(layer, nn.SyncBatchNorm):
             process_group = attributes.pop("process_group")
             attributes["_torch_group"] = None if process_group is None else groups.parse(process_group)
-        layer.__class__ = _TWINS[type(layer)]
-        attributes["group"] = spec
+        layer.__class__ = twin
+        attributes |= chosen_options
     return module
 
 
 def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
-    """Turns every synchronized layer in ``module`` back into the torch batch norm it was, or is the twin of, in place.
+    """Turns every synchronized layer in ``module`` back into the batch norm it was, or is the twin of, in place.
 
     Args:
         module: a model, or a synchronized layer itself.
@@ -73,14 +86,11 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
     Raises:
         TypeError: a subclass of one of this package's layers, of which the torch class is not known.
     """
-    chosen = [(name, layer) for name, layer in batch_norms(module, only) if isinstance(layer, Synchronized)]
-    for name, layer in chosen:
-        if type(layer) not in _ORIGINALS:
-            raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known")
-    for _, layer in chosen:
+    chosen = [(layer, _original(name, layer)) for name, layer in batch_norms(module, only) if _is_ours(layer)]
+    for layer, original in chosen:
         attributes = layer.__dict__
-        del attributes["group"]
-        original = _ORIGINALS[type(layer)]
+        for option in OPTIONS:
+            attributes.pop(option, None)
         if original is nn.SyncBatchNorm:
             ranks = attributes.pop("_torch_group", None)
             attributes["process_group"] = None if ranks is None else groups.resolve(ranks)
@@ -96,6 +106,29 @@ def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, _Ba
         if isinstance(layer, _BatchNorm) and layer not in seen and accepts(name, layer):
             seen.add(layer)
             yield name, layer
+
+
+def _is_ours(layer: nn.Module) -> bool:
+    return isinstance(layer, Synchronized)
+
+
+def _twin(name: str, layer: _BatchNorm) -> type[Synchronized]:
+    kind = type(layer)
+    try:
+        if "forward" in vars(layer):
+            raise TypeError("this one object has a forward pass of its own, which would go on to be called")
+        return _TWINS.get(kind) or subclasses.twin(kind)
+    except TypeError as error:
+        raise TypeError(
+            f"{name or 'the module'} is a {kind.__qualname__}: {error}. Or leave it out: only=lambda name, module: ..."
+        ) from None
+
+
+def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
+    original = _ORIGINALS.get(type(layer)) or vars(type(layer)).get("original")
+    if original is None:
+        raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known")
+    return original
 
 
 def _predicate(only: Only) -> Callable[[str, nn.Module], bool]:

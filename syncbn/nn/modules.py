@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from syncbn.nn import exchange, functional, groups
 from syncbn.nn.statistics import Moments
 
+OPTIONS = ("group", "ghost_batch", "biased_running_var")
+
 
 def options(group: object, ghost_batch: int | None = None, biased_running_var: bool = False) -> dict[str, Any]:
     """The attributes that make a torch layer one of these, checked; those at their defaults are left to the class.
@@ -18,8 +20,8 @@ def options(group: object, ghost_batch: int | None = None, biased_running_var: b
     """
     if ghost_batch is not None and ghost_batch < 1:
         raise ValueError(f"ghost_batch={ghost_batch}: use 1 sample or more, or None")
-    chosen = {"group": groups.parse(group), "ghost_batch": ghost_batch, "biased_running_var": biased_running_var}
-    return {name: value for name, value in chosen.items() if value not in (None, False)}
+    chosen = zip(OPTIONS, (groups.parse(group), ghost_batch, biased_running_var), strict=True)
+    return {name: value for name, value in chosen if value not in (None, False)}
 
 
 class Synchronized(_BatchNorm):

@@ -327,16 +327,3 @@ def test_a_wrong_shape_is_refused_before_any_message(
 ) -> None:
     # The other rank would wait for a message that never comes, or gloo abort on one of another size.
     assert ranks.run(refused_shape, layer(CHANNELS, affine=affine), torch.randn(shape), world_size=2) == [0, 0]
-
-
-def differentiated_twice(rank: int, world_size: int) -> None:
-    x = torch.randn(4, CHANNELS, requires_grad=True)
-    with force_exchange():
-        (dx,) = torch.autograd.grad(syncbn.SyncBatchNorm1d(CHANNELS)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_second_derivative_raises_instead_of_being_wrong(ranks: Ranks, world_size: int) -> None:
-    ranks.run(differentiated_twice, world_size=world_size)

@@ -1,0 +1,112 @@
+"""Batch norm classes of somebody's own: their forward pass is kept, and the batch norm inside it synchronized.
+
+timm's ``BatchNormAct2d``, for one, is a BatchNorm2d whose forward pass calls ``torch.nn.functional.batch_norm`` itself
+and then drops and activates. Its twin runs that same forward pass and answers that one call.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.overrides import TorchFunctionMode
+
+from syncbn.nn import functional
+from syncbn.nn.modules import Synchronized
+
+
+@cast(Callable[[Any], Any], cache)  # a class hashes, whatever the annotations of Module say
+def twin(original: type[_BatchNorm]) -> type[Synchronized]:
+    """The synchronized twin of a subclass of torch's batch norm; made once.
+
+    Raises:
+        TypeError: the reason why this class has none.
+    """
+    if issubclass(original, LazyModuleMixin):
+        raise TypeError("its size is not known yet: run a batch through the model first")
+    if original.forward is _BatchNorm.forward:
+        bases: tuple[type, ...] = (_Rebuilt, Synchronized, original)
+    elif _calls_batch_norm(original):
+        bases = (_Rebuilt, _KeepsForward, Synchronized, original)
+    else:
+        raise TypeError(
+            "its forward pass is its own and calls neither torch.nn.functional.batch_norm nor super().forward: "
+            "there is nothing in it to synchronize"
+        )
+    return type(f"Sync{original.__name__}", bases, {"original": original, "__module__": original.__module__})
+
+
+class _Rebuilt(_BatchNorm):
+    """Pickles by its original class, since the twin has no place to be imported from."""
+
+    original: type[_BatchNorm]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.original,), self.__dict__
+
+
+def _rebuild(original: type[_BatchNorm]) -> _BatchNorm:
+    made: _BatchNorm = object.__new__(twin(original))
+    return made
+
+
+class _KeepsForward(Synchronized):
+    """Runs the original forward pass, answering its call of ``batch_norm`` with the synchronized one."""
+
+    original: type[_BatchNorm]
+
+    def forward(self, x: Tensor, *arguments: Any, **keywords: Any) -> Any:  # type: ignore[override]
+        if not self.training:
+            return self.original.forward(self, x, *arguments, **keywords)
+        with _Answers(self) as answers:
+            result = self.original.forward(self, x, *arguments, **keywords)
+        if not answers.asked:
+            raise RuntimeError(
+                f"the forward pass of {self.original.__qualname__} did not call torch.nn.functional.batch_norm, so its "
+                "statistics are not synchronized; leave it out: syncbn.convert(..., only=...)"
+            )
+        return result
+
+
+class _Answers(TorchFunctionMode):
+    """Answers ``torch.nn.functional.batch_norm(..., training=True)`` on behalf of one layer."""
+
+    def __init__(self, layer: Synchronized) -> None:
+        super().__init__()
+        self.layer, self.asked = layer, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        call = _SIGNATURE.bind(*args, **(kwargs or {}))
+        call.apply_defaults()
+        asked = dict(call.arguments)
+        if not asked["training"]:
+            return func(*args, **(kwargs or {}))
+        self.asked = True
+        if functional.recomputing():
+            asked |= {"running_mean": None, "running_var": None}
+        layer = self.layer
+        return functional.sync_batch_norm(
+            asked.pop("input"), **asked, group=layer.group, biased_running_var=layer.biased_running_var
+        )
+
+
+_SIGNATURE = inspect.signature(F.batch_norm)
+
+
+def _calls_batch_norm(original: type[_BatchNorm]) -> bool:
+    """Whether the code of its forward pass names ``batch_norm``, or passes on to a parent's that does."""
+    for cls in original.__mro__:
+        if "forward" in vars(cls):
+            code = getattr(inspect.unwrap(vars(cls)["forward"]), "__code__", None)
+            names = code.co_names if code else ()
+            if "batch_norm" in names:
+                return True
+            if not {"super", "forward"} <= set(names):
+                return False
+    return False
