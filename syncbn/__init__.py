@@ -17,6 +17,7 @@ from syncbn.nn import (
     SyncBatchNorm2d,
     SyncBatchNorm3d,
     convert,
+    normalization_batch,
     revert,
     sync_batch_norm,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
     "convert",
+    "normalization_batch",
     "revert",
     "sync_batch_norm",
 ]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from syncbn.nn import groups
+from syncbn.nn import groups, planning
 
 NORMS = ("sync", "local", "local_mean", "none", "group_norm")
 DEFAULT_BATCH_SIZE = 32
@@ -80,7 +80,7 @@ def settle(cfg: DictConfig) -> None:
     OmegaConf.resolve(cfg)
     _settle_devices(cfg.trainer)
     _settle_batch_size(cfg.data, world_size(cfg))
-    _check_norm(cfg.norm, cfg.trainer, world_size(cfg))
+    _settle_norm(cfg.norm, cfg.data.batch_size, world_size(cfg))
     for name in ("lr", "momentum", "weight_decay"):
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
     if not 0 <= cfg.seed < 2**32:
@@ -106,9 +106,11 @@ def normalization_batch(cfg: DictConfig) -> int | None:
     """
     if cfg.norm.name in ("none", "group_norm"):
         return None
-    ranks = 1
-    if cfg.norm.name == "sync":
-        ranks = {"world": world_size(cfg), "node": cfg.trainer.devices}.get(cfg.norm.group, cfg.norm.group)
+    if cfg.norm.name != "sync":
+        return int(cfg.data.batch_size)
+    if cfg.norm.ghost_batch is not None:
+        return int(cfg.norm.ghost_batch)
+    ranks = {"world": world_size(cfg), "node": cfg.trainer.devices}.get(cfg.norm.group, cfg.norm.group)
     return int(cfg.data.batch_size * ranks)
 
 
@@ -181,7 +183,7 @@ def _settle_batch_size(data: DictConfig, ranks: int) -> None:
     data.batch_size, data.global_batch_size = total // ranks, total
 
 
-def _check_norm(norm: DictConfig, trainer: DictConfig, ranks: int) -> None:
+def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:
     if norm.name not in NORMS:
         raise SettingError(f"norm.name={norm.name}: use one of {', '.join(NORMS)}")
     if norm.name == "group_norm":
@@ -189,7 +191,16 @@ def _check_norm(norm: DictConfig, trainer: DictConfig, ranks: int) -> None:
             _check_count(f"norm.{name}", norm[name])
     if norm.name != "sync":
         return
+    for name in ("batch_size", "ghost_batch"):
+        if norm[name] is not None:
+            _check_count(f"norm.{name}", norm[name])
     try:
+        if norm.batch_size is not None:
+            asked = (norm.group, norm.ghost_batch)
+            picked = planning.normalization_batch(norm.batch_size, device_batch, ranks)
+            if asked not in (("world", None), picked):
+                raise ValueError(f"batch_size={norm.batch_size} picks group and ghost_batch itself: leave them out")
+            norm.group, norm.ghost_batch = picked
         spec = groups.parse(norm.group)
         if isinstance(spec, int):
             groups.check_divides(spec, ranks)

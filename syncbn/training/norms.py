@@ -33,7 +33,7 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
 
 def plugins(norm: dict[str, Any]) -> list[Any]:
     """The Lightning plugins that ``norm`` needs."""
-    return [SyncBatchNormPlugin(norm["group"], norm["only"])] if norm["name"] == "sync" else []
+    return [SyncBatchNormPlugin(norm["group"], norm["only"], norm["ghost_batch"])] if norm["name"] == "sync" else []
 
 
 def callbacks(norm: dict[str, Any]) -> list[pl.Callback]:

@@ -1,10 +1,15 @@
 """Lightning's switch for layers that talk to each other, thrown for this package's layers."""
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.nn import conversion, groups
 from syncbn.nn.modules import Synchronized
+
+_IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DistributedDataParallel looks for names
 
 
 class SyncBatchNormPlugin(LayerSync):
@@ -12,34 +17,71 @@ class SyncBatchNormPlugin(LayerSync):
 
     ``Trainer(strategy="ddp", plugins=[SyncBatchNormPlugin(group="node")])``. Layers are converted when fitting begins
     and are what they were when it ends: classes, hooks, training flags. Lightning's own ``sync_batchnorm=True`` must be
-    off.
+    off. Running statistics that the whole world shares are equal on all ranks by themselves: they are made so once, at
+    the start, and DistributedDataParallel need not broadcast them before every forward pass.
 
     Args:
         group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, or a ProcessGroup.
         only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
+        ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
 
     Raises:
         ValueError: when fitting begins, a group that does not fit the world, or ``only`` that names no batch norm.
     """
 
-    def __init__(self, group: object = "world", only: conversion.Only = None) -> None:
+    def __init__(self, group: object = "world", only: conversion.Only = None, ghost_batch: int | None = None) -> None:
         self.group = groups.parse(group)
         self.only = only
+        self.ghost_batch = ghost_batch
         self._found_synchronized: set[nn.Module] = set()
+        self._found_ignored: list[str] | None = None
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Converts; the subgroup is built here, where all ranks are, and not in the middle of the first batch."""
         groups.resolve(self.group)
         self._found_synchronized = _synchronized(model)
-        conversion.convert(model, group=self.group, only=self.only)
+        conversion.convert(model, group=self.group, only=self.only, ghost_batch=self.ghost_batch)
         if self.only is not None and _synchronized(model) == self._found_synchronized:
             names = [name for name, _ in conversion.batch_norms(model)]
             raise ValueError(f"only={self.only!r} matches no batch norm layer; the names are {names}")
+        self._found_ignored = getattr(model, _IGNORED, None)
+        if dist.is_initialized():
+            shared = _shared_by_the_world(model)
+            broadcast_once(list(shared.values()))
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                model, [*(self._found_ignored or []), *shared]
+            )
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Takes back what ``apply`` did; layers that were synchronized before stay so."""
+        if self._found_ignored is not None:
+            setattr(model, _IGNORED, self._found_ignored)
+        elif hasattr(model, _IGNORED):
+            delattr(model, _IGNORED)
         return conversion.revert(model, only=lambda name, layer: layer not in self._found_synchronized)
+
+
+@torch.no_grad()
+def broadcast_once(buffers: list[Tensor]) -> None:
+    """Makes ``buffers`` what they are on rank 0, in place, in one message; float64 holds every value exactly."""
+    if not buffers:
+        return
+    message = torch.cat([buffer.double().flatten() for buffer in buffers])
+    dist.broadcast(message, src=0)
+    for buffer, values in zip(buffers, message.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def _shared_by_the_world(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics that every rank of the world moves alike, by every name that they have in ``model``."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, Synchronized) and layer.ghost_batch is None
+        if groups.size(layer.group) == dist.get_world_size()
+        for key, buffer in layer.named_buffers(recurse=False)
+    }
 
 
 def _synchronized(model: nn.Module) -> set[nn.Module]:

@@ -76,7 +76,9 @@ def headline(cfg: DictConfig) -> str:
     ranks = f"{devices} {'process' if devices == 1 else 'processes'} on the {cfg.trainer.accelerator.upper()}"
     if nodes > 1:
         ranks = f"{nodes} nodes of {ranks}"
-    share = f" over {norm.group}" if norm.name == "sync" else ""
+    share = ""
+    if norm.name == "sync":
+        share = f" over {norm.group}" if norm.ghost_batch is None else " in ghost batches"
     batch = config.normalization_batch(cfg)
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
     return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}"
