@@ -5,6 +5,7 @@ Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``g
 """
 
 from syncbn.nn.conversion import convert, revert
+from syncbn.nn.debugging import debug
 from syncbn.nn.functional import sync_batch_norm
 from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
 from syncbn.nn.planning import normalization_batch
@@ -15,6 +16,7 @@ __all__ = [
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
     "convert",
+    "debug",
     "normalization_batch",
     "revert",
     "sync_batch_norm",

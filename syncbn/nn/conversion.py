@@ -62,14 +62,14 @@ def convert(
         ValueError: a group that is none, or a ghost batch below 1.
     """
     chosen_options = options(group, ghost_batch, biased_running_var)
-    chosen = [(layer, _twin(name, layer)) for name, layer in batch_norms(module, only) if not _is_ours(layer)]
-    for layer, twin in chosen:
+    chosen = [(name, layer, _twin(name, layer)) for name, layer in batch_norms(module, only) if not _is_ours(layer)]
+    for name, layer, twin in chosen:
         attributes = layer.__dict__
         if isinstance(layer, nn.SyncBatchNorm):
             process_group = attributes.pop("process_group")
             attributes["_torch_group"] = None if process_group is None else groups.parse(process_group)
         layer.__class__ = twin
-        attributes |= chosen_options
+        attributes |= chosen_options | {"name_in_model": name}
     return module
 
 
@@ -89,7 +89,7 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
     chosen = [(layer, _original(name, layer)) for name, layer in batch_norms(module, only) if _is_ours(layer)]
     for layer, original in chosen:
         attributes = layer.__dict__
-        for option in OPTIONS:
+        for option in (*OPTIONS, "name_in_model"):
             attributes.pop(option, None)
         if original is nn.SyncBatchNorm:
             ranks = attributes.pop("_torch_group", None)

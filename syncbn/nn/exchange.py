@@ -1,10 +1,11 @@
 """The one message: an all-reduce by sum, as a functional collective, so that ``torch.compile`` can trace it."""
 
+import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 
-from syncbn.nn import groups
+from syncbn.nn import debugging, groups
 
 _forced = False  # see syncbn.testing.force_exchange
 
@@ -17,7 +18,26 @@ def partners(spec: groups.GroupSpec) -> dist.ProcessGroup | None:
     return group
 
 
-def all_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum of ``x`` over the ranks of ``group``, bitwise the same on each; the stream waits, the host does not."""
+def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
+    """The sum of ``x`` over the ranks of ``group``, bitwise the same on each; the host does not wait.
+
+    Args:
+        x: the same shape and type on every rank.
+        group: the ranks.
+        place: the layer and the direction, for errors.
+
+    Raises:
+        RuntimeError: the exchange failed, or a rank is somewhere else (see :mod:`syncbn.nn.debugging`); names the layer.
+    """
+    if torch.compiler.is_compiling():
+        return _all_sum(x, group)
+    debugging.check_in_step(x, group, place)
+    try:
+        return _all_sum(x, group)
+    except RuntimeError as error:
+        raise RuntimeError(f"layer {place}: {error}") from error
+
+
+def _all_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
     return total

@@ -24,6 +24,7 @@ def sync_batch_norm(
     group: object = "world",
     mask: Tensor | None = None,
     biased_running_var: bool = False,
+    name: str = "sync_batch_norm",
 ) -> Tensor:
     """Batch norm with the statistics of the whole group's batch: ``torch.nn.functional.batch_norm`` over devices.
 
@@ -44,6 +45,7 @@ def sync_batch_norm(
         mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
             out of the statistics, and its outputs and gradients are zero.
         biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.
+        name: what errors call this layer.
 
     Returns:
         Tensor of the shape, type and memory layout of ``x``.
@@ -60,7 +62,7 @@ def sync_batch_norm(
     partners = exchange.partners(spec) if training else None
     if partners is None and mask is None and not biased_running_var:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y, moments = normalize_batch(x, weight, bias, eps, partners, mask)
+    y, moments = normalize_batch(x, weight, bias, eps, partners, mask, name)
     if training and running_mean is not None and running_var is not None:
         update_running(running_mean, running_var, moments if biased_running_var else moments.unbiased(), momentum)
     return y
@@ -73,8 +75,11 @@ def normalize_batch(
     eps: float,
     partners: dist.ProcessGroup | None,
     mask: Tensor | None = None,
+    name: str = "sync_batch_norm",
 ) -> tuple[Tensor, Moments]:
     """``x`` normalized with the batch statistics of all ``partners`` (None: of this rank), and those statistics.
+
+    ``name`` is what errors call this layer.
 
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
@@ -86,7 +91,7 @@ def normalize_batch(
     anchor = None
     if partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
         anchor = torch.empty(0, device=x.device, requires_grad=True)
-    y, *moments = _SyncBatchNorm.apply(x, weight, bias, eps, partners, mask, anchor)  # type: ignore[no-untyped-call]
+    y, *moments = _SyncBatchNorm.apply(x, weight, bias, eps, partners, mask, name, anchor)  # type: ignore[no-untyped-call]
     result = Moments(*moments)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     # Where looking is impossible, or would wait, the running update leaves the variance alone instead.
@@ -152,16 +157,17 @@ class _SyncBatchNorm(torch.autograd.Function):
         eps: float,
         partners: dist.ProcessGroup | None,
         mask: Tensor | None,
+        name: str,
         anchor: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sums = kernels.local_sums(x, mask)
-        moments = statistics.unpack(sums if partners is None else exchange.all_sum(sums, partners))
+        moments = statistics.unpack(sums if partners is None else exchange.all_sum(sums, partners, f"{name} forward"))
         y = kernels.normalize(x, moments, weight, bias, eps)
         if mask is not None:
             y.masked_fill_(~mask, 0)
         ctx.save_for_backward(x, weight, mask, *moments)
         ctx.mark_non_differentiable(*moments)
-        ctx.eps, ctx.partners = eps, partners
+        ctx.eps, ctx.partners, ctx.name = eps, partners, name
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y, *moments
 
@@ -172,14 +178,14 @@ class _SyncBatchNorm(torch.autograd.Function):
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         dx: Tensor | None
         if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
-            dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners)
+            dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
             if not need_x:
                 dx = None
         else:
             if mask is not None:
                 x, dy = x.masked_fill(~mask, 0), dy.masked_fill(~mask, 0)
             sums = kernels.gradient_sums(dy, x, moments, ctx.eps)
-            total = sums if ctx.partners is None else exchange.all_sum(sums, ctx.partners)
+            total = sums if ctx.partners is None else exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
             dx = kernels.input_gradient(dy, x, moments, weight, total, ctx.eps) if need_x else None
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
@@ -188,7 +194,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             dx,
             dweight.to(weight.dtype) if need_weight else None,
             dbias.to(ctx.bias_dtype) if need_bias else None,
-            *([None] * 4),
+            *([None] * 5),
         )
 
 

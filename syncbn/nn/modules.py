@@ -57,6 +57,7 @@ class Synchronized(_BatchNorm):
     group: groups.GroupSpec
     ghost_batch: int | None = None
     biased_running_var: bool = False
+    name_in_model: str = ""
 
     def __init__(
         self,
@@ -93,11 +94,15 @@ class Synchronized(_BatchNorm):
             partners = exchange.partners(self.group)
             if partners is None and mask is None and not self.biased_running_var:
                 return self._as_torch_does(x)
-            y, moments = functional.normalize_batch(x, self.weight, self.bias, self.eps, partners, mask)
+            y, moments = functional.normalize_batch(x, self.weight, self.bias, self.eps, partners, mask, self._place())
             if not self.biased_running_var:
                 moments = moments.unbiased()
         self._learn(moments)
         return y
+
+    def _place(self) -> str:
+        """What errors call this layer: its name where ``convert`` knew one."""
+        return self.name_in_model or f"{type(self).__name__}({self.num_features})"
 
     def _as_torch_does(self, x: Tensor) -> Tensor:
         """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""

@@ -92,7 +92,11 @@ class _Answers(TorchFunctionMode):
             asked |= {"running_mean": None, "running_var": None}
         layer = self.layer
         return functional.sync_batch_norm(
-            asked.pop("input"), **asked, group=layer.group, biased_running_var=layer.biased_running_var
+            asked.pop("input"),
+            **asked,
+            group=layer.group,
+            biased_running_var=layer.biased_running_var,
+            name=layer._place(),
         )
 
 
