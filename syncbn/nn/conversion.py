@@ -49,6 +49,7 @@ def convert(
     Args:
         module: a model, or a batch norm itself. Layers that are synchronized by this package already stay as they are.
         group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, or a ProcessGroup.
+            It takes the place of a ``torch.nn.SyncBatchNorm``'s own until that is reverted.
         only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``).
         ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
         biased_running_var: keep the running variance divided by ``n``.
@@ -69,7 +70,7 @@ def convert(
             process_group = attributes.pop("process_group")
             attributes["_torch_group"] = None if process_group is None else groups.parse(process_group)
         layer.__class__ = twin
-        attributes |= chosen_options | {"name_in_model": name}
+        attributes |= chosen_options | ({"name_in_model": name} if name else {})
     return module
 
 

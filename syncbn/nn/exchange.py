@@ -27,7 +27,8 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         place: the layer and the direction, for errors.
 
     Raises:
-        RuntimeError: the exchange failed, or a rank is somewhere else (see :mod:`syncbn.nn.debugging`); names the layer.
+        RuntimeError: the exchange failed, or a rank is somewhere else (see :mod:`syncbn.nn.debugging`); it names the
+            layer.
     """
     if torch.compiler.is_compiling():
         return _all_sum(x, group)

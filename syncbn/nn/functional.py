@@ -61,7 +61,7 @@ def sync_batch_norm(
         return y if mask is None else y * _over_channels(mask, x)
     partners = exchange.partners(spec) if training else None
     if partners is None and mask is None and not biased_running_var:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     y, moments = normalize_batch(x, weight, bias, eps, partners, mask, name)
     if training and running_mean is not None and running_var is not None:
         update_running(running_mean, running_var, moments if biased_running_var else moments.unbiased(), momentum)

@@ -62,8 +62,14 @@ class _KeepsForward(Synchronized):
     def forward(self, x: Tensor, *arguments: Any, **keywords: Any) -> Any:  # type: ignore[override]
         if not self.training:
             return self.original.forward(self, x, *arguments, **keywords)
-        with _Answers(self) as answers:
-            result = self.original.forward(self, x, *arguments, **keywords)
+        tracked = self.num_batches_tracked
+        counted = tracked.clone() if tracked is not None and functional.recomputing() else None
+        try:
+            with _Answers(self) as answers:
+                result = self.original.forward(self, x, *arguments, **keywords)
+        finally:  # checkpointing may stop a recomputation half-way
+            if tracked is not None and counted is not None:
+                tracked.copy_(counted)  # the original counts its batches itself, this one for the second time
         if not answers.asked:
             raise RuntimeError(
                 f"the forward pass of {self.original.__qualname__} did not call torch.nn.functional.batch_norm, so its "

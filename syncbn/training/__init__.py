@@ -10,6 +10,7 @@ _HOME = {
     "MLP": "models",
     "ResNet": "models",
     "Classifier": "classifier",
+    "Cosine": "schedules",
     "Digits": "data",
     "ExactSampler": "data",
     "PoolRunningStatistics": "norms",
@@ -21,6 +22,7 @@ _HOME = {
 __all__ = [
     "MLP",
     "Classifier",
+    "Cosine",
     "Digits",
     "ExactSampler",
     "PoolRunningStatistics",

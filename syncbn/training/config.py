@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.nn import groups, planning
 
@@ -77,8 +78,8 @@ def settle(cfg: DictConfig) -> None:
     Raises:
         SettingError: at the first setting that cannot work.
     """
-    OmegaConf.resolve(cfg)
     _settle_devices(cfg.trainer)
+    _check_trainer(cfg.trainer)
     _settle_batch_size(cfg.data, world_size(cfg))
     _settle_norm(cfg.norm, cfg.data.batch_size, world_size(cfg))
     for name in ("lr", "momentum", "weight_decay"):
@@ -86,12 +87,11 @@ def settle(cfg: DictConfig) -> None:
     if not 0 <= cfg.seed < 2**32:
         raise SettingError(f"seed={cfg.seed}: use a number from 0 to {2**32 - 1}")
     if cfg.ckpt_path is not None:
-        path = Path(cfg.ckpt_path)
-        if not path.is_file():
-            beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
-            hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-            raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
-        cfg.ckpt_path = str(path.resolve())
+        cfg.ckpt_path = _check_checkpoint(Path(cfg.ckpt_path), cfg.trainer.get("max_epochs"))
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise SettingError(" ".join(str(error).split())) from error
 
 
 def world_size(cfg: DictConfig) -> int:
@@ -138,8 +138,6 @@ def _settle_devices(trainer: DictConfig) -> None:
         trainer.devices = gpus if trainer.accelerator == "gpu" else 2
     for name in ("devices", "num_nodes"):
         _check_count(f"trainer.{name}", trainer[name])
-    if trainer.get("max_epochs") is not None and trainer.max_epochs != -1:
-        _check_count("trainer.max_epochs", trainer.max_epochs)
     if trainer.accelerator == "gpu" and trainer.devices > gpus:
         raise SettingError(f"trainer.devices={trainer.devices}: there are {gpus} GPUs; use at most {gpus}")
     cores = os.cpu_count() or 1
@@ -149,8 +147,36 @@ def _settle_devices(trainer: DictConfig) -> None:
         raise SettingError(
             f"trainer.devices={trainer.devices}: {trainer.devices} processes on {cores} CPU cores; use at most {most}"
         )
+
+
+def _check_trainer(trainer: DictConfig) -> None:
     if trainer.get("sync_batchnorm"):
         raise SettingError("trainer.sync_batchnorm=true: drop it; norm=sync synchronizes, on the CPU too")
+    for name in ("strategy", "plugins", "logger", "callbacks", "default_root_dir"):
+        if name in trainer:
+            raise SettingError(
+                f"trainer.{name}: drop it; it follows from norm, logger, callbacks and the run directory"
+            )
+    if trainer.get("max_epochs") is not None and trainer.max_epochs != -1:
+        _check_count("trainer.max_epochs", trainer.max_epochs)
+
+
+def _check_checkpoint(path: Path, max_epochs: int | None) -> str:
+    """The whole path of a checkpoint that there is something left to train from."""
+    if not path.is_file():
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
+        raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except Exception as error:
+        raise SettingError(
+            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({error})"
+        ) from error
+    if max_epochs is not None and 0 < max_epochs <= done:
+        raise SettingError(f"trainer.max_epochs={max_epochs}: ckpt_path={path} has {done} epochs already; use more")
+    return str(path.resolve())
 
 
 def _launched() -> tuple[int, int] | None:
@@ -180,7 +206,8 @@ def _settle_batch_size(data: DictConfig, ranks: int) -> None:
             f"data.batch_size={per_device} and data.global_batch_size={total} disagree: "
             f"{per_device} on each of {ranks} devices make {per_device * ranks}; give one of the two"
         )
-    data.batch_size, data.global_batch_size = total // ranks, total
+    with open_dict(data):
+        data.batch_size, data.global_batch_size = total // ranks, total
 
 
 def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:

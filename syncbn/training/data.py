@@ -23,6 +23,7 @@ class Digits(pl.LightningDataModule):
         val_fraction: share of the images for validation, stratified by class.
         test_fraction: share of the images for the test, stratified by class.
         split_seed: of the split.
+        shuffle: a new order in each epoch of training.
         seed: of the order in training.
         num_workers: loader processes per device.
 
@@ -38,6 +39,7 @@ class Digits(pl.LightningDataModule):
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        shuffle: bool = True,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -49,7 +51,7 @@ class Digits(pl.LightningDataModule):
             )
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.split_seed, self.seed = split_seed, seed
+        self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
 
     def setup(self, stage: str) -> None:
         images, labels = load_digits(return_X_y=True)
@@ -60,7 +62,9 @@ class Digits(pl.LightningDataModule):
         self.train, self.val, self.test = (TensorDataset(x[part], y[part]) for part in (train, val, test))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self.train, self.batch_size, seed=self.seed, num_workers=self.num_workers)
+        return train_loader(
+            self.train, self.batch_size, shuffle=self.shuffle, seed=self.seed, num_workers=self.num_workers
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return exact_loader(self.val, self.batch_size, num_workers=self.num_workers)
@@ -69,12 +73,15 @@ class Digits(pl.LightningDataModule):
         return exact_loader(self.test, self.batch_size, num_workers=self.num_workers)
 
 
-def train_loader(dataset: Dataset[Any], batch_size: int, *, seed: int = 0, **options: Any) -> DataLoader[Any]:
-    """Full batches, shuffled anew each epoch; a global batch holds the same samples on any number of ranks.
+def train_loader(
+    dataset: Dataset[Any], batch_size: int, *, shuffle: bool = True, seed: int = 0, **options: Any
+) -> DataLoader[Any]:
+    """Full batches, in a new order each epoch; a global batch holds the same samples on any number of ranks.
 
     Args:
         dataset: map-style; what is left over after the last full global batch waits for another epoch's order.
         batch_size: per rank.
+        shuffle: a new order in each epoch.
         seed: of the order.
         options: further arguments of DataLoader.
 
@@ -88,7 +95,7 @@ def train_loader(dataset: Dataset[Any], batch_size: int, *, seed: int = 0, **opt
             f"{ranks} devices), but the training set has {samples}; use at most {samples // ranks}"
         )
     sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, num_replicas=ranks, rank=_rank(), shuffle=True, seed=seed, drop_last=True
+        dataset, num_replicas=ranks, rank=_rank(), shuffle=shuffle, seed=seed, drop_last=True
     )
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, **options)
 
@@ -135,7 +142,9 @@ class ExactSampler(DistributedSampler[Any]):
         super().__init__(dataset, ranks, _rank() if rank is None else rank, shuffle=False)
         samples = len(cast(Sized, dataset))
         if samples < ranks:
-            raise SettingError(f"{samples} samples to evaluate on {ranks} devices: use at most {samples} devices")
+            raise SettingError(
+                f"trainer.devices: {ranks} in all, but {samples} samples to evaluate on; use at most {samples}"
+            )
         # As many batches as the largest share needs, but no more than the smallest share can fill.
         self.num_batches = min(ceil(ceil(samples / ranks) / batch_size), samples // ranks)
 

@@ -7,11 +7,10 @@ own. Started by torchrun, which is such an agent already, a process is a rank at
 
 import logging
 import os
-import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
@@ -30,14 +29,22 @@ config.register()
 OmegaConf.register_new_resolver("run_dir", find_run_dir)
 
 
+class RunError(RuntimeError):
+    """The ranks came to a bad end; what there was to say has been said."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def main(cfg: DictConfig) -> None:
     """Runs one job under Hydra. A setting that cannot work, or a rank that fails, ends it with one line and code 1.
 
     ``HYDRA_FULL_ERROR=1`` gives the traceback instead.
     """
+    hydra = HydraConfig.get()
     try:
         config.settle(cfg)
-        hydra = HydraConfig.get()
         run_dir = Path(hydra.runtime.output_dir)
         name = run_dir.name if hydra.mode == RunMode.RUN else f"{run_dir.parent.name}-{run_dir.name}"
         overrides = list(hydra.overrides.task)
@@ -45,8 +52,13 @@ def main(cfg: DictConfig) -> None:
             _be_a_rank(cfg, run_dir, name, overrides)
         else:
             _start_ranks(cfg, run_dir, name, overrides)
-    except SettingError as error:
-        _stop(str(error))
+    except (SettingError, RunError) as error:
+        if isinstance(error, SettingError) and os.environ.get("RANK", "0") == "0":
+            _say(str(error))
+        code = getattr(error, "code", 1)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (hydra.mode == RunMode.MULTIRUN and code == 1):
+            raise  # Hydra goes on with the sweep, and ends it with this
+        sys.exit(code)
 
 
 def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
@@ -59,25 +71,31 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
     record.begin(cfg, run_dir, name, overrides)
     console = Console(soft_wrap=True, highlight=False)
     console.print(record.headline(cfg))
+    status, stop = "failed", None
     try:
-        _launch(devices, run_dir, name, cfg.trainer.accelerator)
+        _launch(devices, run_dir, name)
+        status = "finished"
     except ChildFailedError as error:
-        _mark_failed(cfg, run_dir, "failed")
-        rank, failure = next(iter(error.failures.items()))
-        _stop(_explain(rank, devices, failure, run_dir))
+        rank, failure = error.get_first_failure()
+        stop = RunError(_explain(rank, devices, failure, run_dir))
+        raise stop from error
     except SignalException as error:
-        _mark_failed(cfg, run_dir, "interrupted")
-        _stop(f"stopped by {signal.Signals(error.sigval).name}; {_how_to_go_on(run_dir)}", 128 + error.sigval)
-    record.end(run_dir, "finished")
+        status = "interrupted"
+        stop = RunError(f"stopped by {error.sigval.name}; {_how_to_go_on(run_dir)}", 128 + error.sigval)
+        raise stop from error
+    finally:
+        if stop is not None:
+            _say(str(stop))
+        record.end(run_dir, status)
+        if status != "finished":
+            _close_wandb(cfg, run_dir)
     console.print(record.summary(run_dir))
 
 
-def _launch(devices: int, run_dir: Path, name: str, accelerator: str) -> None:
-    if accelerator == "cpu":  # the ranks share the cores; before they import torch
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    for name in list(logging.root.manager.loggerDict):  # what they say of a failure, _explain says in one line
-        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+def _launch(devices: int, run_dir: Path, name: str) -> None:
+    for logger in list(logging.root.manager.loggerDict):  # what they say of a failure, _explain says in one line
+        if logger.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -126,12 +144,13 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
         Console(soft_wrap=True, highlight=False).print(record.summary(run_dir))
 
 
-def _mark_failed(cfg: DictConfig, run_dir: Path, status: str) -> None:
-    record.end(run_dir, status)
-    if record.read(run_dir, "wandb").get("finished") is False:  # rank 0 did not live to do it
+def _close_wandb(cfg: DictConfig, run_dir: Path) -> None:
+    """Marks the W&B run as failed, where rank 0 did not live to do it; that a server is gone is no news by now."""
+    if record.read(run_dir, "wandb").get("finished") is False:
         from syncbn.training import loggers
 
-        loggers.mark_failed(cfg, run_dir)
+        with suppress(SettingError):
+            loggers.mark_failed(cfg, run_dir)
 
 
 def _explain(rank: int, ranks: int, failure: ProcessFailure, run_dir: Path) -> str:
@@ -155,9 +174,5 @@ def _how_to_go_on(run_dir: Path) -> str:
     return f"go on with ckpt_path={last}" if last.exists() else "there was no checkpoint yet"
 
 
-def _stop(message: str, code: int = 1) -> NoReturn:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[1] is not None:
-        raise
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(code)
+def _say(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)

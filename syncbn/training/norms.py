@@ -20,14 +20,16 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
     """Rewrites the batch norm layers of ``model`` in place where ``norm`` takes them out; else leaves them alone.
 
     Raises:
-        SettingError: ``norm.only`` names no batch norm of this model.
+        SettingError: ``norm=sync`` finds no batch norm in this model, or none of the names in ``norm.only``.
     """
     if norm["name"] == "none":
         remove_batch_norm(model)
     elif norm["name"] == "group_norm":
         replace_by_group_norm(model, norm["num_groups"], norm["min_channels"])
-    elif norm["name"] == "sync" and norm["only"] is not None and not any(batch_norms(model, norm["only"])):
+    elif norm["name"] == "sync" and not any(batch_norms(model, norm["only"])):
         names = ", ".join(name for name, _ in batch_norms(model))
+        if norm["only"] is None:
+            raise SettingError("norm=sync: this model has no batch norm to synchronize; use norm=local")
         raise SettingError(f"norm.only={norm['only']}: no batch norm layer is called so; there are {names or 'none'}")
 
 
@@ -90,7 +92,7 @@ def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: 
 
 
 class PoolRunningStatistics(pl.Callback):
-    """Before each evaluation and checkpoint, makes the running statistics of all ranks one: pooled, in one message.
+    """Before each validation and at the end of each epoch, makes the running statistics of all ranks one: pooled.
 
     The pooled mean is the mean of the ranks' means. The pooled variance is the mean of their variances *plus the
     variance of their means*, which averaging the variances alone leaves out. For use with per-device statistics that
@@ -140,5 +142,6 @@ def _replace(model: nn.Module, make: Any) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm):
-                made.setdefault(child, make(child))
+                if child not in made:
+                    made[child] = make(child)
                 setattr(parent, name, made[child])

@@ -6,14 +6,30 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.data import extract_batch_size
 
 
-def progress() -> pl.Callback:
-    """A bar that redraws itself where there is a terminal to do it on, else a line an epoch (logs of cluster jobs)."""
-    return _Bar() if sys.stdout.isatty() else LogLines()
+def shows_bar(trainer: dict[str, Any]) -> bool:
+    """Whether a bar that redraws itself is in order: there is a terminal to do it on, and nobody asked for none."""
+    return bool(trainer.get("enable_progress_bar", sys.stdout.isatty()))
 
 
-class _Bar(RichProgressBar):
+class MergeMetrics(pl.Callback):
+    """Merges the metrics of all ranks, on all ranks, at the end of each stage; to be the first of the callbacks.
+
+    Lightning merges a metric when somebody first asks for it, which is a message. A progress bar asks on rank 0 alone,
+    so it would meet whatever the other ranks send next.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _ = trainer.callback_metrics
+
+    on_validation_end = on_test_end = on_train_epoch_end
+
+
+class Bar(RichProgressBar):
+    """Lightning's, without the version number of a logger that counts none."""
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
@@ -41,9 +57,8 @@ class LogLines(pl.Callback):
         self._line(trainer, f"step {trainer.global_step}")
 
     def _line(self, trainer: pl.Trainer, where: str) -> None:
-        # At the end of an epoch this merges the metrics over the ranks: it is a message, so every rank must ask.
-        numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
+            numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
             epoch = f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
             chosen = sorted(name for name in numbers if not name.startswith("lr-") and not name.endswith("_step"))
             print(epoch, where, *(f"{name} {numbers[name]:.4f}" for name in chosen), sep="  ", flush=True)
@@ -52,22 +67,18 @@ class LogLines(pl.Callback):
 class Throughput(pl.Callback):
     """Samples per second over all devices in training, validation and the first batch (the warm-up) left out.
 
-    Args:
-        global_batch_size: samples per batch over all devices.
-
     Attributes:
-        batches: how many were trained on in this process.
+        batches: how many this rank was trained on in this process.
     """
 
-    def __init__(self, global_batch_size: int) -> None:
-        self.global_batch_size = global_batch_size
-        self.batches = 0
+    def __init__(self) -> None:
+        self.batches, self._samples = 0, 0
         self._seconds, self._since = 0.0, 0.0
 
     @property
     def images_per_second(self) -> float:
         """0 where there was one batch or none."""
-        return (self.batches - 1) * self.global_batch_size / self._seconds if self._seconds else 0.0
+        return self._samples / self._seconds if self._seconds else 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
@@ -75,9 +86,12 @@ class Throughput(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.monotonic()
         self.batches += 1
         if self.batches > 1:
             self._seconds += now - self._since
+            self._samples += extract_batch_size(batch) * trainer.world_size
         self._since = now

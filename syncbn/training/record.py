@@ -27,17 +27,10 @@ PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", 
 
 def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> None:
     """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     earlier = None if cfg.ckpt_path is None else run_of(Path(cfg.ckpt_path))
-    wandb_id = run_id if earlier is None else read(earlier, "run")["wandb_id"]
-    attempts = len(list(run_dir.glob("run-*.json"))) + 1
-    for name in ("run.json", "config.yaml", "metrics.csv", "result.json", "error.txt"):
-        if (path := run_dir / name).exists():
-            path.rename(path.with_stem(f"{path.stem}-{attempts}"))
-    OmegaConf.save(cfg, run_dir / "config.yaml")
     record = {
         "id": run_id,
-        "wandb_id": wandb_id,
+        "wandb_id": run_id if earlier is None else read(earlier, "run")["wandb_id"],
         "goes_on_from": None if earlier in (None, run_dir.resolve()) else str(earlier),
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,7 +41,15 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),
     }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    attempts = len(list(run_dir.glob("run-*.json"))) + 1
+    for name in ("config.yaml", "metrics.csv", "result.json", "wandb.json", "error.txt"):
+        if (path := run_dir / name).exists():
+            path.rename(path.with_stem(f"{path.stem}-{attempts}"))
+    if (run_dir / "run.json").exists():  # copied, for it marks a run directory, which at no moment must look like none
+        shutil.copy(run_dir / "run.json", run_dir / f"run-{attempts}.json")
     write(run_dir, "run", record)
+    OmegaConf.save(cfg, run_dir / "config.yaml")
 
 
 def end(run_dir: Path, status: str, **more: Any) -> None:
@@ -100,7 +101,7 @@ def summary(run_dir: Path) -> Group:
         table.add_row("speed", f"{result['images_per_second']:,.0f} images/s over all devices")
     table.add_row("run directory", _short(run_dir))
     if result["checkpoint"]:
-        table.add_row("best checkpoint", str(Path(result["checkpoint"]).relative_to(run_dir)))
+        table.add_row("best checkpoint", _short(Path(result["checkpoint"])))
     if wandb:
         table.add_row("W&B run", wandb["url"] or str(wandb_dirs(run_dir)[-1].relative_to(run_dir)))
     lines: list[RenderableType] = [table]

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import loggers, norms, record
 from syncbn.training.config import SettingError
-from syncbn.training.progress import Throughput, progress
+from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
 
 
 def run(cfg: DictConfig, run_dir: Path) -> None:
@@ -47,26 +46,32 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     module = build(cfg.module)
     norm = _plain(cfg.norm)
     norms.prepare_model(module, norm)
-    throughput = Throughput(cfg.data.global_batch_size)
-    callbacks = [progress(), throughput, *norms.callbacks(norm), *map(build, (cfg.callbacks or {}).values())]
+    throughput, settings = Throughput(), dict(build(cfg.trainer))
+    settings["enable_progress_bar"] = shows_bar(settings)
+    callbacks: list[pl.Callback] = [MergeMetrics(), *norms.callbacks(norm), throughput]
+    callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
     trainer = pl.Trainer(
         strategy=DDPStrategy(**norms.ddp_arguments(norm)),
         plugins=norms.plugins(norm),
         logger=loggers.build(cfg, run_dir, rank),
         callbacks=callbacks,
         default_root_dir=run_dir,
-        **{"enable_progress_bar": sys.stdout.isatty(), **_plain(cfg.trainer)},
+        **settings,
     )
     start = time.monotonic()
     trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     seconds = time.monotonic() - start
     if throughput.batches == 0:
-        raise SettingError(_nothing_to_train(cfg, trainer))
+        raise SettingError(
+            f"data.batch_size={cfg.data.batch_size}: no batch was trained on; either the data gives none of that size, "
+            "or a limit under trainer allows none"
+        )
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
     result: dict[str, Any] = {
         "seconds": seconds,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "batches": throughput.batches,
         "images_per_second": throughput.images_per_second,
         "checkpoint": best,
     }
@@ -74,12 +79,6 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
     return result
-
-
-def _nothing_to_train(cfg: DictConfig, trainer: pl.Trainer) -> str:
-    if cfg.ckpt_path is not None and trainer.global_step:
-        return f"trainer.max_epochs={cfg.trainer.max_epochs}: ckpt_path={cfg.ckpt_path} is that far already; use more"
-    return f"data.batch_size={cfg.data.batch_size}: the training data gave no batch; use a smaller one"
 
 
 def build(cfg: Any) -> Any:

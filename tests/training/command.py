@@ -2,8 +2,12 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ class Run:
     out: str
     err: str
     directory: Path | None
+    left: list[int]  # processes that it left behind
 
     def json(self, name: str) -> dict[str, Any]:
         assert self.directory is not None, self.err
@@ -27,14 +32,38 @@ class Run:
 
 
 def train(
-    where: Path, *overrides: str, launcher: list[str] | None = None, full_error: bool = False, timeout: float = 120
+    where: Path,
+    *overrides: str,
+    launcher: list[str] | None = None,
+    full_error: bool = False,
+    terminal: bool = False,
+    timeout: float = 120,
 ) -> Run:
-    """``python train.py OVERRIDES`` in ``where``; the run directory is the one that was made or changed last."""
-    env = environment(full_error)
+    """``python train.py OVERRIDES`` in ``where``; the run directory is the one that was made or changed last.
+
+    With ``terminal`` its standard output is one, and ``err`` is part of ``out``.
+    """
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
-    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=timeout)
+    # A session of its own: whatever it leaves behind is found by it, and stopped.
+    options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "text": True}
+    if terminal:
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(command, stdout=theirs, stderr=theirs, **options)
+        os.close(theirs)
+        reader = _Reader(ours)
+    else:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    try:
+        out, err = process.communicate(timeout=timeout)
+        left = _session(process.pid)
+    finally:
+        for pid in _session(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    if terminal:
+        out, err = reader.text(), ""
     runs = sorted(where.glob("outputs/*/run.json"), key=lambda p: p.stat().st_mtime)
-    return Run(done.returncode, done.stdout, done.stderr, runs[-1].parent if runs else None)
+    return Run(process.returncode, out, err, runs[-1].parent if runs else None, left)
 
 
 def environment(full_error: bool = False) -> dict[str, str]:
@@ -45,7 +74,31 @@ def environment(full_error: bool = False) -> dict[str, str]:
     return env | ({"HYDRA_FULL_ERROR": "1"} if full_error else {})
 
 
-def ranks_left() -> list[str]:
-    """Command lines of processes that train.py started and that are still there."""
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listing.splitlines() if str(REPO / "train.py") in line]
+def _session(leader: int) -> list[int]:
+    """The living processes of the session that this process began."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+class _Reader(threading.Thread):
+    """Reads a terminal until the program is gone, so that it does not stop at a full buffer."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self.descriptor, self.pieces = descriptor, []
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError):  # how a terminal ends
+            while piece := os.read(self.descriptor, 65536):
+                self.pieces.append(piece)
+
+    def text(self) -> str:
+        self.join(timeout=10)
+        os.close(self.descriptor)
+        return b"".join(self.pieces).decode()

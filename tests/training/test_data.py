@@ -21,7 +21,7 @@ def test_every_sample_is_dealt_once_in_equally_many_batches(ranks: int, extra: i
 
 
 def test_fewer_samples_than_ranks_are_refused() -> None:
-    with pytest.raises(SettingError, match="1 samples to evaluate on 2 devices"):
+    with pytest.raises(SettingError, match="2 in all, but 1 samples to evaluate on; use at most 1"):
         ExactSampler(TensorDataset(torch.arange(1)), 4, 2, 0)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.command import PROJECT, REPO, Run, environment, ranks_left, train
+from tests.training.command import PROJECT, REPO, Run, environment, train
 
 QUICK = ("trainer.max_epochs=2", "model=mlp")
 
@@ -49,7 +51,7 @@ def test_the_run_directory_tells_the_whole_story(default_run: Run) -> None:
     assert about["world_size"] == 2
     assert about["normalization_batch"] == 64
     assert about["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert "commit" in (about["git"] or {"commit": None})
+    assert about["git"] is None  # the working directory is in no repository
     assert default_run.directory is not None
     names = {p.name for p in default_run.directory.iterdir()}
     assert {"config.yaml", "run.json", "metrics.csv", "checkpoints", "wandb", "result.json"} <= names
@@ -79,12 +81,37 @@ def test_there_is_one_offline_wandb_run_with_config_and_metrics(default_run: Run
     assert set(read["tags"]) == {"sync", "world_size=2", "normalization_batch=64"}
 
 
-@pytest.mark.parametrize("norm", ["local", "local_mean", "none", "group_norm"])
-def test_every_norm_trains(tmp_path: Path, norm: str) -> None:
-    run = train(tmp_path, f"norm={norm}", "trainer.max_epochs=2", "logger=csv")
+@pytest.mark.parametrize("norm", ["local", "local_mean"])
+def test_per_device_statistics_become_rank_0s_or_are_pooled(tmp_path: Path, norm: str) -> None:
+    run = train(tmp_path, f"norm={norm}", *QUICK, *probe(tmp_path), "logger=csv")
     assert run.code == 0, run.err
-    assert run.json("result")["test"]["test/acc"] > 0.3
     assert not (run.directory / "wandb").exists()  # type: ignore[operator]
+    first, second = seen(tmp_path)
+    assert len(first["train"]) == 4
+    for name, (kind, _, at_the_end) in first["train"].items():
+        assert kind == "BatchNorm1d"
+        assert second["train"][name][2] == at_the_end
+        ranks = [rank["batch"][name][2] for rank in (first, second)]  # sums of running means after the last batch
+        assert abs(ranks[0] - ranks[1]) > 1e-4
+        expected = ranks[0] if norm == "local" else sum(ranks) / 2
+        assert at_the_end == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("none", "Identity"), ("group_norm", "GroupNorm")])
+def test_norms_without_a_batch_take_batch_norm_out(tmp_path: Path, norm: str, kind: str) -> None:
+    run = train(tmp_path, f"norm={norm}", *QUICK, *probe(tmp_path), "logger=csv")
+    assert run.code == 0, run.err
+    first, _ = seen(tmp_path)
+    assert first["train"] == {}
+    assert kind in first["kinds"]
+
+
+def test_a_group_of_one_shares_with_nobody(tmp_path: Path) -> None:
+    run = train(tmp_path, "norm.group=1", *QUICK, *probe(tmp_path), "logger=csv")
+    assert run.code == 0, run.err
+    first, second = seen(tmp_path)
+    assert {kind for kind, *_ in first["batch"].values()} == {"SyncBatchNorm1d"}
+    assert first["batch"] != second["batch"]
 
 
 def test_two_devices_follow_one_with_the_same_global_batch(tmp_path: Path) -> None:
@@ -94,12 +121,11 @@ def test_two_devices_follow_one_with_the_same_global_batch(tmp_path: Path) -> No
         "sync": ("trainer.devices=2", "norm=sync"),
         "local": ("trainer.devices=2", "norm=local"),
     }.items():
-        probe = f"+callbacks.probe={{_target_: mine.Probe, path: {tmp_path / name}}}"
         run = train(
             tmp_path,
             "data.global_batch_size=32",
             "trainer.precision=64-true",
-            probe,
+            *probe(tmp_path, name),
             "logger=csv",
             "test=false",
             *QUICK,
@@ -115,27 +141,25 @@ def test_two_devices_follow_one_with_the_same_global_batch(tmp_path: Path) -> No
 
 def test_layers_are_synchronized_while_they_train_and_are_given_back(tmp_path: Path) -> None:
     frozen = "network.body.1"
-    probe = f"+callbacks.probe={{_target_: mine.Probe, path: {tmp_path / 'seen'}, freeze: {frozen}}}"
-    run = train(tmp_path, probe, *QUICK, "logger=csv")
+    run = train(tmp_path, *probe(tmp_path, freeze=frozen), *QUICK, "logger=csv")
     assert run.code == 0, run.err
-    ranks = [json.loads(Path(f"{tmp_path / 'seen'}.{rank}.json").read_text()) for rank in range(2)]
-    for seen in ranks:
-        for name in seen["train"]:
+    ranks = seen(tmp_path)
+    for rank in ranks:
+        for name in rank["train"]:
             trains = name != frozen
-            assert seen["train"][name][:2] == ["SyncBatchNorm1d", trains]
-            assert seen["setup_fit"][name][:2] == ["BatchNorm1d", trains]
-            assert seen["teardown_fit"][name][:2] == ["BatchNorm1d", trains]
-        assert seen["train"][frozen][2] == 0.0  # frozen statistics do not move
-        assert seen["train"]["network.body.4"][2] != 0.0
+            assert rank["train"][name][:2] == ["SyncBatchNorm1d", trains]
+            assert rank["setup_fit"][name][:2] == ["BatchNorm1d", trains]
+            assert rank["teardown_fit"][name][:2] == ["BatchNorm1d", trains]
+        assert rank["train"][frozen][2] == 0.0  # frozen statistics do not move
+        assert rank["train"]["network.body.4"][2] != 0.0
+    assert ranks[0]["batch"] == ranks[1]["batch"]
     assert ranks[0]["train"] == ranks[1]["train"]
 
 
 def test_norm_only_chooses_layers(tmp_path: Path) -> None:
-    probe = f"+callbacks.probe={{_target_: mine.Probe, path: {tmp_path / 'seen'}}}"
-    run = train(tmp_path, 'norm.only="*body.1"', "norm.group=2", probe, *QUICK, "logger=csv")
+    run = train(tmp_path, 'norm.only="*body.1"', "norm.group=2", *probe(tmp_path), *QUICK, "logger=csv")
     assert run.code == 0, run.err
-    seen = json.loads(Path(f"{tmp_path / 'seen'}.0.json").read_text())["train"]
-    assert {name: kind for name, (kind, *_) in seen.items()} == {
+    assert {name: kind for name, (kind, *_) in seen(tmp_path)[0]["train"].items()} == {
         "network.body.1": "SyncBatchNorm1d",
         "network.body.4": "BatchNorm1d",
         "network.body.7": "BatchNorm1d",
@@ -156,27 +180,57 @@ def test_a_users_own_network_comes_in_by_target(tmp_path: Path) -> None:
     assert run.json("result")["test"]["test/acc"] > 0.5
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    first = train(tmp_path, *QUICK)
+def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Four epochs, and two and two, end bitwise alike: weights, momentum, statistics; so order and lr were."""
+    four = ("model=mlp", "trainer.max_epochs=4", "scheduler.epochs=4")
+    straight = train(tmp_path, *four, "logger=csv")
+    assert straight.code == 0, straight.err
+    (tmp_path / "parts").mkdir()
+    first = train(tmp_path / "parts", *four, "trainer.max_epochs=2")
     assert first.code == 0, first.err
     last = first.directory / "checkpoints" / "last.ckpt"  # type: ignore[operator]
-    second = train(tmp_path, f"ckpt_path={last}", "model=mlp", "trainer.max_epochs=4")
+    second = train(tmp_path / "parts", *four, f"ckpt_path={last}")
     assert second.code == 0, second.err
+
     assert second.directory == first.directory
-    assert second.json("result")["epochs"] == 4
-    assert second.json("result")["steps"] == 4 * 18
     lines = [line for line in second.out.splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == ["3/4", "4/4"]
+    states = [
+        torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
+        for run in (straight, second)
+    ]
+    assert states[0]["global_step"] == states[1]["global_step"] == 4 * 18
+    for key, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][key]), key
+    momenta = [[p["momentum_buffer"] for p in s["optimizer_states"][0]["state"].values()] for s in states]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+
     runs = [p for p in (second.directory / "wandb").glob("offline-run-*") if not p.is_symlink()]  # type: ignore[operator]
     assert len(runs) == 2
     assert len({p.name.split("-", 3)[-1] for p in runs}) == 1  # one W&B run, two stretches of it
-    assert all(str(p.relative_to(tmp_path)) in second.out for p in runs)
-    assert second.json("run-1")["overrides"] == list(QUICK)  # nothing of the first stretch is lost
-    optimizer = torch.load(last, weights_only=True)["optimizer_states"][0]
-    assert optimizer["state"][0]["momentum_buffer"].abs().sum() > 0
-    again = train(tmp_path, f"ckpt_path={last}", "model=mlp", "trainer.max_epochs=4")
+    assert all(str(p.relative_to(tmp_path / "parts")) in second.out for p in runs)
+    assert second.json("run-1")["overrides"] == [*four, "trainer.max_epochs=2"]  # nothing of the first stretch is lost
+
+    files = second.directory.glob("*.[jcy]*")  # type: ignore[union-attr]  # .json, .csv, .yaml
+    before = {path: path.read_bytes() for path in files}
+    assert len(before) >= 9
+    again = train(tmp_path / "parts", *four, f"ckpt_path={last}")
     assert again.code == 1
-    assert again.err.startswith("error: trainer.max_epochs=4: ")
+    assert again.err == f"error: trainer.max_epochs=4: ckpt_path={last} has 4 epochs already; use more\n"
+    assert all(path.read_bytes() == contents for path, contents in before.items())
+
+
+def test_more_epochs_than_planned_follow_the_longer_schedule(tmp_path: Path) -> None:
+    first = train(tmp_path, *QUICK, "logger=csv")
+    last = first.directory / "checkpoints" / "last.ckpt"  # type: ignore[operator]
+    second = train(
+        tmp_path, "model=mlp", "trainer.max_epochs=4", f"ckpt_path={last}", "trainer.log_every_n_steps=1", "logger=csv"
+    )
+    assert second.code == 0, second.err
+    with (second.directory / "metrics.csv").open() as file:  # type: ignore[operator]
+        rates = [float(row["lr-SGD/pg1"]) for row in csv.DictReader(file) if row["lr-SGD/pg1"]]
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (2, 3)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(18)])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -190,7 +244,7 @@ def test_a_killed_rank_is_named_and_takes_the_job_down(tmp_path: Path, rank: int
     assert run.json("run")["status"] == "failed"
     last = max((run.directory / "wandb").glob("offline-run-*"), key=lambda p: p.name)  # type: ignore[operator]
     assert wandb_summary(last)["exit_code"] == 1
-    assert ranks_left() == []
+    assert run.left == []
 
 
 def test_a_failing_rank_says_why_in_one_line(tmp_path: Path) -> None:
@@ -201,7 +255,9 @@ def test_a_failing_rank_says_why_in_one_line(tmp_path: Path) -> None:
     assert run.err.count("\n") == 1
     trace = (run.directory / "error.txt").read_text()  # type: ignore[operator]
     assert "on_train_batch_start" in trace
-    assert wandb_summary(next((run.directory / "wandb").glob("offline-run-*")))["state"] == "failed"  # type: ignore[operator]
+    (wandb,) = (run.directory / "wandb").glob("offline-run-*")  # type: ignore[operator]
+    assert wandb_summary(wandb)["state"] == "failed"
+    assert run.left == []
 
 
 def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path) -> None:
@@ -214,9 +270,46 @@ def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path) -> None:
     assert "test accuracy" in run.out
 
 
+def test_on_a_terminal_there_is_a_bar_and_ranks_stay_in_step(tmp_path: Path) -> None:
+    """The bar asks rank 0 alone for metrics, which is a message; local_mean has messages of its own just then."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = train(tmp_path, *QUICK, "norm=local_mean", "logger=csv", launcher=torchrun, terminal=True)
+    assert run.code == 0, run.out
+    assert "Epoch 1/1" in run.out
+    assert "test accuracy" in run.out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["debug=fast", "debug=overfit", "debug=profile", "optimizer=adamw scheduler=constant trainer.max_epochs=1"],
+)
+def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
+    run = train(tmp_path, *settings.split(), "model=mlp", "logger=csv")
+    assert run.code == 0, run.err
+    if settings == "debug=overfit":
+        assert " train/acc 1.0000 " in run.out
+    if settings == "debug=profile":
+        assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text()  # type: ignore[operator]
+
+
+def test_a_bad_job_does_not_end_the_sweep(tmp_path: Path) -> None:
+    run = train(tmp_path, "-m", "data.batch_size=700,32", *QUICK, "logger=csv")
+    assert run.code == 1
+    assert "error: data.batch_size=700: " in run.err
+    (sweep,) = tmp_path.glob("multirun/*")
+    assert json.loads((sweep / "0" / "run.json").read_text())["status"] == "failed"
+    assert json.loads((sweep / "1" / "run.json").read_text())["status"] == "finished"
+
+
+def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:
+    run = train(tmp_path, "data.test_fraction=0.2008", *QUICK, "logger=csv")  # an odd number, which no even share makes
+    assert run.code == 0, run.err
+    assert run.json("result")["test"]["test/count"] == 361
+
+
 def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=both"]
-    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29417", "--local-addr=localhost"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "--local-addr=localhost"]
     command = [*torchrun, str(REPO / "train.py"), *QUICK, "norm.group=node"]
     nodes = [
         subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -229,6 +322,21 @@ def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     assert about["world_size"] == 2
     assert about["normalization_batch"] == 32  # each node by itself
     assert len([p for p in (directory / "wandb").glob("offline-run-*") if not p.is_symlink()]) == 1
+
+
+def probe(where: Path, name: str = "seen", freeze: str = "null") -> list[str]:
+    return [f"+callbacks.probe={{_target_: mine.Probe, path: {where / name}, freeze: {freeze}}}"]
+
+
+def seen(where: Path) -> list[dict]:
+    """What the probe wrote down on each rank."""
+    return [json.loads((where / f"seen.{rank}.json").read_text()) for rank in range(2)]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def wandb_summary(run: Path) -> dict:

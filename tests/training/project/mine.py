@@ -69,6 +69,10 @@ class Probe(pl.Callback):
             pl_module.get_submodule(self.freeze).eval()
         self._look(f"setup_{stage.value}", pl_module)
 
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._look("batch", pl_module)  # the last one stays
+        self.seen["kinds"] = sorted({type(m).__name__ for m in pl_module.modules()})
+
     def on_train_epoch_end(self, trainer, pl_module):
         self._look("train", pl_module)
 
