@@ -56,9 +56,13 @@ def sync_batch_norm(
             ``torch.nn.functional.batch_norm``, errors included.
     """
     spec = groups.parse(group)
+    if mask is not None:
+        mask = over_channels(mask, x)
     if not training and running_mean is not None:
-        y = F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-        return y if mask is None else y * _over_channels(mask, x)
+        if mask is None:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+        kept = x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
+        return F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps).masked_fill(~mask, 0)
     partners = exchange.partners(spec) if training else None
     if partners is None and mask is None and not biased_running_var:
         return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
@@ -79,13 +83,11 @@ def normalize_batch(
 ) -> tuple[Tensor, Moments]:
     """``x`` normalized with the batch statistics of all ``partners`` (None: of this rank), and those statistics.
 
-    ``name`` is what errors call this layer.
+    ``mask`` is what :func:`over_channels` gives; ``name`` is what errors call this layer.
 
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
     """
-    if mask is not None:
-        mask = _over_channels(mask, x)
     # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
     # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
     anchor = None
@@ -106,21 +108,33 @@ def normalize_batch(
 
 
 def normalize_chunks(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, chunk: int, mask: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    chunk: int,
+    mask: Tensor | None = None,
+    biased: bool = False,
 ) -> tuple[Tensor, Moments]:
     """Ghost batches: ``x`` normalized ``chunk`` samples at a time, and the means over the chunks of their moments.
 
-    A rest of fewer than ``chunk`` samples joins the chunk before. The variances are the unbiased ones. Nothing is sent.
+    A rest of fewer than ``chunk`` samples joins the chunk before; a chunk of which nothing counts has no moments.
+    The variances are the unbiased ones unless ``biased``. Nothing is sent.
     """
     sizes = [chunk] * max(len(x) // chunk, 1)
     sizes[-1] += len(x) - sum(sizes)
-    masks = [None] * len(sizes) if mask is None else mask.expand(len(x), *x.shape[2:]).split(sizes)
-    parts = [
-        normalize_batch(part, weight, bias, eps, None, part_mask)
-        for part, part_mask in zip(x.split(sizes), masks, strict=True)
-    ]
-    n, mean, var = (torch.stack(values) for values in zip(*(m.unbiased() for _, m in parts), strict=True))
-    return torch.cat([y for y, _ in parts]), Moments(n.sum(), mean.mean(0), var.mean(0))
+    masks = [None] * len(sizes) if mask is None else mask.split(sizes)
+    ys, moments = zip(
+        *(
+            normalize_batch(part, weight, bias, eps, None, kept)
+            for part, kept in zip(x.split(sizes), masks, strict=True)
+        ),
+        strict=True,
+    )
+    n, mean, var = map(torch.stack, zip(*(m if biased else m.unbiased() for m in moments), strict=True))
+    counts = (n > 0).double()
+    share = counts / counts.sum().clamp_min(1)
+    return torch.cat(ys), Moments(n.sum(), share @ mean, share @ var)
 
 
 @torch.no_grad()
@@ -198,7 +212,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         )
 
 
-def _over_channels(mask: Tensor, x: Tensor) -> Tensor:
+def over_channels(mask: Tensor, x: Tensor) -> Tensor:
     """``mask`` as a tensor that broadcasts to ``x``, channels included, and has its number of dimensions.
 
     Raises:

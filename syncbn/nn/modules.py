@@ -88,8 +88,12 @@ class Synchronized(_BatchNorm):
             return functional.sync_batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps, mask=mask
             )
+        if mask is not None:
+            mask = functional.over_channels(mask, x)
         if self.ghost_batch is not None:
-            y, moments = functional.normalize_chunks(x, self.weight, self.bias, self.eps, self.ghost_batch, mask)
+            y, moments = functional.normalize_chunks(
+                x, self.weight, self.bias, self.eps, self.ghost_batch, mask, self.biased_running_var
+            )
         else:
             partners = exchange.partners(self.group)
             if partners is None and mask is None and not self.biased_running_var:
@@ -106,9 +110,11 @@ class Synchronized(_BatchNorm):
 
     def _as_torch_does(self, x: Tensor) -> Tensor:
         """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
-        if x.numel() == 0 or functional.recomputing():
-            return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return super().forward(x)
+        if x.numel() and not functional.recomputing():
+            return super().forward(x)
+        # Copies, not None: what is saved for the backward pass must be as much as the first time.
+        mean, var = (None if buffer is None else buffer.clone() for buffer in (self.running_mean, self.running_var))
+        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, eps=self.eps)
 
     def _learn(self, moments: Moments) -> None:
         """Moves the running statistics and counts the batch, unless activation checkpointing runs it a second time."""

@@ -95,7 +95,8 @@ class _Answers(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.asked = True
         if functional.recomputing():
-            asked |= {"running_mean": None, "running_var": None}
+            # Copies, not None: what is saved for the backward pass must be as much as the first time.
+            asked |= {key: asked[key] if asked[key] is None else asked[key].clone() for key in _RUNNING}
         layer = self.layer
         return functional.sync_batch_norm(
             asked.pop("input"),
@@ -106,6 +107,7 @@ class _Answers(TorchFunctionMode):
         )
 
 
+_RUNNING = ("running_mean", "running_var")
 _SIGNATURE = inspect.signature(F.batch_norm)
 
 
