@@ -63,7 +63,11 @@ def convert(
         ValueError: a group that is none, or a ghost batch below 1.
     """
     chosen_options = options(group, ghost_batch, biased_running_var)
-    chosen = [(name, layer, _twin(name, layer)) for name, layer in batch_norms(module, only) if not _is_ours(layer)]
+    chosen = [
+        (name, layer, _twin(name, layer, ghost_batch))
+        for name, layer in batch_norms(module, only)
+        if not _is_ours(layer)
+    ]
     for name, layer, twin in chosen:
         attributes = layer.__dict__
         if isinstance(layer, nn.SyncBatchNorm):
@@ -113,12 +117,15 @@ def _is_ours(layer: nn.Module) -> bool:
     return isinstance(layer, Synchronized)
 
 
-def _twin(name: str, layer: _BatchNorm) -> type[Synchronized]:
+def _twin(name: str, layer: _BatchNorm, ghost_batch: int | None) -> type[Synchronized]:
     kind = type(layer)
     try:
         if "forward" in vars(layer):
             raise TypeError("this one object has a forward pass of its own, which would go on to be called")
-        return _TWINS.get(kind) or subclasses.twin(kind)
+        twin: type[Synchronized] = _TWINS.get(kind) or subclasses.twin(kind)
+        if ghost_batch is not None and issubclass(twin, subclasses.KeepsForward):
+            raise TypeError("its forward pass is its own and cannot be cut into ghost batches")
+        return twin
     except TypeError as error:
         raise TypeError(
             f"{name or 'the module'} is a {kind.__qualname__}: {error}. Or leave it out: only=lambda name, module: ..."

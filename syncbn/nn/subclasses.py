@@ -31,7 +31,7 @@ def twin(original: type[_BatchNorm]) -> type[Synchronized]:
     if original.forward is _BatchNorm.forward:
         bases: tuple[type, ...] = (_Rebuilt, Synchronized, original)
     elif _calls_batch_norm(original):
-        bases = (_Rebuilt, _KeepsForward, Synchronized, original)
+        bases = (_Rebuilt, KeepsForward, Synchronized, original)
     else:
         raise TypeError(
             "its forward pass is its own and calls neither torch.nn.functional.batch_norm nor super().forward: "
@@ -54,7 +54,7 @@ def _rebuild(original: type[_BatchNorm]) -> _BatchNorm:
     return made
 
 
-class _KeepsForward(Synchronized):
+class KeepsForward(Synchronized):
     """Runs the original forward pass, answering its call of ``batch_norm`` with the synchronized one."""
 
     original: type[_BatchNorm]

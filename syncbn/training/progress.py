@@ -69,10 +69,11 @@ class Throughput(pl.Callback):
 
     Attributes:
         batches: how many this rank was trained on in this process.
+        epochs: how many this process began.
     """
 
     def __init__(self) -> None:
-        self.batches, self._samples = 0, 0
+        self.batches, self.epochs, self._samples = 0, 0, 0
         self._seconds, self._since = 0.0, 0.0
 
     @property
@@ -81,6 +82,7 @@ class Throughput(pl.Callback):
         return self._samples / self._seconds if self._seconds else 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs += 1
         self._since = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -96,7 +96,8 @@ def summary(run_dir: Path) -> Group:
         table.add_row("test accuracy", f"{100 * test['test/acc']:.2f} % of {test['test/count']:.0f} samples")
     if "test/loss" in test:
         table.add_row("test loss", f"{test['test/loss']:.4f}")
-    table.add_row("training", f"{result['seconds']:.1f} s, {result['epochs']} epochs, {result['steps']} steps")
+    before = f", the first {result['epochs_before']} of them before" if result["epochs_before"] else ""
+    table.add_row("training", f"{result['seconds']:.1f} s, {result['epochs']} epochs, {result['steps']} steps{before}")
     if result["images_per_second"]:
         table.add_row("speed", f"{result['images_per_second']:,.0f} images/s over all devices")
     table.add_row("run directory", _short(run_dir))

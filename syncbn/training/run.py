@@ -71,7 +71,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         "seconds": seconds,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "batches": throughput.batches,
+        "epochs_before": trainer.current_epoch - throughput.epochs,
         "images_per_second": throughput.images_per_second,
         "checkpoint": best,
     }

@@ -133,6 +133,11 @@ def test_what_cannot_be_synchronized_is_refused_by_name_and_the_model_untouched(
     assert type(net[0]) is syncbn.SyncBatchNorm2d
 
 
+def test_ghost_batches_of_a_forward_pass_of_its_own_are_refused() -> None:
+    with pytest.raises(TypeError, match="cannot be cut into ghost batches"):
+        syncbn.convert(OnTop(3), ghost_batch=2)
+
+
 def test_an_object_with_a_forward_pass_of_its_own_is_refused() -> None:
     layer = nn.BatchNorm2d(3)
     layer.forward = lambda x: x

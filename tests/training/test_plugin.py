@@ -6,6 +6,7 @@ from torch import nn
 
 import syncbn
 from syncbn.training import SyncBatchNormPlugin
+from tests.harness import Ranks, messages
 
 
 def net() -> nn.Sequential:
@@ -47,4 +48,32 @@ def test_lightnings_own_switch_on_top_of_our_layers_is_refused() -> None:
     assert lightnings is not None
     with pytest.raises(TypeError, match=r"drop .*convert_sync_batchnorm .*sync_batchnorm=True"):
         lightnings.apply(syncbn.convert(net()))
-    assert torch.nn.SyncBatchNorm  # torch's own is untouched
+
+
+def start(rank: int, world_size: int, group: object) -> tuple[int, bool, list[torch.Tensor]]:
+    """Broadcasts in one forward pass, whether there is a trace of it after revert, and the buffers at the start."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm1d(4)))
+    model[1].running_mean.fill_(rank + 1.0)  # as after loading a checkpoint on one rank alone
+    model[1].num_batches_tracked.fill_(7 * (rank + 1))
+    before = set(model.__dict__)
+    plugin = SyncBatchNormPlugin(group=group)
+    plugin.apply(model)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    with messages() as sent:
+        wrapped(torch.randn(3, 4))
+    plugin.revert(model)
+    return sum("broadcast" in name for name in sent.operations), set(model.__dict__) == before, buffers
+
+
+@pytest.mark.parametrize(("group", "broadcasts"), [("world", 0), (1, 1)])
+def test_shared_statistics_are_made_equal_once_and_broadcast_no_more(
+    ranks: Ranks, group: object, broadcasts: int
+) -> None:
+    results = ranks.run(start, group, world_size=2, fresh=True)
+    for count, clean, buffers in results:
+        assert (count > 0) == (broadcasts > 0)
+        assert clean
+        if group == "world":
+            assert all(torch.equal(mine, rank_0s) for mine, rank_0s in zip(buffers, results[0][2], strict=True))
+            assert buffers[2] == 7
