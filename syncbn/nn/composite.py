@@ -24,7 +24,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(dx, dweight, dbias)``, differentiable in ``dy``, ``x`` and ``weight``, across all ``partners``.
 
-    Three messages of float64 sums here, and one more each for every further derivative. Shapes and types as in
+    Four messages of float64 sums here, and one more each for every further derivative. Shapes and types as in
     :mod:`syncbn.nn.kernels`; ``dweight`` and ``dbias`` are this rank's share.
     """
     place = f"{name} backward, to be differentiated"

@@ -10,6 +10,9 @@ from torch import Tensor
 from syncbn.nn import composite, exchange, groups, kernels, statistics
 from syncbn.nn.statistics import Moments
 
+# Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
+_ANCHOR = torch.empty(0, requires_grad=True)
+
 
 def sync_batch_norm(
     x: Tensor,
@@ -67,7 +70,7 @@ def sync_batch_norm(
     if partners is None and mask is None and not biased_running_var:
         return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     y, moments = normalize_batch(x, weight, bias, eps, partners, mask, name)
-    if training and running_mean is not None and running_var is not None:
+    if training and running_mean is not None and running_var is not None and not recomputing():
         update_running(running_mean, running_var, moments if biased_running_var else moments.unbiased(), momentum)
     return y
 
@@ -92,7 +95,7 @@ def normalize_batch(
     # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
     anchor = None
     if partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
-        anchor = torch.empty(0, device=x.device, requires_grad=True)
+        anchor = _ANCHOR
     y, *moments = _SyncBatchNorm.apply(x, weight, bias, eps, partners, mask, name, anchor)  # type: ignore[no-untyped-call]
     result = Moments(*moments)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.

@@ -33,7 +33,7 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     channels = x.shape[1]
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
-        return torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
+        return _nothing(x).repeat(3)[channels - 1 :]
     x = x.to(statistics_dtype(x))
     dims = [d for d in range(x.dim()) if d != 1]
     if mask is None:
@@ -62,7 +62,7 @@ def normalize(x: Tensor, moments: Moments, weight: Tensor | None, bias: Tensor |
 def gradient_sums(dy: Tensor, x: Tensor, moments: Moments, eps: float) -> Tensor:
     """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``."""
     if x.numel() == 0:
-        return torch.zeros(2 * x.shape[1], dtype=torch.float64, device=x.device)
+        return _nothing(dy).repeat(2)
     dtype = statistics_dtype(x)
     weighted, plain = _reduce(dy.to(x.dtype), x, moments.mean.to(dtype), moments.var.to(dtype), eps)
     return torch.cat([plain, weighted]).double()
@@ -90,6 +90,11 @@ def _reduce(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tup
     mask = [False, True, True]
     _, weighted, plain = torch.ops.aten.native_batch_norm_backward(dy, x, None, mean, var, None, None, False, eps, mask)
     return weighted, plain
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """A zero per channel that depends on the empty ``x``: a constant's message torch.compile would put elsewhere."""
+    return x.sum(dim=[d for d in range(x.dim()) if d != 1], dtype=torch.float64)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

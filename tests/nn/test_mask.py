@@ -245,9 +245,7 @@ def test_a_large_offset_costs_no_digits_of_the_running_variance(ranks: Ranks, cu
         torch.testing.assert_close(outcome.running_mean.double(), expected.running_mean, rtol=1e-6, atol=0)
 
 
-def through_the_function(
-    rank: int, world_size: int, step: Step, masks: list[Tensor], buffers: list[Tensor]
-) -> Outcome:
+def through_the_function(rank: int, world_size: int, step: Step, masks: list[Tensor], buffers: list[Tensor]) -> Outcome:
     mean, var, weight, bias = (buffer.clone() for buffer in buffers)
     x = step.x[rank].requires_grad_()
     weight.requires_grad_()
@@ -320,9 +318,9 @@ def test_all_masked_everywhere_moves_nothing(ranks: Ranks, cut: list[int], kind:
 def one_kept(
     rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor], masks: list[Tensor], forced: bool
 ) -> nn.Module:
-    with force_exchange() if forced else nullcontext():
-        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
-            layer(pieces[rank], masks[rank])
+    exchange = force_exchange() if forced else nullcontext()
+    with exchange, pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        layer(pieces[rank], masks[rank])
     return layer
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ def train(
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     try:
         out, err = process.communicate(timeout=timeout)
-        left = _session(process.pid)
+        deadline = time.monotonic() + 15  # W&B's own process notices within seconds that a killed rank is gone
+        while (left := _session(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.2)
     finally:
         for pid in _session(process.pid):
             with suppress(ProcessLookupError):
