@@ -130,9 +130,7 @@ class Synchronized(_BatchNorm):
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]
         more = [f"group={self.group!r}"]
-        more += [
-            f"{name}={getattr(self, name)!r}" for name in ("ghost_batch", "biased_running_var") if getattr(self, name)
-        ]
+        more += [f"{name}={getattr(self, name)!r}" for name in OPTIONS[1:] if getattr(self, name)]
         return ", ".join([torch_says, *more])
 
     @property

@@ -8,10 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+import syncbn
 from syncbn.testing import force_exchange
 
 CHANNELS = 3
 SPATIAL = {"2d": (), "3d": (5,), "4d": (4, 3), "5d": (2, 3, 2)}  # by the number of dimensions of the input
+LAYERS = {
+    "2d": syncbn.SyncBatchNorm1d,
+    "3d": syncbn.SyncBatchNorm1d,
+    "4d": syncbn.SyncBatchNorm2d,
+    "5d": syncbn.SyncBatchNorm3d,
+}
 _DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 

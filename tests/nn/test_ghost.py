@@ -9,16 +9,10 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, SPATIAL, make_steps
+from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
 from tests.nn.oracle import close as assert_close
 from tests.nn.oracle import with_parameters as parameters
 
-LAYERS = {
-    "2d": syncbn.SyncBatchNorm1d,
-    "3d": syncbn.SyncBatchNorm1d,
-    "4d": syncbn.SyncBatchNorm2d,
-    "5d": syncbn.SyncBatchNorm3d,
-}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Samples, ghost_batch, and the chunks these make: a rest joins the chunk before.
 CHUNKS = [(8, 4, [4, 4]), (10, 4, [4, 6]), (3, 4, [3]), (11, 4, [4, 7]), (12, 4, [4, 4, 4]), (7, 2, [2, 2, 3])]

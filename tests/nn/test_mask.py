@@ -10,15 +10,9 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, SPATIAL, Outcome, Step, check, close, make_steps
+from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps
 from tests.nn.oracle import with_parameters as parameters
 
-LAYERS = {
-    "2d": syncbn.SyncBatchNorm1d,
-    "3d": syncbn.SyncBatchNorm1d,
-    "4d": syncbn.SyncBatchNorm2d,
-    "5d": syncbn.SyncBatchNorm3d,
-}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CUTS = [[8], [3, 5], [0, 8], [3, 3, 2], [4, 0, 4]]
 Masks = list[list[Tensor | None]]  # by step and rank

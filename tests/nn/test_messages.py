@@ -10,14 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import syncbn
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, SPATIAL, make_steps
+from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
 
-LAYERS = {
-    "2d": syncbn.SyncBatchNorm1d,
-    "3d": syncbn.SyncBatchNorm1d,
-    "4d": syncbn.SyncBatchNorm2d,
-    "5d": syncbn.SyncBatchNorm3d,
-}
 SUMS = ("all_reduce", [2 * CHANNELS + 1], "double")  # count, sums, sums of squares
 GRADIENT_SUMS = ("all_reduce", [2 * CHANNELS], "double")
 

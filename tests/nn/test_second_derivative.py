@@ -9,15 +9,9 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, SPATIAL, Step, close, make_steps
+from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, make_steps
 from tests.nn.oracle import with_parameters as parameters
 
-LAYERS = {
-    "2d": syncbn.SyncBatchNorm1d,
-    "3d": syncbn.SyncBatchNorm1d,
-    "4d": syncbn.SyncBatchNorm2d,
-    "5d": syncbn.SyncBatchNorm3d,
-}
 TORCHS = {"2d": nn.BatchNorm1d, "3d": nn.BatchNorm1d, "4d": nn.BatchNorm2d, "5d": nn.BatchNorm3d}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 CUTS = [[8], [2, 6], [1, 7], [0, 8], [3, 3, 2], [1, 5, 2]]

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.testing import force_exchange
 from tests.harness import Ranks, messages
-from tests.nn.oracle import CHANNELS, SPATIAL, Outcome, Step, check, close, make_steps, on_a_rank, one_process
+from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps, on_a_rank, one_process
 from tests.nn.oracle import with_parameters as parameters
 
-LAYERS = {
-    "2d": syncbn.SyncBatchNorm1d,
-    "3d": syncbn.SyncBatchNorm1d,
-    "4d": syncbn.SyncBatchNorm2d,
-    "5d": syncbn.SyncBatchNorm3d,
-}
 # Float32 rounds at 6e-8; sums over tens of values, in an order that depends on the cut, and gradients of a few units
 # (dgamma adds up a whole batch) bring that to some 1e-6.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -1,8 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from syncbn.training.classifier import parameter_groups
+from syncbn.training.classifier import Classifier, parameter_groups
 from syncbn.training.models import MLP, ResNet
 
 
@@ -19,6 +21,13 @@ def test_normalization_layers_do_not_decay(network: nn.Module) -> None:
 def test_the_decay_of_norms_can_be_switched_on() -> None:
     (group,) = parameter_groups(MLP(), decay_norm=True)
     assert len(group["params"]) == len(list(MLP().parameters()))
+
+
+@pytest.mark.parametrize(("decay_norm", "decays"), [(False, [0.1, 0.0]), (True, [0.1])])
+def test_the_classifier_gives_its_optimizer_these_groups(decay_norm: bool, decays: list[float]) -> None:
+    sgd = partial(torch.optim.SGD, lr=1.0, weight_decay=0.1)
+    optimizer = Classifier(MLP(), sgd, num_classes=10, decay_norm=decay_norm).configure_optimizers()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == decays
 
 
 def test_frozen_parameters_are_left_out() -> None:
