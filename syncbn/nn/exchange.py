@@ -31,14 +31,12 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
             layer.
     """
     if torch.compiler.is_compiling():
-        return _all_sum(x, group)
+        total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
+        return total
     debugging.check_in_step(x, group, place)
     try:
-        return _all_sum(x, group)
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
     except RuntimeError as error:
         raise RuntimeError(f"layer {place}: {error}") from error
-
-
-def _all_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
-    return total

@@ -1,14 +1,14 @@
 """The differentiable operation, and the update of the running statistics."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import composite, exchange, groups, kernels, statistics
-from syncbn.nn.statistics import Moments
+from syncbn.nn import composite, exchange, groups, kernels
+from syncbn.nn.statistics import Moments, known, may_read, unpack
 
 # Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
 _ANCHOR = torch.empty(0, requires_grad=True)
@@ -69,45 +69,65 @@ def sync_batch_norm(
     partners = exchange.partners(spec) if training else None
     if partners is None and mask is None and not biased_running_var:
         return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-    y, moments = normalize_batch(x, weight, bias, eps, partners, mask, name)
+    batch = measure(x, partners, mask, name)
     if training and running_mean is not None and running_var is not None and not recomputing():
-        update_running(running_mean, running_var, moments if biased_running_var else moments.unbiased(), momentum)
-    return y
+        moments = batch.moments if biased_running_var else batch.moments.unbiased()
+        update_running(running_mean, running_var, moments, momentum)
+    return normalize(batch, weight, bias, eps)
 
 
-def normalize_batch(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    partners: dist.ProcessGroup | None,
-    mask: Tensor | None = None,
-    name: str = "sync_batch_norm",
-) -> tuple[Tensor, Moments]:
-    """``x`` normalized with the batch statistics of all ``partners`` (None: of this rank), and those statistics.
+class Batch(NamedTuple):
+    """One rank's share of a batch and the moments of the whole.
 
-    ``mask`` is what :func:`over_channels` gives; ``name`` is what errors call this layer.
+    Attributes:
+        x: shape ``(N, C, *)``.
+        mask: what :func:`over_channels` gives, or None.
+        partners: who shares the batch, or None for this rank alone.
+        name: what errors call the layer.
+        moments: of all that the partners hold and no mask leaves out.
+        local: what this rank found out about ``x`` on the way.
+    """
+
+    x: Tensor
+    mask: Tensor | None
+    partners: dist.ProcessGroup | None
+    name: str
+    moments: Moments
+    local: kernels.Local
+
+
+@torch.no_grad()
+def measure(
+    x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None = None, name: str = "sync_batch_norm"
+) -> Batch:
+    """The moments of the batch that all ``partners`` hold together; see :class:`Batch` for the arguments.
 
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
     """
-    # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
-    # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
-    anchor = None
-    if partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
-        anchor = _ANCHOR
-    y, *moments = _SyncBatchNorm.apply(x, weight, bias, eps, partners, mask, name, anchor)  # type: ignore[no-untyped-call]
-    result = Moments(*moments)
+    local = kernels.local_sums(x.detach(), mask)
+    moments = unpack(local.sums if partners is None else exchange.all_sum(local.sums, partners, f"{name} forward"))
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     # Where looking is impossible, or would wait, the running update leaves the variance alone instead.
-    may_look = not torch.compiler.is_compiling() and (mask is None or x.device.type == "cpu")
-    if may_look and (mask is not None or x.numel() <= x.shape[1]) and result.n.item() == 1:
+    may_look = may_read(x) or (mask is None and not torch.compiler.is_compiling())
+    if may_look and (mask is not None or x.numel() <= x.shape[1]) and moments.n.item() == 1:
         ranks = 1 if partners is None else partners.size()
         raise ValueError(
             f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
             f"this rank's input size is {x.shape}"
         )
-    return y, result
+    return Batch(x, mask, partners, name, moments, local)
+
+
+def normalize(batch: Batch, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The batch normalized with its moments, differentiable; ``batch`` is used up. Where it was masked it is zero."""
+    # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
+    # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
+    anchor = None
+    if batch.partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
+        anchor = _ANCHOR
+    y: Tensor = _Normalize.apply(batch.x, weight, bias, eps, batch, anchor)  # type: ignore[no-untyped-call]
+    return y
 
 
 def normalize_chunks(
@@ -127,31 +147,29 @@ def normalize_chunks(
     sizes = [chunk] * max(len(x) // chunk, 1)
     sizes[-1] += len(x) - sum(sizes)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
-    ys, moments = zip(
-        *(
-            normalize_batch(part, weight, bias, eps, None, kept)
-            for part, kept in zip(x.split(sizes), masks, strict=True)
-        ),
-        strict=True,
-    )
-    n, mean, var = map(torch.stack, zip(*(m if biased else m.unbiased() for m in moments), strict=True))
+    batches = [measure(part, None, kept) for part, kept in zip(x.split(sizes), masks, strict=True)]
+    moments = [batch.moments if biased else batch.moments.unbiased() for batch in batches]
+    n, mean, var = map(torch.stack, zip(*moments, strict=True))
     counts = (n > 0).double()
     share = counts / counts.sum().clamp_min(1)
-    return torch.cat(ys), Moments(n.sum(), share @ mean, share @ var)
+    y = torch.cat([normalize(batch, weight, bias, eps) for batch in batches])
+    return y, Moments(n.sum(), share @ mean, share @ var)
 
 
 @torch.no_grad()
 def update_running(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, in place and in float64.
+    """``running = (1 - momentum) * running + momentum * batch``, in place, and in float32 at least.
 
     Args:
         running_mean, running_var: shape ``(C,)``, any floating type; only the result is rounded to it.
         moments: what to move towards. ``n = 0`` moves neither, ``n = 1`` leaves ``running_var``.
         momentum: a number, or a scalar tensor so that a cumulative average need not wait for the device.
     """
+    n = known(moments.n)
     for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.var, 2)):
-        share = (moments.n >= least).double() * momentum
-        running.copy_((1 - share) * running.double() + share * batch)
+        dtype = torch.promote_types(running.dtype, torch.float32)
+        share = (n >= least).to(dtype) * momentum if isinstance(n, Tensor) else (n >= least) * momentum
+        running.copy_(torch.lerp(running.to(dtype), batch.to(dtype), share))
 
 
 def recomputing() -> bool:
@@ -162,8 +180,8 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class _SyncBatchNorm(torch.autograd.Function):
-    """Normalizes with the statistics of a process group; see kernels for the passes and statistics for the sums."""
+class _Normalize(torch.autograd.Function):
+    """Normalizes with given moments; its gradient knows that they are the moments of the input."""
 
     @staticmethod
     def forward(
@@ -172,26 +190,22 @@ class _SyncBatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        partners: dist.ProcessGroup | None,
-        mask: Tensor | None,
-        name: str,
+        batch: Batch,
         anchor: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sums = kernels.local_sums(x, mask)
-        moments = statistics.unpack(sums if partners is None else exchange.all_sum(sums, partners, f"{name} forward"))
-        y = kernels.normalize(x, moments, weight, bias, eps)
-        if mask is not None:
-            y.masked_fill_(~mask, 0)
-        ctx.save_for_backward(x, weight, mask, *moments)
-        ctx.mark_non_differentiable(*moments)
-        ctx.eps, ctx.partners, ctx.name = eps, partners, name
+    ) -> Tensor:
+        statistics = kernels.rounded(batch.moments, x, batch.local)
+        y = kernels.normalize(x, statistics, weight, bias, eps, batch.local)
+        if batch.mask is not None:
+            y.masked_fill_(~batch.mask, 0)
+        ctx.save_for_backward(x, weight, batch.mask, batch.moments.n, *statistics)
+        ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return y, *moments
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask, *moments = ctx.saved_tensors
-        moments = Moments(*moments)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, n, *statistics = ctx.saved_tensors
+        statistics = kernels.Statistics(*statistics)
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         dx: Tensor | None
         if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
@@ -199,19 +213,18 @@ class _SyncBatchNorm(torch.autograd.Function):
             if not need_x:
                 dx = None
         else:
-            if mask is not None:
-                x, dy = x.masked_fill(~mask, 0), dy.masked_fill(~mask, 0)
-            sums = kernels.gradient_sums(dy, x, moments, ctx.eps)
+            x, dy = (kernels.blank(t, mask).to(statistics.mean.dtype) for t in (x, dy))
+            sums = kernels.gradient_sums(dy, x, statistics, ctx.eps)
             total = sums if ctx.partners is None else exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
-            dx = kernels.input_gradient(dy, x, moments, weight, total, ctx.eps) if need_x else None
+            dx = kernels.input_gradient(dy, x, n, statistics, weight, total, ctx.eps) if need_x else None
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
             dbias, dweight = sums.split(x.shape[1])
         return (
-            dx,
+            None if dx is None else dx.to(ctx.dtype),
             dweight.to(weight.dtype) if need_weight else None,
             dbias.to(ctx.bias_dtype) if need_bias else None,
-            *([None] * 5),
+            *([None] * 3),
         )
 
 

@@ -94,15 +94,14 @@ class Synchronized(_BatchNorm):
             y, moments = functional.normalize_chunks(
                 x, self.weight, self.bias, self.eps, self.ghost_batch, mask, self.biased_running_var
             )
-        else:
-            partners = exchange.partners(self.group)
-            if partners is None and mask is None and not self.biased_running_var:
-                return self._as_torch_does(x)
-            y, moments = functional.normalize_batch(x, self.weight, self.bias, self.eps, partners, mask, self._place())
-            if not self.biased_running_var:
-                moments = moments.unbiased()
-        self._learn(moments)
-        return y
+            self._learn(moments)
+            return y
+        partners = exchange.partners(self.group)
+        if partners is None and mask is None and not self.biased_running_var:
+            return self._as_torch_does(x)
+        batch = functional.measure(x, partners, mask, self._place())
+        self._learn(batch.moments if self.biased_running_var else batch.moments.unbiased())
+        return functional.normalize(batch, self.weight, self.bias, self.eps)
 
     def _place(self) -> str:
         """What errors call this layer: its name where ``convert`` knew one."""

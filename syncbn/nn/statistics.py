@@ -28,7 +28,8 @@ class Moments(NamedTuple):
 
     def unbiased(self) -> "Moments":
         """The same with the variance divided by ``n - 1``; where ``n < 2`` there is none, and it stays."""
-        return self._replace(var=self.var * (self.n / (self.n - 1).clamp_min(1)))
+        n = known(self.n)
+        return self._replace(var=self.var * (n / ((n - 1).clamp_min(1) if isinstance(n, Tensor) else max(n - 1, 1))))
 
 
 def pack(moments: Moments) -> Tensor:
@@ -42,10 +43,19 @@ def unpack(sums: Tensor) -> Moments:
 
     Reads no value back to the host, so it may run on a GPU's stream, in a CUDA graph, or under ``torch.compile``.
     """
-    channels = sums.numel() // 2
     n = sums[0]
-    divisor = n.clamp_min(torch.finfo(sums.dtype).tiny)
-    mean = sums[1 : channels + 1] / divisor
+    channels = len(sums) // 2
+    _, mean, square = (sums / n.clamp_min(torch.finfo(sums.dtype).tiny)).split([1, channels, channels])
     # The difference can come out a rounding below zero for a constant channel.
-    var = (sums[channels + 1 :] / divisor - mean * mean).clamp_min(0)
+    var = torch.addcmul(square, mean, mean, value=-1).clamp_min_(0)
     return Moments(n, mean, var)
+
+
+def known(n: Tensor) -> Tensor | float:
+    """A scalar as a number, where the host may have it for nothing; else as the tensor that it is."""
+    return n.item() if may_read(n) else n
+
+
+def may_read(x: Tensor) -> bool:
+    """Whether the host may read a value of ``x`` without waiting for a device or breaking a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
