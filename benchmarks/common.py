@@ -1,0 +1,145 @@
+"""What the benchmarks share: fair timing, a record of the machine, ranks."""
+
+import json
+import os
+import platform
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+RESULTS = Path(__file__).parent / "results"
+# Kept memory, as with jemalloc and tcmalloc. With glibc's defaults it is luck which of two alike calls gets its
+# megabytes back from the kernel, page by page, and that takes longer than to compute on them.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**35)}
+
+
+class Spread(NamedTuple):
+    """The median of some measurements and between which values the middle 80 % of them lie."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        tenths = statistics.quantiles(values, n=10, method="inclusive")
+        return cls(statistics.median(values), tenths[0], tenths[-1])
+
+
+def keep_memory() -> None:
+    """Starts this program anew with an allocator that keeps what it was given, unless it runs with one."""
+    if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_KEEP_MEMORY})
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Seconds that each call took, round by round, in a random order that is new each round, after two rounds unseen.
+
+    A candidate that is timed alone in a loop runs in warm memory and looks up to twice as fast as it is.
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    end, done = time.perf_counter() + seconds, 0
+    while done < least + 2 or time.perf_counter() < end:
+        shuffle(order)
+        for name in order:
+            wait()
+            start = time.perf_counter()
+            result = calls[name]()
+            wait()
+            if done >= 2:
+                times[name].append(time.perf_counter() - start)
+            del result
+        done += 1
+    return times
+
+
+def agreed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """As ``interleaved``, for ranks: the same order and number of rounds on each, all starting a call together."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    for done in range(rounds + 2):
+        shuffle(order)
+        for name in order:
+            dist.barrier()
+            start = time.perf_counter()
+            calls[name]()
+            if done >= 2:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratios(ours: list[float], theirs: list[float]) -> Spread:
+    """Round by round, how many times the time of ``theirs`` ``ours`` took."""
+    return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def on_ranks(world_size: int, fn: Callable[..., Any], *args: Any) -> Any:
+    """What ``fn(rank, world_size, *args)`` returns on rank 0 of ``world_size`` processes of one thread, by gloo."""
+    with tempfile.TemporaryDirectory() as place:
+        mp.spawn(_rank, (world_size, place, fn, args), nprocs=world_size)
+        return json.loads((Path(place) / "result").read_text())
+
+
+def _rank(rank: int, world_size: int, place: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=world_size)
+    result = fn(rank, world_size, *args)
+    if rank == 0:
+        (Path(place) / "result").write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def alone(device: str) -> None:
+    """A process group of one."""
+    store = tempfile.NamedTemporaryFile(delete=False)  # noqa: SIM115  # lives as long as the group
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", init_method=f"file://{store.name}", rank=0, world_size=1
+    )
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "date": date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(aliased=True, terse=True),
+    }
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Writes ``result`` as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,227 @@
+"""What the layer costs: forward and backward pass, against torch's per-device batch norm and a textbook layer.
+
+    python benchmarks/layer.py                    on a GPU where there is one
+    python benchmarks/layer.py --seconds 0.1      a quick look
+
+Prints tables, and writes results/layer-DEVICE.json and .png.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import common
+import matplotlib as mpl
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from textbook import textbook
+from torch import Tensor, nn
+
+import syncbn
+from syncbn.testing import force_exchange
+
+LARGE = [(16, 64, 56, 56), (32, 128, 16, 16), (8, 256, 14, 14), (16, 2048, 7, 7)]
+TINY = [(2, 64, 8, 8), (64, 64)]
+MOMENTUM, EPS = 0.1, 1e-5
+PARTS = ("one_process", "two_ranks", "compiled")
+
+
+def per_device(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, var, weight, bias, True, MOMENTUM, EPS)
+
+
+def ours(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return syncbn.sync_batch_norm(x, mean, var, weight, bias, training=True, momentum=MOMENTUM, eps=EPS)
+
+
+def by_the_book(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return textbook(x, mean, var, weight, bias, MOMENTUM, EPS)
+
+
+LAYERS = {"per-device": per_device, "ours": ours, "textbook": by_the_book}
+
+
+def step(layer: Callable[..., Tensor], shape: tuple[int, ...], layout: str, device: str) -> Callable[[], Any]:
+    """A forward and a backward pass over data of its own."""
+    generator = torch.Generator(device).manual_seed(0)
+    x, dy = (_laid_out(torch.randn(shape, generator=generator, device=device), layout) for _ in range(2))
+    channels = shape[1]
+    weight, var = (torch.ones(channels, device=device) for _ in range(2))
+    bias, mean = (torch.zeros(channels, device=device) for _ in range(2))
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def run() -> None:
+        layer(x, mean, var, weight, bias).backward(dy)
+        for t in inputs:
+            t.grad = None
+
+    return run
+
+
+def copies(shape: tuple[int, ...], layout: str, device: str) -> Callable[[], Any]:
+    """The memory traffic without which no batch norm does, as copies.
+
+    Forward it reads x twice (statistics, normalization) and writes y; backward it reads x and dy twice and writes dx:
+    8 tensors go by. A copy is 2 of them.
+    """
+    a, b = (_laid_out(torch.zeros(shape, device=device), layout) for _ in range(2))
+
+    def run() -> None:
+        for _ in range(2):
+            a.copy_(b)
+            b.copy_(a)
+
+    return run
+
+
+def _laid_out(x: Tensor, layout: str) -> Tensor:
+    return x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
+def one_process(device: str, seconds: float) -> list[dict[str, Any]]:
+    """Ours in a group of one with the exchange forced: all of the work, with the shortest of messages."""
+    rows = []
+    for shape in LARGE + TINY:
+        for layout in ("contiguous", "channels_last")[: 1 + (len(shape) == 4)]:
+            calls = {name: step(layer, shape, layout, device) for name, layer in LAYERS.items()}
+            calls["floor"] = copies(shape, layout, device)
+            with force_exchange():
+                times = common.interleaved(calls, seconds)
+            rows.append(
+                {"shape": shape, "layout": layout, "rounds": len(times["ours"])}
+                | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+                | {f"ours/{name}": common.ratios(times["ours"], times[name]) for name in times if name != "ours"}
+            )
+    return rows
+
+
+def two_ranks(rank: int, world_size: int, rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for shape in LARGE:
+        for layout in ("contiguous", "channels_last"):
+            times = common.agreed({name: step(layer, shape, layout, "cpu") for name, layer in LAYERS.items()}, rounds)
+            rows.append(
+                {"shape": shape, "layout": layout, "rounds": rounds}
+                | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+                | {f"ours/{name}": common.ratios(times["ours"], times[name]) for name in times if name != "ours"}
+            )
+    return rows
+
+
+def compiled_blocks(device: str, seconds: float) -> list[dict[str, Any]]:
+    """Convolution, batch norm and ReLU through torch.compile: do our passes fuse with their neighbours?"""
+    rows = []
+    for shape in ((16, 64, 56, 56), (8, 256, 14, 14)):
+        for layout in ("contiguous", "channels_last"):
+            torch._dynamo.reset()
+            calls = {}
+            for name, change in {"per-device": lambda m: m, "ours": syncbn.convert}.items():
+                torch.manual_seed(0)
+                block = nn.Sequential(
+                    nn.Conv2d(shape[1], shape[1], 3, padding=1, bias=False), nn.BatchNorm2d(shape[1]), nn.ReLU()
+                )
+                block = change(block).to(device)
+                if layout == "channels_last":
+                    block = block.to(memory_format=torch.channels_last)
+                x, dy = (_laid_out(torch.randn(shape, device=device), layout) for _ in range(2))
+                calls[name] = _block_step(torch.compile(block, fullgraph=True), x.requires_grad_(), dy)
+            with force_exchange():
+                times = common.interleaved(calls, seconds)
+            rows.append(
+                {"shape": shape, "layout": layout, "rounds": len(times["ours"])}
+                | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+                | {"ours/per-device": common.ratios(times["ours"], times["per-device"])}
+            )
+    return rows
+
+
+def _block_step(block: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], Any]:
+    def run() -> None:
+        block(x).backward(dy)
+        block.zero_grad()
+        x.grad = None
+
+    return run
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    names = [key for key in rows[0] if key.endswith("_us")]
+    ratios = [key for key in rows[0] if key.startswith("ours/")]
+    result = Table(title=f"{title}. Median (middle 80 %)", title_justify="left")
+    for column in ("shape", "layout", *(name.replace("_us", " µs") for name in names), *ratios):
+        result.add_column(column, justify="left" if column in ("shape", "layout") else "right")
+    for row in rows:
+        result.add_row(
+            "x".join(map(str, row["shape"])),
+            row["layout"],
+            *(f"{row[name][0]:,.0f}" for name in names),
+            *("{:.2f} ({:.2f}-{:.2f})".format(*row[ratio]) for ratio in ratios),
+        )
+    return result
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Ratios to the per-device batch norm, with their spread; the line at 1 is where synchronizing costs nothing."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    titles = {
+        "one_process": "one process, exchange forced",
+        "two_ranks": "two ranks, with the message",
+        "compiled": "compiled conv-bn-relu",
+    }
+    parts = [(titles[key], result[key]) for key in titles if result.get(key)]
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(5 * len(parts), 4.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (title, rows) in zip(axes[0], parts, strict=True):
+        labels = ["x".join(map(str, r["shape"])) + (", c.last" if r["layout"] != "contiguous" else "") for r in rows]
+        for offset, (name, color) in enumerate({"textbook": "tab:orange", "ours": "tab:blue"}.items()):
+            have = [r for r in rows if f"{name}_us" in r]
+            ratio = [r[f"{name}_us"][0] / r["per-device_us"][0] for r in have]
+            axis.barh([i + 0.2 - 0.4 * offset for i in range(len(have))], ratio, 0.38, label=name, color=color)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_title(title)
+        axis.set_xscale("log")
+        axis.set_xlabel("time / time of per-device batch norm (log)")
+        axis.set_yticks(range(len(labels)), labels)
+        axis.tick_params("y", labelleft=True)
+        axis.legend()
+    figure.suptitle(f"Forward + backward on {result['machine']['device']}, torch {result['machine']['torch']}")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="to measure each row of a table for (default 5)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)")
+    parser.add_argument("--out", type=Path, help="the results, as .json and .png (default results/layer-DEVICE)")
+    args = parser.parse_args()
+    common.keep_memory()
+    warnings.filterwarnings("ignore", module="torch._inductor")
+    torch.set_num_threads(1)
+    common.alone(args.device)
+    console = Console(width=150)
+    result: dict[str, Any] = {"machine": common.machine(args.device), "threads": 1}
+    if "one_process" in args.parts:
+        result["one_process"] = one_process(args.device, args.seconds)
+        title = "One process, the exchange forced; floor: the least memory traffic, as copies"
+        console.print(table(title, result["one_process"]))
+    if "two_ranks" in args.parts and args.device == "cpu":  # a GPU each would be needed
+        result["two_ranks"] = common.on_ranks(2, two_ranks, max(3, int(args.seconds * 20)))
+        console.print(table("Two ranks of one thread, with the message", result["two_ranks"]))
+    if "compiled" in args.parts:
+        result["compiled"] = compiled_blocks(args.device, args.seconds)
+        console.print(table("Compiled conv-bn-relu, the exchange forced", result["compiled"]))
+    out = args.out or common.RESULTS / f"layer-{args.device}"
+    common.save(out.with_suffix(".json"), result)
+    plot(result, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
