@@ -57,5 +57,5 @@ def known(n: Tensor) -> Tensor | float:
 
 
 def may_read(x: Tensor) -> bool:
-    """Whether the host may read a value of ``x`` without waiting for a device or breaking a compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the host may read a value of ``x``: it is there, and no device waits and no compiled graph breaks."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()

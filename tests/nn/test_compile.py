@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
@@ -218,3 +219,14 @@ def test_one_value_over_the_group_leaves_the_running_variance(ranks: Ranks, worl
     for state in ranks.run(one_value, layer, world_size=world_size, timeout=PATIENCE):
         assert torch.equal(state["running_var"], torch.ones(CHANNELS))
         assert state["running_mean"].isfinite().all()
+
+
+def test_shapes_can_be_asked_for_without_data() -> None:
+    layer = syncbn.SyncBatchNorm2d(CHANNELS, biased_running_var=True)  # so that it is not torch's own forward pass
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, CHANNELS, 4, 4, requires_grad=True)
+        y = layer(x)
+        y.sum().backward()
+    assert y.shape == x.shape
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
