@@ -5,6 +5,7 @@ Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``g
 """
 
 from syncbn.nn.buffers import broadcast_buffers_once
+from syncbn.nn.checkpointing import checkpoint_contexts
 from syncbn.nn.conversion import convert, revert
 from syncbn.nn.debugging import debug
 from syncbn.nn.functional import sync_batch_norm
@@ -17,6 +18,7 @@ __all__ = [
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
     "broadcast_buffers_once",
+    "checkpoint_contexts",
     "convert",
     "debug",
     "normalization_batch",
