@@ -76,7 +76,14 @@ def test_weights_of_zero_and_below(ranks: Ranks, cut: list[int]) -> None:
     compare(ranks, layer, make_steps(cut, (4, 3)), 1e-10)
 
 
-# vacancy's divides by sqrt(max(var, eps)), and a sum of squares can leave a negative variance (NaN in others).
+# vacancy's divides by sqrt(max(var, eps)).
+@CUTS
+def test_eps_is_added_to_the_variance(ranks: Ranks, cut: list[int]) -> None:
+    steps = [Step([0.1 * x for x in step.x], step.dy) for step in make_steps(cut, (4, 3))]
+    compare(ranks, syncbn.SyncBatchNorm2d(CHANNELS, eps=0.01, dtype=torch.float64), steps, 1e-10)
+
+
+# A sum of squares can leave a variance below zero: NaN in whoever does not clip it (Keras does).
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @CUTS
 def test_constant_channels(ranks: Ranks, cut: list[int], dtype: torch.dtype) -> None:
