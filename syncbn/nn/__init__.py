@@ -4,6 +4,8 @@ Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``g
 (the message), ``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
 """
 
+from syncbn.nn.buffers import broadcast_buffers_once
+from syncbn.nn.checkpointing import checkpoint_contexts
 from syncbn.nn.conversion import convert, revert
 from syncbn.nn.debugging import debug
 from syncbn.nn.functional import sync_batch_norm
@@ -15,6 +17,8 @@ __all__ = [
     "SyncBatchNorm1d",
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
+    "broadcast_buffers_once",
+    "checkpoint_contexts",
     "convert",
     "debug",
     "normalization_batch",

@@ -3,7 +3,7 @@
 ``"world"``
     all ranks;
 ``"node"``
-    the ranks that run on one machine;
+    the ranks of one node, as the launcher counts nodes (see :mod:`syncbn.nn.nodes`);
 ``k`` (an int)
     ``k`` consecutive ranks: 0 to k-1, k to 2k-1, ...; ``k`` must divide the world size;
 a ``torch.distributed.ProcessGroup``
@@ -13,11 +13,11 @@ Plain data can be copied, pickled and saved with the module that carries it. A p
 once per process and kept until the world changes.
 """
 
-import os
-import socket
 import weakref
 
 import torch.distributed as dist
+
+from syncbn.nn import nodes
 
 GroupSpec = str | int | tuple[int, ...]
 
@@ -90,9 +90,10 @@ def _ranks(spec: GroupSpec, world: dist.ProcessGroup) -> tuple[int, ...]:
     if spec == "world":
         return tuple(range(world.size()))
     if spec == "node":
-        nodes: list[str | None] = [None] * world.size()
-        dist.all_gather_object(nodes, _node())
-        return tuple(rank for rank, node in enumerate(nodes) if node == nodes[dist.get_rank()])
+        said: list[dict[str, str]] = [{} for _ in range(world.size())]
+        dist.all_gather_object(said, nodes.whereabouts())
+        names = nodes.nodes(said)
+        return tuple(rank for rank, name in enumerate(names) if name == names[dist.get_rank()])
     if isinstance(spec, int):
         check_divides(spec, world.size())
         first = dist.get_rank() // spec * spec
@@ -106,11 +107,3 @@ def check_divides(size: int, world_size: int) -> None:
     if world_size % size:
         works = [k for k in range(1, world_size + 1) if world_size % k == 0]
         raise ValueError(f"group={size} does not divide the world size {world_size}; sizes that do: {works}")
-
-
-def _node() -> str:
-    """What this rank's node is called: by the launcher where it says so, since several nodes may share one host."""
-    for variable in ("GROUP_RANK", "SLURM_NODEID", "NODE_RANK"):  # torchrun, srun, Lightning
-        if variable in os.environ:
-            return f"{variable}={os.environ[variable]}"
-    return socket.gethostname()

@@ -111,9 +111,11 @@ class Synchronized(_BatchNorm):
         """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
         if x.numel() and not functional.recomputing():
             return super().forward(x)
-        # Copies, not None: what is saved for the backward pass must be as much as the first time.
-        mean, var = (None if buffer is None else buffer.clone() for buffer in (self.running_mean, self.running_var))
-        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, eps=self.eps)
+        mean, var = self.running_mean, self.running_var
+        if x.numel() == 0:
+            mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
+        # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
+        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
 
     def _learn(self, moments: Moments) -> None:
         """Moves the running statistics and counts the batch, unless activation checkpointing runs it a second time."""

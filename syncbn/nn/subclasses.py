@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
-from syncbn.nn import functional
+from syncbn.nn import checkpointing, functional
 from syncbn.nn.modules import Synchronized
 
 
@@ -63,13 +63,17 @@ class KeepsForward(Synchronized):
         if not self.training:
             return self.original.forward(self, x, *arguments, **keywords)
         tracked = self.num_batches_tracked
-        counted = tracked.clone() if tracked is not None and functional.recomputing() else None
+        counted = None
+        if tracked is not None and functional.recomputing():
+            with checkpointing.unseen():
+                counted = tracked.clone()
         try:
             with _Answers(self) as answers:
                 result = self.original.forward(self, x, *arguments, **keywords)
         finally:  # checkpointing may stop a recomputation half-way
             if tracked is not None and counted is not None:
-                tracked.copy_(counted)  # the original counts its batches itself, this one for the second time
+                with checkpointing.unseen():
+                    tracked.copy_(counted)  # the original counts its batches itself, this one for the second time
         if not answers.asked:
             raise RuntimeError(
                 f"the forward pass of {self.original.__qualname__} did not call torch.nn.functional.batch_norm, so its "
@@ -95,8 +99,7 @@ class _Answers(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.asked = True
         if functional.recomputing():
-            # Copies, not None: what is saved for the backward pass must be as much as the first time.
-            asked |= {key: asked[key] if asked[key] is None else asked[key].clone() for key in _RUNNING}
+            asked["momentum"] = 0.0  # not copies, not None: what runs must be what ran the first time
         layer = self.layer
         return functional.sync_batch_norm(
             asked.pop("input"),
@@ -107,7 +110,6 @@ class _Answers(TorchFunctionMode):
         )
 
 
-_RUNNING = ("running_mean", "running_var")
 _SIGNATURE = inspect.signature(F.batch_norm)
 
 

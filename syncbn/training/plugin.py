@@ -1,15 +1,10 @@
 """Lightning's switch for layers that talk to each other, thrown for this package's layers."""
 
-import torch
-import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from syncbn.nn import conversion, groups
+from syncbn.nn import buffers, conversion, groups
 from syncbn.nn.modules import Synchronized
-
-_IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DistributedDataParallel looks for names
 
 
 class SyncBatchNormPlugin(LayerSync):
@@ -44,44 +39,16 @@ class SyncBatchNormPlugin(LayerSync):
         if self.only is not None and _synchronized(model) == self._found_synchronized:
             names = [name for name, _ in conversion.batch_norms(model)]
             raise ValueError(f"only={self.only!r} matches no batch norm layer; the names are {names}")
-        self._found_ignored = getattr(model, _IGNORED, None)
-        if dist.is_initialized():
-            shared = _shared_by_the_world(model)
-            broadcast_once(list(shared.values()))
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-                model, [*(self._found_ignored or []), *shared]
-            )
-        return model
+        self._found_ignored = getattr(model, buffers.IGNORED, None)
+        return buffers.broadcast_buffers_once(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Takes back what ``apply`` did; layers that were synchronized before stay so."""
         if self._found_ignored is not None:
-            setattr(model, _IGNORED, self._found_ignored)
-        elif hasattr(model, _IGNORED):
-            delattr(model, _IGNORED)
+            setattr(model, buffers.IGNORED, self._found_ignored)
+        elif hasattr(model, buffers.IGNORED):
+            delattr(model, buffers.IGNORED)
         return conversion.revert(model, only=lambda name, layer: layer not in self._found_synchronized)
-
-
-@torch.no_grad()
-def broadcast_once(buffers: list[Tensor]) -> None:
-    """Makes ``buffers`` what they are on rank 0, in place, in one message; float64 holds every value exactly."""
-    if not buffers:
-        return
-    message = torch.cat([buffer.double().flatten() for buffer in buffers])
-    dist.broadcast(message, src=0)
-    for buffer, values in zip(buffers, message.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(values.view_as(buffer))
-
-
-def _shared_by_the_world(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics that every rank of the world moves alike, by every name that they have in ``model``."""
-    return {
-        f"{name}.{key}" if name else key: buffer
-        for name, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, Synchronized) and layer.ghost_batch is None
-        if groups.size(layer.group) == dist.get_world_size()
-        for key, buffer in layer.named_buffers(recurse=False)
-    }
 
 
 def _synchronized(model: nn.Module) -> set[nn.Module]:

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -179,3 +180,95 @@ def test_the_second_pass_sends_again_and_no_more(ranks: Ranks, use_reentrant: bo
     for forward, backward in ranks.run(two_passes, layer, step, use_reentrant, world_size=2):
         assert [shape for _, shape, _ in forward.payloads] == [[2 * CHANNELS + 1]]
         assert [shape for _, shape, _ in backward.payloads] == [[2 * CHANNELS + 1], [2 * CHANNELS]]
+
+
+def keeping(net: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(net, x, use_reentrant=False, context_fn=syncbn.checkpoint_contexts)
+
+
+def with_and_without_contexts(
+    rank: int, world_size: int, net: nn.Module, steps: list[Step]
+) -> tuple[dict, dict, list[Messages]]:
+    again, counted = deepcopy(net), deepcopy(net)
+    with force_exchange():
+        plain = train(net, net, steps, rank)
+        saving = train(again, lambda x: keeping(again, x), steps, rank)
+        x = steps[0].x[rank].detach().requires_grad_()
+        with messages() as forward:
+            y = keeping(counted, x)
+        with messages() as backward:
+            y.backward(steps[0].dy[rank])
+    return plain, saving, [forward, backward]
+
+
+@pytest.mark.parametrize("cut", [[8], [3, 5], [0, 8], [3, 3, 2]], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_with_our_contexts_the_recomputation_sends_nothing(ranks: Ranks, cut: list[int], masked: bool) -> None:
+    net = Masked(None) if masked else a_net()
+    widths = [CHANNELS] if masked else [4, CHANNELS]
+    steps = make_steps(cut, SPATIAL["4d"], count=3)
+    results = ranks.run(with_and_without_contexts, net, steps, world_size=len(cut))
+    for plain, saving, (forward, backward) in results:
+        assert [shape for _, shape, _ in forward.payloads] == [[2 * width + 1] for width in widths]
+        assert [shape for _, shape, _ in backward.payloads] == [[2 * width] for width in reversed(widths)]
+        for name in plain:
+            if "running" in name or "tracked" in name:
+                assert torch.equal(saving[name], plain[name]), name
+            else:
+                close(saving[name], plain[name], 1e-12, name)
+
+
+def two_regions(rank: int, world_size: int, net: nn.Module, steps: list[Step]) -> tuple[list[Tensor], int]:
+    """Two passes of one network wait for their backward passes, which come in the order of the forward ones."""
+    x = [step.x[rank].detach().requires_grad_() for step in steps]
+    y = [keeping(net, piece) for piece in x]
+    with messages() as sent:
+        for out, step in zip(y, steps, strict=True):
+            out.backward(step.dy[rank])
+    return [piece.grad for piece in x], len(sent)
+
+
+def test_what_is_kept_of_one_pass_is_not_taken_for_anothers(ranks: Ranks) -> None:
+    net, steps = a_net(), make_steps([3, 5], SPATIAL["4d"], count=2)
+    one = syncbn.revert(deepcopy(net))
+    expected = []
+    for step in steps:
+        whole = torch.cat(step.x).requires_grad_()
+        one(whole).backward(torch.cat(step.dy))
+        expected.append(whole.grad.split([3, 5]))
+    for rank, (gradients, sent) in enumerate(ranks.run(two_regions, net, steps, world_size=2)):
+        assert sent == 4  # a backward message for each layer and pass
+        for dx, wanted in zip(gradients, expected, strict=True):
+            close(dx, wanted[rank], 1e-10, "dx")
+
+
+class Activated(nn.BatchNorm2d):
+    """A forward pass that counts and calls by itself, as timm's BatchNormAct2d does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1, self.eps).relu()
+
+
+def in_all_kinds_of_layers(rank: int, world_size: int, options: dict, steps: list[Step]) -> tuple[dict, dict]:
+    kind = Activated if "activated" in options else nn.BatchNorm2d
+    net = nn.Sequential(parameters(nn.Conv2d(CHANNELS, CHANNELS, 1)), parameters(kind(CHANNELS)), nn.Tanh()).double()
+    syncbn.convert(net, **{name: value for name, value in options.items() if name != "activated"})
+    again = deepcopy(net)
+    return train(net, net, steps, rank), train(again, lambda x: keeping(again, x), steps, rank)
+
+
+@pytest.mark.parametrize("cut", [None, [3, 5], [0, 8]], ids=["lone", "two_ranks", "empty"])
+@pytest.mark.parametrize(
+    "options", [{}, {"group": 1}, {"ghost_batch": 2}, {"activated": True}, {"activated": True, "group": 1}], ids=str
+)
+def test_selective_checkpointing_takes_every_kind_of_layer(ranks: Ranks, cut: list[int] | None, options: dict) -> None:
+    # It refuses a recomputation that does what the first pass did not.
+    steps = make_steps(cut or [8], SPATIAL["4d"], count=2)
+    if cut is None:
+        results = [in_all_kinds_of_layers(0, 1, options, steps)]
+    else:
+        results = ranks.run(in_all_kinds_of_layers, options, steps, world_size=2)
+    for plain, saving in results:
+        for name in plain:
+            close(saving[name], plain[name], 1e-12, name)

@@ -20,7 +20,13 @@ from tests.harness import Ranks, messages
 from tests.nn.oracle import CHANNELS, SPATIAL, Step, check, make_steps, on_a_rank, one_process
 from tests.nn.oracle import with_parameters as parameters
 
-LAUNCHERS = ("GROUP_RANK", "SLURM_NODEID", "NODE_RANK")  # where a rank learns which node it is on
+LAUNCHERS = (
+    "GROUP_RANK",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_NODEID",
+    "SLURM_PROCID",
+    "NODE_RANK",
+)  # where a rank learns of its node
 
 
 def a_layer(group: object) -> nn.Module:
@@ -152,7 +158,7 @@ def test_a_number_is_that_many_consecutive_ranks(ranks: Ranks, group: int, nodes
     assert_shared_within(ranks, nodes, group, [{}] * sum(map(len, nodes)))
 
 
-@pytest.mark.parametrize("variable", LAUNCHERS)
+@pytest.mark.parametrize("variable", ["GROUP_RANK", "SLURM_NODEID", "NODE_RANK"])
 def test_a_node_is_what_the_launcher_says(ranks: Ranks, variable: str) -> None:
     assert_shared_within(ranks, [[0], [1]], "node", [{variable: "0"}, {variable: "1"}])
 

@@ -1,0 +1,27 @@
+"""Selective activation checkpointing: without the forward messages a second time, and without being in its way."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch.distributed._functional_collectives  # defines the operations below
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+
+def checkpoint_contexts() -> tuple[Any, Any]:
+    """Keeps what was received in the first pass, so that the recomputation sends nothing: ``2C + 1`` numbers a layer.
+
+    ``torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=syncbn.checkpoint_contexts)``, on all
+    ranks alike. torch keeps the results of the collectives with the region that it will recompute, so none can be
+    taken for another's. Other functional all-reduces in the region (tensor parallelism's) are kept too.
+    """
+    operations = torch.ops._c10d_functional
+    kept = [operations.all_reduce.default, operations.wait_tensor.default]
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(kept)
+    return contexts
+
+
+def unseen() -> AbstractContextManager[Any]:
+    """For the bookkeeping of a recomputation: torch refuses one with operations that the first pass did not have."""
+    contexts: AbstractContextManager[Any] = _disable_current_modes()
+    return contexts
