@@ -1,9 +1,14 @@
-"""The one message: an all-reduce by sum, as a functional collective, so that ``torch.compile`` can trace it."""
+"""The one message: an all-reduce by sum.
+
+As a functional collective where something watches operations, torch.compile first of all; else the plain one, which
+takes a tenth of a millisecond less.
+"""
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from syncbn.nn import debugging, groups
 
@@ -31,12 +36,18 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
             layer.
     """
     if torch.compiler.is_compiling():
-        total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
-        return total
+        return _functional(x, group)
     debugging.check_in_step(x, group, place)
     try:
+        if is_in_torch_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
+            return _functional(x, group)
         total = x.clone()
         dist.all_reduce(total, group=group)
         return total
     except RuntimeError as error:
         raise RuntimeError(f"layer {place}: {error}") from error
+
+
+def _functional(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
+    return total

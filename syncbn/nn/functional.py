@@ -55,7 +55,8 @@ def sync_batch_norm(
 
     Raises:
         ValueError: one value per channel over the whole group in training, on every rank; a group that does not fit the
-            world. Without anyone to exchange with, and without a mask or the biased variance, this is
+            world; a parameter or a running statistic that is not of shape ``(C,)``, before any message. Without anyone
+            to exchange with, and without a mask or the biased variance, this is
             ``torch.nn.functional.batch_norm``, errors included.
     """
     spec = groups.parse(group)
@@ -66,9 +67,21 @@ def sync_batch_norm(
             return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
         kept = x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
         return F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps).masked_fill(~mask, 0)
+    channels = x.shape[1]
+    for what, tensor in {
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "weight": weight,
+        "bias": bias,
+    }.items():
+        if tensor is not None and tensor.shape != (channels,):
+            raise ValueError(
+                f"{what} has shape {tuple(tensor.shape)}, but the input {tuple(x.shape)}: {channels} channels"
+            )
     partners = exchange.partners(spec) if training else None
     if partners is None and mask is None and not biased_running_var:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+        # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
+        return F.batch_norm(x, running_mean, running_var, weight, bias, True, 0.0 if recomputing() else momentum, eps)
     batch = measure(x, partners, mask, name)
     if training and running_mean is not None and running_var is not None and not recomputing():
         moments = batch.moments if biased_running_var else batch.moments.unbiased()

@@ -272,3 +272,15 @@ def test_selective_checkpointing_takes_every_kind_of_layer(ranks: Ranks, cut: li
     for plain, saving in results:
         for name in plain:
             close(saving[name], plain[name], 1e-12, name)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_the_function_moves_statistics_once_in_one_process_too(use_reentrant: bool) -> None:
+    mean, var = torch.zeros(CHANNELS), torch.ones(CHANNELS)
+    x = torch.ones(4, CHANNELS, requires_grad=True)
+
+    def normalize(x: Tensor) -> Tensor:
+        return syncbn.sync_batch_norm(x, mean, var, training=True, momentum=0.1)
+
+    checkpoint(normalize, x, use_reentrant=use_reentrant).sum().backward()
+    torch.testing.assert_close(mean, torch.full((CHANNELS,), 0.1))

@@ -34,7 +34,8 @@ HALVES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3),
 
 def a_net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(CHANNELS, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+    first, second = nn.Conv2d(CHANNELS, 4, 3, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.BatchNorm2d(2))
 
 
 def images(count: int) -> Tensor:

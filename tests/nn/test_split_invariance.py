@@ -321,3 +321,17 @@ def test_a_wrong_shape_is_refused_before_any_message(
 ) -> None:
     # The other rank would wait for a message that never comes, or gloo abort on one of another size.
     assert ranks.run(refused_shape, layer(CHANNELS, affine=affine), torch.randn(shape), world_size=2) == [0, 0]
+
+
+def with_a_wrong_shape(rank: int, world_size: int, which: str) -> int:
+    arguments = {"running_mean": torch.zeros(3), "running_var": torch.ones(3), "weight": None, "bias": None}
+    arguments[which] = torch.ones(2)
+    refusal = rf"{which} has shape \(2,\), but the input \(4, 3\): 3 channels"
+    with messages() as sent, pytest.raises(ValueError, match=refusal):
+        syncbn.sync_batch_norm(torch.randn(4, 3), *arguments.values(), training=True)
+    return len(sent)
+
+
+@pytest.mark.parametrize("which", ["running_mean", "running_var", "weight", "bias"])
+def test_the_function_refuses_another_number_of_channels_before_any_message(ranks: Ranks, which: str) -> None:
+    assert ranks.run(with_a_wrong_shape, which, world_size=2) == [0, 0]
