@@ -178,6 +178,14 @@ def test_a_process_alone_computes_what_it_did_before() -> None:
     assert torch.equal(net.eval()(x), twin.eval()(x))
 
 
+@PAIRS
+def test_the_input_may_be_named_as_torch_names_it(original: type, twin: type) -> None:
+    x = torch.randn(INPUTS[original])
+    assert torch.equal(twin(3)(input=x), twin(3)(x))
+    if original is nn.BatchNorm2d:
+        assert torch.equal(syncbn.convert(NormAct(3))(x=x), NormAct(3)(x))  # its own class's name
+
+
 def test_training_flags_stay_and_a_frozen_layer_stays_frozen() -> None:
     net = Net().train()
     net.stem[1].eval()
