@@ -1,14 +1,16 @@
 # make help says what there is. Everything runs in .venv, which is made on first use and again when its recipe changes.
+# Tests with torchvision, timm and ONNX run in .venv-extras, which has these and sees the packages of .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := .venv-extras
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format clean
+.PHONY: help train test test-extras lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/ready ## train the default network; settings: make train ARGS="norm=local seed=1"
 	@$(BIN)/python train.py $(ARGS)
@@ -16,14 +18,17 @@ train: $(VENV)/ready ## train the default network; settings: make train ARGS="no
 test: $(VENV)/ready ## run the tests; a choice of them: make test ARGS="tests/nn -k empty"
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
+	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
+
 lint: $(VENV)/ready ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(VENV)/ready ## put the code into its style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean: ## remove .venv and caches; runs stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments and caches; runs stay
+	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -31,4 +36,16 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# A line of a .pth file is a directory where packages are too, or an import for each process to begin with.
+$(EXTRAS)/ready: $(VENV)/ready tests/extras/cpu_torchvision.py
+	@rm -rf $(EXTRAS)
+	@$(BIN)/python -m venv --without-pip $(EXTRAS)
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))' \
+		&& here=$$($(EXTRAS)/bin/python -c "$$packages") \
+		&& $(BIN)/python -c "$$packages" > $$here/venv.pth \
+		&& cp tests/extras/cpu_torchvision.py $$here \
+		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
+	$(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,export]' onnxruntime
 	@touch $@

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
@@ -28,6 +28,11 @@ def twin(original: type[_BatchNorm]) -> type[Synchronized]:
     """
     if issubclass(original, LazyModuleMixin):
         raise TypeError("its size is not known yet: run a batch through the model first")
+    if issubclass(original, nn.SyncBatchNorm):
+        raise TypeError(
+            "it is a kind of torch.nn.SyncBatchNorm and would go on to synchronize by itself: convert the model before "
+            "it gets such layers, instead of giving them to it"
+        )
     if original.forward is _BatchNorm.forward:
         bases: tuple[type, ...] = (_Rebuilt, Synchronized, original)
     elif _calls_batch_norm(original):
@@ -67,8 +72,9 @@ class KeepsForward(Synchronized):
         if tracked is not None and functional.recomputing():
             with checkpointing.unseen():
                 counted = tracked.clone()
+        answers = _Answers(self)  # torch.compile forgets one that `with ... as` names
         try:
-            with _Answers(self) as answers:
+            with answers:
                 result = self.original.forward(self, x, *arguments, **keywords)
         finally:  # checkpointing may stop a recomputation half-way
             if tracked is not None and counted is not None:
@@ -88,29 +94,44 @@ class _Answers(TorchFunctionMode):
     def __init__(self, layer: Synchronized) -> None:
         super().__init__()
         self.layer, self.asked = layer, False
+        # Batch norms within the layer (timm's SplitBatchNorm2d has some) answer for themselves, or were left out.
+        within = (module for module in layer.modules() if module is not layer and isinstance(module, _BatchNorm))
+        self.not_its_own = [module.running_mean for module in within if module.running_mean is not None]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.batch_norm:
-            return func(*args, **(kwargs or {}))
-        call = _SIGNATURE.bind(*args, **(kwargs or {}))
-        call.apply_defaults()
-        asked = dict(call.arguments)
-        if not asked["training"]:
-            return func(*args, **(kwargs or {}))
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """Takes what torch's takes, so that calls of any form fit."""
+        if not training or any(running_mean is mean for mean in self.not_its_own):
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         self.asked = True
         if functional.recomputing():
-            asked["momentum"] = 0.0  # not copies, not None: what runs must be what ran the first time
+            momentum = 0.0  # not copies, not None: what runs must be what ran the first time
         layer = self.layer
         return functional.sync_batch_norm(
-            asked.pop("input"),
-            **asked,
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training=True,
+            momentum=momentum,
+            eps=eps,
             group=layer.group,
             biased_running_var=layer.biased_running_var,
             name=layer._place(),
         )
-
-
-_SIGNATURE = inspect.signature(F.batch_norm)
 
 
 def _calls_batch_norm(original: type[_BatchNorm]) -> bool:

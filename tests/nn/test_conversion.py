@@ -178,6 +178,14 @@ def test_a_process_alone_computes_what_it_did_before() -> None:
     assert torch.equal(net.eval()(x), twin.eval()(x))
 
 
+@PAIRS
+def test_the_input_may_be_named_as_torch_names_it(original: type, twin: type) -> None:
+    x = torch.randn(INPUTS[original])
+    assert torch.equal(twin(3)(input=x), twin(3)(x))
+    if original is nn.BatchNorm2d:
+        assert torch.equal(syncbn.convert(NormAct(3))(x=x), NormAct(3)(x))  # its own class's name
+
+
 def test_training_flags_stay_and_a_frozen_layer_stays_frozen() -> None:
     net = Net().train()
     net.stem[1].eval()
@@ -362,6 +370,29 @@ def test_torchs_synchronized_layers_are_taken_over_and_given_back() -> None:
     assert not isinstance(net.stem[1], nn.SyncBatchNorm)
     syncbn.revert(net)
     assert (classes(net), state(net)) == (was, before)
+
+
+def test_checkpoints_of_torchs_synchronized_layers_load_both_ways() -> None:
+    trained = syncbn.convert(nn.SyncBatchNorm.convert_sync_batchnorm(Net()))
+    for _ in range(3):
+        trained(an_input())
+    checkpoint = deepcopy(syncbn.revert(trained).state_dict())  # as torch's layers leave it
+    assert isinstance(trained.stem[1], nn.SyncBatchNorm)
+    fresh = {
+        "converted from torch's": syncbn.convert(nn.SyncBatchNorm.convert_sync_batchnorm(Net())),
+        "converted": syncbn.convert(Net()),
+        "plain": Net(),
+    }
+    for there in fresh.values():
+        there.load_state_dict(checkpoint)
+        assert torch.equal(there.eval()(an_input()), trained.eval()(an_input()))
+        there.train()(an_input())
+        back = nn.SyncBatchNorm.convert_sync_batchnorm(Net())
+        back.load_state_dict(there.state_dict())
+        assert list(there.state_dict()) == list(checkpoint)
+        assert there.state_dict()._metadata == checkpoint._metadata
+        assert back.stem[1].num_batches_tracked == 4
+        assert torch.equal(back.eval()(an_input()), there.eval()(an_input()))
 
 
 def test_the_process_group_of_torchs_layers_is_given_back(ranks: Ranks) -> None:

@@ -56,6 +56,25 @@ class Sometimes(nn.BatchNorm2d):
         return F.batch_norm(x, None, None, training=True) if x.shape[0] > 99 else x
 
 
+class Split(nn.BatchNorm2d):
+    """Gives half of the batch to a batch norm within, as timm's SplitBatchNorm2d does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.aux = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        return torch.cat([super().forward(first), self.aux(second)])
+
+
+class TorchsOwn(nn.SyncBatchNorm):
+    """What timm's conversion to torch's synchronized layers makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
 KINDS = [OnTop, ByItself, Plain]
 
 
@@ -103,6 +122,41 @@ def test_copies_pickles_and_reverts_without_a_trace(kind: type[nn.BatchNorm2d]) 
         assert list(other.state_dict()) == list(net.state_dict())
 
 
+def halves(rank: int, world_size: int, only: str | None) -> dict[str, Tensor]:
+    layer = syncbn.convert(Split(3).double(), only=only)
+    layer(data().chunk(world_size)[rank])
+    return dict(layer.named_buffers())
+
+
+@pytest.mark.parametrize("only", [None, ""], ids=["all", "but the one within"])
+def test_a_batch_norm_within_is_synchronized_if_it_was_chosen(ranks: Ranks, only: str | None) -> None:
+    first, second = ranks.run(halves, only, world_size=2)
+    assert torch.equal(first["running_mean"], second["running_mean"])
+    assert torch.equal(first["aux.running_mean"], second["aux.running_mean"]) == (only is None)
+    quarters = data().unflatten(0, (2, 2, -1))  # by rank and by half
+    torch.testing.assert_close(first["running_mean"], 0.1 * quarters[:, 0].mean((0, 1, 3, 4)))
+    of_first = quarters[:, 1] if only is None else quarters[:1, 1]
+    torch.testing.assert_close(first["aux.running_mean"], 0.1 * of_first.mean((0, 1, 3, 4)))
+
+
+def compiled(rank: int, world_size: int, kind: type[nn.BatchNorm2d]) -> None:
+    torch._dynamo.reset()
+    results = []
+    for compile in (lambda layer: layer, lambda layer: torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        layer, x = syncbn.convert(kind(3).double()), data().split([3, 5])[rank].clone().requires_grad_()
+        y = compile(layer)(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, layer.weight.grad, layer.bias.grad, *layer.buffers()])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_in_one_graph(ranks: Ranks, kind: type[nn.BatchNorm2d]) -> None:
+    ranks.run(compiled, kind, world_size=2)
+
+
 def test_an_argument_of_its_own_gets_through_and_evaluation_is_untouched() -> None:
     layer, x = ByItself(3), data().float()
     expected = copy.deepcopy(layer).eval()(x, flip=True)
@@ -122,7 +176,11 @@ def test_a_parametrized_layer_is_synchronized_and_given_back() -> None:
 
 @pytest.mark.parametrize(
     ("layer", "why"),
-    [(Hidden(3), "nothing in it to synchronize"), (nn.LazyBatchNorm2d(), "run a batch through the model first")],
+    [
+        (Hidden(3), "nothing in it to synchronize"),
+        (nn.LazyBatchNorm2d(), "run a batch through the model first"),
+        (TorchsOwn(3), "convert the model before it gets such layers"),
+    ],
 )
 def test_what_cannot_be_synchronized_is_refused_by_name_and_the_model_untouched(layer: nn.Module, why: str) -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(layer))
