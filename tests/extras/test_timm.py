@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import syncbn
 from syncbn.nn.modules import Synchronized
+from syncbn.testing import force_exchange
 from tests.extras import zoo
 from tests.extras.test_lossless import there_and_back
 from tests.extras.test_training import assert_equal, step
@@ -37,7 +38,7 @@ def test_split_batch_norm_there_and_back(entry: zoo.Entry) -> None:
 
 
 def split_step(rank: int, world_size: int, entry: zoo.Entry) -> None:
-    with syncbn.testing.force_exchange():
+    with force_exchange():
         x = zoo.batch(entry, 8, FLOAT64)
         one, other = (convert_splitbn_model(zoo.build(entry)).double().train() for _ in range(2))
         expected = step(one, x)
@@ -110,7 +111,7 @@ def test_a_model_traced_by_fx_there_and_back() -> None:
 
 def compiled(rank: int, world_size: int) -> None:
     x = torch.randn(4, 3, 8, 8, dtype=FLOAT64)
-    with syncbn.testing.force_exchange():
+    with force_exchange():
         eager = syncbn.convert(ConvNormAct(3, 4, 3).double())
         other = deepcopy(eager)
         assert isinstance(eager.bn, Synchronized)

@@ -1,7 +1,8 @@
 """The models: of each of timm's families and each of torchvision's that has batch norm a small one."""
 
 import inspect
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import timm
 import torch
@@ -10,15 +11,31 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class Entry(NamedTuple):
-    """A model's name, the shape of a sample that it takes, and what makes it smaller than it is published."""
+@dataclass(frozen=True)
+class Entry:
+    """A model of timm: its name, the shape of a sample that it takes, and what makes it smaller than as published."""
 
     name: str
     shape: tuple[int, ...] = (3, 64, 64)
-    options: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return self.name
+        return f"timm.{self.name}"
+
+    def model(self) -> nn.Module:
+        return timm.create_model(self.name, **self.options)
+
+
+class Torchvision(Entry):
+    """A model of torchvision."""
+
+    def __str__(self) -> str:
+        return f"torchvision.{self.name}"
+
+    def model(self) -> nn.Module:
+        parameters = inspect.signature(torchvision.models.get_model_builder(self.name)).parameters
+        downloads = {name: None for name in ("weights", "weights_backbone") if name in parameters}
+        return torchvision.models.get_model(self.name, **downloads, **self.options)
 
 
 LARGER, FULL = (3, 96, 96), (3, 224, 224)
@@ -100,37 +117,37 @@ WITHOUT = {
 
 VIDEO = (3, 4, 24, 24)
 TORCHVISION = [
-    Entry("resnet18"),
-    Entry("resnext50_32x4d"),
-    Entry("densenet121"),
-    Entry("googlenet", options={"aux_logits": True, "init_weights": False}),
-    Entry("inception_v3", LARGER, {"aux_logits": True, "init_weights": False}),
-    Entry("mobilenet_v2"),
-    Entry("mobilenet_v3_small"),
-    Entry("efficientnet_b0"),
-    Entry("mnasnet0_5"),
-    Entry("shufflenet_v2_x0_5"),
-    Entry("regnet_y_400mf"),
-    Entry("lraspp_mobilenet_v3_large"),
-    Entry("deeplabv3_mobilenet_v3_large"),
-    Entry("fcn_resnet50"),
-    Entry("r3d_18", VIDEO),
-    Entry("mc3_18", VIDEO),
-    Entry("r2plus1d_18", VIDEO),
+    Torchvision("resnet18"),
+    Torchvision("resnext50_32x4d"),
+    Torchvision("densenet121"),
+    Torchvision("googlenet", options={"aux_logits": True, "init_weights": False}),
+    Torchvision("inception_v3", LARGER, {"aux_logits": True, "init_weights": False}),
+    Torchvision("mobilenet_v2"),
+    Torchvision("mobilenet_v3_small"),
+    Torchvision("efficientnet_b0"),
+    Torchvision("mnasnet0_5"),
+    Torchvision("shufflenet_v2_x0_5"),
+    Torchvision("regnet_y_400mf"),
+    Torchvision("lraspp_mobilenet_v3_large"),
+    Torchvision("deeplabv3_mobilenet_v3_large"),
+    Torchvision("fcn_resnet50"),
+    Torchvision("r3d_18", VIDEO),
+    Torchvision("mc3_18", VIDEO),
+    Torchvision("r2plus1d_18", VIDEO),
 ]
 
 # Dear to run, or in want of torchvision's operators. What convert does to their layers can be seen all the same.
 LOOKED_AT = [
-    Entry("fasterrcnn_mobilenet_v3_large_320_fpn"),
-    Entry("fasterrcnn_resnet50_fpn_v2"),
-    Entry("retinanet_resnet50_fpn"),
-    Entry("ssdlite320_mobilenet_v3_large"),
-    Entry("raft_large"),
-    Entry("s3d"),
-    Entry("maxvit_t"),
-    Entry("vgg19_bn"),
-    Entry("wide_resnet101_2"),
-    Entry("efficientnet_v2_s"),
+    Torchvision("fasterrcnn_mobilenet_v3_large_320_fpn"),
+    Torchvision("fasterrcnn_resnet50_fpn_v2"),
+    Torchvision("retinanet_resnet50_fpn"),
+    Torchvision("ssdlite320_mobilenet_v3_large"),
+    Torchvision("raft_large"),
+    Torchvision("s3d"),
+    Torchvision("maxvit_t"),
+    Torchvision("vgg19_bn"),
+    Torchvision("wide_resnet101_2"),
+    Torchvision("efficientnet_v2_s"),
 ]
 RUN = [*TIMM.values(), *TORCHVISION]
 
@@ -138,12 +155,7 @@ RUN = [*TIMM.values(), *TORCHVISION]
 def build(entry: Entry) -> nn.Module:
     """A model in evaluation whose batch norms hold something: trained statistics, not those of a new layer."""
     torch.manual_seed(0)
-    if entry in TIMM.values():
-        model = timm.create_model(entry.name, **entry.options)
-    else:
-        parameters = inspect.signature(torchvision.models.get_model_builder(entry.name)).parameters
-        downloads = {name: None for name in ("weights", "weights_backbone") if name in parameters}
-        model = torchvision.models.get_model(entry.name, **downloads, **entry.options)
+    model = entry.model()
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) and not layer.running_mean.is_meta:
             trained(layer)
