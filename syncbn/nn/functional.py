@@ -207,7 +207,9 @@ class _Normalize(torch.autograd.Function):
         anchor: Tensor | None,
     ) -> Tensor:
         statistics = kernels.rounded(batch.moments, x, batch.local)
-        y = kernels.normalize(x, statistics, weight, bias, eps, batch.local)
+        # Not in a graph, which may not give back what it was given: an activation in place would be refused.
+        local = None if torch.compiler.is_compiling() else batch.local
+        y = kernels.normalize(x, statistics, weight, bias, eps, local)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
         ctx.save_for_backward(x, weight, batch.mask, batch.moments.n, *statistics)

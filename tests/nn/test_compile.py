@@ -230,3 +230,39 @@ def test_shapes_can_be_asked_for_without_data() -> None:
     assert y.shape == x.shape
     assert x.grad is not None
     assert x.grad.shape == x.shape
+
+
+class InPlace(nn.Module):
+    """The most usual neighbour: an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = parameters(syncbn.SyncBatchNorm1d(CHANNELS, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).relu_()
+
+
+def with_an_activation_in_place(rank: int, world_size: int, x: Tensor, compiled: bool) -> Tensor:
+    torch._dynamo.reset()
+    model: Callable[[Tensor], Tensor] = InPlace()
+    if compiled:
+        model = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = x.requires_grad_()
+    with force_exchange():
+        y = model(x)
+        y.square().sum().backward()
+    assert x.grad is not None
+    return torch.stack([y.detach(), x.grad])
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])  # near zero and centred first: routes of their own in eager mode
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_activation_in_place_may_follow(ranks: Ranks, compiled: bool, offset: float) -> None:
+    x = torch.randn(6, CHANNELS, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + offset
+    (result,) = ranks.run(with_an_activation_in_place, x, compiled, world_size=1, timeout=PATIENCE)
+    x.requires_grad_()
+    layer = parameters(nn.BatchNorm1d(CHANNELS, dtype=torch.float64))
+    expected = layer(x).relu()
+    expected.square().sum().backward()
+    close(result, torch.stack([expected, x.grad]), 1e-10, "y and dx")
