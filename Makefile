@@ -7,7 +7,7 @@ EXTRAS := .venv-extras
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-extras lint format clean
+.PHONY: help train test test-extras prove-layer lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: $(VENV)/ready ## run the tests; a choice of them: make test ARGS="tests/nn
 
 test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
+
+prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
+	@$(BIN)/python -m tests.prove_layer $(ARGS)
 
 lint: $(VENV)/ready ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -115,10 +115,10 @@ def normalize(
         return F.batch_norm(x, mean, var, _cast(weight, mean.dtype), _cast(bias, mean.dtype), eps=eps)
     scale = (var + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight
+        scale = scale * weight.to(mean.dtype)
     if rest is None:
         offset = (mean * scale).neg_() if bias is None else torch.addcmul(bias.to(mean.dtype), mean, scale, value=-1)
-        return torch.addcmul(_per_channel(offset, x), x, _per_channel(scale, x))
+        return _laid_out(torch.addcmul(_per_channel(offset, x), x, _per_channel(scale, x)), x)
     if local is None or local.shift is None or local.shifted is None:
         shifted, by = x - _per_channel(mean, x), rest
     else:
@@ -126,7 +126,7 @@ def normalize(
     shifted.sub_(_per_channel(by, x)).mul_(_per_channel(scale, x))
     if bias is not None:
         shifted.add_(_per_channel(bias, x))
-    return shifted.to(x.dtype)
+    return _laid_out(shifted.to(x.dtype), x)
 
 
 def gradient_sums(dy: Tensor, x: Tensor, statistics: Statistics, eps: float) -> Tensor:
@@ -219,6 +219,12 @@ def _channels_innermost(x: Tensor) -> bool:
                 return False
             expected *= x.shape[d]
     return True
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` in the layout that torch's batch norm gives for ``x``: channels_last stays, all else is contiguous."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    return y.contiguous(memory_format=layout if x.is_contiguous(memory_format=layout) else torch.contiguous_format)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
