@@ -14,10 +14,8 @@ EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32)
 # By the type that computes: float32 for half precision too.
 # Of the size of the terms: some roundings each, and sums over thousands of them, in an order that the cut decides.
 TERMS = {torch.float64: 1e-11, torch.float32: 1e-5}
-# Of the size of the mean: what "x - mean" is off by, since no mean has more digits than its type.
-MEAN = {torch.float64: 4 * EPS[torch.float64], torch.float32: 2 * EPS[torch.float32]}
-# Sums over ranks are of values that are not centred, in float64: sum(x^2) / n - mean^2.
-EXCHANGE = 4 * EPS[torch.float64]
+# Of the size of the mean, for any type: a mean has float64's digits, since the sums that ranks exchange do.
+MEAN = 4 * EPS[torch.float64]
 RUNNING = ("running_mean", "running_var")
 
 
@@ -80,7 +78,7 @@ class OneProcess:
     def _moments_bounds(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """What the batch's mean and variance may be off by."""
         unit = TERMS[computing(self.case.dtype)]
-        return unit * var.sqrt() + EXCHANGE * mean.abs(), unit * var + EXCHANGE * mean.square()
+        return unit * var.sqrt() + MEAN * mean.abs(), unit * var + MEAN * mean.square()
 
     def _bounds(self, values: dict[str, Tensor], x: Tensor, dy: Tensor, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
         case, twin = self.case, self.twin
@@ -91,7 +89,7 @@ class OneProcess:
         gamma, beta = 1 if gamma is None else gamma, 0 if beta is None else beta
         invstd = (var + case.eps).rsqrt()
         off = unit + self._moments_bounds(mean, var)[1] * invstd.square()  # of a term, relative
-        off_xhat = (unit * var.sqrt() + MEAN[computing(case.dtype)] * mean.abs()) * invstd  # absolute
+        off_xhat = (unit * var.sqrt() + MEAN * mean.abs()) * invstd  # absolute
         xhat, dy = (x * invstd).abs(), dy.abs()
         dy_xhat = dy * xhat
         dx = dy + dy.mean(0) + xhat * dy_xhat.mean(0)
