@@ -175,22 +175,23 @@ def plot(result: dict[str, Any], path: Path) -> None:
         "compiled": "compiled conv-bn-relu",
     }
     parts = [(titles[key], result[key]) for key in titles if result.get(key)]
-    figure, axes = plt.subplots(
-        1, len(parts), figsize=(5 * len(parts), 4.6), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(parts), figsize=(6 * len(parts), 5.2), squeeze=False, layout="constrained")
     for axis, (title, rows) in zip(axes[0], parts, strict=True):
         labels = ["x".join(map(str, r["shape"])) + (", c.last" if r["layout"] != "contiguous" else "") for r in rows]
-        for offset, (name, color) in enumerate({"textbook": "tab:orange", "ours": "tab:blue"}.items()):
-            have = [r for r in rows if f"{name}_us" in r]
-            ratio = [r[f"{name}_us"][0] / r["per-device_us"][0] for r in have]
-            axis.barh([i + 0.2 - 0.4 * offset for i in range(len(have))], ratio, 0.38, label=name, color=color)
+        for offset, (name, color) in enumerate({"ours": "tab:blue", "textbook": "tab:orange"}.items()):
+            if f"{name}_us" in rows[0]:
+                ratio = [row[f"{name}_us"][0] / row["per-device_us"][0] for row in rows]
+                bars = axis.barh(
+                    [i - 0.2 + 0.4 * offset for i in range(len(rows))], ratio, 0.38, label=name, color=color
+                )
+                axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
         axis.axvline(1, color="black", linewidth=1)
         axis.set_title(title)
-        axis.set_xscale("log")
-        axis.set_xlabel("time / time of per-device batch norm (log)")
+        axis.set_xlabel("time / time of per-device batch norm")
+        axis.margins(x=0.1)
         axis.set_yticks(range(len(labels)), labels)
-        axis.tick_params("y", labelleft=True)
-        axis.legend()
+        axis.invert_yaxis()
+    axes[0][0].legend(loc="upper right")
     figure.suptitle(f"Forward + backward on {result['machine']['device']}, torch {result['machine']['torch']}")
     figure.savefig(path, dpi=120)
 
