@@ -1,9 +1,9 @@
-"""For tests and benchmarks: make the layer send its messages even where it has nobody to send them to."""
+"""For tests and benchmarks: make the layer take a road that it would not take here."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from syncbn.nn import exchange
+from syncbn.nn import exchange, native
 
 
 @contextmanager
@@ -14,3 +14,13 @@ def force_exchange() -> Iterator[None]:
         yield
     finally:
         exchange._forced = before
+
+
+@contextmanager
+def without_native() -> Iterator[None]:
+    """Within this context torch's kernels do what compiled code does otherwise, as where there is no C compiler."""
+    before, native._disabled = native._disabled, True
+    try:
+        yield
+    finally:
+        native._disabled = before

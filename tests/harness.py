@@ -5,6 +5,7 @@ a rank that raises, hangs or dies fails the test, with the traceback or the stac
 """
 
 import faulthandler
+import gc
 import itertools
 import multiprocessing
 import os
@@ -282,8 +283,14 @@ def messages() -> Iterator[Messages]:
     an operation ``c10d::*`` of the dispatcher. No code under test can leave it out or count it twice.
     """
     seen = Messages()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        yield seen
+    collects = gc.isenabled()
+    gc.disable()  # freeing an earlier profile while another is recorded has crashed in torch's libkineto
+    try:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            yield seen
+    finally:
+        if collects:
+            gc.enable()
     for event in profiler.profiler.kineto_results.events():
         if event.name().startswith("c10d::"):
             seen.operations.append(event.name().removeprefix("c10d::").strip("_"))

@@ -67,7 +67,7 @@ class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, partners: dist.ProcessGroup, place: str) -> Tensor:
         ctx.partners, ctx.place = partners, place
-        return exchange.all_sum(x, partners, place)
+        return exchange.all_sum(x.clone(), partners, place)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:

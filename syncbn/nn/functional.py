@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import composite, exchange, groups, kernels
+from syncbn.nn import composite, exchange, groups, kernels, native
 from syncbn.nn.statistics import Moments, known, may_read, unpack
 
 # Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
@@ -68,12 +68,8 @@ def sync_batch_norm(
         kept = x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
         return F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps).masked_fill(~mask, 0)
     channels = x.shape[1]
-    for what, tensor in {
-        "running_mean": running_mean,
-        "running_var": running_var,
-        "weight": weight,
-        "bias": bias,
-    }.items():
+    names = ("running_mean", "running_var", "weight", "bias")
+    for what, tensor in zip(names, (running_mean, running_var, weight, bias), strict=True):
         if tensor is not None and tensor.shape != (channels,):
             raise ValueError(
                 f"{what} has shape {tuple(tensor.shape)}, but the input {tuple(x.shape)}: {channels} channels"
@@ -84,20 +80,20 @@ def sync_batch_norm(
         return F.batch_norm(x, running_mean, running_var, weight, bias, True, 0.0 if recomputing() else momentum, eps)
     batch = measure(x, partners, mask, name)
     if training and running_mean is not None and running_var is not None and not recomputing():
-        moments = batch.moments if biased_running_var else batch.moments.unbiased()
-        update_running(running_mean, running_var, moments, momentum)
+        update_running(running_mean, running_var, batch.sums, momentum, biased_running_var)
     return normalize(batch, weight, bias, eps)
 
 
 class Batch(NamedTuple):
-    """One rank's share of a batch and the moments of the whole.
+    """One rank's share of a batch and the sums of the whole.
 
     Attributes:
         x: shape ``(N, C, *)``.
         mask: what :func:`over_channels` gives, or None.
         partners: who shares the batch, or None for this rank alone.
         name: what errors call the layer.
-        moments: of all that the partners hold and no mask leaves out.
+        sums: ``[n, sum x, sum x^2]`` of all that the partners hold and no mask leaves out; see
+            :mod:`syncbn.nn.statistics`.
         local: what this rank found out about ``x`` on the way.
     """
 
@@ -105,35 +101,34 @@ class Batch(NamedTuple):
     mask: Tensor | None
     partners: dist.ProcessGroup | None
     name: str
-    moments: Moments
+    sums: Tensor
     local: kernels.Local
 
 
-@torch.no_grad()
 def measure(
     x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None = None, name: str = "sync_batch_norm"
 ) -> Batch:
-    """The moments of the batch that all ``partners`` hold together; see :class:`Batch` for the arguments.
+    """The sums of the batch that all ``partners`` hold together; see :class:`Batch` for the arguments.
 
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
     """
     local = kernels.local_sums(x.detach(), mask)
-    moments = unpack(local.sums if partners is None else exchange.all_sum(local.sums, partners, f"{name} forward"))
+    sums = local.sums if partners is None else exchange.all_sum(local.sums, partners, f"{name} forward")
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     # Where looking is impossible, or would wait, the running update leaves the variance alone instead.
     may_look = may_read(x) or (mask is None and not torch.compiler.is_compiling())
-    if may_look and (mask is not None or x.numel() <= x.shape[1]) and moments.n.item() == 1:
+    if may_look and (mask is not None or x.numel() <= x.shape[1]) and sums[0].item() == 1:
         ranks = 1 if partners is None else partners.size()
         raise ValueError(
             f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
             f"this rank's input size is {x.shape}"
         )
-    return Batch(x, mask, partners, name, moments, local)
+    return Batch(x, mask, partners, name, sums, local)
 
 
 def normalize(batch: Batch, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """The batch normalized with its moments, differentiable; ``batch`` is used up. Where it was masked it is zero."""
+    """The batch normalized with its statistics, differentiable; zero where masked. ``batch`` is used up."""
     # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
     # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
     anchor = None
@@ -161,7 +156,7 @@ def normalize_chunks(
     sizes[-1] += len(x) - sum(sizes)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
     batches = [measure(part, None, kept) for part, kept in zip(x.split(sizes), masks, strict=True)]
-    moments = [batch.moments if biased else batch.moments.unbiased() for batch in batches]
+    moments = [unpack(batch.sums) if biased else unpack(batch.sums).unbiased() for batch in batches]
     n, mean, var = map(torch.stack, zip(*moments, strict=True))
     counts = (n > 0).double()
     share = counts / counts.sum().clamp_min(1)
@@ -169,9 +164,18 @@ def normalize_chunks(
     return y, Moments(n.sum(), share @ mean, share @ var)
 
 
+def update_running(
+    running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float | Tensor, biased: bool = False
+) -> None:
+    """:func:`move` by the mean and the variance of the set with these sums, the unbiased one unless ``biased``."""
+    if isinstance(momentum, Tensor) or not native.update_running(running_mean, running_var, sums, momentum, biased):
+        moments = unpack(sums)
+        move(running_mean, running_var, moments if biased else moments.unbiased(), momentum)
+
+
 @torch.no_grad()
-def update_running(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, in place, and in float32 at least.
+def move(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
+    """``running = (1 - momentum) * running + momentum * batch``, in place, and in float64.
 
     Args:
         running_mean, running_var: shape ``(C,)``, any floating type; only the result is rounded to it.
@@ -180,9 +184,8 @@ def update_running(running_mean: Tensor, running_var: Tensor, moments: Moments, 
     """
     n = known(moments.n)
     for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.var, 2)):
-        dtype = torch.promote_types(running.dtype, torch.float32)
-        share = (n >= least).to(dtype) * momentum if isinstance(n, Tensor) else (n >= least) * momentum
-        running.copy_(torch.lerp(running.to(dtype), batch.to(dtype), share))
+        share = (n >= least).double() * momentum if isinstance(n, Tensor) else (n >= least) * momentum
+        running.copy_(torch.lerp(running.double(), batch, share))
 
 
 def recomputing() -> bool:
@@ -194,7 +197,7 @@ def recomputing() -> bool:
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalizes with given moments; its gradient knows that they are the moments of the input."""
+    """Normalizes with given statistics; its gradient knows that they are the input's own."""
 
     @staticmethod
     def forward(
@@ -206,13 +209,13 @@ class _Normalize(torch.autograd.Function):
         batch: Batch,
         anchor: Tensor | None,
     ) -> Tensor:
-        statistics = kernels.rounded(batch.moments, x, batch.local)
+        statistics = kernels.rounded(batch.sums, x)
         # Not in a graph, which may not give back what it was given: an activation in place would be refused.
         local = None if torch.compiler.is_compiling() else batch.local
         y = kernels.normalize(x, statistics, weight, bias, eps, local)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
-        ctx.save_for_backward(x, weight, batch.mask, batch.moments.n, *statistics)
+        ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *statistics)
         ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
@@ -228,13 +231,13 @@ class _Normalize(torch.autograd.Function):
             if not need_x:
                 dx = None
         else:
-            x, dy = (kernels.blank(t, mask).to(statistics.mean.dtype) for t in (x, dy))
-            sums = kernels.gradient_sums(dy, x, statistics, ctx.eps)
-            total = sums if ctx.partners is None else exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
-            dx = kernels.input_gradient(dy, x, n, statistics, weight, total, ctx.eps) if need_x else None
+            data = kernels.pair(x, dy, mask, weight)
+            sums, dbias, dweight = kernels.gradient_sums(data, statistics, ctx.eps)
+            if ctx.partners is not None:
+                sums = exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
+            dx = kernels.input_gradient(data, n, statistics, weight, sums, ctx.eps) if need_x else None
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
-            dbias, dweight = sums.split(x.shape[1])
         return (
             None if dx is None else dx.to(ctx.dtype),
             dweight.to(weight.dtype) if need_weight else None,

@@ -1,31 +1,20 @@
-"""The passes over the data, on one device, put together from torch's own kernels.
+"""The passes over the data, on one device.
 
 Every function takes ``x`` of shape ``(N, C, *)`` in any floating type and any memory layout. Sums over the data are
-taken in float32 (float64 for float64 input) and handed on in float64, never in half precision. The same calls run on
-the CPU and on CUDA, and on CUDA none reads a value back to the host.
+handed on in float64, and never taken in half precision.
 
-Two passes do nearly all of it. ``native_batch_norm_backward`` in evaluation mode with the output mask
-``[False, True, True]`` is a fused reduction that gives ``sum dy*(x - mean)`` and ``sum dy``. The other is a per-channel
-affine map.
+On the CPU :mod:`syncbn.nn.native` does most of it. The rest is put together from torch's own kernels, the same calls on
+the CPU and on CUDA, and on CUDA none reads a value back to the host. ``native_batch_norm_backward`` in evaluation mode
+with the output mask ``[False, True, True]`` is a fused reduction that gives ``sum dy*(x - mean)`` and ``sum dy``.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn.statistics import Moments, known, may_read
-
-# Values whose mean is within so many standard deviations of zero are squared as they are, which in float32 costs the
-# variance up to 5e-6 of itself. Others are centred first.
-_NEAR_ZERO = 2.0
-# With channels innermost the reduction adds row to row in float32: after 1.6 million rows the variance is 1e-3 off. So
-# it gets few rows at a time, as wide as its accumulators fit into a core's first cache.
-_ROWS, _WIDTH = 2048, 1024
-# From so many values on, an affine map of channels-last data is faster by addcmul than by torch's batch norm.
-_LARGE = 2**16
+from syncbn.nn import native
+from syncbn.nn.statistics import known, may_read, unpack
 
 
 class Local(NamedTuple):
@@ -33,11 +22,13 @@ class Local(NamedTuple):
 
     Attributes:
         sums: ``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``.
-        shift: the values' mean but for its rounding, shape ``(C,)``; None where they are near zero anyway.
+        at: how ``x`` lies in memory, where compiled code takes it.
+        shift: the values' mean but for its rounding, shape ``(C,)``; None where they were not centred.
         shifted: ``x - shift``, a new tensor of the shape of ``x``; None where ``shift`` is.
     """
 
     sums: Tensor
+    at: native.Shape | None = None
     shift: Tensor | None = None
     shifted: Tensor | None = None
 
@@ -47,20 +38,32 @@ class Statistics(NamedTuple):
 
     Attributes:
         mean, var: shape ``(C,)``.
-        rest: what ``mean`` lost in rounding, shape ``(C,)``; None where the values are near zero and it says nothing.
+        rest: what ``mean`` lost in rounding, shape ``(C,)``.
     """
 
     mean: Tensor
     var: Tensor
-    rest: Tensor | None
+    rest: Tensor
+
+
+class Pair(NamedTuple):
+    """An input and the gradient of its output, as the backward passes take them: of one type, and blank where masked.
+
+    Attributes:
+        x, dy: shape ``(N, C, *)``; float32 or float64, and where compiled code takes them bfloat16.
+        at: how ``x`` lies in memory, where compiled code takes both.
+    """
+
+    x: Tensor
+    dy: Tensor
+    at: native.Shape | None
 
 
 def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     """The sums of this device's values, to the digits of their type whatever their offset and count.
 
-    Values far from zero are centred on their float32 mean before they are squared, and what that mean lost in rounding
-    is carried along. On the CPU, where looking costs nothing, the plain sums tell whether that is necessary; elsewhere,
-    and under torch.compile, all are centred. An empty ``x`` gives zeros.
+    With torch's kernels values are centred on their mean before they are squared, and what that mean lost in rounding
+    is carried along. An empty ``x`` gives zeros.
 
     Args:
         x: shape ``(N, C, *)``.
@@ -69,35 +72,34 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     channels = x.shape[1]
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
         return Local(_nothing(x).repeat(3)[channels - 1 :])
-    values = blank(x, mask).to(statistics_dtype(x))
-    if mask is None:
+    values, at = blank(x, mask), native.shape(x)
+    n = None if mask is None else mask.expand_as(x[:, :1]).sum().double().reshape(1)
+    if at is not None:
+        sums = native.sums(values, at)
+        if n is not None:
+            sums[:1] = n
+        return Local(sums, at)
+    if n is None:
         n = torch.full((1,), x.numel() // channels, dtype=torch.float64, device=x.device)
-    else:
-        n = mask.expand_as(x[:, :1]).sum().double().reshape(1)
-    if may_read(x):
-        sums = torch.cat([n, _sums(values, values)])
-        _, total, squares = sums.split([1, channels, channels])
-        excess = torch.addcmul(squares, total, total, value=(-1 - _NEAR_ZERO**-2) / max(n.item(), 1))
-        if excess.min().item() >= 0:
-            return Local(sums)
-    else:
-        total = values.sum(dim=[d for d in range(x.dim()) if d != 1])
-    shift = (total / n.clamp_min(1)).to(values.dtype)
+    values = values.to(statistics_dtype(x))
+    shift = (values.sum(dim=[d for d in range(x.dim()) if d != 1]) / n.clamp_min(1)).to(values.dtype)
     shifted = values - _per_channel(shift, x)
     if mask is not None:
         shifted.masked_fill_(~mask, 0)
     remainder, squares = _sums(shifted, shifted).split(channels)
     mean = shift.double()
     total = n * mean + remainder
-    return Local(torch.cat([n, total, squares + mean * (remainder + total)]), shift, shifted)
+    return Local(torch.cat([n, total, squares + mean * (remainder + total)]), None, shift, shifted)
 
 
-def rounded(moments: Moments, x: Tensor, local: Local) -> Statistics:
-    """``moments`` in the type that the passes over ``x`` compute in."""
+def rounded(sums: Tensor, x: Tensor) -> Statistics:
+    """The statistics of the set with these sums, in the type that the passes over ``x`` compute in."""
     dtype = statistics_dtype(x)
+    if dtype == torch.float32 and native.takes(sums):
+        return Statistics(*native.statistics(sums))
+    moments = unpack(sums)
     mean = moments.mean.to(dtype)
-    rest = None if local.shift is None else (moments.mean - mean).to(dtype)
-    return Statistics(mean, moments.var.to(dtype), rest)
+    return Statistics(mean, moments.var.to(dtype), (moments.mean - mean).to(dtype))
 
 
 def normalize(
@@ -109,16 +111,12 @@ def normalize(
     local: Local | None = None,
 ) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` in the type and layout of ``x``; uses up ``local.shifted``."""
+    if local is not None and local.at is not None and native.takes(weight, bias):
+        return _laid_out(native.normalize(x, local.at, statistics, weight, bias, eps), x)
     mean, var, rest = statistics
-    multiply = may_read(x) and x.numel() >= _LARGE and x.dtype == mean.dtype and _channels_innermost(x)
-    if rest is None and not multiply:
-        return F.batch_norm(x, mean, var, _cast(weight, mean.dtype), _cast(bias, mean.dtype), eps=eps)
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.to(mean.dtype)
-    if rest is None:
-        offset = (mean * scale).neg_() if bias is None else torch.addcmul(bias.to(mean.dtype), mean, scale, value=-1)
-        return _laid_out(torch.addcmul(_per_channel(offset, x), x, _per_channel(scale, x)), x)
     if local is None or local.shift is None or local.shifted is None:
         shifted, by = x - _per_channel(mean, x), rest
     else:
@@ -129,33 +127,42 @@ def normalize(
     return _laid_out(shifted.to(x.dtype), x)
 
 
-def gradient_sums(dy: Tensor, x: Tensor, statistics: Statistics, eps: float) -> Tensor:
-    """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``.
+def pair(x: Tensor, dy: Tensor, mask: Tensor | None, weight: Tensor | None) -> Pair:
+    """Both as the backward passes take them."""
+    x, dy = blank(x, mask), blank(dy, mask)
+    at = native.shape(x) if native.takes(dy, weight) else None
+    if at is None:
+        x, dy = (t.to(statistics_dtype(x)) for t in (x, dy))
+    return Pair(x, dy, at)
 
-    Args:
-        dy, x: of one type, float32 or float64.
-    """
+
+def gradient_sums(data: Pair, statistics: Statistics, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``; and each by itself."""
+    x, dy, at = data
+    if at is not None:
+        return native.gradient_sums(dy, x, at, statistics, eps)
     if x.numel() == 0:
-        return _nothing(dy).repeat(2)
-    mean, var, rest = statistics
-    sums = _sums(dy, x, mean, var, eps)
-    if rest is not None:
+        sums = _nothing(dy).repeat(2)
+    else:
+        mean, var, rest = statistics
+        sums = _sums(dy, x, mean, var, eps)
         total, weighted = sums.split(len(mean))
         weighted.addcmul_(rest * (var + eps).rsqrt(), total, value=-1)
-    return sums
+    total, weighted = sums.clone().split(x.shape[1])
+    return sums, total, weighted
 
 
 def input_gradient(
-    dy: Tensor, x: Tensor, n: Tensor, statistics: Statistics, weight: Tensor | None, sums: Tensor, eps: float
+    data: Pair, n: Tensor, statistics: Statistics, weight: Tensor | None, sums: Tensor, eps: float
 ) -> Tensor:
     """The gradient of ``x``, in its layout, from ``gradient_sums`` added up over the group.
 
     ``dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)`` (Ioffe & Szegedy 2015, section 3, with the
     sums taken over every device that shared the statistics).
-
-    Args:
-        dy, x: of one type, float32 or float64.
     """
+    x, dy, at = data
+    if at is not None:
+        return _laid_out(native.input_gradient(dy, x, at, n, statistics, weight, sums, eps), x)
     scale = (statistics.var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
@@ -176,49 +183,13 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 def _sums(dy: Tensor, x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 0.0) -> Tensor:
     """``[sum dy, sum dy*(x - mean)/sqrt(var + eps)]`` per channel: float64, shape ``(2C,)``; mean 0 and variance 1."""
-    channels = x.shape[1]
-    positions = x.numel() // channels
-    beside = 1
-    parts: list[tuple[Tensor, ...]] = [(dy, x)]
-    if positions > _ROWS and may_read(x) and _channels_innermost(x):
-        if not _channels_innermost(dy):
-            dy = dy.movedim(1, -1).contiguous().movedim(-1, 1)
-        # The same memory, channels last, with the channels of so many positions side by side and as many fewer rows.
-        beside = math.gcd(positions, 1 << max(_WIDTH // channels, 1).bit_length() - 1)
-        width, rows = beside * channels, positions // beside
-        parts = [tuple(t.as_strided((1, width, rows, 1), (1, 1, width, width)) for t in (dy, x))]
-        if rows > _ROWS:
-            parts = list(zip(*(t.split(_ROWS, 2) for t in parts[0]), strict=True))
+    if may_read(x) and not x.is_contiguous():  # the CPU's kernel adds row to row, in float32: 1.6 million rows are 1e-3
+        dy, x = dy.contiguous(), x.contiguous()
     if mean is None or var is None:
-        width = beside * channels
-        mean, var = x.new_zeros(width), x.new_ones(width)
-    elif beside > 1:
-        mean, var = mean.repeat(beside), var.repeat(beside)
-    sums = torch.cat([part for pair in parts for part in _reduce(pair[0], pair[1], mean, var, eps)])
-    if len(parts) == beside == 1:
-        return sums.double()
-    return sums.view(-1, 2, beside, channels).sum((0, 2), dtype=torch.float64).view(-1)
-
-
-def _reduce(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``(sum dy, sum dy*(x - mean)/sqrt(var + eps))`` per channel, in the type of ``mean``."""
+        mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
     mask = [False, True, True]
     _, weighted, total = torch.ops.aten.native_batch_norm_backward(dy, x, None, mean, var, None, None, False, eps, mask)
-    return total, weighted
-
-
-def _channels_innermost(x: Tensor) -> bool:
-    """Whether the memory of ``x`` is a dense matrix with a row of channels for each position."""
-    channels, stride = x.shape[1], x.stride()
-    if stride[1] != 1:
-        return False
-    expected = channels
-    for d in range(x.dim() - 1, -1, -1):
-        if d != 1:
-            if x.shape[d] != 1 and stride[d] != expected:
-                return False
-            expected *= x.shape[d]
-    return True
+    return torch.cat([total, weighted]).double()
 
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
@@ -235,7 +206,3 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 def _nothing(x: Tensor) -> Tensor:
     """A zero per channel that depends on the empty ``x``: a constant's message torch.compile would put elsewhere."""
     return x.sum(dim=[d for d in range(x.dim()) if d != 1], dtype=torch.float64)
-
-
-def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if parameter is None else parameter.to(dtype)

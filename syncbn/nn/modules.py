@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import exchange, functional, groups
-from syncbn.nn.statistics import Moments
+from syncbn.nn.statistics import Moments, known
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var")
 
@@ -101,7 +101,7 @@ class Synchronized(_BatchNorm):
         if partners is None and mask is None and not self.biased_running_var:
             return self._as_torch_does(x)
         batch = functional.measure(x, partners, mask, self._place())
-        self._learn(batch.moments if self.biased_running_var else batch.moments.unbiased())
+        self._learn(batch.sums)
         return functional.normalize(batch, self.weight, self.bias, self.eps)
 
     def _place(self) -> str:
@@ -118,16 +118,23 @@ class Synchronized(_BatchNorm):
         # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
         return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
 
-    def _learn(self, moments: Moments) -> None:
-        """Moves the running statistics and counts the batch, unless activation checkpointing runs it a second time."""
-        if self.running_mean is None or self.running_var is None or functional.recomputing():
+    def _learn(self, seen: Tensor | Moments) -> None:
+        """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
+
+        Not where activation checkpointing runs the batch a second time.
+        """
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None or functional.recomputing():
             return
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(moments.n > 0)
+            self.num_batches_tracked.add_(known(seen[0]) > 0)
             if self.momentum is None:  # a tensor, so that nobody waits for its value
                 momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
-        functional.update_running(self.running_mean, self.running_var, moments, momentum)
+        if isinstance(seen, Moments):
+            functional.move(mean, var, seen, momentum)
+        else:
+            functional.update_running(mean, var, seen, momentum, self.biased_running_var)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]

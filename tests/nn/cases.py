@@ -51,6 +51,7 @@ class Case:
     span: int = 0
     constant: bool = False
     steps: int = 1
+    native: bool = True  # as far as the compiled passes take it
     seed: int = 0
 
 
@@ -114,6 +115,7 @@ def cases(draw: st.DrawFn, world_size: int) -> Case:
         constant=draw(rarely),
         frozen=tuple(draw(st.lists(rarely, min_size=world_size, max_size=world_size))),
         steps=draw(st.integers(1, 3)),
+        native=draw(st.sampled_from([True, True, False])),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncbn.testing import force_exchange
+from syncbn.testing import force_exchange, without_native
 from tests.harness import RankError, Ranks
 from tests.nn.cases import Case, Piece, cases, make_layer, make_piece
 from tests.nn.exactness import Near, OneProcess, kept, worst
@@ -88,13 +88,15 @@ def one_step(layer: nn.Module, case: Case, piece: Piece, frozen: bool) -> Step:
         x.register_hook(lambda dx: values.update(dx=dx))  # x.grad has the layout of x, whatever the layer gives
     layer.zero_grad()
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if case.autocast else nullcontext()
+    kernels = nullcontext() if case.native else without_native()
     try:
-        with force_exchange(), autocast:  # a world of one exchanges too, to run the distributed code
+        with force_exchange(), autocast, kernels:  # a world of one exchanges too, to run the distributed code
             y = layer(x) if piece.mask is None else layer(x, piece.mask)
     except ValueError as error:
         assert "Expected more than 1 value per channel when training" in str(error)  # noqa: PT017
         return Step(copies(layer.named_buffers()))
-    y.backward(piece.dy)
+    with nullcontext() if case.native else without_native():
+        y.backward(piece.dy)
     values["y"] = y.detach()
     values |= {"dgamma" if name == "weight" else "dbeta": p.grad for name, p in layer.named_parameters()}
     return Step(copies(layer.named_buffers()), copies(values.items()))

@@ -1,0 +1,174 @@
+"""What the layer computes on the CPU, compiled: each the same as its namesake in another module here, but for rounding.
+
+``native.c`` is built when the package is installed. Where there was no C compiler, or ``SYNCBN_NATIVE=0``, torch's
+kernels do all of it, in two to four times the time.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+LIBRARY = Path(__file__).with_name("libnative.so")
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_PLAIN = (Tensor, torch.nn.Parameter)
+_disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
+
+
+class Shape(ctypes.Structure):
+    """How a tensor lies in memory: ``n * s`` positions of ``c`` channels; rows of channels, or planes of positions."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in "ncs"] + [(name, ctypes.c_int) for name in ("rows", "threads")]
+
+
+def _load() -> dict[str, Callable[..., int]]:
+    """The library's functions by name; none where it was not built, or for another machine."""
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return {}
+    size, flag, number, array = ctypes.c_int64, ctypes.c_int, ctypes.c_double, ctypes.c_void_p
+    library.syncbn_sums.argtypes = [flag, array, Shape, array]
+    library.syncbn_statistics.argtypes = [array, size, *[array] * 3]
+    library.syncbn_update_running.argtypes = [array, size, array, array, number, flag]
+    library.syncbn_normalize.argtypes = [flag, *[array] * 7, number, Shape]
+    library.syncbn_gradient_sums.argtypes = [flag, *[array] * 5, number, Shape, *[array] * 3]
+    library.syncbn_input_gradient.argtypes = [flag, *[array] * 9, number, Shape]
+    names = ("sums", "statistics", "update_running", "normalize", "gradient_sums", "input_gradient")
+    return {name: getattr(library, f"syncbn_{name}") for name in names}
+
+
+_functions = _load()
+
+
+def built() -> bool:
+    """Whether there is a library for this machine."""
+    return bool(_functions)
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether these may be handed on as memory: of the CPU, and with nobody who watches or traces what becomes of them.
+
+    Whoever looks on sees torch's operations alone.
+    """
+    if not _functions or _disabled or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(t is None or (type(t) in _PLAIN and t.is_cpu and not t.is_neg()) for t in tensors)
+
+
+def shape(x: Tensor) -> Shape | None:
+    """How ``x`` lies in memory, if it is taken: float32 or bfloat16, dense, channels or positions as neighbours."""
+    if x.dtype not in _TYPES or not takes(x):
+        return None
+    n, c, *positions = x.shape
+    s = 1
+    for size in positions:
+        s *= size
+    if n * c * s == 0:
+        return None
+    if c > 1 and _channels_innermost(x):
+        return Shape(n, c, s, 1, torch.get_num_threads())
+    return Shape(n, c, s, 0, torch.get_num_threads()) if x.is_contiguous() else None
+
+
+def sums(x: Tensor, at: Shape) -> Tensor:
+    """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``; a product of two values is exact in it."""
+    out = _empty(2 * at.c + 1, torch.float64)
+    _run("sums", _TYPES[x.dtype], x, at, out)
+    return out
+
+
+def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
+    c = len(sums) // 2
+    found = (_empty(c), _empty(c), _empty(c))
+    _run("statistics", sums, c, *found)
+    return found
+
+
+def update_running(
+    running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float, biased: bool = False
+) -> bool:
+    """Moves the running statistics towards those of the set with these sums, and says whether they are taken."""
+    for running in (running_mean, running_var):
+        if running.dtype != torch.float32 or not running.is_contiguous() or not takes(running):
+            return False
+    _run("update_running", sums, len(sums) // 2, running_mean, running_var, momentum, biased)
+    return True
+
+
+def normalize(
+    x: Tensor, at: Shape, statistics: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """``(x - mean - rest) / sqrt(var + eps) * weight + bias``, laid out as ``x`` is; see :func:`statistics`."""
+    y = torch.empty_like(x)
+    _run("normalize", _TYPES[x.dtype], x, y, *statistics, _float32(weight), _float32(bias), eps, at)
+    return y
+
+
+def gradient_sums(
+    dy: Tensor, x: Tensor, at: Shape, statistics: Sequence[Tensor], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``."""
+    out, dbias, dweight = _empty(2 * at.c, torch.float64), _empty(at.c), _empty(at.c)
+    _run("gradient_sums", _TYPES[x.dtype], _ordered(dy, at), x, *statistics, eps, at, out, dbias, dweight)
+    return out, dbias, dweight
+
+
+def input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    at: Shape,
+    n: Tensor,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    sums: Tensor,
+    eps: float,
+) -> Tensor:
+    """The gradient of ``x``, laid out as it is, from the group's ``n`` and ``sums``, both float64."""
+    dx = torch.empty_like(x)
+    _run("input_gradient", _TYPES[x.dtype], _ordered(dy, at), x, dx, *statistics, _float32(weight), n, sums, eps, at)
+    return dx
+
+
+def _channels_innermost(x: Tensor) -> bool:
+    """Whether the memory of ``x`` is a dense matrix with a row of channels for each position."""
+    shape, stride = x.shape, x.stride()
+    if stride[1] != 1:
+        return False
+    expected = shape[1]
+    for d in (*range(x.dim() - 1, 1, -1), 0):
+        if shape[d] != 1 and stride[d] != expected:
+            return False
+        expected *= shape[d]
+    return True
+
+
+def _ordered(dy: Tensor, at: Shape) -> Tensor:
+    """``dy`` with its values in this order."""
+    if not at.rows:
+        return dy.contiguous()
+    return dy if _channels_innermost(dy) else dy.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _float32(parameter: Tensor | None) -> Tensor | None:
+    if parameter is None or (parameter.dtype == torch.float32 and parameter.is_contiguous()):
+        return parameter
+    return parameter.detach().to(torch.float32).contiguous()
+
+
+def _empty(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="cpu")  # whatever the defaults are set to
+
+
+def _run(name: str, *arguments: object) -> None:
+    """Calls the function of that name, with addresses for tensors."""
+    addresses = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    if _functions[name](*addresses):
+        raise MemoryError(f"{name}: no memory for the sums of each channel")
