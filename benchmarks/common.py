@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from syncbn.nn import native
+
 RESULTS = Path(__file__).parent / "results"
 # Kept memory, as with jemalloc and tcmalloc. With glibc's defaults it is luck which of two alike calls gets its
 # megabytes back from the kernel, page by page, and that takes longer than to compute on them.
@@ -122,6 +124,7 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "compiled passes": native.built() and os.environ.get("SYNCBN_NATIVE") != "0",
         "system": platform.platform(aliased=True, terse=True),
     }
 

@@ -100,6 +100,8 @@ def update_running(
         if running.dtype != torch.float32 or not running.is_contiguous() or not takes(running):
             return False
     _run("update_running", sums, len(sums) // 2, running_mean, running_var, momentum, biased)
+    # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
+    torch.autograd.graph.increment_version([running_mean, running_var])
     return True
 
 

@@ -9,9 +9,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -113,12 +116,11 @@ def _launch(devices: int, run_dir: Path, name: str) -> None:
 
 def _rank(run_dir: Path) -> None:
     """The entry point of a rank that this module started."""
-    from syncbn.training import run
-
+    run = _import_run()
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
     try:
-        run.run(cfg, run_dir)
+        run(cfg, run_dir)
     except RuntimeError as error:
         # When a rank dies the others' collectives fail within milliseconds. Let the agent see the cause first.
         if any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL")):
@@ -127,14 +129,13 @@ def _rank(run_dir: Path) -> None:
 
 
 def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
-    from syncbn.training import run
-
+    run = _import_run()
     first = os.environ["RANK"] == "0"
     if first:
         record.begin(cfg, run_dir, name, overrides)
         print(record.headline(cfg), flush=True)
     try:
-        run.run(cfg, run_dir)
+        run(cfg, run_dir)
     except BaseException:
         if first:
             record.end(run_dir, "failed")
@@ -142,6 +143,21 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
     if first:
         record.end(run_dir, "finished")
         Console(soft_wrap=True, highlight=False).print(record.summary(run_dir))
+
+
+def _import_run() -> Callable[[DictConfig, Path], None]:
+    """A rank's job. Importing Lightning imports torchvision, where it is installed."""
+    try:
+        from syncbn.training import run
+    except (ImportError, OSError, RuntimeError) as error:
+        if "torchvision" not in str(error):
+            raise
+        raise SettingError(
+            f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, and Lightning cannot be "
+            f"imported beside it ({' '.join(str(error).split())}): install the build that belongs to this torch, or "
+            "remove it (pip uninstall torchvision)"
+        ) from error
+    return run.run
 
 
 def _close_wandb(cfg: DictConfig, run_dir: Path) -> None:

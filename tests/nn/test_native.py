@@ -189,6 +189,17 @@ def test_no_value_moves_nothing_and_one_has_no_variance(n: int, mean: float, var
     torch.testing.assert_close(running, [torch.tensor([mean]), torch.tensor([var])])
 
 
+@needs_library
+def test_autograd_notices_that_running_statistics_moved() -> None:
+    """As for any change in place: what evaluation saved for its backward pass is no longer there."""
+    running = [torch.zeros(3), torch.ones(3)]
+    x = normal(4, 3, seed=0).requires_grad_()
+    y = F.batch_norm(x, *running)
+    assert native.update_running(*running, kernels.local_sums(normal(4, 3, seed=1)).sums, 0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_one_rank_compiled_and_one_not(ranks: Ranks) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(33))
     steps = [Step([normal(n, 33, 9, 9, seed=n) + n for n in (3, 5)], [normal(n, 33, 9, 9, seed=-n) for n in (3, 5)])]

@@ -46,6 +46,21 @@ def test_without_a_gpu_asking_for_one_is_refused(tmp_path: Path, monkeypatch: py
     assert run.err == "error: trainer.accelerator=gpu: torch sees no GPU here; use trainer.accelerator=cpu (or auto)\n"
 
 
+def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the wheel for CUDA beside torch for the CPU, which says this when it is imported."""
+    package = tmp_path / "packages/torchvision"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    about = package.with_name("torchvision-0.28.0.dist-info")
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=":")
+    run = train(tmp_path)
+    assert run.code == 1
+    found = rf"torchvision 0\.28\.0 does not go with torch {re.escape(torch.__version__)}"
+    assert re.fullmatch(rf"error: {found}, .* \(operator .*\): .* \(pip uninstall torchvision\)\n", run.err), run.err
+
+
 @pytest.mark.parametrize(
     ("setting", "hint"),
     [("norm=batch", "local_mean"), ("norm.grop=2", "grop"), ("seed=one", "seed"), ("logger.mode=loud", "offline")],
