@@ -5,7 +5,6 @@ a rank that raises, hangs or dies fails the test, with the traceback or the stac
 """
 
 import faulthandler
-import gc
 import itertools
 import multiprocessing
 import os
@@ -275,6 +274,24 @@ class Messages:
         return len(self.operations)
 
 
+def _let_threads_finish() -> None:
+    """Waits until this process's other threads sleep.
+
+    gloo's thread lets the caller go on first and notes the end of its message in the profile then. Where the profile
+    has ended by that time, it has crashed the process.
+    """
+    quiet = 0
+    for _ in range(2000):
+        try:
+            states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path("/proc/self/task").glob("*/stat")]
+        except OSError:  # a thread has just ended
+            continue
+        quiet = quiet + 1 if states.count("R") <= 1 else 0
+        if quiet == 3:
+            return
+        time.sleep(0.001)
+
+
 @contextmanager
 def messages() -> Iterator[Messages]:
     """Counts this rank's messages within the context. The count is there when the context has ended.
@@ -283,14 +300,9 @@ def messages() -> Iterator[Messages]:
     an operation ``c10d::*`` of the dispatcher. No code under test can leave it out or count it twice.
     """
     seen = Messages()
-    collects = gc.isenabled()
-    gc.disable()  # freeing an earlier profile while another is recorded has crashed in torch's libkineto
-    try:
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-            yield seen
-    finally:
-        if collects:
-            gc.enable()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        yield seen
+        _let_threads_finish()
     for event in profiler.profiler.kineto_results.events():
         if event.name().startswith("c10d::"):
             seen.operations.append(event.name().removeprefix("c10d::").strip("_"))

@@ -134,6 +134,8 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
         y = kernels.normalize(x, neutral, weight, None, 0.0, kernels.Local(x, native.shape(x)))
         expected = (x.float() * weight).bfloat16()
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    all_bits = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # rounded up it would be -0
+    assert kernels.normalize(x, neutral, all_bits, None, 0.0, kernels.Local(x, native.shape(x))).isnan().all()
 
 
 @needs_library
@@ -243,7 +245,7 @@ def test_what_is_taken() -> None:
 
 def forward_backward(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     """Through the public function; running statistics and gradients included."""
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+    leaves = [t.detach().requires_grad_() for t in (x.clone(), weight, bias)]  # parameters as they lie in memory
     running = [torch.zeros(x.shape[1], dtype=torch.float32, device="cpu") for _ in range(2)]
     with force_exchange():
         batch = functional.measure(leaves[0], None)
