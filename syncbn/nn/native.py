@@ -1,7 +1,7 @@
 """What the layer computes on the CPU, compiled: each the same as its namesake in another module here, but for rounding.
 
 ``native.c`` is built when the package is installed. Where there was no C compiler, or ``SYNCBN_NATIVE=0``, torch's
-kernels do all of it, in two to four times the time.
+kernels do all of it, in two to six times the time.
 """
 
 import ctypes
