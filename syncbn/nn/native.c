@@ -6,9 +6,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 // The loops are compiled for each of these processors, and the loader takes the best that the machine has.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -19,6 +16,7 @@
 
 // Below GRAIN values a second thread costs more than it saves. Rows are made so long by putting positions side by side:
 // in the maps for vector instructions, in the reductions until what is added to has left the processor's store queue.
+// So many (RUN) products of one plane are added up in float before they go into a double; LINES floats are two cache lines.
 enum { GRAIN = 32768, RUN = 256, LINES = 32, MAP_WIDTH = 64, REDUCE_WIDTH = 2048, OUT_OF_MEMORY = 1 };
 
 // A channel's normalization as y = ((x - mean) - rest) * slope + offset, each an array of `width`.
