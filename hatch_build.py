@@ -5,12 +5,13 @@ import platform
 import shutil
 import subprocess
 import sysconfig
+import zlib
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "syncbn/nn/native.c", "syncbn/nn/libnative.so"
+SOURCES, LIBRARY = ("syncbn/nn/native.c", "syncbn/nn/native_passes.h"), "syncbn/nn/libnative.so"
 FLAGS = ["-O3", "-shared", "-fPIC"]
 # With OpenMP its loops use several threads; without it, one, and it only guides the vectorizer.
 OPENMP = ["-fopenmp", "-fopenmp-simd"]
@@ -30,12 +31,14 @@ class Native(BuildHookInterface):  # type: ignore[misc]  # hatchling is there wh
 
 def build(root: Path) -> bool:
     """Compiles the library, and says whether there is one now."""
-    (root / LIBRARY).unlink(missing_ok=True)
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or shutil.which(compiler.split()[0]) is None or platform.system() == "Windows":
-        return False
-    for openmp in OPENMP:
-        command = [*compiler.split(), *FLAGS, openmp, "-o", LIBRARY, SOURCE, "-lm"]
-        if subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0:
-            return True
+    if compiler is not None and shutil.which(compiler.split()[0]) is not None and platform.system() != "Windows":
+        identity = f"-DSOURCE={zlib.crc32(b''.join((root / name).read_bytes() for name in SOURCES))}u"
+        draft = root / f"{LIBRARY}.draft"  # so that no process finds half of one
+        for openmp in OPENMP:
+            command = [*compiler.split(), *FLAGS, identity, openmp, "-o", str(draft), SOURCES[0], "-lm"]
+            if subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0:
+                draft.replace(root / LIBRARY)
+                return True
+    (root / LIBRARY).unlink(missing_ok=True)
     return False

@@ -111,7 +111,7 @@ def normalize(
     local: Local | None = None,
 ) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` in the type and layout of ``x``; uses up ``local.shifted``."""
-    if local is not None and local.at is not None and native.takes(weight, bias):
+    if local is not None and local.at is not None and native.takes(weight, bias, channels=x.shape[1]):
         return _laid_out(native.normalize(x, local.at, statistics, weight, bias, eps), x)
     mean, var, rest = statistics
     scale = (var + eps).rsqrt()
@@ -130,7 +130,7 @@ def normalize(
 def pair(x: Tensor, dy: Tensor, mask: Tensor | None, weight: Tensor | None) -> Pair:
     """Both as the backward passes take them."""
     x, dy = blank(x, mask), blank(dy, mask)
-    at = native.shape(x) if native.takes(dy, weight) else None
+    at = native.shape(x) if native.takes(dy) and native.takes(weight, channels=x.shape[1]) else None
     if at is None:
         x, dy = (t.to(statistics_dtype(x)) for t in (x, dy))
     return Pair(x, dy, at)

@@ -77,6 +77,12 @@ static uint16_t to_bfloat16(float v) { // to the nearest, ties to even; not a nu
 
 enum { FLOAT32, BFLOAT16 };
 
+#ifndef SOURCE
+#define SOURCE 0
+#endif
+// Which sources this was built from, so that an older build is not taken for this one.
+uint32_t syncbn_source(void) { return SOURCE; }
+
 // Per-channel factors, in room for five arrays as wide as rows are.
 static int allocate(Affine *by, Shape d, int64_t *width) {
     *width = positions_beside(d, MAP_WIDTH) * d.c;

@@ -6,6 +6,7 @@ kernels do all of it, in two to six times the time.
 
 import ctypes
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 LIBRARY = Path(__file__).with_name("libnative.so")
+SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_passes.h")]
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
@@ -26,10 +28,13 @@ class Shape(ctypes.Structure):
 
 
 def _load() -> dict[str, Callable[..., int]]:
-    """The library's functions by name; none where it was not built, or for another machine."""
+    """The library's functions by name; none where it was not built, or for another machine, or from other sources."""
     try:
         library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        library.syncbn_source.restype = ctypes.c_uint32
+        if library.syncbn_source() != zlib.crc32(b"".join(path.read_bytes() for path in SOURCES)):
+            return {}
+    except (OSError, AttributeError):
         return {}
     size, flag, number, array = ctypes.c_int64, ctypes.c_int, ctypes.c_double, ctypes.c_void_p
     library.syncbn_sums.argtypes = [flag, array, Shape, array]
@@ -50,16 +55,23 @@ def built() -> bool:
     return bool(_functions)
 
 
-def takes(*tensors: Tensor | None) -> bool:
+def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be handed on as memory: of the CPU, and with nobody who watches or traces what becomes of them.
 
-    Whoever looks on sees torch's operations alone.
+    Whoever looks on sees torch's operations alone. With ``channels`` each must be of shape ``(channels,)``: torch
+    broadcasts or refuses what is not.
     """
     if not _functions or _disabled or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return False
     if torch._C._are_functorch_transforms_active():
         return False
-    return all(t is None or (type(t) in _PLAIN and t.is_cpu and not t.is_neg()) for t in tensors)
+    return all(t is None or _is_plain(t, channels) for t in tensors)
+
+
+def _is_plain(t: Tensor, channels: int | None) -> bool:
+    if type(t) not in _PLAIN or not t.is_cpu or t.is_neg() or t._is_zerotensor():
+        return False
+    return channels is None or t.shape == (channels,)
 
 
 def shape(x: Tensor) -> Shape | None:
@@ -96,10 +108,12 @@ def update_running(
     running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float, biased: bool = False
 ) -> bool:
     """Moves the running statistics towards those of the set with these sums, and says whether they are taken."""
-    for running in (running_mean, running_var):
-        if running.dtype != torch.float32 or not running.is_contiguous() or not takes(running):
-            return False
-    _run("update_running", sums, len(sums) // 2, running_mean, running_var, momentum, biased)
+    channels = len(sums) // 2
+    if not takes(sums) or not takes(running_mean, running_var, channels=channels):
+        return False
+    if any(running.dtype != torch.float32 or not running.is_contiguous() for running in (running_mean, running_var)):
+        return False
+    _run("update_running", sums, channels, running_mean, running_var, momentum, biased)
     # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
     torch.autograd.graph.increment_version([running_mean, running_var])
     return True

@@ -318,6 +318,36 @@ def test_an_environment_variable_turns_it_off() -> None:
         assert (said.stdout == "None\n") == expected
 
 
+@pytest.mark.parametrize("which", ["running_mean", "running_var", "weight", "bias"])
+def test_memory_of_another_size_is_left_alone(ranks: Ranks, which: str) -> None:
+    """As after a pruning that forgot one of them."""
+    ranks.run(forgotten, which, world_size=1)
+
+
+def forgotten(rank: int, world_size: int, which: str) -> None:
+    layer, memory = syncbn.SyncBatchNorm1d(64), torch.arange(100.0)
+    setattr(layer, which, memory[:3] if which.startswith("running") else nn.Parameter(memory[:3]))
+    with force_exchange(), pytest.raises(RuntimeError, match="must match"):  # torch's own words
+        layer(normal(8, 64, seed=0)).sum().backward()
+    assert torch.equal(memory[3:], torch.arange(3.0, 100.0))
+
+
+def test_a_weight_for_all_channels_is_broadcast() -> None:
+    x = normal(4, 6, 5, 5, seed=0)
+    local = kernels.local_sums(x)
+    got = kernels.normalize(x, kernels.rounded(local.sums, x), torch.ones(1), None, 0.1, local)
+    torch.testing.assert_close(got, F.batch_norm(x, None, None, training=True, eps=0.1), rtol=1e-5, atol=1e-5)
+
+
+@needs_library
+def test_only_plain_memory_of_the_cpu_is_written_to() -> None:
+    running, sums = [torch.zeros(3), torch.ones(3)], torch.ones(7, dtype=torch.float64)
+    assert native.update_running(*running, sums, 0.1)
+    assert not native.update_running(*running, sums.to("meta"), 0.1)
+    assert not native.update_running(*running, torch.ones(9, dtype=torch.float64), 0.1)
+    assert not native.takes(torch._efficientzerotensor(3))  # has no memory
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What the build needs of the project, elsewhere."""
@@ -352,3 +382,15 @@ def test_the_build_makes_do_with_what_there_is(
     works = compiler is None or compiler.endswith("cc")
     assert said == f"{works}\n"
     assert library.exists() == works
+    assert {path.name for path in library.parent.iterdir()} - {"libnative.so"} == {"native.c", "native_passes.h"}
+
+
+@needs_library
+def test_a_library_from_other_sources_is_not_taken(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "SOURCES", [copy / "syncbn/nn" / path.name for path in native.SOURCES])
+    assert native._load()
+    with (copy / "syncbn/nn/native.c").open("a") as source:
+        source.write("// changed\n")
+    assert not native._load()
+    monkeypatch.setattr(native, "LIBRARY", copy / "none.so")
+    assert not native._load()
