@@ -15,11 +15,13 @@ from typing import Any
 import common
 import matplotlib as mpl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from textbook import textbook
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 import syncbn
 from syncbn.testing import force_exchange
@@ -40,6 +42,12 @@ def ours(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> 
 
 def by_the_book(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return textbook(x, mean, var, weight, bias, MOMENTUM, EPS)
+
+
+def torchs_synchronized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What torch.nn.SyncBatchNorm does with more than one rank; with one it would leave all this out. GPUs only."""
+    y: Tensor = SyncBatchNorm.apply(x, weight, bias, mean, var, EPS, MOMENTUM, dist.group.WORLD, 1)
+    return y
 
 
 LAYERS = {"per-device": per_device, "ours": ours, "textbook": by_the_book}
@@ -87,7 +95,8 @@ def one_process(device: str, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for shape in LARGE + TINY:
         for layout in ("contiguous", "channels_last")[: 1 + (len(shape) == 4)]:
-            calls = {name: step(layer, shape, layout, device) for name, layer in LAYERS.items()}
+            layers = LAYERS | ({"torch's synchronized": torchs_synchronized} if device == "cuda" else {})
+            calls = {name: step(layer, shape, layout, device) for name, layer in layers.items()}
             calls["floor"] = copies(shape, layout, device)
             with force_exchange():
                 times = common.interleaved(calls, seconds)
