@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import DDPStrategy
@@ -39,6 +40,8 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     if rank == 0:
         record.write(run_dir, "result", result)
         loggers.finish(run_dir, failed=False, summary=result)
+    if dist.is_initialized():  # gloo's thread may abort a process that ends with it; Lightning ends NCCL's group alone
+        dist.destroy_process_group()
 
 
 def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
