@@ -30,8 +30,8 @@ lint: $(VENV)/ready ## check style and types
 format: $(VENV)/ready ## put the code into its style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean: ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments, caches and what was compiled; runs stay
+	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis syncbn/nn/libnative.so
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/nn/native*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

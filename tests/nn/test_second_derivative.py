@@ -4,9 +4,11 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import syncbn
+from syncbn.nn import composite
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
 from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, make_steps
@@ -217,3 +219,17 @@ def test_compiled_it_raises_or_is_right(ranks: Ranks, backend: str, cut: list[in
     for rank, result in enumerate(results):
         if result is not None:
             close(result, x[rank].grad, 1e-9, f"second derivative, rank {rank}")
+
+
+def summed_over_ranks(rank: int, world_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.full((3,), rank + 1.0, dtype=torch.float64, requires_grad=True)
+    values = x * 1  # what a graph may need once more
+    total = composite._total(values, dist.group.WORLD, "here")
+    return values.detach(), total.detach(), torch.autograd.grad(total.sum() + values.square().sum(), x)[0]
+
+
+def test_what_is_summed_over_ranks_stays_what_it_was(ranks: Ranks) -> None:
+    for rank, (values, total, gradient) in enumerate(ranks.run(summed_over_ranks, world_size=2)):
+        assert values.tolist() == [rank + 1.0] * 3
+        assert total.tolist() == [3.0] * 3
+        assert gradient.tolist() == [2 + 2 * (rank + 1.0)] * 3  # the sum of both ranks' losses, and its own square's
