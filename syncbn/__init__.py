@@ -8,22 +8,26 @@ The layer stands alone and needs torch only::
     model = DistributedDataParallel(model)
 
 Training with Lightning lives in :mod:`syncbn.training`, which this package never imports by itself:
-``import syncbn`` costs what ``import torch`` costs.
+``import syncbn`` costs what ``import torch`` costs, and nothing before a name of it is used.
 """
 
-from syncbn.nn import (
-    SyncBatchNorm,
-    SyncBatchNorm1d,
-    SyncBatchNorm2d,
-    SyncBatchNorm3d,
-    broadcast_buffers_once,
-    checkpoint_contexts,
-    convert,
-    debug,
-    normalization_batch,
-    revert,
-    sync_batch_norm,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncbn.nn import (
+        SyncBatchNorm,
+        SyncBatchNorm1d,
+        SyncBatchNorm2d,
+        SyncBatchNorm3d,
+        broadcast_buffers_once,
+        checkpoint_contexts,
+        convert,
+        debug,
+        normalization_batch,
+        revert,
+        sync_batch_norm,
+    )
 
 __version__ = "0.1.0"
 
@@ -40,3 +44,15 @@ __all__ = [
     "revert",
     "sync_batch_norm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch when first asked for something: the program that starts ranks has work before that."""
+    if name in __all__ or name == "nn":
+        module = import_module("syncbn.nn")
+        return module if name == "nn" else getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -21,3 +21,7 @@ def test_import_syncbn_imports_torch_and_nothing_heavy() -> None:
 @pytest.mark.parametrize("heavy", ["lightning", "wandb", "torchmetrics", "sklearn"])
 def test_a_mistyped_setting_does_not_wait_for_lightning(heavy: str) -> None:
     assert heavy not in modules_after("from syncbn.training import main")
+
+
+def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> None:
+    assert modules_after("import syncbn.training.preload") >= {"lightning", "wandb", "syncbn.training.run"}

@@ -13,9 +13,12 @@ _HOME = {
     "Cosine": "schedules",
     "Digits": "data",
     "ExactSampler": "data",
+    "NonFiniteError": "finite",
     "PoolRunningStatistics": "norms",
-    "SettingError": "config",
+    "SettingError": "schema",
+    "StopOnNonFinite": "finite",
     "SyncBatchNormPlugin": "plugin",
+    "first_non_finite_parameter": "finite",
     "main": "launch",
 }
 
@@ -25,10 +28,13 @@ __all__ = [
     "Cosine",
     "Digits",
     "ExactSampler",
+    "NonFiniteError",
     "PoolRunningStatistics",
     "ResNet",
     "SettingError",
+    "StopOnNonFinite",
     "SyncBatchNormPlugin",
+    "first_non_finite_parameter",
     "main",
 ]
 

@@ -1,72 +1,18 @@
-"""Settings: their types, one check of all of them before any work, and what follows from them."""
+"""Settings: one check of all of them before any work, and what follows from them."""
 
 import os
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.nn import groups, planning
+from syncbn.training import identity
+from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "none", "group_norm")
 DEFAULT_BATCH_SIZE = 32
-
-
-class SettingError(ValueError):
-    """A setting that cannot work. The message names it, its value, and what would work, in one line."""
-
-
-class WandbMode(StrEnum):
-    """How W&B runs."""
-
-    offline = "offline"
-    online = "online"
-    disabled = "disabled"
-
-
-@dataclass
-class WandbConfig:
-    """The types of ``conf/logger/wandb.yaml``."""
-
-    name: str = "wandb"
-    mode: WandbMode = WandbMode.offline
-    project: str = "syncbn"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    init_timeout: float = 60
-    finish_timeout: float = 120
-
-
-@dataclass
-class Config:
-    """The types of ``conf/config.yaml``; what a group's file may hold is the group's own business."""
-
-    data: Any = MISSING
-    model: Any = MISSING
-    norm: Any = MISSING
-    module: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
-    trainer: Any = MISSING
-    logger: Any = MISSING
-    callbacks: Any = None
-    seed: int = 0
-    ckpt_path: str | None = None
-    test: bool = True
-
-
-def register() -> None:
-    """Makes the types known to Hydra, under the names that the files in ``conf/`` use."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(group="logger", name="schema_wandb", node=WandbConfig)
 
 
 def settle(cfg: DictConfig) -> None:
@@ -86,8 +32,7 @@ def settle(cfg: DictConfig) -> None:
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
     if not 0 <= cfg.seed < 2**32:
         raise SettingError(f"seed={cfg.seed}: use a number from 0 to {2**32 - 1}")
-    if cfg.ckpt_path is not None:
-        cfg.ckpt_path = _check_checkpoint(Path(cfg.ckpt_path), cfg.trainer.get("max_epochs"))
+    _check_resume(cfg)
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
@@ -161,27 +106,21 @@ def _check_trainer(trainer: DictConfig) -> None:
         _check_count("trainer.max_epochs", trainer.max_epochs)
 
 
-def _check_checkpoint(path: Path, max_epochs: int | None) -> str:
-    """The whole path of a checkpoint that there is something left to train from."""
-    if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
-        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-        raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    except Exception as error:
-        raise SettingError(
-            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({error})"
-        ) from error
-    if max_epochs is not None and 0 < max_epochs <= done:
-        raise SettingError(f"trainer.max_epochs={max_epochs}: ckpt_path={path} has {done} epochs already; use more")
-    return str(path.resolve())
+def _check_resume(cfg: DictConfig) -> None:
+    if cfg.run.id is not None and (not cfg.run.id or set(cfg.run.id) & set("/\\\0") or cfg.run.id in (".", "..")):
+        raise SettingError(f"run.id={cfg.run.id}: use a name that a directory can have")
+    if cfg.resume.every_n_steps is not None:
+        _check_count("resume.every_n_steps", cfg.resume.every_n_steps)
+    _check_count("resume.keep", cfg.resume.keep)
+    for name in ("resume.every_n_minutes", "timeouts.collective", "timeouts.stop"):
+        value = OmegaConf.select(cfg, name)
+        if value is not None and not value > 0:
+            raise SettingError(f"{name}={value}: use a number above 0")
 
 
 def _launched() -> tuple[int, int] | None:
     """Nodes and processes per node, where torchrun started this process."""
-    if not dist.is_torchelastic_launched():
+    if not identity.under_torchrun():
         return None
     per_node = int(os.environ["LOCAL_WORLD_SIZE"])
     return int(os.environ["WORLD_SIZE"]) // per_node, per_node

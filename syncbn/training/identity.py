@@ -1,23 +1,27 @@
-"""A run's name and directory, made once for all of its processes."""
+"""A run's name and directory, made once for all of its processes, and held by one of them at a time."""
 
+import fcntl
 import os
 import secrets
+import socket
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from time import strftime
 
-import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
+from syncbn.training.schema import SettingError
+
+_held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
 
 
-def run_dir(parent: str, ckpt_path: str | None) -> str:
-    """The directory of a run: the one that ``ckpt_path`` lies in, where it goes on from there, else a new one."""
+def run_dir(parent: str, run_id: str | None, ckpt_path: str | None) -> str:
+    """The directory of a run: the one that ``ckpt_path`` lies in, where it goes on from there, else by its id."""
     if ckpt_path is not None and Path(ckpt_path).is_file():
         earlier = run_of(Path(ckpt_path))
         if earlier is not None:
             return str(earlier)
-    return str(Path(parent) / run_id())
+    return str(Path(parent) / (new_id() if run_id is None else str(run_id)))
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -26,22 +30,69 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 @cache
-def run_id() -> str:
-    """Date, time and a few random letters, as in ``20260131-235959-3f9c``; ``SYNCBN_RUN_ID`` overrides it.
+def new_id() -> str:
+    """That of the Slurm job, which a requeue keeps, else date, time and a few letters: ``20260131-235959-3f9c``.
 
-    Under torchrun every rank composes its own configuration, so rank 0's answer goes through the launcher's store.
+    An interactive allocation runs many things, so there it is date and time too.
     """
-    if "SYNCBN_RUN_ID" in os.environ:
-        return os.environ["SYNCBN_RUN_ID"]
-    new = f"{strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    if not dist.is_torchelastic_launched():
-        return new
+    if "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "sh", "zsh", "interactive"):
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        return f"slurm-{array}_{task}" if array and task else f"slurm-{os.environ['SLURM_JOB_ID']}"
+    return shared("run_id", lambda: f"{strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", lasting=True)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, as a rank."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
+    """What rank 0 makes of it, on all ranks that compose a configuration of their own, as torchrun's do.
+
+    It goes through the launcher's store, as there is no process group yet.
+
+    Args:
+        key: what it is.
+        make: called on rank 0.
+        lasting: made once, also where torchrun starts the ranks anew (``--max-restarts``), so that they go on.
+    """
+    if not under_torchrun():
+        return make()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise SettingError("run.id=null: this torchrun keeps no store to agree through; give the run an id")
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not agent:
-        raise RuntimeError("this torchrun keeps no store: give the run a name with SYNCBN_RUN_ID=...")
     store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
-    key = f"syncbn/run_id/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if os.environ["RANK"] == "0":
-        store.set(key, new)
-    return str(store.get(key).decode())
+    name = f"syncbn/{key}" if lasting else f"syncbn/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if os.environ["RANK"] == "0" and not (lasting and store.check([name])):
+        store.set(name, make())
+    return str(store.get(name).decode())
+
+
+def hold(run_dir: Path) -> None:
+    """Takes the run directory for this process, until its end, a sudden one too.
+
+    Raises:
+        SettingError: another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(file, 200).decode() or "another process"
+        os.close(file)
+        raise SettingError(f"run.id={run_dir.name}: {holder} is at this run already; wait for it, or stop it") from None
+    except OSError:  # a file system without locks
+        os.close(file)
+        return
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    _held[run_dir] = file
+
+
+def release(run_dir: Path) -> None:
+    """Lets others have the run directory."""
+    if run_dir in _held:
+        os.close(_held.pop(run_dir))

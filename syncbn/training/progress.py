@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.data import extract_batch_size
 
+from syncbn.training.uneven import global_samples
+
 
 def shows_bar(trainer: dict[str, Any]) -> bool:
     """Whether a bar that redraws itself is in order: there is a terminal to do it on, and nobody asked for none."""
@@ -45,8 +47,10 @@ class LogLines(pl.Callback):
         self.seconds = seconds
         self._last = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = time.monotonic()
+
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if time.monotonic() - self._last > self.seconds:
@@ -69,11 +73,11 @@ class Throughput(pl.Callback):
 
     Attributes:
         batches: how many this rank was trained on in this process.
-        epochs: how many this process began.
+        epochs_before: how many were over when this process began.
     """
 
     def __init__(self) -> None:
-        self.batches, self.epochs, self._samples = 0, 0, 0
+        self.batches, self.epochs_before, self._samples = 0, 0, 0
         self._seconds, self._since = 0.0, 0.0
 
     @property
@@ -81,8 +85,10 @@ class Throughput(pl.Callback):
         """0 where there was one batch or none."""
         return self._samples / self._seconds if self._seconds else 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs_before = trainer.current_epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.epochs += 1
         self._since = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,5 +101,5 @@ class Throughput(pl.Callback):
         self.batches += 1
         if self.batches > 1:
             self._seconds += now - self._since
-            self._samples += extract_batch_size(batch) * trainer.world_size
+            self._samples += global_samples(trainer) or extract_batch_size(batch) * trainer.world_size
         self._since = now

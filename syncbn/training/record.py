@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from syncbn.training import config
+from syncbn.training import config, wandb_files
 from syncbn.training.identity import run_of
 
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
@@ -27,11 +27,13 @@ PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", 
 
 def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> None:
     """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered."""
+    before = read(run_dir, "run")
     earlier = None if cfg.ckpt_path is None else run_of(Path(cfg.ckpt_path))
+    elsewhere = earlier is not None and earlier != run_dir.resolve()
     record = {
         "id": run_id,
-        "wandb_id": run_id if earlier is None else read(earlier, "run")["wandb_id"],
-        "goes_on_from": None if earlier in (None, run_dir.resolve()) else str(earlier),
+        "wandb_id": read(earlier, "run")["wandb_id"] if elsewhere and earlier else before.get("wandb_id", run_id),
+        "goes_on_from": str(earlier) if elsewhere else before.get("goes_on_from"),
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
@@ -43,13 +45,18 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     attempts = len(list(run_dir.glob("run-*.json"))) + 1
-    for name in ("config.yaml", "metrics.csv", "result.json", "wandb.json", "error.txt"):
+    numbered = ["config.yaml", "result.json", "wandb.json", "error.txt", "ranks"]
+    if earlier != run_dir.resolve():  # else it goes on
+        numbered.append("metrics.csv")
+    for name in numbered:
         if (path := run_dir / name).exists():
             path.rename(path.with_stem(f"{path.stem}-{attempts}"))
     if (run_dir / "run.json").exists():  # copied, for it marks a run directory, which at no moment must look like none
         shutil.copy(run_dir / "run.json", run_dir / f"run-{attempts}.json")
     write(run_dir, "run", record)
-    OmegaConf.save(cfg, run_dir / "config.yaml")
+    draft = run_dir / ".config.yaml"
+    OmegaConf.save(cfg, draft)
+    draft.replace(run_dir / "config.yaml")
 
 
 def end(run_dir: Path, status: str, **more: Any) -> None:
@@ -100,22 +107,17 @@ def summary(run_dir: Path) -> Group:
     table.add_row("training", f"{result['seconds']:.1f} s, {result['epochs']} epochs, {result['steps']} steps{before}")
     if result["images_per_second"]:
         table.add_row("speed", f"{result['images_per_second']:,.0f} images/s over all devices")
-    table.add_row("run directory", _short(run_dir))
+    table.add_row("run directory", short(run_dir))
     if result["checkpoint"]:
-        table.add_row("best checkpoint", _short(Path(result["checkpoint"])))
+        table.add_row("best checkpoint", short(Path(result["checkpoint"])))
     if wandb:
-        table.add_row("W&B run", wandb["url"] or str(wandb_dirs(run_dir)[-1].relative_to(run_dir)))
+        last = wandb_files.directories(run_dir)[-1]
+        table.add_row("W&B run", wandb["url"] or str(last.relative_to(run_dir.resolve())))
     lines: list[RenderableType] = [table]
-    if wandb.get("mode") == "offline":
-        lines.append(f"upload it:  {_program('wandb')} sync {' '.join(map(_short, wandb_dirs(run_dir)))}")
+    options, directories = wandb_files.upload(run_dir)
+    if directories:
+        lines.append(f"upload it:  {' '.join([_program('wandb'), *options, *map(short, directories)])}")
     return Group(*lines)
-
-
-def wandb_dirs(run_dir: Path) -> list[Path]:
-    """The offline directories of this W&B run, the earliest first: several, where it went on after a stop."""
-    about = read(run_dir, "run")
-    before = wandb_dirs(Path(about["goes_on_from"])) if about.get("goes_on_from") else []
-    return [*before, *sorted((run_dir / "wandb").glob(f"offline-run-*-{about['wandb_id']}"))]
 
 
 def _version(package: str) -> str | None:
@@ -137,7 +139,7 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(status)}
 
 
-def _short(path: Path, *, resolve: bool = True) -> str:
+def short(path: Path, *, resolve: bool = True) -> str:
     """Relative to the working directory where it lies below it."""
     path, here = path.resolve() if resolve else path, Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
@@ -145,4 +147,4 @@ def _short(path: Path, *, resolve: bool = True) -> str:
 
 def _program(name: str) -> str:
     """A command as the user can type it: by its name, or, outside an activated environment, by its path."""
-    return name if shutil.which(name) else _short(Path(sys.executable).parent / name, resolve=False)
+    return name if shutil.which(name) else short(Path(sys.executable).parent / name, resolve=False)

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import torch
 import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training import loggers, norms, record
-from syncbn.training.config import SettingError
+from syncbn.training import loggers, norms, preflight, record
+from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
+from syncbn.training.resume import ResumePoints
+from syncbn.training.saving import AtomicCheckpointIO
+from syncbn.training.schema import SettingError
+from syncbn.training.stopping import Stopped
 
 
 def run(cfg: DictConfig, run_dir: Path) -> None:
@@ -30,12 +36,16 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     _quieten()
     if cfg.trainer.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cfg.trainer.devices))
+    preflight.look(cfg, run_dir)
     rank = int(os.environ["RANK"])
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         result = _fit_and_test(cfg, run_dir, rank)
-    except BaseException:
-        loggers.finish(run_dir, failed=True)
+    except BaseException as error:
+        stop = isinstance(error, Stopped)
+        loggers.finish(run_dir, failed=not stop, preempted=stop)
+        if stop and dist.is_initialized():
+            dist.destroy_process_group()
         raise
     if rank == 0:
         record.write(run_dir, "result", result)
@@ -51,20 +61,24 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     norms.prepare_model(module, norm)
     throughput, settings = Throughput(), dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
-    callbacks: list[pl.Callback] = [MergeMetrics(), *norms.callbacks(norm), throughput]
+    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
+    callbacks += [_resume_points(cfg, run_dir), *norms.callbacks(norm), throughput]
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
     trainer = pl.Trainer(
-        strategy=DDPStrategy(**norms.ddp_arguments(norm)),
-        plugins=norms.plugins(norm),
+        strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **norms.ddp_arguments(norm)),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norms.plugins(norm)],
         logger=loggers.build(cfg, run_dir, rank),
         callbacks=callbacks,
         default_root_dir=run_dir,
         **settings,
     )
+    _leave_signals_alone(trainer)
+    # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
+    trainer.precision_plugin.convert_module(module)
     start = time.monotonic()
     trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     seconds = time.monotonic() - start
-    if throughput.batches == 0:
+    if trainer.global_step == 0:
         raise SettingError(
             f"data.batch_size={cfg.data.batch_size}: no batch was trained on; either the data gives none of that size, "
             "or a limit under trainer allows none"
@@ -74,7 +88,7 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         "seconds": seconds,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "epochs_before": trainer.current_epoch - throughput.epochs,
+        "epochs_before": throughput.epochs_before,
         "images_per_second": throughput.images_per_second,
         "checkpoint": best,
     }
@@ -82,6 +96,25 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
     return result
+
+
+def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
+    return ResumePoints(
+        run_dir / "checkpoints",
+        global_batch_size=cfg.data.global_batch_size,
+        own_buffers=cfg.norm.name == "local_mean",
+        on_missing=lambda line: print(line, flush=True),
+        **_plain(cfg.resume),
+    )
+
+
+def _leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Keeps Lightning's handler of SIGTERM out, which sends a message from within, and its message before every step.
+
+    :class:`ResumePoints` does what they are for.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def build(cfg: Any) -> Any:
@@ -104,7 +137,6 @@ def _quieten() -> None:
         "does not have many workers",  # digits are in memory
         "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
-        "Experiment logs directory .* exists and is not empty",  # it holds the configuration; old metrics were moved
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", f".*{about}")

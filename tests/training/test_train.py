@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -228,36 +229,27 @@ def test_more_epochs_than_planned_follow_the_longer_schedule(tmp_path: Path) -> 
     )
     assert second.code == 0, second.err
     with (second.directory / "metrics.csv").open() as file:  # type: ignore[operator]
-        rates = [float(row["lr-SGD/pg1"]) for row in csv.DictReader(file) if row["lr-SGD/pg1"]]
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) >= 2 * 18]
+    rates = [float(row["lr-SGD/pg1"]) for row in rows if row["lr-SGD/pg1"]]
     expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (2, 3)]
     assert rates == pytest.approx([rate for rate in expected for _ in range(18)])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_named_and_takes_the_job_down(tmp_path: Path, rank: int) -> None:
-    die = f"+callbacks.die={{_target_: mine.Die, rank: {rank}, how: killed, step: 20}}"
-    run = train(tmp_path, die, *QUICK, timeout=60)
-    assert run.code == 1
-    assert run.err.startswith(f"error: rank {rank} of 2 (pid ")
-    assert "was killed by SIGKILL; go on with ckpt_path=" in run.err
-    assert run.err.count("\n") == 1
-    assert run.json("run")["status"] == "failed"
-    last = max((run.directory / "wandb").glob("offline-run-*"), key=lambda p: p.name)  # type: ignore[operator]
-    assert wandb_summary(last)["exit_code"] == 1
-    assert run.left == []
-
-
-def test_a_failing_rank_says_why_in_one_line(tmp_path: Path) -> None:
-    die = "+callbacks.die={_target_: mine.Die, rank: 1, how: raises, step: 3}"
-    run = train(tmp_path, die, *QUICK, timeout=60)
-    assert run.code == 1
-    assert run.err.startswith("error: rank 1 of 2 failed: RuntimeError: the disk is on fire (traceback: ")
-    assert run.err.count("\n") == 1
-    trace = (run.directory / "error.txt").read_text()  # type: ignore[operator]
-    assert "on_train_batch_start" in trace
-    (wandb,) = (run.directory / "wandb").glob("offline-run-*")  # type: ignore[operator]
-    assert wandb_summary(wandb)["state"] == "failed"
-    assert run.left == []
+def test_without_the_wandb_server_training_goes_on_and_is_kept_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    run = train(tmp_path, *QUICK, "logger.mode=online", "logger.init_timeout=3")
+    assert run.code == 0, run.err
+    assert re.fullmatch(r"W&B cannot be reached \(.*127\.0\.0\.1:9.*\): the run is kept offline; .*\n", run.err), (
+        run.err
+    )
+    assert run.json("result")["test"]["test/count"] == 360
+    assert run.json("wandb").items() >= {"mode": "offline", "asked": "online", "url": None}.items()
+    upload = run.out.splitlines()[-1]
+    assert "wandb sync outputs/" in upload
+    assert wandb_summary(tmp_path / upload.split()[-1])["summary"]["test/count"] == 360
 
 
 def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path) -> None:
@@ -290,15 +282,6 @@ def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
         assert " train/acc 1.0000 " in run.out
     if settings == "debug=profile":
         assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text()  # type: ignore[operator]
-
-
-def test_a_bad_job_does_not_end_the_sweep(tmp_path: Path) -> None:
-    run = train(tmp_path, "-m", "data.batch_size=700,32", *QUICK, "logger=csv")
-    assert run.code == 1
-    assert "error: data.batch_size=700: " in run.err
-    (sweep,) = tmp_path.glob("multirun/*")
-    assert json.loads((sweep / "0" / "run.json").read_text())["status"] == "failed"
-    assert json.loads((sweep / "1" / "run.json").read_text())["status"] == "finished"
 
 
 def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:

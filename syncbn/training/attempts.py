@@ -1,0 +1,116 @@
+"""What earlier attempts of a run left: whether there is anything to do, and the checkpoint to go on from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training import checkpoints, config, record
+from syncbn.training.schema import SettingError
+
+# What may differ between two attempts of one run without a word: where and how, but not what is trained.
+FREE = [*("run", "ckpt_path", "resume", "timeouts", "logger", "callbacks"), "scheduler.epochs"]
+FREE += [f"data.{name}" for name in ("batch_size", "num_workers")]
+FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
+FREE += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
+COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # of groups that are compared themselves
+
+
+def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
+    """Sets ``cfg.ckpt_path`` to the newest sound checkpoint of this run, where it has one and none was named.
+
+    Args:
+        cfg: settled settings.
+        run_dir: of this run; there need be no such directory yet.
+        say: takes lines for the user.
+
+    Returns:
+        Whether there is anything to do: a run that has finished with these settings has not.
+
+    Raises:
+        SettingError: the run has finished with other settings, or the checkpoint cannot be gone on from.
+    """
+    if cfg.ckpt_path is not None:
+        cfg.ckpt_path = str(_check(Path(cfg.ckpt_path), cfg, cfg.trainer.get("max_epochs"), say))
+        return True
+    about = record.read(run_dir, "run")
+    if not about:
+        return True
+    file = run_dir / "config.yaml"
+    before = OmegaConf.load(file) if file.exists() else cfg
+    assert isinstance(before, DictConfig)
+    changes = _changes(cfg, before)
+    if about["status"] == "finished" and not _goes_further(cfg, before):
+        if changes:
+            raise SettingError(
+                f"run.id={run_dir.name}: this run has finished with other settings ({', '.join(changes)}); "
+                "use another id"
+            )
+        return False
+    newest = checkpoints.newest(run_dir / "checkpoints", say)
+    how = {"running": "killed"}.get(about["status"], about["status"])  # nobody holds it: it had no time to say more
+    what = f"goes on from {record.short(newest)}" if newest else "had no checkpoint and begins anew"
+    say(f"this run was {how} before; it {what}")
+    if changes:
+        say(f"with other settings than before: {', '.join(changes)}")
+    if newest:
+        cfg.ckpt_path = str(_check(newest, cfg, None, say))
+    return True
+
+
+def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
+    """Whether more epochs or steps are asked for than a run was made with; it may have ended before these, and well."""
+    for name in ("max_epochs", "max_steps"):
+        before, now = earlier.trainer.get(name), cfg.trainer.get(name)
+        if None not in (before, now) and before != -1 and (now == -1 or now > before):  # -1 is no limit
+            return True
+    return False
+
+
+def _changes(cfg: DictConfig, earlier: DictConfig) -> list[str]:
+    before = _flat(OmegaConf.to_container(earlier, resolve=True))
+    now = _flat(OmegaConf.to_container(cfg, resolve=True))
+    skipped = tuple(f"{name}." for name in (*FREE, *COPIES))
+    names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
+    return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {name: value for key, each in tree.items() for name, value in _flat(each, f"{prefix}{key}.").items()}
+
+
+def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[str], None]) -> Path:
+    """The whole path of a checkpoint that these settings can go on from."""
+    if not path.is_file():
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
+        raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except Exception as error:
+        others = [p for p in (checkpoints.newest(path.parent, lambda line: None),) if p not in (None, path)]
+        hint = f"; a sound one is {others[0]}" if others else ""
+        raise SettingError(
+            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({error}){hint}"
+        ) from error
+    if max_epochs is not None and 0 < max_epochs <= done:
+        raise SettingError(f"trainer.max_epochs={max_epochs}: ckpt_path={path} has {done} epochs already; use more")
+    point, batch = checkpoint.get("resume", {}), cfg.data.global_batch_size
+    if point.get("global_batch_size") not in (None, batch):
+        raise SettingError(
+            f"data.global_batch_size={batch}: {path} was trained with {point['global_batch_size']}, and goes on with "
+            f"that alone; with {config.world_size(cfg)} devices say "
+            f"data.global_batch_size={point['global_batch_size']}"
+        )
+    before, now = point.get("world_size"), config.world_size(cfg)
+    if before not in (None, now):
+        say(
+            f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
+            "the data carry over exactly, random numbers (dropout) begin anew"
+        )
+    return path.resolve()

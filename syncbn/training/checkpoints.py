@@ -1,0 +1,43 @@
+"""Checkpoint files: which are sound, and the newest of a run that is."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def link(path: Path, name: str) -> None:
+    """Makes ``name``, beside ``path``, the same file; a copy where the file system links no files."""
+    draft = path.with_name(f".{name}.part")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(path, draft)
+    except OSError:
+        draft.write_bytes(path.read_bytes())
+    draft.replace(path.with_name(name))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None where every byte is what was written (by its CRC-32)."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return " ".join(str(error).split())
+    return None if broken is None else f"{broken} is not what was written"
+
+
+def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest resume point in ``directory`` that is sound; others are reported and passed over.
+
+    Args:
+        directory: of ``step-*.ckpt``; ``last.ckpt`` where there are none.
+        report: takes a line about each file that is damaged.
+    """
+    points = sorted(directory.glob("step-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+    for path in points or [p for p in (directory / "last.ckpt",) if p.exists()]:
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        report(f"{path.name} is damaged ({wrong}): it is passed over for the one before")
+    return None

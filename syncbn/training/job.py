@@ -1,0 +1,260 @@
+"""From one command to all ranks and back: settle the run, start its ranks, watch them, say how it ended.
+
+The process that was called is never a rank. A rank gets the settled configuration from the run directory, so none
+composes its own. Started by torchrun, which watches over ranks itself, a process is a rank at once.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from syncbn.training import attempts, config, identity, record, stopping
+from syncbn.training.ranks import End, Ranks, Requests, stopped
+from syncbn.training.schema import SettingError
+from syncbn.training.stopping import Stopped
+
+
+class RunError(RuntimeError):
+    """The ranks came to a bad end; what there was to say has been said.
+
+    Attributes:
+        code: of the program, by convention: 128 + the signal that stopped it, 1 for anything else.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(cfg: DictConfig) -> None:
+    """Runs one job, as :func:`syncbn.training.launch.main` says."""
+    hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    try:
+        if in_sweep and identity.under_torchrun():
+            raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+        config.settle(cfg)
+        run_dir = Path(hydra.runtime.output_dir)
+        name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
+        overrides = list(hydra.overrides.task)
+        if in_sweep and cfg.logger.get("group", "") is None:
+            cfg.logger.group = run_dir.parent.name
+        if identity.under_torchrun():
+            _be_a_rank(cfg, run_dir, name, overrides)
+        else:
+            _start_ranks(cfg, run_dir, name, overrides)
+    except (SettingError, RunError) as error:
+        if isinstance(error, SettingError) and os.environ.get("RANK", "0") == "0":
+            _say(f"error: {error}")
+        code = getattr(error, "code", 1)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
+            raise  # the sweep goes on
+        sys.exit(code)
+
+
+def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
+    nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
+    if nodes > 1:
+        raise SettingError(
+            f"trainer.num_nodes={nodes}: python train.py starts the ranks of one machine; on each node call "
+            f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
+        )
+    if not _begin(cfg, run_dir, name, overrides):
+        return
+    status = "failed"
+    try:
+        with Requests(_say_that_it_stops) as requests:
+            ranks = Ranks(devices, _rank, (run_dir,), run_dir / "ranks")
+            ends = ranks.watch(requests, cfg.timeouts.stop)
+        signum = 0 if all(end.code == 0 for end in ends) or _failure(ends) else _asked(requests, ends)
+        if signum:
+            status = "interrupted"
+            message = f"stopped by {signal.Signals(signum).name}"
+            if not all(stopped(end.code) or end.code == 0 for end in ends):
+                message += ", some ranks in the middle of a step"
+            raise _ended(f"{message}; {_how_to_go_on(run_dir)}", 128 + signum)
+        if any(end.code != 0 for end in ends):
+            raise _ended(_explain(ends, run_dir))
+        status = "finished"
+    finally:
+        with suppress(OSError):  # the disk may be full, which has been said
+            record.end(run_dir, status)
+        if status != "finished":
+            _close_wandb(cfg, run_dir)
+        identity.release(run_dir)
+    _print_summary(run_dir)
+
+
+def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> bool:
+    """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
+    identity.hold(run_dir)
+    try:
+        if not attempts.go_on(cfg, run_dir, _tell):
+            _tell(f"run {name} has finished before; this is what came out")
+            _print_summary(run_dir)
+            identity.release(run_dir)
+            return False
+        record.begin(cfg, run_dir, name, overrides)
+    except BaseException:
+        identity.release(run_dir)
+        raise
+    _tell(record.headline(cfg))
+    return True
+
+
+def _rank(run_dir: Path) -> None:
+    """The entry point of a rank that this module started."""
+    run = import_run()
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    run(cfg, run_dir)
+
+
+def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
+    stopping.listen()
+    first = os.environ["RANK"] == "0"
+    go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides) else "no") == "yes"
+    if not go:
+        return
+    cfg.ckpt_path = identity.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
+    status = "failed"
+    try:
+        import_run()(cfg, run_dir)
+        status = "finished"
+    except Stopped as stop:
+        status = "interrupted"
+        if first:
+            _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
+        sys.exit(128 + stop.signum)
+    finally:
+        if first:
+            record.end(run_dir, status)
+    if first:
+        _print_summary(run_dir)
+
+
+def import_run() -> Callable[[DictConfig, Path], None]:
+    """A rank's job. Importing Lightning imports torchvision, where it is installed."""
+    try:
+        from syncbn.training import run
+    except (ImportError, OSError, RuntimeError) as error:
+        if "torchvision" not in str(error):
+            raise
+        raise SettingError(
+            f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, and Lightning cannot be "
+            f"imported beside it ({' '.join(str(error).split())}): install the build that belongs to this torch, or "
+            "remove it (pip uninstall torchvision)"
+        ) from error
+    return run.run
+
+
+def _close_wandb(cfg: DictConfig, run_dir: Path) -> None:
+    """Marks the W&B run as failed, where rank 0 did not live to do it; that a server is gone is no news by now."""
+    if record.read(run_dir, "wandb").get("finished") is False:
+        from syncbn.training import loggers
+
+        with suppress(SettingError):
+            loggers.mark_failed(cfg, run_dir)
+
+
+def _asked(requests: Requests, ends: list[End]) -> int:
+    """The signal that stopped the run, this process or a rank having been asked by it; 0 for none."""
+    codes = [end.code - 128 for end in ends if stopped(end.code)]
+    return (requests.seen or codes or [0])[0]
+
+
+def _failure(ends: list[End]) -> bool:
+    """Whether a rank raised something, a signal to stop or not."""
+    return any(end.error and end.hung is None for end in ends)
+
+
+def _explain(ends: list[End], run_dir: Path) -> str:
+    """One line on why a run failed, about the rank it began with; tracebacks go into the run directory."""
+    for end in ends:
+        end.error.setdefault("message", "")
+    hung = [end for end in ends if end.hung is not None and end.code < 0]
+    failed = [end for end in ends if end.code != 0 and end not in hung]
+    first = min(failed, key=_blame)
+    if _is_timeout(first) and hung:
+        return _about(hung[0], ends, f"{hung[0].hung}, and the others have waited too long for it", run_dir)
+    if first.code < 0:
+        return _about(first, ends, f"was killed by {signal.Signals(-first.code).name}", run_dir)
+    message = " ".join(first.error["message"].split())
+    if first.error.get("kind") == "SettingError":
+        return message
+    traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
+    trace = run_dir / "error.txt"
+    try:
+        trace.write_text(traces)
+    except OSError:  # no space left, perhaps
+        _say(traces)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        _say(traces)
+    kind = first.error.get("kind", f"exit code {first.code}")
+    place = f"{record.short(Path(first.error['place']))}, " if first.error.get("place") else ""
+    what = f"failed: {kind}: {message[:600]} ({place}traceback: {record.short(trace)})"
+    return _about(first, ends, what, run_dir)
+
+
+def _blame(end: End) -> tuple[bool, bool, bool, int]:
+    """Sorts ranks that failed by how near to the cause they are: those that only lost another rank come last."""
+    lost = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")
+    victim = any(word in end.error["message"] for word in lost)
+    return not end.error.get("guilty", False), victim, end.code > 0 and not end.error.get("trace"), end.rank
+
+
+def _is_timeout(end: End) -> bool:
+    return any(word in end.error["message"].lower() for word in ("timed out", "timeout"))
+
+
+def _about(end: End, ends: list[End], what: str, run_dir: Path) -> str:
+    log = run_dir / "ranks" / f"{end.rank}.log"  # rank 0 has none: it prints where the launcher does
+    if log.exists():
+        for line in log.read_text(errors="replace").splitlines()[-5:]:
+            _say(f"rank {end.rank} | {line}")
+    return f"rank {end.rank} of {len(ends)} (pid {end.pid}) {what}; {_how_to_go_on(run_dir)}"
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    """The command that goes on with this run."""
+    if not (run_dir / "checkpoints" / "last.ckpt").exists():
+        return "there was no checkpoint yet"
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"the same sweep with hydra.sweep.dir={record.short(run_dir.parent)} goes on with it"
+    rest = [each for each in sys.argv if not each.startswith(("run.id=", "ckpt_path="))]
+    return "go on with: " + shlex.join(["python", *rest, f"run.id={run_dir.name}"])
+
+
+def _ended(message: str, code: int = 1) -> RunError:
+    _say(f"error: {message}")
+    return RunError(message, code)
+
+
+def _say_that_it_stops(signum: int) -> None:
+    more = "; once more ends it at once" if signum == signal.SIGINT else ""
+    _say(f"{signal.Signals(signum).name}: stopping after this step, with a checkpoint{more}")
+
+
+def _print_summary(run_dir: Path) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # its table has it all
+        return
+    Console(soft_wrap=True, highlight=False).print(record.summary(run_dir))
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

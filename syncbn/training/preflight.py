@@ -1,0 +1,133 @@
+"""Looks at what a run needs before it does anything, on every rank; and once more between the ranks.
+
+What fails says what was found, what was expected, and how to mend it. Settings by themselves are checked before
+(:func:`syncbn.training.config.settle`).
+"""
+
+import os
+import secrets
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from syncbn.training import config
+from syncbn.training.schema import SettingError
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def look(cfg: DictConfig, run_dir: Path) -> None:
+    """This rank by itself: launcher, run directory, precision.
+
+    Raises:
+        SettingError: at the first thing that cannot work.
+    """
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if missing:
+        raise SettingError(f"launcher: {', '.join(missing)} not set; start with python train.py, torchrun or srun")
+    world = int(os.environ["WORLD_SIZE"])
+    if world != config.world_size(cfg):
+        raise SettingError(
+            f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes}: these are "
+            f"{config.world_size(cfg)} ranks, but the launcher started {world}; make them agree"
+        )
+    draft = run_dir / f".rank-{os.environ['RANK']}"
+    try:
+        draft.write_text("")
+        draft.unlink()
+    except OSError as error:
+        raise SettingError(
+            f"hydra.run.dir={run_dir}: rank {os.environ['RANK']} cannot write there ({error.strerror}); all ranks must"
+        ) from error
+    precision = str(cfg.trainer.get("precision") or "32-true")
+    if cfg.trainer.accelerator == "cpu" and precision.startswith("16"):
+        raise SettingError(
+            f"trainer.precision={precision}: float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"
+        )
+    if cfg.trainer.accelerator == "gpu" and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
+        raise SettingError(f"trainer.precision={precision}: this GPU has no bfloat16; use 16-mixed or 32-true")
+
+
+class CompareRanks(pl.Callback):
+    """Between the ranks, before the first batch: what must be the same on all is.
+
+    Args:
+        cfg: settled settings.
+        run_dir: the run directory.
+    """
+
+    def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
+        self.cfg, self.run_dir = cfg, run_dir
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises:
+        SettingError: on every rank, and naming the ranks that differ.
+        """
+        if trainer.world_size == 1:
+            return
+        mine = self._about()
+        everybody: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
+        dist.all_gather_object(everybody, mine)
+        for name in mine:
+            first = everybody[0][name]
+            others = [rank for rank, each in enumerate(everybody) if each[name] != first]
+            if others:
+                rank = others[0]
+                raise SettingError(
+                    f"{name}: rank {rank} has {everybody[rank][name]}, rank 0 {first}; start all ranks with the same"
+                )
+        self._same_directory(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises:
+        SettingError: ranks would train on unequally many batches, and wait for each other at the end.
+        """
+        loader = trainer.train_dataloader
+        sizes: list[Any] = [None] * trainer.world_size
+        if trainer.world_size == 1 or not isinstance(loader, DataLoader):
+            return
+        dist.all_gather_object(sizes, trainer.num_training_batches)
+        if len(set(sizes)) > 1:
+            raise SettingError(
+                f"data: the ranks have {', '.join(map(str, sizes))} batches an epoch; give each as many "
+                "(syncbn.training.data.train_loader does)"
+            )
+
+    def _about(self) -> dict[str, Any]:
+        names = ("syncbn", "torch", "lightning")
+        return {
+            "world size": dist.get_world_size(),
+            "package versions": ", ".join(f"{name} {version(name)}" for name in names),
+            "seed": self.cfg.seed,
+            "norm": config.normalization_batch(self.cfg),
+            "data.batch_size": self.cfg.data.batch_size,
+            "ckpt_path": self.cfg.ckpt_path,
+        }
+
+    def _same_directory(self, trainer: pl.Trainer) -> None:
+        """Nodes that each have a directory of this name would each keep a part of the run."""
+        word = [secrets.token_hex(8)]
+        mark = self.run_dir / ".same"
+        if trainer.is_global_zero:
+            mark.write_text(word[0])
+        dist.broadcast_object_list(word)
+        deadline = time.monotonic() + 10  # a network file system may be late
+        while not (seen := mark.exists() and mark.read_text() == word[0]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        found: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(found, seen)
+        if trainer.is_global_zero:
+            mark.unlink()
+        blind = [rank for rank, each in enumerate(found) if not each]
+        if blind:
+            raise SettingError(
+                f"hydra.run.dir={self.run_dir}: rank {', '.join(map(str, blind))} cannot see what rank 0 writes there; "
+                "use a directory that all nodes share"
+            )

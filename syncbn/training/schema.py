@@ -1,0 +1,86 @@
+"""The types of settings, as Hydra knows them. Imports little: settings are composed before anything else is done."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class SettingError(ValueError):
+    """A setting that cannot work. The message names it, its value, and what would work, in one line."""
+
+
+class WandbMode(StrEnum):
+    """How W&B runs."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class WandbConfig:
+    """The types of ``conf/logger/wandb.yaml``."""
+
+    name: str = "wandb"
+    mode: WandbMode = WandbMode.offline
+    project: str = "syncbn"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    init_timeout: float = 60
+    finish_timeout: float = 120
+
+
+@dataclass
+class RunConfig:
+    """The types of ``run`` in ``conf/config.yaml``."""
+
+    id: str | None = None
+
+
+@dataclass
+class ResumeConfig:
+    """The types of ``resume`` in ``conf/config.yaml``."""
+
+    every_n_steps: int | None = None
+    every_n_minutes: float | None = 10
+    keep: int = 2
+
+
+@dataclass
+class TimeoutsConfig:
+    """The types of ``timeouts`` in ``conf/config.yaml``, in seconds."""
+
+    collective: float = 600
+    stop: float = 120
+
+
+@dataclass
+class Config:
+    """The types of ``conf/config.yaml``; what a group's file may hold is the group's own business."""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    norm: Any = MISSING
+    module: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+    callbacks: Any = None
+    seed: int = 0
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    ckpt_path: str | None = None
+    test: bool = True
+
+
+def register() -> None:
+    """Makes the types known to Hydra, under the names that the files in ``conf/`` use."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="logger", name="schema_wandb", node=WandbConfig)

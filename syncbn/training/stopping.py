@@ -1,0 +1,46 @@
+"""A signal that asks a rank to stop sets a flag, and nothing else: what to do about it, all ranks decide together.
+
+Saving a checkpoint within a signal handler, as Lightning does, catches each rank at another point; one then waits for a
+message that the other will not send (Lightning issue 21406).
+"""
+
+import os
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):  # noqa: N818  # no error: all ranks raise it at the same step
+    """All ranks stop here, since one of them was asked to.
+
+    Attributes:
+        signum: the signal that asked.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+_asked = 0
+_process = 0
+
+
+def listen() -> None:
+    """From now on a signal sets the flag of this process. For the main thread, before any other work."""
+    global _asked, _process
+    _asked, _process = 0, os.getpid()
+    for signum in SIGNALS:
+        signal.signal(signum, _note)
+
+
+def asked() -> int:
+    """The signal that asked this process to stop; 0 for none."""
+    return _asked
+
+
+def _note(signum: int, frame: FrameType | None) -> None:
+    global _asked
+    if os.getpid() == _process:  # loader workers inherit the handler; they end with their rank
+        _asked = signum

@@ -1,0 +1,73 @@
+"""Checkpoint files: whole or not there, and what is wrong with one that is damaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from syncbn.training import checkpoints
+from syncbn.training.saving import AtomicCheckpointIO, SaveError
+
+STATE = {"weights": torch.arange(1000.0), "epoch": 3}
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "one byte short": lambda data: data[:-1],
+    "a bit changed": lambda data: data[:2500] + bytes([data[2500] ^ 1]) + data[2501:],
+    "empty": lambda data: b"",
+    "something else": lambda data: b"hello" * 100,
+    "zeros in the middle": lambda data: data[:1500] + bytes(1000) + data[2500:],
+}
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"step-{step:08d}.ckpt" for step in (5, 9, 10)]
+    for path in paths:
+        AtomicCheckpointIO().save_checkpoint(STATE, path)
+    return paths
+
+
+def test_a_whole_one_is_sound_and_nothing_else_is_left(points: list[Path]) -> None:
+    assert [checkpoints.damage(path) for path in points] == [None] * 3
+    assert sorted(points[0].parent.iterdir()) == points
+    assert torch.equal(torch.load(points[0], weights_only=True)["weights"], STATE["weights"])
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_one_is_reported_and_passed_over(points: list[Path], how: str) -> None:
+    points[2].write_bytes(DAMAGES[how](points[2].read_bytes()))
+    said: list[str] = []
+    assert checkpoints.newest(points[0].parent, said.append) == points[1]
+    assert len(said) == 1
+    assert said[0].startswith("step-00000010.ckpt is damaged (")
+    assert said[0].endswith("): it is passed over for the one before")
+
+
+def test_where_all_are_damaged_there_is_none(points: list[Path]) -> None:
+    for path in points:
+        path.write_bytes(b"")
+    assert checkpoints.newest(points[0].parent, lambda line: None) is None
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_last_is_the_same_file_or_a_copy(points: list[Path], linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linked:
+        monkeypatch.setattr("os.link", _refuse)
+    for path in points[:2]:
+        checkpoints.link(path, "last.ckpt")
+    last = points[0].with_name("last.ckpt")
+    assert last.samefile(points[1]) == linked
+    assert last.read_bytes() == points[1].read_bytes()
+
+
+def test_a_write_that_fails_leaves_what_was_there(points: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = points[0].read_bytes()
+    monkeypatch.setattr("os.fsync", _refuse)
+    with pytest.raises(SaveError, match=r"step-00000005.ckpt could not be written \(.*not here.* MiB are free there\)"):
+        AtomicCheckpointIO().save_checkpoint({"other": 1}, points[0])
+    assert points[0].read_bytes() == before
+    assert sorted(points[0].parent.iterdir()) == points
+
+
+def _refuse(*_: object) -> None:
+    raise OSError("not here")
