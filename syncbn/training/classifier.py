@@ -12,11 +12,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from syncbn.training.uneven import global_samples
+
 NORMALIZATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 class Classifier(pl.LightningModule):
     """Cross entropy and accuracy for any network that maps images to class scores.
+
+    The optimizer's step is that of the mean loss over the global batch, also where ranks hold unequal shares of it, or
+    none (``data.remainder=uneven``).
 
     Logged: ``train/loss_step`` (this rank's batch), and per epoch, over all ranks and exactly weighted by samples,
     ``loss`` and ``acc`` under ``train/``, ``val/`` and ``test/``; ``test/count`` is the number of samples tested.
@@ -58,7 +63,12 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = self._step("train", batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        total = global_samples(self._trainer)
+        ranks = 1 if total is None else self.trainer.world_size
+        if total is None or total % ranks == 0:
+            return loss
+        # Gradients are averaged over the ranks. With this weight that is the gradient of the mean over all samples.
+        return loss * (len(batch[0]) * ranks / total)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step("val", batch)
@@ -71,11 +81,14 @@ class Classifier(pl.LightningModule):
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, target = batch
         scores = self(x)
-        loss = F.cross_entropy(scores, target, label_smoothing=self.label_smoothing)
+        # The mean of no samples is NaN; their sum is zero, and so are its gradients.
+        reduction = "mean" if len(x) else "sum"
+        loss = F.cross_entropy(scores, target, label_smoothing=self.label_smoothing, reduction=reduction)
         mean_loss: MeanMetric = getattr(self, f"{stage}_mean_loss")
         accuracy: MulticlassAccuracy = getattr(self, f"{stage}_acc")
-        mean_loss.update(loss.detach(), weight=len(x))
-        accuracy.update(scores.detach(), target)
+        if len(x):
+            mean_loss.update(loss.detach(), weight=len(x))
+            accuracy.update(scores.detach(), target)
         # Metrics, not numbers: torchmetrics merges their states over the ranks, so shares of unequal size count right.
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage == "val")

@@ -1,18 +1,22 @@
 """Data: the digits as a LightningDataModule, and loaders that are exact on every world size."""
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from math import ceil
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from syncbn.training.config import SettingError
+from syncbn.training.loaders import Batches, BatchLoader, SampleError, TrainLoader
+from syncbn.training.sampling import ExactSampler, GlobalBatchSampler, check_remainder
+from syncbn.training.sampling import this_rank as _rank
+from syncbn.training.sampling import world_size as _world_size
+from syncbn.training.schema import SettingError
+
+__all__ = ["Digits", "ExactSampler", "SampleError", "exact_loader", "train_loader"]
 
 
 class Digits(pl.LightningDataModule):
@@ -26,10 +30,11 @@ class Digits(pl.LightningDataModule):
         shuffle: a new order in each epoch of training.
         seed: of the order in training.
         num_workers: loader processes per device.
+        remainder: what becomes of the training images after the last full global batch (see :func:`train_loader`).
 
     Raises:
-        SettingError: at set-up, where the training images do not fill one global batch or a part has fewer images than
-            there are devices.
+        SettingError: another word for ``remainder``; at set-up, where the training images do not fill one global batch
+            or a part has fewer images than there are devices.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Digits(pl.LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
         num_workers: int = 0,
+        remainder: str = "drop",
     ) -> None:
         super().__init__()
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -49,7 +55,8 @@ class Digits(pl.LightningDataModule):
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: "
                 "each must be above 0, and their sum below 1"
             )
-        self.batch_size, self.num_workers = batch_size, num_workers
+        check_remainder(remainder)
+        self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
 
@@ -63,7 +70,12 @@ class Digits(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         return train_loader(
-            self.train, self.batch_size, shuffle=self.shuffle, seed=self.seed, num_workers=self.num_workers
+            self.train,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            remainder=self.remainder,
+            num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -74,96 +86,65 @@ class Digits(pl.LightningDataModule):
 
 
 def train_loader(
-    dataset: Dataset[Any], batch_size: int, *, shuffle: bool = True, seed: int = 0, **options: Any
-) -> DataLoader[Any]:
-    """Full batches, in a new order each epoch; a global batch holds the same samples on any number of ranks.
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    remainder: str = "drop",
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+    **options: Any,
+) -> TrainLoader:
+    """Batches in a new order each epoch; a global batch holds the same samples on any number of ranks.
+
+    What is drawn while a sample is fetched follows from ``seed``, epoch and sample alone (see
+    :class:`~syncbn.training.loaders.Batches`). The loader has ``state_dict`` and ``load_state_dict``, by which
+    Lightning goes on in the middle of an epoch. ``iter()`` draws nothing from torch's global generator.
 
     Args:
-        dataset: map-style; what is left over after the last full global batch waits for another epoch's order.
+        dataset: map-style.
         batch_size: per rank.
         shuffle: a new order in each epoch.
-        seed: of the order.
+        seed: of the order, and of what samples draw.
+        remainder: what becomes of the n samples after the last full global batch. "drop": they wait for another epoch's
+            order. "pad": the epoch's first samples fill the batch up. "uneven": a smaller batch, dealt over the W
+            ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
+            own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
+            ``global_samples``; ours does.
+        collate_fn: makes a batch of a list of samples.
         options: further arguments of DataLoader.
 
     Raises:
-        SettingError: fewer samples than one global batch.
+        SettingError: fewer samples than one global batch, with "drop"; another word for ``remainder``.
+        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
     """
-    ranks, samples = _world_size(), len(cast(Sized, dataset))
-    if samples < batch_size * ranks:
-        raise SettingError(
-            f"data.batch_size={batch_size}: a global batch is {batch_size * ranks} samples ({batch_size} on each of "
-            f"{ranks} devices), but the training set has {samples}; use at most {samples // ranks}"
-        )
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, num_replicas=ranks, rank=_rank(), shuffle=shuffle, seed=seed, drop_last=True
+    sampler = GlobalBatchSampler(
+        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder
     )
-    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, **options)
+    options.setdefault("generator", torch.Generator().manual_seed(seed))
+    return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)
 
 
 def exact_loader(
     dataset: Dataset[Any], batch_size: int, *, collate_fn: Callable[[list[Any]], Any] = default_collate, **options: Any
-) -> DataLoader[Any]:
+) -> BatchLoader:
     """Every sample once, on exactly one rank, in equally many batches on each: for validation and test.
+
+    What a sample draws is the same every time. ``iter()`` draws nothing from torch's global generator.
 
     Args:
         dataset: map-style.
         batch_size: per rank, at most (see :class:`ExactSampler`).
         collate_fn: makes a batch of a list of samples.
         options: further arguments of DataLoader.
-    """
-    sampler = ExactSampler(dataset, batch_size)
-    return DataLoader(_Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
-
-
-class ExactSampler(DistributedSampler[Any]):
-    """Deals every sample to exactly one rank and gives each rank equally many batches, none of them empty.
-
-    The usual sampler repeats samples until all ranks have as many (5 samples on 2 ranks are counted as 6), and a metric
-    counts the repeated ones. Here the batches are of unequal size instead, by one sample at most between ranks. Equally
-    many they must be, as a forward pass through DistributedDataParallel is a message. It is a
-    DistributedSampler so that Lightning leaves it in place.
-
-    Yields lists of indices, so the DataLoader must not batch (``batch_size=None``).
-
-    Args:
-        dataset: map-style.
-        batch_size: the most samples in a batch; but where it is 1 and the samples do not divide evenly, a batch has 2.
-        num_replicas: ranks; of the process group if None.
-        rank: this one; of the process group if None.
 
     Raises:
         SettingError: fewer samples than ranks.
+        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
     """
-
-    def __init__(
-        self, dataset: Dataset[Any], batch_size: int, num_replicas: int | None = None, rank: int | None = None
-    ) -> None:
-        ranks = _world_size() if num_replicas is None else num_replicas
-        super().__init__(dataset, ranks, _rank() if rank is None else rank, shuffle=False)
-        samples = len(cast(Sized, dataset))
-        if samples < ranks:
-            raise SettingError(
-                f"trainer.devices: {ranks} in all, but {samples} samples to evaluate on; use at most {samples}"
-            )
-        # As many batches as the largest share needs, but no more than the smallest share can fill.
-        self.num_batches = min(ceil(ceil(samples / ranks) / batch_size), samples // ranks)
-
-    def __iter__(self) -> Iterator[Any]:
-        share = torch.arange(self.rank, len(cast(Sized, self.dataset)), self.num_replicas)
-        return iter([batch.tolist() for batch in share.tensor_split(self.num_batches)])
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-
-class _Batches(Dataset[Any]):
-    """Whole batches of a dataset, by lists of indices."""
-
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset, self.collate = dataset, collate
-
-    def __getitem__(self, indices: list[int]) -> Any:
-        return self.collate([self.dataset[i] for i in indices])
+    sampler = ExactSampler(dataset, batch_size)
+    options.setdefault("generator", torch.Generator())
+    return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
 
 
 def _stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -172,11 +153,3 @@ def _stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: i
         list(indices), test_size=fraction, random_state=seed, stratify=labels[list(indices)]
     )
     return large, small
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

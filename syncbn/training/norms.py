@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from syncbn.nn import statistics
 from syncbn.nn.conversion import batch_norms
 from syncbn.nn.statistics import Moments
-from syncbn.training.config import SettingError
 from syncbn.training.plugin import SyncBatchNormPlugin
+from syncbn.training.schema import SettingError
+from syncbn.training.uneven import RefuseLoneSamples
 
 
 def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
@@ -40,7 +41,9 @@ def plugins(norm: dict[str, Any]) -> list[Any]:
 
 def callbacks(norm: dict[str, Any]) -> list[pl.Callback]:
     """The callbacks that ``norm`` needs."""
-    return [PoolRunningStatistics()] if norm["name"] == "local_mean" else []
+    if norm["name"] in ("none", "group_norm"):
+        return []
+    return [RefuseLoneSamples(), *([PoolRunningStatistics()] if norm["name"] == "local_mean" else [])]
 
 
 def ddp_arguments(norm: dict[str, Any]) -> dict[str, Any]:

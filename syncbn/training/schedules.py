@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from syncbn.training.config import SettingError
+from syncbn.training.schema import SettingError
 
 
 class Cosine(LambdaLR):

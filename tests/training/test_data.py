@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from syncbn.training.config import SettingError
 from syncbn.training.data import Digits, ExactSampler, train_loader
+from syncbn.training.schema import SettingError
 
 
 @given(ranks=st.integers(1, 9), extra=st.integers(0, 300), batch_size=st.integers(1, 40))
