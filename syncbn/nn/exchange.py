@@ -4,6 +4,9 @@ As a functional collective where something watches operations, torch.compile fir
 which takes a tenth of a millisecond less.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
@@ -15,6 +18,21 @@ from syncbn.nn import debugging, groups
 _options = dist.AllreduceOptions()
 _options.asyncOp = False
 _forced = False  # see syncbn.testing.force_exchange
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this context nothing is sent: a sum is what it would be if every rank held what this one holds.
+
+    So the layers normalize with this rank's own batch, also one of a single value per channel.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def partners(spec: groups.GroupSpec) -> dist.ProcessGroup | None:
@@ -39,6 +57,8 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _functional(x, group)
+    if _alone:
+        return x.mul_(group.size())
     debugging.check_in_step(x, group, place)
     try:
         if is_in_torch_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
