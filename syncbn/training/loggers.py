@@ -1,53 +1,130 @@
-"""Where metrics go: a CSV file always, and one W&B run per job, which rank 0 alone opens."""
+"""Where metrics go: a CSV file always, and one W&B run per job, which rank 0 alone opens.
 
+A run that goes on writes on in both. The CSV file is cut back to the checkpoint. W&B's history can only grow: what
+it has from earlier attempts is not sent again, and what it lacks, since one was killed, is sent from the CSV file.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import wandb
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from wandb.errors import AuthenticationError, UsageError
 
-from syncbn.training import record
-from syncbn.training.config import SettingError
+from syncbn.training import record, wandb_files
+from syncbn.training.journal import Journal, Line
+from syncbn.training.metrics_file import MetricsFile, read
+from syncbn.training.schema import SettingError
+
+STEP = "trainer/global_step"
+EPOCH = "epoch"  # Lightning puts it beside the metrics, into several rows of a step
+LATER = "the run is kept offline; upload it later with the command printed at the end"
 
 
 def build(cfg: DictConfig, run_dir: Path, rank: int) -> list[Logger]:
     """The loggers of one rank.
 
     Raises:
-        SettingError: W&B is asked to be online and the server does not answer in time.
+        SettingError: W&B is asked to be online, and nobody is logged in or the server refuses.
     """
-    loggers: list[Logger] = [CSVLogger(run_dir, name="", version="")]
-    if cfg.logger.name == "wandb" and cfg.logger.mode != "disabled":
-        run = _open(cfg, run_dir) if rank == 0 else None
-        loggers.append(_WandbLogger(experiment=run, project=cfg.logger.project, save_dir=run_dir))
-    return loggers
+    file = MetricsFile(run_dir)
+    if cfg.logger.name != "wandb" or cfg.logger.mode == "disabled":
+        return [file]
+    if rank != 0:
+        return [file, _WandbLogger(None, run_dir, cfg.logger.project)]
+    run = _open(cfg, run_dir)
+    return [file, _WandbLogger(run, run_dir, cfg.logger.project)]
 
 
-def finish(run_dir: Path, *, failed: bool, summary: dict[str, Any] | None = None) -> None:
-    """Closes the W&B run of this process, if it has one."""
+def position(trainer: pl.Trainer) -> dict[str, int]:
+    """How far the metrics have come, as plain data for a checkpoint; empty on ranks other than 0, which write none."""
+    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    return {"rows": files[0].rows()} if files and trainer.is_global_zero else {}
+
+
+def go_on(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
+    """Takes the metrics back to where they were when ``position`` was asked for; to be called before training goes on.
+
+    What was logged after that for earlier steps stays: an epoch's metrics, say, come after the checkpoint at its end.
+    """
+    if not trainer.is_global_zero or "rows" not in position:
+        return
+    # The logged step is that of optimizer steps, and with several optimizers that of batches.
+    step = min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+    for file in (logger for logger in trainer.loggers if isinstance(logger, MetricsFile)):
+        file.cut(position["rows"], step)
+        for run in (logger for logger in trainer.loggers if isinstance(logger, _WandbLogger)):
+            for row in read(file.path):
+                at = int(row.pop("step"))
+                run.log_metrics({name: float(value) for name, value in row.items() if _is_number(value)}, at)
+
+
+def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dict[str, Any] | None = None) -> None:
+    """Closes the W&B run of this process, if it has one; ``preempted`` says that it will go on."""
     if wandb.run is None:
         return
+    directory = Path(wandb.run.dir).parent
     wandb.run.summary.update(summary or {})
-    wandb.finish(exit_code=int(failed))
+    if preempted:
+        wandb.run.mark_preempting()
+    try:
+        wandb.finish(exit_code=int(failed or preempted))
+    except TimeoutError:
+        wandb_files.mark_unsent(directory)
+    wandb.teardown()  # waits for W&B's process, which may still be writing
     record.write(run_dir, "wandb", record.read(run_dir, "wandb") | {"finished": True})
 
 
 def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
-    """Opens the W&B run of a rank 0 that is dead once more, in another process, and closes it as failed."""
-    _open(cfg, run_dir)
+    """Opens the W&B run of a rank 0 that is dead once more, in another process, and closes it as failed.
+
+    Raises:
+        SettingError: the server does not answer.
+    """
+    _init(cfg, run_dir, record.read(run_dir, "wandb")["mode"])
     finish(run_dir, failed=True)
 
 
 def _open(cfg: DictConfig, run_dir: Path) -> Any:
+    """Opens the W&B run: offline, where the server cannot be reached."""
+    asked = mode = str(cfg.logger.mode)
+    if asked == "online" and wandb_files.waiting(run_dir):  # a later attempt must not get there first
+        mode = "offline"
+        _say(f"W&B has not got all of this run's earlier attempts yet: {LATER}")
+    try:
+        run = _init(cfg, run_dir, mode)
+    except _UnreachableError as error:
+        mode = "offline"
+        _say(f"W&B cannot be reached ({error}): {LATER}")
+        wandb.teardown()  # its process would hold on to the run's name
+        run = _init(cfg, run_dir, mode)
+    about = {"id": run.id, "mode": mode, "asked": asked, "url": run.url if mode == "online" else None}
+    record.write(run_dir, "wandb", about | {"finished": False})
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
+    return run
+
+
+class _UnreachableError(SettingError):
+    """The W&B server does not answer."""
+
+
+def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
     logger, about = cfg.logger, record.read(run_dir, "run")
     batch = about["normalization_batch"]
     tags = [cfg.norm.name, f"world_size={about['world_size']}", f"normalization_batch={batch}"]
+    wandb.setup(wandb.Settings(silent=True))
     try:
-        run = wandb.init(
+        return wandb.init(
             id=about["wandb_id"],
             resume="allow",
-            mode=str(logger.mode),  # type: ignore[arg-type]  # checked by the schema
+            mode=mode,  # type: ignore[arg-type]  # checked by the schema
             project=logger.project,
             entity=logger.entity,
             group=logger.group,
@@ -57,27 +134,59 @@ def _open(cfg: DictConfig, run_dir: Path) -> Any:
             settings=wandb.Settings(
                 init_timeout=logger.init_timeout,
                 finish_timeout=logger.finish_timeout,
-                finish_timeout_raises=False,
+                finish_timeout_raises=True,
                 console="off",
                 silent=True,
             ),
         )
     except (wandb.Error, TimeoutError) as error:
         says = " ".join(str(error).split())
-        raise SettingError(f"logger.mode={logger.mode}: W&B says: {says}; use logger.mode=offline") from error
-    url = run.url if logger.mode == "online" else None
-    record.write(
-        run_dir,
-        "wandb",
-        {"id": run.id, "mode": str(logger.mode), "url": url, "finished": False},
-    )
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return run
+        refused = isinstance(error, AuthenticationError | UsageError) or re.search(r"returned error 4\d\d", says)
+        if mode == "online" and not refused:
+            raise _UnreachableError(says) from error
+        instead = "logger.mode=offline" if mode == "online" else "logger=csv"
+        raise SettingError(f"logger.mode={mode}: W&B says: {says}; use {instead}") from error
 
 
 class _WandbLogger(WandbLogger):
-    """Logs into the run that was opened here, whose end is this module's business."""
+    """Logs into the run that was opened here, each metric of a step once, whatever earlier attempts have logged.
+
+    Args:
+        run: on rank 0, just opened.
+    """
+
+    def __init__(self, run: Any, run_dir: Path, project: str) -> None:
+        super().__init__(experiment=run, project=project, save_dir=run_dir)
+        if run is not None:
+            self._directory, self._journal = Path(run.dir).parent.name, Journal(run_dir)
+            self._seen, self._number = self._journal.arrived(None if run.offline else run.starting_step)
+            if self._number > run.starting_step:  # an offline run does not know where it goes on
+                run.log({}, step=self._number, commit=False)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step is None:  # by a user; of no training step, so not to be told apart
+            self._number += 1
+            super().log_metrics(metrics)
+            return
+        names = [name for name in metrics if (step, name) not in self._seen and name != EPOCH]
+        if names:
+            self._journal.add(Line(self._directory, self._number, step, names))
+            self._number += 1
+            super().log_metrics({name: metrics[name] for name in metrics if name in names or name == EPOCH}, step)
 
     def finalize(self, status: str) -> None:
         """Leaves the run open: the test comes after the fit, and a failure must be marked as one."""
+
+
+def _is_number(text: str) -> bool:
+    """Also of not-a-number and infinity; a user may have logged what is none."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

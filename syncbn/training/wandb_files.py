@@ -1,0 +1,71 @@
+"""The directories that W&B keeps of one run, one for each attempt: what is in them, and how to upload them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HEADER = 7  # bytes
+
+
+def directories(run_dir: Path) -> list[Path]:
+    """All that belong to this W&B run, the earliest first, those of a run directory that it goes on from too."""
+    about = json.loads((run_dir / "run.json").read_text())
+    before = directories(Path(about["goes_on_from"])) if about.get("goes_on_from") else []
+    found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{about['wandb_id']}.wandb")}
+    return [*before, *sorted(found, key=lambda d: d.name.removeprefix("offline-"))]
+
+
+def waiting(run_dir: Path) -> list[Path]:
+    """Those that are to be uploaded: of offline attempts, and of online ones whose server went away before the end.
+
+    One with nothing but a header in it was killed early; ``wandb sync`` would upload none because of it.
+    """
+    return [
+        directory
+        for directory in directories(run_dir)
+        if (is_offline(directory) or _gave_up(directory))
+        and not list(directory.glob("*.wandb.synced"))
+        and _log(directory).stat().st_size > HEADER
+    ]
+
+
+def upload(run_dir: Path) -> tuple[list[str], list[Path]]:
+    """What ``wandb`` is to be called with, options and directories; no directories where there is nothing to upload.
+
+    ``wandb sync`` puts the attempts of one run one after the other itself, and passes over online ones by default.
+    """
+    found = waiting(run_dir)
+    return ["sync", *([] if all(map(is_offline, found)) else ["--include-online"])], found
+
+
+def is_offline(directory: Path) -> bool:
+    """Whether W&B kept this attempt for itself."""
+    return directory.name.startswith("offline-")
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The lines that one attempt has logged, up to the place where it was killed."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(_log(directory).resolve())]
+    offline = os.environ | {"WANDB_MODE": "offline"}  # nothing is reported to W&B
+    printed = subprocess.run(command, cwd=directory.parents[1], env=offline, capture_output=True, text=True).stdout
+    return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
+
+
+def mark_unsent(directory: Path) -> None:
+    """Notes that an attempt ended before all of it was uploaded."""
+    (directory / "unsent").touch()
+
+
+def _gave_up(directory: Path) -> bool:
+    """Whether not all was uploaded: time ran out, or W&B's process gave up before, which it says in its log alone."""
+    log = directory / "logs" / "debug-internal.log"
+    fatal = log.exists() and "filestream: fatal error" in log.read_text(errors="replace")
+    return fatal or (directory / "unsent").exists()
+
+
+def _log(directory: Path) -> Path:
+    (log,) = directory.glob("run-*.wandb")
+    return log
