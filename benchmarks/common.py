@@ -36,6 +36,8 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: list[float]) -> "Spread":
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
         tenths = statistics.quantiles(values, n=10, method="inclusive")
         return cls(statistics.median(values), tenths[0], tenths[-1])
 

@@ -1,0 +1,34 @@
+"""Where Hydra looks for plugins: ``hydra/launcher=syncbn``. Hydra imports it at each start."""
+
+from collections.abc import Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SyncbnLauncher(Launcher):
+    """Runs the jobs of a sweep by :func:`syncbn.training.sweep.run`."""
+
+    def __init__(self) -> None:
+        self.config: DictConfig | None = None
+        self.hydra_context: HydraContext | None = None
+        self.task_function: TaskFunction | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from syncbn.training import sweep
+
+        return sweep.run(self, job_overrides)
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="syncbn",
+    node={"_target_": f"{__name__}.{SyncbnLauncher.__name__}"},
+    provider="syncbn",
+)

@@ -1,0 +1,127 @@
+"""Sweeps: Hydra's ``-m``, one job after the other, that can be issued again for what is missing.
+
+The work of ``hydra/launcher=syncbn`` (``hydra_plugins/syncbn_launcher.py``). Every job has processes, a run directory
+and a W&B run of its own; they are forked from one server that has imported everything (:mod:`syncbn.training.ranks`),
+so a job starts in about a second.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from omegaconf import open_dict
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from syncbn.training import record
+from syncbn.training.job import RunError
+from syncbn.training.schema import SettingError
+
+
+def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+    """Runs jobs in turn. One that fails is marked and does not stop the rest; one that has finished is not run again.
+
+    Prints a table of all jobs of the sweep at the end.
+
+    Args:
+        launcher: a Hydra launcher after its ``setup``: its ``config``, ``hydra_context`` and ``task_function``.
+        job_overrides: of each job.
+
+    Returns:
+        What each job returned. Where some failed the program ends here, with one line and code 1.
+    """
+    setup_globals()
+    settings = launcher.config.hydra
+    configure_log(settings.hydra_logging, settings.verbose)
+    sweep_dir = Path(str(settings.sweep.dir))
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    jobs, numbers = [list(filter_overrides(each)) for each in job_overrides], _numbers(sweep_dir)
+    console = Console(soft_wrap=True, highlight=False)
+    results: list[JobReturn] = []
+    failed: list[int] = []
+    try:
+        for index, (overrides, job) in enumerate(zip(job_overrides, jobs, strict=True)):
+            number = numbers.setdefault(tuple(job), max([-1, *numbers.values()]) + 1)
+            console.print(f"\njob {number} ({index + 1} of {len(jobs)}): {' '.join(job)}", markup=False)
+            results.append(_run(launcher, list(overrides), number))
+            if results[-1].status == JobStatus.FAILED:
+                failed.append(number)
+                _tell(results[-1]._return_value)
+            configure_log(settings.hydra_logging, settings.verbose)
+    finally:
+        summarize(sweep_dir, console)
+    if failed:  # here, and not by Hydra, which prints a traceback for any exception
+        print(
+            f"error: {len(failed)} of {len(jobs)} jobs failed (job {', '.join(map(str, failed))}); "
+            f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
+    return results
+
+
+def _run(launcher: Any, overrides: list[str], number: int) -> JobReturn:
+    config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
+    with open_dict(config):
+        config.hydra.job.id, config.hydra.job.num = str(number), number
+    return run_job(
+        hydra_context=launcher.hydra_context,
+        task_function=launcher.task_function,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def _tell(error: BaseException) -> None:
+    """What job.py has not said by itself: what came up before it, in composing the settings say."""
+    if not isinstance(error, SettingError | RunError):
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
+    """The jobs that this directory has seen, by their settings: Hydra writes them into each job's."""
+    files = [file for file in sweep_dir.glob("*/.hydra/overrides.yaml") if file.parents[1].name.isdigit()]
+    return {tuple(map(str, yaml.safe_load(file.read_text()))): int(file.parents[1].name) for file in files}
+
+
+def summarize(sweep_dir: Path, console: Console) -> None:
+    """Prints a table of all jobs of a sweep, and writes it to ``sweep.csv`` in its directory."""
+    rows = [_row(settings, number, sweep_dir / str(number)) for settings, number in _numbers(sweep_dir).items()]
+    if not rows:
+        return
+    rows.sort(key=lambda row: int(row["job"]))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with (sweep_dir / "sweep.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    constant = {name for name in columns if len({row[name] for row in rows if name in row}) == 1}
+    kept = [name for name in columns if name in ("job", "status", "test/acc") or name not in constant]
+    table = Table(*map(escape, kept), box=box.HORIZONTALS)  # overrides have brackets, which are rich's markup too
+    for row in rows:
+        table.add_row(*(escape(_cell(name, row.get(name, ""))) for name in kept))
+    if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
+        console.width = 1000
+    console.print()
+    console.print(table)
+    console.print(f"{sweep_dir}/sweep.csv", markup=False)
+
+
+def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
+    about, result = record.read(run_dir, "run"), record.read(run_dir, "result")
+    chosen = dict(each.split("=", 1) for each in settings if "=" in each)
+    came_out = {**result.get("test", {}), "seconds": result.get("seconds")} if result else {}
+    return {"job": number, **chosen, "status": about.get("status", "failed"), **came_out}
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "test/acc" and isinstance(value, float):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,109 @@
+"""A sweep: jobs of their own, one group, a table; and issued again, only what is missing."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.training.command import Run, train
+from tests.training.test_train import wandb_summary
+
+QUICK = ("model=mlp", "trainer.max_epochs=1")
+
+
+def sweep(where: Path, *overrides: str, at: str = "multirun/a") -> Run:
+    return train(where, "-m", *QUICK, f"hydra.sweep.dir={at}", *overrides, timeout=170, fresh=True)
+
+
+def group(run: Path) -> str:
+    """W&B's group of an offline run, as its own reader has it."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    (found,) = {json.loads(line)["run"]["run_group"] for line in lines if '"type":"run"' in line}
+    return found
+
+
+def status(where: Path, at: str = "multirun/a") -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_text())["status"] for path in (where / at).glob("*/run.json")}
+
+
+def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    probe = f"+callbacks.pid={{_target_: faults.WritePid, path: {pids}}}"
+    run = sweep(tmp_path, "norm=local,sync", "seed=0,1", probe)
+    assert run.code == 0, run.err
+    assert run.left == []
+    assert status(tmp_path) == dict.fromkeys("0123", "finished")
+    lines = pids.read_text().split()
+    assert len(lines) == len(set(lines)) == 4 * 2  # no rank is another job's, and none replays the sweep
+    assert not (tmp_path / "outputs").exists()
+    assert len(list(tmp_path.glob("multirun/*"))) == 1
+
+    wandb = [{p.resolve() for p in tmp_path.glob(f"multirun/a/{job}/wandb/offline-run-*")} for job in range(4)]
+    assert [len(each) for each in wandb] == [1, 1, 1, 1]
+    assert {group(next(iter(each))) for each in wandb} == {"a"}
+    read = [wandb_summary(each.pop()) for each in wandb]
+    assert [(each["config"]["norm"]["name"], each["config"]["seed"]) for each in read] == [
+        *(("local", 0), ("local", 1), ("sync", 0), ("sync", 1))
+    ]
+
+    with (tmp_path / "multirun/a/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    results = [json.loads((tmp_path / f"multirun/a/{job}/result.json").read_text()) for job in range(4)]
+    assert [(row["job"], row["norm"], row["seed"], row["status"]) for row in rows] == [
+        ("0", "local", "0", "finished"),
+        ("1", "local", "1", "finished"),
+        ("2", "sync", "0", "finished"),
+        ("3", "sync", "1", "finished"),
+    ]
+    assert [float(row["test/acc"]) for row in rows] == [each["test"]["test/acc"] for each in results]
+    table = run.out[run.out.rindex("  job ") :]
+    for result in results:
+        assert f"{100 * result['test']['test/acc']:.2f} %" in table
+
+    # The same again does nothing, and a wider one only what is new; numbers stay with their jobs.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("multirun/a/*/result.json")}
+    wider = sweep(tmp_path, "norm=local,sync", "seed=1,2", probe)
+    assert wider.code == 0, wider.err
+    assert wider.out.count("has finished before") == 2
+    assert status(tmp_path) == dict.fromkeys("012345", "finished")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    new = [json.loads((tmp_path / f"multirun/a/{job}/run.json").read_text())["overrides"] for job in (4, 5)]
+    assert [{"norm=local", "norm=sync", "seed=2"} & set(each) for each in new] == [
+        {"norm=local", "seed=2"},
+        {"norm=sync", "seed=2"},
+    ]
+
+
+def test_a_failed_job_is_marked_and_does_not_stop_the_rest(tmp_path: Path) -> None:
+    die = f"+callbacks.fault={{_target_: faults.Fault, what: kill, once: {tmp_path / 'once'}, batch: 5, rank: 1}}"
+    run = sweep(tmp_path, "data.global_batch_size=64,63,32", die, "logger=csv")
+    assert run.code == 1
+    assert run.left == []
+    assert "error: data.global_batch_size=63: 2 devices cannot share it equally; " in run.err
+    assert "was killed by SIGKILL; there was no checkpoint yet" in run.err
+    assert run.err.splitlines()[-1] == (
+        "error: 2 of 3 jobs failed (job 0, 1); the same sweep with hydra.sweep.dir=multirun/a does what is missing"
+    )
+    assert "Traceback" not in run.err
+    assert status(tmp_path) == {"0": "failed", "2": "finished"}
+    again = sweep(tmp_path, "data.global_batch_size=64,32", die, "logger=csv")
+    assert again.code == 0, again.err
+    assert "this run was failed before; it had no checkpoint and begins anew" in again.out
+    assert again.out.count("has finished before") == 1
+    assert status(tmp_path) == {"0": "finished", "2": "finished"}
+
+
+def test_an_interrupted_sweep_goes_on_in_the_middle_of_its_job(tmp_path: Path) -> None:
+    stop = f"+callbacks.fault={{_target_: faults.Fault, what: interrupt, once: {tmp_path / 'once'}, batch: 5}}"
+    run = sweep(tmp_path, "seed=0,1", stop, "logger=csv")
+    assert run.code == 130
+    assert run.left == []
+    assert "the same sweep with hydra.sweep.dir=multirun/a goes on with it" in run.err
+    assert "  0     interrupted" in run.out  # the table
+    assert status(tmp_path) == {"0": "interrupted"}
+    again = sweep(tmp_path, "seed=0,1", stop, "logger=csv")
+    assert again.code == 0, again.err
+    assert "this run was interrupted before; it goes on from " in again.out
+    assert status(tmp_path) == {"0": "finished", "1": "finished"}
