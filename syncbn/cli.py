@@ -1,0 +1,54 @@
+"""The command ``syncbn``. A subcommand imports what it needs when it is called, so that ``--help`` need not wait."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="syncbn",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def syncbn() -> None:
+    """Distributed training with synchronized batch norm."""
+
+
+@app.command()
+def doctor(
+    outputs: Annotated[Path, typer.Option(help="Where run directories would be made.")] = Path("outputs"),
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the self-test of the layer.")] = 120.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check this machine for training, without training; the exit code is 1 if a check FAILED."""
+    from rich.console import Console
+
+    from syncbn.training import doctor
+
+    console = Console(highlight=False)
+    if console.is_terminal and not as_json:
+        with console.status("looking at this machine, and running the layer on it ..."):
+            rows = doctor.examine(outputs, timeout)
+    else:
+        rows = doctor.examine(outputs, timeout)
+    if as_json:
+        print(doctor.to_json(rows))
+    else:
+        doctor.show(rows, console)
+    if any(row.status == doctor.Status.failed for row in rows):
+        sys.exit(1)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The command ``syncbn``: quick where nothing is computed, and plain."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from syncbn import cli
+from tests.test_import import HEAVY, modules_after
+
+
+def syncbn(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")}
+    command = [sys.executable, "-m", "syncbn.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"]])
+def test_help_is_plain(arguments: list[str]) -> None:
+    done = syncbn(*arguments)
+    assert done.returncode == 0
+    assert "doctor" in done.stdout
+    assert not {*"\x1b╭│"} & {*done.stdout}
+
+
+def test_the_command_waits_for_nothing_heavy() -> None:
+    loaded = modules_after("import syncbn.cli")
+    assert not loaded & {*HEAVY, "syncbn.training"} - {"rich"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["docter"], "No such command 'docter'"),
+        (["doctor", "--timeout", "soon"], "Invalid value for '--timeout'"),
+        (["doctor", "--timeout", "0"], "Invalid value for '--timeout'"),
+    ],
+)
+def test_a_mistake_is_told_plainly(arguments: list[str], last: str) -> None:
+    done = syncbn(*arguments)
+    assert done.returncode == 2
+    assert last in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_calls_it() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert EntryPoint("syncbn", project["scripts"]["syncbn"], "console_scripts").load() is cli.main
