@@ -7,13 +7,16 @@ EXTRAS := .venv-extras
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-extras prove-layer lint format clean
+.PHONY: help train doctor test test-extras prove-layer prove-faults lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/ready ## train the default network; settings: make train ARGS="norm=local seed=1"
 	@$(BIN)/python train.py $(ARGS)
+
+doctor: $(VENV)/ready ## check this machine for training, without training; as JSON: make doctor ARGS=--json
+	@$(BIN)/syncbn doctor $(ARGS)
 
 test: $(VENV)/ready ## run the tests; a choice of them: make test ARGS="tests/nn -k empty"
 	@$(BIN)/python -m pytest $(ARGS)
@@ -23,6 +26,9 @@ test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and tim
 
 prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
 	@$(BIN)/python -m tests.prove_layer $(ARGS)
+
+prove-faults: $(VENV)/ready ## kill 20 runs and compare what is resumed bit by bit; and every other fault, twice
+	@$(BIN)/python -m tests.prove_faults $(ARGS)
 
 lint: $(VENV)/ready ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,8 +1,6 @@
 """A user's own project: nothing here knows how syncbn trains; its classes come in by _target_."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -89,14 +87,15 @@ class Probe(pl.Callback):
         }
 
 
-class Die(pl.Callback):
-    """One rank comes to an end in the middle of training."""
+class Spoil(pl.Callback):
+    """Puts a nan into one rank's batch at one step; `inputs: false` puts an inf into a weight instead."""
 
-    def __init__(self, rank: int, how: str, step: int) -> None:
-        self.rank, self.how, self.step = rank, how, step
+    def __init__(self, rank: int, step: int, inputs: bool = True) -> None:
+        self.rank, self.step, self.inputs = rank, step, inputs
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_rank == self.rank and trainer.global_step == self.step:
-            if self.how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("the disk is on fire")
+            if self.inputs:
+                batch[0][0] = float("nan")
+            else:
+                next(iter(pl_module.parameters())).data[0] = float("inf")

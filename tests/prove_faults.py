@@ -1,0 +1,88 @@
+"""Kills runs at random moments, resumes them, and compares them bit by bit with runs that nobody killed.
+
+Each draw kills everything with SIGKILL, and every other one the resumed run as well. Then the faults of
+``tests/training/test_faults.py`` are run, each several times. The last lines are a table, fault by fault, N of N.
+"""
+
+import argparse
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tests.training.faulty import WHERE, Draw, differences, draw, fault, faulty, uninterrupted
+
+FAULTS = Path(__file__).parent / "training" / "test_faults.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--faults", type=int, default=2, help="how often each other fault is tried")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options = parser.parse_args()
+    tried: Counter[str] = Counter()
+    held: Counter[str] = Counter()
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        _kills(Path(place), options.kills, random.Random(options.seed), tried, held)
+    for _ in range(options.faults):
+        _faults(tried, held)
+    table = Table("fault", "held", box=box.HORIZONTALS)
+    for name in tried:
+        table.add_row(name, f"{held[name]} of {tried[name]}")
+    Console(width=100).print(table)
+    print(f"prove-faults: {held.total()} of {tried.total()} held (seed {options.seed})")
+    sys.exit(held != tried)
+
+
+def _kills(place: Path, kills: int, source: random.Random, tried: Counter[str], held: Counter[str]) -> None:
+    straight = {ranks: uninterrupted(_new(place), 2, ranks) for ranks in (1, 2)}
+    for number in range(kills):
+        where = WHERE[number % len(WHERE)]
+        first = draw(source, where, workers=source.choice([0, 2]), ranks=source.choice([1, 2]))
+        second = draw(source, source.choice(WHERE[1:]), first.workers, first.ranks) if number % 2 else None
+        found = _kill(_new(place), first, second, straight[first.ranks])
+        name = f"SIGKILL to everything at {where}, resumed: bitwise the same"
+        tried[name] += 1
+        held[name] += not found
+        again = f"; and again at {second.at}" if second else ""
+        print(f"{number + 1:>3}  {where}: {first}{again}: {'; '.join(found) or 'bitwise the same'}", flush=True)
+
+
+def _kill(place: Path, first: Draw, second: Draw | None, straight: object) -> list[str]:
+    same = [f"data.num_workers={first.workers}", f"trainer.devices={first.ranks}", "data.global_batch_size=64"]
+    same += ["run.id=resumed", f"resume.every_n_steps={first.every_n_steps}"]
+    for number, at in enumerate(filter(None, (first, second))):
+        (place / str(number)).mkdir()
+        run = faulty(place, *same, fault(place / str(number), "kill_everything", **at.at))
+        # A moment by the clock, or a hook of an epoch that was over before, may not have come.
+        if run.code not in (-9, 0) or run.left:
+            return [f"ended with {run.code}, left {run.left}: {run.err}"]
+    run = faulty(place, *same)
+    return [f"exit code {run.code}: {run.err}"] if run.code else differences(straight, run)  # type: ignore[arg-type]
+
+
+def _faults(tried: Counter[str], held: Counter[str]) -> None:
+    command = [sys.executable, "-m", "pytest", str(FAULTS), "-q", "-rA", "--tb=short", "-p", "no:cacheprovider"]
+    printed = subprocess.run(command, capture_output=True, text=True).stdout
+    for word, name in re.findall(r"^(PASSED|FAILED|ERROR) \S+::test_(\S+)", printed, re.MULTILINE):
+        tried[name.replace("_", " ")] += 1
+        held[name.replace("_", " ")] += word == "PASSED"
+        if word != "PASSED":
+            print(printed, flush=True)
+
+
+def _new(place: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=place))
+
+
+if __name__ == "__main__":
+    main()

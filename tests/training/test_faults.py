@@ -1,0 +1,176 @@
+"""Things that go wrong: each comes to a clear end in a bounded time, leaves no process, and loses nothing saved."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from syncbn.training import wandb_files
+from tests.training.command import PROJECT, Run, train
+from tests.training.faulty import fault, faulty
+from tests.training.test_train import wandb_summary
+
+
+def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "error: ", points: bool = True) -> str:
+    """What holds after every fault; the error line."""
+    assert run.code == code, run.err
+    assert run.left == []
+    assert run.json("run")["status"] == status
+    lines = run.err.splitlines()
+    assert lines[-1].startswith(first), run.err
+    for path in (run.directory / "checkpoints").glob("*.ckpt"):  # type: ignore[operator]
+        torch.load(path, weights_only=True)
+    if points:
+        assert f"go on with: python {Path(__file__).parents[2]}/train.py --config-dir " in lines[-1]
+        assert f"run.id={run.directory.name}" in lines[-1]  # type: ignore[union-attr]
+    return lines[-1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill", epoch=1, batch=3, rank=rank), logger="wandb")
+    check(run, first=f"error: rank {rank} of 2 (pid ")
+    assert " was killed by SIGKILL; go on with: " in run.err
+    assert run.err.count("\n") == 1
+    (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")} if rank else [None]
+    if wandb is not None:
+        assert wandb_summary(wandb)["exit_code"] == 1
+    again = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill", epoch=1, batch=3, rank=rank), logger="wandb")
+    assert again.code == 0, again.err
+    assert again.directory is not None
+    attempts = wandb_files.directories(again.directory)
+    assert len(attempts) == (2 if rank else 3)  # the launcher marks the run of a dead rank 0 as failed
+    lines = [line for attempt in attempts for line in wandb_files.history(attempt)]
+    points = [(line["trainer/global_step"], name) for line in lines for name in line if name.startswith("train/")]
+    assert len(points) == len(set(points))  # no step twice
+    assert {step for step, name in points if name == "train/loss_step"} == set(range(3 * 18))  # and none lost
+    upload = again.out.splitlines()[-1]
+    assert upload.startswith("upload it: ")
+    assert all(str(d.relative_to(tmp_path)) in upload for d in attempts if wandb_files.history(d))
+
+
+def test_an_exception_in_the_middle_of_one_ranks_forward_pass(tmp_path: Path) -> None:
+    run = faulty(tmp_path, "+model.breaks=true", "run.id=a", logger="wandb")
+    line = check(run, first="error: rank 1 of 2 (pid ")
+    assert " failed: ValueError: a layer of the user's (" in line
+    assert "faults.py:" in line
+    assert run.err.count("\n") == 1
+    trace = (run.directory / "error.txt").read_text()  # type: ignore[operator]
+    assert "faults.py" in trace
+    (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")}  # type: ignore[operator]
+    assert wandb_summary(wandb)["state"] == "failed"
+
+
+def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    run = faulty(tmp_path, "run.id=a", "timeouts.collective=5", fault(tmp_path, "hang", epoch=1, rank=1))
+    line = check(run, first="error: rank 1 of 2 (pid ")
+    assert " is stopped, by SIGSTOP or a debugger, and the others have waited too long for it; " in line
+    assert time.monotonic() - begin < 60
+
+
+def test_a_rank_that_is_busy_for_ever_is_named_with_its_stacks(tmp_path: Path) -> None:
+    run = faulty(tmp_path, "run.id=a", "timeouts.collective=5", fault(tmp_path, "sleep", epoch=1, rank=0))
+    line = check(run, first="error: rank 0 of 2 (pid ")
+    assert " is busy or waiting (its stacks: " in line
+    stacks = Path(line.split("its stacks: ")[1].split(")")[0])
+    assert "faults.py" in (tmp_path / stacks).read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "name"),
+    [("terminate", 143, "SIGTERM"), ("interrupt", 130, "SIGINT"), ("control_c", 130, "SIGINT")],
+)
+def test_a_signal_stops_all_ranks_after_the_step(tmp_path: Path, what: str, code: int, name: str) -> None:
+    at = {"hook": "on_train_batch_start", "epoch": 1, "batch": 4, "rank": 1}
+    run = faulty(tmp_path, "run.id=a", "data.num_workers=1", fault(tmp_path, what, **at), logger="wandb")
+    check(run, code=code, status="interrupted", first=f"error: stopped by {name}; ")
+    assert f"{name}: stopping after this step, with a checkpoint" in run.err
+    checkpoint = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
+    assert checkpoint["global_step"] == 18 + 5
+    (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")}  # type: ignore[operator]
+    assert wandb_summary(wandb)["exit_code"] == 1  # preempted, says wandb where a server is there to show it
+
+
+def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "interrupt_twice", epoch=1))
+    check(run, code=130, status="interrupted", first="error: stopped by SIGINT, some ranks in the middle of a step; ")
+    assert time.monotonic() - begin < 45
+
+
+def test_ranks_that_do_not_stop_are_killed_in_the_end(tmp_path: Path) -> None:
+    run = faulty(tmp_path, "run.id=a", "timeouts.stop=3", fault(tmp_path, "terminate_and_sleep", epoch=1))
+    check(run, code=143, status="interrupted", first="error: stopped by SIGTERM, some ranks in the middle of a step; ")
+
+
+def test_a_signal_in_the_test_keeps_what_was_trained(tmp_path: Path) -> None:
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "terminate", hook="on_test_batch_end"), "trainer.max_epochs=1")
+    check(run, code=143, status="interrupted", first="error: stopped by SIGTERM; ")
+    again = faulty(tmp_path, "run.id=a", "trainer.max_epochs=1")
+    assert again.code == 0, again.err
+    assert "epoch 1/1" not in again.out
+
+
+def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    stop = fault(tmp_path, "terminate", hook="on_train_batch_start", epoch=1, batch=4)
+    run = faulty(tmp_path, "run.id=a", stop, launcher=torchrun)
+    assert run.code != 0
+    assert run.left == []
+    assert run.json("run")["status"] == "interrupted"
+    again = faulty(tmp_path, "run.id=a", launcher=torchrun)
+    assert again.code == 0, again.err
+    assert "this run was interrupted before; it goes on from " in again.out
+    assert "step-00000023.ckpt" in again.out
+
+
+def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path) -> None:
+    same = ("run.id=a", fault(tmp_path, "kill_launcher", epoch=1, batch=4))
+    run = faulty(tmp_path, *same)
+    assert run.code == -signal.SIGKILL
+    assert run.left == []
+    again = faulty(tmp_path, *same)
+    assert again.code == 0, again.err
+    assert "this run was killed before; it goes on from " in again.out
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    """A file system of 3 MB, of which nothing is left in epoch 1: really full, in a mount of its own."""
+    outputs, kept = tmp_path / "outputs", tmp_path / "kept"
+    outputs.mkdir()
+    script = f'mount -t tmpfs -o size=3m tmpfs {outputs}; "$@"; code=$?; rm -f {outputs}/a/filler; '
+    script += f"cp -r {outputs} {kept}; exit $code"
+    launcher = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable]
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "fill_disk", epoch=1, batch=4), launcher=launcher)
+    assert run.code == 1, run.err
+    assert run.left == []
+    assert "error: rank 0 of 2 (pid " in run.err
+    assert "No space left on device" in run.err or "could not be written" in run.err
+    checkpoints = sorted((kept / "a" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["best.ckpt", "last.ckpt", "step-00000018.ckpt"]
+    for path in checkpoints:
+        assert torch.load(path, weights_only=True)["global_step"] == 18
+    outputs.rmdir()
+    (kept).rename(outputs)
+    again = faulty(tmp_path, "run.id=a", fault(tmp_path, "fill_disk", epoch=1, batch=4))  # there is room again
+    assert again.code == 0, again.err
+    assert "step-00000018.ckpt" in again.out
+
+
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    subprocess.run([sys.executable, f"{PROJECT}/images.py", str(images)], check=True, timeout=60)
+    broken = sorted(images.glob("*/*.png"))[37]
+    broken.write_bytes(broken.read_bytes()[:-40])
+    data = ("data=images", f"data.folder={images}", "model=mlp", "trainer.max_epochs=1", "logger=csv")
+    for workers in (0, 1):
+        run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", *data, f"data.num_workers={workers}", fresh=True)
+        assert run.code == 1
+        assert run.left == []
+        assert f" failed: SampleError: sample 37 of Images ({broken}): OSError: " in run.err
+        assert run.err.count("\n") == 1
