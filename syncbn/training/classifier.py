@@ -53,7 +53,8 @@ class Classifier(pl.LightningModule):
         # Attributes, not a ModuleDict: it takes no key that a Module has as a name, and "train" is one.
         for stage in ("train", "val", "test"):
             setattr(self, f"{stage}_acc", MulticlassAccuracy(num_classes, average="micro"))
-            setattr(self, f"{stage}_mean_loss", MeanMetric())
+            # By default torchmetrics leaves losses that are nan out of the mean; here they make it nan.
+            setattr(self, f"{stage}_mean_loss", MeanMetric(nan_strategy=float("nan")))
         self.count = SumMetric()
 
     def forward(self, x: Tensor) -> Tensor:

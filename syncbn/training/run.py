@@ -15,7 +15,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torchmetrics.utilities import prints
 
 from syncbn.training import loggers, norms, preflight, record
 from syncbn.training.preflight import CompareRanks
@@ -38,6 +40,8 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // cfg.trainer.devices))
     preflight.look(cfg, run_dir)
     rank = int(os.environ["RANK"])
+    for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
+        of_rank_0.rank = rank  # they looked for it when the server imported them, which is none
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         result = _fit_and_test(cfg, run_dir, rank)

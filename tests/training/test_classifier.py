@@ -36,6 +36,18 @@ def test_frozen_parameters_are_left_out() -> None:
     assert sum(len(g["params"]) for g in parameter_groups(network)) == len(list(network.parameters())) - 1
 
 
+def test_a_loss_that_is_nan_makes_the_mean_loss_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Classifier(MLP(), partial(torch.optim.SGD, lr=1.0), num_classes=10)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)  # there is no trainer
+    images = torch.rand(4, 1, 8, 8)
+    images[0, 0, 0, 0] = float("nan")
+    module.eval()
+    for batch in (torch.rand(6, 1, 8, 8), images):
+        module.validation_step((batch, torch.zeros(len(batch), dtype=torch.long)), 0)
+    assert module.val_mean_loss.compute().isnan()
+    assert module.val_acc.compute().isfinite()
+
+
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_the_resnet_takes_images_of_8_to_32(size: int) -> None:
     assert ResNet(in_channels=3, blocks=[1, 2, 1])(torch.randn(2, 3, size, size)).shape == (2, 10)

@@ -46,6 +46,16 @@ def test_without_a_terminal_there_is_a_plain_line_an_epoch_and_nothing_else(defa
     assert default_run.err == ""
 
 
+def test_what_is_for_rank_0_to_say_is_said_once(tmp_path: Path) -> None:
+    run = train(tmp_path, *QUICK, "logger=csv", "+callbacks.speak={_target_: mine.Speak}")
+    assert run.code == 0, run.err
+    assert run.directory is not None
+    others = (run.directory / "ranks" / "1.log").read_text()
+    for word in ("a word by Lightning", "a word by torchmetrics"):
+        assert f"UserWarning: {word}\n" in run.err
+        assert word not in others
+
+
 def test_the_run_directory_tells_the_whole_story(default_run: Run) -> None:
     about = default_run.json("run")
     assert about["status"] == "finished"

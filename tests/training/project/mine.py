@@ -5,8 +5,10 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.utilities import prints
 
 
 class Net(nn.Sequential):
@@ -99,3 +101,12 @@ class Spoil(pl.Callback):
                 batch[0][0] = float("nan")
             else:
                 next(iter(pl_module.parameters())).data[0] = float("inf")
+
+
+class Speak(pl.Callback):
+    """Says a word on rank 0, as Lightning and torchmetrics do it."""
+
+    def setup(self, trainer, pl_module, stage):
+        if stage.value == "fit":
+            rank_zero_warn("a word by Lightning")
+            prints.rank_zero_warn("a word by torchmetrics")
