@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from time import strftime
+from typing import Any
 
 from syncbn.training.schema import SettingError
 
@@ -60,14 +61,44 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
         return make()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise SettingError("run.id=null: this torchrun keeps no store to agree through; give the run an id")
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
-    name = f"syncbn/{key}" if lasting else f"syncbn/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = _store(60)
+    name = f"syncbn/{key}" if lasting else _of_this_attempt(key)
     if os.environ["RANK"] == "0" and not (lasting and store.check([name])):
         store.set(name, make())
     return str(store.get(name).decode())
+
+
+def gathered(key: str, mine: str, timeout: float) -> list[str]:
+    """What each rank says, on all ranks; through the launcher's store too.
+
+    Args:
+        key: what it is about.
+        mine: what this rank says.
+        timeout: seconds to wait for the slowest.
+
+    Raises:
+        SettingError: a rank said nothing in time.
+    """
+    store, name, world = _store(timeout), _of_this_attempt(key), int(os.environ["WORLD_SIZE"])
+    store.set(f"{name}/{os.environ['RANK']}", mine)
+    said = []
+    for rank in range(world):
+        try:
+            said.append(str(store.get(f"{name}/{rank}").decode()))
+        except RuntimeError as error:
+            raise SettingError(f"launcher: of {world} ranks, rank {rank} has not come within {timeout:g} s") from error
+    return said
+
+
+def _store(timeout: float) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
+
+
+def _of_this_attempt(key: str) -> str:
+    return f"syncbn/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def hold(run_dir: Path) -> None:

@@ -17,17 +17,18 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from syncbn.training import config
+from syncbn.training import config, identity
 from syncbn.training.schema import SettingError
 
+START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def look(cfg: DictConfig, run_dir: Path) -> None:
-    """This rank by itself: launcher, run directory, precision.
+    """Each rank by itself: launcher, run directory, precision. All ranks hear of what one of them lacks.
 
     Raises:
-        SettingError: at the first thing that cannot work.
+        SettingError: on every rank, at the first thing that cannot work.
     """
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing:
@@ -38,21 +39,27 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
             f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes}: these are "
             f"{config.world_size(cfg)} ranks, but the launcher started {world}; make them agree"
         )
+    for lacks in identity.gathered("preflight", _lacks(cfg, run_dir), START):
+        if lacks:
+            raise SettingError(lacks)
+
+
+def _lacks(cfg: DictConfig, run_dir: Path) -> str:
+    """What this rank cannot work with; empty where it can."""
     draft = run_dir / f".rank-{os.environ['RANK']}"
     try:
         draft.write_text("")
         draft.unlink()
     except OSError as error:
-        raise SettingError(
+        return (
             f"hydra.run.dir={run_dir}: rank {os.environ['RANK']} cannot write there ({error.strerror}); all ranks must"
-        ) from error
+        )
     precision = str(cfg.trainer.get("precision") or "32-true")
     if cfg.trainer.accelerator == "cpu" and precision.startswith("16"):
-        raise SettingError(
-            f"trainer.precision={precision}: float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"
-        )
+        return f"trainer.precision={precision}: float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"
     if cfg.trainer.accelerator == "gpu" and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
-        raise SettingError(f"trainer.precision={precision}: this GPU has no bfloat16; use 16-mixed or 32-true")
+        return f"trainer.precision={precision}: this GPU has no bfloat16; use 16-mixed or 32-true"
+    return ""
 
 
 class CompareRanks(pl.Callback):

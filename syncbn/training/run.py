@@ -41,7 +41,7 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     preflight.look(cfg, run_dir)
     rank = int(os.environ["RANK"])
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
-        of_rank_0.rank = rank  # they looked for it when the server imported them, which is none
+        of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         result = _fit_and_test(cfg, run_dir, rank)

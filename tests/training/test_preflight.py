@@ -1,14 +1,17 @@
 """What is looked at before any work: each line says what was found, what was expected, how to mend it."""
 
 import os
+import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from omegaconf import OmegaConf
+from torch.distributed import TCPStore
 
-from syncbn.training import preflight
+from syncbn.training import identity, preflight
 from syncbn.training.schema import SettingError
 from tests.training.command import train
 
@@ -22,10 +25,15 @@ CFG = OmegaConf.create(
     }
 )
 ENVIRONMENT = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture
 def rank(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Rank 1, which all is well with on rank 0."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store.set("syncbn/preflight/0/0", "")
+    monkeypatch.setattr(identity, "_store", lambda timeout: store)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
@@ -52,6 +60,24 @@ def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch,
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"^hydra.run.dir=.*/file: rank 1 cannot write there \(Not a directory\)"):
         preflight.look(CFG, tmp_path / "file")
+
+
+def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rank.setenv("WORLD_SIZE", "3")
+    identity._store(0).set_timeout(timedelta(seconds=0.5))
+    with pytest.raises(SettingError, match=r"^launcher: of 3 ranks, rank 2 has not come within 0.5 s$"):
+        identity.gathered("preflight", "", 0.5)
+
+
+@pytest.mark.parametrize("launcher", [None, TORCHRUN])
+def test_what_one_rank_lacks_is_told_of_once(tmp_path: Path, launcher: list[str] | None) -> None:
+    (tmp_path / "outputs/a/.rank-1").mkdir(parents=True)  # where rank 1 would try to write
+    run = train(tmp_path, "run.id=a", "logger=csv", launcher=launcher, fresh=True)
+    assert run.code == 1
+    assert run.left == []
+    line = "error: hydra.run.dir=.*/outputs/a: rank 1 cannot write there \\(Is a directory\\); all ranks must\n"
+    assert len(re.findall(line, run.err)) == 1
+    assert launcher or re.fullmatch(line, run.err)
 
 
 def test_half_precision_on_the_cpu_is_told_of(tmp_path: Path) -> None:
@@ -104,7 +130,6 @@ def test_unequally_many_batches_are_told_of_before_they_hang(tmp_path: Path) -> 
 
 
 def test_torchrun_and_settings_must_agree(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = train(tmp_path, "trainer.devices=3", launcher=torchrun)
+    run = train(tmp_path, "trainer.devices=3", launcher=TORCHRUN)
     assert run.code == 1
     assert "error: trainer.devices=3: torchrun started 2; leave it out, or make them agree\n" in run.err
