@@ -77,8 +77,9 @@ def train(
 
 
 def environment(full_error: bool = False) -> dict[str, str]:
-    """Ours, with the user's project on the path and without what a test runner may have set."""
+    """Ours, with the user's project on the path and without what a test runner, or torch in it, may have set."""
     dropped = ("PYTEST_CURRENT_TEST", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE", "WANDB_MODE")
+    dropped += ("TORCHINDUCTOR_CACHE_DIR",)
     env = {k: v for k, v in os.environ.items() if k not in dropped}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), env.get("PYTHONPATH")]))
     return env | ({"HYDRA_FULL_ERROR": "1"} if full_error else {})
