@@ -176,7 +176,7 @@ def _asked(requests: Requests, ends: list[End]) -> int:
 
 def _failure(ends: list[End]) -> bool:
     """Whether a rank raised something, a signal to stop or not."""
-    return any(end.error and end.hung is None for end in ends)
+    return any(end.error for end in ends)
 
 
 def _explain(ends: list[End], run_dir: Path) -> str:
@@ -188,7 +188,7 @@ def _explain(ends: list[End], run_dir: Path) -> str:
     first = min(failed, key=_blame)
     if _is_timeout(first) and hung:
         return _about(hung[0], ends, f"{hung[0].hung}, and the others have waited too long for it", run_dir)
-    if first.code < 0:
+    if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
         return _about(first, ends, f"was killed by {signal.Signals(-first.code).name}", run_dir)
     message = " ".join(first.error["message"].split())
     if first.error.get("kind") == "SettingError":
@@ -215,7 +215,9 @@ def _blame(end: End) -> tuple[bool, bool, bool, int]:
 
 
 def _is_timeout(end: End) -> bool:
-    return any(word in end.error["message"].lower() for word in ("timed out", "timeout"))
+    """Whether this rank has waited too long for another; a user's own time-outs are another thing."""
+    message = end.error["message"].lower()
+    return any(w in message for w in ("timed out", "timeout")) and any(w in message for w in ("gloo", "nccl", "store"))
 
 
 def _about(end: End, ends: list[End], what: str, run_dir: Path) -> str:

@@ -40,7 +40,7 @@ class End:
         pid: its process.
         code: exit code; negative: killed by that signal.
         error: ``kind``, ``message``, ``place``, ``trace`` and ``guilty`` of the exception that ended it, if one did.
-        hung: what it was doing when its time was up and it was killed.
+        hung: what it was doing when its time was up and it was killed, where no exception had ended it.
     """
 
     rank: int
@@ -77,6 +77,7 @@ class Ranks:
         context = multiprocessing.get_context("forkserver" if _can_fork() else "spawn")
         self._processes: list[BaseProcess] = []
         self._reports: list[Connection] = []  # no files: a full disk is to be reported too
+        self._errors: dict[int, dict[str, Any]] = {}
         for rank in range(count):
             environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
@@ -102,7 +103,8 @@ class Ranks:
                     passed_on, deadline = True, min(deadline, time.monotonic() + stop_timeout)
                     self._signal(living, signals.seen[0])
                 failed = any(p.exitcode not in (None, 0) and not stopped(p.exitcode) for p in self._processes)
-                if failed:
+                self._listen()
+                if failed or self._errors:  # a rank that has raised something may still hang in its end
                     deadline = min(deadline, time.monotonic() + GRACE)
                 if signals.enough:
                     break
@@ -112,6 +114,9 @@ class Ranks:
                 wait([self._processes[rank].sentinel for rank in living], timeout=0.1)
         finally:
             self.kill()
+            self._listen()
+            for report in self._reports:
+                report.close()
         return [self._end(rank, hung.get(rank)) for rank in range(len(self._processes))]
 
     def kill(self) -> None:
@@ -127,13 +132,17 @@ class Ranks:
                 os.kill(self._processes[rank].pid or 0, signum)
 
     def _end(self, rank: int, hung: str | None) -> End:
-        process, report = self._processes[rank], self._reports[rank]
+        process, error = self._processes[rank], self._errors.get(rank, {})
         assert process.pid is not None
         assert process.exitcode is not None
-        error: dict[str, Any] = {}
-        with suppress(EOFError, OSError), report:
-            error = report.recv() if report.poll() else {}
-        return End(rank, process.pid, process.exitcode, error, hung)
+        return End(rank, process.pid, process.exitcode, error, None if error else hung)
+
+    def _listen(self) -> None:
+        """Takes in what ranks have to say, which are errors."""
+        for rank, report in enumerate(self._reports):
+            with suppress(EOFError, OSError):  # it has ended
+                if report.poll():
+                    self._errors[rank] = report.recv()
 
     def _doing(self, ranks: list[int]) -> dict[int, str]:
         """In words, what ranks that do not end are doing; their stacks go into the logs."""
