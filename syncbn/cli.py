@@ -45,6 +45,23 @@ def doctor(
         sys.exit(1)
 
 
+@app.command()
+def table(
+    directory: Annotated[Path, typer.Argument(help="Of the sweep: hydra.sweep.dir, multirun/... if not said.")],
+) -> None:
+    """Show all jobs of a sweep, and write them to its sweep.csv anew."""
+    from rich.console import Console
+
+    from syncbn.training import sweep
+
+    if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
+        print(
+            f"error: {directory}: there is no job of a sweep in it; give the directory that has 0, 1, ...",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
 def main() -> None:
     """The entry point."""
     app()

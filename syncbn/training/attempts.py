@@ -11,7 +11,7 @@ from syncbn.training import checkpoints, config, record
 from syncbn.training.schema import SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
-FREE = [*("run", "ckpt_path", "resume", "timeouts", "logger", "callbacks"), "scheduler.epochs"]
+FREE = [*("run", "ckpt_path", "resume", "timeouts", "cluster", "logger", "callbacks"), "scheduler.epochs"]
 FREE += [f"data.{name}" for name in ("batch_size", "num_workers")]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 FREE += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.nn import groups, planning
-from syncbn.training import identity
+from syncbn.training import identity, slurm
 from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "none", "group_norm")
@@ -25,6 +25,10 @@ def settle(cfg: DictConfig) -> None:
         SettingError: at the first setting that cannot work.
     """
     _settle_devices(cfg.trainer)
+    if cfg.cluster.name == "slurm" and identity.launcher() != "srun":
+        raise SettingError(
+            "cluster=slurm: srun did not start this process; use sbatch slurm/train.sbatch, or cluster=local"
+        )
     _check_trainer(cfg.trainer)
     _settle_batch_size(cfg.data, world_size(cfg))
     _settle_norm(cfg.norm, cfg.data.batch_size, world_size(cfg))
@@ -67,14 +71,7 @@ def _settle_devices(trainer: DictConfig) -> None:
         trainer.accelerator = "gpu"
     if trainer.accelerator not in ("cpu", "gpu"):
         raise SettingError(f"trainer.accelerator={trainer.accelerator}: use auto, cpu or gpu")
-    launched = _launched()
-    if launched is not None:
-        for name, found in zip(("num_nodes", "devices"), launched, strict=True):
-            if trainer[name] not in ("auto", found):
-                raise SettingError(
-                    f"trainer.{name}={trainer[name]}: torchrun started {found}; leave it out, or make them agree"
-                )
-            trainer[name] = found
+    _take_launched(trainer, gpus)
     if trainer.num_nodes == "auto":
         trainer.num_nodes = 1
     if trainer.accelerator == "gpu" and not gpus:
@@ -84,7 +81,9 @@ def _settle_devices(trainer: DictConfig) -> None:
     for name in ("devices", "num_nodes"):
         _check_count(f"trainer.{name}", trainer[name])
     if trainer.accelerator == "gpu" and trainer.devices > gpus:
-        raise SettingError(f"trainer.devices={trainer.devices}: there are {gpus} GPUs; use at most {gpus}")
+        per_node = f"#SBATCH --gpus-per-node={trainer.devices}, which each task sees all of"
+        works = per_node if identity.launcher() == "srun" else f"use at most {gpus}"
+        raise SettingError(f"trainer.devices={trainer.devices}: there are {gpus} GPUs; {works}")
     cores = os.cpu_count() or 1
     # A device on the CPU is a process: more of them than cores is slow, many more is a mistake.
     most = max(4 * cores, 8)
@@ -92,6 +91,32 @@ def _settle_devices(trainer: DictConfig) -> None:
         raise SettingError(
             f"trainer.devices={trainer.devices}: {trainer.devices} processes on {cores} CPU cores; use at most {most}"
         )
+
+
+def _take_launched(trainer: DictConfig, gpus: int) -> None:
+    """Takes the numbers of nodes and devices from torchrun or srun, where one of them started this process."""
+    slurm.check()
+    by = identity.launcher()
+    if by is None:
+        return
+    if by == "srun":
+        slurm.join()
+    per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+    found = {"num_nodes": int(os.environ["WORLD_SIZE"]) // per_node, "devices": per_node}
+    if by == "srun" and trainer.devices == "auto" and trainer.accelerator == "gpu" and per_node < gpus:
+        raise SettingError(
+            f"Slurm: {gpus} GPUs, but {per_node} tasks on this node; ask for {slurm.header(found['num_nodes'], gpus)}, "
+            f"or say trainer.devices={per_node}"
+        )
+    for name, number in found.items():
+        if trainer[name] not in ("auto", number):
+            wanted = {key: trainer[key] if trainer[key] != "auto" else found[key] for key in found}
+            works = f"ask for {slurm.header(wanted['num_nodes'], wanted['devices'])}"
+            raise SettingError(
+                f"trainer.{name}={trainer[name]}: {by} started {number}; leave it out, or "
+                f"{works if by == 'srun' else 'make them agree'}"
+            )
+        trainer[name] = number
 
 
 def _check_trainer(trainer: DictConfig) -> None:
@@ -116,14 +141,6 @@ def _check_resume(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if value is not None and not value > 0:
             raise SettingError(f"{name}={value}: use a number above 0")
-
-
-def _launched() -> tuple[int, int] | None:
-    """Nodes and processes per node, where torchrun started this process."""
-    if not identity.under_torchrun():
-        return None
-    per_node = int(os.environ["LOCAL_WORLD_SIZE"])
-    return int(os.environ["WORLD_SIZE"]) // per_node, per_node
 
 
 def _settle_batch_size(data: DictConfig, ranks: int) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from time import strftime
 from typing import Any
 
+from syncbn.training import slurm
 from syncbn.training.schema import SettingError
 
+START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
 _held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
 
 
@@ -36,19 +38,26 @@ def new_id() -> str:
 
     An interactive allocation runs many things, so there it is date and time too.
     """
-    if "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "sh", "zsh", "interactive"):
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        return f"slurm-{array}_{task}" if array and task else f"slurm-{os.environ['SLURM_JOB_ID']}"
+    if slurm.job() and not slurm.is_interactive():
+        return f"slurm-{slurm.job()}"
     return shared("run_id", lambda: f"{strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", lasting=True)
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun started this process, as a rank."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def sweep_dir(parent: str) -> str:
+    """The directory of a sweep: that of the job array, whose tasks share it, else date and time."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return str(Path(parent) / (f"slurm-{array}" if array else strftime("%Y%m%d-%H%M%S")))
+
+
+def launcher() -> str | None:
+    """Who started this process as a rank: torchrun, srun, or nobody: then it starts ranks itself."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "srun" if slurm.is_task() else None
 
 
 def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
-    """What rank 0 makes of it, on all ranks that compose a configuration of their own, as torchrun's do.
+    """What rank 0 makes of it, on all ranks that compose a configuration of their own: those of torchrun and srun.
 
     It goes through the launcher's store, as there is no process group yet.
 
@@ -57,11 +66,11 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
         make: called on rank 0.
         lasting: made once, also where torchrun starts the ranks anew (``--max-restarts``), so that they go on.
     """
-    if not under_torchrun():
+    if launcher() is None:
         return make()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise SettingError("run.id=null: this torchrun keeps no store to agree through; give the run an id")
-    store = _store(60)
+    store = _store(START)
     name = f"syncbn/{key}" if lasting else _of_this_attempt(key)
     if os.environ["RANK"] == "0" and not (lasting and store.check([name])):
         store.set(name, make())
@@ -91,6 +100,8 @@ def gathered(key: str, mine: str, timeout: float) -> list[str]:
 
 
 def _store(timeout: float) -> Any:
+    if launcher() == "srun":
+        slurm.join()
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -1,7 +1,7 @@
 """From one command to all ranks and back: settle the run, start its ranks, watch them, say how it ended.
 
 The process that was called is never a rank. A rank gets the settled configuration from the run directory, so none
-composes its own. Started by torchrun, which watches over ranks itself, a process is a rank at once.
+composes its own. Started by torchrun or srun, which watch over ranks themselves, a process is a rank at once.
 """
 
 import os
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, record, stopping
+from syncbn.training import attempts, config, identity, record, slurm
 from syncbn.training.ranks import End, Ranks, Requests, stopped
 from syncbn.training.schema import SettingError
 from syncbn.training.stopping import Stopped
@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     try:
-        if in_sweep and identity.under_torchrun():
+        if in_sweep and identity.launcher() == "torchrun":
             raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
         config.settle(cfg)
         run_dir = Path(hydra.runtime.output_dir)
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> None:
         overrides = list(hydra.overrides.task)
         if in_sweep and cfg.logger.get("group", "") is None:
             cfg.logger.group = run_dir.parent.name
-        if identity.under_torchrun():
+        if identity.launcher():
             _be_a_rank(cfg, run_dir, name, overrides)
         else:
             _start_ranks(cfg, run_dir, name, overrides)
@@ -122,7 +122,6 @@ def _rank(run_dir: Path) -> None:
 
 
 def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
-    stopping.listen()
     first = os.environ["RANK"] == "0"
     go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides) else "no") == "yes"
     if not go:
@@ -134,7 +133,9 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
         status = "finished"
     except Stopped as stop:
         status = "interrupted"
-        if first:
+        if identity.launcher() == "srun" and cfg.cluster.requeue:
+            _come_back(stop, run_dir)
+        elif first:
             _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         sys.exit(128 + stop.signum)
     finally:
@@ -142,6 +143,24 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
             record.end(run_dir, status)
     if first:
         _print_summary(run_dir)
+
+
+def _come_back(stop: Stopped, run_dir: Path) -> None:
+    """Puts the job back into Slurm's queue, where this is in order; what became of that is said."""
+
+    def requeue() -> str:
+        record.end(run_dir, "interrupted")  # here, for Slurm ends this process
+        try:
+            if slurm.comes_back(stop.signum):
+                _say(f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint")
+                slurm.requeue()
+                return "yes"
+        except SettingError as error:
+            _say(f"error: {error}")
+        _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
+        return "no"
+
+    identity.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
 
 
 def import_run() -> Callable[[DictConfig, Path], None]:

@@ -2,10 +2,11 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training import identity, ranks, schema
+from syncbn.training import identity, ranks, schema, stopping
 
 schema.register()
 OmegaConf.register_new_resolver("run_dir", identity.run_dir)
+OmegaConf.register_new_resolver("sweep_dir", identity.sweep_dir, use_cache=True)
 
 
 def main(cfg: DictConfig) -> None:
@@ -13,8 +14,10 @@ def main(cfg: DictConfig) -> None:
 
     ``HYDRA_FULL_ERROR=1`` gives the traceback instead.
     """
-    if not identity.under_torchrun():
+    if identity.launcher() is None:
         ranks.start_server("syncbn.training.preload")  # it imports what ranks need, while this process imports torch
+    else:
+        stopping.listen()  # before imports, which take seconds
     from syncbn.training import job
 
     job.run(cfg)

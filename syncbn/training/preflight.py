@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from syncbn.training import config, identity
 from syncbn.training.schema import SettingError
 
-START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -39,7 +38,7 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
             f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes}: these are "
             f"{config.world_size(cfg)} ranks, but the launcher started {world}; make them agree"
         )
-    for lacks in identity.gathered("preflight", _lacks(cfg, run_dir), START):
+    for lacks in identity.gathered("preflight", _lacks(cfg, run_dir), identity.START):
         if lacks:
             raise SettingError(lacks)
 

@@ -60,7 +60,7 @@ class ResumePoints(pl.Callback):
         self._group: dist.ProcessGroup | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._stop = 0  # the signal that all ranks have agreed on
+        self._stop = 0  # the signal that all ranks have agreed on, by its place
         self._save = False  # a resume point is due
         self._point: State | None = None  # taken at the end of a batch, written before the next
         self._writing = False
@@ -115,7 +115,7 @@ class ResumePoints(pl.Callback):
 
     def _end_if_asked(self) -> None:
         if self._stop:
-            raise Stopped(self._stop)
+            raise Stopped(stopping.SIGNALS[self._stop - 1])
 
     def _write(self, trainer: pl.Trainer, *, epoch_is_over: bool) -> None:
         path = self.directory / f"step-{trainer.global_step:08d}.ckpt"

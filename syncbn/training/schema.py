@@ -59,6 +59,14 @@ class TimeoutsConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """The types of ``conf/cluster``."""
+
+    name: str = "local"
+    requeue: bool = False
+
+
+@dataclass
 class Config:
     """The types of ``conf/config.yaml``; what a group's file may hold is the group's own business."""
 
@@ -75,6 +83,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    cluster: Any = MISSING
     ckpt_path: str | None = None
     test: bool = True
 
@@ -84,3 +93,4 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="logger", name="schema_wandb", node=WandbConfig)
+    store.store(group="cluster", name="schema_cluster", node=ClusterConfig)

@@ -8,7 +8,8 @@ import os
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The one further on goes before: a job whose time is up (SIGUSR1) gets a SIGTERM as well, but is to come back.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 
 
 class Stopped(Exception):  # noqa: N818  # no error: all ranks raise it at the same step
@@ -28,19 +29,24 @@ _process = 0
 
 
 def listen() -> None:
-    """From now on a signal sets the flag of this process. For the main thread, before any other work."""
+    """From now on a signal sets the flag of this process. For the main thread, before any other work.
+
+    One that came before, and was blocked (``env --block-signal``), counts.
+    """
     global _asked, _process
-    _asked, _process = 0, os.getpid()
+    if _process != os.getpid():
+        _asked, _process = 0, os.getpid()
     for signum in SIGNALS:
         signal.signal(signum, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def asked() -> int:
-    """The signal that asked this process to stop; 0 for none."""
+    """Which signal asked this process to stop, by its place in ``SIGNALS``, from 1; 0 for none."""
     return _asked
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
     global _asked
     if os.getpid() == _process:  # loader workers inherit the handler; they end with their rank
-        _asked = signum
+        _asked = max(_asked, SIGNALS.index(signal.Signals(signum)) + 1)

@@ -2,10 +2,12 @@
 
 The work of ``hydra/launcher=syncbn`` (``hydra_plugins/syncbn_launcher.py``). Every job has processes, a run directory
 and a W&B run of its own; they are forked from one server that has imported everything (:mod:`syncbn.training.ranks`),
-so a job starts in about a second.
+so a job starts in about a second. In a Slurm job array (``slurm/sweep.sbatch``) each task runs the job of its number.
 """
 
 import csv
+import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +21,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from syncbn.training import record
+from syncbn.training import identity, record
 from syncbn.training.job import RunError
 from syncbn.training.schema import SettingError
 
 
 def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
-    """Runs jobs in turn. One that fails is marked and does not stop the rest; one that has finished is not run again.
+    """Runs jobs in turn, or in a Slurm job array the one whose number is the task's.
 
-    Prints a table of all jobs of the sweep at the end.
+    One that fails is marked and does not stop the rest; one that has finished is not run again. Prints a table of all
+    jobs of the sweep at the end.
 
     Args:
         launcher: a Hydra launcher after its ``setup``: its ``config``, ``hydra_context`` and ``task_function``.
@@ -42,11 +45,15 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     sweep_dir = Path(str(settings.sweep.dir))
     sweep_dir.mkdir(parents=True, exist_ok=True)
     jobs, numbers = [list(filter_overrides(each)) for each in job_overrides], _numbers(sweep_dir)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, quiet=os.environ.get("SLURM_PROCID", "0") != "0")
+    chosen = range(len(jobs))
+    if identity.launcher() == "srun":
+        chosen = _of_array(jobs, numbers, sweep_dir)
     results: list[JobReturn] = []
     failed: list[int] = []
     try:
-        for index, (overrides, job) in enumerate(zip(job_overrides, jobs, strict=True)):
+        for index in chosen:
+            overrides, job = job_overrides[index], jobs[index]
             number = numbers.setdefault(tuple(job), max([-1, *numbers.values()]) + 1)
             console.print(f"\njob {number} ({index + 1} of {len(jobs)}): {' '.join(job)}", markup=False)
             results.append(_run(launcher, list(overrides), number))
@@ -55,15 +62,42 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 _tell(results[-1]._return_value)
             configure_log(settings.hydra_logging, settings.verbose)
     finally:
-        summarize(sweep_dir, console)
-    if failed:  # here, and not by Hydra, which prints a traceback for any exception
+        if not console.quiet:
+            summarize(sweep_dir, console)
+    if failed and not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
         print(
             f"error: {len(failed)} of {len(jobs)} jobs failed (job {', '.join(map(str, failed))}); "
             f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing",
             file=sys.stderr,
         )
+    if failed:
         raise SystemExit(1)
     return results
+
+
+def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> range:
+    """The job of this array task, whose number it has."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    array = f"#SBATCH --array=0-{len(jobs) - 1}"
+    try:
+        if task is None:
+            raise SettingError(f"-m: under srun one job of a sweep is one task of an array; ask for {array}")
+        if int(task) >= len(jobs):
+            raise SettingError(
+                f"#SBATCH --array: this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}"
+            )
+        there = {number: job for job, number in numbers.items()}.get(int(task))
+        if there not in (None, tuple(jobs[int(task)])):
+            raise SettingError(
+                f"hydra.sweep.dir={sweep_dir}: job {task} was {' '.join(there)} before and would be "
+                f"{' '.join(jobs[int(task)])} now; give the same settings in the same order, or another directory"
+            )
+    except SettingError as error:
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    numbers[tuple(jobs[int(task)])] = int(task)
+    return range(int(task), int(task) + 1)
 
 
 def _run(launcher: Any, overrides: list[str], number: int) -> JobReturn:
@@ -91,17 +125,19 @@ def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
     return {tuple(map(str, yaml.safe_load(file.read_text()))): int(file.parents[1].name) for file in files}
 
 
-def summarize(sweep_dir: Path, console: Console) -> None:
-    """Prints a table of all jobs of a sweep, and writes it to ``sweep.csv`` in its directory."""
+def summarize(sweep_dir: Path, console: Console) -> bool:
+    """Prints a table of all jobs of a sweep, and writes it to ``sweep.csv`` in its directory; False if it has none."""
     rows = [_row(settings, number, sweep_dir / str(number)) for settings, number in _numbers(sweep_dir).items()]
     if not rows:
-        return
+        return False
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with (sweep_dir / "sweep.csv").open("w", newline="") as file:
+    draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
+    with draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+    draft.replace(sweep_dir / "sweep.csv")
     constant = {name for name in columns if len({row[name] for row in rows if name in row}) == 1}
     kept = [name for name in columns if name in ("job", "status", "test/acc") or name not in constant]
     table = Table(*map(escape, kept), box=box.HORIZONTALS)  # overrides have brackets, which are rich's markup too
@@ -112,6 +148,7 @@ def summarize(sweep_dir: Path, console: Console) -> None:
     console.print()
     console.print(table)
     console.print(f"{sweep_dir}/sweep.csv", markup=False)
+    return True
 
 
 def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,312 @@
+#!/usr/bin/env bash
+# A real Slurm of several nodes on one machine, from Debian's or Ubuntu's packages: to try job scripts, and for tests.
+# All it writes is in one directory, but for the lines in the hosts file that give the nodes their names.
+set -euo pipefail
+
+DIR=${SYNCBN_SLURM_DIR:-/var/tmp/syncbn-slurm}
+CONF=$DIR/slurm.conf
+CPUS=4     # a node's, whatever this machine has
+PORT=16817 # slurmctld's; node K listens at PORT + K
+HOSTS=/etc/hosts
+MARK="# syncbn local slurm in $DIR" # the first line of slurm.conf, and the end of our lines in the hosts file
+POLICY=/usr/sbin/policy-rc.d
+PATH=$PATH:/usr/sbin:/sbin
+umask 022
+
+usage() {
+  cat <<END
+usage: slurm/local_cluster.sh up [NODES] | down | status | kill-node NAME | start-node NAME
+
+  up [NODES]       start NODES nodes (2), syncbn1 and so on, of $CPUS CPUs each; installs missing packages
+  down             end all of it, jobs too, and remove all it has written
+  status           nodes and jobs; exit code 0 if all nodes are idle, mixed or allocated
+  kill-node NAME   SIGKILL to all processes of the node, as if it had lost its power
+  start-node NAME  bring such a node back
+
+Partitions: low, the default, and high, which preempts: jobs in low are warned, ended, and queued again.
+Its directory is \$SYNCBN_SLURM_DIR ($DIR); commands find it by SLURM_CONF, which up prints.
+END
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# wait_for SECONDS COMMAND...: until the command succeeds
+wait_for() {
+  local end=$((SECONDS + $1))
+  until "${@:2}"; do
+    ((SECONDS < end)) || return 1
+    sleep 0.2
+  done
+}
+
+# --- Which processes are ours? Those with a path of our directory among their arguments, and what they have started.
+
+is_up() { [[ $(ours slurmctld) ]]; }
+ours() { ps -C "$1" -o pid=,args= | awk -v dir="[ =]$DIR/" '$0 ~ dir { print $1 }' || true; }
+others() { ps -C "$1" -o pid=,args= | awk -v dir="[ =]$DIR/" '$0 !~ dir && !/<defunct>/' || true; }
+
+slurmd_of() { pgrep -xf "slurmd (-b )?-N $1 -f $CONF" || true; }
+
+# node_processes NODE: its slurmd; its slurmstepds, which write to the node's log, with all that descends from them; and
+# what has the environment of its jobs, for its slurmstepd may be gone
+node_processes() {
+  local pid steps=()
+  slurmd_of "$1"
+  for pid in $(pgrep -x slurmstepd); do
+    if readlink "/proc/$pid/fd/"* | grep -qxF "$DIR/log/slurmd.$1.log"; then steps+=("$pid"); fi
+  done
+  ps -eo pid=,ppid= | awk -v steps="${steps[*]}" '
+    BEGIN { for (n = split(steps, pids, " "); n; n--) found[pids[n]] }
+    { parent[$1] = $2 }
+    END {
+      do { more = 0; for (p in parent) if (!(p in found) && parent[p] in found) { found[p]; more = 1 } } while (more)
+      for (p in found) print p
+    }'
+  grep -lszxF "SLURMD_NODENAME=$1" /proc/[0-9]*/environ | xargs -r grep -lszxF "SLURM_CONF=$CONF" | tr -dc '0-9\n'
+} 2>/dev/null
+
+kill_node() {
+  # A job may kill its own node: this does not count itself among what is to end.
+  [[ ${SLURMD_NODENAME:-} != "$1" ]] || exec env -u SLURMD_NODENAME bash "$0" kill-node "$1"
+  local pids
+  for _ in {1..100}; do
+    pids=$({ node_processes "$1" || true; } | grep -vx $$ || true)
+    [[ $pids ]] || return 0
+    xargs kill -KILL <<<"$pids" 2>/dev/null || true # in this order, so that none reports the end of another
+    sleep 0.05
+  done
+  fail "processes of node $1 do not end: $(xargs <<<"$pids")"
+}
+
+# --- What is written
+
+nodes() { sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$CONF"; }
+
+# name_nodes NAMES...: these and no others in the hosts file; written in place, as in containers it is a mount
+name_nodes() {
+  local kept name
+  kept=$(grep -v " $MARK\$" "$HOSTS"; echo .)
+  printf '%s' "${kept%.}" >"$HOSTS"
+  for name in "$@"; do echo "127.0.0.1 $name $MARK" >>"$HOSTS"; done
+}
+
+write_conf() { # NODES
+  local host k memory
+  host=$(hostname -s)
+  memory=$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo) # not shared out: the most that a job may ask for
+  cat <<END
+$MARK
+ClusterName=syncbn
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$PORT
+SlurmUser=root
+AuthType=auth/munge
+# A requeued job waits until its old credentials have expired: two minutes, unless cred_expire says less.
+AuthInfo=socket=$DIR/run/munge.socket,cred_expire=10
+StateSaveLocation=$DIR/state
+SlurmdSpoolDir=$DIR/spool/%n
+SlurmctldPidFile=$DIR/run/slurmctld.pid
+SlurmdPidFile=$DIR/run/slurmd.%n.pid
+SlurmctldLogFile=$DIR/log/slurmctld.log
+SlurmdLogFile=$DIR/log/slurmd.%n.log
+# A line for each attempt of a job, with how it ended.
+JobCompType=jobcomp/filetxt
+JobCompLoc=$DIR/log/jobs.txt
+# No cgroups, no accounting, no mail; more CPUs than there are.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MailProg=/bin/true
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+# Jobs start at once, and scontrol show job knows them for an hour after their end.
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+MinJobAge=3600
+JobRequeue=1
+KillWait=10
+OverTimeLimit=0
+# A node that does not answer for so long is down, seen at the next look at it; one that answers again is used again.
+SlurmdTimeout=15
+ReturnToService=1
+# A preempted job gets the signal of its --signal, or SIGTERM, and is ended after GraceTime. Slurm looks whether that
+# has passed, and whether time limits have, every 30 seconds.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
+END
+  for ((k = 1; k <= $1; k++)); do
+    echo "NodeName=syncbn$k NodeHostname=$host NodeAddr=127.0.0.1 Port=$((PORT + k)) CPUs=$CPUS RealMemory=$memory"
+  done
+}
+
+# --- What has to hold
+
+need_root() { [[ $EUID == 0 ]] || fail "$1 needs root, as Slurm's daemons do: sudo slurm/local_cluster.sh $1"; }
+need_no_job() { [[ -z ${SLURM_JOB_ID:-} ]] || fail "this is within Slurm job $SLURM_JOB_ID; $1 works outside of jobs"; }
+
+need_node() {
+  [[ -e $CONF ]] || fail "no cluster is up in $DIR; start one: slurm/local_cluster.sh up"
+  nodes | grep -qxF -e "$1" || fail "there is no node '$1', only: $(nodes | xargs)"
+}
+
+need_no_other_slurm() {
+  local found
+  [[ ${SLURM_CONF:-$CONF} == "$CONF" ]] || fail "SLURM_CONF is $SLURM_CONF, another cluster's; unset SLURM_CONF first"
+  for found in /etc/slurm/slurm.conf /etc/slurm-llnl/slurm.conf; do
+    [[ ! -e $found ]] || fail "this machine belongs to a cluster, for there is $found; use that, or another machine"
+  done
+  found=$(others slurmctld,slurmd,munged | cut -c 1-80 | head -n 1)
+  [[ -z $found ]] || fail "another Slurm runs here: process $found; stop it if nobody needs it (systemctl stop)"
+  if [[ -d $DIR && ! -e $CONF && $(ls -A "$DIR") ]]; then
+    fail "$DIR has files that this script did not write; set SYNCBN_SLURM_DIR to another directory"
+  fi
+}
+
+need_packages() {
+  local missing=() name output made_policy=
+  for name in slurmctld slurmd slurm-client munge; do
+    if [[ $(dpkg-query -Wf '${db:Status-Status}' "$name" 2>/dev/null) != installed ]]; then missing+=("$name"); fi
+  done
+  ((${#missing[@]})) || return 0
+  command -v apt-get >/dev/null || fail "Slurm's packages are Debian's or Ubuntu's, and there is no apt-get here"
+  [[ $EUID == 0 ]] || fail "packages are missing: sudo apt-get install --no-install-recommends ${missing[*]}"
+  echo "installing ${missing[*]}"
+  if [[ ! -e $POLICY ]]; then # Debian's way to say that packages start no daemons when they are installed
+    made_policy=yes
+    trap 'rm -f "$POLICY"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod +x "$POLICY"
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  output=$(apt-get -qq update 2>&1 && apt-get -qqy install --no-install-recommends "${missing[@]}" 2>&1) ||
+    fail "apt-get could not install ${missing[*]}: $(tail -n 3 <<<"$output")"
+  if [[ $made_policy ]]; then rm -f "$POLICY" && trap - EXIT; fi
+}
+
+# --- The commands
+
+# start LOG COMMAND...: a daemon, which inherits nothing from who starts it
+start() {
+  LOG=$DIR/log/$1.log
+  (cd / && exec env -i PATH="$PATH" LANG=C.UTF-8 SLURM_CONF="$CONF" "${@:2}" </dev/null >>"$LOG" 2>&1)
+}
+
+# nodes_are STATES [NODE]: all of them, or this one
+nodes_are() {
+  local states
+  states=$(SLURM_CONF=$CONF sinfo -hN -p low ${2:+-n "$2"} -o %t 2>/dev/null) || return 1
+  [[ $states ]] && ! grep -qvxE "$1" <<<"$states"
+}
+
+all_idle() {
+  local name
+  LOG=$DIR/log/slurmctld.log
+  is_up || fail "slurmctld has ended"
+  for name in $(nodes); do
+    [[ $(slurmd_of "$name") ]] || { LOG=$DIR/log/slurmd.$name.log && fail "slurmd of node $name has ended"; }
+  done
+  nodes_are idle
+}
+
+failed_up() {
+  if [[ -e ${LOG:-} ]]; then echo "the end of $LOG:" && tail -n 12 "$LOG"; fi >&2
+  take_down
+}
+
+up() {
+  local name
+  [[ ${1:-2} =~ ^[1-9][0-9]?$ ]] || fail "NODES is '$1'; it is a number from 1 to 99"
+  [[ $DIR =~ ^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$ && ${#DIR} -le 60 ]] ||
+    fail "SYNCBN_SLURM_DIR is '$DIR'; an absolute path of 60 plain characters at most works, as sockets are in it"
+  need_no_job up
+  need_no_other_slurm
+  if is_up; then
+    [[ $(nodes | wc -l) == "${1:-$(nodes | wc -l)}" ]] || fail "up with other nodes, $(nodes | xargs); down first"
+    echo "up already, nodes $(nodes | xargs):"
+    echo "export SLURM_CONF=$CONF"
+    return
+  fi
+  need_packages
+  need_root up
+  need_no_other_slurm # for the packages may have started one
+  [[ -w $HOSTS ]] || fail "$HOSTS cannot be written, and the nodes need names in it"
+  take_down # what is left of a cluster whose machine was switched off
+
+  trap failed_up EXIT
+  mkdir -p "$DIR"
+  write_conf "${1:-2}" >"$CONF"
+  mkdir -p "$DIR"/{log,run,spool,state}
+  chmod 755 "$DIR"
+  (umask 077 && head -c 128 /dev/urandom >"$DIR/munge.key")
+  nodes | (mapfile -t names && name_nodes "${names[@]}")
+  start munged munged --key-file="$DIR/munge.key" --socket="$DIR/run/munge.socket" --pid-file="$DIR/run/munged.pid" \
+    --log-file="$DIR/log/munged.log" --seed-file="$DIR/run/munged.seed"
+  start slurmctld slurmctld -f "$CONF"
+  for name in $(nodes); do start "slurmd.$name" slurmd -N "$name" -f "$CONF"; done
+  wait_for 30 all_idle || fail "not all nodes are idle after 30 seconds"
+  SLURM_CONF=$CONF timeout 30 srun --quiet --nodes="${1:-2}" --chdir=/ true || fail "srun runs no command on all nodes"
+  trap - EXIT
+  echo "up, nodes $(nodes | xargs):"
+  echo "export SLURM_CONF=$CONF"
+}
+
+# Ends and removes whatever there is. Jobs are cancelled first, for those who wait for them (srun, sbatch --wait).
+take_down() {
+  local name
+  if is_up; then SLURM_CONF=$CONF timeout 5 bash -c 'squeue -ho %A | xargs -r scancel' 2>/dev/null || true; fi
+  ours slurmctld | xargs -r kill -KILL
+  if [[ -e $CONF ]]; then for name in $(nodes); do kill_node "$name"; done; fi
+  ours munged | xargs -r kill -KILL
+  if grep -q " $MARK\$" "$HOSTS"; then name_nodes; fi
+  if [[ -e $CONF ]]; then rm -rf "$DIR"; fi
+}
+
+down() {
+  need_no_job down
+  need_root down
+  if [[ ! -e $CONF && -z $(ours slurmctld,slurmd,munged) ]] && ! grep -q " $MARK\$" "$HOSTS"; then
+    echo "nothing is up in $DIR"
+    return
+  fi
+  take_down
+  echo "down: processes, files and host names are gone"
+}
+
+status() {
+  is_up || fail "no cluster is up in $DIR; start one: slurm/local_cluster.sh up"
+  SLURM_CONF=$CONF sinfo -N -p low -o '%10N %12T %E'
+  SLURM_CONF=$CONF squeue -o '%8i %10P %20j %12T %10M %R'
+  nodes_are 'idle|mix|alloc'
+}
+
+# The node says that it was switched off (-b), so that Slurm takes it that its jobs are gone, also where it has not missed
+# the node yet; it does not use such a node until it is told to.
+start_node() {
+  local before
+  if [[ $(slurmd_of "$1") ]]; then echo "node $1 runs already" && return; fi
+  export SLURM_CONF=$CONF
+  start_time() { scontrol show node "$1" | grep -o 'SlurmdStartTime=[^ ]*'; }
+  is_new() { [[ $(start_time "$1") != "$before" ]]; }
+  is_used() { nodes_are 'idle|mix|alloc|comp' "$1" || { scontrol update nodename="$1" state=resume && false; }; }
+  before=$(start_time "$1")
+  start "slurmd.$1" slurmd -b -N "$1" -f "$CONF" || fail "slurmd of node $1 does not start: $(tail -n 1 "$LOG")"
+  wait_for 15 is_new "$1" || fail "Slurm does not hear of node $1; see $LOG"
+  wait_for 15 is_used "$1" 2>/dev/null || fail "Slurm does not use node $1; see $DIR/log/slurmctld.log"
+}
+
+case ${1:-}/$# in
+  up/1 | up/2) up "${@:2}" ;;
+  down/1) down ;;
+  status/1) status ;;
+  kill-node/2) need_root kill-node && need_node "$2" && kill_node "$2" ;;
+  start-node/2) need_root start-node && need_node "$2" && start_node "$2" ;;
+  -h/1 | --help/1 | help/1) usage ;;
+  *) usage >&2 && exit 2 ;;
+esac

@@ -1,0 +1,106 @@
+"""A real Slurm of two nodes on this machine, and jobs on it, as a user submits them."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.training.command import PROJECT, REPO, Run, environment
+
+SCRIPT = REPO / "slurm" / "local_cluster.sh"
+PENDING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING")
+
+
+@dataclass
+class Ended:
+    """A job that has ended.
+
+    Attributes:
+        number: of the job.
+        about: what scontrol says of it, by name.
+        log: what its attempts have printed.
+        runs: the run directories that there are.
+    """
+
+    number: str
+    about: dict[str, str]
+    log: str
+    runs: list[Path]
+
+    @property
+    def state(self) -> str:
+        return self.about["JobState"]
+
+    @property
+    def restarts(self) -> int:
+        return int(self.about["Restarts"])
+
+    def run(self) -> Run:
+        """Its one run directory, as other tests have it."""
+        (directory,) = self.runs
+        return Run(int(self.about["ExitCode"].split(":")[0]), self.log, self.log, directory, [])
+
+
+class Cluster:
+    """Slurm's commands against the local cluster, in a directory that has what a user's clone has."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.directory = Path(os.environ.get("SYNCBN_SLURM_DIR", "/var/tmp/syncbn-slurm"))
+        self.environment = environment() | {"SLURM_CONF": str(self.directory / "slurm.conf"), "SYNCBN_PYTHON": sys.executable}
+
+    def at(self, place: Path) -> "Cluster":
+        """The same from another directory, made ready to submit in."""
+        for name in ("train.py", "conf", "slurm"):
+            (place / name).symlink_to(REPO / name)
+        return Cluster(place)
+
+    def script(self, *arguments: str) -> str:
+        done = subprocess.run([SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def call(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (command, done.stdout + done.stderr)
+        return done.stdout
+
+    def sbatch(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
+        """Submits; the number of the job."""
+        return self.call("sbatch", "--parsable", *options, script, *arguments).strip().split(";")[0]
+
+    def about(self, job: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+(?:/\w+)?)=(\S*)", self.call("scontrol", "show", "job", "--oneliner", job)))
+
+    def log(self, job: str) -> str:
+        return "".join(path.read_text() for path in sorted(self.place.glob(f"*-{job}.out")))
+
+    def until(self, job: str, what: Callable[[str], bool], timeout: float = 90) -> str:
+        """The job's log, once that holds of it."""
+        deadline = time.monotonic() + timeout
+        while not what(log := self.log(job)):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"job {job} {self.about(job).get('JobState')}, in {timeout:g} s:\n{log}\n{self.tail()}")
+            time.sleep(0.1)
+        return log
+
+    def ended(self, job: str, timeout: float = 180) -> Ended:
+        """The job once it has ended for good."""
+        deadline = time.monotonic() + timeout
+        while (about := self.about(job))["JobState"] in PENDING:
+            if time.monotonic() > deadline:
+                self.call("scancel", "--signal=KILL", job)
+                raise AssertionError(f"job {job} {about['JobState']} after {timeout:g} s:\n{self.log(job)}\n{self.tail()}")
+            time.sleep(0.2)
+        return Ended(job, about, self.log(job), sorted(self.place.glob("outputs/*")))
+
+    def tail(self) -> str:
+        return (self.directory / "log" / "slurmctld.log").read_text()[-2000:]
+
+
+def faulty_settings() -> tuple[str, ...]:
+    return ("--config-dir", f"{PROJECT}/conf")
