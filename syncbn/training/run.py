@@ -142,6 +142,7 @@ def _quieten() -> None:
         "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
+        "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
     ):
         warnings.filterwarnings("ignore", f".*{about}")
 
