@@ -257,7 +257,7 @@ up() {
   echo "export SLURM_CONF=$CONF"
 }
 
-# Ends and removes whatever there is. Jobs are cancelled first, for those who wait for them (srun, sbatch --wait).
+# Ends and removes whatever there is. Jobs are cancelled first, so that srun and salloc in other shells end, too.
 take_down() {
   local name
   if is_up; then SLURM_CONF=$CONF timeout 5 bash -c 'squeue -ho %A | xargs -r scancel' 2>/dev/null || true; fi
@@ -286,8 +286,8 @@ status() {
   nodes_are 'idle|mix|alloc'
 }
 
-# The node says that it was switched off (-b), so that Slurm takes it that its jobs are gone, also where it has not missed
-# the node yet; it does not use such a node until it is told to.
+# The node says that it was switched off (-b): so Slurm knows that its jobs are gone, also where it has not missed the
+# node yet, and does not use it until it is told to.
 start_node() {
   local before
   if [[ $(slurmd_of "$1") ]]; then echo "node $1 runs already" && return; fi

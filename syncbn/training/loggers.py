@@ -7,6 +7,7 @@ it has from earlier attempts is not sent again, and what it lacks, since one was
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, UsageError
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from syncbn.training import record, wandb_files
 from syncbn.training.journal import Journal, Line
@@ -24,6 +26,7 @@ from syncbn.training.schema import SettingError
 
 STEP = "trainer/global_step"
 EPOCH = "epoch"  # Lightning puts it beside the metrics, into several rows of a step
+GONE = (ConnectionError, HandleAbandonedError, MailboxClosedError)  # what its client says once its process has ended
 LATER = "the run is kept offline; upload it later with the command printed at the end"
 
 
@@ -69,16 +72,21 @@ def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dic
     """Closes the W&B run of this process, if it has one; ``preempted`` says that it will go on."""
     if wandb.run is None:
         return
-    directory = Path(wandb.run.dir).parent
-    wandb.run.summary.update(summary or {})
-    if preempted:
-        wandb.run.mark_preempting()
+    directory, finished = Path(wandb.run.dir).parent, True
     try:
+        wandb.run.summary.update(summary or {})
+        if preempted:
+            wandb.run.mark_preempting()
         wandb.finish(exit_code=int(failed or preempted))
     except TimeoutError:
         wandb_files.mark_unsent(directory)
-    wandb.teardown()  # waits for W&B's process, which may still be writing
-    record.write(run_dir, "wandb", record.read(run_dir, "wandb") | {"finished": True})
+    except GONE as error:
+        _say_gone(error)
+        wandb_files.mark_unsent(directory)
+        finished = False
+    with suppress(*GONE):
+        wandb.teardown()  # waits for W&B's process, which may still be writing
+    record.write(run_dir, "wandb", record.read(run_dir, "wandb") | {"finished": finished})
 
 
 def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
@@ -157,6 +165,7 @@ class _WandbLogger(WandbLogger):
 
     def __init__(self, run: Any, run_dir: Path, project: str) -> None:
         super().__init__(experiment=run, project=project, save_dir=run_dir)
+        self._gone = False
         if run is not None:
             self._directory, self._journal = Path(run.dir).parent.name, Journal(run_dir)
             self._seen, self._number = self._journal.arrived(None if run.offline else run.starting_step)
@@ -167,16 +176,30 @@ class _WandbLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step is None:  # by a user; of no training step, so not to be told apart
             self._number += 1
-            super().log_metrics(metrics)
+            self._send(metrics)
             return
         names = [name for name in metrics if (step, name) not in self._seen and name != EPOCH]
         if names:
             self._journal.add(Line(self._directory, self._number, step, names))
             self._number += 1
-            super().log_metrics({name: metrics[name] for name in metrics if name in names or name == EPOCH}, step)
+            self._send({name: metrics[name] for name in metrics if name in names or name == EPOCH}, step)
+
+    def _send(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Without W&B's process training goes on: what it did not get, the next attempt sends from the CSV file."""
+        if self._gone:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except GONE as error:
+            self._gone = True
+            _say_gone(error)
 
     def finalize(self, status: str) -> None:
         """Leaves the run open: the test comes after the fit, and a failure must be marked as one."""
+
+
+def _say_gone(error: BaseException) -> None:
+    _say(f"W&B's process is gone ({type(error).__name__}: {error}): metrics.csv has everything, W&B what came before")
 
 
 def _is_number(text: str) -> bool:

@@ -51,7 +51,10 @@ class Cluster:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.directory = Path(os.environ.get("SYNCBN_SLURM_DIR", "/var/tmp/syncbn-slurm"))
-        self.environment = environment() | {"SLURM_CONF": str(self.directory / "slurm.conf"), "SYNCBN_PYTHON": sys.executable}
+        self.environment = environment() | {
+            "SLURM_CONF": str(self.directory / "slurm.conf"),
+            "SYNCBN_PYTHON": sys.executable,
+        }
 
     def at(self, place: Path) -> "Cluster":
         """The same from another directory, made ready to submit in."""
@@ -84,7 +87,9 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while not what(log := self.log(job)):
             if time.monotonic() > deadline:
-                raise AssertionError(f"job {job} {self.about(job).get('JobState')}, in {timeout:g} s:\n{log}\n{self.tail()}")
+                raise AssertionError(
+                    f"job {job} {self.about(job).get('JobState')}, in {timeout:g} s:\n{log}\n{self.tail()}"
+                )
             time.sleep(0.1)
         return log
 
@@ -94,7 +99,9 @@ class Cluster:
         while (about := self.about(job))["JobState"] in PENDING:
             if time.monotonic() > deadline:
                 self.call("scancel", "--signal=KILL", job)
-                raise AssertionError(f"job {job} {about['JobState']} after {timeout:g} s:\n{self.log(job)}\n{self.tail()}")
+                raise AssertionError(
+                    f"job {job} {about['JobState']} after {timeout:g} s:\n{self.log(job)}\n{self.tail()}"
+                )
             time.sleep(0.2)
         return Ended(job, about, self.log(job), sorted(self.place.glob("outputs/*")))
 

@@ -1,19 +1,13 @@
 """slurm/train.sbatch on two nodes: one run, that comes back."""
 
-import json
 import os
 import random
-import subprocess
 import sys
-import time
 from pathlib import Path
-
-import pytest
-import torch
 
 from syncbn.training import wandb_files
 from tests.slurm.cluster import Cluster
-from tests.training.command import PROJECT, environment, train
+from tests.training.command import PROJECT, train
 from tests.training.faulty import SETTINGS, differences
 
 SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
@@ -29,7 +23,9 @@ def test_two_nodes_are_one_run_with_the_weights_of_torchrun(cluster: Cluster, tm
     job = cluster.sbatch("slurm/train.sbatch", *FAULTY, "trainer.max_epochs=1", options=ONE_EACH)
     ended = cluster.ended(job)
     assert ended.state == "COMPLETED", ended.log
-    assert "2 nodes of 1 process on the CPU, 32 samples each; norm sync over world: statistics of 64 samples" in ended.log
+    assert (
+        "2 nodes of 1 process on the CPU, 32 samples each; norm sync over world: statistics of 64 samples" in ended.log
+    )
     run = ended.run()
     about = run.json("run")
     assert (about["id"], about["world_size"], about["status"]) == (f"slurm-{job}", 2, "finished")
