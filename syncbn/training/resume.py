@@ -8,6 +8,7 @@ two batches, or between two epochs, after everything that belongs to the first h
 import random
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.types import _Stateful
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
@@ -40,6 +42,7 @@ class ResumePoints(pl.Callback):
         keep: how many files to keep; two, so that a damaged one has one before it.
         global_batch_size: samples in a step over all ranks; a resume with another is not the same training.
         own_buffers: each rank's running statistics are its own, so each keeps them.
+        timeout: until ranks that wait for another give it up.
         on_missing: called with a line where a checkpoint says nothing of some part of the state.
     """
 
@@ -52,17 +55,21 @@ class ResumePoints(pl.Callback):
         keep: int = 2,
         global_batch_size: int | None = None,
         own_buffers: bool = False,
+        timeout: timedelta = timedelta(minutes=10),
         on_missing: Callable[[str], None] = print,
     ) -> None:
         self.directory, self.keep, self.global_batch_size = directory, keep, global_batch_size
         self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing
-        self.own_buffers = own_buffers
+        self.own_buffers, self.timeout = own_buffers, timeout
         self._group: dist.ProcessGroup | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
         self._stop = 0  # the signal that all ranks have agreed on, by its place
-        self._save = False  # a resume point is due
-        self._point: State | None = None  # taken at the end of a batch, written before the next
+        self._save = False  # a resume point is asked for
+        self._due = False  # and can be taken before the next batch
+        self._point: State | None = None  # taken between two batches, written before the next
+        self._earlier: list[State] | None = None  # of the loaders, a batch ago
+        self._random: State | None = None  # to be put back when training goes on
         self._writing = False
         self._loaded: State | None = None
         self._unlogged: State = {}
@@ -72,13 +79,31 @@ class ResumePoints(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size > 1 and dist.get_backend() != "gloo":
             # Through the host: asking a GPU for a flag would make it wait for all that is queued there.
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
+        loop = trainer.fit_loop.epoch_loop
+        fetches = loop._on_before_fetch
+
+        def before_fetch() -> None:
+            self._before_fetch(trainer)
+            fetches()
+
+        loop._on_before_fetch = before_fetch  # type: ignore[method-assign]  # there is no hook after all hooks of a batch
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self._add_unlogged(trainer)
         self._agree(trainer)
-        if (self._stop or self._save) and _between_steps(trainer):
-            self._point = {"random": _random_state(), "loaders": _loaders(trainer)}  # before the next batch is fetched
+        self._due = bool(self._stop or self._save) and _between_steps(trainer)
+
+    def _before_fetch(self, trainer: pl.Trainer) -> None:
+        """All of one batch is over, what other callbacks draw too, and nothing of the next has begun."""
+        self._put_random_back()
+        loaders: list[State] | None = None
+        if _is_ahead(trainer):
+            loaders, self._earlier = self._earlier, _loaders(trainer)
+        elif self._due:
+            loaders = _loaders(trainer)
+        if self._due and loaders is not None:
+            self._due, self._point = False, {"random": _random_state(), "loaders": loaders}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self._point is not None:
@@ -86,6 +111,8 @@ class ResumePoints(pl.Callback):
             self._end_if_asked()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._put_random_back()
+        self._earlier = None
         if trainer.current_epoch > 0:
             self._after_epoch(trainer)
 
@@ -165,6 +192,7 @@ class ResumePoints(pl.Callback):
         if not self._writing or self._point is None:  # somebody else's checkpoint, ModelCheckpoint's perhaps
             return
         point = dict(self._point)
+        point["should_stop"] = trainer.should_stop and [trainer.max_epochs, trainer.max_steps]
         loops = checkpoint["loops"]["fit_loop"]
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         states = point.pop("loaders")
@@ -175,6 +203,11 @@ class ResumePoints(pl.Callback):
         else:  # the next batch has been fetched, but not begun
             batches["current"]["ready"] = batches["current"]["completed"]
             batches["total"]["ready"] = batches["total"]["completed"]
+            if not _know_their_place(trainer):
+                point["begins_anew"], states = True, []
+                loops["state_dict"].pop("combined_loader", None)
+                batches["current"] = dict.fromkeys(batches["current"], 0)
+                point["ranks"] = [each | {"metrics": {}, "results": {}} for each in point["ranks"] or []]
         if states:
             loops["state_dict"]["combined_loader"] = states
         point["logged"] = loggers.position(trainer)
@@ -184,6 +217,9 @@ class ResumePoints(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         self._loaded = checkpoint.get(KEY, {})
+        limits = self._loaded.get("should_stop")
+        if limits:  # by early stopping, say, which stands as long as no more is asked for
+            trainer.should_stop = limits == [trainer.max_epochs, trainer.max_steps]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -196,15 +232,22 @@ class ResumePoints(pl.Callback):
         if not loaded:
             self.on_missing("the checkpoint holds no random numbers, metrics or position in the data: these begin anew")
             return
+        if loaded.get("begins_anew"):
+            self.on_missing(
+                "the data loaders have no state_dict and load_state_dict, to go on in the middle of an epoch: epoch "
+                f"{trainer.current_epoch + 1} begins anew, with what was learned in it so far"
+            )
         loop = trainer.fit_loop
         # Lightning holds that the first epoch after a resume is not a whole one, and leaves out a scheduler's step.
         loop._restarting = False
         if loaded["epoch_is_over"]:
             loop.epoch_loop.restarting = False  # or it would end the next epoch before its first batch
+            loop._resuming_from_checkpoint = False  # or it would not call iter(), which may draw random numbers
         self._go_on(trainer, loaded)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._add_unlogged(trainer)
+        self._unlogged = {}
 
     def _set_aside_later(self, step: int) -> None:
         """Resume points of later steps are damaged, or of a way that is left now: the next resume must not take one."""
@@ -215,7 +258,7 @@ class ResumePoints(pl.Callback):
     def _go_on(self, trainer: pl.Trainer, loaded: State) -> None:
         ranks, rank = loaded["ranks"], trainer.global_rank
         if loaded["world_size"] == trainer.world_size:
-            _set_random_state(ranks[rank]["random"])
+            self._random = ranks[rank]["random"]
             _set_metrics(trainer, ranks[rank]["metrics"])
             self._unlogged = ranks[rank]["results"]
             for name, buffer in _running_statistics(trainer):
@@ -229,6 +272,12 @@ class ResumePoints(pl.Callback):
             for other in ranks[1:]:
                 _merge_metrics(trainer, other["metrics"])
             self._unlogged = _merge_results([each["results"] for each in ranks])
+
+    def _put_random_back(self) -> None:
+        """As late as can be: what other callbacks draw when training begins belongs to what is over."""
+        if self._random is not None:
+            _set_random_state(self._random)
+            self._random = None
 
     def _add_unlogged(self, trainer: pl.Trainer) -> None:
         """Puts what ``self.log`` had accumulated before the stop into Lightning's results, once it has made them."""
@@ -250,6 +299,18 @@ def _between_steps(trainer: pl.Trainer) -> bool:
 def _loaders(trainer: pl.Trainer) -> list[State]:
     loader = trainer.fit_loop._combined_loader
     return [] if loader is None else loader._state_dicts()
+
+
+def _is_ahead(trainer: pl.Trainer) -> bool:
+    """Whether a batch has been fetched that has not begun: Lightning looks ahead where data has no length."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and fetcher.length is None
+
+
+def _know_their_place(trainer: pl.Trainer) -> bool:
+    """Whether all loaders can go on in the middle of an epoch."""
+    loader = trainer.fit_loop._combined_loader
+    return loader is not None and all(isinstance(each, _Stateful) for each in loader.flattened)
 
 
 def _running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:

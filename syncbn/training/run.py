@@ -107,6 +107,7 @@ def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
         run_dir / "checkpoints",
         global_batch_size=cfg.data.global_batch_size,
         own_buffers=cfg.norm.name == "local_mean",
+        timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=lambda line: print(line, flush=True),
         **_plain(cfg.resume),
     )
@@ -142,6 +143,7 @@ def _quieten() -> None:
         "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
+        "You're resuming from a checkpoint that ended before the epoch ended",  # resume.py says what it does about it
         "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
     ):
         warnings.filterwarnings("ignore", f".*{about}")

@@ -1,11 +1,16 @@
-"""Writes checkpoint files that are there whole or not at all."""
+"""Writes checkpoint files that are there whole or not at all, and hold nothing but plain data."""
 
 import os
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # of save_hyperparameters()
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.Size, torch.dtype)
 
 
 class SaveError(RuntimeError):
@@ -13,23 +18,68 @@ class SaveError(RuntimeError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name, flushes to the disk, renames: a crash leaves the old file or the new."""
+    """Writes under a temporary name, flushes to the disk, renames: a crash leaves the old file or the new.
+
+    Hyper-parameters that are objects are left out, which is said once. The first file is read back, so that one which
+    would not load is no surprise at the end of the training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read_back = False
+        self._left_out: set[str] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises:
         SaveError: the file system would not take it.
         """
-        path = Path(path)
+        path, checkpoint = Path(path), self._without_objects(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.part")
         try:
             torch.save(checkpoint, draft)
             _flush(draft)
+            if not self._read_back:
+                torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
+                self._read_back = True
             draft.replace(path)
             _flush(path.parent)
+        except pickle.UnpicklingError as error:
+            draft.unlink(missing_ok=True)
+            raise SaveError(f"{path} would hold more than plain data: {_culprit(error)}") from error
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where there is no space
             draft.unlink(missing_ok=True)
             raise SaveError(_why(path, error)) from error
+
+    def _without_objects(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        kept = dict(checkpoint)
+        for key in HYPER_PARAMETERS:
+            found = kept.get(key)
+            if found is None:
+                continue
+            found = dict(found) if isinstance(found, dict) else {}
+            kept[key] = {name: value for name, value in found.items() if _is_plain(value)}
+            left_out = found.keys() - kept[key].keys() - self._left_out
+            if left_out:
+                self._left_out |= left_out
+                names = ", ".join(sorted(left_out))
+                print(f"save_hyperparameters(): not in checkpoints, as no plain data: {names}", flush=True)
+        return kept
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(each) for key, each in value.items())
+    if type(value) in (list, tuple, set):
+        return all(map(_is_plain, value))
+    return isinstance(value, PLAIN) and type(value).__module__ in ("builtins", "torch")
+
+
+def _culprit(error: BaseException) -> str:
+    """The class that torch will not load, out of its long text."""
+    found = re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)", str(error))
+    what = f"an object of {found[1]}" if found else " ".join(str(error).split())[:200]
+    return f"{what}; give on_save_checkpoint and state_dict() numbers, strings, tensors, and lists and dicts of these"
 
 
 def _flush(path: Path) -> None:
