@@ -7,19 +7,23 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training import checkpoints, config, record
+from syncbn.training import checkpoints, config, record, slurm
 from syncbn.training.schema import SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
-FREE = [*("run", "ckpt_path", "resume", "timeouts", "cluster", "logger", "callbacks"), "scheduler.epochs"]
+FREE = [*("run", "ckpt_path", "resume", "timeouts", "cluster", "logger"), "scheduler.epochs"]
+FREE += [f"callbacks.{name}" for name in ("checkpoint", "learning_rate", "finite")]  # others may change the weights
 FREE += [f"data.{name}" for name in ("batch_size", "num_workers")]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 FREE += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
+ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # of groups that are compared themselves
 
 
 def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
-    """Sets ``cfg.ckpt_path`` to the newest sound checkpoint of this run, where it has one and none was named.
+    """Sets ``cfg.ckpt_path`` to the newest sound checkpoint of this run, where it has one and no other was named.
+
+    A checkpoint that is named counts where the run begins from it; the same command then goes on with the run.
 
     Args:
         cfg: settled settings.
@@ -32,32 +36,43 @@ def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
     Raises:
         SettingError: the run has finished with other settings, or the checkpoint cannot be gone on from.
     """
-    if cfg.ckpt_path is not None:
+    about = record.read(run_dir, "run")
+    if cfg.ckpt_path is not None and about.get("begun_from") != begun_from(cfg):
         cfg.ckpt_path = str(_check(Path(cfg.ckpt_path), cfg, cfg.trainer.get("max_epochs"), say))
         return True
-    about = record.read(run_dir, "run")
     if not about:
         return True
     file = run_dir / "config.yaml"
     before = OmegaConf.load(file) if file.exists() else cfg
     assert isinstance(before, DictConfig)
     changes = _changes(cfg, before)
-    if about["status"] == "finished" and not _goes_further(cfg, before):
+    if about["status"] == "finished":
         if changes:
             raise SettingError(
                 f"run.id={run_dir.name}: this run has finished with other settings ({', '.join(changes)}); "
                 "use another id"
             )
-        return False
+        if not _goes_further(cfg, before):
+            return False
+    if changes and cfg.run.id is None and run_dir.name == f"slurm-{slurm.job()}":
+        raise SettingError(
+            f"run.id=null: this Slurm job has made a run with other settings before ({', '.join(changes)}); give each "
+            "train.py of a job script a run.id"
+        )
     newest = checkpoints.newest(run_dir / "checkpoints", say)
-    how = {"running": "killed"}.get(about["status"], about["status"])  # nobody holds it: it had no time to say more
+    how = ENDED.get(about["status"], "was killed")  # nobody holds it: it had no time to say more
     what = f"goes on from {record.short(newest)}" if newest else "had no checkpoint and begins anew"
-    say(f"this run was {how} before; it {what}")
+    say(f"this run {how} before; it {what}")
     if changes:
         say(f"with other settings than before: {', '.join(changes)}")
-    if newest:
-        cfg.ckpt_path = str(_check(newest, cfg, None, say))
+    if newest or cfg.ckpt_path is not None:
+        cfg.ckpt_path = str(_check(newest or Path(cfg.ckpt_path), cfg, None, say))
     return True
+
+
+def begun_from(cfg: DictConfig) -> str | None:
+    """The checkpoint that the user named, for the record."""
+    return None if cfg.ckpt_path is None else str(Path(cfg.ckpt_path).resolve())
 
 
 def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:

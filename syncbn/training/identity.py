@@ -12,7 +12,7 @@ from time import strftime
 from typing import Any
 
 from syncbn.training import slurm
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import AgreedError, SettingError
 
 START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
 _held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
@@ -56,6 +56,11 @@ def launcher() -> str | None:
     return "srun" if slurm.is_task() else None
 
 
+def rank() -> int:
+    """This process's rank; 0 where nobody started it as one."""
+    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if slurm.is_task() else "0"))
+
+
 def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
     """What rank 0 makes of it, on all ranks that compose a configuration of their own: those of torchrun and srun.
 
@@ -65,6 +70,9 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
         key: what it is.
         make: called on rank 0.
         lasting: made once, also where torchrun starts the ranks anew (``--max-restarts``), so that they go on.
+
+    Raises:
+        AgreedError: on all ranks, where ``make`` raises a SettingError.
     """
     if launcher() is None:
         return make()
@@ -73,8 +81,18 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
     store = _store(START)
     name = f"syncbn/{key}" if lasting else _of_this_attempt(key)
     if os.environ["RANK"] == "0" and not (lasting and store.check([name])):
-        store.set(name, make())
-    return str(store.get(name).decode())
+        try:
+            store.set(name, f"ok {make()}")
+        except AgreedError as error:
+            store.set(name, f"no {error}")
+            raise
+        except SettingError as error:
+            store.set(name, f"no {error}")
+            raise AgreedError(str(error)) from error
+    word, said = store.get(name).decode().split(" ", 1)
+    if word == "no":
+        raise AgreedError(said)
+    return str(said)
 
 
 def gathered(key: str, mine: str, timeout: float) -> list[str]:

@@ -5,13 +5,16 @@ composes its own. Started by torchrun or srun, which watch over ranks themselves
 """
 
 import os
+import re
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -19,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, record, slurm
+from syncbn.training import attempts, config, identity, ranks, record, slurm
 from syncbn.training.ranks import End, Ranks, Requests, stopped
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
 
 
@@ -55,7 +58,7 @@ def run(cfg: DictConfig) -> None:
         else:
             _start_ranks(cfg, run_dir, name, overrides)
     except (SettingError, RunError) as error:
-        if isinstance(error, SettingError) and os.environ.get("RANK", "0") == "0":
+        if isinstance(error, SettingError) and identity.rank() == 0:
             _say(f"error: {error}")
         code = getattr(error, "code", 1)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
@@ -75,8 +78,7 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
     status = "failed"
     try:
         with Requests(_say_that_it_stops) as requests:
-            ranks = Ranks(devices, _rank, (run_dir,), run_dir / "ranks")
-            ends = ranks.watch(requests, cfg.timeouts.stop)
+            ends = Ranks(devices, _rank, (run_dir,), run_dir / "ranks").watch(requests, cfg.timeouts.stop)
         signum = 0 if all(end.code == 0 for end in ends) or _failure(ends) else _asked(requests, ends)
         if signum:
             status = "interrupted"
@@ -99,13 +101,16 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
 def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> bool:
     """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
     identity.hold(run_dir)
+    named = attempts.begun_from(cfg)
     try:
         if not attempts.go_on(cfg, run_dir, _tell):
             _tell(f"run {name} has finished before; this is what came out")
             _print_summary(run_dir)
             identity.release(run_dir)
             return False
+        named = named or record.read(run_dir, "run").get("begun_from")
         record.begin(cfg, run_dir, name, overrides)
+        record.write(run_dir, "run", record.read(run_dir, "run") | {"begun_from": named})
     except BaseException:
         identity.release(run_dir)
         raise
@@ -122,7 +127,7 @@ def _rank(run_dir: Path) -> None:
 
 
 def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
-    first = os.environ["RANK"] == "0"
+    first = identity.rank() == 0
     go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides) else "no") == "yes"
     if not go:
         return
@@ -138,11 +143,29 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
         elif first:
             _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         sys.exit(128 + stop.signum)
+    except SettingError as error:
+        if not first and not isinstance(error, AgreedError):
+            _say(f"error: rank {identity.rank()}: {error}")
+        raise
+    except Exception as error:
+        raise _failed(error, run_dir) from error
     finally:
         if first:
-            record.end(run_dir, status)
+            with suppress(OSError):
+                record.end(run_dir, status)
     if first:
         _print_summary(run_dir)
+
+
+def _failed(error: Exception, run_dir: Path) -> RunError:
+    """What a rank says of its own end, where nobody watches it who could."""
+    rank, about = identity.rank(), ranks.about(error)
+    trace = run_dir / "ranks" / f"{rank}-error.txt"
+    with suppress(OSError):
+        trace.parent.mkdir(exist_ok=True)
+        trace.write_text(about["trace"])
+    where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}"
+    return _ended(f"{where} failed: {_what(about, trace)}; {_how_to_go_on(run_dir)}")
 
 
 def _come_back(stop: Stopped, run_dir: Path) -> None:
@@ -209,9 +232,8 @@ def _explain(ends: list[End], run_dir: Path) -> str:
         return _about(hung[0], ends, f"{hung[0].hung}, and the others have waited too long for it", run_dir)
     if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
         return _about(first, ends, f"was killed by {signal.Signals(-first.code).name}", run_dir)
-    message = " ".join(first.error["message"].split())
-    if first.error.get("kind") == "SettingError":
-        return message
+    if first.error.get("kind") in ("SettingError", "AgreedError"):
+        return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
     trace = run_dir / "error.txt"
     try:
@@ -220,10 +242,14 @@ def _explain(ends: list[End], run_dir: Path) -> str:
         _say(traces)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _say(traces)
-    kind = first.error.get("kind", f"exit code {first.code}")
-    place = f"{record.short(Path(first.error['place']))}, " if first.error.get("place") else ""
-    what = f"failed: {kind}: {message[:600]} ({place}traceback: {record.short(trace)})"
-    return _about(first, ends, what, run_dir)
+    what = _what({"kind": f"exit code {first.code}", **first.error}, trace)
+    return _about(first, ends, f"failed: {what}", run_dir)
+
+
+def _what(error: dict[str, Any], trace: Path) -> str:
+    message = " ".join(error["message"].split())
+    place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
+    return f"{error['kind']}: {message[:600]} ({place}traceback: {record.short(trace)})"
 
 
 def _blame(end: End) -> tuple[bool, bool, bool, int]:
@@ -253,8 +279,22 @@ def _how_to_go_on(run_dir: Path) -> str:
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return f"the same sweep with hydra.sweep.dir={record.short(run_dir.parent)} goes on with it"
-    rest = [each for each in sys.argv if not each.startswith(("run.id=", "ckpt_path="))]
-    return "go on with: " + shlex.join(["python", *rest, f"run.id={run_dir.name}"])
+    program, *settings = (each for each in sys.argv if not each.startswith(("run.id=", "ckpt_path=", "hydra.run.dir=")))
+    settings.append(_name(run_dir))
+    if identity.launcher() == "srun":
+        settings = [each for each in settings if each != "cluster=slurm"]
+        return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"
+    if identity.launcher() == "torchrun":
+        return f"go on with: torchrun ... {shlex.join([program, *settings])}, as before"
+    return f"go on with: {shlex.join(['python', program, *settings])}"
+
+
+def _name(run_dir: Path) -> str:
+    """The setting that finds this run again."""
+    if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
+        return f"run.id={run_dir.name}"
+    path = record.short(run_dir)
+    return f"hydra.run.dir={path}" if re.fullmatch(r"[\w./+@-]+", path) else f"hydra.run.dir='{path}'"
 
 
 def _ended(message: str, code: int = 1) -> RunError:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from syncbn.training import config, identity
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import AgreedError, SettingError
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -27,20 +27,20 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
     """Each rank by itself: launcher, run directory, precision. All ranks hear of what one of them lacks.
 
     Raises:
-        SettingError: on every rank, at the first thing that cannot work.
+        AgreedError: at the first thing that cannot work.
     """
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing:
         raise SettingError(f"launcher: {', '.join(missing)} not set; start with python train.py, torchrun or srun")
     world = int(os.environ["WORLD_SIZE"])
     if world != config.world_size(cfg):
-        raise SettingError(
+        raise AgreedError(
             f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes}: these are "
             f"{config.world_size(cfg)} ranks, but the launcher started {world}; make them agree"
         )
     for lacks in identity.gathered("preflight", _lacks(cfg, run_dir), identity.START):
         if lacks:
-            raise SettingError(lacks)
+            raise AgreedError(lacks)
 
 
 def _lacks(cfg: DictConfig, run_dir: Path) -> str:
@@ -74,7 +74,7 @@ class CompareRanks(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises:
-        SettingError: on every rank, and naming the ranks that differ.
+        AgreedError: on every rank, and naming the ranks that differ.
         """
         if trainer.world_size == 1:
             return
@@ -86,14 +86,14 @@ class CompareRanks(pl.Callback):
             others = [rank for rank, each in enumerate(everybody) if each[name] != first]
             if others:
                 rank = others[0]
-                raise SettingError(
+                raise AgreedError(
                     f"{name}: rank {rank} has {everybody[rank][name]}, rank 0 {first}; start all ranks with the same"
                 )
         self._same_directory(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises:
-        SettingError: ranks would train on unequally many batches, and wait for each other at the end.
+        AgreedError: ranks would train on unequally many batches, and wait for each other at the end.
         """
         loader = trainer.train_dataloader
         sizes: list[Any] = [None] * trainer.world_size
@@ -101,7 +101,7 @@ class CompareRanks(pl.Callback):
             return
         dist.all_gather_object(sizes, trainer.num_training_batches)
         if len(set(sizes)) > 1:
-            raise SettingError(
+            raise AgreedError(
                 f"data: the ranks have {', '.join(map(str, sizes))} batches an epoch; give each as many "
                 "(syncbn.training.data.train_loader does)"
             )
@@ -133,7 +133,7 @@ class CompareRanks(pl.Callback):
             mark.unlink()
         blind = [rank for rank, each in enumerate(found) if not each]
         if blind:
-            raise SettingError(
+            raise AgreedError(
                 f"hydra.run.dir={self.run_dir}: rank {', '.join(map(str, blind))} cannot see what rank 0 writes there; "
                 "use a directory that all nodes share"
             )

@@ -79,7 +79,7 @@ class Ranks:
         self._reports: list[Connection] = []  # no files: a full disk is to be reported too
         self._errors: dict[int, dict[str, Any]] = {}
         for rank in range(count):
-            environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(  # type: ignore[attr-defined]
                 target=_be, args=(rank, environment, logs, theirs, entry, args), name=f"rank {rank}"
@@ -96,11 +96,11 @@ class Ranks:
             signals: what this process has been asked; the first request goes on to the ranks, the second kills them.
             stop_timeout: seconds that the ranks have to stop once they are asked to.
         """
-        deadline, passed_on, hung = float("inf"), False, {}
+        deadline, asked_at, hung = float("inf"), float("-inf"), {}
         try:
             while living := [rank for rank, p in enumerate(self._processes) if p.exitcode is None]:
-                if signals.seen and not passed_on:
-                    passed_on, deadline = True, min(deadline, time.monotonic() + stop_timeout)
+                if signals.seen and time.monotonic() > asked_at + 1:  # again and again: a rank may not listen yet
+                    deadline, asked_at = min(deadline, time.monotonic() + stop_timeout), time.monotonic()
                     self._signal(living, signals.seen[0])
                 failed = any(p.exitcode not in (None, 0) and not stopped(p.exitcode) for p in self._processes)
                 self._listen()
@@ -239,6 +239,7 @@ def _be(
     """A rank's life."""
     stopping.listen()
     multiprocessing.set_start_method(None, force=True)  # for loaders: the platform's, not ours
+    os.environ.clear()  # the server has the one that it was started with
     os.environ.update(environment)
     threading.Thread(target=_leave_with_launcher, daemon=True).start()
     if rank > 0:
@@ -251,13 +252,13 @@ def _be(
         except Stopped as stop:
             code = 128 + stop.signum
         except BaseException as error:
-            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-            report.send(_about(error))
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code else 1
+            report.send(about(error))
         faulthandler.unregister(STACKS)
     sys.exit(code)
 
 
-def _about(error: BaseException) -> dict[str, Any]:
+def about(error: BaseException) -> dict[str, Any]:
     """What the launcher is told of an exception; short enough for a pipe (64 KiB) that nobody reads yet."""
     return {
         "kind": type(error).__name__,

@@ -2,12 +2,13 @@
 
 import os
 import random
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training.command import Run
+from tests.training.command import Run, train
 from tests.training.faulty import differences, draw, fault, faulty, killed_and_resumed, uninterrupted
 
 SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
@@ -138,3 +139,24 @@ def test_names_that_no_directory_can_have_are_refused(tmp_path: Path) -> None:
     run = faulty(tmp_path, "run.id=a/b")
     assert run.code == 1
     assert run.err == "error: run.id=a/b: use a name that a directory can have\n"
+
+
+def test_a_run_begun_from_another_ones_checkpoint_goes_on_by_the_same_command_or_the_printed_one(
+    tmp_path: Path,
+) -> None:
+    base = faulty(tmp_path, "run.id=base", "trainer.max_epochs=1")
+    assert base.code == 0, base.err
+    same = ("hydra.run.dir='elsewhere/b c'", "ckpt_path=outputs/base/checkpoints/last.ckpt", "trainer.max_epochs=3")
+    stops = [fault(tmp_path, "terminate", epoch=epoch) for epoch in (1, 2)]
+    first = faulty(tmp_path, *same, stops[0])
+    assert first.code == 143, first.err
+    (tmp_path / "once").unlink()
+    second = faulty(tmp_path, *same, stops[1])
+    assert second.code == 143, second.err
+    assert "this run was interrupted before; it goes on from elsewhere/b c/checkpoints/step-00000020.ckpt" in second.out
+    words = shlex.split(second.err.splitlines()[-1].split("go on with: ")[1])
+    assert words[0] == "python"
+    third = train(tmp_path, *words[2:])
+    assert third.code == 0, third.err
+    assert "this run was interrupted before; it goes on from elsewhere/b c/checkpoints/step-00000038.ckpt" in third.out
+    assert faulty(tmp_path, *same, stops[1]).out.startswith("run b c has finished before")

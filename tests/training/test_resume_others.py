@@ -78,9 +78,7 @@ def test_a_metric_of_an_epochs_first_batch_does_not_get_into_the_next_epoch(tmp_
 
 
 def test_a_run_that_stopped_early_stays_stopped_until_more_is_asked_for(tmp_path: Path) -> None:
-    early = (
-        "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, mode: max, min_delta: 2"
-    )
+    early = "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, mode: max, min_delta: 2"
     settings = (f"+callbacks.early={{{early}}}", "trainer.max_epochs=4")
     straight, other = resumed(tmp_path, {"hook": "on_test_batch_end"}, *settings)
     assert straight.json("result")["steps"] == 2 * BATCHES
