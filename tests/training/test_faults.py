@@ -14,6 +14,8 @@ from tests.training.command import PROJECT, Run, train
 from tests.training.faulty import fault, faulty
 from tests.training.test_train import wandb_summary
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
 
 def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "error: ", points: bool = True) -> str:
     """What holds after every fault; the error line."""
@@ -116,14 +118,45 @@ def test_a_signal_in_the_test_keeps_what_was_trained(tmp_path: Path) -> None:
     assert "epoch 1/1" not in again.out
 
 
+def test_a_signal_while_ranks_start_is_not_lost(tmp_path: Path) -> None:
+    """Also where the launcher itself was started with SIGINT ignored, as by a script in the background."""
+    ignoring = ["sh", "-c", 'trap "" INT; "$@" & echo $! > pid; wait $!; exit $?', "sh", sys.executable]
+    with subprocess.Popen(["sh", "-c", "sleep 4; kill -INT $(cat pid)"], cwd=tmp_path):
+        run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=300", launcher=ignoring)
+    assert run.code == 130, run.err
+    assert run.left == []
+    assert "error: stopped by SIGINT" in run.err
+
+
+def test_under_torchrun_an_exception_is_one_line_of_its_rank(tmp_path: Path) -> None:
+    run = faulty(tmp_path, "+model.breaks=true", "run.id=a", launcher=TORCHRUN)
+    assert run.code == 1
+    assert run.left == []
+    (line,) = [line for line in run.err.splitlines() if line.startswith("error: rank 1 of 2 on ")]
+    assert " failed: ValueError: a layer of the user's (" in line
+    assert "go on with: torchrun ... " in line
+    trace = (run.directory / "ranks" / "1-error.txt").read_text()  # type: ignore[operator]
+    assert "a layer of the user's" in trace
+    assert "Error executing job" not in run.err  # Hydra's
+
+
+def test_under_torchrun_all_ranks_hear_of_what_rank_0_refuses(tmp_path: Path) -> None:
+    assert faulty(tmp_path, "run.id=a", "trainer.max_epochs=1").code == 0
+    run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=1", "seed=7", launcher=TORCHRUN)
+    assert run.code == 1
+    assert run.left == []
+    assert run.err.count("error: run.id=a: this run has finished with other settings") == 1
+    assert "exitcode  : -" not in run.err  # no rank had to be killed
+    assert run.err.count("exitcode  : 1 ") == 2
+
+
 def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     stop = fault(tmp_path, "terminate", hook="on_train_batch_start", epoch=1, batch=4)
-    run = faulty(tmp_path, "run.id=a", stop, launcher=torchrun)
+    run = faulty(tmp_path, "run.id=a", stop, launcher=TORCHRUN)
     assert run.code != 0
     assert run.left == []
     assert run.json("run")["status"] == "interrupted"
-    again = faulty(tmp_path, "run.id=a", launcher=torchrun)
+    again = faulty(tmp_path, "run.id=a", launcher=TORCHRUN)
     assert again.code == 0, again.err
     assert "this run was interrupted before; it goes on from " in again.out
     assert "step-00000023.ckpt" in again.out
