@@ -35,7 +35,7 @@ class WandbConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     init_timeout: float = 60
-    finish_timeout: float = 120
+    finish_timeout: float = 60
 
 
 @dataclass
