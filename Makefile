@@ -7,7 +7,7 @@ EXTRAS := .venv-extras
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras prove-layer prove-faults lint format clean
+.PHONY: help train doctor test test-extras test-slurm prove-layer prove-faults lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: $(VENV)/ready ## run the tests; a choice of them: make test ARGS="tests/nn
 
 test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
+
+test-slurm: $(VENV)/ready ## run the tests on a Slurm of two nodes on this machine; installs Debian's packages, as root
+	@$(BIN)/python -m pytest tests/slurm $(ARGS)
 
 prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
 	@$(BIN)/python -m tests.prove_layer $(ARGS)
