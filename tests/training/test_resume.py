@@ -132,9 +132,3 @@ def test_two_processes_cannot_be_at_one_run(tmp_path: Path) -> None:
     assert code == "1"
     assert said.startswith("error: run.id=a: process ")
     assert "is at this run already; wait for it, or stop it" in said
-
-
-def test_names_that_no_directory_can_have_are_refused(tmp_path: Path) -> None:
-    run = faulty(tmp_path, "run.id=a/b")
-    assert run.code == 1
-    assert run.err == "error: run.id=a/b: use a name that a directory can have\n"
