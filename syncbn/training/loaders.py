@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
 from syncbn.training.sampling import GlobalBatchSampler, Request
 from syncbn.training.schema import SettingError
@@ -91,8 +91,8 @@ class Batches(Dataset[Any]):
     ``(seed, epoch, i)`` gives: 512 bits of its BLAKE2b hash, of which torch takes 64, ``random`` 64 and numpy 128. So
     what is drawn for a sample (an augmentation) is new in each epoch, and does not depend on workers, ranks, batches
     or a resumption. What ``collate`` draws likewise follows from the batch's first sample. Afterwards the generators
-    are put back, except in a worker, where nobody else uses them. A plain TensorDataset draws nothing and is left
-    unseeded.
+    are put back, except in a worker, where nobody else uses them. A plain TensorDataset and ``default_collate`` draw
+    nothing, and the two together are left unseeded.
 
     Args:
         dataset: map-style.
@@ -102,7 +102,7 @@ class Batches(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], seed: int = 0) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
-        self.draws = type(_origin(dataset)) is not TensorDataset
+        self.draws = type(_origin(dataset)) is not TensorDataset or collate is not default_collate
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))

@@ -246,10 +246,11 @@ def noisy(samples: list[Any]) -> Tensor:
     return torch.rand(3) + torch.tensor([random.random() + np.random.rand() for _ in range(3)])
 
 
-def test_what_collate_draws_does_not_depend_on_workers_or_a_resumption(world: Any) -> None:
-    whole = [batch.tolist() for batch in world(1, 0, collate_fn=noisy)]
+@pytest.mark.parametrize("dataset", [Augmented(), TensorDataset(torch.arange(SAMPLES))])
+def test_what_collate_draws_does_not_depend_on_workers_or_a_resumption(world: Any, dataset: Dataset[Any]) -> None:
+    whole = [batch.tolist() for batch in world(1, 0, dataset, collate_fn=noisy)]
     assert len({str(batch) for batch in whole}) == 5
-    second = world(1, 0, collate_fn=noisy, num_workers=2)
+    second = world(1, 0, dataset, collate_fn=noisy, num_workers=2)
     second.load_state_dict({"epoch": 0, "batch": 2})
     assert [batch.tolist() for batch in second] == whole[2:]
 
