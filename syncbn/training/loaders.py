@@ -64,10 +64,13 @@ class TrainLoader(BatchLoader):
     def state_dict(self) -> dict[str, int]:
         """``epoch``, whose order is in use, and ``batch``, how many of its global batches the consumer got.
 
-        After the last batch it is the next epoch and 0. The numbers are the same on all ranks, and hold on any number
-        of ranks with the same global batch.
+        After the last batch it is the next epoch and 0. Where ``set_epoch`` has not said that epoch, ``during`` is the
+        one that it has said. The numbers are the same on all ranks, and hold on any number of ranks with the same
+        global batch.
         """
-        return {"epoch": self.sampler.epoch, "batch": self.sampler.reached}
+        sampler = self.sampler
+        state = {"epoch": sampler.epoch, "batch": sampler.reached}
+        return state if sampler.told == sampler.epoch else state | {"during": sampler.told}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next iteration goes on from there; the one after it begins at the begin of an epoch.
@@ -81,7 +84,7 @@ class TrainLoader(BatchLoader):
                 f"data.batch_size: the checkpoint stands at batch {batch} of an epoch, but an epoch has {len(self)} "
                 f"of {self.sampler.global_batch} samples; use the global batch, data and data.remainder of that run"
             )
-        self.sampler.go_to(epoch, batch)
+        self.sampler.go_to(epoch, batch, state.get("during"))
 
 
 class Batches(Dataset[Any]):
