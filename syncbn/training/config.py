@@ -1,6 +1,7 @@
 """Settings: one check of all of them before any work, and what follows from them."""
 
 import os
+import re
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "none", "group_norm")
 DEFAULT_BATCH_SIZE = 32
+# What a directory, W&B, a glob and Hydra's command line all take.
+RUN_ID = r"\w([\w.+@ -]*[\w.+@-])?"
 
 
 def settle(cfg: DictConfig) -> None:
@@ -127,13 +130,20 @@ def _check_trainer(trainer: DictConfig) -> None:
             raise SettingError(
                 f"trainer.{name}: drop it; it follows from norm, logger, callbacks and the run directory"
             )
+    batches = trainer.get("overfit_batches")
+    if batches:  # Lightning puts samplers of its own into the loaders for it, and ours do not work with them
+        raise SettingError(
+            f"trainer.overfit_batches={batches}: use debug=overfit trainer.limit_train_batches={batches}"
+        )
     if trainer.get("max_epochs") is not None and trainer.max_epochs != -1:
         _check_count("trainer.max_epochs", trainer.max_epochs)
 
 
 def _check_resume(cfg: DictConfig) -> None:
-    if cfg.run.id is not None and (not cfg.run.id or set(cfg.run.id) & set("/\\\0") or cfg.run.id in (".", "..")):
-        raise SettingError(f"run.id={cfg.run.id}: use a name that a directory can have")
+    if cfg.run.id is not None and not re.fullmatch(RUN_ID, cfg.run.id):
+        raise SettingError(
+            f"run.id={cfg.run.id}: use letters, digits, any of -_.+@, and blanks between them; a letter or digit first"
+        )
     if cfg.resume.every_n_steps is not None:
         _check_count("resume.every_n_steps", cfg.resume.every_n_steps)
     _check_count("resume.keep", cfg.resume.keep)

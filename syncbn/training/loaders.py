@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
 from syncbn.training.sampling import GlobalBatchSampler, Request
 from syncbn.training.schema import SettingError
@@ -64,10 +64,13 @@ class TrainLoader(BatchLoader):
     def state_dict(self) -> dict[str, int]:
         """``epoch``, whose order is in use, and ``batch``, how many of its global batches the consumer got.
 
-        After the last batch it is the next epoch and 0. The numbers are the same on all ranks, and hold on any number
-        of ranks with the same global batch.
+        After the last batch it is the next epoch and 0. Where ``set_epoch`` has not said that epoch, ``during`` is the
+        one that it has said. The numbers are the same on all ranks, and hold on any number of ranks with the same
+        global batch.
         """
-        return {"epoch": self.sampler.epoch, "batch": self.sampler.reached}
+        sampler = self.sampler
+        state = {"epoch": sampler.epoch, "batch": sampler.reached}
+        return state if sampler.told == sampler.epoch else state | {"during": sampler.told}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next iteration goes on from there; the one after it begins at the begin of an epoch.
@@ -81,7 +84,7 @@ class TrainLoader(BatchLoader):
                 f"data.batch_size: the checkpoint stands at batch {batch} of an epoch, but an epoch has {len(self)} "
                 f"of {self.sampler.global_batch} samples; use the global batch, data and data.remainder of that run"
             )
-        self.sampler.go_to(epoch, batch)
+        self.sampler.go_to(epoch, batch, state.get("during"))
 
 
 class Batches(Dataset[Any]):
@@ -91,8 +94,8 @@ class Batches(Dataset[Any]):
     ``(seed, epoch, i)`` gives: 512 bits of its BLAKE2b hash, of which torch takes 64, ``random`` 64 and numpy 128. So
     what is drawn for a sample (an augmentation) is new in each epoch, and does not depend on workers, ranks, batches
     or a resumption. What ``collate`` draws likewise follows from the batch's first sample. Afterwards the generators
-    are put back, except in a worker, where nobody else uses them. A plain TensorDataset draws nothing and is left
-    unseeded.
+    are put back, except in a worker, where nobody else uses them. A plain TensorDataset and ``default_collate`` draw
+    nothing, and the two together are left unseeded.
 
     Args:
         dataset: map-style.
@@ -102,7 +105,7 @@ class Batches(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], seed: int = 0) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
-        self.draws = type(_origin(dataset)) is not TensorDataset
+        self.draws = type(_origin(dataset)) is not TensorDataset or collate is not default_collate
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))

@@ -48,6 +48,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     Attributes:
         start: global batches that the next iteration leaves out.
         reached: global batches of this epoch that were handed out.
+        told: the epoch that ``set_epoch`` has said. ``epoch``, whose order is in use, is ahead of it where the data are
+            gone through more than once in it: beside a longer loader, in a dict of loaders.
 
     Raises:
         SettingError: another word for ``remainder``; a data set without a single batch.
@@ -82,6 +84,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         whole = self.samples / self.global_batch
         self.num_batches = int(whole) if remainder == "drop" else ceil(whole)
         self.start, self.reached = 0, 0
+        self.told, self._waits = 0, False
 
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
@@ -97,19 +100,21 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is this epoch: from its begin, but for the one that is under way already."""
-        if epoch != self.epoch:
+        if epoch != (self.told if self._waits else self.epoch):
             self.go_to(epoch, 0)
+        self.told = epoch
 
-    def go_to(self, epoch: int, batch: int) -> None:
-        """The next iteration begins in the middle of an epoch."""
+    def go_to(self, epoch: int, batch: int, told: int | None = None) -> None:
+        """The next iteration begins in the middle of an epoch, which Lightning may call by an earlier number."""
         self.epoch, self.start, self.reached = epoch, batch, batch
+        self.told, self._waits = epoch if told is None else told, True
 
     def handed_out(self, epoch: int, batches: int) -> None:
         """So many global batches of this epoch are; after the last the next epoch's turn has come."""
         if epoch == self.epoch:
-            self.reached = batches
+            self.reached, self._waits = batches, False
             if batches == self.num_batches:
-                self.set_epoch(epoch + 1)
+                self.epoch, self.start, self.reached = epoch + 1, 0, 0
 
     def shares(self, batch: int) -> list[int]:
         """How many samples of this global batch each rank gets."""

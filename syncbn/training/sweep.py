@@ -7,6 +7,7 @@ so a job starts in about a second. In a Slurm job array (``slurm/sweep.sbatch``)
 
 import csv
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -44,17 +45,20 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     configure_log(settings.hydra_logging, settings.verbose)
     sweep_dir = Path(str(settings.sweep.dir))
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    jobs, numbers = [list(filter_overrides(each)) for each in job_overrides], _numbers(sweep_dir)
+    jobs = [list(filter_overrides(each)) for each in job_overrides]
     console = Console(soft_wrap=True, highlight=False, quiet=os.environ.get("SLURM_PROCID", "0") != "0")
-    chosen = range(len(jobs))
-    if identity.launcher() == "srun":
-        chosen = _of_array(jobs, numbers, sweep_dir)
     results: list[JobReturn] = []
     failed: list[int] = []
     try:
+        numbers, chosen = _begin(settings, jobs, sweep_dir)
+    except SettingError as error:
+        if not console.quiet:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    try:
         for index in chosen:
             overrides, job = job_overrides[index], jobs[index]
-            number = numbers.setdefault(tuple(job), max([-1, *numbers.values()]) + 1)
+            number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
             console.print(f"\njob {number} ({index + 1} of {len(jobs)}): {' '.join(job)}", markup=False)
             results.append(_run(launcher, list(overrides), number))
             if results[-1].status == JobStatus.FAILED:
@@ -64,6 +68,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     finally:
         if not console.quiet:
             summarize(sweep_dir, console)
+        identity.release(sweep_dir)
     if failed and not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
         print(
             f"error: {len(failed)} of {len(jobs)} jobs failed (job {', '.join(map(str, failed))}); "
@@ -75,27 +80,48 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     return results
 
 
+def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[tuple[str, ...], int], range]:
+    """The numbers of the jobs that there are, and which of ``jobs`` to run, by their places; takes the directory."""
+    subdir = dict(OmegaConf.to_container(settings.sweep))["subdir"]  # type: ignore[arg-type]  # a DictConfig's is a dict
+    if subdir != "${hydra.job.num}":
+        raise SettingError(f"hydra.sweep.subdir={subdir}: leave it out; a job's directory is named by its number")
+    if identity.launcher() == "srun":  # the tasks of an array share the directory, each with a number of its own
+        numbers = _numbers(sweep_dir)
+        return numbers, _of_array(jobs, numbers, sweep_dir)
+    if identity.launcher() is None:
+        _hold(sweep_dir)
+    return _numbers(sweep_dir), range(len(jobs))
+
+
+def _hold(sweep_dir: Path) -> None:
+    try:
+        identity.hold(sweep_dir)
+    except SettingError as error:
+        holder = str(error).removeprefix(f"run.id={sweep_dir.name}: ").split(" is at ")[0]
+        raise SettingError(
+            f"hydra.sweep.dir={sweep_dir}: {holder} is at this sweep already; wait for it, or use another directory"
+        ) from None
+
+
+def _free(numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> int:
+    """The number after all that are in use, by a job that has left nothing readable too."""
+    return max([-1, *numbers.values(), *(int(job.name) for job in _directories(sweep_dir))]) + 1
+
+
 def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> range:
     """The job of this array task, whose number it has."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     array = f"#SBATCH --array=0-{len(jobs) - 1}"
-    try:
-        if task is None:
-            raise SettingError(f"-m: under srun one job of a sweep is one task of an array; ask for {array}")
-        if int(task) >= len(jobs):
-            raise SettingError(
-                f"#SBATCH --array: this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}"
-            )
-        there = {number: job for job, number in numbers.items()}.get(int(task))
-        if there not in (None, tuple(jobs[int(task)])):
-            raise SettingError(
-                f"hydra.sweep.dir={sweep_dir}: job {task} was {' '.join(there)} before and would be "
-                f"{' '.join(jobs[int(task)])} now; give the same settings in the same order, or another directory"
-            )
-    except SettingError as error:
-        if os.environ.get("SLURM_PROCID", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+    if task is None:
+        raise SettingError(f"-m: under srun one job of a sweep is one task of an array; ask for {array}")
+    if int(task) >= len(jobs):
+        raise SettingError(f"#SBATCH --array: this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}")
+    there = {number: job for job, number in numbers.items()}.get(int(task))
+    if there not in (None, tuple(jobs[int(task)])):
+        raise SettingError(
+            f"hydra.sweep.dir={sweep_dir}: job {task} was {' '.join(there)} before and would be "
+            f"{' '.join(jobs[int(task)])} now; give the same settings in the same order, or another directory"
+        )
     numbers[tuple(jobs[int(task)])] = int(task)
     return range(int(task), int(task) + 1)
 
@@ -119,10 +145,22 @@ def _tell(error: BaseException) -> None:
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
+def _directories(sweep_dir: Path) -> list[Path]:
+    """Those of jobs, whose names are numbers."""
+    return [path for path in sweep_dir.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name)]
+
+
 def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
     """The jobs that this directory has seen, by their settings: Hydra writes them into each job's."""
-    files = [file for file in sweep_dir.glob("*/.hydra/overrides.yaml") if file.parents[1].name.isdigit()]
-    return {tuple(map(str, yaml.safe_load(file.read_text()))): int(file.parents[1].name) for file in files}
+    found: dict[tuple[str, ...], int] = {}
+    for job in _directories(sweep_dir):
+        try:
+            settings = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # a job that was killed in its first moment
+            continue
+        if isinstance(settings, list):
+            found[tuple(map(str, settings))] = int(job.name)
+    return found
 
 
 def summarize(sweep_dir: Path, console: Console) -> bool:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from omegaconf import OmegaConf
 
-from syncbn.training.config import _settle_devices
+from syncbn.training.config import RUN_ID, _check_trainer, _settle_devices
 from syncbn.training.schema import SettingError
 from tests.training.command import train
 
@@ -21,6 +22,8 @@ BAD = {
     "trainer.num_nodes=2": r"trainer\.num_nodes=2: .* torchrun --nnodes=2 --nproc-per-node=2 .*",
     "trainer.accelerator=tpu": r"trainer\.accelerator=tpu: use auto, cpu or gpu",
     "+trainer.sync_batchnorm=true": r"trainer\.sync_batchnorm=true: drop it; norm=sync .*",
+    "+trainer.overfit_batches=2": r"trainer\.overfit_batches=2: use debug=overfit trainer\.limit_train_batches=2",
+    "+trainer.overfit_batches=0.1": r"trainer\.overfit_batches=0\.1: use debug=overfit trainer\..*=0\.1",
     "norm.group=3": r"norm\.group=3 does not divide the world size 2; sizes that do: \[1, 2\]",
     "norm.group=everyone": r'norm\.group="everyone" is not known; use "world", "node", .*',
     "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: there is no such file; .*",
@@ -38,6 +41,27 @@ def test_one_line_names_the_setting_and_what_would_work(tmp_path: Path, settings
     run = train(tmp_path, *settings.split())
     assert run.code == 1
     assert re.fullmatch(f"error: {BAD[settings]}\n", run.err), run.err
+
+
+@pytest.mark.parametrize("none", [0, 0.0])
+def test_no_batches_to_overfit_on_are_none(none: float) -> None:
+    _check_trainer(OmegaConf.create({"overfit_batches": none}))
+
+
+@pytest.mark.parametrize("setting", ["run.id=a:b", "run.id=a/b", "run.id=.", "run.id='[a]'", "run.id='a '"])
+def test_names_that_a_directory_or_wandb_refuses_are_refused(tmp_path: Path, setting: str) -> None:
+    run = train(tmp_path, setting)
+    assert run.code == 1
+    name = re.escape(setting.replace("'", ""))
+    assert re.fullmatch(rf"error: {name}: use letters, digits, any of -_\.\+@, and blanks .* first\n", run.err), run.err
+
+
+def test_what_a_run_may_be_called() -> None:
+    for good in ("mine", "20260131-235959-3f9c", "a b", "Müller", "lr+0.1@x", "7", "_a", "a-", "日本"):
+        assert re.fullmatch(RUN_ID, good)
+        assert wandb.Settings(run_id=good).run_id == good
+    for bad in ("", " a", "a ", "..", "-a", "a\n", "a\tb", *(f"a{sign}b" for sign in ":;,#?/'\"\\%=()[]{}*$&|<>!~^`")):
+        assert not re.fullmatch(RUN_ID, bad), bad
 
 
 def test_without_a_gpu_asking_for_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

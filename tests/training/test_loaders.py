@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
@@ -96,7 +97,7 @@ def test_a_resumed_run_gets_what_an_uninterrupted_one_gets(
         first = world(ranks, rank, **options)
         before = list(islice(epochs(first), done))
         state = first.state_dict()
-        assert state == {"epoch": done // per_epoch, "batch": done % per_epoch}
+        assert (state["epoch"], state["batch"]) == divmod(done, per_epoch)
         second = world(ranks, rank, **options)
         second.load_state_dict(state)
         assert second.state_dict() == state
@@ -151,6 +152,13 @@ def test_a_position_that_an_epoch_does_not_have_is_refused(world: Any, batch: in
         world(1, 0).load_state_dict({"epoch": 0, "batch": batch})
 
 
+def test_another_fit_with_the_same_loader_begins_with_the_first_epoch(world: Any) -> None:
+    loader = world(1, 0)
+    for _ in range(2):
+        loader.sampler.set_epoch(0)
+        assert list(map(plain, loader)) == list(epochs(world(1, 0)))[:5]
+
+
 class Recorder(pl.LightningModule):
     """Learns nothing to speak of, and writes down what it got."""
 
@@ -159,45 +167,77 @@ class Recorder(pl.LightningModule):
         self.layer, self.got = nn.Linear(2, 1), []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.got.append((self.current_epoch, batch_idx, plain(batch)))
-        return self.layer(batch[1]).sum()
+        batches = [*batch.values()] if isinstance(batch, dict) else [batch]
+        self.got.append((self.current_epoch, batch_idx, [plain(each) for each in batches]))
+        return self.layer(batches[0][1]).sum()
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def fit(loaders: Any, tmp_path: Path, checkpoint: Path | None = None, limit: float = 1.0) -> list[Any]:
+    """What a fit got; one from the start saves ``step=*.ckpt``, and ``end-step=*.ckpt`` after each epoch."""
+    module = Recorder()
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False)
+    ends = ModelCheckpoint(tmp_path, "end-{step}", save_on_train_epoch_end=True, save_top_k=-1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=EPOCHS,
+        limit_train_batches=limit,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[] if checkpoint else [every, ends],
+        enable_checkpointing=checkpoint is None,
+    )
+    trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
+    return module.got
+
+
+quiet = pytest.mark.filterwarnings(
+    "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning",
+    "ignore:.*LeafSpec.* is deprecated",
+    "ignore:Be aware that when using `ckpt_path`",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+
+@quiet
 @pytest.mark.parametrize(("workers", "limit", "steps"), [(0, 5, range(1, 15)), (2, 5, (3, 5, 8)), (0, 3, range(1, 9))])
 def test_lightning_goes_on_in_the_middle_of_an_epoch(
     tmp_path: Path, world: Any, workers: int, limit: int, steps: Any
 ) -> None:
-    def fit(checkpoint: Path | None) -> list[Any]:
-        module = Recorder()
-        every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False)
-        ends = ModelCheckpoint(tmp_path, "end-{step}", save_on_train_epoch_end=True, save_top_k=-1)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=EPOCHS,
-            limit_train_batches=limit,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[] if checkpoint else [every, ends],
-            enable_checkpointing=checkpoint is None,
-        )
-        trainer.fit(module, world(1, 0, num_workers=workers), ckpt_path=checkpoint, weights_only=True)
-        return module.got
+    def run(checkpoint: Path | None = None) -> list[Any]:
+        return fit(world(1, 0, num_workers=workers), tmp_path, checkpoint, limit)
 
-    straight = fit(None)
+    straight = run()
     assert len(straight) == limit * EPOCHS
     for step in steps:
-        assert fit(tmp_path / f"step={step}.ckpt") == straight[step:], step
+        assert run(tmp_path / f"step={step}.ckpt") == straight[step:], step
     for step in range(limit, len(straight), limit):
-        assert fit(tmp_path / f"end-step={step}.ckpt") == straight[step:], step
+        assert run(tmp_path / f"end-step={step}.ckpt") == straight[step:], step
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("mode", "shorter", "per_epoch"), [("max_size_cycle", 2, 5), ("max_size_cycle", 3, 5), ("min_size", 3, 3)]
+)
+def test_lightning_goes_on_with_loaders_of_unequal_length(
+    tmp_path: Path, world: Any, mode: str, shorter: int, per_epoch: int
+) -> None:
+    """The shorter one is gone through again and again beside the longer one, in the middle of Lightning's epoch."""
+
+    def run(checkpoint: Path | None = None) -> list[Any]:
+        loaders = {"long": world(1, 0), "short": world(1, 0, Augmented(GLOBAL * shorter))}
+        return fit(CombinedLoader(loaders, mode), tmp_path, checkpoint)
+
+    straight = run()
+    assert len(straight) == per_epoch * EPOCHS
+    for step in range(1, len(straight)):
+        assert run(tmp_path / f"step={step}.ckpt") == straight[step:], step
+    for step in range(per_epoch, len(straight), per_epoch):
+        assert run(tmp_path / f"end-step={step}.ckpt") == straight[step:], step
 
 
 def test_lightning_leaves_the_sampler_in_place(world: Any) -> None:
@@ -246,10 +286,11 @@ def noisy(samples: list[Any]) -> Tensor:
     return torch.rand(3) + torch.tensor([random.random() + np.random.rand() for _ in range(3)])
 
 
-def test_what_collate_draws_does_not_depend_on_workers_or_a_resumption(world: Any) -> None:
-    whole = [batch.tolist() for batch in world(1, 0, collate_fn=noisy)]
+@pytest.mark.parametrize("dataset", [Augmented(), TensorDataset(torch.arange(SAMPLES))])
+def test_what_collate_draws_does_not_depend_on_workers_or_a_resumption(world: Any, dataset: Dataset[Any]) -> None:
+    whole = [batch.tolist() for batch in world(1, 0, dataset, collate_fn=noisy)]
     assert len({str(batch) for batch in whole}) == 5
-    second = world(1, 0, collate_fn=noisy, num_workers=2)
+    second = world(1, 0, dataset, collate_fn=noisy, num_workers=2)
     second.load_state_dict({"epoch": 0, "batch": 2})
     assert [batch.tolist() for batch in second] == whole[2:]
 

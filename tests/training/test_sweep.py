@@ -2,10 +2,15 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from syncbn.training.sweep import _free, _numbers, summarize
 from tests.training.command import Run, train
 from tests.training.test_train import wandb_summary
 
@@ -107,3 +112,40 @@ def test_an_interrupted_sweep_goes_on_in_the_middle_of_its_job(tmp_path: Path) -
     assert again.code == 0, again.err
     assert "this run was interrupted before; it goes on from " in again.out
     assert status(tmp_path) == {"0": "finished", "1": "finished"}
+
+
+def test_a_second_sweep_in_the_directory_of_one_that_runs_is_refused(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    nested = f"+callbacks.nested={{_target_: faults.Nested, path: {said}}}"
+    run = sweep(tmp_path, "seed=0", nested, "logger=csv")
+    assert run.code == 0, run.err
+    assert re.fullmatch(
+        r"1 error: hydra\.sweep\.dir=multirun/a: process \d+ on \S+ is at this sweep already; "
+        r"wait for it, or use another directory\n",
+        said.read_text(),
+    ), said.read_text()
+    assert status(tmp_path) == {"0": "finished"}
+
+
+@pytest.mark.parametrize("left", ["", "- model=ml\n- 'trainer", "model: mlp", "\0\0"])
+def test_a_job_that_was_killed_in_its_first_moment_keeps_its_number(tmp_path: Path, left: str) -> None:
+    file = tmp_path / "3/.hydra/overrides.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(left)
+    (tmp_path / "1/.hydra").mkdir(parents=True)
+    (tmp_path / "1/.hydra/overrides.yaml").write_text("- seed=1")
+    (tmp_path / "007").mkdir()
+    numbers = _numbers(tmp_path)
+    assert numbers == {("seed=1",): 1}
+    assert _free(numbers, tmp_path) == 4
+    assert _free(numbers | {("seed=2",): 6}, tmp_path) == 7  # one that has made no directory
+    assert summarize(tmp_path, Console(quiet=True))
+
+
+def test_directories_by_another_name_than_the_jobs_number_are_refused(tmp_path: Path) -> None:
+    run = sweep(tmp_path, "seed=0,1", "logger=csv", "hydra.sweep.subdir=${hydra.job.override_dirname}")
+    assert run.code == 1
+    assert run.err == (
+        "error: hydra.sweep.subdir=${hydra.job.override_dirname}: leave it out; "
+        "a job's directory is named by its number\n"
+    )
