@@ -1,6 +1,7 @@
 """Writes checkpoint files that are there whole or not at all."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         draft = path.with_name(f".{path.name}.part")
         try:
             torch.save(checkpoint, draft)
@@ -30,6 +32,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where there is no space
             draft.unlink(missing_ok=True)
             raise SaveError(_why(path, error)) from error
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Resume points that a killed process was writing: no other writes any, for a run directory has one at a time.
+
+    Drafts of other names are written over by the next of that name, and the directory of these may be shared.
+    """
+    for draft in directory.glob(".step-*.ckpt.part"):
+        with suppress(OSError):  # it would do no harm
+            draft.unlink()
 
 
 def _flush(path: Path) -> None:
