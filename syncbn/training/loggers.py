@@ -129,6 +129,7 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
     try:
         return wandb.init(
             id=about["wandb_id"],
+            name=about["id"],
             resume="allow",
             mode=mode,  # type: ignore[arg-type]  # checked by the schema
             project=logger.project,
