@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from syncbn.training import config, wandb_files
 from syncbn.training.files import replacing
@@ -114,31 +116,51 @@ def headline(cfg: DictConfig) -> str:
 
 
 def summary(run_dir: Path) -> Group:
-    """What came out and where it lies, as a table, and the command that uploads it."""
+    """What came out and where it lies, as a table, and the command that uploads it.
+
+    A run of an earlier version has perhaps not all of it, one that was ended by ``sys.exit`` no result.
+    """
     result, wandb = read(run_dir, "result"), read(run_dir, "wandb")
+    rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
+    rows.append(("run directory", short(run_dir)))
+    if result.get("checkpoint"):
+        rows.append(("best checkpoint", short(Path(result["checkpoint"]))))
+    attempts = wandb_files.directories(run_dir) if wandb else []
+    if wandb.get("url") or attempts:  # its directories may have been removed
+        rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
     table = Table(show_header=False, box=box.HORIZONTALS)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
-    test = result.get("test", {})
-    if "test/acc" in test:
-        table.add_row("test accuracy", f"{100 * test['test/acc']:.2f} % of {test['test/count']:.0f} samples")
-    if "test/loss" in test:
-        table.add_row("test loss", f"{test['test/loss']:.4f}")
-    before = f", the first {result['epochs_before']} of them before" if result["epochs_before"] else ""
-    table.add_row("training", f"{result['seconds']:.1f} s, {result['epochs']} epochs, {result['steps']} steps{before}")
-    if result["images_per_second"]:
-        table.add_row("speed", f"{result['images_per_second']:,.0f} images/s over all devices")
-    table.add_row("run directory", short(run_dir))
-    if result["checkpoint"]:
-        table.add_row("best checkpoint", short(Path(result["checkpoint"])))
-    if wandb:
-        last = wandb_files.directories(run_dir)[-1]
-        table.add_row("W&B run", wandb["url"] or str(last.relative_to(run_dir.resolve())))
+    for label, value in rows:
+        table.add_row(label, Text(value))  # as it is: a path may have brackets, which are rich's markup
     lines: list[RenderableType] = [table]
     options, directories = wandb_files.upload(run_dir)
     if directories:
-        lines.append(f"upload it:  {' '.join([_program('wandb'), *options, *map(short, directories)])}")
+        command = shlex.join([_program("wandb"), *options, *map(short, directories)])
+        lines.append(Text(f"upload it:  {command}"))
     return Group(*lines)
+
+
+def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the table that say what a result says."""
+    rows = []
+    test = result.get("test", {})
+    if "test/acc" in test:
+        of = f" of {test['test/count']:.0f} samples" if "test/count" in test else ""
+        rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
+    if "test/loss" in test:
+        rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
+    training = [form.format(result[name]) for name, form in forms.items() if name in result]
+    if before := result.get("epochs_before"):
+        training.append(
+            "all of them before" if before == result.get("epochs") else f"the first {before} of them before"
+        )
+    if training:
+        rows.append(("training", ", ".join(training)))
+    if speed := result.get("images_per_second"):
+        rows.append(("speed", f"{speed:,.0f} images/s over all devices"))
+    return rows
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,9 @@
 """A run directory's own account of it: begun anywhere anew, told with what there is, whole on a full disk."""
 
+import io
 import itertools
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from syncbn.training import attempts, record, wandb_files
 from syncbn.training.journal import Journal, Line
+from tests.training.command import train
 
 CHECKPOINT = {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}}
 RESULT = {"seconds": 12.34, "epochs": 2, "steps": 36, "epochs_before": 1, "images_per_second": 1234.5, "test": {}}
@@ -162,6 +166,36 @@ def test_a_run_from_a_checkpoint_of_another_is_a_wandb_run_of_its_own(tmp_path: 
         record.begin(settings(base / "checkpoints/last.ckpt"), run_dir, f"sweep-{job}", [])
         assert record.read(run_dir, "run")["wandb_id"] == ids[-1]
     assert len(set(ids)) == 3
+
+
+def told(run_dir: Path) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200, soft_wrap=True, highlight=False).print(record.summary(run_dir))
+    return re.sub(" +", " ", text.getvalue()).replace(" \n", "\n")
+
+
+def test_the_table_says_what_there_is(tmp_path: Path) -> None:
+    run_dir = finished(tmp_path / "a")
+    assert "training 12.3 s, 2 epochs, 36 steps, the first 1 of them before" in told(run_dir)
+    assert "speed 1,234 images/s" in told(run_dir)
+    record.write(run_dir, "result", {"seconds": 1.0, "test": {"test/acc": 0.5}})
+    assert "test accuracy 50.00 %\n" in told(run_dir)
+    assert "training 1.0 s\n" in told(run_dir)
+    record.write(run_dir, "result", {"test": {"test/acc": 0.5, "test/count": 10.0}})
+    assert "test accuracy 50.00 % of 10 samples\n" in told(run_dir)
+    (run_dir / "result.json").unlink()
+    assert "result none: a rank ended by sys.exit before the end\n" in told(run_dir)
+    assert f"run directory {run_dir}\n" in told(run_dir)
+
+
+def test_names_with_brackets_and_spaces_run_and_are_printed_as_a_shell_takes_them(tmp_path: Path) -> None:
+    run = train(tmp_path, "run.id='x[a] b'", "model=mlp", "trainer.max_epochs=1", "test=false")
+    assert run.code == 0, run.err
+    assert run.directory == tmp_path / "outputs/x[a] b"
+    assert "outputs/x[a] b/checkpoints/best.ckpt" in run.out
+    command = shlex.split(run.out.splitlines()[-1].removeprefix("upload it:"))
+    assert len(command) == 3
+    assert tmp_path / command[2] == wandb_files.directories(run.directory)[0]
 
 
 def test_a_write_that_finds_no_room_leaves_what_was_there(tmp_path: Path) -> None:
