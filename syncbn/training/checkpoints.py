@@ -13,8 +13,16 @@ def link(path: Path, name: str) -> None:
     try:
         os.link(path, draft)
     except OSError:
-        draft.write_bytes(path.read_bytes())
+        _copy(path, draft)
     draft.replace(path.with_name(name))
+
+
+def _copy(path: Path, draft: Path) -> None:
+    try:
+        draft.write_bytes(path.read_bytes())
+    except OSError:  # no space left, say
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def damage(path: Path) -> str | None:

@@ -9,7 +9,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from syncbn.training import record, wandb_files
+from syncbn.training import wandb_files
+from syncbn.training.files import replacing
 
 
 class Line(NamedTuple):
@@ -25,7 +26,7 @@ class Journal:
     """The lines of all attempts at a run.
 
     Args:
-        run_dir: where the file lies; as long as there is none, that of the run that this one goes on from counts.
+        run_dir: where the file lies.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -37,8 +38,7 @@ class Journal:
 
     def lines(self) -> list[Line]:
         if not self.path.exists():
-            earlier = record.read(self._run_dir, "run").get("goes_on_from")
-            return Journal(Path(earlier)).lines() if earlier else []
+            return []
         text = self.path.read_text()  # without a line that was written by half
         return [Line(*json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
@@ -61,9 +61,8 @@ class Journal:
             if line.number < end:
                 ours.append(line)
         if lines:
-            draft = self.path.with_name(f".{self.path.name}")
-            draft.write_text("".join(json.dumps(line) + "\n" for line in ours))
-            draft.replace(self.path)
+            with replacing(self.path) as draft:
+                draft.write_text("".join(json.dumps(line) + "\n" for line in ours))
         free = max([on_server or 0, *ends.values(), *(line.number + 1 for line in ours)])
         return {(line.step, name) for line in ours for name in line.names}, free
 

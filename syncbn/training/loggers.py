@@ -62,10 +62,8 @@ def go_on(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
     step = min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
     for file in (logger for logger in trainer.loggers if isinstance(logger, MetricsFile)):
         file.cut(position["rows"], step)
-        for run in (logger for logger in trainer.loggers if isinstance(logger, _WandbLogger)):
-            for row in read(file.path):
-                at = int(row.pop("step"))
-                run.log_metrics({name: float(value) for name, value in row.items() if _is_number(value)}, at)
+    for run in (logger for logger in trainer.loggers if isinstance(logger, _WandbLogger)):
+        run.catch_up()
 
 
 def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dict[str, Any] | None = None) -> None:
@@ -131,6 +129,7 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
     try:
         return wandb.init(
             id=about["wandb_id"],
+            name=about["id"],
             resume="allow",
             mode=mode,  # type: ignore[arg-type]  # checked by the schema
             project=logger.project,
@@ -165,12 +164,21 @@ class _WandbLogger(WandbLogger):
 
     def __init__(self, run: Any, run_dir: Path, project: str) -> None:
         super().__init__(experiment=run, project=project, save_dir=run_dir)
-        self._gone = False
+        self._gone, self._caught_up, self._csv = False, False, run_dir / "metrics.csv"
         if run is not None:
             self._directory, self._journal = Path(run.dir).parent.name, Journal(run_dir)
             self._seen, self._number = self._journal.arrived(None if run.offline else run.starting_step)
             if self._number > run.starting_step:  # an offline run does not know where it goes on
                 run.log({}, step=self._number, commit=False)
+
+    def catch_up(self) -> None:
+        """Logs what the CSV file has and W&B has not."""
+        self._caught_up = True
+        for row in read(self._csv):
+            at = int(row.pop("step"))
+            metrics = {name: float(value) for name, value in row.items() if _is_number(value)}
+            self.log_metrics(metrics, at)
+            self._seen.update((at, name) for name in metrics)  # the row that is being logged is in the file already
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -178,6 +186,8 @@ class _WandbLogger(WandbLogger):
             self._number += 1
             self._send(metrics)
             return
+        if not self._caught_up:  # training does not go on: it was over when an earlier attempt was killed
+            self.catch_up()
         names = [name for name in metrics if (step, name) not in self._seen and name != EPOCH]
         if names:
             self._journal.add(Line(self._directory, self._number, step, names))

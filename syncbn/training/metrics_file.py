@@ -9,12 +9,17 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from syncbn.training.files import replacing
+
 
 class MetricsFile(Logger):
     """Writes ``metrics.csv`` as Lightning's CSVLogger does: one row a call, columns as they come up, and ``step``.
 
     Unlike there, a file that is there already goes on, and a row is with the operating system when the call returns, so
     a process that is killed leaves all its rows, the last one perhaps half (which is then dropped).
+
+    Where training does not go on, since it was over when an earlier attempt was killed, nothing is cut; a row that is
+    logged again (of the test) then takes the place of the one before.
 
     Args:
         directory: where the file lies; rank 0 alone reads and writes it.
@@ -25,6 +30,7 @@ class MetricsFile(Logger):
         self.path = directory / "metrics.csv"
         self._columns: list[str] | None = None  # None: the file has not been looked at yet
         self._rows = 0
+        self._earlier = 0  # how many rows are of earlier attempts and may come again
 
     @property
     def name(self) -> str:
@@ -46,6 +52,8 @@ class MetricsFile(Logger):
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         row["step"] = self.rows() if step is None else step
         columns = self._open()
+        if self._earlier:
+            self._take_out(row)
         if not row.keys() <= set(columns):
             self._columns = sorted({*columns, *row})
             self._replace(read(self.path))
@@ -61,9 +69,23 @@ class MetricsFile(Logger):
     def cut(self, rows: int, step: int) -> None:
         """Takes out what comes after the first ``rows`` rows for ``step`` or a later one, all or nothing; on rank 0."""
         self._open()
+        self._earlier = 0  # what stays does not come again
         found = read(self.path)
         kept = [row for number, row in enumerate(found) if number < rows or int(row["step"]) < step]
         if len(kept) < len(found):
+            self._rows = len(kept)
+            self._replace(kept)
+
+    def _take_out(self, row: Mapping[str, Any]) -> None:
+        """Takes out the row of an earlier attempt that has the step and the metrics of this one."""
+        found = read(self.path)
+        again = [
+            int(each["step"]) == row["step"] and {name for name, value in each.items() if value != ""} == row.keys()
+            for each in found[: self._earlier]
+        ]
+        if any(again):
+            kept = [each for each, is_again in zip(found, again, strict=False) if not is_again] + found[self._earlier :]
+            self._earlier -= sum(again)
             self._rows = len(kept)
             self._replace(kept)
 
@@ -76,16 +98,14 @@ class MetricsFile(Logger):
                     file.truncate(len(whole))
             lines = csv.reader(whole.decode().splitlines())
             self._columns = next(lines, [])
-            self._rows = sum(1 for _ in lines)
+            self._rows = self._earlier = sum(1 for _ in lines)
         return self._columns
 
     def _replace(self, rows: Iterable[Mapping[str, str]]) -> None:
-        draft = self.path.with_name(".metrics.csv")
-        with draft.open("w", newline="") as file:
+        with replacing(self.path) as draft, draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns or ())
             writer.writeheader()
             writer.writerows(rows)
-        draft.replace(self.path)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -6,6 +6,9 @@
 
 import json
 import platform
+import re
+import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,21 +21,28 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from syncbn.training import config, wandb_files
+from syncbn.training.files import replacing
 from syncbn.training.identity import run_of
 
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
 
 
 def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> None:
-    """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered."""
+    """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered.
+
+    It may be killed anywhere: ``run.json`` is always there, and does not say ``finished`` once anything has been moved.
+    """
     before = read(run_dir, "run")
     earlier = None if cfg.ckpt_path is None else run_of(Path(cfg.ckpt_path))
     elsewhere = earlier is not None and earlier != run_dir.resolve()
+    last = before.get("attempt", len(list(run_dir.glob("run-*.json"))) + 1) if before else 0
     record = {
         "id": run_id,
-        "wandb_id": read(earlier, "run")["wandb_id"] if elsewhere and earlier else before.get("wandb_id", run_id),
+        "attempt": last + 1,
+        "wandb_id": before.get("wandb_id") or _wandb_id(run_id),
         "goes_on_from": str(earlier) if elsewhere else before.get("goes_on_from"),
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,19 +54,32 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
         "git": _git(),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    attempts = len(list(run_dir.glob("run-*.json"))) + 1
     numbered = ["config.yaml", "result.json", "wandb.json", "error.txt", "ranks"]
     if earlier != run_dir.resolve():  # else it goes on
         numbered.append("metrics.csv")
+    if before:
+        _keep(run_dir, before, last)
     for name in numbered:
         if (path := run_dir / name).exists():
-            path.rename(path.with_stem(f"{path.stem}-{attempts}"))
-    if (run_dir / "run.json").exists():  # copied, for it marks a run directory, which at no moment must look like none
-        shutil.copy(run_dir / "run.json", run_dir / f"run-{attempts}.json")
-    write(run_dir, "run", record)
-    draft = run_dir / ".config.yaml"
-    OmegaConf.save(cfg, draft)
-    draft.replace(run_dir / "config.yaml")
+            path.rename(path.with_stem(f"{path.stem}-{last}"))
+    write(run_dir, "run", record)  # the next number only now: after a kill before this, the rest is moved to the last
+    with replacing(run_dir / "config.yaml") as draft:
+        OmegaConf.save(cfg, draft)
+
+
+def _keep(run_dir: Path, record: dict[str, Any], number: int) -> None:
+    """Copies ``run.json``, for it marks a run directory, and takes back that the run has finished."""
+    if not (run_dir / f"run-{number}.json").exists():  # else the copy is of before it was taken back
+        write(run_dir, f"run-{number}", record)
+    write(run_dir, "run", record | {"attempt": number, "status": "running"})
+
+
+def _wandb_id(run_id: str) -> str:
+    """Of this run directory alone: W&B makes one of two runs with one id, also from another sweep, or long deleted."""
+    if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run_id):  # date, time and letters: made for this run
+        return run_id
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)[:100]  # W&B takes no other names
+    return f"{name}-{secrets.token_hex(3)}"
 
 
 def end(run_dir: Path, status: str, **more: Any) -> None:
@@ -73,9 +96,9 @@ def read(run_dir: Path, name: str) -> dict[str, Any]:
 
 def write(run_dir: Path, name: str, contents: dict[str, Any]) -> None:
     """Replaces ``name.json`` in the run directory, whole or not at all."""
-    draft = run_dir / f".{name}.json"
-    draft.write_text(json.dumps(contents, indent=2) + "\n")
-    draft.rename(run_dir / f"{name}.json")
+    text = json.dumps(contents, indent=2) + "\n"
+    with replacing(run_dir / f"{name}.json") as draft:
+        draft.write_text(text)
 
 
 def headline(cfg: DictConfig) -> str:
@@ -93,31 +116,51 @@ def headline(cfg: DictConfig) -> str:
 
 
 def summary(run_dir: Path) -> Group:
-    """What came out and where it lies, as a table, and the command that uploads it."""
+    """What came out and where it lies, as a table, and the command that uploads it.
+
+    A run of an earlier version has perhaps not all of it, one that was ended by ``sys.exit`` no result.
+    """
     result, wandb = read(run_dir, "result"), read(run_dir, "wandb")
+    rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
+    rows.append(("run directory", short(run_dir)))
+    if result.get("checkpoint"):
+        rows.append(("best checkpoint", short(Path(result["checkpoint"]))))
+    attempts = wandb_files.directories(run_dir) if wandb else []
+    if wandb.get("url") or attempts:  # its directories may have been removed
+        rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
     table = Table(show_header=False, box=box.HORIZONTALS)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
-    test = result.get("test", {})
-    if "test/acc" in test:
-        table.add_row("test accuracy", f"{100 * test['test/acc']:.2f} % of {test['test/count']:.0f} samples")
-    if "test/loss" in test:
-        table.add_row("test loss", f"{test['test/loss']:.4f}")
-    before = f", the first {result['epochs_before']} of them before" if result["epochs_before"] else ""
-    table.add_row("training", f"{result['seconds']:.1f} s, {result['epochs']} epochs, {result['steps']} steps{before}")
-    if result["images_per_second"]:
-        table.add_row("speed", f"{result['images_per_second']:,.0f} images/s over all devices")
-    table.add_row("run directory", short(run_dir))
-    if result["checkpoint"]:
-        table.add_row("best checkpoint", short(Path(result["checkpoint"])))
-    if wandb:
-        last = wandb_files.directories(run_dir)[-1]
-        table.add_row("W&B run", wandb["url"] or str(last.relative_to(run_dir.resolve())))
+    for label, value in rows:
+        table.add_row(label, Text(value))  # as it is: a path may have brackets, which are rich's markup
     lines: list[RenderableType] = [table]
     options, directories = wandb_files.upload(run_dir)
     if directories:
-        lines.append(f"upload it:  {' '.join([_program('wandb'), *options, *map(short, directories)])}")
+        command = shlex.join([_program("wandb"), *options, *map(short, directories)])
+        lines.append(Text(f"upload it:  {command}"))
     return Group(*lines)
+
+
+def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the table that say what a result says."""
+    rows = []
+    test = result.get("test", {})
+    if "test/acc" in test:
+        of = f" of {test['test/count']:.0f} samples" if "test/count" in test else ""
+        rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
+    if "test/loss" in test:
+        rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
+    training = [form.format(result[name]) for name, form in forms.items() if name in result]
+    if before := result.get("epochs_before"):
+        training.append(
+            "all of them before" if before == result.get("epochs") else f"the first {before} of them before"
+        )
+    if training:
+        rows.append(("training", ", ".join(training)))
+    if speed := result.get("images_per_second"):
+        rows.append(("speed", f"{speed:,.0f} images/s over all devices"))
+    return rows
 
 
 def _version(package: str) -> str | None:

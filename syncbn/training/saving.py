@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path, checkpoint = Path(path), self._without_objects(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         draft = path.with_name(f".{path.name}.part")
         try:
             torch.save(checkpoint, draft)
@@ -52,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise SaveError(_why(path, error)) from error
 
     def _without_objects(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        kept = dict(checkpoint)
+        kept = {key: value for key, value in checkpoint.items() if not key.endswith("hparams_type")}  # a class, if any
         for key in HYPER_PARAMETERS:
             found = kept.get(key)
             if found is None:
@@ -80,6 +82,16 @@ def _culprit(error: BaseException) -> str:
     found = re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)", str(error))
     what = f"an object of {found[1]}" if found else " ".join(str(error).split())[:200]
     return f"{what}; give on_save_checkpoint and state_dict() numbers, strings, tensors, and lists and dicts of these"
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Resume points that a killed process was writing: no other writes any, for a run directory has one at a time.
+
+    Drafts of other names are written over by the next of that name, and the directory of these may be shared.
+    """
+    for draft in directory.glob(".step-*.ckpt.part"):
+        with suppress(OSError):  # it would do no harm
+            draft.unlink()
 
 
 def _flush(path: Path) -> None:

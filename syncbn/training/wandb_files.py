@@ -1,5 +1,6 @@
 """The directories that W&B keeps of one run, one for each attempt: what is in them, and how to upload them."""
 
+import glob
 import json
 import os
 import subprocess
@@ -11,11 +12,10 @@ HEADER = 7  # bytes
 
 
 def directories(run_dir: Path) -> list[Path]:
-    """All that belong to this W&B run, the earliest first, those of a run directory that it goes on from too."""
-    about = json.loads((run_dir / "run.json").read_text())
-    before = directories(Path(about["goes_on_from"])) if about.get("goes_on_from") else []
-    found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{about['wandb_id']}.wandb")}
-    return [*before, *sorted(found, key=lambda d: d.name.removeprefix("offline-"))]
+    """All that belong to this W&B run, the earliest first."""
+    wandb_id = json.loads((run_dir / "run.json").read_text())["wandb_id"]
+    found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{glob.escape(wandb_id)}.wandb")}
+    return sorted(found, key=lambda d: d.name.removeprefix("offline-"))
 
 
 def waiting(run_dir: Path) -> list[Path]:

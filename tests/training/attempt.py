@@ -1,6 +1,7 @@
 """One attempt at a run, without the training: ``python -m tests.training.attempt RUN_DIR SETTINGS``.
 
-Every step logs a line, every fifth one an epoch's end too; a checkpoint is what ``position`` says at some step.
+Every step logs a line, every fifth one an epoch's end too; a checkpoint is what ``position`` says at some step. With
+``tests`` one more comes at the end.
 """
 
 import json
@@ -25,17 +26,20 @@ def attempt(
     save_at: int | None = None,
     killed_at: int | None = None,
     preempted: bool = False,
+    tests: bool = False,
+    about: dict[str, Any] | None = None,
     **logger: Any,
 ) -> None:
     """Goes on from the checkpoint in ``run_dir``, if there is one, to ``steps``, or dies before that."""
     cfg = OmegaConf.create({"norm": {"name": "sync"}, "logger": OmegaConf.structured(schema.WandbConfig(**logger))})
     run_dir.mkdir(exist_ok=True)
-    record.write(run_dir, "run", {"wandb_id": ID, "world_size": 1, "normalization_batch": 4, "goes_on_from": None})
+    settled = {"id": run_dir.name, "wandb_id": ID, "world_size": 1, "normalization_batch": 4, "goes_on_from": None}
+    record.write(run_dir, "run", settled | (about or {}))
     saved = record.read(run_dir, "checkpoint")
     trainer: Any = SimpleNamespace(loggers=loggers.build(cfg, run_dir, rank=0), is_global_zero=True)
     trainer.global_step = saved.get("step", 0)
     trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=trainer.global_step - 1))
-    if saved:
+    if saved and saved["step"] < steps:  # where there is nothing to train, Lightning starts no training
         loggers.go_on(trainer, saved["position"])
     for step in range(trainer.global_step, steps):
         log(trainer, {"loss": 1 / (step + 1), "lr": 0.1}, step)
@@ -48,6 +52,10 @@ def attempt(
         if step % 5 == 4:
             log(trainer, {"train/acc": step / 50, "epoch": step // 5}, step)
         if step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if tests:
+        log(trainer, {"test/acc": 0.5, "epoch": steps // 5}, steps)
+        if steps == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
     loggers.finish(run_dir, failed=False, preempted=preempted, summary={"done": steps})
 

@@ -69,5 +69,33 @@ def test_a_write_that_fails_leaves_what_was_there(points: list[Path], monkeypatc
     assert sorted(points[0].parent.iterdir()) == points
 
 
+def test_what_killed_saves_left_goes_with_the_next_save(points: list[Path]) -> None:
+    directory = points[0].parent
+    left = [directory / f".step-{step:08d}.ckpt.part" for step in (3, 12, 30)]
+    others = [directory / ".another-run.ckpt.part", directory / "step-00000002.part"]  # not ours to judge
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    AtomicCheckpointIO().save_checkpoint(STATE, directory / "step-00000012.ckpt")
+    assert sorted(directory.iterdir()) == sorted([*points, *others, directory / "step-00000012.ckpt"])
+    assert checkpoints.damage(directory / "step-00000012.ckpt") is None
+
+
+def test_a_copy_that_finds_no_room_leaves_the_last_one(points: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.link(points[0], "last.ckpt")
+    monkeypatch.setattr("os.link", _refuse)
+    monkeypatch.setattr(Path, "write_bytes", _write_half)
+    with pytest.raises(OSError, match="not here"):
+        checkpoints.link(points[1], "last.ckpt")
+    last = points[0].with_name("last.ckpt")
+    assert last.samefile(points[0])
+    assert sorted(points[0].parent.iterdir()) == sorted([*points, last])
+
+
+def _write_half(path: Path, contents: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(contents[: len(contents) // 2])
+    _refuse()
+
+
 def _refuse(*_: object) -> None:
     raise OSError("not here")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from syncbn.training.loggers import STEP
 from syncbn.training.metrics_file import read
 from syncbn.training.schema import SettingError
 from tests.training.attempt import ID, attempt
-from tests.training.command import REPO, environment
+from tests.training.command import REPO, environment, train
 from tests.training.wandb_server import WandbServer
 
 
@@ -132,6 +133,60 @@ def test_what_came_into_wandbs_files_is_not_logged_again_and_what_did_not_is(
     assert points(wandb_lines(tmp_path / "run"), STEP) == straight
     assert [line["_step"] for line in wandb_lines(tmp_path / "run")] == list(range(28))
     assert (first in wandb_files.upload(tmp_path / "run")[1]) == written
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_run_that_was_killed_after_its_test_has_it_once_and_what_wandb_lacked(
+    tmp_path: Path, straight: dict[tuple[int, str], float], written: bool
+) -> None:
+    killed(tmp_path / "run", save_at=19, killed_at=20, tests=True)
+    (first,) = wandb_files.directories(tmp_path / "run")
+    if not written:
+        os.truncate(next(first.glob("*.wandb")), wandb_files.HEADER)
+    before = (tmp_path / "run/metrics.csv").read_bytes()
+    attempt(tmp_path / "run", tests=True)
+    assert (tmp_path / "run/metrics.csv").read_bytes() == before
+    assert csv_points(tmp_path / "run") == straight | {(20, "test/acc"): 0.5}
+    assert points(wandb_lines(tmp_path / "run"), STEP) == csv_points(tmp_path / "run")
+
+
+def test_a_run_that_only_tests_again_leaves_metrics_as_they_were_and_says_that_it_trained_before(
+    tmp_path: Path,
+) -> None:
+    same = ("run.id=a", "model=mlp", "trainer.max_epochs=1", "logger=csv")
+    first = train(tmp_path, *same)
+    assert first.code == 0, first.err
+    assert first.directory is not None
+    before = (first.directory / "metrics.csv").read_bytes()
+    record.write(first.directory, "run", first.json("run") | {"status": "running"})  # as if killed before the end
+    again = train(tmp_path, *same)
+    assert again.code == 0, again.err
+    assert (first.directory / "metrics.csv").read_bytes() == before
+    assert again.json("result")["test"] == first.json("result-1")["test"]
+    assert " s, 1 epochs, 18 steps, all of them before\n" in re.sub(" +\n", "\n", again.out)
+
+
+def test_a_run_from_a_checkpoint_of_another_has_a_wandb_run_and_metrics_of_its_own(tmp_path: Path) -> None:
+    attempt(tmp_path / "base", steps=10, save_at=9)
+    shutil.copytree(tmp_path / "base", tmp_path / "run", ignore=shutil.ignore_patterns("metrics.csv", "wandb*"))
+    attempt(tmp_path / "run", about={"wandb_id": "another", "goes_on_from": str(tmp_path / "base")})
+    (directory,) = wandb_files.directories(tmp_path / "run")
+    assert directory.name.endswith("-another")
+    assert wandb_files.upload(tmp_path / "run")[1] == [directory]
+    found = csv_points(tmp_path / "run")
+    assert {step for step, _ in found} == set(range(10, 20))
+    assert points(wandb_files.history(directory), STEP) == found
+    assert [line["_step"] for line in wandb_files.history(directory)] == list(range(14))
+
+
+def test_names_with_brackets_are_names_like_others(tmp_path: Path) -> None:
+    attempt(tmp_path / "x[a] b", steps=3, about={"wandb_id": "x[a] b"})
+    (directory,) = wandb_files.directories(tmp_path / "x[a] b")
+    assert len(wandb_files.history(directory)) == 3
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
+    shown = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60).stdout
+    (run,) = (json.loads(line)["run"] for line in shown.splitlines() if '"type":"run"' in line)
+    assert (run["run_id"], run["display_name"]) == ("x[a] b", "x[a] b")
 
 
 def test_a_run_goes_on_online(tmp_path: Path, straight: dict[tuple[int, str], float], server: WandbServer) -> None:

@@ -97,3 +97,32 @@ def test_a_killed_process_leaves_all_its_rows(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120).returncode == -9
     assert [float(row["loss"]) for row in read(tmp_path / "metrics.csv")] == [step / 7 for step in range(50)]
+
+
+def test_a_row_that_is_logged_again_takes_the_place_of_an_earlier_attempts_unless_training_went_on(
+    tmp_path: Path,
+) -> None:
+    first = MetricsFile(tmp_path)
+    for metrics, step in ({"loss": 1.0}, 8), ({"test/acc": 0.25}, 9), ({"test/acc": 0.5, "loss": 2.0}, 9):
+        first.log_metrics(metrics, step)
+    again = MetricsFile(tmp_path)
+    for _ in range(2):  # of this attempt's own rows none is taken out
+        again.log_metrics({"test/acc": 0.75}, 9)
+    assert again.rows() == 4
+    found = [(row["step"], row["loss"], row["test/acc"]) for row in read(again.path)]
+    assert found == [("8", "1.0", ""), ("9", "2.0", "0.5"), ("9", "", "0.75"), ("9", "", "0.75")]
+    goes_on = MetricsFile(tmp_path)
+    goes_on.cut(4, 9)
+    goes_on.log_metrics({"loss": 1.0}, 8)
+    assert goes_on.rows() == len(read(goes_on.path)) == 5
+
+
+def test_new_columns_that_find_no_room_leave_the_file_as_it_was(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"loss": 1.0}, 0)
+    before = file.path.read_bytes()
+    (tmp_path / ".metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        file.log_metrics({"other": 1.0}, 1)
+    assert list(tmp_path.iterdir()) == [file.path]
+    assert file.path.read_bytes() == before
