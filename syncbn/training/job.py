@@ -290,11 +290,11 @@ def _how_to_go_on(run_dir: Path) -> str:
 
 
 def _name(run_dir: Path) -> str:
-    """The setting that finds this run again."""
+    """The setting that finds this run again, in quotes where Hydra wants them."""
+    key, value = "hydra.run.dir", record.short(run_dir)
     if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
-        return f"run.id={run_dir.name}"
-    path = record.short(run_dir)
-    return f"hydra.run.dir={path}" if re.fullmatch(r"[\w./+@-]+", path) else f"hydra.run.dir='{path}'"
+        key, value = "run.id", run_dir.name
+    return f"{key}={value}" if re.fullmatch(r"[A-Za-z0-9_./+@-]+", value) else f"{key}='{value}'"
 
 
 def _ended(message: str, code: int = 1) -> RunError:
