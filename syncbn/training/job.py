@@ -310,7 +310,10 @@ def _say_that_it_stops(signum: int) -> None:
 def _print_summary(run_dir: Path) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # its table has it all
         return
-    Console(soft_wrap=True, highlight=False).print(record.summary(run_dir))
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
+        console.width = 1000
+    console.print(record.summary(run_dir))
 
 
 def _tell(line: str) -> None:
