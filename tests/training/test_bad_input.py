@@ -19,6 +19,7 @@ BAD = {
     "data.batch_size=8 data.global_batch_size=32": r"data\.batch_size=8 and .*_batch_size=32 disagree: .* make 16; .*",
     "trainer.devices=100": r"trainer\.devices=100: .* use at most \d+",
     "trainer.devices=0": r"trainer\.devices=0: use a whole number, 1 or more",
+    "cluster=slurm": r"cluster=slurm: srun did not start this process; use sbatch slurm/train\.sbatch, or .*",
     "trainer.num_nodes=2": r"trainer\.num_nodes=2: .* torchrun --nnodes=2 --nproc-per-node=2 .*",
     "trainer.accelerator=tpu": r"trainer\.accelerator=tpu: use auto, cpu or gpu",
     "+trainer.sync_batchnorm=true": r"trainer\.sync_batchnorm=true: drop it; norm=sync .*",
