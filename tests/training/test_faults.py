@@ -146,8 +146,7 @@ def test_under_torchrun_all_ranks_hear_of_what_rank_0_refuses(tmp_path: Path) ->
     assert run.code == 1
     assert run.left == []
     assert run.err.count("error: run.id=a: this run has finished with other settings") == 1
-    assert "exitcode  : -" not in run.err  # no rank had to be killed
-    assert run.err.count("exitcode  : 1 ") == 2
+    assert "hears nothing" not in run.err and "timed out" not in run.err.lower()
 
 
 def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:

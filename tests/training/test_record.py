@@ -189,7 +189,7 @@ def test_the_table_says_what_there_is(tmp_path: Path) -> None:
 
 
 def test_names_with_brackets_and_spaces_run_and_are_printed_as_a_shell_takes_them(tmp_path: Path) -> None:
-    run = train(tmp_path, "run.id='x[a] b'", "model=mlp", "trainer.max_epochs=1", "test=false")
+    run = train(tmp_path, "hydra.run.dir='outputs/x[a] b'", "model=mlp", "trainer.max_epochs=1", "test=false")
     assert run.code == 0, run.err
     assert run.directory == tmp_path / "outputs/x[a] b"
     assert "outputs/x[a] b/checkpoints/best.ckpt" in run.out

@@ -78,11 +78,11 @@ def test_a_metric_of_an_epochs_first_batch_does_not_get_into_the_next_epoch(tmp_
 
 
 def test_a_run_that_stopped_early_stays_stopped_until_more_is_asked_for(tmp_path: Path) -> None:
-    early = "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, mode: max, min_delta: 2"
-    settings = (f"+callbacks.early={{{early}}}", "trainer.max_epochs=4")
+    early = "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, mode: max"
+    settings = (f"+callbacks.early={{{early}, min_delta: 2, patience: 1}}", "trainer.max_epochs=4")
     straight, other = resumed(tmp_path, {"hook": "on_test_batch_end"}, *settings)
     assert straight.json("result")["steps"] == 2 * BATCHES
     assert other.json("result")["steps"] == 2 * BATCHES
     assert "epoch" not in [line.split()[0] for line in other.out.splitlines() if line.strip()]
-    more = faulty(tmp_path / "resumed", *ONE, "trainer.max_epochs=5")
-    assert more.json("result")["steps"] == 5 * BATCHES
+    more = faulty(tmp_path / "resumed", *ONE, *settings, "trainer.max_epochs=5")
+    assert more.json("result")["steps"] == 3 * BATCHES  # an epoch without progress, and it stops again
