@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.training.faulty import WHERE, Draw, differences, draw, fault, faulty, uninterrupted
+from tests.training.faulty import WHERE, Draw, differences, draw, fault, faulty
 
 FAULTS = Path(__file__).parent / "training" / "test_faults.py"
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _kills(place: Path, kills: int, source: random.Random, tried: Counter[str], held: Counter[str]) -> None:
-    straight = {ranks: uninterrupted(_new(place), 2, ranks) for ranks in (1, 2)}
+    straight = {ranks: faulty(_new(place), *_same(2, ranks), fresh=True) for ranks in (1, 2)}
     for number in range(kills):
         where = WHERE[number % len(WHERE)]
         first = draw(source, where, workers=source.choice([0, 2]), ranks=source.choice([1, 2]))
@@ -58,16 +58,20 @@ def _kills(place: Path, kills: int, source: random.Random, tried: Counter[str], 
 
 
 def _kill(place: Path, first: Draw, second: Draw | None, straight: object) -> list[str]:
-    same = [f"data.num_workers={first.workers}", f"trainer.devices={first.ranks}", "data.global_batch_size=64"]
-    same += ["run.id=resumed", f"resume.every_n_steps={first.every_n_steps}"]
+    same = [*_same(first.workers, first.ranks), f"resume.every_n_steps={first.every_n_steps}"]
     for number, at in enumerate(filter(None, (first, second))):
         (place / str(number)).mkdir()
-        run = faulty(place, *same, fault(place / str(number), "kill_everything", **at.at))
+        run = faulty(place, *same, fault(place / str(number), "kill_everything", **at.at), fresh=True)
         # A moment by the clock, or a hook of an epoch that was over before, may not have come.
         if run.code not in (-9, 0) or run.left:
             return [f"ended with {run.code}, left {run.left}: {run.err}"]
-    run = faulty(place, *same)
+    run = faulty(place, *same, fresh=True)
     return [f"exit code {run.code}: {run.err}"] if run.code else differences(straight, run)  # type: ignore[arg-type]
+
+
+def _same(workers: int, ranks: int) -> list[str]:
+    devices = [f"trainer.devices={ranks}", "data.global_batch_size=64"]
+    return ["run.id=a", f"data.num_workers={workers}", *devices]
 
 
 def _faults(tried: Counter[str], held: Counter[str]) -> None:

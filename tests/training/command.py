@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,11 +47,11 @@ def train(
 ) -> Run:
     """``python train.py OVERRIDES`` in ``where``; the run directory is the one that was made or changed last.
 
-    With ``terminal`` its standard output is one, and ``err`` is part of ``out``. Where nothing asks for a process of
-    its own (``fresh`` does), it is one that is kept: five seconds less. Then ``left`` says nothing.
+    With ``terminal`` its standard output is one, and ``err`` is part of ``out``. Where nothing asks for an interpreter
+    of its own (``fresh`` does), it is the fork of one that has imported everything: five seconds less.
     """
-    if not (launcher or full_error or terminal or fresh) and environment() == DRIVER.environment:
-        return DRIVER.train(where, *overrides, timeout=timeout)
+    if not (launcher or terminal or fresh) and DRIVER.can_have(environment(full_error)):
+        return DRIVER.train(where, *overrides, env=environment(full_error), timeout=timeout)
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
     # A session of its own: whatever it leaves behind is found by it, and stopped.
     options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "text": True}
@@ -63,17 +64,12 @@ def train(
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     try:
         out, err = process.communicate(timeout=timeout)
-        deadline = time.monotonic() + 15  # W&B's own process notices within seconds that a killed rank is gone
-        while (left := _session(process.pid)) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        left = _left(process.pid)
     finally:
-        for pid in _session(process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(process.pid)
     if terminal:
         out, err = reader.text(), ""
-    runs = sorted(where.glob("outputs/*/run.json"), key=lambda p: p.stat().st_mtime)
-    return Run(process.returncode, out, err, runs[-1].parent if runs else None, left)
+    return Run(process.returncode, out, err, _newest(where), left)
 
 
 def environment(full_error: bool = False) -> dict[str, str]:
@@ -86,52 +82,78 @@ def environment(full_error: bool = False) -> dict[str, str]:
 
 
 class Driver:
-    """Calls of train.py in one process that is kept (``driver.py``), in an environment that stays the same."""
+    """Calls of train.py that are forked from one process (``driver.py``)."""
 
     def __init__(self) -> None:
-        self.environment = environment()
+        self._environment = environment()
         self._process: subprocess.Popen | None = None
         self._place = Path(tempfile.mkdtemp(prefix="driver-"))
 
-    def train(self, where: Path, *overrides: str, timeout: float = 120) -> Run:
+    def can_have(self, env: dict[str, str]) -> bool:
+        """Whether what differs in the environment is not looked at before train.py begins."""
+        names = {name for name in env.keys() | self._environment.keys() if env.get(name) != self._environment.get(name)}
+        return not any(name.startswith(("PYTHON", "OMP_", "CUDA_", "TORCH_", "SYNCBN_")) for name in names)
+
+    def train(self, where: Path, *overrides: str, env: dict[str, str], timeout: float) -> Run:
         if self._process is None:
             self._start()
         assert self._process is not None
-        for path in self._files:
-            os.truncate(path, 0)  # they are open for appending
-        print(json.dumps({"arguments": overrides, "where": str(where)}), file=self._process.stdin, flush=True)
+        files = [self._place / name for name in ("out", "err")]
+        for path in files:
+            path.unlink(missing_ok=True)
+        call = {"arguments": overrides, "where": str(where), "environment": env, "files": list(map(str, files))}
+        print(json.dumps(call), file=self._process.stdin, flush=True)
+        pid = int(self._answers.readline())
         answered, _, _ = select.select([self._answers], [], [], timeout)
-        code = self._answers.readline() if answered else ""
-        out, err = (path.read_text() for path in self._files)
-        if not code:
-            self.close()
-            raise AssertionError(f"train.py {overrides} gave no answer in {timeout:g} s\n{out}\n{err}")
-        runs = sorted(where.glob("outputs/*/run.json"), key=lambda p: p.stat().st_mtime)
-        return Run(int(code), out, err, runs[-1].parent if runs else None, [])
+        if not answered:
+            _kill(pid)
+        code = int(self._answers.readline())
+        left = _left(pid) if answered else []
+        _kill(pid)
+        out, err = (path.read_text() for path in files)
+        if not answered:
+            raise AssertionError(f"train.py {overrides} has not ended in {timeout:g} s\n{out}\n{err}")
+        return Run(code, out, err, _newest(where), left)
 
     def close(self) -> None:
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
             self._process.stdin.close()  # type: ignore[union-attr]
             self._answers.close()
         self._process = None
+        shutil.rmtree(self._place, ignore_errors=True)
 
     def _start(self) -> None:
-        self._files = [self._place / "out", self._place / "err"]
-        theirs = [os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) for path in self._files]
         ours, answers = os.pipe()
-        self._answers = os.fdopen(ours)
+        self._answers = os.fdopen(ours, "rb", buffering=0)
         command = [sys.executable, "-m", "tests.training.driver", str(answers)]
-        options = {"cwd": REPO, "env": self.environment, "start_new_session": True, "text": True, "pass_fds": [answers]}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=theirs[0], stderr=theirs[1], **options)
-        for descriptor in (*theirs, answers):
-            os.close(descriptor)
+        options = {"cwd": REPO, "env": self._environment, "start_new_session": True, "text": True}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[answers], **options)
+        os.close(answers)
 
 
 DRIVER = Driver()
 atexit.register(DRIVER.close)
+
+
+def _newest(where: Path) -> Path | None:
+    runs = sorted(where.glob("outputs/*/run.json"), key=lambda p: p.stat().st_mtime)
+    return runs[-1].parent if runs else None
+
+
+def _left(leader: int) -> list[int]:
+    """What still lives of a session once W&B's own process has had time to notice that a killed rank is gone."""
+    deadline = time.monotonic() + 15
+    while (left := _session(leader)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def _kill(leader: int) -> None:
+    for pid in _session(leader):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _session(leader: int) -> list[int]:

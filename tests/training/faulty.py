@@ -20,7 +20,6 @@ SETTINGS = (
 
 
 def faulty(where: Path, *overrides: str, logger: str = "csv", **options: Any) -> Run:
-    options.setdefault("fresh", any("faults.Fault" in each or "breaks" in each for each in overrides))
     return train(where, "--config-dir", f"{PROJECT}/conf", *SETTINGS, f"logger={logger}", *overrides, **options)
 
 

@@ -123,7 +123,7 @@ def test_ranks_that_differ_are_told_of_on_every_rank(ranks, tmp_path: Path, what
 
 def test_unequally_many_batches_are_told_of_before_they_hang(tmp_path: Path) -> None:
     project = f"{Path(__file__).parent}/project/conf"
-    run = train(tmp_path, "--config-dir", project, "data=unequal", "model=mlp", "logger=csv", fresh=True)
+    run = train(tmp_path, "--config-dir", project, "data=unequal", "model=mlp", "logger=csv")
     assert run.code == 1
     assert run.left == []
     assert "error: data: the ranks have 5, 6 batches an epoch; give each as many" in run.err

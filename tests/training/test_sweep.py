@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,8 +18,8 @@ from tests.training.test_train import wandb_summary
 QUICK = ("model=mlp", "trainer.max_epochs=1")
 
 
-def sweep(where: Path, *overrides: str, at: str = "multirun/a") -> Run:
-    return train(where, "-m", *QUICK, f"hydra.sweep.dir={at}", *overrides, timeout=170, fresh=True)
+def sweep(where: Path, *overrides: str, at: str = "multirun/a", **options: Any) -> Run:
+    return train(where, "-m", *QUICK, f"hydra.sweep.dir={at}", *overrides, timeout=170, **options)
 
 
 def group(run: Path) -> str:
@@ -36,7 +37,7 @@ def status(where: Path, at: str = "multirun/a") -> dict[str, str]:
 def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     probe = f"+callbacks.pid={{_target_: faults.WritePid, path: {pids}}}"
-    run = sweep(tmp_path, "norm=local,sync", "seed=0,1", probe)
+    run = sweep(tmp_path, "norm=local,sync", "seed=0,1", probe, fresh=True)
     assert run.code == 0, run.err
     assert run.left == []
     assert status(tmp_path) == dict.fromkeys("0123", "finished")
