@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := .venv-extras
 ARGS ?=
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help train doctor test test-extras test-slurm prove-layer prove-faults lint format clean
@@ -18,8 +19,8 @@ train: $(VENV)/ready ## train the default network; settings: make train ARGS="no
 doctor: $(VENV)/ready ## check this machine for training, without training; as JSON: make doctor ARGS=--json
 	@$(BIN)/syncbn doctor $(ARGS)
 
-test: $(VENV)/ready ## run the tests; a choice of them: make test ARGS="tests/nn -k empty"
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/ready ## run the tests, two files at a time; a choice of them: make test ARGS="tests/nn -k empty"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
