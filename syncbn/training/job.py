@@ -282,7 +282,6 @@ def _how_to_go_on(run_dir: Path) -> str:
     program, *settings = (each for each in sys.argv if not each.startswith(("run.id=", "ckpt_path=", "hydra.run.dir=")))
     settings.append(_name(run_dir))
     if identity.launcher() == "srun":
-        settings = [each for each in settings if each != "cluster=slurm"]
         return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"
     if identity.launcher() == "torchrun":
         return f"go on with: torchrun ... {shlex.join([program, *settings])}, as before"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.training.command import PROJECT, REPO, Run, environment
+from tests.training.command import REPO, Run, environment
 
 SCRIPT = REPO / "slurm" / "local_cluster.sh"
 PENDING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING")
@@ -82,6 +82,10 @@ class Cluster:
     def log(self, job: str) -> str:
         return "".join(path.read_text() for path in sorted(self.place.glob(f"*-{job}.out")))
 
+    def logs(self) -> str:
+        """What all jobs of this directory have printed."""
+        return "".join(f"{path.name}:\n{path.read_text()}\n" for path in sorted(self.place.glob("*.out")))
+
     def until(self, job: str, what: Callable[[str], bool], timeout: float = 90) -> str:
         """The job's log, once that holds of it."""
         deadline = time.monotonic() + timeout
@@ -107,7 +111,3 @@ class Cluster:
 
     def tail(self) -> str:
         return (self.directory / "log" / "slurmctld.log").read_text()[-2000:]
-
-
-def faulty_settings() -> tuple[str, ...]:
-    return ("--config-dir", f"{PROJECT}/conf")

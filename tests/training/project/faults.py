@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -102,8 +103,11 @@ class Fault(pl.Callback):
         self._at(trainer, *self.where)
 
     def _at(self, trainer, hook, epoch, batch):
-        if trainer.global_rank == self.rank and self.where == (hook, epoch, batch) and not self.once.exists():
-            self.once.write_text(str(trainer.global_step))
+        if trainer.global_rank != self.rank or self.where != (hook, epoch, batch):
+            return
+        with suppress(FileExistsError):
+            with self.once.open("x") as file:  # of runs that come here at once, one
+                file.write(str(trainer.global_step))
             self.do(trainer)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -218,3 +222,16 @@ class Unequal(Digits):
         rank = int(os.environ["RANK"])
         share = Subset(self.train, range(32 * (5 + rank)))
         return DataLoader(share, 32, sampler=DistributedSampler(share, num_replicas=1, rank=0))
+
+
+class WriteStatistics(pl.Callback):
+    """Each rank writes what its first batch norm layer has seen of the first batch."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = Path(directory)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 1:
+            self.directory.mkdir(exist_ok=True)
+            layer = next(m for m in pl_module.modules() if getattr(m, "running_mean", None) is not None)
+            torch.save([layer.running_mean, layer.running_var], self.directory / f"{trainer.global_rank}.pt")
