@@ -62,8 +62,9 @@ def _kill(place: Path, first: Draw, second: Draw | None, straight: object) -> li
     for number, at in enumerate(filter(None, (first, second))):
         (place / str(number)).mkdir()
         run = faulty(place, *same, fault(place / str(number), "kill_everything", **at.at), fresh=True)
-        # A moment by the clock, or a hook of an epoch that was over before, may not have come.
-        if run.code not in (-9, 0) or run.left:
+        if run.code == 0:  # a moment by the clock, or a hook of an epoch that was over before, has not come
+            return differences(straight, run)  # type: ignore[arg-type]
+        if run.code != -9 or run.left:
             return [f"ended with {run.code}, left {run.left}: {run.err}"]
     run = faulty(place, *same, fresh=True)
     return [f"exit code {run.code}: {run.err}"] if run.code else differences(straight, run)  # type: ignore[arg-type]

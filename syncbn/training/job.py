@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, ranks, record, slurm
+from syncbn.training import attempts, config, identity, ranks, record, slurm, stopping
 from syncbn.training.ranks import End, Ranks, Requests, stopped
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
@@ -136,6 +136,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
     try:
         import_run()(cfg, run_dir)
         status = "finished"
+        stopping.done()
     except Stopped as stop:
         status = "interrupted"
         if identity.launcher() == "srun" and cfg.cluster.requeue:

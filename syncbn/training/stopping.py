@@ -41,6 +41,12 @@ def listen() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def done() -> None:
+    """From now on word that the time is nearly up means nothing; by default it would kill what is about to end."""
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def asked() -> int:
     """Which signal asked this process to stop, by its place in ``SIGNALS``, from 1; 0 for none."""
     return _asked

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, and jobs on it, as a user submits them."""
+"""A real Slurm of four nodes on this machine, and jobs on it, as a user submits them."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.training.command import REPO, Run, environment
 
 SCRIPT = REPO / "slurm" / "local_cluster.sh"
+NODES, APART = 4, "syncbn3,syncbn4"
 PENDING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING")
 
 
@@ -49,18 +50,14 @@ class Cluster:
     """Slurm's commands against the local cluster, in a directory that has what a user's clone has."""
 
     def __init__(self, place: Path) -> None:
+        for name in ("train.py", "conf", "slurm"):
+            (place / name).symlink_to(REPO / name)
         self.place = place
         self.directory = Path(os.environ.get("SYNCBN_SLURM_DIR", "/var/tmp/syncbn-slurm"))
         self.environment = environment() | {
             "SLURM_CONF": str(self.directory / "slurm.conf"),
             "SYNCBN_PYTHON": sys.executable,
         }
-
-    def at(self, place: Path) -> "Cluster":
-        """The same from another directory, made ready to submit in."""
-        for name in ("train.py", "conf", "slurm"):
-            (place / name).symlink_to(REPO / name)
-        return Cluster(place)
 
     def script(self, *arguments: str) -> str:
         done = subprocess.run([SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=300)
@@ -72,9 +69,17 @@ class Cluster:
         assert done.returncode == 0, (command, done.stdout + done.stderr)
         return done.stdout
 
-    def sbatch(self, script: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
-        """Submits; the number of the job."""
-        return self.call("sbatch", "--parsable", *options, script, *arguments).strip().split(";")[0]
+    def sbatch(self, script: str, *arguments: str, options: tuple[str, ...] = (), apart: bool = False) -> str:
+        """Submits; the number of the job.
+
+        Args:
+            script: what is submitted.
+            arguments: of the script.
+            options: of sbatch.
+            apart: onto the nodes for what would disturb other tests' jobs.
+        """
+        where = f"--nodelist={APART}" if apart else f"--exclude={APART}"
+        return self.call("sbatch", "--parsable", where, *options, script, *arguments).strip().split(";")[0]
 
     def about(self, job: str) -> dict[str, str]:
         return dict(re.findall(r"(\w+(?:/\w+)?)=(\S*)", self.call("scontrol", "show", "job", "--oneliner", job)))
@@ -107,7 +112,7 @@ class Cluster:
                     f"job {job} {about['JobState']} after {timeout:g} s:\n{self.log(job)}\n{self.tail()}"
                 )
             time.sleep(0.2)
-        return Ended(job, about, self.log(job), sorted(self.place.glob("outputs/*")))
+        return Ended(job, about, self.log(job), [p.parent for p in self.place.glob("outputs/*/run.json")])
 
     def tail(self) -> str:
         return (self.directory / "log" / "slurmctld.log").read_text()[-2000:]

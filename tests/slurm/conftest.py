@@ -1,27 +1,31 @@
-"""Slurm for the tests in here. Where it cannot be had they are skipped, but for CI, where that is a failure."""
+"""Slurm for the tests in here, once for all processes of pytest-xdist. Where it cannot be had, that is a failure."""
 
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import SCRIPT, Cluster
+from tests.slurm.cluster import NODES, SCRIPT, Cluster
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    done = subprocess.run([SCRIPT, "up"], capture_output=True, text=True, timeout=400)
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if is_worker(session.config) or session.config.option.collectonly:
+        return
+    done = subprocess.run([SCRIPT, "up", str(NODES)], capture_output=True, text=True, timeout=400)
     if done.returncode:
-        said = f"no local Slurm: {done.stdout}{done.stderr}".strip()
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(said)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.script("down")
+        pytest.exit(f"no local Slurm: {done.stdout}{done.stderr}".strip(), returncode=1)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not is_worker(session.config):
+        subprocess.run([SCRIPT, "down"], timeout=100)
 
 
 @pytest.fixture
-def cluster(slurm: Cluster, tmp_path: Path) -> Cluster:
+def cluster(tmp_path: Path) -> Cluster:
     """The cluster, to be submitted to from a directory of this test's."""
-    return slurm.at(tmp_path)
+    return Cluster(tmp_path)

@@ -121,7 +121,8 @@ def test_a_signal_in_the_test_keeps_what_was_trained(tmp_path: Path) -> None:
 def test_a_signal_while_ranks_start_is_not_lost(tmp_path: Path) -> None:
     """Also where the launcher itself was started with SIGINT ignored, as by a script in the background."""
     ignoring = ["sh", "-c", 'trap "" INT; "$@" & echo $! > pid; wait $!; exit $?', "sh", sys.executable]
-    with subprocess.Popen(["sh", "-c", "sleep 4; kill -INT $(cat pid)"], cwd=tmp_path):
+    interrupt = "until [ -e outputs/a/ranks ]; do sleep 0.02; done; kill -INT $(cat pid)"
+    with subprocess.Popen(["sh", "-c", interrupt], cwd=tmp_path):
         run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=300", launcher=ignoring)
     assert run.code == 130, run.err
     assert run.left == []

@@ -89,6 +89,10 @@ class Fault(pl.Callback):
         elif self.what == "terminate_and_sleep":
             os.kill(launcher, signal.SIGTERM)
             time.sleep(60)
+        elif self.what == "warn_job":  # Slurm's job, that its time is up; twice
+            for _ in range(2):
+                subprocess.run(["scancel", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)
+                time.sleep(0.2)
         elif self.what == "fill_disk":
             fill_disk(Path(trainer.default_root_dir))
         else:
