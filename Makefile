@@ -8,7 +8,7 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras test-slurm prove-layer prove-faults lint format clean
+.PHONY: help train doctor test test-extras test-slurm prove-layer prove-faults prove-slurm lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,8 @@ test: $(VENV)/ready ## run the tests, two files at a time; a choice of them: mak
 test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
 
-test-slurm: $(VENV)/ready ## run the tests on a Slurm of two nodes on this machine; installs Debian's packages, as root
-	@$(BIN)/python -m pytest tests/slurm $(ARGS)
+test-slurm: $(VENV)/ready ## run the tests on a Slurm that is started on this machine; installs Debian's packages, as root
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/slurm $(ARGS)
 
 prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
 	@$(BIN)/python -m tests.prove_layer $(ARGS)
@@ -34,8 +34,13 @@ prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 rank
 prove-faults: $(VENV)/ready ## kill 20 runs and compare what is resumed bit by bit; and every other fault, twice
 	@$(BIN)/python -m tests.prove_faults $(ARGS)
 
-lint: $(VENV)/ready ## check style and types
+prove-slurm: $(VENV)/ready ## the same with ten signals at drawn moments
+	@$(BIN)/python -m tests.prove_slurm $(ARGS)
+
+lint: $(VENV)/ready ## check style and types, and shell scripts with shellcheck
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@command -v shellcheck >/dev/null || { echo "error: no shellcheck; on Debian and Ubuntu: apt install shellcheck"; exit 1; }
+	@shellcheck -x slurm/*.sh slurm/*.sbatch .ci/run
 
 format: $(VENV)/ready ## put the code into its style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -6,17 +6,10 @@ Each draw kills everything with SIGKILL, and every other one the resumed run as 
 
 import argparse
 import random
-import re
-import subprocess
-import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from tests.proof import Proof
 from tests.training.faulty import WHERE, Draw, differences, draw, fault, faulty
 
 FAULTS = Path(__file__).parent / "training" / "test_faults.py"
@@ -28,31 +21,22 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=2, help="how often each other fault is tried")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
-    tried: Counter[str] = Counter()
-    held: Counter[str] = Counter()
-    print(f"seed {options.seed}", flush=True)
+    proof = Proof("prove-faults", options.seed)
     with tempfile.TemporaryDirectory() as place:
-        _kills(Path(place), options.kills, random.Random(options.seed), tried, held)
+        _kills(Path(place), options.kills, random.Random(options.seed), proof)
     for _ in range(options.faults):
-        _faults(tried, held)
-    table = Table("fault", "held", box=box.HORIZONTALS)
-    for name in tried:
-        table.add_row(name, f"{held[name]} of {tried[name]}")
-    Console(width=100).print(table)
-    print(f"prove-faults: {held.total()} of {tried.total()} held (seed {options.seed})")
-    sys.exit(held != tried)
+        proof.pytest(str(FAULTS))
+    proof.end()
 
 
-def _kills(place: Path, kills: int, source: random.Random, tried: Counter[str], held: Counter[str]) -> None:
+def _kills(place: Path, kills: int, source: random.Random, proof: Proof) -> None:
     straight = {ranks: faulty(_new(place), *_same(2, ranks), fresh=True) for ranks in (1, 2)}
     for number in range(kills):
         where = WHERE[number % len(WHERE)]
         first = draw(source, where, workers=source.choice([0, 2]), ranks=source.choice([1, 2]))
         second = draw(source, source.choice(WHERE[1:]), first.workers, first.ranks) if number % 2 else None
         found = _kill(_new(place), first, second, straight[first.ranks])
-        name = f"SIGKILL to everything at {where}, resumed: bitwise the same"
-        tried[name] += 1
-        held[name] += not found
+        proof.note(f"SIGKILL to everything at {where}, resumed: bitwise the same", not found)
         again = f"; and again at {second.at}" if second else ""
         print(f"{number + 1:>3}  {where}: {first}{again}: {'; '.join(found) or 'bitwise the same'}", flush=True)
 
@@ -73,16 +57,6 @@ def _kill(place: Path, first: Draw, second: Draw | None, straight: object) -> li
 def _same(workers: int, ranks: int) -> list[str]:
     devices = [f"trainer.devices={ranks}", "data.global_batch_size=64"]
     return ["run.id=a", f"data.num_workers={workers}", *devices]
-
-
-def _faults(tried: Counter[str], held: Counter[str]) -> None:
-    command = [sys.executable, "-m", "pytest", str(FAULTS), "-q", "-rA", "--tb=short", "-p", "no:cacheprovider"]
-    printed = subprocess.run(command, capture_output=True, text=True).stdout
-    for word, name in re.findall(r"^(PASSED|FAILED|ERROR) \S+::test_(\S+)", printed, re.MULTILINE):
-        tried[name.replace("_", " ")] += 1
-        held[name.replace("_", " ")] += word == "PASSED"
-        if word != "PASSED":
-            print(printed, flush=True)
 
 
 def _new(place: Path) -> Path:

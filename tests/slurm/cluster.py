@@ -91,16 +91,14 @@ class Cluster:
         """What all jobs of this directory have printed."""
         return "".join(f"{path.name}:\n{path.read_text()}\n" for path in sorted(self.place.glob("*.out")))
 
-    def until(self, job: str, what: Callable[[str], bool], timeout: float = 90) -> str:
-        """The job's log, once that holds of it."""
+    def until(self, job: str, what: Callable[[], bool], timeout: float = 90) -> None:
+        """Waits until it holds."""
         deadline = time.monotonic() + timeout
-        while not what(log := self.log(job)):
+        while not what():
             if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"job {job} {self.about(job).get('JobState')}, in {timeout:g} s:\n{log}\n{self.tail()}"
-                )
-            time.sleep(0.1)
-        return log
+                state = self.about(job).get("JobState")
+                raise AssertionError(f"job {job} {state}, in {timeout:g} s:\n{self.log(job)}\n{self.tail()}")
+            time.sleep(0.05)
 
     def ended(self, job: str, timeout: float = 180) -> Ended:
         """The job once it has ended for good."""

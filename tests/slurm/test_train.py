@@ -4,49 +4,17 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 
-from syncbn.training import wandb_files
-from tests.slurm.cluster import Cluster, Ended
-from tests.training.command import PROJECT, Run, train
-from tests.training.faulty import SETTINGS, differences
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import check, submit, submit_and_wait
+from tests.training.command import PROJECT, Run
+from tests.training.faulty import draw, fault
 
 SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
-ONE_EACH = ("--ntasks-per-node=1", "--time=10")
-FAULTY = ("--config-dir", f"{PROJECT}/conf", *SETTINGS, "data.global_batch_size=64", "resume.every_n_steps=7")
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What torchrun makes of the same settings, with nothing in its way."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = train(tmp_path_factory.mktemp("straight"), *FAULTY, launcher=torchrun)
-    assert run.code == 0, run.err
-    return run
-
-
-def submit(cluster: Cluster, *settings: str, script: str = "slurm/train.sbatch", options: tuple[str, ...] = ()) -> str:
-    return cluster.sbatch(script, *FAULTY, *settings, options=(*ONE_EACH, *options))
-
-
-def trains(epoch: int = 1) -> Callable[[str], bool]:
-    return lambda log: f"epoch {epoch}/" in log
-
-
-def check(ended: Ended, straight: Run, restarts: int) -> None:
-    """One run, with the outcome of an undisturbed one, and one W&B run with every point once."""
-    assert ended.state == "COMPLETED", ended.log
-    assert ended.restarts == restarts
-    run = ended.run()
-    assert run.json("run")["status"] == "finished"
-    assert differences(run, straight) == []
-    attempts = wandb_files.directories(run.directory)
-    lines = [line for attempt in attempts for line in wandb_files.history(attempt)]
-    points = [(line["trainer/global_step"], name) for line in lines for name in line if name.startswith("train/")]
-    assert len(points) == len(set(points))
-    assert {step for step, name in points if name == "train/loss_step"} == set(range(3 * 18))
+DRAWS = int(os.environ.get("SLURM_DRAWS", 3))
+WHEN = ("validation", "a step", "an epoch's end", "an epoch's last batch", "the test", "the first step")
 
 
 def test_two_nodes_are_one_run_with_the_weights_of_torchrun(cluster: Cluster, straight: Run) -> None:
@@ -61,19 +29,16 @@ def test_two_nodes_are_one_run_with_the_weights_of_torchrun(cluster: Cluster, st
     assert ended.log.count("test accuracy") == 1
 
 
-@pytest.mark.parametrize("draw", range(3))
+@pytest.mark.parametrize("number", range(DRAWS))
 def test_a_job_that_is_signalled_comes_back_and_ends_as_if_nothing_had_happened(
-    cluster: Cluster, straight: Run, draw: int
+    cluster: Cluster, straight: Run, number: int
 ) -> None:
-    source = random.Random(f"{SEED} {draw}")
-    wait = round(source.uniform(0, 2), 3)
-    print(f"FAULT_SEED={SEED}: SIGUSR1 {wait} s after the first epoch")
-    job = submit(cluster, "data.num_workers=1")
-    cluster.until(job, trains())
-    time.sleep(wait)
-    cluster.call("scancel", "--signal=USR1", job)
-    time.sleep(source.choice([0, 0.1, 0.5]))
-    cluster.call("scancel", "--signal=USR1", job)  # a second one changes nothing
+    """The signal, and a second one, at a moment that is drawn: in a step, in validation, before a save, in the test."""
+    source = random.Random(f"{SEED} {number}")
+    drawn = draw(source, WHEN[number % len(WHEN)], workers=1, ranks=2)
+    print(f"FAULT_SEED={SEED}: {drawn}")
+    signal = fault(cluster.place, "warn_job", **drawn.at)
+    job = submit(cluster, f"data.num_workers={drawn.workers}", f"resume.every_n_steps={drawn.every_n_steps}", signal)
     ended = cluster.ended(job)
     assert ended.log.count(f"stopped by SIGUSR1: job {job} goes back into the queue") == 1
     check(ended, straight, restarts=1)
@@ -90,40 +55,20 @@ def test_a_signal_before_training_begins_waits(cluster: Cluster, straight: Run) 
     check(ended, straight, restarts=1)
 
 
-def test_a_job_that_is_preempted_comes_back(cluster: Cluster, straight: Run) -> None:
-    """Without --signal: it is told by SIGTERM, which it has to tell from that of scancel."""
-    job = submit(cluster, options=("--signal=0",))
-    cluster.until(job, trains())
-    cluster.call("srun", "--partition=high", "--nodes=2", "--ntasks-per-node=4", "true")
-    check(cluster.ended(job), straight, restarts=1)
-
-
 def test_a_job_requeued_from_outside_comes_back(cluster: Cluster, straight: Run) -> None:
-    job = submit(cluster)
-    cluster.until(job, trains())
+    job = submit_and_wait(cluster)
     cluster.call("scontrol", "requeue", job)
     check(cluster.ended(job), straight, restarts=1)
 
 
 def test_a_cancelled_job_stops_with_a_checkpoint_and_does_not_come_back(cluster: Cluster) -> None:
-    job = submit(cluster)
-    cluster.until(job, trains())
+    job = submit_and_wait(cluster)
     cluster.call("scancel", job)
     ended = cluster.ended(job)
     assert (ended.state, ended.restarts) == ("CANCELLED", 0)
     assert f"error: stopped by SIGTERM; go on with: sbatch slurm/train.sbatch --config-dir {PROJECT}/conf" in ended.log
     assert "Traceback" not in ended.log
     assert ended.run().json("run")["status"] == "interrupted"
-
-
-def test_a_node_that_dies_takes_the_job_back_to_its_last_checkpoint(cluster: Cluster, straight: Run) -> None:
-    job = submit(cluster)
-    cluster.until(job, trains())
-    cluster.script("kill-node", "syncbn2")
-    cluster.script("start-node", "syncbn2")
-    ended = cluster.ended(job)
-    assert "it goes on from outputs/slurm-" in ended.log
-    check(ended, straight, restarts=1)
 
 
 @pytest.mark.parametrize(

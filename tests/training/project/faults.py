@@ -71,6 +71,8 @@ class Fault(pl.Callback):
             time.sleep(60)
         elif self.what == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif self.what == "pause":
+            time.sleep(4)
         elif self.what == "sleep":
             time.sleep(60)
         elif self.what == "fail":
