@@ -171,3 +171,11 @@ def test_where_slurm_says_no_the_line_says_so(tmp_path: Path) -> None:
     assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
     assert "error: scontrol show job --oneliner 7: " in out[0]
     assert "error: stopped by SIGUSR1; go on with: sbatch slurm/train.sbatch model=mlp " in out[0]
+
+
+def test_what_has_finished_is_not_killed_by_word_that_its_time_is_nearly_up() -> None:
+    """Python ends with signals as they were by default; a program that takes its place begins with them so too."""
+    code = "import os; from syncbn.training import stopping; stopping.listen(); stopping.done(); "
+    code += "os.execvp('sh', ['sh', '-c', 'kill -USR1 $$; kill -USR2 $$; echo alive'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n", done.stderr
