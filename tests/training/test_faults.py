@@ -164,7 +164,7 @@ def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:
 
 def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path) -> None:
     same = ("run.id=a", fault(tmp_path, "kill_launcher", epoch=1, batch=4))
-    run = faulty(tmp_path, *same, fresh=True)
+    run = faulty(tmp_path, *same, fresh=True, timeout=45)  # ranks would sleep for a minute
     assert run.code == -signal.SIGKILL
     assert run.left == []
     again = faulty(tmp_path, *same)
