@@ -104,12 +104,12 @@ class Driver:
         call = {"arguments": overrides, "where": str(where), "environment": env, "files": list(map(str, files))}
         print(json.dumps(call), file=self._process.stdin, flush=True)
         pid = int(self._answers.readline())
-        answered, _, _ = select.select([self._answers], [], [], timeout)
-        if not answered:
+        try:
+            answered, _, _ = select.select([self._answers], [], [], timeout)
+            left = _left(pid) if answered else []
+        finally:  # also where the test's own time is up: an answer that nobody took would be the next call's
             _kill(pid)
-        code = int(self._answers.readline())
-        left = _left(pid) if answered else []
-        _kill(pid)
+            code = int(self._answers.readline())
         out, err = (path.read_text() for path in files)
         if not answered:
             raise AssertionError(f"train.py {overrides} has not ended in {timeout:g} s\n{out}\n{err}")

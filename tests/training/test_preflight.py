@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
 from syncbn.training import identity, preflight
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import AgreedError, SettingError
 from tests.training.command import train
 
 CFG = OmegaConf.create(
@@ -67,6 +67,21 @@ def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path
     identity._store(0).set_timeout(timedelta(seconds=0.5))
     with pytest.raises(SettingError, match=r"^launcher: of 3 ranks, rank 2 has not come within 0.5 s$"):
         identity.gathered("preflight", "", 0.5)
+
+
+def test_what_rank_0_refuses_the_others_hear_and_need_not_be_killed(rank: pytest.MonkeyPatch) -> None:
+    """Under torchrun it cannot be seen: that stops all ranks once one has failed."""
+
+    def refuse() -> str:
+        raise SettingError("run.id=a: no")
+
+    rank.setenv("TORCHELASTIC_RUN_ID", "a")
+    rank.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    identity._store(0).set_timeout(timedelta(seconds=0.5))
+    for number in ("0", "1"):
+        rank.setenv("RANK", number)
+        with pytest.raises(AgreedError, match=r"^run.id=a: no$"):
+            identity.shared("go", refuse if number == "0" else lambda: pytest.fail("rank 1 was asked"))
 
 
 @pytest.mark.parametrize("launcher", [None, TORCHRUN])
