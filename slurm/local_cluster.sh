@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm of several nodes on one machine, from Debian's or Ubuntu's packages: to try job scripts, and for tests.
-# All it writes is in one directory, but for the lines in the hosts file that give the nodes their names.
+# All it writes is in one directory, but for the lines in the hosts file that give the nodes their names, and with
+# --network the nodes' network namespaces.
 set -euo pipefail
 
 DIR=${SYNCBN_SLURM_DIR:-/var/tmp/syncbn-slurm}
@@ -10,18 +11,24 @@ PORT=16817 # slurmctld's; node K listens at PORT + K
 HOSTS=/etc/hosts
 MARK="# syncbn local slurm in $DIR" # the first line of slurm.conf, and the end of our lines in the hosts file
 POLICY=/usr/sbin/policy-rc.d
+NET=198.18.77    # with --network node K has the address NET.K; of a range that is meant for tests (RFC 2544)
+BRIDGE=syncbn0   # what the nodes' links end at, and this machine's own end of them, NET.254
 PATH=$PATH:/usr/sbin:/sbin
 umask 022
 
 usage() {
   cat <<END
-usage: slurm/local_cluster.sh up [NODES] | down | status | kill-node NAME | start-node NAME
+usage: slurm/local_cluster.sh up [NODES] [--network] | down | status | kill-node NAME | start-node NAME
+                              | cut-link NAME | mend-link NAME
 
   up [NODES]       start NODES nodes (2), syncbn1 and so on, of $CPUS CPUs each; installs missing packages
+    --network      each in a network namespace, with a link, an address and a host name of its own
   down             end all of it, jobs too, and remove all it has written
   status           nodes and jobs; exit code 0 if all nodes are idle, mixed or allocated
   kill-node NAME   SIGKILL to all processes of the node, as if it had lost its power
   start-node NAME  bring such a node back
+  cut-link NAME    take down the node's link: nothing that is sent comes through any more
+  mend-link NAME   bring it back
 
 Partitions: low, the default, and high, which preempts: jobs in low are warned, ended, and queued again.
 Its directory is \$SYNCBN_SLURM_DIR ($DIR); commands find it by SLURM_CONF, which up prints.
@@ -90,17 +97,46 @@ name_nodes() {
   local kept name
   kept=$(grep -v " $MARK\$" "$HOSTS"; echo .)
   printf '%s' "${kept%.}" >"$HOSTS"
-  for name in "$@"; do echo "127.0.0.1 $name $MARK" >>"$HOSTS"; done
+  for name in "$@"; do echo "$(address_of "$name") $name $MARK" >>"$HOSTS"; done
 }
 
-write_conf() { # NODES
-  local host k memory
+has_network() { grep -qs "NodeAddr=$NET" "$CONF"; }
+address_of() { if has_network; then echo "$NET.${1#syncbn}"; else echo 127.0.0.1; fi; }
+
+# link NODES...: gives each a network namespace of its name, with a link to the bridge
+link() {
+  local name
+  ip link add "$BRIDGE" type bridge
+  ip address add "$NET.254/24" dev "$BRIDGE"
+  ip link set "$BRIDGE" up
+  for name in "$@"; do
+    ip netns add "$name"
+    ip link add "$name" master "$BRIDGE" type veth peer name eth0 netns "$name"
+    ip link set "$name" up
+    ip -n "$name" address add "$(address_of "$name")/24" dev eth0
+    ip -n "$name" link set eth0 up
+    ip -n "$name" link set lo up
+  done
+}
+
+drop_links() {
+  local name
+  for name in $(nodes); do
+    if ip link show "$name" >/dev/null 2>&1; then ip link delete "$name"; fi
+    if [[ -e /run/netns/$name ]]; then ip netns delete "$name"; fi
+  done
+  if ip link show "$BRIDGE" >/dev/null 2>&1; then ip link delete "$BRIDGE"; fi
+}
+
+write_conf() { # NODES NETWORK
+  local host k memory at=127.0.0.1
+  if [[ $2 ]]; then at=$NET.254; fi
   host=$(hostname -s)
   memory=$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo) # not shared out: the most that a job may ask for
   cat <<END
 $MARK
 ClusterName=syncbn
-SlurmctldHost=$host(127.0.0.1)
+SlurmctldHost=$host($at)
 SlurmctldPort=$PORT
 SlurmUser=root
 AuthType=auth/munge
@@ -142,7 +178,8 @@ PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE Grace
 PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 END
   for ((k = 1; k <= $1; k++)); do
-    echo "NodeName=syncbn$k NodeHostname=$host NodeAddr=127.0.0.1 Port=$((PORT + k)) CPUs=$CPUS RealMemory=$memory"
+    if [[ $2 ]]; then host=syncbn$k at=$NET.$k; fi
+    echo "NodeName=syncbn$k NodeHostname=$host NodeAddr=$at Port=$((PORT + k)) CPUs=$CPUS RealMemory=$memory"
   done
 }
 
@@ -169,9 +206,20 @@ need_no_other_slurm() {
   fi
 }
 
-need_packages() {
+need_no_other_network() {
+  local name found
+  for name in "$@" "$BRIDGE"; do
+    if [[ -e /run/netns/$name ]] || ip link show "$name" >/dev/null 2>&1; then
+      fail "there is a network of the name $name already; if nobody needs it: ip link delete $name, ip netns delete $name"
+    fi
+  done
+  found=$(ip -o address show to "$NET.0/24" | awk '{ print $2 " has " $4; exit }')
+  [[ -z $found ]] || fail "--network gives the nodes addresses in $NET.0/24, and $found"
+}
+
+need_packages() { # PACKAGES...
   local missing=() name output made_policy=
-  for name in slurmctld slurmd slurm-client munge; do
+  for name in "$@"; do
     if [[ $(dpkg-query -Wf '${db:Status-Status}' "$name" 2>/dev/null) != installed ]]; then missing+=("$name"); fi
   done
   ((${#missing[@]})) || return 0
@@ -220,8 +268,18 @@ failed_up() {
   take_down
 }
 
+# daemon_of NODE: starts its slurmd
+daemon_of() {
+  local within=()
+  # shellcheck disable=SC2016  # the inner shell's
+  if has_network; then within=(nsenter --net="/run/netns/$1" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$1"); fi
+  start "slurmd.$1" "${within[@]}" slurmd "${@:2}" -N "$1" -f "$CONF"
+}
+
 up() {
-  local name
+  local name network='' names packages=(slurmctld slurmd slurm-client munge)
+  if [[ ${*: -1} == --network ]]; then network=yes && packages+=(iproute2) && set -- "${@:1:$#-1}"; fi
+  (($# <= 1)) || fail "up takes a number of nodes and --network, not '$*'"
   [[ ${1:-2} =~ ^[1-9][0-9]?$ ]] || fail "NODES is '$1'; it is a number from 1 to 99"
   [[ $DIR =~ ^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$ && ${#DIR} -le 60 ]] ||
     fail "SYNCBN_SLURM_DIR is '$DIR'; an absolute path of 60 plain characters at most works, as sockets are in it"
@@ -229,29 +287,33 @@ up() {
   need_no_other_slurm
   if is_up; then
     [[ $(nodes | wc -l) == "${1:-$(nodes | wc -l)}" ]] || fail "up with other nodes, $(nodes | xargs); down first"
+    [[ ! $network ]] || has_network || fail "up without --network; down first"
     echo "up already, nodes $(nodes | xargs):"
     echo "export SLURM_CONF=$CONF"
     return
   fi
-  need_packages
+  need_packages "${packages[@]}"
   need_root up
   need_no_other_slurm # for the packages may have started one
   [[ -w $HOSTS ]] || fail "$HOSTS cannot be written, and the nodes need names in it"
   take_down # what is left of a cluster whose machine was switched off
+  mapfile -t names < <(seq -f "syncbn%g" "${1:-2}")
+  if [[ $network ]]; then need_no_other_network "${names[@]}"; fi
 
   trap failed_up EXIT
   mkdir -p "$DIR"
-  write_conf "${1:-2}" >"$CONF"
+  write_conf "${#names[@]}" "$network" >"$CONF"
   mkdir -p "$DIR"/{log,run,spool,state}
   chmod 755 "$DIR"
   (umask 077 && head -c 128 /dev/urandom >"$DIR/munge.key")
-  nodes | (mapfile -t names && name_nodes "${names[@]}")
+  name_nodes "${names[@]}"
+  if [[ $network ]]; then link "${names[@]}"; fi
   start munged munged --key-file="$DIR/munge.key" --socket="$DIR/run/munge.socket" --pid-file="$DIR/run/munged.pid" \
     --log-file="$DIR/log/munged.log" --seed-file="$DIR/run/munged.seed"
   start slurmctld slurmctld -f "$CONF"
-  for name in $(nodes); do start "slurmd.$name" slurmd -N "$name" -f "$CONF"; done
+  for name in "${names[@]}"; do daemon_of "$name"; done
   wait_for 30 all_idle || fail "not all nodes are idle after 30 seconds"
-  SLURM_CONF=$CONF timeout 30 srun --quiet --nodes="${1:-2}" --chdir=/ true || fail "srun runs no command on all nodes"
+  SLURM_CONF=$CONF timeout 30 srun --quiet --nodes="${#names[@]}" --chdir=/ true || fail "srun runs no command on all nodes"
   trap - EXIT
   echo "up, nodes $(nodes | xargs):"
   echo "export SLURM_CONF=$CONF"
@@ -264,6 +326,7 @@ take_down() {
   ours slurmctld | xargs -r kill -KILL
   if [[ -e $CONF ]]; then for name in $(nodes); do kill_node "$name"; done; fi
   ours munged | xargs -r kill -KILL
+  if has_network; then drop_links; fi
   if grep -q " $MARK\$" "$HOSTS"; then name_nodes; fi
   if [[ -e $CONF ]]; then rm -rf "$DIR"; fi
 }
@@ -294,18 +357,32 @@ start_node() {
   export SLURM_CONF=$CONF
   start_time() { scontrol show node "$1" | grep -o 'SlurmdStartTime=[^ ]*'; }
   is_new() { [[ $(start_time "$1") != "$before" ]]; }
-  is_used() { nodes_are 'idle|mix|alloc|comp' "$1" || { scontrol update nodename="$1" state=resume && false; }; }
   before=$(start_time "$1")
-  start "slurmd.$1" slurmd -b -N "$1" -f "$CONF" || fail "slurmd of node $1 does not start: $(tail -n 1 "$LOG")"
+  daemon_of "$1" -b || fail "slurmd of node $1 does not start: $(tail -n 1 "$LOG")"
   wait_for 15 is_new "$1" || fail "Slurm does not hear of node $1; see $LOG"
+  use "$1"
+}
+
+# use NODE: until Slurm does, which may have given it up
+use() {
+  is_used() { nodes_are 'idle|mix|alloc|comp' "$1" || { scontrol update nodename="$1" state=resume && false; }; }
+  export SLURM_CONF=$CONF
   wait_for 15 is_used "$1" 2>/dev/null || fail "Slurm does not use node $1; see $DIR/log/slurmctld.log"
 }
 
+# set_link NODE up|down: the end of it that is not the node's
+set_link() {
+  has_network || fail "the nodes have no links of their own; start them with: slurm/local_cluster.sh up --network"
+  ip link set "$1" "$2"
+}
+
 case ${1:-}/$# in
-  up/1 | up/2) up "${@:2}" ;;
+  up/[1-3]) up "${@:2}" ;;
   down/1) down ;;
   status/1) status ;;
   kill-node/2) need_root kill-node && need_node "$2" && kill_node "$2" ;;
+  cut-link/2) need_root cut-link && need_node "$2" && set_link "$2" down ;;
+  mend-link/2) need_root mend-link && need_node "$2" && set_link "$2" up && use "$2" ;;
   start-node/2) need_root start-node && need_node "$2" && start_node "$2" ;;
   -h/1 | --help/1 | help/1) usage ;;
   *) usage >&2 && exit 2 ;;
