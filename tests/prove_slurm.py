@@ -1,4 +1,7 @@
-"""The tests on a real Slurm, with ten signals at drawn moments. The last lines are a table, N of N."""
+"""The tests on a real Slurm whose nodes are network namespaces: links that are cut, ten signals at drawn moments.
+
+The last lines are a table, N of N.
+"""
 
 import argparse
 import random
@@ -13,10 +16,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     proof = Proof("prove-slurm", options.seed)
-    tests = str(Path(__file__).parent / "slurm")
-    proof.pytest(
-        *("-n", "2", "--dist", "loadfile", tests), FAULT_SEED=str(options.seed), SLURM_DRAWS=str(options.signals)
-    )
+    tests = Path(__file__).parent / "slurm"
+    links = str(tests / "test_links.py")
+    environment = {"SLURM_LONG": "1", "SLURM_DRAWS": str(options.signals), "FAULT_SEED": str(options.seed)}
+    proof.pytest(links, **environment)  # alone: they share nodes with others
+    proof.pytest("-n", "2", "--dist", "loadfile", str(tests), f"--ignore={links}", **environment)
     proof.end()
 
 

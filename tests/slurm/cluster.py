@@ -13,7 +13,17 @@ from tests.training.command import REPO, Run, environment
 
 SCRIPT = REPO / "slurm" / "local_cluster.sh"
 NODES, APART = 4, "syncbn3,syncbn4"
-PENDING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING")
+ENDED = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "OUT_OF_MEMORY",
+    "DEADLINE",
+    "BOOT_FAIL",
+)
 
 
 @dataclass
@@ -103,7 +113,7 @@ class Cluster:
     def ended(self, job: str, timeout: float = 180) -> Ended:
         """The job once it has ended for good."""
         deadline = time.monotonic() + timeout
-        while (about := self.about(job))["JobState"] in PENDING:
+        while (about := self.about(job))["JobState"] not in ENDED:
             if time.monotonic() > deadline:
                 self.call("scancel", "--signal=KILL", job)
                 raise AssertionError(

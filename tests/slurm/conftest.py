@@ -1,14 +1,19 @@
 """Slurm for the tests in here, once for all processes of pytest-xdist. Where it cannot be had, that is a failure."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.slurm.cluster import NODES, SCRIPT, Cluster
 from tests.slurm.jobs import FAULTY
 from tests.training.command import Run, train
+
+LONG = "SLURM_LONG" in os.environ  # nodes with links of their own, which can be cut
+collect_ignore = [] if LONG else ["test_links.py"]
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -18,7 +23,8 @@ def is_worker(config: pytest.Config) -> bool:
 def pytest_sessionstart(session: pytest.Session) -> None:
     if is_worker(session.config) or session.config.option.collectonly:
         return
-    done = subprocess.run([SCRIPT, "up", str(NODES)], capture_output=True, text=True, timeout=400)
+    command = [SCRIPT, "up", str(NODES), *(["--network"] if LONG else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     if done.returncode:
         pytest.exit(f"no local Slurm: {done.stdout}{done.stderr}".strip(), returncode=1)
 
@@ -36,8 +42,14 @@ def cluster(tmp_path: Path) -> Cluster:
 
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What torchrun makes of the settings of ``jobs.py``, with nothing in its way."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = train(tmp_path_factory.mktemp("straight"), *FAULTY, launcher=torchrun)
-    assert run.code == 0, run.err
-    return run
+    """What torchrun makes of the settings of ``jobs.py``, with nothing in its way; once for all of pytest-xdist."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if os.environ.get("PYTEST_XDIST_WORKER") else place) / "straight"
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            place.mkdir()
+            run = train(place, *FAULTY, launcher=torchrun)
+            assert run.code == 0, run.err
+    (about,) = place.glob("outputs/*/run.json")
+    return Run(0, "", "", about.parent, [])

@@ -21,9 +21,9 @@ def submit(
     return cluster.sbatch(script, *FAULTY, *settings, options=(*ONE_EACH, *options), apart=apart)
 
 
-def submit_and_wait(cluster: Cluster, **options: Any) -> str:
+def submit_and_wait(cluster: Cluster, *settings: str, **options: Any) -> str:
     """The job, once it is in the middle of a step that takes four seconds."""
-    job = submit(cluster, fault(cluster.place, "pause", epoch=1, batch=4), **options)
+    job = submit(cluster, fault(cluster.place, "pause", epoch=1, batch=4), *settings, **options)
     cluster.until(job, (cluster.place / "once").exists)
     return job
 
@@ -37,6 +37,7 @@ def check(ended: Ended, straight: Run, restarts: int) -> None:
     assert differences(run, straight) == []
     attempts = wandb_files.directories(run.directory)
     lines = [line for attempt in attempts for line in wandb_files.history(attempt)]
+    assert len({log.name for log in run.directory.glob("wandb/*run-*/run-*.wandb")}) == 1  # by W&B's id of the run
     points = [(line["trainer/global_step"], name) for line in lines for name in line if name.startswith("train/")]
     assert len(points) == len(set(points))
     assert {step for step, name in points if name == "train/loss_step"} == set(range(3 * 18))

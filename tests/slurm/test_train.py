@@ -14,7 +14,7 @@ from tests.training.faulty import draw, fault
 
 SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
 DRAWS = int(os.environ.get("SLURM_DRAWS", 3))
-WHEN = ("validation", "a step", "an epoch's end", "an epoch's last batch", "the test", "the first step")
+WHEN = ("validation", "a save", "a step", "an epoch's end", "an epoch's last batch", "the test", "the first step")
 
 
 def test_two_nodes_are_one_run_with_the_weights_of_torchrun(cluster: Cluster, straight: Run) -> None:
@@ -33,7 +33,7 @@ def test_two_nodes_are_one_run_with_the_weights_of_torchrun(cluster: Cluster, st
 def test_a_job_that_is_signalled_comes_back_and_ends_as_if_nothing_had_happened(
     cluster: Cluster, straight: Run, number: int
 ) -> None:
-    """The signal, and a second one, at a moment that is drawn: in a step, in validation, before a save, in the test."""
+    """The signal, and a second one, at a moment that is drawn: in a step, a validation, a save, the test."""
     source = random.Random(f"{SEED} {number}")
     drawn = draw(source, WHEN[number % len(WHEN)], workers=1, ranks=2)
     print(f"FAULT_SEED={SEED}: {drawn}")
@@ -102,6 +102,14 @@ def test_a_wrong_header_is_told_of_before_any_work(
     assert ended.state == "FAILED"
     assert ended.log.count(line) == 1
     assert ended.log.count("error: ") - ended.log.count("srun: error: ") - ended.log.count("slurmstepd") == 1
+    assert ended.runs == []
+
+
+def test_nodes_that_differ_are_told_of(cluster: Cluster) -> None:
+    ended = cluster.ended(submit(cluster, options=("--ntasks=3", "--ntasks-per-node=2")))
+    assert ended.state == "FAILED"
+    line = "error: Slurm: nodes have 2, 1 tasks, and must have as many each; use #SBATCH --nodes=2 and #SBATCH "
+    assert ended.log.count(f"{line}--ntasks-per-node=2\n") == 1
     assert ended.runs == []
 
 

@@ -43,7 +43,10 @@ class Draw:
         return f"{self.ranks} ranks, {self.workers} workers, a checkpoint every {self.every_n_steps} steps; at {where}"
 
 
-WHERE = ("the first step", "an epoch's last batch", "validation", "an epoch's end", "the test", "a step", "any moment")
+WHERE = (
+    *("the first step", "an epoch's last batch", "validation", "an epoch's end", "the test", "a step", "a save"),
+    "any moment",
+)
 
 
 def draw(source: random.Random, where: str, workers: int, ranks: int) -> Draw:
@@ -55,6 +58,7 @@ def draw(source: random.Random, where: str, workers: int, ranks: int) -> Draw:
         "validation": {"hook": "on_validation_batch_end", "epoch": epoch, "batch": source.randrange(4)},
         "an epoch's end": {"hook": "on_train_epoch_end", "epoch": epoch},
         "the test": {"hook": "on_test_batch_end", "batch": source.randrange(5)},
+        "a save": {"hook": "on_save_checkpoint", "epoch": epoch},
         "a step": {"hook": hook, "epoch": epoch, "batch": batch},
         "any moment": {"hook": "clock", "after": round(source.uniform(0, 3), 3)},
     }[where]

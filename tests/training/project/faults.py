@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from syncbn.training import Classifier, Digits
+from syncbn.training import Classifier, Digits, stopping
 from syncbn.training.data import train_loader
 
 
@@ -51,7 +51,7 @@ class Fault(pl.Callback):
         what: see ``do``.
         once: a file that says that it has been done, and at which step.
         hook: on_train_batch_start, on_train_batch_end, on_validation_batch_end, on_train_epoch_end, on_test_batch_end,
-            or "clock", where ``after`` counts.
+            on_save_checkpoint, or "clock", where ``after`` counts.
     """
 
     def __init__(
@@ -74,7 +74,11 @@ class Fault(pl.Callback):
         elif self.what == "pause":
             time.sleep(4)
         elif self.what == "sleep":
-            time.sleep(60)
+            time.sleep(300)
+        elif self.what == "wait_for_warning":
+            deadline = time.monotonic() + 150
+            while not stopping.asked() and time.monotonic() < deadline:
+                time.sleep(0.1)
         elif self.what == "fail":
             raise ValueError("something of the user's")
         elif self.what in ("terminate", "interrupt"):
@@ -130,6 +134,9 @@ class Fault(pl.Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._at(trainer, "on_train_epoch_end", trainer.current_epoch, 0)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self._at(trainer, "on_save_checkpoint", trainer.current_epoch, 0)
 
 
 class Breaks(nn.Module):
