@@ -34,7 +34,7 @@ prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 rank
 prove-faults: $(VENV)/ready ## kill 20 runs and compare what is resumed bit by bit; and every other fault, twice
 	@$(BIN)/python -m tests.prove_faults $(ARGS)
 
-prove-slurm: $(VENV)/ready ## the same with ten signals at drawn moments
+prove-slurm: $(VENV)/ready ## the same with nodes that have a network each, whose links are cut; and ten signals at drawn moments
 	@$(BIN)/python -m tests.prove_slurm $(ARGS)
 
 lint: $(VENV)/ready ## check style and types, and shell scripts with shellcheck

@@ -153,9 +153,8 @@ def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
     forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
     training = [form.format(result[name]) for name, form in forms.items() if name in result]
     if before := result.get("epochs_before"):
-        training.append(
-            "all of them before" if before == result.get("epochs") else f"the first {before} of them before"
-        )
+        first = "the first epoch" if before == 1 else f"the first {before} epochs"
+        training.append("all of them before" if before == result.get("epochs") else f"{first} before")
     if training:
         rows.append(("training", ", ".join(training)))
     if speed := result.get("images_per_second"):

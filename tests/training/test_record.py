@@ -176,7 +176,7 @@ def told(run_dir: Path) -> str:
 
 def test_the_table_says_what_there_is(tmp_path: Path) -> None:
     run_dir = finished(tmp_path / "a")
-    assert "training 12.3 s, 2 epochs, 36 steps, the first 1 of them before" in told(run_dir)
+    assert "training 12.3 s, 2 epochs, 36 steps, the first epoch before" in told(run_dir)
     assert "speed 1,234 images/s" in told(run_dir)
     record.write(run_dir, "result", {"seconds": 1.0, "test": {"test/acc": 0.5}})
     assert "test accuracy 50.00 %\n" in told(run_dir)
