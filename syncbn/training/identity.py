@@ -61,6 +61,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if slurm.is_task() else "0"))
 
 
+def host() -> str:
+    """The machine that this process runs on; under srun by the name that Slurm has for it."""
+    return (os.environ.get("SLURMD_NODENAME") if slurm.is_task() else None) or socket.gethostname()
+
+
 def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
     """What rank 0 makes of it, on all ranks that compose a configuration of their own: those of torchrun and srun.
 
@@ -78,8 +83,8 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
         return make()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise SettingError("run.id=null: this torchrun keeps no store to agree through; give the run an id")
-    store = _store(START)
-    name = f"syncbn/{key}" if lasting else _of_this_attempt(key)
+    store = connect(START)
+    name = f"syncbn/{key}" if lasting else of_this_attempt(key)
     if os.environ["RANK"] == "0" and not (lasting and store.check([name])):
         try:
             store.set(name, f"ok {make()}")
@@ -106,7 +111,7 @@ def gathered(key: str, mine: str, timeout: float) -> list[str]:
     Raises:
         SettingError: a rank said nothing in time.
     """
-    store, name, world = _store(timeout), _of_this_attempt(key), int(os.environ["WORLD_SIZE"])
+    store, name, world = connect(timeout), of_this_attempt(key), int(os.environ["WORLD_SIZE"])
     store.set(f"{name}/{os.environ['RANK']}", mine)
     said = []
     for rank in range(world):
@@ -117,7 +122,12 @@ def gathered(key: str, mine: str, timeout: float) -> list[str]:
     return said
 
 
-def _store(timeout: float) -> Any:
+def connect(timeout: float) -> Any:
+    """The launcher's store, by a connection of its own.
+
+    Args:
+        timeout: seconds to wait for it, and for what it does not have yet.
+    """
     if launcher() == "srun":
         slurm.join()
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
@@ -126,7 +136,8 @@ def _store(timeout: float) -> Any:
     return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
 
 
-def _of_this_attempt(key: str) -> str:
+def of_this_attempt(key: str) -> str:
+    """Its name in the store, another each time that torchrun starts the ranks anew."""
     return f"syncbn/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, ranks, record, slurm, stopping
+from syncbn.training import attempts, config, identity, ranks, record, silent, slurm, stopping
 from syncbn.training.ranks import End, Ranks, Requests, stopped
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
@@ -149,7 +148,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
             _say(f"error: rank {identity.rank()}: {error}")
         raise
     except Exception as error:
-        raise _failed(error, run_dir) from error
+        raise _failed(error, run_dir, cfg.timeouts.collective) from error
     finally:
         if first:
             with suppress(OSError):
@@ -158,15 +157,16 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
         _print_summary(run_dir)
 
 
-def _failed(error: Exception, run_dir: Path) -> RunError:
-    """What a rank says of its own end, where nobody watches it who could."""
+def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
+    """What a rank says of its own end, where nobody watches it who could, and of those that it has waited for."""
     rank, about = identity.rank(), ranks.about(error)
     trace = run_dir / "ranks" / f"{rank}-error.txt"
     with suppress(OSError):
         trace.parent.mkdir(exist_ok=True)
         trace.write_text(about["trace"])
-    where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}"
-    return _ended(f"{where} failed: {_what(about, trace)}; {_how_to_go_on(run_dir)}")
+    where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {identity.host()}"
+    what = _what(about, trace, silent.to_blame(error, timeout))
+    return _ended(f"{where} failed: {what}; {_how_to_go_on(run_dir)}")
 
 
 def _come_back(stop: Stopped, run_dir: Path) -> None:
@@ -229,7 +229,7 @@ def _explain(ends: list[End], run_dir: Path) -> str:
     hung = [end for end in ends if end.hung is not None and end.code < 0]
     failed = [end for end in ends if end.code != 0 and end not in hung]
     first = min(failed, key=_blame)
-    if _is_timeout(first) and hung:
+    if silent.is_timeout(first.error["message"]) and hung:
         return _about(hung[0], ends, f"{hung[0].hung}, and the others have waited too long for it", run_dir)
     if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
         return _about(first, ends, f"was killed by {signal.Signals(-first.code).name}", run_dir)
@@ -247,23 +247,17 @@ def _explain(ends: list[End], run_dir: Path) -> str:
     return _about(first, ends, f"failed: {what}", run_dir)
 
 
-def _what(error: dict[str, Any], trace: Path) -> str:
-    message = " ".join(error["message"].split())
+def _what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
+    message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
     place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
-    return f"{error['kind']}: {message[:600]} ({place}traceback: {record.short(trace)})"
+    place += f"traceback: {record.short(trace)}"
+    return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
 
 
 def _blame(end: End) -> tuple[bool, bool, bool, int]:
     """Sorts ranks that failed by how near to the cause they are: those that only lost another rank come last."""
-    lost = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")
-    victim = any(word in end.error["message"] for word in lost)
+    victim = any(word in end.error["message"] for word in (*silent.LOST, "gloo", "NCCL", "Socket"))
     return not end.error.get("guilty", False), victim, end.code > 0 and not end.error.get("trace"), end.rank
-
-
-def _is_timeout(end: End) -> bool:
-    """Whether this rank has waited too long for another; a user's own time-outs are another thing."""
-    message = end.error["message"].lower()
-    return any(w in message for w in ("timed out", "timeout")) and any(w in message for w in ("gloo", "nccl", "store"))
 
 
 def _about(end: End, ends: list[End], what: str, run_dir: Path) -> str:

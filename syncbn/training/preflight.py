@@ -17,7 +17,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from syncbn.training import config, identity
+from syncbn.training import config, identity, silent
 from syncbn.training.schema import AgreedError, SettingError
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -38,6 +38,7 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
             f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes}: these are "
             f"{config.world_size(cfg)} ranks, but the launcher started {world}; make them agree"
         )
+    silent.introduce()
     for lacks in identity.gathered("preflight", _lacks(cfg, run_dir), identity.START):
         if lacks:
             raise AgreedError(lacks)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import loggers, norms, preflight, record
+from syncbn.training import loggers, norms, preflight, record, silent
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
 from syncbn.training.resume import ResumePoints
@@ -46,6 +46,7 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     try:
         result = _fit_and_test(cfg, run_dir, rank)
     except BaseException as error:
+        silent.leave_word(error)  # before the loggers, which may take a minute
         stop = isinstance(error, Stopped)
         loggers.finish(run_dir, failed=not stop, preempted=stop)
         if stop and dist.is_initialized():

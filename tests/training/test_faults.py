@@ -1,6 +1,8 @@
 """Things that go wrong: each comes to a clear end in a bounded time, leaves no process, and loses nothing saved."""
 
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -136,9 +138,27 @@ def test_under_torchrun_an_exception_is_one_line_of_its_rank(tmp_path: Path) -> 
     (line,) = [line for line in run.err.splitlines() if line.startswith("error: rank 1 of 2 on ")]
     assert " failed: ValueError: a layer of the user's (" in line
     assert "go on with: torchrun ... " in line
+    others = [line for line in run.err.splitlines() if line.startswith("error: rank 0 ")]  # torchrun may have ended it
+    assert all(f" failed: rank 1 on {socket.gethostname()} failed: ValueError (" in line for line in others)
     trace = (run.directory / "ranks" / "1-error.txt").read_text()  # type: ignore[operator]
     assert "a layer of the user's" in trace
     assert "Error executing job" not in run.err  # Hydra's
+
+
+def test_under_torchrun_a_rank_that_hangs_is_named_by_the_others(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    hang = fault(tmp_path, "sleep_until_terminated", epoch=1, rank=1)
+    three = [*TORCHRUN[:-1], "--nproc-per-node=3"]
+    run = faulty(tmp_path, "run.id=a", "timeouts.collective=5", hang, launcher=three)
+    assert run.code != 0
+    assert run.left == []
+    assert time.monotonic() - begin < 90
+    lines = [line for line in run.err.splitlines() if line.startswith("error: ")]
+    assert lines, run.err
+    host = socket.gethostname()
+    cause = f"no word from rank 1 on {host} within 5 s, timeouts.collective \\(RuntimeError: .*Timed out .*\\)"
+    for line in lines:  # torchrun may end the second before it has said anything
+        assert re.match(f"error: rank [02] of 3 on {host} failed: {cause}; go on with: torchrun", line), run.err
 
 
 def test_under_torchrun_what_rank_0_refuses_is_one_line(tmp_path: Path) -> None:

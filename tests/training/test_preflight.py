@@ -33,7 +33,7 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Rank 1, which all is well with on rank 0."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     store.set("syncbn/preflight/0/0", "")
-    monkeypatch.setattr(identity, "_store", lambda timeout: store)
+    monkeypatch.setattr(identity, "connect", lambda timeout: store)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
@@ -64,7 +64,7 @@ def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch,
 
 def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rank.setenv("WORLD_SIZE", "3")
-    identity._store(0).set_timeout(timedelta(seconds=0.5))
+    identity.connect(0).set_timeout(timedelta(seconds=0.5))
     with pytest.raises(SettingError, match=r"^launcher: of 3 ranks, rank 2 has not come within 0.5 s$"):
         identity.gathered("preflight", "", 0.5)
 
@@ -77,7 +77,7 @@ def test_what_rank_0_refuses_the_others_hear_and_need_not_be_killed(rank: pytest
 
     rank.setenv("TORCHELASTIC_RUN_ID", "a")
     rank.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    identity._store(0).set_timeout(timedelta(seconds=0.5))
+    identity.connect(0).set_timeout(timedelta(seconds=0.5))
     for number in ("0", "1"):
         rank.setenv("RANK", number)
         with pytest.raises(AgreedError, match=r"^run.id=a: no$"):

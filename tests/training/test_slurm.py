@@ -16,6 +16,7 @@ import pytest
 from syncbn.training import identity, slurm
 from syncbn.training.schema import SettingError
 from tests.training.command import REPO, environment
+from tests.training.faulty import fault
 from tests.training.test_train import free_port
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "syncbn", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
@@ -132,7 +133,7 @@ def tasks(where: Path, *settings: str) -> list[subprocess.Popen]:
         subprocess.Popen(
             ["env", "--block-signal=USR1", *command],
             cwd=where,
-            env=env | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)},
+            env=env | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURMD_NODENAME": f"node{node}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -171,6 +172,25 @@ def test_where_slurm_says_no_the_line_says_so(tmp_path: Path) -> None:
     assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
     assert "error: scontrol show job --oneliner 7: " in out[0]
     assert "error: stopped by SIGUSR1; go on with: sbatch slurm/train.sbatch model=mlp " in out[0]
+
+
+@pytest.mark.parametrize(
+    ("hangs", "cause"),
+    [
+        (1, "no word from rank 1 on node1 within 5 s, timeouts.collective (RuntimeError: "),
+        (0, "rank 0 on localhost, which has the store, cannot be reached (RuntimeError: "),
+    ],
+)
+def test_a_task_that_hangs_is_named_by_the_other(tmp_path: Path, hangs: int, cause: str) -> None:
+    hang = fault(tmp_path, "hang", epoch=1, rank=hangs)
+    both = tasks(tmp_path, "timeouts.collective=5", "logger=csv", hang)
+    try:
+        out = both[1 - hangs].communicate(timeout=90)[0]
+    finally:
+        both[hangs].kill()
+        both[hangs].communicate()
+    assert both[1 - hangs].returncode != 0
+    assert f"error: rank {1 - hangs} of 2 on node{1 - hangs} failed: {cause}" in out
 
 
 def test_what_has_finished_is_not_killed_by_word_that_its_time_is_nearly_up() -> None:

@@ -75,6 +75,9 @@ class Fault(pl.Callback):
             time.sleep(4)
         elif self.what == "sleep":
             time.sleep(300)
+        elif self.what == "sleep_until_terminated":  # torchrun waits half a minute for one that only notes a SIGTERM
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(300)
         elif self.what == "wait_for_warning":
             deadline = time.monotonic() + 150
             while not stopping.asked() and time.monotonic() < deadline:
