@@ -20,7 +20,7 @@ def main() -> None:
     links = str(tests / "test_links.py")
     environment = {"SLURM_LONG": "1", "SLURM_DRAWS": str(options.signals), "FAULT_SEED": str(options.seed)}
     proof.pytest(links, **environment)  # alone: they share nodes with others
-    proof.pytest("-n", "2", "--dist", "loadfile", str(tests), f"--ignore={links}", **environment)
+    proof.pytest("-n", "3", "--dist", "loadfile", str(tests), f"--ignore={links}", **environment)
     proof.end()
 
 

@@ -99,9 +99,11 @@ class Fault(pl.Callback):
             os.kill(launcher, signal.SIGTERM)
             time.sleep(60)
         elif self.what == "warn_job":  # Slurm's job, that its time is up; twice
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # scancel inherits that; it is signalled too
             for _ in range(2):
                 subprocess.run(["scancel", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)
                 time.sleep(0.2)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         elif self.what == "fill_disk":
             fill_disk(Path(trainer.default_root_dir))
         else:
