@@ -2,7 +2,7 @@
 
 import os
 import random
-import time
+import sys
 
 import pytest
 
@@ -32,10 +32,13 @@ def test_a_job_that_is_signalled_comes_back_and_ends_as_if_nothing_had_happened(
 
 
 def test_a_signal_before_training_begins_waits(cluster: Cluster, straight: Run) -> None:
+    """It comes while a task has not even begun with Python. Bash leaves blocked signals blocked, dash does not."""
+    python, begun = cluster.place / "python", cluster.place / "begun"
+    python.write_text(f'#!/usr/bin/env bash\ntouch {begun}\nsleep 3\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    cluster.environment["SYNCBN_PYTHON"] = str(python)
     job = submit(cluster)
-    while cluster.about(job)["JobState"] != "RUNNING":
-        time.sleep(0.1)
-    time.sleep(1)  # Python is importing
+    cluster.until(job, begun.exists)
     cluster.call("scancel", "--signal=USR1", job)
     ended = cluster.ended(job)
     assert "it goes on from outputs/slurm-" in ended.log
