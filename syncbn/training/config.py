@@ -27,14 +27,17 @@ def settle(cfg: DictConfig) -> None:
     Raises:
         SettingError: at the first setting that cannot work.
     """
+    if cfg.get("simulate") is not None and cfg.trainer.devices == "auto":
+        cfg.trainer.devices = 1
     _settle_devices(cfg.trainer)
     if cfg.cluster.name == "slurm" and identity.launcher() != "srun":
         raise SettingError(
             "cluster=slurm: srun did not start this process; use sbatch slurm/train.sbatch, or cluster=local"
         )
     _check_trainer(cfg.trainer)
-    _settle_batch_size(cfg.data, world_size(cfg))
-    _settle_norm(cfg.norm, cfg.data.batch_size, world_size(cfg))
+    _check_simulated(cfg)
+    _settle_batch_size(cfg.data, devices(cfg))
+    _settle_norm(cfg.norm, cfg.data.batch_size, devices(cfg))
     for name in ("lr", "momentum", "weight_decay"):
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
     if not 0 <= cfg.seed < 2**32:
@@ -51,6 +54,11 @@ def world_size(cfg: DictConfig) -> int:
     return int(cfg.trainer.devices * cfg.trainer.num_nodes)
 
 
+def devices(cfg: DictConfig) -> int:
+    """The number of devices whose batches make a global one: processes, or those that one process simulates."""
+    return int(cfg.get("simulate") or world_size(cfg))
+
+
 def normalization_batch(cfg: DictConfig) -> int | None:
     """How many samples share batch statistics (Wu & Johnson 2021); None where no batch statistics are taken.
 
@@ -62,7 +70,7 @@ def normalization_batch(cfg: DictConfig) -> int | None:
         return int(cfg.data.batch_size)
     if cfg.norm.ghost_batch is not None:
         return int(cfg.norm.ghost_batch)
-    ranks = {"world": world_size(cfg), "node": cfg.trainer.devices}.get(cfg.norm.group, cfg.norm.group)
+    ranks = {"world": devices(cfg), "node": cfg.get("simulate") or cfg.trainer.devices}.get(cfg.norm.group, cfg.norm.group)
     return int(cfg.data.batch_size * ranks)
 
 
@@ -137,6 +145,22 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
     if trainer.get("max_epochs") is not None and trainer.max_epochs != -1:
         _check_count("trainer.max_epochs", trainer.max_epochs)
+
+
+def _check_simulated(cfg: DictConfig) -> None:
+    if cfg.get("simulate") is None:
+        return
+    _check_count("simulate", cfg.simulate)
+    if world_size(cfg) != 1:
+        raise SettingError(
+            f"simulate={cfg.simulate}: one process stands for the devices, but trainer.devices={cfg.trainer.devices} "
+            f"and trainer.num_nodes={cfg.trainer.num_nodes}; leave these out, or simulate"
+        )
+    if cfg.data.get("remainder") == "uneven":
+        raise SettingError(
+            f"simulate={cfg.simulate}: devices that are simulated hold equally many samples; use data.remainder=drop "
+            "or pad instead of uneven"
+        )
 
 
 def _check_resume(cfg: DictConfig) -> None:

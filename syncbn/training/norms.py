@@ -1,7 +1,7 @@
 """``norm=``: one word for what the batch norm statistics are, and what each word does to a model and its training."""
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -34,26 +34,35 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
         raise SettingError(f"norm.only={norm['only']}: no batch norm layer is called so; there are {names or 'none'}")
 
 
-def plugins(norm: dict[str, Any]) -> list[Any]:
-    """The Lightning plugins that ``norm`` needs."""
-    return [SyncBatchNormPlugin(norm["group"], norm["only"], norm["ghost_batch"])] if norm["name"] == "sync" else []
+class Parts(NamedTuple):
+    """What a norm needs of Lightning.
+
+    Attributes:
+        plugins: for the trainer.
+        callbacks: for the trainer.
+        ddp_arguments: what DistributedDataParallel is told about buffers.
+    """
+
+    plugins: list[Any]
+    callbacks: list[pl.Callback]
+    ddp_arguments: dict[str, Any]
 
 
-def callbacks(norm: dict[str, Any]) -> list[pl.Callback]:
-    """The callbacks that ``norm`` needs."""
+def parts(norm: dict[str, Any]) -> Parts:
+    """The parts of Lightning that ``norm`` needs."""
     if norm["name"] in ("none", "group_norm"):
-        return []
-    return [RefuseLoneSamples(), *([PoolRunningStatistics()] if norm["name"] == "local_mean" else [])]
-
-
-def ddp_arguments(norm: dict[str, Any]) -> dict[str, Any]:
-    """What DistributedDataParallel is told about buffers."""
-    if norm["name"] != "local_mean":
-        return {}
-    # Each rank keeps running statistics of its own, or there would be nothing to pool.
-    # torch 2.13 calls the keyword forward_sync_buffers.
-    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        return Parts([], [], {})
+    made = Parts([], [RefuseLoneSamples()], {})
+    if norm["name"] == "sync":
+        made.plugins.append(SyncBatchNormPlugin(norm["group"], norm["only"], norm["ghost_batch"]))
+    if norm["name"] == "local_mean":
+        made.callbacks.append(PoolRunningStatistics())
+        # Each rank keeps running statistics of its own, or there would be nothing to pool.
+        # torch 2.13 calls the keyword forward_sync_buffers.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        keyword = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        made.ddp_arguments[keyword] = False
+    return made
 
 
 def remove_batch_norm(model: nn.Module) -> None:

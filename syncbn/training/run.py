@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import loggers, norms, preflight, record, silent
+from syncbn.training import loggers, norms, preflight, record, silent, simulated
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
 from syncbn.training.resume import ResumePoints
@@ -60,18 +60,22 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
-    datamodule = build(OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"]))
+    data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
+    if cfg.simulate:
+        data.batch_size = cfg.data.global_batch_size
+    datamodule = build(data)
     module = build(cfg.module)
     norm = _plain(cfg.norm)
     norms.prepare_model(module, norm)
+    exchange = simulated.parts(norm, cfg.simulate) if cfg.simulate else norms.parts(norm)
     throughput, settings = Throughput(), dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
-    callbacks += [_resume_points(cfg, run_dir), *norms.callbacks(norm), throughput]
+    callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, throughput]
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
     trainer = pl.Trainer(
-        strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **norms.ddp_arguments(norm)),
-        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norms.plugins(norm)],
+        strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **exchange.ddp_arguments),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
         logger=loggers.build(cfg, run_dir, rank),
         callbacks=callbacks,
         default_root_dir=run_dir,

@@ -90,6 +90,7 @@ class Config:
     cluster: Any = MISSING
     ckpt_path: str | None = None
     test: bool = True
+    simulate: int | None = None
 
 
 def register() -> None:

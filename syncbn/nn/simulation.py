@@ -1,0 +1,166 @@
+"""One process that stands for several devices: batch norm with the statistics that each of them would have.
+
+A batch holds the devices' batches in turn, sample ``i`` being that of device ``i % devices``, which is how a global
+batch is dealt to ranks. So one process learns, to rounding, what that many ranks would, without their messages.
+"""
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncbn.nn import functional
+from syncbn.nn.conversion import Only, batch_norms
+from syncbn.nn.statistics import Moments, pack, unpack
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class Simulated(_BatchNorm):
+    """What the layers have in common that :func:`simulate` makes of torch's.
+
+    Attributes:
+        devices: how many are simulated.
+        sharing: consecutive devices that share statistics; 1 is each by itself.
+        ghost_batch: samples of a device that share, where that is to be fewer than it holds; None for all.
+        rows: the running mean and variance of each device, shapes ``(devices, C)``, where each keeps its own until
+            :meth:`pool`. None where they are the first device's, as DistributedDataParallel has it: then they are the
+            layer's own.
+
+    Shape:
+        Input and output as of the torch class, ``N`` a multiple of the devices.
+
+    Raises:
+        ValueError: in training, samples that the devices, or ghost batches, cannot share equally; one value per channel.
+    """
+
+    devices: int
+    sharing: int
+    ghost_batch: int | None
+    rows: tuple[Tensor, Tensor] | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        samples, channels, *positions = input.shape
+        size = self.ghost_batch or max(samples // self.devices, 1)
+        if samples % (size * self.devices):
+            raise ValueError(f"{samples} samples cannot be cut into batches of {size} on each of {self.devices} devices")
+        # (chunk, sample, group, device in it, ...): what shares statistics becomes the batch, the rest goes with the
+        # channels, and one call of torch's kernel normalizes them all.
+        cut = input.reshape(-1, size, self.devices // self.sharing, self.sharing, channels, *positions)
+        chunks, groups = cut.shape[0], cut.shape[2]
+        x = cut.permute(1, 3, 0, 2, *range(4, cut.dim())).reshape(size * self.sharing, -1, *positions)
+        mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+        weight, bias = (None if p is None else p.repeat(chunks * groups) for p in (self.weight, self.bias))
+        y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        shape = (chunks, groups, channels)
+        self._learn(x.numel() // x.shape[1], mean.view(shape).double().mean(0), var.view(shape).double().mean(0))
+        y = y.view(size, self.sharing, chunks, groups, channels, *positions)
+        return y.permute(2, 0, 3, 1, *range(4, cut.dim())).reshape(input.shape)
+
+    @torch.no_grad()
+    def _learn(self, n: int, mean: Tensor, var: Tensor) -> None:
+        """Moves running statistics towards the groups' means and unbiased variances, shapes ``(groups, C)``."""
+        if self.running_mean is None or self.running_var is None or functional.recomputing():
+            return
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1 / self.num_batches_tracked.item()
+        count = mean.new_tensor(n)
+        if self.rows is None:
+            functional.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
+        else:
+            of_devices = (each.repeat_interleave(self.sharing, dim=0) for each in (mean, var))
+            functional.move(*self.rows, Moments(count, *of_devices), momentum)
+
+    @torch.no_grad()
+    def pool(self) -> None:
+        """Makes the running statistics those of all devices' pooled batches, the devices' own too; see ``rows``."""
+        if self.rows is None or self.running_mean is None or self.running_var is None:
+            return
+        one = torch.ones((), dtype=torch.float64)
+        sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]
+        _, mean, var = unpack(torch.stack(sums).sum(0))
+        for running, row, pooled in zip((self.running_mean, self.running_var), self.rows, (mean, var), strict=True):
+            running.copy_(pooled)
+            row.copy_(pooled)
+
+
+class _Simulated1d(Simulated, nn.BatchNorm1d):
+    pass
+
+
+class _Simulated2d(Simulated, nn.BatchNorm2d):
+    pass
+
+
+class _Simulated3d(Simulated, nn.BatchNorm3d):
+    pass
+
+
+_TWINS: dict[type[nn.Module], type[Simulated]] = {
+    nn.BatchNorm1d: _Simulated1d,
+    nn.BatchNorm2d: _Simulated2d,
+    nn.BatchNorm3d: _Simulated3d,
+}
+_ORIGINALS = {twin: original for original, twin in _TWINS.items()}
+_OPTIONS = ("devices", "sharing", "ghost_batch", "rows")
+
+
+def simulate(
+    module: AnyModule,
+    devices: int,
+    *,
+    sharing: int = 1,
+    ghost_batch: int | None = None,
+    keep: str = "first",
+    only: Only = None,
+) -> AnyModule:
+    """Makes torch's batch norms in ``module`` ones that normalize as several devices would, in place.
+
+    Args:
+        module: a model, or a batch norm itself.
+        devices: how many.
+        sharing: consecutive devices that share statistics; it divides ``devices``. 1 is per-device batch norm.
+        ghost_batch: samples of a device that share statistics, where that is to be fewer than it holds.
+        keep: whose running statistics: "first", those of the first device (or its group), as DistributedDataParallel
+            has them; "each", those of every device, until :meth:`Simulated.pool` makes one of them.
+        only: which layers, as for :func:`syncbn.convert`.
+
+    Returns:
+        The same object; :func:`unsimulate` takes it back.
+
+    Raises:
+        TypeError: a layer, by name, that is another class than torch's BatchNorm1d, 2d and 3d.
+        ValueError: devices that do not divide into such groups; groups of ghost batches.
+    """
+    if sharing < 1 or devices % sharing or (ghost_batch is not None and sharing != 1):
+        raise ValueError(f"devices={devices} sharing={sharing} ghost_batch={ghost_batch}: these do not go together")
+    chosen = [(name, layer) for name, layer in batch_norms(module, only) if not isinstance(layer, Simulated)]
+    for name, layer in chosen:
+        if type(layer) not in _TWINS:
+            raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: simulated are torch's own alone")
+    for _, layer in chosen:
+        layer.__class__ = _TWINS[type(layer)]
+        rows = None
+        if keep == "each" and layer.running_mean is not None and layer.running_var is not None:
+            rows = tuple(running.repeat(devices, 1) for running in (layer.running_mean, layer.running_var))
+        values = (devices, sharing, ghost_batch, rows)
+        layer.__dict__ |= dict(zip(_OPTIONS, values, strict=True))
+    return module
+
+
+def unsimulate(module: AnyModule) -> AnyModule:
+    """Makes the layers of ``module`` torch's again, in place; what devices keep each by itself is dropped."""
+    for layer in module.modules():
+        if type(layer) in _ORIGINALS:
+            layer.__class__ = _ORIGINALS[type(layer)]  # type: ignore[assignment]
+            for option in _OPTIONS:
+                del layer.__dict__[option]
+    return module

@@ -1,0 +1,137 @@
+"""One process that simulates devices, against processes: the layer, and training."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import syncbn
+from syncbn.nn import buffers, simulation
+from syncbn.training.norms import pool_running_statistics
+from tests.harness import Ranks
+
+STEPS, CHANNELS = 6, 3
+MODES = ["sync", "group=2", "local", "local_mean", "ghost=2"]
+
+
+def network(kind: str) -> nn.Sequential:
+    torch.manual_seed(3)
+    if kind == "mlp":
+        layers: list[nn.Module] = [nn.Linear(5, CHANNELS, bias=False), nn.BatchNorm1d(CHANNELS), nn.Tanh()]
+        return nn.Sequential(*layers, nn.Linear(CHANNELS, 4, bias=False), nn.BatchNorm1d(4, momentum=None)).double()
+    layers = [nn.Conv2d(2, CHANNELS, 3), nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.Conv2d(CHANNELS, 4, 2)]
+    return nn.Sequential(*layers, nn.BatchNorm2d(4, affine=False), nn.Flatten()).double()
+
+
+def batches(kind: str, samples: int) -> torch.Tensor:
+    shape = (5,) if kind == "mlp" else (2, 5, 4)
+    return torch.randn(STEPS, samples, *shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
+
+
+def train(model: nn.Module, inputs: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
+    for x in inputs:
+        optimizer.zero_grad()
+        model(x).pow(3).sum(1).mean().backward()
+        optimizer.step()
+
+
+def as_ranks(rank: int, world_size: int, kind: str, mode: str, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    model = network(kind)
+    if mode == "sync":
+        syncbn.convert(model)
+    elif mode == "group=2":
+        syncbn.convert(model, group=2)
+    elif mode == "ghost=2":
+        syncbn.convert(model, ghost_batch=2)
+    if mode == "local_mean":
+        ddp = DistributedDataParallel(model, forward_sync_buffers=False)
+    else:
+        ddp = DistributedDataParallel(buffers.broadcast_buffers_once(model))
+    train(ddp, inputs[:, rank::world_size])
+    if mode == "local_mean":
+        pool_running_statistics(model)
+    else:  # as a forward pass of evaluation has it
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+    return model.state_dict()
+
+
+def as_one(kind: str, mode: str, devices: int, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    model = network(kind)
+    sharing = {"sync": devices, "group=2": 2}.get(mode, 1)
+    keep = "each" if mode == "local_mean" else "first"
+    ghost = 2 if mode == "ghost=2" else None
+    simulation.simulate(model, devices, sharing=sharing, ghost_batch=ghost, keep=keep)
+    train(model, inputs)
+    for layer in model:
+        if isinstance(layer, simulation.Simulated):
+            layer.pool()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("kind", "world_size"), [("mlp", 2), ("image", 2), ("mlp", 4)])
+def test_one_process_learns_what_ranks_do(ranks: Ranks, kind: str, world_size: int, mode: str) -> None:
+    inputs = batches(kind, 8 * world_size)
+    expected = ranks.run(as_ranks, kind, mode, inputs, world_size=world_size)
+    found = as_one(kind, mode, world_size, inputs)
+    assert found.keys() == expected[0].keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[0][name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_modes_differ() -> None:
+    """Or the test above would pass with any of them in the place of another."""
+    inputs = batches("mlp", 16)
+    results = {mode: as_one("mlp", mode, 4, inputs) for mode in MODES}
+    for key in ("0.weight", "1.running_var"):
+        values = [each[key] for mode, each in results.items() if (key, mode) != ("0.weight", "local_mean")]
+        for index, value in enumerate(values):
+            assert all((value - other).abs().max() > 1e-4 for other in values[:index])
+
+
+def test_some_layers_alone() -> None:
+    model = network("mlp")
+    simulation.simulate(model, 4, sharing=4, only="1")
+    simulation.simulate(model, 4)
+    assert (model[1].sharing, model[4].sharing) == (4, 1)
+
+
+def test_it_is_taken_back() -> None:
+    model = network("mlp")
+    before: dict[str, Any] = {name: dict(vars(layer)) for name, layer in model.named_modules()}
+    simulation.unsimulate(simulation.simulate(model, 2, keep="each"))
+    assert type(model[1]) is nn.BatchNorm1d
+    assert {name: dict(vars(layer)) for name, layer in model.named_modules()} == before
+
+
+def test_evaluation_is_torchs() -> None:
+    model = network("mlp").eval()
+    x = batches("mlp", 3)[0]
+    expected = model(x)
+    assert torch.equal(simulation.simulate(model, 2)(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "samples", "message"),
+    [
+        ({"devices": 2}, 5, "5 samples cannot be cut into batches of 2 on each of 2 devices"),
+        ({"devices": 2, "ghost_batch": 3}, 8, "8 samples cannot be cut into batches of 3 on each of 2 devices"),
+        ({"devices": 4}, 4, "more than 1 value per channel"),
+    ],
+)
+def test_samples_that_do_not_divide(arguments: dict[str, Any], samples: int, message: str) -> None:
+    model = simulation.simulate(network("mlp"), **arguments)
+    with pytest.raises(ValueError, match=message):
+        model(batches("mlp", samples)[0])
+
+
+def test_what_cannot_be_simulated() -> None:
+    with pytest.raises(ValueError, match="devices=4 sharing=3"):
+        simulation.simulate(network("mlp"), 4, sharing=3)
+    with pytest.raises(TypeError, match=r"0 is a SyncBatchNorm1d: simulated are torch's own alone"):
+        simulation.simulate(nn.Sequential(syncbn.SyncBatchNorm1d(2)), 2)
