@@ -33,7 +33,7 @@ class Simulated(_BatchNorm):
         Input and output as of the torch class, ``N`` a multiple of the devices.
 
     Raises:
-        ValueError: in training, samples that the devices, or ghost batches, cannot share equally; one value per channel.
+        ValueError: in training, samples that the devices, or ghost batches, cannot share equally; one value a channel.
     """
 
     devices: int
@@ -48,7 +48,9 @@ class Simulated(_BatchNorm):
         samples, channels, *positions = input.shape
         size = self.ghost_batch or max(samples // self.devices, 1)
         if samples % (size * self.devices):
-            raise ValueError(f"{samples} samples cannot be cut into batches of {size} on each of {self.devices} devices")
+            raise ValueError(
+                f"{samples} samples cannot be cut into batches of {size} on each of {self.devices} devices"
+            )
         # (chunk, sample, group, device in it, ...): what shares statistics becomes the batch, the rest goes with the
         # channels, and one call of torch's kernel normalizes them all.
         cut = input.reshape(-1, size, self.devices // self.sharing, self.sharing, channels, *positions)
@@ -109,7 +111,7 @@ _TWINS: dict[type[nn.Module], type[Simulated]] = {
     nn.BatchNorm2d: _Simulated2d,
     nn.BatchNorm3d: _Simulated3d,
 }
-_ORIGINALS = {twin: original for original, twin in _TWINS.items()}
+_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {twin: original for original, twin in _TWINS.items()}
 _OPTIONS = ("devices", "sharing", "ghost_batch", "rows")
 
 
@@ -160,7 +162,7 @@ def unsimulate(module: AnyModule) -> AnyModule:
     """Makes the layers of ``module`` torch's again, in place; what devices keep each by itself is dropped."""
     for layer in module.modules():
         if type(layer) in _ORIGINALS:
-            layer.__class__ = _ORIGINALS[type(layer)]  # type: ignore[assignment]
+            layer.__class__ = _ORIGINALS[type(layer)]
             for option in _OPTIONS:
                 del layer.__dict__[option]
     return module

@@ -70,7 +70,8 @@ def normalization_batch(cfg: DictConfig) -> int | None:
         return int(cfg.data.batch_size)
     if cfg.norm.ghost_batch is not None:
         return int(cfg.norm.ghost_batch)
-    ranks = {"world": devices(cfg), "node": cfg.get("simulate") or cfg.trainer.devices}.get(cfg.norm.group, cfg.norm.group)
+    node = cfg.get("simulate") or cfg.trainer.devices
+    ranks = {"world": devices(cfg), "node": node}.get(cfg.norm.group, cfg.norm.group)
     return int(cfg.data.batch_size * ranks)
 
 

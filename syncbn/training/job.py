@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -21,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, ranks, record, silent, slurm, stopping
-from syncbn.training.ranks import End, Ranks, Requests, stopped
+from syncbn.training import attempts, config, identity, outcome, ranks, record, silent, slurm, stopping
+from syncbn.training.ranks import Ranks, Requests
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
 
@@ -77,17 +76,11 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
     status = "failed"
     try:
         with Requests(_say_that_it_stops) as requests:
-            ends = Ranks(devices, _rank, (run_dir,), run_dir / "ranks").watch(requests, cfg.timeouts.stop)
-        signum = 0 if all(end.code == 0 for end in ends) or _failure(ends) else _asked(requests, ends)
-        if signum:
-            status = "interrupted"
-            message = f"stopped by {signal.Signals(signum).name}"
-            if not all(stopped(end.code) or end.code == 0 for end in ends):
-                message += ", some ranks in the middle of a step"
-            raise _ended(f"{message}; {_how_to_go_on(run_dir)}", 128 + signum)
-        if any(end.code != 0 for end in ends):
-            raise _ended(_explain(ends, run_dir))
-        status = "finished"
+            ends = Ranks(devices, rank, (run_dir,), run_dir / "ranks").watch(requests, cfg.timeouts.stop)
+        end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
+        status = end.status
+        if end.code:
+            raise _ended(end.message, end.code)
     finally:
         with suppress(OSError):  # the disk may be full, which has been said
             record.end(run_dir, status)
@@ -117,7 +110,7 @@ def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> b
     return True
 
 
-def _rank(run_dir: Path) -> None:
+def rank(run_dir: Path) -> None:
     """The entry point of a rank that this module started."""
     run = import_run()
     cfg = OmegaConf.load(run_dir / "config.yaml")
@@ -165,7 +158,7 @@ def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
         trace.parent.mkdir(exist_ok=True)
         trace.write_text(about["trace"])
     where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {identity.host()}"
-    what = _what(about, trace, silent.to_blame(error, timeout))
+    what = outcome.what(about, trace, silent.to_blame(error, timeout))
     return _ended(f"{where} failed: {what}; {_how_to_go_on(run_dir)}")
 
 
@@ -209,63 +202,6 @@ def _close_wandb(cfg: DictConfig, run_dir: Path) -> None:
 
         with suppress(SettingError):
             loggers.mark_failed(cfg, run_dir)
-
-
-def _asked(requests: Requests, ends: list[End]) -> int:
-    """The signal that stopped the run, this process or a rank having been asked by it; 0 for none."""
-    codes = [end.code - 128 for end in ends if stopped(end.code)]
-    return (requests.seen or codes or [0])[0]
-
-
-def _failure(ends: list[End]) -> bool:
-    """Whether a rank raised something, a signal to stop or not."""
-    return any(end.error for end in ends)
-
-
-def _explain(ends: list[End], run_dir: Path) -> str:
-    """One line on why a run failed, about the rank it began with; tracebacks go into the run directory."""
-    for end in ends:
-        end.error.setdefault("message", "")
-    hung = [end for end in ends if end.hung is not None and end.code < 0]
-    failed = [end for end in ends if end.code != 0 and end not in hung]
-    first = min(failed, key=_blame)
-    if silent.is_timeout(first.error["message"]) and hung:
-        return _about(hung[0], ends, f"{hung[0].hung}, and the others have waited too long for it", run_dir)
-    if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
-        return _about(first, ends, f"was killed by {signal.Signals(-first.code).name}", run_dir)
-    if first.error.get("kind") in ("SettingError", "AgreedError"):
-        return " ".join(first.error["message"].split())
-    traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
-    trace = run_dir / "error.txt"
-    try:
-        trace.write_text(traces)
-    except OSError:  # no space left, perhaps
-        _say(traces)
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        _say(traces)
-    what = _what({"kind": f"exit code {first.code}", **first.error}, trace)
-    return _about(first, ends, f"failed: {what}", run_dir)
-
-
-def _what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
-    message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
-    place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
-    place += f"traceback: {record.short(trace)}"
-    return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
-
-
-def _blame(end: End) -> tuple[bool, bool, bool, int]:
-    """Sorts ranks that failed by how near to the cause they are: those that only lost another rank come last."""
-    victim = any(word in end.error["message"] for word in (*silent.LOST, "gloo", "NCCL", "Socket"))
-    return not end.error.get("guilty", False), victim, end.code > 0 and not end.error.get("trace"), end.rank
-
-
-def _about(end: End, ends: list[End], what: str, run_dir: Path) -> str:
-    log = run_dir / "ranks" / f"{end.rank}.log"  # rank 0 has none: it prints where the launcher does
-    if log.exists():
-        for line in log.read_text(errors="replace").splitlines()[-5:]:
-            _say(f"rank {end.rank} | {line}")
-    return f"rank {end.rank} of {len(ends)} (pid {end.pid}) {what}; {_how_to_go_on(run_dir)}"
 
 
 def _how_to_go_on(run_dir: Path) -> str:

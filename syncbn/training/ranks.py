@@ -58,9 +58,12 @@ class Ranks:
         entry: a function of a module.
         args: for it; they must pickle.
         logs: directory for what ranks other than 0 print.
+        silent: what rank 0 prints goes there too.
     """
 
-    def __init__(self, count: int, entry: Callable[..., None], args: tuple[Any, ...], logs: Path) -> None:
+    def __init__(
+        self, count: int, entry: Callable[..., None], args: tuple[Any, ...], logs: Path, *, silent: bool = False
+    ) -> None:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
 
         self._logs = logs
@@ -78,11 +81,13 @@ class Ranks:
         self._processes: list[BaseProcess] = []
         self._reports: list[Connection] = []  # no files: a full disk is to be reported too
         self._errors: dict[int, dict[str, Any]] = {}
+        self._deadline, self._asked_at = float("inf"), float("-inf")
+        self._hung: dict[int, str] = {}
         for rank in range(count):
             environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(  # type: ignore[attr-defined]
-                target=_be, args=(rank, environment, logs, theirs, entry, args), name=f"rank {rank}"
+                target=_be, args=(rank, environment, logs, theirs, entry, args, silent), name=f"rank {rank}"
             )
             process.start()
             theirs.close()
@@ -96,28 +101,45 @@ class Ranks:
             signals: what this process has been asked; the first request goes on to the ranks, the second kills them.
             stop_timeout: seconds that the ranks have to stop once they are asked to.
         """
-        deadline, asked_at, hung = float("inf"), float("-inf"), {}
         try:
-            while living := [rank for rank, p in enumerate(self._processes) if p.exitcode is None]:
-                if signals.seen and time.monotonic() > asked_at + 1:  # again and again: a rank may not listen yet
-                    deadline, asked_at = min(deadline, time.monotonic() + stop_timeout), time.monotonic()
-                    self._signal(living, signals.seen[0])
-                failed = any(p.exitcode not in (None, 0) and not stopped(p.exitcode) for p in self._processes)
-                self._listen()
-                if failed or self._errors:  # a rank that has raised something may still hang in its end
-                    deadline = min(deadline, time.monotonic() + GRACE)
-                if signals.enough:
-                    break
-                if time.monotonic() > deadline:
-                    hung = self._doing(living)
-                    break
-                wait([self._processes[rank].sentinel for rank in living], timeout=0.1)
+            while self.live(signals, stop_timeout):
+                wait(self.sentinels(), timeout=0.1)
         finally:
-            self.kill()
-            self._listen()
-            for report in self._reports:
-                report.close()
-        return [self._end(rank, hung.get(rank)) for rank in range(len(self._processes))]
+            self.close()
+        return self.ends()
+
+    def live(self, signals: "Requests", stop_timeout: float) -> bool:
+        """One look, as :meth:`watch` takes again and again: whether there is anybody to wait for still."""
+        living = [rank for rank, p in enumerate(self._processes) if p.exitcode is None]
+        if not living:
+            return False
+        if signals.seen and time.monotonic() > self._asked_at + 1:  # again and again: a rank may not listen yet
+            self._deadline = min(self._deadline, time.monotonic() + stop_timeout)
+            self._asked_at = time.monotonic()
+            self._signal(living, signals.seen[0])
+        failed = any(p.exitcode not in (None, 0) and not stopped(p.exitcode) for p in self._processes)
+        self._listen()
+        if failed or self._errors:  # a rank that has raised something may still hang in its end
+            self._deadline = min(self._deadline, time.monotonic() + GRACE)
+        if not signals.enough and time.monotonic() > self._deadline:
+            self._hung = self._doing(living)
+            return False
+        return not signals.enough
+
+    def sentinels(self) -> list[int]:
+        """What :func:`multiprocessing.connection.wait` waits for, of those that live."""
+        return [p.sentinel for p in self._processes if p.exitcode is None]
+
+    def close(self) -> None:
+        """Ends all that still live, and takes in what they had to say."""
+        self.kill()
+        self._listen()
+        for report in self._reports:
+            report.close()
+
+    def ends(self) -> list[End]:
+        """How each has ended, by rank."""
+        return [self._end(rank, self._hung.get(rank)) for rank in range(len(self._processes))]
 
     def kill(self) -> None:
         """Ends all that still live, at once."""
@@ -235,6 +257,7 @@ def _be(
     report: Connection,
     entry: Callable[..., None],
     args: tuple[Any, ...],
+    silent: bool,
 ) -> None:
     """A rank's life."""
     stopping.listen()
@@ -242,7 +265,7 @@ def _be(
     os.environ.clear()  # the server has the one that it was started with
     os.environ.update(environment)
     threading.Thread(target=_leave_with_launcher, daemon=True).start()
-    if rank > 0:
+    if rank > 0 or silent:
         _redirect(logs / f"{rank}.log")
     with (logs / f"{rank}.stacks").open("w") as stacks:
         faulthandler.register(STACKS, file=stacks, all_threads=True)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def headline(cfg: DictConfig) -> str:
     """One line that says what is about to run."""
     devices, nodes, norm = cfg.trainer.devices, cfg.trainer.num_nodes, cfg.norm
     ranks = f"{devices} {'process' if devices == 1 else 'processes'} on the {cfg.trainer.accelerator.upper()}"
+    if cfg.get("simulate"):
+        ranks = f"{ranks} for {cfg.simulate} devices"
     if nodes > 1:
         ranks = f"{nodes} nodes of {ranks}"
     share = ""
@@ -169,8 +172,9 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git() -> dict[str, Any] | None:
-    """The commit of the working directory, and whether anything in it has changed since."""
+    """The commit of the working directory, and whether anything in it had changed since, when first asked."""
     try:
         commit, status = (
             subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -36,8 +36,10 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         run_dir: the run directory, begun by :func:`syncbn.training.record.begin`; the same on all ranks.
     """
     _quieten()
-    if cfg.trainer.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // cfg.trainer.devices))
+    if cfg.trainer.accelerator == "cpu":
+        asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+        share = (os.cpu_count() or 1) // cfg.trainer.devices
+        torch.set_num_threads(int(asked) if asked.isdigit() else max(1, share))
     preflight.look(cfg, run_dir)
     rank = int(os.environ["RANK"])
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):

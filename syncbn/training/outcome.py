@@ -1,0 +1,104 @@
+"""How a run ended, from how its ranks did: one line, about the rank that it began with."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from syncbn.training import record, silent
+from syncbn.training.ranks import End, stopped
+
+
+class Outcome(NamedTuple):
+    """The end of a run.
+
+    Attributes:
+        status: for ``run.json``: finished, interrupted or failed.
+        message: one line for the user; empty where it finished.
+        code: for the program, by convention: 0, 128 + the signal that stopped it, 1 for anything else.
+    """
+
+    status: str
+    message: str = ""
+    code: int = 0
+
+
+def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
+    """What the ends of the ranks come to.
+
+    Args:
+        ends: one a rank.
+        asked: the signals that this process was sent meanwhile.
+        run_dir: tracebacks go there, and the last lines of the rank to blame are shown from there.
+        go_on: how to go on with the run, for the line.
+    """
+    if all(end.code == 0 for end in ends):
+        return Outcome("finished")
+    if any(end.error for end in ends):  # that it was asked to stop as well is no excuse
+        return Outcome("failed", _explain(ends, run_dir, go_on), 1)
+    signum = (asked or [end.code - 128 for end in ends if stopped(end.code)] or [0])[0]
+    if not signum:
+        return Outcome("failed", _explain(ends, run_dir, go_on), 1)
+    message = f"stopped by {signal.Signals(signum).name}"
+    if not all(stopped(end.code) or end.code == 0 for end in ends):
+        message += ", some ranks in the middle of a step"
+    return Outcome("interrupted", f"{message}; {go_on}", 128 + signum)
+
+
+def what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
+    """An exception as part of a line.
+
+    Args:
+        error: as :func:`syncbn.training.ranks.about` has it.
+        trace: the file with its traceback.
+        cause: what it came from, to be said first.
+    """
+    message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
+    place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
+    place += f"traceback: {record.short(trace)}"
+    return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
+
+
+def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
+    for end in ends:
+        end.error.setdefault("message", "")
+    hung = [end for end in ends if end.hung is not None and end.code < 0]
+    failed = [end for end in ends if end.code != 0 and end not in hung]
+    first = min(failed, key=_blame)
+    if silent.is_timeout(first.error["message"]) and hung:
+        waited = f"{hung[0].hung}, and the others have waited too long for it"
+        return f"{_about(hung[0], ends, run_dir)} {waited}; {go_on}"
+    if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
+        return f"{_about(first, ends, run_dir)} was killed by {signal.Signals(-first.code).name}; {go_on}"
+    if first.error.get("kind") in ("SettingError", "AgreedError"):
+        return " ".join(first.error["message"].split())
+    traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
+    trace = run_dir / "error.txt"
+    try:
+        trace.write_text(traces)
+    except OSError:  # no space left, perhaps
+        _say(traces)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        _say(traces)
+    said = what({"kind": f"exit code {first.code}", **first.error}, trace)
+    return f"{_about(first, ends, run_dir)} failed: {said}; {go_on}"
+
+
+def _blame(end: End) -> tuple[bool, bool, bool, int]:
+    """Sorts ranks that failed by how near to the cause they are: those that only lost another rank come last."""
+    victim = any(word in end.error["message"] for word in (*silent.LOST, "gloo", "NCCL", "Socket"))
+    return not end.error.get("guilty", False), victim, end.code > 0 and not end.error.get("trace"), end.rank
+
+
+def _about(end: End, ends: list[End], run_dir: Path) -> str:
+    """Which rank this is; the last that it printed is shown, where it went into a file."""
+    log = run_dir / "ranks" / f"{end.rank}.log"
+    if log.exists():
+        for line in log.read_text(errors="replace").splitlines()[-5:]:
+            _say(f"rank {end.rank} | {line}")
+    return f"rank {end.rank} of {len(ends)} (pid {end.pid})"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

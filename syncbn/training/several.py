@@ -1,0 +1,104 @@
+"""Several runs of one program at once, each with ranks of its own: the cells of a study."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from syncbn.training import attempts, identity, outcome, record
+from syncbn.training.job import rank
+from syncbn.training.outcome import Outcome
+from syncbn.training.ranks import Ranks, Requests
+
+GO_ON = "the same command goes on with it"
+
+
+class Run(NamedTuple):
+    """One run.
+
+    Attributes:
+        cfg: settled settings.
+        directory: the run directory; what is in it already is gone on with.
+        overrides: for the record.
+    """
+
+    cfg: DictConfig
+    directory: Path
+    overrides: list[str]
+
+
+def run_all(
+    runs: Sequence[Run], slots: int, requests: Requests, ended: Callable[[Run, Outcome], None]
+) -> dict[Path, Outcome]:
+    """Does all of ``runs``, in order, as many at once as there is room for; those that have finished before are left.
+
+    One that fails does not stop the others. Once this process is asked to stop, those that are under way stop with a
+    checkpoint and no other begins.
+
+    Args:
+        runs: of one machine.
+        slots: processes at once. A run of more waits until it is alone.
+        requests: within its context, what this process is asked.
+        ended: called when one has ended, at once for one that had before.
+
+    Returns:
+        How each that was begun has ended, by directory.
+    """
+    waiting, outcomes = list(runs), {}
+    live: list[tuple[Run, Ranks]] = []
+    try:
+        while waiting or live:
+            if requests.seen:
+                waiting = []
+            while waiting and (not live or _processes(live) + waiting[0].cfg.trainer.devices <= slots):
+                run = waiting.pop(0)
+                if _begin(run):
+                    ranks = Ranks(run.cfg.trainer.devices, rank, (run.directory,), run.directory / "ranks", silent=True)
+                    live.append((run, ranks))
+                else:
+                    outcomes[run.directory] = Outcome("finished")
+                    ended(run, outcomes[run.directory])
+            wait([sentinel for _, ranks in live for sentinel in ranks.sentinels()], timeout=0.1)
+            for run, ranks in list(live):
+                if not ranks.live(requests, run.cfg.timeouts.stop):
+                    live.remove((run, ranks))
+                    outcomes[run.directory] = _end(run, ranks, requests)
+                    ended(run, outcomes[run.directory])
+    finally:
+        for run, ranks in live:  # something was raised here
+            _end(run, ranks, requests)
+    return outcomes
+
+
+def _processes(live: list[tuple[Run, Ranks]]) -> int:
+    return sum(run.cfg.trainer.devices for run, _ in live)
+
+
+def _begin(run: Run) -> bool:
+    """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
+    identity.hold(run.directory)
+    begun = False
+    try:
+        if attempts.go_on(run.cfg, run.directory, lambda line: None):
+            record.begin(run.cfg, run.directory, run.directory.name, run.overrides)
+            begun = True
+    finally:
+        if not begun:
+            identity.release(run.directory)
+    return begun
+
+
+def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
+    status = "failed"
+    try:
+        ranks.close()
+        end = outcome.of(ranks.ends(), requests.seen, run.directory, GO_ON)
+        status = end.status
+        return end
+    finally:
+        with suppress(OSError):  # the disk may be full
+            record.end(run.directory, status)
+        identity.release(run.directory)
