@@ -1,7 +1,8 @@
 """One process that stands for several devices: batch norm with the statistics that each of them would have.
 
 A batch holds the devices' batches in turn, sample ``i`` being that of device ``i % devices``, which is how a global
-batch is dealt to ranks. So one process learns, to rounding, what that many ranks would, without their messages.
+batch is dealt to ranks; or several such batches, one after the other, as they are accumulated for one step of the
+optimizer. So one process learns, to rounding, what that many ranks would, without their messages.
 """
 
 from typing import TypeVar
@@ -25,12 +26,13 @@ class Simulated(_BatchNorm):
         devices: how many are simulated.
         sharing: consecutive devices that share statistics; 1 is each by itself.
         ghost_batch: samples of a device that share, where that is to be fewer than it holds; None for all.
+        accumulate: batches in one, that are to count one after the other.
         rows: the running mean and variance of each device, shapes ``(devices, C)``, where each keeps its own until
             :meth:`pool`. None where they are the first device's, as DistributedDataParallel has it: then they are the
             layer's own.
 
     Shape:
-        Input and output as of the torch class, ``N`` a multiple of the devices.
+        Input and output as of the torch class, ``N`` a multiple of ``devices * accumulate``.
 
     Raises:
         ValueError: in training, samples that the devices, or ghost batches, cannot share equally; one value a channel.
@@ -39,6 +41,7 @@ class Simulated(_BatchNorm):
     devices: int
     sharing: int
     ghost_batch: int | None
+    accumulate: int
     rows: tuple[Tensor, Tensor] | None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -46,8 +49,9 @@ class Simulated(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         samples, channels, *positions = input.shape
-        size = self.ghost_batch or max(samples // self.devices, 1)
-        if samples % (size * self.devices):
+        share = self.devices * self.accumulate
+        size = self.ghost_batch or max(samples // share, 1)
+        if samples % (size * share):
             raise ValueError(
                 f"{samples} samples cannot be cut into batches of {size} on each of {self.devices} devices"
             )
@@ -59,21 +63,26 @@ class Simulated(_BatchNorm):
         mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
         weight, bias = (None if p is None else p.repeat(chunks * groups) for p in (self.weight, self.bias))
         y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
-        shape = (chunks, groups, channels)
-        self._learn(x.numel() // x.shape[1], mean.view(shape).double().mean(0), var.view(shape).double().mean(0))
+        shape = (self.accumulate, -1, groups, channels)
+        self._learn(x.numel() // x.shape[1], *(each.view(shape).double().mean(1) for each in (mean, var)))
         y = y.view(size, self.sharing, chunks, groups, channels, *positions)
         return y.permute(2, 0, 3, 1, *range(4, cut.dim())).reshape(input.shape)
 
     @torch.no_grad()
     def _learn(self, n: int, mean: Tensor, var: Tensor) -> None:
-        """Moves running statistics towards the groups' means and unbiased variances, shapes ``(groups, C)``."""
+        """Moves running statistics by batches in turn, of means and unbiased variances ``(accumulate, groups, C)``."""
         if self.running_mean is None or self.running_var is None or functional.recomputing():
             return
-        momentum = 0.0 if self.momentum is None else self.momentum
+        ages = torch.arange(self.accumulate - 1, -1, -1, dtype=mean.dtype)
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1 / self.num_batches_tracked.item()
+            self.num_batches_tracked.add_(self.accumulate)
+        if self.momentum is None:
+            assert self.num_batches_tracked is not None
+            weights = torch.ones_like(ages) / self.num_batches_tracked
+        else:
+            weights = self.momentum * (1 - self.momentum) ** ages
+        momentum = weights.sum().item()
+        mean, var = (torch.einsum("a,agc->gc", weights / momentum, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
             functional.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
@@ -112,7 +121,7 @@ _TWINS: dict[type[nn.Module], type[Simulated]] = {
     nn.BatchNorm3d: _Simulated3d,
 }
 _ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {twin: original for original, twin in _TWINS.items()}
-_OPTIONS = ("devices", "sharing", "ghost_batch", "rows")
+_OPTIONS = ("devices", "sharing", "ghost_batch", "accumulate", "rows")
 
 
 def simulate(
@@ -121,6 +130,7 @@ def simulate(
     *,
     sharing: int = 1,
     ghost_batch: int | None = None,
+    accumulate: int = 1,
     keep: str = "first",
     only: Only = None,
 ) -> AnyModule:
@@ -131,6 +141,7 @@ def simulate(
         devices: how many.
         sharing: consecutive devices that share statistics; it divides ``devices``. 1 is per-device batch norm.
         ghost_batch: samples of a device that share statistics, where that is to be fewer than it holds.
+        accumulate: batches in one that are accumulated for one step of the optimizer.
         keep: whose running statistics: "first", those of the first device (or its group), as DistributedDataParallel
             has them; "each", those of every device, until :meth:`Simulated.pool` makes one of them.
         only: which layers, as for :func:`syncbn.convert`.
@@ -153,7 +164,7 @@ def simulate(
         rows = None
         if keep == "each" and layer.running_mean is not None and layer.running_var is not None:
             rows = tuple(running.repeat(devices, 1) for running in (layer.running_mean, layer.running_var))
-        values = (devices, sharing, ghost_batch, rows)
+        values = (devices, sharing, ghost_batch, accumulate, rows)
         layer.__dict__ |= dict(zip(_OPTIONS, values, strict=True))
     return module
 

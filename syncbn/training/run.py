@@ -64,14 +64,16 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
 def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
     if cfg.simulate:
-        data.batch_size = cfg.data.global_batch_size
+        data.batch_size = simulated.batch_size(cfg)
     datamodule = build(data)
     module = build(cfg.module)
     norm = _plain(cfg.norm)
     norms.prepare_model(module, norm)
-    exchange = simulated.parts(norm, cfg.simulate) if cfg.simulate else norms.parts(norm)
+    exchange = simulated.parts(cfg) if cfg.simulate else norms.parts(norm)
     throughput, settings = Throughput(), dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
+    if cfg.simulate:
+        settings["accumulate_grad_batches"] = 1  # they are in one
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
     callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, throughput]
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]

@@ -5,39 +5,86 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import LayerSync
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from syncbn.nn import simulation
 from syncbn.nn.simulation import Simulated
+from syncbn.training.loaders import TrainLoader
 from syncbn.training.norms import Parts
+from syncbn.training.schema import SettingError
 
 
-def parts(norm: dict[str, Any], devices: int) -> Parts:
-    """The parts of Lightning by which one process normalizes as so many devices would with ``norm``."""
+def parts(cfg: DictConfig) -> Parts:
+    """The parts of Lightning by which one process learns what ``cfg.simulate`` devices would."""
+    norm: dict[str, Any] = dict(OmegaConf.to_container(cfg.norm))  # type: ignore[arg-type]  # of a DictConfig it is one
+    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, accumulated(cfg))]
     if norm["name"] in ("none", "group_norm"):
-        return Parts([], [], {})
-    return Parts([SimulatedDevicesPlugin(norm, devices)], [SimulatedStatistics()], {})
+        return Parts([], callbacks, {})
+    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, accumulated(cfg))
+    return Parts([plugin], [*callbacks, SimulatedStatistics()], {})
+
+
+def batch_size(cfg: DictConfig) -> int:
+    """Samples that the one process takes at once: all of a step of the optimizer."""
+    return int(cfg.data.global_batch_size * accumulated(cfg))
+
+
+def accumulated(cfg: DictConfig) -> int:
+    """Batches in a step of the optimizer."""
+    return int(cfg.trainer.get("accumulate_grad_batches") or 1)
+
+
+class RefuseRest(pl.Callback):
+    """Refuses data of which devices would take a smaller last step in an epoch, which one process would leave out.
+
+    Args:
+        global_batch_size: samples over all devices.
+        accumulate: batches in a step of the optimizer.
+    """
+
+    def __init__(self, global_batch_size: int, accumulate: int) -> None:
+        self.global_batch_size, self.accumulate = global_batch_size, accumulate
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.accumulate == 1:
+            return
+        loader = trainer.train_dataloader
+        name = f"simulate and trainer.accumulate_grad_batches={self.accumulate}"
+        if not isinstance(loader, TrainLoader) or trainer.num_training_batches < len(loader):
+            raise SettingError(f"{name}: these want loaders of syncbn.training.data and no trainer.limit_train_batches")
+        batches = loader.sampler.samples // self.global_batch_size
+        if batches % self.accumulate:
+            raise SettingError(
+                f"{name}: an epoch has {batches} batches of {self.global_batch_size}, so its last step would be a "
+                f"smaller one; use data of a multiple of {self.accumulate * self.global_batch_size} images"
+            )
 
 
 class SimulatedDevicesPlugin(LayerSync):
     """Makes batch norm layers simulate devices while Lightning fits the model.
 
     Args:
-        norm: settled settings of ``norm``: "sync", "local" or "local_mean".
+        norm: settled settings of ``norm``: "sync", "ghost", "local" or "local_mean".
         devices: how many.
+        accumulate: batches in one that are accumulated for one step of the optimizer.
     """
 
-    def __init__(self, norm: dict[str, Any], devices: int) -> None:
-        self.norm, self.devices = norm, devices
+    def __init__(self, norm: dict[str, Any], devices: int, accumulate: int = 1) -> None:
+        self.norm, self.devices, self.accumulate = norm, devices, accumulate
 
     def apply(self, model: nn.Module) -> nn.Module:
-        norm, keep = self.norm, "each" if self.norm["name"] == "local_mean" else "first"
-        if norm["name"] == "sync":
-            sharing = self.devices if norm["group"] in ("world", "node") else norm["group"]
-            simulation.simulate(
-                model, self.devices, sharing=sharing, ghost_batch=norm["ghost_batch"], only=norm["only"]
-            )
-        return simulation.simulate(model, self.devices, keep=keep)
+        group = self.norm.get("group", 1)
+        simulation.simulate(
+            model,
+            self.devices,
+            sharing=self.devices if group in ("world", "node") else group,
+            ghost_batch=self.norm.get("ghost_batch"),
+            keep="each" if self.norm["name"] == "local_mean" else "first",
+            only=self.norm.get("only"),
+            accumulate=self.accumulate,
+        )
+        return simulation.simulate(model, self.devices, accumulate=self.accumulate)  # what norm.only has left
 
     def revert(self, model: nn.Module) -> nn.Module:
         return simulation.unsimulate(model)

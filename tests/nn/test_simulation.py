@@ -13,6 +13,7 @@ from syncbn.nn import buffers, simulation
 from syncbn.training.norms import pool_running_statistics
 from tests.harness import Ranks
 
+State = dict[str, torch.Tensor]
 STEPS, CHANNELS = 6, 3
 MODES = ["sync", "group=2", "local", "local_mean", "ghost=2"]
 
@@ -31,15 +32,18 @@ def batches(kind: str, samples: int) -> torch.Tensor:
     return torch.randn(STEPS, samples, *shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5
 
 
-def train(model: nn.Module, inputs: torch.Tensor) -> None:
+def train(model: nn.Module, inputs: torch.Tensor, accumulate: int) -> None:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
-    for x in inputs:
-        optimizer.zero_grad()
-        model(x).pow(3).sum(1).mean().backward()
-        optimizer.step()
+    for number, x in enumerate(inputs, 1):
+        (model(x).pow(3).sum(1).mean() / accumulate).backward()
+        if number % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
-def as_ranks(rank: int, world_size: int, kind: str, mode: str, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+def as_ranks(
+    rank: int, world_size: int, kind: str, mode: str, accumulate: int, inputs: torch.Tensor
+) -> dict[str, torch.Tensor]:
     model = network(kind)
     if mode == "sync":
         syncbn.convert(model)
@@ -51,7 +55,7 @@ def as_ranks(rank: int, world_size: int, kind: str, mode: str, inputs: torch.Ten
         ddp = DistributedDataParallel(model, forward_sync_buffers=False)
     else:
         ddp = DistributedDataParallel(buffers.broadcast_buffers_once(model))
-    train(ddp, inputs[:, rank::world_size])
+    train(ddp, inputs[:, rank::world_size], accumulate)
     if mode == "local_mean":
         pool_running_statistics(model)
     else:  # as a forward pass of evaluation has it
@@ -60,13 +64,13 @@ def as_ranks(rank: int, world_size: int, kind: str, mode: str, inputs: torch.Ten
     return model.state_dict()
 
 
-def as_one(kind: str, mode: str, devices: int, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+def as_one(kind: str, mode: str, accumulate: int, inputs: torch.Tensor, devices: int) -> State:
     model = network(kind)
     sharing = {"sync": devices, "group=2": 2}.get(mode, 1)
     keep = "each" if mode == "local_mean" else "first"
     ghost = 2 if mode == "ghost=2" else None
-    simulation.simulate(model, devices, sharing=sharing, ghost_batch=ghost, keep=keep)
-    train(model, inputs)
+    simulation.simulate(model, devices, sharing=sharing, ghost_batch=ghost, accumulate=accumulate, keep=keep)
+    train(model, inputs.reshape(STEPS // accumulate, -1, *inputs.shape[2:]), 1)
     for layer in model:
         if isinstance(layer, simulation.Simulated):
             layer.pool()
@@ -74,11 +78,11 @@ def as_one(kind: str, mode: str, devices: int, inputs: torch.Tensor) -> dict[str
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("kind", "world_size"), [("mlp", 2), ("image", 2), ("mlp", 4)])
-def test_one_process_learns_what_ranks_do(ranks: Ranks, kind: str, world_size: int, mode: str) -> None:
+@pytest.mark.parametrize(("kind", "world_size", "accumulate"), [("mlp", 2, 3), ("image", 2, 1), ("mlp", 4, 1)])
+def test_one_process_learns_what_ranks_do(ranks: Ranks, kind: str, world_size: int, accumulate: int, mode: str) -> None:
     inputs = batches(kind, 8 * world_size)
-    expected = ranks.run(as_ranks, kind, mode, inputs, world_size=world_size)
-    found = as_one(kind, mode, world_size, inputs)
+    expected = ranks.run(as_ranks, kind, mode, accumulate, inputs, world_size=world_size)
+    found = as_one(kind, mode, accumulate, inputs, world_size)
     assert found.keys() == expected[0].keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[0][name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
@@ -87,7 +91,7 @@ def test_one_process_learns_what_ranks_do(ranks: Ranks, kind: str, world_size: i
 def test_modes_differ() -> None:
     """Or the test above would pass with any of them in the place of another."""
     inputs = batches("mlp", 16)
-    results = {mode: as_one("mlp", mode, 4, inputs) for mode in MODES}
+    results = {mode: as_one("mlp", mode, 1, inputs, 4) for mode in MODES}
     for key in ("0.weight", "1.running_var"):
         values = [each[key] for mode, each in results.items() if (key, mode) != ("0.weight", "local_mean")]
         for index, value in enumerate(values):
