@@ -91,6 +91,7 @@ class Config:
     ckpt_path: str | None = None
     test: bool = True
     simulate: int | None = None
+    study: Any = None
 
 
 def register() -> None:

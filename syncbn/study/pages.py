@@ -1,0 +1,4 @@
+"""Placeholder."""
+
+
+def write(cfg, study, root): ...
