@@ -40,7 +40,11 @@ def main(cfg: DictConfig) -> None:
         if study["dry_run"]:
             _list(study, cells, runs)
             return
-        code = _run(cfg, study, runs, root)
+        code = 0 if study["report_only"] else _run(study, runs, root)
+        if code < 2:
+            from syncbn.study import pages
+
+            pages.write(cfg, study, root)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
@@ -94,7 +98,7 @@ def _list(study: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]) -> 
     print(f"study {study['name']}, budget {study['budget']}: {len(cells)} runs: {how}")
 
 
-def _run(cfg: DictConfig, study: dict[str, Any], runs: list[Run], root: Path) -> int:
+def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
     cores = os.cpu_count() or 1
     slots = study["slots"] or cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
@@ -107,9 +111,6 @@ def _run(cfg: DictConfig, study: dict[str, Any], runs: list[Run], root: Path) ->
         left = len(runs) - sum(each.status == "finished" for each in outcomes.values())
         print(f"error: stopped with {left} of {len(runs)} runs to do; the same command does them", file=sys.stderr)
         return 128 + requests.seen[0]
-    from syncbn.study import pages
-
-    pages.write(cfg, study, root)
     failed = sum(each.status != "finished" for each in outcomes.values())
     if failed:
         print(f"error: {failed} of {len(runs)} runs failed; the same command does them again", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""``+study=NAME`` as a user calls it."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.training.command import Run, train
+from tests.training.faulty import fault
+
+STUDY = ["+study=small_batch", "study.budget=smoke", "study.seeds=1", "trainer.max_epochs=1", "precise_batches=2"]
+STUDY += ["trainer.limit_test_batches=2", "~study.parts.fixed_step", "study.directory=s"]
+
+
+def of_study(where: Path, *more: str) -> Run:
+    return train(where, *STUDY, *more)
+
+
+def written(where: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted((where / "s").glob("*/*/*/result.json"))}
+
+
+def test_it_does_what_is_missing(tmp_path: Path) -> None:
+    """A run is killed; the study says so, shows it, and the same command does that run and no other."""
+    stop = fault(tmp_path, "kill")
+    first = of_study(tmp_path, stop)
+    assert first.code == 1
+    assert "was killed by SIGKILL; the same command goes on with it" in first.err
+    assert first.err.splitlines()[-1] == "error: 1 of 6 runs failed; the same command does them again"
+    assert "6 of 6 runs" in first.out
+    done = written(tmp_path)
+    assert len(done) == 5
+    again = of_study(tmp_path, stop)
+    assert again.code == 0, again.err
+    assert len(written(tmp_path)) == 6
+    assert {path: written(tmp_path)[path] for path in done} == done
+    assert not again.left
+    status = [json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/*/*/run.json")]
+    assert status == ["finished"] * 6
+
+
+def test_the_report_is_of_the_runs_that_are_there(tmp_path: Path) -> None:
+    assert of_study(tmp_path).code == 0
+    page = tmp_path / "s" / "report" / "report.html"
+    before = page.read_text()
+    shutil.rmtree(tmp_path / "s" / "scaled_step" / "8_sync" / "0")
+    run = train(tmp_path, *STUDY, "study.report_only=true")
+    assert run.code == 0, run.err
+    assert page.read_text() != before
+
+
+def test_it_lists_its_runs(tmp_path: Path) -> None:
+    run = of_study(tmp_path, "study.dry_run=true")
+    lines = run.out.splitlines()
+    assert run.code == 0
+    assert lines[-1] == "study small_batch, budget smoke: 6 runs: 4 of 1 process, 2 of 2 processes"
+    assert lines[0].startswith("python train.py model=mlp simulate=2 ")
+    assert lines[0].endswith(" norm=local seed=0 hydra.run.dir=s/scaled_step/2_local/0")
+    assert not (tmp_path / "s" / "scaled_step").exists()
+    assert train(tmp_path, *lines[0].split()[2:]).code == 0
+
+
+def test_nonsense_is_one_line(tmp_path: Path) -> None:
+    for setting, line in {
+        "study.budget=tiny": "error: study.budget=tiny: use one of smoke, default, full",
+        "data.batchsize=3": "error: study.parts.scaled_step: Could not override 'data.batchsize'.",
+        "optimizer.lr=-1": "error: optimizer.lr=-1: use a number, 0 or more",
+    }.items():
+        run = of_study(tmp_path, setting)
+        assert run.code == 1
+        assert run.err.startswith(line)
