@@ -62,6 +62,46 @@ def table(
         sys.exit(1)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, sweeps' directories, directories of these.")],
+    factor: Annotated[
+        str, typer.Option(help="What is compared: a setting, or a group (norm, data.batch_size).")
+    ] = "norm",
+    baseline: Annotated[str | None, typer.Option(help="The side to compare with; local, if not said.")] = None,
+    metric: Annotated[str, typer.Option(help="By what, as result.json names it.")] = "test/acc",
+    margin: Annotated[float | None, typer.Option(help="What is no difference yet; 0.75 points, or 5 %.")] = None,
+    alpha: Annotated[float, typer.Option(help="Level of the tests.")] = 0.01,
+    report: Annotated[Path | None, typer.Option(help="Directory of the report; compare beside the runs.")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="The tables here, and no report.")] = False,
+    wandb: Annotated[str | None, typer.Option(help="Log it to W&B too: offline or online.")] = None,
+) -> None:
+    """Compare runs that differ in one factor, over pairs of one seed: effect, interval, tests, cost; and a report."""
+    from rich.console import Console
+
+    from syncbn.study import comparing, terminal
+    from syncbn.training.schema import SettingError
+
+    try:
+        if wandb not in (None, "offline", "online"):
+            raise SettingError(f"--wandb={wandb}: use offline or online")
+        comparison = comparing.compare(
+            runs, factor=factor, baseline=baseline, metric=metric, margin=margin, alpha=alpha
+        )
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    terminal.show(comparison, Console(highlight=False))
+    if no_report:
+        return
+    from syncbn.study import report as pages
+
+    directory = report or comparing.directory_of_report(runs)
+    print(f"\nreport: {pages.write(comparison, directory)}")
+    if wandb is not None:
+        print(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
+
+
 def main() -> None:
     """The entry point."""
     app()

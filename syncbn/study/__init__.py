@@ -1,17 +1,8 @@
 """Reads finished runs and compares them: pairs, statistics, plots, a report. The top floor.
 
-Bottom up: ``runs`` (what a run directory says), ``pairing`` (which runs belong together), ``effects`` (the statistics
-of pairs), ``comparison`` (all that follows, as tables), ``terminal``, ``plots`` and ``report`` (what is shown of it).
+Bottom up: ``runs`` (what a run directory says), ``settings``, ``labels`` and ``sides`` (what tells runs apart),
+``metrics`` (what they are compared by), ``pairing`` (which belong together), ``effects`` (the statistics of pairs),
+``costs``, ``layers``, ``facts`` and ``published`` (what else there is to say), ``answer`` (the answer), ``comparing``
+(all of it, from paths to a ``comparison``), ``terminal``, ``plots`` and ``report`` (what is shown of it). Studies, which
+make runs and then compare them: ``plan`` (which), ``studies`` (how), ``pages`` (their report).
 """
-
-from omegaconf import DictConfig
-
-from syncbn.training import ranks
-
-
-def main(cfg: DictConfig) -> None:
-    """What ``train.py`` calls for ``+study=NAME``; see :mod:`syncbn.study.studies`."""
-    ranks.start_server("syncbn.training.preload")  # it imports what ranks need, while this process imports torch
-    from syncbn.study import studies
-
-    studies.main(cfg)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import checkpoints, config, record, slurm
+from syncbn.training.flat import COPIES, flat
 from syncbn.training.schema import SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
@@ -17,7 +17,6 @@ FREE += [f"data.{name}" for name in ("batch_size", "num_workers")]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 FREE += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
-COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # of groups that are compared themselves
 
 
 def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
@@ -85,17 +84,11 @@ def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
 
 
 def _changes(cfg: DictConfig, earlier: DictConfig) -> list[str]:
-    before = _flat(OmegaConf.to_container(earlier, resolve=True))
-    now = _flat(OmegaConf.to_container(cfg, resolve=True))
+    before = flat(OmegaConf.to_container(earlier, resolve=True))
+    now = flat(OmegaConf.to_container(cfg, resolve=True))
     skipped = tuple(f"{name}." for name in (*FREE, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
     return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    return {name: value for key, each in tree.items() for name, value in _flat(each, f"{prefix}{key}.").items()}
 
 
 def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[str], None]) -> Path:

@@ -1,0 +1,100 @@
+"""Which layers need shared statistics, by what the monitor saw, and the setting that gives it to them.
+
+A layer needs them where a device's statistics are worth few independent samples, or where the devices hold other data.
+
+- *Few* is under 5.7, between 4 (in protocol P1 ten times the error of large batches) and 8 (no more error than with
+  32): the geometric mean of the two, so that an estimate of 8 is not taken for fewer. With image positions in a layer
+  it is the effective batch that counts, for positions of one image are no independent samples.
+- *Other data* is a spread of the devices' means of more than 3 times what chance gives, in layers that have no image
+  positions. With positions that is no sign: they depend on one another, on one device as on several.
+"""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import pandas as pd
+
+from syncbn.study.pairing import Pairs
+from syncbn.study.settings import devices
+from syncbn.study.sides import Layout
+
+HARMFUL, ENOUGH = 4, 8  # samples, by protocol P1 (MLP(6,64) on digits, after Wu & Johnson 2021)
+FEW = math.sqrt(HARMFUL * ENOUGH)
+MOST_SPREAD = 3.0
+FIGURES = ["device_batch", "effective_batch", "spread", "variance_ratio"]
+COLUMNS = ["layer", "side", "condition", *FIGURES, "needs"]
+
+
+def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
+    """``Comparison.layers``: means over log points and runs, the neediest layer first."""
+    frames = []
+    for each in pairs.placed:
+        seen = each.run.statistics() if each.used or each.why.startswith("it confirms") else pd.DataFrame()
+        if not seen.empty:
+            frame = seen[["layer", *FIGURES]].copy()
+            frame[FIGURES] = frame[FIGURES].apply(pd.to_numeric, errors="coerce")
+            batch = (each.run.config.get("data") or {}).get("batch_size") or math.inf
+            frames.append(frame.assign(side=each.side, condition=each.condition, samples=float(batch)))
+    if not frames:
+        return pd.DataFrame(columns=COLUMNS)
+    keys = ["layer", "side", "condition"]
+    table = pd.concat(frames, ignore_index=True).groupby(keys, as_index=False, sort=True).mean()
+    has_positions = table["device_batch"] > table["samples"]
+    table["needs"] = (table["effective_batch"] < FEW) | (~has_positions & (table["spread"] > MOST_SPREAD))
+    table["_side"], table["_at"] = (
+        table[name].map({label: place for place, label in enumerate(every)})
+        for name, every in (("side", layout.sides), ("condition", layout.conditions))
+    )
+    table = table.sort_values(["needs", "effective_batch", "_at", "layer", "_side"], ascending=[False, *[True] * 4])
+    return table[COLUMNS].reset_index(drop=True)
+
+
+def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
+    """The setting that synchronizes what needs it, and why, in a sentence a condition; "" of an empty table."""
+    said: dict[str, list[str]] = {}
+    for condition in layout.conditions:
+        here = table[table["condition"] == condition]
+        if here.empty:
+            continue
+        # Of the baseline where it was monitored: what a device's own statistics are worth before anything is shared.
+        sides = [side for side in layout.sides if side in set(here["side"])]
+        mine = here[here["side"] == sides[0]]
+        runs = [p.run for p in pairs.placed if p.condition == condition and p.run.config]
+        said.setdefault(_advice(mine, max((devices(run) for run in runs), default=1)), []).append(condition)
+    if len(said) == 1:
+        return next(iter(said))
+    return " ".join(f"{', '.join(where)}: {advice}" for advice, where in said.items())
+
+
+def globs(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Patterns for ``norm.only`` that take all of ``names`` and none of the others; the names themselves if need be."""
+    if len(names) > 2:
+        start = names[0][: next((i for i, c in enumerate(zip(*names, strict=False)) if len({*c}) > 1), None)]
+        pattern = f"{start}*"
+        if start and not any(fnmatchcase(other, pattern) for other in others):
+            return [pattern]
+    return sorted(names)
+
+
+def _advice(table: pd.DataFrame, world: int) -> str:
+    needy, fine = table[table["needs"]], table[~table["needs"]]
+    least = table.loc[table["effective_batch"].idxmin()] if table["effective_batch"].notna().any() else None
+    worth = f"{least['effective_batch']:.3g} independent samples in {least['layer']}" if least is not None else ""
+    if needy.empty:
+        return f"no layer needs shared statistics: a device's are worth at least {worth}." if worth else ""
+    what = "norm=sync for all layers"
+    if not fine.empty:
+        listed = ", ".join(f'"{pattern}"' for pattern in globs(sorted(needy["layer"]), list(fine["layer"])))
+        what = f"norm=sync norm.only='[{listed}]'"
+    if (needy["effective_batch"] < FEW).any():
+        why = f"a device's statistics are worth as few as {worth}"
+        least_batch = float(needy["effective_batch"].min())
+        sizes = [n for n in range(2, world) if world % n == 0 and n * least_batch >= ENOUGH]
+        if sizes and not (needy["spread"] > MOST_SPREAD).any():
+            what += f" norm.group={sizes[0]}"
+            why += f", those of {sizes[0]} devices about {sizes[0] * least_batch:.3g}"
+    else:
+        why = f"the devices' means differ {needy['spread'].max():.3g} times as much as by chance: they hold other data"
+    count = f"{len(needy)} of {len(table)} layers need it" if not fine.empty else f"all {len(table)} need it"
+    return f"{what}: {why}; {count}."
