@@ -71,11 +71,11 @@ def compare(
     cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
     layer_table = layers.layers(pairs, layout)
     confirmed, far = pairing.confirmations(pairs, width)
-    problems = [f"{p.path}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
+    problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
     problems += [*facts.versions(pairs), *facts.few(effect_rows)]
     return Comparison(
-        title=title or f"{factor}: {' against '.join([*layout.sides[1:], layout.baseline])}",
+        title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
         question=question,
         factor=factor,
         metric=measured,
@@ -105,6 +105,13 @@ def compare(
 def directory_of_report(paths: Sequence[Path]) -> Path:
     """Where the report goes if nobody says: ``compare`` in the directory that all runs lie in."""
     return runs.root(runs.directories(paths)) / "compare"
+
+
+def _who(p: pairing.Placed) -> str:
+    """Which run it is, where its settings can be read."""
+    seed = "" if p.run.seed is None else f"seed {p.run.seed}"
+    known = [part for part in (p.side, p.condition, seed) if part]
+    return f" ({', '.join(known)})" if p.side else ""
 
 
 def _at(layout: Layout, condition: str) -> float:

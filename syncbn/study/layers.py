@@ -18,6 +18,7 @@ import pandas as pd
 from syncbn.study.pairing import Pairs
 from syncbn.study.settings import devices
 from syncbn.study.sides import Layout
+from syncbn.study.wording import at
 
 HARMFUL, ENOUGH = 4, 8  # samples, by protocol P1 (MLP(6,64) on digits, after Wu & Johnson 2021)
 FEW = math.sqrt(HARMFUL * ENOUGH)
@@ -64,7 +65,7 @@ def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
         said.setdefault(_advice(mine, max((devices(run) for run in runs), default=1)), []).append(condition)
     if len(said) == 1:
         return next(iter(said))
-    return " ".join(f"{', '.join(where)}: {advice}" for advice, where in said.items())
+    return " ".join(f"At {at(where)}: {advice}" for advice, where in said.items())
 
 
 def globs(names: Sequence[str], others: Sequence[str]) -> list[str]:

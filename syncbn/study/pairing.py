@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from syncbn.study import labels
 from syncbn.study.comparison import Metric
@@ -222,16 +222,16 @@ def _count(seeds: Iterable[int]) -> str:
     return f"seed{'s' * (len(ordered) != 1)} {shown}"
 
 
-def confirmations(pairs: Pairs, margin: float) -> tuple[list[dict[str, object]], list[str]]:
+def confirmations(pairs: Pairs, margin: float) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of ``Comparison.confirmations``, and a line where the two disagree by more than the margin."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for one, several in pairs.confirmed:
         row = {"condition": one.condition, "side": one.side, "seed": one.seed, "one_process": one.value}
         rows.append({**row, "processes": several.value, "difference": several.value - one.value})
-    far = [row for row in rows if abs(float(str(row["difference"]))) > margin]
+    far = [row for row in rows if abs(row["difference"]) > margin]
     lines = [
-        f"{row['side']} with seed {row['seed']} came out as {row['one_process']:.4g} in one process and as "
-        f"{row['processes']:.4g} as processes, which is more than the margin"
+        f"{' at '.join(filter(None, (row['side'], row['condition'])))} with seed {row['seed']} came out as "
+        f"{row['one_process']:.4g} in one process and as {row['processes']:.4g} as processes: beyond the margin"
         for row in far
     ]
     return rows, lines

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,8 @@ from syncbn.study.wording import p_value, signed
 
 WIDTH = 100  # where the output is a file or a pipe
 MOST_LAYERS = 8
+MOST_SIDES = 4  # that have a column each
+WORDS = ("condition", "as", "side", "what", "layer")  # columns that may fold
 STYLES = {
     "lower": "bold green",
     "higher": "bold green",
@@ -45,7 +46,9 @@ def show(comparison: Comparison, console: Console) -> None:
             "dim",
         )
     )
-    _print(console, "time of a step, where every device is a process", _cost(c))
+    ran = set(c.cost["how"])
+    where = next(iter(ran)) if len(ran) == 1 else "where every device is a process"
+    _print(console, f"time of a step, {where}", _cost(c, len(ran) > 1))
     _print(console, "layers, those that need shared statistics first", _layers(c))
     if c.suggestion:
         console.print(Text(c.suggestion))
@@ -77,9 +80,9 @@ def _table(
     """Words to the left, folded; numbers to the right, never cut. A column in which nothing is said is left out."""
     listed = [list(row) for row in rows]
     kept = [place for place, _ in enumerate(columns) if any(str(row[place]) for row in listed)]
-    table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False)
+    table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
     for place in kept:
-        is_word = columns[place] in folded
+        is_word = columns[place] in WORDS
         table.add_column(
             Text(columns[place]),
             justify="left" if is_word else "right",
@@ -93,13 +96,16 @@ def _table(
 
 
 def _means(c: Comparison, several: bool) -> Table:
-    """A row for a condition, a column for a side."""
+    """A row for a condition and a column for a side, or a row for each where there are many sides."""
     rows = []
-    for (condition, how), here in _by(c.means, "condition", "how" if several else None):
-        of = {row["side"]: row for row in here.to_dict("records")}
-        cells = [_mean(of[side]) if side in of else "—" for side in c.sides]
-        rows.append([_where(condition, how), *cells])
-    return _table(["", *c.sides], rows)
+    for (condition, how), here in c.means.groupby(["condition", "how"], sort=False):
+        of = {row["side"]: _mean(row) for row in here.to_dict("records")}
+        at = _at(c, {"condition": condition, "how": how}, several)
+        if len(c.sides) > MOST_SIDES:
+            rows += [[*at, side, of[side]] for side in c.sides if side in of]
+        else:
+            rows.append([*at, *(of.get(side, "—") for side in c.sides)])
+    return _table([_axis(c), "as", *(["side", "mean"] if len(c.sides) > MOST_SIDES else c.sides)], rows)
 
 
 def _mean(row: dict[str, Any]) -> str:
@@ -110,43 +116,42 @@ def _mean(row: dict[str, Any]) -> str:
 def _effects(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.effects.to_dict("records"):
-        interval = "—" if math.isnan(row["low"]) else f"[{signed(row['low'])}, {signed(row['high'])}]"
-        where = _where(row["condition"], row["how"] if several else "")
-        figures = [row["n"], signed(row["difference"]), interval, p_value(row["p_holm"]), p_value(row["p_tost"])]
-        rows.append([where, row["side"], *figures, row["verdict"]])
-    columns = ["", "side", "pairs", "difference", "95 % interval", "p", "p same", "verdict"]
+        low, difference, high = (signed(row[name], c.metric) for name in ("low", "difference", "high"))
+        interval = "—" if math.isnan(row["low"]) else f"[{low}, {high}]"
+        figures = [row["n"], difference, interval, p_value(row["p_holm"]), p_value(row["p_tost"])]
+        rows.append([*_at(c, row, several), row["side"], *figures, row["verdict"]])
+    columns = [_axis(c), "as", "side", "pairs", "difference", "95 % interval", "p", "p same", "verdict"]
     return _table(columns, rows)
 
 
-def _cost(c: Comparison) -> Table:
+def _cost(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.cost.to_dict("records"):
         ratio = "—" if math.isnan(row["ratio"]) else f"{row['ratio']:.2f}"
         spread = "" if row["side"] == c.baseline else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
         time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
-        rows.append(
-            [_where(row["condition"], row["how"]), row["side"], *time, ratio, spread.replace("nan to nan", "—"), share]
-        )
-    return _table(["", "side", "step", "images/s", "ratio", "over seeds", "in messages"], rows)
+        spread = spread.replace("nan to nan", "—")
+        rows.append([*_at(c, row, several), row["side"], *time, ratio, spread, share])
+    return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "over seeds", "in messages"], rows)
 
 
 def _layers(c: Comparison) -> Table:
-    rows = []
-    for row in c.layers.head(MOST_LAYERS).to_dict("records"):
+    """Of the first side that was monitored: that is what the suggestion rests on."""
+    rows: list[list[str]] = []
+    monitored = set(c.layers["side"])
+    side = next((side for side in c.sides if side in monitored), "")
+    table = c.layers[c.layers["side"] == side]
+    for row in table.head(MOST_LAYERS).to_dict("records"):
         figures = [f"{row['device_batch']:.4g}", f"{row['effective_batch']:.3g}", f"{row['spread']:.3g}"]
-        rows.append(
-            [f"{row['layer']}", _where(row["condition"], row["side"]), *figures, "yes" if row["needs"] else "no need"]
-        )
-    more = len(c.layers) - MOST_LAYERS
-    if more > 0:
+        rows.append([row["layer"], _at(c, row, False)[0], *figures, "yes" if row["needs"] else "no need"])
+    if (more := len(table) - MOST_LAYERS) > 0:
         rows.append([f"and {more} more", "", "", "", "", ""])
-    columns = ["layer", "", "device batch", "worth", "spread", "needs sharing"]
-    return _table(columns, rows, folded=["layer", ""])
+    return _table(["layer", _axis(c), "device batch", "worth", "spread", "needs sharing"], rows)
 
 
 def _expected(c: Comparison) -> Table:
-    columns = ["what", "", "published", "ours", "agrees"]
+    columns = ["what", "condition", "published", "ours", "agrees"]
     rows = [
         [row["what"], *(row[n] for n in ("condition", "published", "ours", "agrees"))]
         for row in c.expected.to_dict("records")
@@ -154,12 +159,11 @@ def _expected(c: Comparison) -> Table:
     return _table(columns, rows)
 
 
-def _by(table: pd.DataFrame, first: str, second: str | None) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    keys = dict.fromkeys((row[first], row[second] if second else "") for row in table.to_dict("records"))
-    return [
-        ((one, two), table[(table[first] == one) & ((table[second] == two) if second else True)]) for one, two in keys
-    ]
+def _axis(c: Comparison) -> str:
+    """The heading of the column that tells conditions apart."""
+    return c.axis.rpartition(".")[2] or "condition"
 
 
-def _where(condition: str, how: str) -> str:
-    return "; ".join(part for part in (condition, how) if part)
+def _at(c: Comparison, row: dict[str, Any], several: bool) -> list[str]:
+    """The condition, or the number alone where the heading names the axis; and how it ran, where that differs."""
+    return [row["condition"].partition("=")[2] if c.axis else row["condition"], row["how"] if several else ""]

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import pandas as pd
 
 from syncbn.study.comparison import Metric
 
+Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -17,33 +19,23 @@ def verdict(
     """``Comparison.verdict``: a sentence on each side, and one on what it costs."""
     sentences = []
     for side in sides[1:]:
-        rows = effects[effects["side"] == side]
-        if rows.empty:
-            sentences.append(f"{side} could not be compared with {baseline}.")
-            continue
-        places = set(rows["how"])
-        parts = []
-        for word, group in groupby(rows.to_dict("records"), key=lambda row: row["verdict"]):
-            alike = list(group)
-            where = ", ".join(_where(row, len(places) > 1) for row in alike)
-            where = f" at {where}" if where else ""
-            if word in ("lower", "higher"):
-                parts += [_difference(row, metric, len(places) > 1) for row in alike]
-            elif word == "no difference":
-                unit = f" {metric.difference_unit}" if metric.difference_unit else ""
-                parts.append(f"no difference beyond ±{margin:.3g}{unit}{where}")
-            elif word == "undecided":
-                figures = ", ".join(_estimate(row, metric) for row in alike)
-                parts.append(f"undecided{where} ({figures}: neither a difference nor its absence is shown)")
-            else:
-                parts.append(f"too few pairs to say{where}")
-        sentences.append(f"{side} against {baseline}, {metric.label}: {'; '.join(parts)}.")
+        rows = effects[effects["side"] == side].to_dict("records")
+        with_how = len({row["how"] for row in rows}) > 1
+        parts = [
+            _part(word, list(alike), metric, margin, with_how) for word, alike in groupby(rows, lambda r: r["verdict"])
+        ]
+        what = f"{side} against {baseline}, {metric.label}: {'; '.join(parts)}."
+        sentences.append(what if rows else f"{side} could not be compared with {baseline}.")
+    if effects["verdict"].isin(["lower", "higher", "undecided"]).any():
+        sentences.append("In brackets, 95 % intervals.")
     return " ".join([*sentences, *_costs(baseline, sides, cost)])
 
 
-def signed(value: float) -> str:
-    """With a sign, to three digits; — where there is none."""
-    return "—" if math.isnan(value) else f"{value:+.3g}".replace("-", MINUS)
+def signed(value: float, metric: Metric) -> str:
+    """With a sign, points to two decimals, anything else to three digits; — where there is none."""
+    if math.isnan(value):
+        return "—"
+    return (f"{value:+.2f}" if metric.difference_unit else f"{value:+.3g}").replace("-", MINUS)
 
 
 def p_value(p: float) -> str:
@@ -53,23 +45,37 @@ def p_value(p: float) -> str:
     return "<1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
-def _where(row: dict[str, object], with_how: bool) -> str:
-    return " as ".join(part for part in (str(row["condition"]), str(row["how"]) if with_how else "") if part)
+def at(conditions: Sequence[str]) -> str:
+    """``data.batch_size=2, 4``: labels of conditions, without repeating what they begin with."""
+    names = {condition.partition("=")[0] for condition in conditions}
+    if len(names) == 1 and all(condition.count("=") == 1 for condition in conditions):
+        return f"{names.pop()}={', '.join(condition.partition('=')[2] for condition in conditions)}"
+    return ", ".join(filter(None, conditions))
 
 
-def _estimate(row: dict[str, object], metric: Metric) -> str:
-    low, middle, high = (signed(float(str(row[name]))) for name in ("low", "difference", "high"))
-    return f"{middle} [{low}, {high}]{f' {metric.difference_unit}' if metric.difference_unit else ''}"
-
-
-def _difference(row: dict[str, object], metric: Metric, with_how: bool) -> str:
-    low, high = sorted((abs(float(str(row["low"]))), abs(float(str(row["high"])))))
-    amount = f"{abs(float(str(row['difference']))):.3g}"
+def _part(word: str, rows: list[Row], metric: Metric, margin: float, with_how: bool) -> str:
+    """What is said of conditions that come out alike."""
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
-    good = "better" if row["verdict"] == metric.better else "worse"
-    where = _where(row, with_how)
-    figures = f"95 % interval {low:.3g} to {high:.3g}, p {p_value(float(str(row['p_holm'])))} after Holm"
-    return f"{row['verdict']} by {amount}{unit}, which is {good}{f', at {where}' if where else ''} ({figures})"
+    where = ", ".join(map(_where, rows)) if with_how else at([str(row["condition"]) for row in rows])
+    where = f" at {where}" if where else ""
+    if word == "no difference":
+        return f"no difference beyond ±{margin:.3g}{unit}{where}"
+    if word == "too few pairs":
+        return f"too few pairs to say{where}"
+    figures = ", ".join(_figures(row, metric, unit, with_how) for row in rows)
+    if word == "undecided":
+        return f"undecided, neither a difference nor its absence being shown: {figures}"
+    return f"{word} ({'better' if word == metric.better else 'worse'}): {figures}"
+
+
+def _figures(row: Row, metric: Metric, unit: str, with_how: bool) -> str:
+    low, middle, high = (signed(row[name], metric) for name in ("low", "difference", "high"))
+    where = _where(row) if with_how else row["condition"]
+    return f"{middle}{unit} [{low}, {high}]{f' at {where}' if where else ''}"
+
+
+def _where(row: Row) -> str:
+    return " as ".join(part for part in (row["condition"], row["how"]) if part)
 
 
 def _costs(baseline: str, sides: Sequence[str], cost: pd.DataFrame) -> list[str]:
