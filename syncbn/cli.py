@@ -97,7 +97,8 @@ def compare(
     from syncbn.study import report as pages
 
     directory = report or comparing.directory_of_report(runs)
-    print(f"\nreport: {pages.write(comparison, directory)}")
+    page, here = pages.write(comparison, directory), Path.cwd()
+    print(f"\nreport: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:
         print(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
 

@@ -19,11 +19,11 @@ def syncbn(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["compare", "--help"]])
 def test_help_is_plain(arguments: list[str]) -> None:
     done = syncbn(*arguments)
     assert done.returncode == 0
-    assert "doctor" in done.stdout
+    assert (arguments[0] if arguments[1:] else "doctor") in done.stdout
     assert not {*"\x1b╭│"} & {*done.stdout}
 
 

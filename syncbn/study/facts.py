@@ -7,11 +7,13 @@ import pandas as pd
 
 from syncbn.study import labels
 from syncbn.study.pairing import Pairs, Placed
+from syncbn.study.settings import GPU
 from syncbn.study.sides import Layout
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
 SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices")
 FEW_PAIRS = 5
+UNKNOWN = "not known"
 # Said of every run, and of no interest where nobody has changed them.
 QUIET = ("_partial_", "shuffle", "deterministic", "num_sanity_val_steps", "check_val_every_n_epoch", "in_features")
 
@@ -55,7 +57,7 @@ def versions(pairs: Pairs) -> list[str]:
         if len(by_version) > 1:
             counts = ", ".join(f"{version} ({count} runs)" for version, count in sorted(by_version.items()))
             lines.append(f"the runs were not made with the same {name}: {counts}")
-    kinds = _counts("GPUs" if p.place.endswith("GPUs") else "the CPU" for p in used)
+    kinds = _counts("GPUs" if p.place.endswith(GPU) else "the CPU" for p in used)
     if len(kinds) > 1:
         lines.append(
             "some pairs ran on GPUs, others on the CPU: " + ", ".join(f"{k} ({n} runs)" for k, n in kinds.items())
@@ -80,9 +82,9 @@ def few(effects: pd.DataFrame) -> list[str]:
 
 def _versions(used: Sequence[Placed]) -> dict[str, dict[str, int]]:
     """How many runs each version of a package, and each commit, has."""
-    found = {name: _counts(str((p.run.about.get("versions") or {}).get(name)) for p in used) for name in PACKAGES}
-    found["git commit"] = _counts(str((p.run.about.get("git") or {}).get("commit"))[:12] for p in used)
-    return {name: counts for name, counts in found.items() if {*counts} != {"None"}}
+    found = {name: _counts((p.run.about.get("versions") or {}).get(name) or UNKNOWN for p in used) for name in PACKAGES}
+    found["git commit"] = _counts(str((p.run.about.get("git") or {}).get("commit") or UNKNOWN)[:12] for p in used)
+    return {name: counts for name, counts in found.items() if {*counts} != {UNKNOWN}}
 
 
 def _counts(values: Any) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Short names for combinations of settings: what varies, and no more of it than tells them apart."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -14,20 +14,18 @@ def varying(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({row.get(name) for row in rows}) > 1]
 
 
-def distinguishing(rows: Sequence[Row], among: Iterable[str] | None = None) -> list[str]:
+def distinguishing(rows: Sequence[Row], *, fewest: bool = True) -> list[str]:
     """A few settings that tell all rows apart that any can tell apart, those people look at first preferred.
 
     Args:
         rows: combinations of settings.
-        among: the names that may be chosen; all if None.
+        fewest: whether one is left out that those after it make superfluous.
     """
-    names = varying(rows) if among is None else [name for name in varying(rows) if name in among]
-    names.sort(key=_preference)
     chosen: list[str] = []
-    for name in names:
+    for name in sorted(varying(rows), key=_preference):
         if _classes(rows, [*chosen, name]) > _classes(rows, chosen):
             chosen.append(name)
-    for name in reversed(chosen):  # an earlier one may be no help any more
+    for name in reversed(chosen) if fewest else ():  # an earlier one may be no help any more
         rest = [each for each in chosen if each != name]
         if _classes(rows, rest) == _classes(rows, chosen):
             chosen = rest

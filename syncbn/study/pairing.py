@@ -176,7 +176,8 @@ def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
 
 
 def _why_alone(each: Placed, layout: Layout) -> str:
-    other = layout.baseline if each.side != layout.baseline else "any other side"
+    others = [layout.baseline] if each.side != layout.baseline else layout.sides[1:]
+    other = others[0] if len(others) == 1 else "another side"
     return f"no partner: there is no run of {other} in its settings with seed {each.seed} ({each.place})"
 
 

@@ -156,7 +156,7 @@ def _read(path: Path) -> Run:
     if not about and not (path / "run.json").exists():
         overrides, _ = _load(path / ".hydra" / "overrides.yaml", lambda text: {"all": _yaml(text)})
         asked = " ".join(map(str, overrides.get("all") or [])) or "its settings are not known"
-        return Run(path, "failed", f"it failed before training began, or was moved here by half ({asked})", config)
+        return Run(path, "failed", f"it failed before training began, or has just started ({asked})", config)
     if status == "running":
         trouble = "it had not ended when this was computed: it is running, or was killed"
     elif status in ("failed", "interrupted"):

@@ -13,6 +13,7 @@ BOOKKEEPING = [
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),
     *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
 ]
+GPU = ("GPU", "GPUs")  # how the name of a place with GPUs ends
 PLACE = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "simulate")  # see `how` and `devices`
 # A value that is another's by default is left out where it is the same.
 FOLLOWS = {
@@ -74,15 +75,17 @@ def place(run: Run) -> str:
     """Where the devices were, without their number: runs of two places are never a pair."""
     if not run.config:
         return ""
-    where = "GPUs" if (run.config.get("trainer") or {}).get("accelerator") == "gpu" else "the CPU"
-    return f"one process on {where}" if is_simulated(run) else f"processes on {where}"
+    on_gpu = (run.config.get("trainer") or {}).get("accelerator") == "gpu"
+    if is_simulated(run):
+        return f"one process on {'a GPU' if on_gpu else 'the CPU'}"
+    return f"processes on {'GPUs' if on_gpu else 'the CPU'}"
 
 
 def how(run: Run) -> str:
     """The same with numbers, for people: "2 processes on the CPU", "1 process for 2 devices"."""
     if not run.config:
         return ""
-    number, on_gpu = devices(run), place(run).endswith("GPUs")
+    number, on_gpu = devices(run), place(run).endswith(GPU)
     if is_simulated(run):
         return f"1 process for {number} device{'s' * (number != 1)}{' on a GPU' * on_gpu}"
     nodes = run.config["trainer"].get("num_nodes", 1)

@@ -121,7 +121,8 @@ def _side_labels(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     made = []
     for row in rows:
         alike = [other for other in rows if other.get(chief) == row.get(chief)]
-        more = [labels.assignment(_within(name, names), row.get(name)) for name in labels.distinguishing(alike)]
+        chosen = [name for name in labels.distinguishing(alike, fewest=False) if name in row]
+        more = [labels.assignment(_within(name, names), row[name]) for name in chosen]
         made.append(" ".join([labels.text(row.get(chief)).rpartition(".")[2], *more]))
     return made if len({*made}) == len(made) else [f"{label} ({number})" for number, label in enumerate(made, 1)]
 
