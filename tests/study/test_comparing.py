@@ -216,12 +216,12 @@ def test_one_process_and_several_are_never_a_pair(tmp_path: Path) -> None:
 
 
 def test_cost(tmp_path: Path) -> None:
-    sweep(tmp_path, {"local": {0: 2.0}}, images_per_second=400)
-    sweep(tmp_path, {"local": {1: 2.0}}, images_per_second=500)
-    accumulated = {"trainer.accumulate_grad_batches": 1}
-    sweep(tmp_path, {"sync": {0: 2.0, 1: 2.1}}, images_per_second=200, settings=accumulated)
+    of_two = {"trainer.accumulate_grad_batches": 2}  # batches a step
+    sweep(tmp_path, {"local": {0: 2.0}}, images_per_second=400, settings=of_two)
+    sweep(tmp_path, {"local": {1: 2.0}}, images_per_second=500, settings=of_two)
+    sweep(tmp_path, {"sync": {0: 2.0, 1: 2.1}}, images_per_second=200, settings=of_two)
     local, sync = compare([tmp_path]).cost.to_dict("records")
-    assert (local["seconds_per_step"], local["ratio"]) == (pytest.approx((4 / 400 + 4 / 500) / 2), 1.0)
+    assert (local["seconds_per_step"], local["ratio"]) == (pytest.approx((8 / 400 + 8 / 500) / 2), 1.0)
     assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, 2.25))
     assert math.isnan(sync["collectives"])
 

@@ -9,13 +9,14 @@ from syncbn.training.schema import SettingError
 from tests.study import hand_made
 
 
-def test_runs_sweeps_and_what_holds_them(tmp_path: Path) -> None:
+def test_runs_sweeps_and_what_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     sweep = hand_made.sweep(tmp_path / "multirun/a", {"local": hand_made.by_seed(range(12))})
     alone = hand_made.run(tmp_path / "outputs/mine")
     (alone / "wandb/run").mkdir(parents=True)
     hand_made.run(alone / "within")  # no run directory lies in another
     (tmp_path / "multirun/a/compare").mkdir()
-    found = [run.path for run in read([tmp_path, sweep / "3", alone])]
+    found = [run.path for run in read([tmp_path, Path("multirun/a/3"), alone])]
     assert found == [*(sweep / str(number) for number in range(12)), alone]
     assert root(found) == tmp_path
     assert root(directories([sweep])) == sweep
