@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from syncbn.study import costs, effects, facts, layers, metrics, pairing, published, runs, sides, wording
+from syncbn.study import answer, costs, effects, facts, layers, metrics, pairing, published, runs, sides
 from syncbn.study.comparison import Comparison, Metric
 from syncbn.study.pairing import Cell, Pairs
 from syncbn.study.settings import how
@@ -97,7 +97,7 @@ def compare(
         differs=facts.differs(pairs, layout),
         constant=facts.constant(pairs, layout),
         problems=problems,
-        verdict=wording.verdict(measured, layout.baseline, layout.sides, effect_rows, cost, width),
+        verdict=answer.verdict(measured, layout.baseline, layout.sides, effect_rows, cost, width),
         command=_command(places, above, factor, baseline, metric, margin, alpha),
     )
 

@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 
 import pandas as pd
 
+from syncbn.study.answer import at
 from syncbn.study.pairing import Pairs
 from syncbn.study.settings import devices
 from syncbn.study.sides import Layout
-from syncbn.study.wording import at
 
 HARMFUL, ENOUGH = 4, 8  # samples, by protocol P1 (MLP(6,64) on digits, after Wu & Johnson 2021)
 FEW = math.sqrt(HARMFUL * ENOUGH)

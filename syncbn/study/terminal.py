@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from syncbn.study.answer import p_value, signed
 from syncbn.study.comparison import Comparison
-from syncbn.study.wording import p_value, signed
 
 WIDTH = 100  # where the output is a file or a pipe
 MOST_LAYERS = 8

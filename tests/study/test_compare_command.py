@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import syncbn.study
 from syncbn.cli import app
+from syncbn.study.answer import MINUS
 from syncbn.study.comparison import Comparison
-from syncbn.study.wording import MINUS
 from tests.study import hand_made
 from tests.study.hand_made import layer, sweep
 from tests.training.command import train

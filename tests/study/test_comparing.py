@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syncbn.study.answer import MINUS
 from syncbn.study.comparing import compare
 from syncbn.study.comparison import Comparison
-from syncbn.study.wording import MINUS
 from syncbn.training.schema import SettingError
 from tests.study import hand_made
 from tests.study.hand_made import by_seed, layer, run, sweep
