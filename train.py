@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from syncbn import study
+from syncbn.study.launch import main as study
 from syncbn.training import main
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def train(cfg: DictConfig) -> None:
     """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, those of a study."""
-    run = main if cfg.study is None else study.main
+    run = main if cfg.study is None else study
     run(cfg)
 
 

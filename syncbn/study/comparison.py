@@ -50,17 +50,17 @@ class Comparison:
         means: ``condition``, ``at`` (the axis's number, NaN without one), ``side``, ``how``, ``n``, ``mean``, ``sd``
             (NaN for n = 1), ``low``, ``high`` (95 % interval of the mean, by t).
         effects: side minus baseline, over paired seeds: ``condition``, ``at``, ``side``, ``how``, ``n`` (pairs),
-            ``difference``, ``low``, ``high`` (95 %, by t), ``p`` (paired t, two-sided), ``p_holm`` (of all rows, by Holm
-            1979), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin), ``differences`` (tuple of floats, by
+            ``difference``, ``low``, ``high`` (95 %, by t), ``p`` (paired t, two-sided), ``p_holm`` (of all rows, by
+            Holm 1979), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin), ``differences`` (tuple of floats, by
             seed), ``verdict`` ("lower", "higher", "no difference", "undecided", "too few pairs").
         curves: ``condition``, ``side``, ``how``, ``seed``, ``epoch`` (1 is the first), ``metric`` ("train/loss",
             "val/error" in %), ``value``.
-        cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``ratio`` (seconds per
-            step over the baseline's of the same seeds, condition and how: mean), ``ratio_low``, ``ratio_high`` (least and
-            greatest over seeds), ``collectives`` (share of the time, 0 to 1; NaN where no monitor looked). Only of runs
+        cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``ratio`` (seconds
+            per step over the baseline's of the same seeds, condition and how: mean), ``ratio_low``, ``ratio_high``
+            (least and greatest over seeds), ``collectives`` (share of the time, 0 to 1; NaN where no monitor looked). Only of runs
             whose devices are processes: one process for several devices says nothing on cost.
-        layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``, ``device_batch``
-            (values per channel on a device), ``effective_batch`` (independent samples that a device's statistics are
+        layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
+            ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's statistics are
             worth), ``spread`` (of the devices' means, as a multiple of what chance gives; 1 is chance),
             ``variance_ratio`` (a device's variance over the shared one), ``needs`` (bool).
         suggestion: a setting that synchronizes what needs it, and why, in a sentence; "" where nothing was monitored.
