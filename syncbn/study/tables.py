@@ -1,0 +1,221 @@
+"""The tables of the report, as they are shown: text, the same on the page and in Markdown. The CSV files have all digits."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from syncbn.study.comparison import Comparison
+from syncbn.study.wording import (
+    MISSING,
+    count,
+    interval,
+    number,
+    plural,
+    probability,
+    seconds,
+    share,
+    signed,
+    times,
+)
+
+FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
+_ABOUT = ("condition", "side", "how")  # left out of a table where they never vary
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: of the frame of :class:`Comparison` that it shows.
+        columns: their heads, with units.
+        numeric: by column, whether it holds numbers.
+        rows: a text for each column.
+        tones: by row, what it means: "better", "worse", "same", "open", "unused", or "".
+    """
+
+    name: str
+    columns: list[str]
+    numeric: list[bool]
+    rows: list[list[str]]
+    tones: list[str]
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    text: Callable[[pd.Series], str]
+    numeric: bool = True
+
+
+def build(comparison: Comparison) -> dict[str, Table]:
+    """All that have rows, by name."""
+    makers = {
+        "runs": _runs,
+        "means": _means,
+        "effects": _effects,
+        "cost": _cost,
+        "layers": _layers,
+        "confirmations": _confirmations,
+        "expected": _expected,
+    }
+    return {name: make(comparison) for name, make in makers.items() if len(getattr(comparison, name))}
+
+
+def verdict(row: pd.Series, better: str) -> tuple[str, str]:
+    """A row of effects in words, and its tone: ``lower (better)``, "better"."""
+    word = str(row.verdict)
+    if word in ("lower", "higher"):
+        tone = "better" if word == better else "worse"
+        return f"{word} ({tone})", tone
+    return word, "same" if word == "no difference" else "open"
+
+
+def with_unit(label: str, unit: str) -> str:
+    """``test error (%)``."""
+    return f"{label} ({unit})" if unit else label
+
+
+def _effects(comparison: Comparison) -> Table:
+    metric, unit = comparison.metric, comparison.metric.difference_unit
+    columns = [
+        *_about(comparison.effects),
+        _Column("pairs", lambda row: count(row.n)),
+        _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
+        _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
+        _Column("p", lambda row: probability(row.p)),
+        _Column("p, Holm", lambda row: probability(row.p_holm)),
+        _Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
+        _Column("p, equivalence", lambda row: probability(row.p_tost)),
+        _Column("verdict", lambda row: verdict(row, metric.better)[0], numeric=False),
+    ]
+    return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1])
+
+
+def _means(comparison: Comparison) -> Table:
+    metric = comparison.metric
+    columns = [
+        *_about(comparison.means, always=("side",)),
+        _Column("runs", lambda row: count(row.n)),
+        _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
+        _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
+        _Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
+    ]
+    return _table("means", comparison.means, columns)
+
+
+def _cost(comparison: Comparison) -> Table:
+    columns = [
+        *_about(comparison.cost, always=("side",)),
+        _Column("runs", lambda row: count(row.n)),
+        _Column("time per step", lambda row: seconds(row.seconds_per_step)),
+        _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
+        _Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
+        _Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
+        _Column("share in collectives", lambda row: share(row.collectives)),
+    ]
+    return _table("cost", comparison.cost, columns)
+
+
+def _layers(comparison: Comparison) -> Table:
+    columns = [
+        _Column("layer", lambda row: _word(row.layer), numeric=False),
+        *_about(comparison.layers),
+        _Column("values on a device", lambda row: count(row.device_batch)),
+        _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
+        _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
+        _Column("device's variance / shared one", lambda row: number(row.variance_ratio)),
+        _Column("needs sharing", lambda row: "yes" if row.needs else "no", numeric=False),
+    ]
+    return _table("layers", comparison.layers, columns, lambda row: "worse" if row.needs else "")
+
+
+def _confirmations(comparison: Comparison) -> Table:
+    metric = comparison.metric
+    columns = [
+        *_about(comparison.confirmations, always=("side",)),
+        _Column("seed", lambda row: _word(row.seed)),
+        _Column(with_unit("in one process", metric.unit), lambda row: number(row.one_process, metric.unit)),
+        _Column(with_unit("as processes", metric.unit), lambda row: number(row.processes, metric.unit)),
+        _Column(
+            with_unit("difference", metric.difference_unit),
+            lambda row: signed(row.difference, metric.difference_unit),
+        ),
+    ]
+    return _table("confirmations", comparison.confirmations, columns)
+
+
+def _expected(comparison: Comparison) -> Table:
+    tones = {"yes": "better", "no": "worse"}
+    columns = [
+        _Column("condition", lambda row: _word(row.condition), numeric=False),
+        _Column("what", lambda row: _word(row.what), numeric=False),
+        _Column("published or expected", lambda row: _word(row.published)),
+        _Column("ours", lambda row: _word(row.ours)),
+        _Column("agrees", lambda row: _word(row.agrees), numeric=False),
+        _Column("source", lambda row: _word(row.source), numeric=False),
+    ]
+    return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"))
+
+
+def _runs(comparison: Comparison) -> Table:
+    metric = comparison.metric
+    columns = [
+        _Column("run", lambda row: _word(row.path), numeric=False),
+        *_about(comparison.runs, always=("side",)),
+        _Column("seed", lambda row: _word(row.seed)),
+        _Column("status", lambda row: _word(row.status), numeric=False),
+        _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
+        _Column("training", lambda row: seconds(row.seconds)),
+        _Column("used", lambda row: "yes" if row.used else f"no: {row.why}" if row.why else "no", numeric=False),
+    ]
+    return _table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused")
+
+
+def _about(frame: pd.DataFrame, always: Iterable[str] = ()) -> list[_Column]:
+    """Which side, which condition, run in which way, where that varies."""
+    return [
+        _Column(name, lambda row, name=name: _word(row[name]), numeric=False)  # type: ignore[misc]
+        for name in _ABOUT
+        if name in frame.columns and (name in always or frame[name].nunique() > 1)
+    ]
+
+
+def _table(
+    name: str, frame: pd.DataFrame, columns: list[_Column], tone: Callable[[pd.Series], str] = lambda row: ""
+) -> Table:
+    rows = [row for _, row in frame.iterrows()]
+    return Table(
+        name=name,
+        columns=[column.head for column in columns],
+        numeric=[column.numeric for column in columns],
+        rows=[[column.text(row) for column in columns] for row in rows],
+        tones=[tone(row) for row in rows],
+    )
+
+
+def _word(value: object) -> str:
+    """Of labels, and of seeds, which are floats where one is missing."""
+    if value is None or (isinstance(value, float) and value != value):
+        return MISSING
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    return str(value) or MISSING
+
+
+def _least_to_greatest(low: float, high: float) -> str:
+    return f"{times(low)} to {times(high)}" if low == low and high == high else MISSING
+
+
+def counted(comparison: Comparison) -> list[str]:
+    """How many runs there are, of which kind, a line each."""
+    runs = comparison.runs
+    lines = [f"{plural(len(runs), 'run directory').replace('directorys', 'directories')} looked at"]
+    for how, of_one in runs.groupby("how", sort=False):
+        used = int(of_one.used.sum())
+        lines.append(f"{_word(how)}: {plural(len(of_one), 'run')}, {used} of them in pairs")
+    left_out = runs[~runs.used.astype(bool)]
+    for status, of_one in left_out.groupby("status", sort=False):
+        lines.append(f"not in a pair, {status}: {plural(len(of_one), 'run')}")
+    return lines
