@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,12 +21,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 WIDTH = 5.0  # inches
 INK, MUTED, RULE, PAPER = "#1b1f24", "#636b76", "#d9dde3", "#fffffe"
-# Okabe & Ito 2008; the baseline has the ink, and yellow, too pale on white, is left out.
-COLOURS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe & Ito 2008, without yellow, which is too pale on white. The baseline has the ink; the order is the one in which
+# the first few are farthest apart for every kind of colour blindness.
+COLOURS = (INK, "#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#009e73")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 BETTER, WORSE = "#0072b2", "#d55e00"
 _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -63,7 +65,7 @@ def style() -> Iterator[None]:
     """Within it figures are made and saved, whatever the user's own settings of matplotlib."""
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]  # its stubs want literal names
         warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # the browser has it
         yield
 
@@ -103,10 +105,10 @@ class Look:
         )
 
 
-def new(height: float, rows: int = 1, columns: int = 1, **options: object) -> tuple[Figure, list[Axes]]:
-    """A figure of that height in inches, and its axes; pyplot, which would keep it, knows nothing of it."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[arg-type]
+def new(height: float, rows: int = 1, columns: int = 1, *, shared: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of that height in inches, and its axes, which may share their scales.."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")  # pyplot, which would keep it, is not told
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
     return figure, list(axes.flat)
 
 
@@ -192,7 +194,7 @@ def png(figure: Figure, path: Path) -> None:
 
 
 def inline(path: Path, label: str) -> str:
-    """An SVG file as part of a page, with the page's colours, light or dark, and identifiers that clash with no other's.
+    """An SVG file as part of a page, with the page's colours, light or dark, and identifiers of its own.
 
     Args:
         path: of what :func:`svg` wrote.
@@ -209,9 +211,8 @@ def inline(path: Path, label: str) -> str:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    return re.sub(
-        r'style="[^"]*"', lambda found: _themed(found[0]), text
-    )  # within style alone: an attribute takes no var()
+    # Within style alone: an attribute takes no var().
+    return re.sub(r'style="[^"]*"', lambda found: _themed(found[0]), text)
 
 
 def _themed(declarations: str) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from syncbn.study import drawing
@@ -147,7 +146,7 @@ def _effects(comparison: Comparison) -> Plot:
         face = colour if filled else drawing.PAPER
         axes.plot(row.difference, at, marker=marker, color=colour, markerfacecolor=face, markersize=8, zorder=3)
     notes = [verdict(row, metric.better)[0] for _, row in shown.iterrows()]
-    drawing.rows(axes, _labels(comparison, shown, ("condition", "side"), 44), notes)
+    drawing.rows(axes, _labels(comparison, shown, comparison.effects, ("condition", "side"), 44), notes)
     ends = pd.concat([shown.low, shown.high, shown.difference]).dropna()
     bent = _bend(axes, ends, comparison.margin)
     axes.set_xlabel(short(with_unit(f"{metric.label}, minus {comparison.baseline}", unit), 50))
@@ -159,7 +158,7 @@ def _effects(comparison: Comparison) -> Plot:
         " Filled circles: a difference, blue if better, orange if worse; squares: no difference; hollow circles:"
         " undecided; crosses: too few pairs."
         f"{f' The axis is linear up to ±{drawing.plain(bent)} and logarithmic beyond.' if bent else ''}"
-        f"{_unsaid(comparison, shown)}{_left_out(len(effects), len(shown), 'row')}"
+        f"{_unsaid(comparison, shown)}{_left_out(len(comparison.effects), len(shown), 'row')}"
     )
     return Plot("effects", title, caption, figure)
 
@@ -225,7 +224,7 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
     if not panels:
         return Plot(name, title, f"No learning curves of {metric}: no run has a finite value of it.")
     shown, look = panels[:PANELS], looks(comparison)
-    figure, axes = _panels(len(shown), 2.1, sharex=True, sharey=True)
+    figure, axes = _panels(len(shown), 2.1, shared=True)
     logarithmic = drawing.spans_octaves(curves.value)
     drawn = []
     for axis, condition in zip(axes, shown, strict=False):
@@ -235,8 +234,9 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
                 continue
             drawn.append(key)
             by_epoch = of_one.groupby("epoch").value.agg(["mean", "min", "max"])
-            style = {"linestyle": "-" if look[key].filled else "--", "color": look[key].colour}
-            axis.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look[key].colour, alpha=0.16, lw=0)
+            axis.fill_between(
+                by_epoch.index, by_epoch["min"], by_epoch["max"], color=look[key].colour, alpha=0.16, lw=0
+            )
             axis.plot(
                 by_epoch.index,
                 by_epoch["mean"],
@@ -244,9 +244,10 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
                 markersize=5,
                 markevery=max(1, len(by_epoch) // 6),
                 markerfacecolor=look[key].face,
-                **style,
+                linestyle="-" if look[key].filled else "--",
+                color=look[key].colour,
             )
-        axis.set_title(*_brief([condition], 24))
+        axis.set_title(_brief([condition], 24)[0])
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if logarithmic:
         drawing.logarithmic(axes[0].yaxis, curves.value)
@@ -272,7 +273,7 @@ def _cost(comparison: Comparison) -> Plot:
     looked = bool(np.isfinite(shown.collectives).any())
     rows = drawing.height_of_rows(len(shown))
     figure, axes = drawing.new(1.1 + rows * (2 if looked else 1) + 0.6 * looked, 2 if looked else 1)
-    labels = _labels(comparison, shown, ("condition", "side"), 44)
+    labels = _labels(comparison, shown, comparison.cost, ("condition", "side"), 44)
     ratio = axes[0]
     ratio.axvline(1, color=MUTED, linewidth=0.8)
     for at, (_, row) in enumerate(shown.iterrows()):
@@ -303,7 +304,7 @@ def _cost(comparison: Comparison) -> Plot:
             else " No monitor looked at the share of collectives."
         )
         + _unsaid(comparison, shown)
-        + _left_out(len(cost), len(shown), "row")
+        + _left_out(len(comparison.cost), len(shown), "row")
     )
     return Plot("cost", title, caption, figure)
 
@@ -317,12 +318,17 @@ def _layers(comparison: Comparison) -> Plot:
     for at, (_, row) in enumerate(shown.iterrows()):
         colour, hatch = (WORSE, "///") if row.needs else (BETTER, "")
         axes.barh(
-            at, row.effective_batch, height=0.34, color=drawing.PAPER if hatch else colour, edgecolor=colour, hatch=hatch
+            at,
+            row.effective_batch,
+            height=0.34,
+            color=drawing.PAPER if hatch else colour,
+            edgecolor=colour,
+            hatch=hatch,
         )
         axes.plot([row.device_batch] * 2, [at - 0.2, at + 0.2], color=INK, linewidth=2.4)
     drawing.rows(
         axes,
-        _labels(comparison, shown, ("layer", "condition", "side"), 44),
+        _labels(comparison, shown, comparison.layers, ("layer", "condition", "side"), 44),
         [f"spread {times(value)}" for value in shown.spread],
     )
     values = [*shown.effective_batch, *shown.device_batch]
@@ -335,7 +341,7 @@ def _layers(comparison: Comparison) -> Plot:
         "How many independent samples the statistics of one device are worth, the neediest layer first. Bars: worth;"
         " black ticks: values per channel that the device has. Hatched orange bars: too few, the layer needs shared"
         " statistics; plain blue: enough. Spread: of the devices' means, as a multiple of what chance alone gives."
-        f"{' The axis is logarithmic.' if logarithmic else ''}{_left_out(len(layers), len(shown), 'layer')}"
+        f"{' The axis is logarithmic.' if logarithmic else ''}{_left_out(len(comparison.layers), len(shown), 'layer')}"
     )
     return Plot("layers", title, caption, figure)
 
@@ -351,11 +357,11 @@ def _finite(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame[np.isfinite(frame[column].astype(float))]
 
 
-def _panels(count: int, height: float, **options: object) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float, *, shared: bool = False) -> tuple[Figure, list[Axes]]:
     """Two side by side."""
     columns = min(count, 2)
     lines = -(-count // columns)
-    figure, axes = drawing.new(1.0 + height * lines, lines, columns, **options)
+    figure, axes = drawing.new(1.0 + height * lines, lines, columns, shared=shared)
     for empty in axes[count:]:
         empty.set_visible(False)
     return figure, axes
@@ -427,11 +433,13 @@ def _few_ticks(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.plain(value)))
 
 
-def _labels(comparison: Comparison, frame: pd.DataFrame, names: Sequence[str], length: int) -> list[str]:
-    """Of rows, from what varies among them; and how they were run, but for the way that most reports have alone."""
-    several = [name for name in names if frame[name].nunique() > 1] or [names[-1] if "side" in names[-1] else names[0]]
+def _labels(
+    comparison: Comparison, frame: pd.DataFrame, whole: pd.DataFrame, names: Sequence[str], length: int
+) -> list[str]:
+    """Of rows, from what varies in the whole table; and how they were run, if in another way than the first."""
+    several = [name for name in names if whole[name].nunique() > 1] or [names[-1] if "side" in names[-1] else names[0]]
     columns = [_brief(list(frame[name]), 99) if name == "condition" else list(frame[name]) for name in several]
-    if "how" in frame.columns:
+    if "how" in frame.columns and frame.how.nunique() > 1:
         columns.append(["" if how == comparison.means.how.iloc[0] else how for how in frame.how])
     return [short(" · ".join(str(part) for part in parts if part), length) for parts in zip(*columns, strict=True)]
 
@@ -462,12 +470,13 @@ def _hollow(comparison: Comparison) -> str:
 def _unsaid(comparison: Comparison, frame: pd.DataFrame) -> str:
     """What :func:`_labels` leaves out."""
     first = comparison.means.how.iloc[0]
-    several = frame.how.nunique() > 1 and (frame.how == first).any()
-    return f" Rows that do not say how they were run: {first}." if several else ""
+    if frame.how.nunique() > 1:
+        return f" Rows that do not say how they were run: {first}." if (frame.how == first).any() else ""
+    return f" All as {frame.how.iloc[0]}." if comparison.means.how.nunique() > 1 else ""
 
 
 def _left_out(there: int, shown: int, what: str) -> str:
-    return f" {plural(there - shown, what)} more: see the table." if there > shown else ""
+    return f" Not shown: {plural(there - shown, what)} more." if there > shown else ""
 
 
 def _first_upper(text: str) -> str:

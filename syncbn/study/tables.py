@@ -1,4 +1,4 @@
-"""The tables of the report, as they are shown: text, the same on the page and in Markdown. The CSV files have all digits."""
+"""The tables of the report as text, the same on the page and in Markdown. The CSV files have all digits."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,11 @@ from syncbn.study.wording import (
 )
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
-_ABOUT = ("condition", "side", "how")  # left out of a table where they never vary
+MEANS_NOTE = (
+    "Over all finished runs of a side, also those whose partner is missing, by Student's t. That two such intervals"
+    " overlap says little: runs are paired by seed, and the differences above are what counts."
+)
+_ABOUT = ("condition", "side")  # left out of a table where they never vary
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Table:
         numeric: by column, whether it holds numbers.
         rows: a text for each column.
         tones: by row, what it means: "better", "worse", "same", "open", "unused", or "".
+        telling: the column that says so, by its head.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Table:
     numeric: list[bool]
     rows: list[list[str]]
     tones: list[str]
+    telling: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,26 @@ def with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
+def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
+    """What the columns of the effects mean: a term, and a line on it."""
+    metric, unit = comparison.metric, comparison.metric.difference_unit
+    margin = f"±{number(comparison.margin, unit)}{f' {unit}' if unit else ''}"
+    return [
+        ("pairs", "seeds for which both sides have a finished run; both began alike, so the seed's luck cancels out"),
+        ("difference", f"the side's {metric.label} minus that of {comparison.baseline}, mean over pairs; − is lower"),
+        ("95 % interval", "of that mean, by Student's t: where the true difference may well be"),
+        ("p", "paired t test, two-sided: how often chance alone gives a difference as large, were there none"),
+        ("p, Holm", "the same, corrected for the number of rows (Holm 1979): the one that the verdict rests on"),
+        ("p, Wilcoxon", "signed-rank test, which does not assume a normal distribution; a check on the t test"),
+        ("p, equivalence", f"two one-sided t tests (TOST): small where the difference is shown to be within {margin}"),
+        (
+            "verdict",
+            f"lower or higher where Holm's p says so, no difference where the test of equivalence does (level"
+            f" {comparison.alpha:g}); undecided is neither: too few seeds to tell, not a sign of no difference",
+        ),
+    ]
+
+
 def _effects(comparison: Comparison) -> Table:
     metric, unit = comparison.metric, comparison.metric.difference_unit
     columns = [
@@ -84,13 +110,14 @@ def _effects(comparison: Comparison) -> Table:
         _Column("pairs", lambda row: count(row.n)),
         _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
         _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
+        _Column("verdict", lambda row: verdict(row, metric.better)[0], numeric=False),
         _Column("p", lambda row: probability(row.p)),
         _Column("p, Holm", lambda row: probability(row.p_holm)),
         _Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
         _Column("p, equivalence", lambda row: probability(row.p_tost)),
-        _Column("verdict", lambda row: verdict(row, metric.better)[0], numeric=False),
+        *_how(comparison.effects),
     ]
-    return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1])
+    return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1], "verdict")
 
 
 def _means(comparison: Comparison) -> Table:
@@ -101,6 +128,7 @@ def _means(comparison: Comparison) -> Table:
         _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
         _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
         _Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
+        *_how(comparison.means),
     ]
     return _table("means", comparison.means, columns)
 
@@ -114,6 +142,7 @@ def _cost(comparison: Comparison) -> Table:
         _Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
         _Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
         _Column("share in collectives", lambda row: share(row.collectives)),
+        *_how(comparison.cost),
     ]
     return _table("cost", comparison.cost, columns)
 
@@ -125,10 +154,10 @@ def _layers(comparison: Comparison) -> Table:
         _Column("values on a device", lambda row: count(row.device_batch)),
         _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
         _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
-        _Column("device's variance / shared one", lambda row: number(row.variance_ratio)),
+        _Column("device's variance / shared one", lambda row: times(row.variance_ratio)),
         _Column("needs sharing", lambda row: "yes" if row.needs else "no", numeric=False),
     ]
-    return _table("layers", comparison.layers, columns, lambda row: "worse" if row.needs else "")
+    return _table("layers", comparison.layers, columns, lambda row: "worse" if row.needs else "", "needs sharing")
 
 
 def _confirmations(comparison: Comparison) -> Table:
@@ -151,12 +180,12 @@ def _expected(comparison: Comparison) -> Table:
     columns = [
         _Column("condition", lambda row: _word(row.condition), numeric=False),
         _Column("what", lambda row: _word(row.what), numeric=False),
-        _Column("published or expected", lambda row: _word(row.published)),
-        _Column("ours", lambda row: _word(row.ours)),
+        _Column("published or expected", lambda row: _word(row.published), numeric=False),
+        _Column("ours", lambda row: _word(row.ours), numeric=False),
         _Column("agrees", lambda row: _word(row.agrees), numeric=False),
         _Column("source", lambda row: _word(row.source), numeric=False),
     ]
-    return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"))
+    return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"), "agrees")
 
 
 def _runs(comparison: Comparison) -> Table:
@@ -168,13 +197,14 @@ def _runs(comparison: Comparison) -> Table:
         _Column("status", lambda row: _word(row.status), numeric=False),
         _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
         _Column("training", lambda row: seconds(row.seconds)),
+        *_how(comparison.runs),
         _Column("used", lambda row: "yes" if row.used else f"no: {row.why}" if row.why else "no", numeric=False),
     ]
-    return _table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused")
+    return _table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused", "used")
 
 
 def _about(frame: pd.DataFrame, always: Iterable[str] = ()) -> list[_Column]:
-    """Which side, which condition, run in which way, where that varies."""
+    """Which condition, which side, where that varies."""
     return [
         _Column(name, lambda row, name=name: _word(row[name]), numeric=False)  # type: ignore[misc]
         for name in _ABOUT
@@ -182,8 +212,17 @@ def _about(frame: pd.DataFrame, always: Iterable[str] = ()) -> list[_Column]:
     ]
 
 
+def _how(frame: pd.DataFrame) -> list[_Column]:
+    """Run in which way, where that varies."""
+    return [_Column("how", lambda row: _word(row.how), numeric=False)] if frame.how.nunique() > 1 else []
+
+
 def _table(
-    name: str, frame: pd.DataFrame, columns: list[_Column], tone: Callable[[pd.Series], str] = lambda row: ""
+    name: str,
+    frame: pd.DataFrame,
+    columns: list[_Column],
+    tone: Callable[[pd.Series], str] = lambda row: "",
+    telling: str = "",
 ) -> Table:
     rows = [row for _, row in frame.iterrows()]
     return Table(
@@ -192,6 +231,7 @@ def _table(
         numeric=[column.numeric for column in columns],
         rows=[[column.text(row) for column in columns] for row in rows],
         tones=[tone(row) for row in rows],
+        telling=telling,
     )
 
 

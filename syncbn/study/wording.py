@@ -38,8 +38,10 @@ def probability(value: float) -> str:
     """A p value with two digits that count: 0.23, 0.0016, 6.2×10⁻⁶."""
     if not isfinite(value):
         return MISSING
-    if value == 0 or value >= 0.0001:
-        return f"{value:.2g}" if value < 0.995 else "1"
+    if value == 0 or value >= 0.995:
+        return f"{value:.0f}"
+    if value >= 0.0001:
+        return f"{value:.{1 - floor(log10(float(f'{value:.1e}')))}f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
@@ -48,7 +50,9 @@ def seconds(value: float) -> str:
     """Milliseconds below one second."""
     if not isfinite(value):
         return MISSING
-    return f"{value * 1000:,.3g} ms" if value < 1 else f"{value:,.2f} s"
+    if value >= 1:
+        return f"{value:,.2f} s"
+    return f"{value * 1000:,.0f} ms" if value >= 0.0995 else f"{value * 1000:.3g} ms"
 
 
 def times(value: float) -> str:

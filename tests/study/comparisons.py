@@ -58,7 +58,9 @@ def measured(values: dict[tuple[str, str, str], list[float]], *, axis: str = "",
         base = values[condition, sides[0], how]
         for seed, value in enumerate(of_one):
             fine = not np.isnan(value)
-            used = fine and not np.isnan(base[seed])
+            others = [values[condition, other, how] for other in sides if (condition, other, how) in values]
+            partners = [other for other in others if other is not of_one and not np.isnan(other[seed])]
+            used = fine and not np.isnan(base[seed]) and bool(partners)
             why = "" if used else "its partner failed" if fine else "it failed"
             path = f"sweep/{len(runs)}"
             status = "finished" if fine else "failed"
@@ -169,7 +171,7 @@ def rich() -> Comparison:
         curves=frame("curves", curves),
         cost=frame("cost", cost),
         layers=frame("layers", layers),
-        suggestion='norm.only=\'["net.*"]\': at 2 samples a device these layers see fewer than 16 independent samples.',
+        suggestion="norm.only='[\"net.*\"]': at 2 samples a device these layers see fewer than 16 independent samples.",
         confirmations=frame("confirmations", confirmations),
         expected=frame("expected", expected),
         differs=["norm.name: local / sync / group_norm"],

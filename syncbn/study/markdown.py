@@ -1,0 +1,92 @@
+"""The report as Markdown, in the order of the page (``report.html.jinja``), with links to the plots' files."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from syncbn.study import wording
+from syncbn.study.plots import Plot
+from syncbn.study.tables import Table
+
+
+def render(content: dict[str, Any]) -> str:
+    """The whole page, from what the template gets."""
+    return "\n\n".join(block for block in _blocks(content) if block) + "\n"
+
+
+def escape(text: str) -> str:
+    """As text that is no markup, in one line."""
+    text = " ".join(text.split())
+    text = re.sub(r"([\\`*\[\]<>|~&$!])", r"\\\1", text)
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it is a letter
+    return re.sub(r"^(\d+)?([-+#=.)])(?= |$|#)", r"\1\\\2", text)
+
+
+def _blocks(content: dict[str, Any]) -> Iterator[str]:
+    c, tables, plots = content["c"], content["tables"], content["plots"]
+    yield f"# {escape(c.title)}"
+    yield escape(c.question)
+    yield f"**{escape(c.verdict)}**" if c.verdict else ""
+    yield "\n".join(f"- **{escape(figure)}** {escape(what)}" for figure, what in content["figures"])
+    if c.problems:
+        yield f"## {wording.plural(len(c.problems), 'thing')} to know before believing this"
+        yield _list(c.problems)
+    yield "## What was run"
+    yield _facts("What differs between the sides", c.differs)
+    yield _facts("What all runs share", c.constant)
+    yield _facts("Runs", content["counted"])
+    yield "## The answer"
+    yield _figure(plots["metric"])
+    yield _figure(plots["effects"])
+    if "effects" in tables:
+        yield f"### Differences from {escape(c.baseline)}, between runs of the same seed"
+        yield _table(tables["effects"])
+        yield "\n".join(f"- **{escape(term)}**: {escape(meaning)}" for term, meaning in content["effects_notes"])
+    if "means" in tables:
+        yield "### Means of each side"
+        yield _table(tables["means"])
+        yield escape(content["means_note"])
+    yield "## Seed by seed, and epoch by epoch"
+    yield _figure(plots["seeds"])
+    for plot in content["curves"]:
+        yield _figure(plot)
+    yield "## Cost"
+    yield _figure(plots["cost"])
+    yield _table(tables.get("cost"))
+    yield "## Layers"
+    yield f"**Suggestion:** {escape(c.suggestion)}" if c.suggestion else ""
+    yield _figure(plots["layers"])
+    yield _table(tables.get("layers"))
+    yield "## Expected and published figures"
+    yield _table(tables.get("expected"), "No published or expected figure was given for this comparison.")
+    yield "## One process against several"
+    yield _table(tables.get("confirmations"), "No settings ran both in one process and with a process for each device.")
+    yield "## Every run"
+    yield _table(tables.get("runs"), "No run was looked at.")
+    yield "## How to make this page again"
+    yield "\n".join(f"    {line}" for line in c.command.splitlines())
+    yield escape(content["computed"])
+
+
+def _table(table: Table | None, instead: str = "") -> str:
+    if table is None:
+        return instead
+    lines = [table.columns, *table.rows]
+    rows = [f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines]
+    rows.insert(1, f"|{'|'.join('--:' if numeric else '---' for numeric in table.numeric)}|")
+    return "\n".join(rows) + f"\n\n[all digits](tables/{table.name}.csv)"
+
+
+def _figure(plot: Plot) -> str:
+    if plot.figure is None:
+        return escape(plot.caption)
+    title = escape(plot.title)
+    return f"![{title}](plots/{plot.name}.png)\n\n**{title}.** {escape(plot.caption)}"
+
+
+def _facts(title: str, lines: Sequence[str]) -> str:
+    return f"{title}:\n\n{_list(lines)}" if lines else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)

@@ -1,0 +1,195 @@
+"""The report: one HTML file that needs nothing else, the same as Markdown, the plots and the tables as files."""
+
+import re
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from syncbn.study import drawing, markdown, plots, tables
+from syncbn.study.comparison import Comparison
+from syncbn.study.wording import interval, number, signed, times
+from syncbn.training.files import replacing
+from syncbn.training.schema import SettingError
+
+LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
+
+
+def write(comparison: Comparison, directory: Path) -> Path:
+    """Writes ``report.html``, ``report.md``, ``tables/*.csv`` and ``plots/*.png`` and ``*.svg``, over older ones.
+
+    The same comparison gives the same bytes.
+
+    Args:
+        comparison: what is shown.
+        directory: made if it is not there.
+
+    Returns:
+        The path of ``report.html``, a file that stands alone.
+    """
+    directory = Path(directory)
+    drawn = _write_plots(comparison, directory / "plots")
+    _write_tables(comparison, directory / "tables")
+    content: dict[str, Any] = {
+        "c": comparison,
+        "computed": f"Computed from the run directories by {', '.join(f'{n} {version(n)}' for n in LIBRARIES)}."
+        " Numbers are rounded here; the files in tables/ have all digits, those in plots/ are the figures.",
+        "counted": tables.counted(comparison),
+        "figures": key_figures(comparison),
+        "effects_notes": tables.effects_notes(comparison),
+        "means_note": tables.MEANS_NOTE,
+        "plots": {plot.name: plot for plot in drawn},
+        "curves": [plot for plot in drawn if plot.name.startswith("curves")],
+        "tables": tables.build(comparison),
+    }
+    page = _environment(directory / "plots").get_template("report.html.jinja")
+    for name, text in {"report.html": page.render(content), "report.md": markdown.render(content)}.items():
+        with replacing(directory / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+    return directory / "report.html"
+
+
+def log_to_wandb(
+    comparison: Comparison,
+    directory: Path,
+    mode: str = "offline",
+    *,
+    project: str = "syncbn",
+    entity: str | None = None,
+    group: str | None = None,
+    timeout: float = 60,
+) -> str:
+    """Sends tables and plots to W&B, as one run of ``job_type`` "comparison".
+
+    Args:
+        comparison: what is shown.
+        directory: where :func:`write` has put the report; an offline run is kept there.
+        mode: "offline" or "online".
+        project: of W&B, as are ``entity`` and ``group``.
+        timeout: in seconds, of the beginning and of the end.
+
+    Returns:
+        Where to see it: an address, or the command that uploads it.
+
+    Raises:
+        SettingError: W&B is to be online, and does not take it.
+    """
+    import wandb  # a second, for what few ask for
+
+    if mode not in ("offline", "online"):
+        raise SettingError(f"mode={mode}: there is offline and online")
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        run = wandb.init(
+            name=comparison.title,
+            job_type="comparison",
+            mode=mode,  # type: ignore[arg-type]  # checked above
+            project=project,
+            entity=entity,
+            group=group,
+            dir=directory,
+            config={
+                "factor": comparison.factor,
+                "metric": comparison.metric.name,
+                "baseline": comparison.baseline,
+                "sides": comparison.sides,
+                "margin": comparison.margin,
+                "alpha": comparison.alpha,
+            },
+            settings=wandb.Settings(
+                init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, console="off", silent=True
+            ),
+        )
+        frames = {name: getattr(comparison, name) for name in tables.FRAMES}
+        run.log(
+            {f"tables/{name}": wandb.Table(dataframe=_flat(frame)) for name, frame in frames.items() if len(frame)}
+            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((directory / "plots").glob("*.png"))}
+        )
+        run.summary.update({"verdict": comparison.verdict, "problems": len(comparison.problems)})
+        address, place = run.url, Path(run.dir).parent
+        run.finish()
+    except (wandb.Error, TimeoutError) as error:
+        wandb.teardown()
+        says = " ".join(str(error).split())
+        raise SettingError(f"mode={mode}: W&B says: {says}; use mode=offline") from error
+    return str(address) if mode == "online" else f"wandb sync {shlex.quote(str(place))}"
+
+
+def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
+    """The few numbers that stand beside the verdict: a number, and what it is."""
+    unit, effects = comparison.metric.difference_unit, comparison.effects
+    figures = []
+    if effects.difference.notna().any():
+        row = effects.loc[effects.difference.astype(float).abs().idxmax()]
+        what = f"{row.side} minus {comparison.baseline}{f' at {row.condition}' if row.condition else ''}"
+        range_ = interval(row.low, row.high, unit, sign=True)
+        figures.append(
+            (
+                f"{signed(row.difference, unit)} {unit}".strip(),
+                f"{comparison.metric.label}, {what}: the largest difference (95 %: {range_})",
+            )
+        )
+        equal, margin = int((effects.verdict == "no difference").sum()), number(comparison.margin, unit)
+        within = f"±{margin} {unit}".strip()
+        figures.append((f"{equal} of {len(effects)}", f"differences are shown to be none, that is within {within}"))
+    cost = comparison.cost[comparison.cost.side != comparison.baseline]
+    if cost.ratio.notna().any():
+        row = cost.loc[cost.ratio.astype(float).idxmax()]
+        figures.append((times(row.ratio), f"time per step, {row.side} over {comparison.baseline}: the most there is"))
+    used = int(comparison.runs.used.sum())
+    figures.append((f"{used} of {len(comparison.runs)}", "runs are in pairs of one seed"))
+    return figures
+
+
+def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
+    _clear(directory, "*.png", "*.svg")
+    with drawing.style():
+        drawn = plots.draw(comparison)
+        for plot in drawn:
+            if plot.figure is not None:
+                drawing.png(plot.figure, directory / f"{plot.name}.png")
+                drawing.svg(plot.figure, directory / f"{plot.name}.svg")
+    return drawn
+
+
+def _write_tables(comparison: Comparison, directory: Path) -> None:
+    _clear(directory, "*.csv")
+    for name in tables.FRAMES:
+        _flat(getattr(comparison, name)).to_csv(directory / f"{name}.csv", index=False)
+
+
+def _clear(directory: Path, *patterns: str) -> None:
+    """What an earlier report had and this one has not must not stay beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for pattern in patterns:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without tuples in cells."""
+    return frame.map(lambda cell: "; ".join(map(repr, map(float, cell))) if isinstance(cell, tuple) else cell)
+
+
+def _environment(directory: Path) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("syncbn.study", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    environment.globals["svg"] = lambda plot: Markup(
+        drawing.inline(directory / f"{plot.name}.svg", str(escape(plot.title)))
+    )
+    return environment
+
+
+def _breakable(text: str) -> Markup:
+    """A line may break after the dots, slashes and equals signs of paths and settings."""
+    return Markup(re.sub(r"([/=._,])(?=\w{3})", r"\1<wbr>", str(escape(text))))

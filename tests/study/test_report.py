@@ -1,0 +1,386 @@
+"""The report has every figure of the comparison, escapes what is not its own, and is the same each time."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import wandb
+from markdown_it import MarkdownIt
+
+from syncbn.study import report, tables
+from syncbn.study.comparison import Comparison
+from syncbn.training.schema import SettingError
+from tests.study import comparisons
+from tests.study.comparisons import NAN, frame
+from tests.training.command import environment
+
+VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What is on a page: tags with their attributes, text, and the cells of tables."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == [], "tags that are not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if self._open and self._open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1] += data
+        if "td" in self._open or "th" in self._open:
+            self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The directory of each comparison's report."""
+    directories = {name: tmp_path_factory.mktemp("report") for name in comparisons.ALL}
+    for name, directory in directories.items():
+        assert report.write(comparisons.ALL[name](), directory) == directory / "report.html"
+    return directories
+
+
+@pytest.fixture(params=comparisons.ALL)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def page(directory: Path) -> Page:
+    return Page((directory / "report.html").read_text())
+
+
+def markdown(directory: Path) -> Page:
+    text = (directory / "report.md").read_text()
+    return Page(MarkdownIt("commonmark").enable("table").render(text))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def cells(shown: Page) -> list[list[list[str]]]:
+    return [[[cell.strip() for cell in row] for row in table] for table in shown.tables]
+
+
+ORDER = ["effects", "means", "cost", "layers", "expected", "confirmations", "runs"]
+
+
+def test_the_page_and_markdown_have_every_cell_of_every_table(written: dict[str, Path], name: str) -> None:
+    built = tables.build(comparisons.ALL[name]())
+    expected = [[built[table].columns, *built[table].rows] for table in ORDER if table in built]
+    assert cells(page(written[name])) == expected
+    assert cells(markdown(written[name])) == expected
+
+
+def plain(value: float, pattern: str) -> str:
+    """As it should be shown, said once more here."""
+    return pattern.format(value).replace("-", "−")
+
+
+def test_rows_say_what_the_comparison_says(written: dict[str, Path]) -> None:
+    c = comparisons.rich()
+    shown = dict(zip(ORDER, cells(page(written["rich"])), strict=True))
+    for row, cell in zip(c.effects.itertuples(), shown["effects"][1:], strict=True):
+        assert cell[:4] == [row.condition, row.side, str(row.n), plain(row.difference, "{:+.2f}")]
+        assert cell[4] == f"{plain(row.low, '{:+.2f}')} to {plain(row.high, '{:+.2f}')}"
+        assert cell[5].startswith(row.verdict)
+        assert cell[-1] == row.how
+    for row, cell in zip(c.means.itertuples(), shown["means"][1:], strict=True):
+        assert cell[:3] == [row.condition, row.side, str(row.n)]
+        assert cell[3:5] == [f"{row.mean:.2f}", f"{row.sd:.2f}"]
+        assert cell[5] == f"{row.low:.2f} to {row.high:.2f}"
+    assert shown["cost"][2] == ["sync", "3", "9.8 ms", "816.3", "2.13×", "1.94× to 2.41×", "52.7 %"]
+    assert shown["layers"][3] == ["stem.bn", "data.batch_size=2", "128", "11.4", "11.20×", "0.87×", "yes"]
+    for row, cell in zip(c.runs.itertuples(), shown["runs"][1:], strict=True):
+        assert cell[0] == row.path
+        assert cell[5] == ("—" if row.status == "failed" else f"{row.value:.2f}")
+        assert cell[-1] == ("yes" if row.used else f"no: {row.why}")
+    assert [row[4] for row in shown["expected"][1:]] == ["yes", "no", "not comparable"]
+    assert len(shown["confirmations"]) == 7
+
+
+def test_csv_files_have_all_digits(written: dict[str, Path], name: str) -> None:
+    made = comparisons.ALL[name]()
+    for table in comparisons.COLUMNS:
+        there = getattr(made, table)
+        back = pd.read_csv(written[name] / "tables" / f"{table}.csv", keep_default_na=False, na_values={"at": [""]})
+        assert list(back.columns) == list(there.columns)
+        assert len(back) == len(there)
+        for column in there.columns:
+            for one, other in zip(there[column], back[column], strict=True):
+                if isinstance(one, tuple):
+                    assert tuple(float(part) for part in str(other).split("; ") if part) == one
+                elif isinstance(one, float):
+                    assert one == float(other if other != "" else "nan") or (
+                        one != one and other in ("", NAN) or other != other
+                    )
+                else:
+                    assert str(one) == str(other)
+
+
+@pytest.mark.parametrize("table", ORDER)
+def test_a_changed_value_changes_its_table(table: str) -> None:
+    made = comparisons.rich()
+    before = tables.build(made)[table]
+    unseen = {"at", "differences"}  # on the axis of a plot, and in the CSV file
+    for column in set(comparisons.COLUMNS[table].split()) - unseen - {"why"}:
+        changed = getattr(made, table).copy()
+        value = changed[column].iloc[1]
+        if isinstance(value, str):
+            changed.loc[1, column] = f"{value}, another"
+        elif changed[column].dtype == bool:
+            changed.loc[1, column] = not value
+        else:
+            changed[column] = changed[column].astype(float)
+            changed.loc[1, column] = float(value) * 2 + 1
+        after = tables.build(replace(made, **{table: changed}))[table]
+        if before.columns == after.columns:
+            assert [a != b for a, b in zip(before.rows, after.rows, strict=True)].count(True) == 1, column
+        else:  # a side that was alone there is no longer
+            assert column in ("side", "condition", "how")
+
+
+def test_a_changed_run_changes_the_page_markdown_csv_and_plots(written: dict[str, Path], tmp_path: Path) -> None:
+    made = comparisons.without_axis()
+    runs = made.runs.copy()
+    runs.loc[0, "value"] = 47.11
+    report.write(replace(made, runs=runs), tmp_path)
+    changed = {name for name, there in files(tmp_path).items() if there != files(written["without axis"])[name]}
+    plots = {f"plots/{plot}.{kind}" for plot in ("metric", "seeds") for kind in ("png", "svg")}
+    assert changed == {"report.html", "report.md", "tables/runs.csv"} | plots
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"title": "Another"},
+        {"question": "Another?"},
+        {"verdict": "Another."},
+        {"command": "another"},
+        {"suggestion": "another"},
+        {"margin": 0.5},
+        {"alpha": 0.02},
+        {"differs": ["another: 1 / 2"]},
+        {"constant": ["another: 1"]},
+        {"problems": ["another"]},
+        {"metric": replace(comparisons.ERROR, label="top-5 error")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_all_that_is_said_is_on_the_page(change: dict[str, Any], tmp_path: Path, written: dict[str, Path]) -> None:
+    report.write(replace(comparisons.nothing_differs(), **change), tmp_path)
+    for name in ("report.html", "report.md"):
+        assert (tmp_path / name).read_text() != (written["nothing differs"] / name).read_text()
+
+
+def test_the_same_comparison_gives_the_same_bytes(written: dict[str, Path], tmp_path: Path) -> None:
+    report.write(comparisons.rich(), tmp_path)
+    assert files(tmp_path) == files(written["rich"])
+
+
+def test_the_page_begins_with_the_verdict_and_problems_come_before_results(written: dict[str, Path]) -> None:
+    made, shown = comparisons.rich(), page(written["rich"])
+    said = [
+        made.title,
+        made.verdict,
+        "2.13×",
+        made.problems[0],
+        made.constant[0],
+        "Differences from local",
+        made.command,
+    ]
+    text = " ".join(shown.text.split())
+    places = [text.index(" ".join(words.split()), 60) for words in said]  # after the title of the window
+    assert places == sorted(places)
+    assert [h for h in shown.headings[1:] if h in markdown(written["rich"]).headings] == shown.headings[1:]
+
+
+def test_failed_runs_and_how_runs_were_run_are_counted(written: dict[str, Path]) -> None:
+    text = page(written["rich"]).text
+    assert "102 run directories looked at" in text
+    assert "1 process for 2 devices: 96 runs, 95 of them in pairs" in text
+    assert "2 processes on the CPU: 6 runs, 6 of them in pairs" in text
+    assert "not in a pair, failed: 1 run" in text
+
+
+def test_the_page_stands_alone(written: dict[str, Path], name: str) -> None:
+    shown = page(written[name])
+    assert not {tag for tag, _ in shown.tags} & {"script", "img", "iframe", "object", "a", "base", "form"}
+    for tag, attributes in shown.tags:
+        for attribute, value in attributes.items():
+            if attribute in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                assert value is not None
+                assert value.startswith(("#", "data:")), (tag, value)
+            assert not attribute.startswith("on")
+    html = (written[name] / "report.html").read_text()
+    style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert len(style) == 1
+    assert "@import" not in html
+    assert all(inside.startswith("#") for inside in re.findall(r"url\((.*?)\)", html))
+
+
+def test_identifiers_are_there_once_and_what_refers_to_one_finds_it(written: dict[str, Path], name: str) -> None:
+    html = (written[name] / "report.html").read_text()
+    identifiers = [value for _, attributes in Page(html).tags if (value := attributes.get("id"))]
+    assert len(identifiers) == len(set(identifiers))
+    used = re.findall(r"url\(#(.*?)\)", html) + re.findall(r'href="#(.*?)"', html)
+    assert set(used) <= set(identifiers)
+    assert bool(used) == (name != "nothing at all")
+
+
+def test_labels_are_text_not_markup(written: dict[str, Path]) -> None:
+    made = comparisons.nasty()
+    for shown in (page(written["nasty"]), markdown(written["nasty"])):
+        text = " ".join(shown.text.split())
+        for said in (
+            made.title,
+            made.question,
+            made.verdict,
+            made.suggestion,
+            made.command,
+            *made.problems,
+            *made.differs,
+        ):
+            assert " ".join(said.split()) in text
+        assert not {tag for tag, _ in shown.tags} & {"script", "a", "b", "i"}
+        assert made.title in shown.headings
+        assert "not a heading" not in shown.headings
+        assert {cell for row in cells(shown)[0] for cell in row} >= set(made.conditions)
+    assert [tag for tag, _ in markdown(written["nasty"]).tags].count("li") == 3 + 2 + 1 + 4 + 8
+
+
+def test_links_in_markdown_lead_to_files_and_every_file_is_linked(written: dict[str, Path], name: str) -> None:
+    shown = markdown(written[name])
+    linked = {value for _, attributes in shown.tags if (value := attributes.get("src") or attributes.get("href"))}
+    there = {file for file in files(written[name]) if file.endswith((".png", ".csv"))}
+    assert linked <= there
+    built = tables.build(comparisons.ALL[name]())
+    assert linked >= {file for file in there if file.endswith(".png")} | {f"tables/{table}.csv" for table in built}
+
+
+def test_plots_are_there_or_the_page_says_why_not(written: dict[str, Path], name: str) -> None:
+    shown = page(written[name])
+    inside = {str(a["id"]).removeprefix("plot-") for tag, a in shown.tags if tag == "figure"}
+    for kind in ("png", "svg"):
+        assert {Path(file).stem for file in files(written[name]) if file.endswith(kind)} == inside
+    assert [tag for tag, _ in shown.tags].count("svg") == len(inside)
+    for plot, reason in {
+        "metric": "No plot of the test error: no run has one.",
+        "effects": "No plot of differences: no two runs",
+        "seeds": "No plot seed by seed",
+        "cost": "No plot of the cost",
+        "layers": "No plot of the layers",
+    }.items():
+        assert (plot in inside) == (reason not in shown.text)
+
+
+def test_a_report_over_an_older_one_leaves_nothing_of_it(written: dict[str, Path], tmp_path: Path) -> None:
+    report.write(comparisons.rich(), tmp_path)
+    report.write(comparisons.without_axis(), tmp_path)
+    assert files(tmp_path) == files(written["without axis"])
+
+
+def test_problems_are_loud_and_absent_where_there_are_none(written: dict[str, Path]) -> None:
+    assert page(written["rich"]).headings[1] == "1 thing to know before believing this"
+    assert page(written["nasty"]).headings[1] == "2 things to know before believing this"
+    assert page(written["nothing differs"]).headings[1] == "What was run"
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda c: c, ("−67.39 points", "group_norm minus local at data.batch_size=2")),
+        (lambda c: c, ("2.13×", "sync over local")),
+        (lambda c: c, ("101 of 102", "in pairs")),
+        (lambda c: c, ("1 of 9", "within ±0.75 points")),
+        (lambda c: replace(c, effects=c.effects.iloc[2:].reset_index(drop=True)), ("−3.10 points", "sync minus local")),
+    ],
+)
+def test_key_figures(change: Callable[[Comparison], Comparison], shown: tuple[str, str]) -> None:
+    figures = report.key_figures(change(comparisons.rich()))
+    (what,) = (what for figure, what in figures if figure == shown[0])
+    assert shown[1] in what
+
+
+@pytest.fixture
+def own_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process of W&B's for the test: it keeps the settings that it was started with."""
+    monkeypatch.setenv("WANDB_DISABLE_CODE", "true")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("own_wandb")
+def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
+    made = comparisons.nasty()
+    report.write(made, tmp_path)
+    command = report.log_to_wandb(made, tmp_path, project="mine", group="together")
+    place = Path(command.removeprefix("wandb sync "))
+    (log,) = place.glob("run-*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    lines = subprocess.run(inspect, env=environment(), capture_output=True, text=True, timeout=60).stdout.splitlines()
+    (run,) = (json.loads(line)["run"] for line in lines if '"type":"run"' in line)
+    assert (run["project"], run["run_group"], run["job_type"]) == ("mine", "together", "comparison")
+    (row,) = (json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line)
+    tables_there = {name for name in comparisons.COLUMNS if len(getattr(made, name))}
+    assert {key for key in row if key.startswith("tables/")} == {f"tables/{name}" for name in tables_there}
+    assert {key for key in row if key.startswith("plots/")} == {
+        f"plots/{plot}" for plot in ("metric", "effects", "seeds")
+    }
+    media = {path.name.split("_")[0]: path for path in (place / "files/media/table/tables").iterdir()}
+    effects = json.loads(media["effects"].read_text())
+    assert effects["columns"] == comparisons.COLUMNS["effects"].split()
+    assert effects["data"][0][5] == made.effects.difference[0]
+    assert len(list((place / "files/media/images").rglob("*.png"))) == 3
+
+
+@pytest.mark.usefixtures("own_wandb")
+def test_wandb_online_without_a_server_is_an_error_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    made = comparisons.comparison(runs=frame("runs"))
+    (tmp_path / "plots").mkdir()
+    start = time.monotonic()
+    with pytest.raises(SettingError, match=r"^mode=online: W&B says: [^\n]*; use mode=offline$"):
+        report.log_to_wandb(made, tmp_path, "online", timeout=2)
+    assert time.monotonic() - start < 30
+    with pytest.raises(SettingError, match="mode=nowhere: there is offline and online"):
+        report.log_to_wandb(made, tmp_path, "nowhere")
