@@ -65,11 +65,10 @@ def draw(comparison: Comparison) -> list[Plot]:
 
 def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
     """How each side is drawn, by side and how it was run: a colour and shape a side, hollow for a second way."""
-    ways = list(dict.fromkeys([*comparison.runs.how, *comparison.means.how]))
-    named = [way for way in ways if way]
+    ways = _ways(comparison)
     return {
         (side, way): Look(
-            label=short(f"{side}, {way}" if len(named) > 1 else side, 42),
+            label=short(f"{side}, {way}" if len(ways) > 1 else side, 42),
             colour=COLOURS[at % len(COLOURS)],
             marker=MARKERS[at % len(MARKERS)],
             filled=way == ways[0],
@@ -352,6 +351,12 @@ def _values(comparison: Comparison) -> pd.DataFrame:
     return runs[runs.side.isin(comparison.sides)]
 
 
+def _ways(comparison: Comparison) -> list[str]:
+    """How runs were run; the first is what most of a report is about."""
+    frames = (comparison.means, comparison.effects, comparison.runs, comparison.curves, comparison.cost)
+    return list(dict.fromkeys(how for frame in frames for how in frame.how))
+
+
 def _finite(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """The rows that have a number there; an empty frame's columns have no type."""
     return frame[np.isfinite(frame[column].astype(float))]
@@ -440,7 +445,7 @@ def _labels(
     several = [name for name in names if whole[name].nunique() > 1] or [names[-1] if "side" in names[-1] else names[0]]
     columns = [_brief(list(frame[name]), 99) if name == "condition" else list(frame[name]) for name in several]
     if "how" in frame.columns and frame.how.nunique() > 1:
-        columns.append(["" if how == comparison.means.how.iloc[0] else how for how in frame.how])
+        columns.append(["" if how == _ways(comparison)[0] else how for how in frame.how])
     return [short(" · ".join(str(part) for part in parts if part), length) for parts in zip(*columns, strict=True)]
 
 
@@ -463,16 +468,16 @@ def _logarithmic(across: Sequence[float], along: Sequence[float]) -> str:
 
 
 def _hollow(comparison: Comparison) -> str:
-    ways = list(dict.fromkeys([*comparison.runs.how, *comparison.means.how]))
+    ways = _ways(comparison)
     return f" Filled markers: {ways[0]}; hollow ones: {', '.join(ways[1:])}." if len(ways) > 1 else ""
 
 
 def _unsaid(comparison: Comparison, frame: pd.DataFrame) -> str:
     """What :func:`_labels` leaves out."""
-    first = comparison.means.how.iloc[0]
+    first, *others = _ways(comparison)
     if frame.how.nunique() > 1:
         return f" Rows that do not say how they were run: {first}." if (frame.how == first).any() else ""
-    return f" All as {frame.how.iloc[0]}." if comparison.means.how.nunique() > 1 else ""
+    return f" All as {frame.how.iloc[0]}." if others else ""
 
 
 def _left_out(there: int, shown: int, what: str) -> str:
