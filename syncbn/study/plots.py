@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from syncbn.study import drawing
 from syncbn.study.comparison import Comparison
 from syncbn.study.drawing import BETTER, COLOURS, INK, MARKERS, MUTED, WORSE, Look, short
-from syncbn.study.tables import verdict, with_unit
+from syncbn.study.tables import verdict, ways, with_unit
 from syncbn.study.wording import number, plural, share, times
 
 ROWS, PANELS = 40, 12  # that a figure has at most; the tables have all
@@ -65,16 +65,16 @@ def draw(comparison: Comparison) -> list[Plot]:
 
 def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
     """How each side is drawn, by side and how it was run: a colour and shape a side, hollow for a second way."""
-    ways = _ways(comparison)
+    every_way = ways(comparison)
     return {
         (side, way): Look(
-            label=short(f"{side}, {way}" if len(ways) > 1 else side, 42),
+            label=short(f"{side}, {way}" if len(every_way) > 1 else side, 42),
             colour=COLOURS[at % len(COLOURS)],
             marker=MARKERS[at % len(MARKERS)],
-            filled=way == ways[0],
+            filled=way == every_way[0],
         )
         for at, side in enumerate(comparison.sides)
-        for way in ways
+        for way in every_way
     }
 
 
@@ -87,18 +87,18 @@ def _metric(comparison: Comparison) -> Plot:
     series = [key for key in look if ((means.side == key[0]) & (means.how == key[1])).any()]
     numeric = bool(comparison.axis) and bool(np.isfinite(means["at"]).all()) and means["at"].nunique() > 1
     conditions = [c for c in comparison.conditions if (means.condition == c).any()]
-    figure, (axes,) = drawing.new(3.8 if numeric else 1.5 + drawing.height_of_rows(len(conditions)) * 1.2)
+    figure, (axes,) = drawing.new(3.8 if numeric else 1.5 + len(conditions) * (0.45 + 0.14 * len(series)))
     every = [*_values(comparison).value, *means["mean"]]
     for at, key in enumerate(series):
         of_one = means[(means.side == key[0]) & (means.how == key[1])]
-        aside = (at - (len(series) - 1) / 2) / max(len(series), 3)
+        aside = (at - (len(series) - 1) / 2) / max(len(series) - 1, 2)
         seeds = _values(comparison)
         seeds = seeds[(seeds.side == key[0]) & (seeds.how == key[1])]
         if numeric:
             shift = _shift(means["at"], aside)
             where = dict(zip(of_one.condition, shift(of_one["at"].to_numpy(float)), strict=True))
         else:
-            where = {condition: y + 0.1 + aside * 0.45 for y, condition in enumerate(conditions)}
+            where = {condition: y + 0.12 + aside * 0.5 for y, condition in enumerate(conditions)}
         dots = seeds[seeds.condition.isin(list(where))]
         position = [where[c] for c in of_one.condition]
         _dots(axes, [where[c] for c in dots.condition], dots.value, look[key], upright=numeric)
@@ -145,10 +145,11 @@ def _effects(comparison: Comparison) -> Plot:
         face = colour if filled else drawing.PAPER
         axes.plot(row.difference, at, marker=marker, color=colour, markerfacecolor=face, markersize=8, zorder=3)
     notes = [verdict(row, metric.better)[0] for _, row in shown.iterrows()]
-    drawing.rows(axes, _labels(comparison, shown, comparison.effects, ("condition", "side"), 44), notes)
+    drawing.rows(axes, _labels(comparison, shown, comparison.effects), notes)
     ends = pd.concat([shown.low, shown.high, shown.difference]).dropna()
     bent = _bend(axes, ends, comparison.margin)
-    axes.set_xlabel(short(with_unit(f"{metric.label}, minus {comparison.baseline}", unit), 50))
+    side = f"{effects.side.iloc[0]} " if effects.side.nunique() == 1 else ""
+    axes.set_xlabel(short(with_unit(f"{metric.label}, {side}minus {comparison.baseline}", unit), 50))
     caption = (
         f"How much the {metric.label} of a side differs from that of {comparison.baseline}, between runs of the same"
         f" seed{f', in {unit}' if unit else ''}: left of zero it is lower, and {metric.better} is better."
@@ -272,7 +273,7 @@ def _cost(comparison: Comparison) -> Plot:
     looked = bool(np.isfinite(shown.collectives).any())
     rows = drawing.height_of_rows(len(shown))
     figure, axes = drawing.new(1.1 + rows * (2 if looked else 1) + 0.6 * looked, 2 if looked else 1)
-    labels = _labels(comparison, shown, comparison.cost, ("condition", "side"), 44)
+    labels = _labels(comparison, shown, comparison.cost)
     ratio = axes[0]
     ratio.axvline(1, color=MUTED, linewidth=0.8)
     for at, (_, row) in enumerate(shown.iterrows()):
@@ -327,7 +328,7 @@ def _layers(comparison: Comparison) -> Plot:
         axes.plot([row.device_batch] * 2, [at - 0.2, at + 0.2], color=INK, linewidth=2.4)
     drawing.rows(
         axes,
-        _labels(comparison, shown, comparison.layers, ("layer", "condition", "side"), 44),
+        _labels(comparison, shown, comparison.layers),
         [f"spread {times(value)}" for value in shown.spread],
     )
     values = [*shown.effective_batch, *shown.device_batch]
@@ -340,6 +341,7 @@ def _layers(comparison: Comparison) -> Plot:
         "How many independent samples the statistics of one device are worth, the neediest layer first. Bars: worth;"
         " black ticks: values per channel that the device has. Hatched orange bars: too few, the layer needs shared"
         " statistics; plain blue: enough. Spread: of the devices' means, as a multiple of what chance alone gives."
+        f"{f' All of {layers.side.iloc[0]}.' if layers.side.nunique() == 1 else ''}"
         f"{' The axis is logarithmic.' if logarithmic else ''}{_left_out(len(comparison.layers), len(shown), 'layer')}"
     )
     return Plot("layers", title, caption, figure)
@@ -349,12 +351,6 @@ def _values(comparison: Comparison) -> pd.DataFrame:
     """Runs with a finite metric, of a known side."""
     runs = _finite(comparison.runs, "value")
     return runs[runs.side.isin(comparison.sides)]
-
-
-def _ways(comparison: Comparison) -> list[str]:
-    """How runs were run; the first is what most of a report is about."""
-    frames = (comparison.means, comparison.effects, comparison.runs, comparison.curves, comparison.cost)
-    return list(dict.fromkeys(how for frame in frames for how in frame.how))
 
 
 def _finite(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -438,15 +434,16 @@ def _few_ticks(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.plain(value)))
 
 
-def _labels(
-    comparison: Comparison, frame: pd.DataFrame, whole: pd.DataFrame, names: Sequence[str], length: int
-) -> list[str]:
-    """Of rows, from what varies in the whole table; and how they were run, if in another way than the first."""
-    several = [name for name in names if whole[name].nunique() > 1] or [names[-1] if "side" in names[-1] else names[0]]
-    columns = [_brief(list(frame[name]), 99) if name == "condition" else list(frame[name]) for name in several]
+def _labels(comparison: Comparison, frame: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
+    """Of the rows shown of a table: layer, condition, side and how, where there are several of them."""
+    columns = [list(frame.layer)] if "layer" in frame.columns else []
+    if len(comparison.conditions) > 1:
+        columns.append(_brief(list(frame.condition), 99))
+    if whole.side.nunique() > 1 or not columns:
+        columns.append(list(frame.side))
     if "how" in frame.columns and frame.how.nunique() > 1:
-        columns.append(["" if how == _ways(comparison)[0] else how for how in frame.how])
-    return [short(" · ".join(str(part) for part in parts if part), length) for parts in zip(*columns, strict=True)]
+        columns.append(["" if how == ways(comparison)[0] else how for how in frame.how])
+    return [short(" · ".join(str(part) for part in parts if part), 44) for parts in zip(*columns, strict=True)]
 
 
 def _brief(conditions: list[str], length: int) -> list[str]:
@@ -468,13 +465,13 @@ def _logarithmic(across: Sequence[float], along: Sequence[float]) -> str:
 
 
 def _hollow(comparison: Comparison) -> str:
-    ways = _ways(comparison)
-    return f" Filled markers: {ways[0]}; hollow ones: {', '.join(ways[1:])}." if len(ways) > 1 else ""
+    first, *others = ways(comparison)
+    return f" Filled markers: {first}; hollow ones: {', '.join(others)}." if others else ""
 
 
 def _unsaid(comparison: Comparison, frame: pd.DataFrame) -> str:
     """What :func:`_labels` leaves out."""
-    first, *others = _ways(comparison)
+    first, *others = ways(comparison)
     if frame.how.nunique() > 1:
         return f" Rows that do not say how they were run: {first}." if (frame.how == first).any() else ""
     return f" All as {frame.how.iloc[0]}." if others else ""

@@ -1,6 +1,6 @@
 """The tables of the report as text, the same on the page and in Markdown. The CSV files have all digits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,7 +24,6 @@ MEANS_NOTE = (
     "Over all finished runs of a side, also those whose partner is missing, by Student's t. That two such intervals"
     " overlap says little: runs are paired by seed, and the differences above are what counts."
 )
-_ABOUT = ("condition", "side")  # left out of a table where they never vary
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
 def _effects(comparison: Comparison) -> Table:
     metric, unit = comparison.metric, comparison.metric.difference_unit
     columns = [
-        *_about(comparison.effects),
+        *_about(comparison),
         _Column("pairs", lambda row: count(row.n)),
         _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
         _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
@@ -115,7 +114,7 @@ def _effects(comparison: Comparison) -> Table:
         _Column("p, Holm", lambda row: probability(row.p_holm)),
         _Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
         _Column("p, equivalence", lambda row: probability(row.p_tost)),
-        *_how(comparison.effects),
+        *_how(comparison),
     ]
     return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1], "verdict")
 
@@ -123,26 +122,26 @@ def _effects(comparison: Comparison) -> Table:
 def _means(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        *_about(comparison.means, always=("side",)),
+        *_about(comparison),
         _Column("runs", lambda row: count(row.n)),
         _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
         _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
         _Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
-        *_how(comparison.means),
+        *_how(comparison),
     ]
     return _table("means", comparison.means, columns)
 
 
 def _cost(comparison: Comparison) -> Table:
     columns = [
-        *_about(comparison.cost, always=("side",)),
+        *_about(comparison),
         _Column("runs", lambda row: count(row.n)),
         _Column("time per step", lambda row: seconds(row.seconds_per_step)),
         _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
         _Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
         _Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
         _Column("share in collectives", lambda row: share(row.collectives)),
-        *_how(comparison.cost),
+        *_how(comparison),
     ]
     return _table("cost", comparison.cost, columns)
 
@@ -150,7 +149,7 @@ def _cost(comparison: Comparison) -> Table:
 def _layers(comparison: Comparison) -> Table:
     columns = [
         _Column("layer", lambda row: _word(row.layer), numeric=False),
-        *_about(comparison.layers),
+        *_about(comparison),
         _Column("values on a device", lambda row: count(row.device_batch)),
         _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
         _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
@@ -163,7 +162,7 @@ def _layers(comparison: Comparison) -> Table:
 def _confirmations(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        *_about(comparison.confirmations, always=("side",)),
+        *_about(comparison),
         _Column("seed", lambda row: _word(row.seed)),
         _Column(with_unit("in one process", metric.unit), lambda row: number(row.one_process, metric.unit)),
         _Column(with_unit("as processes", metric.unit), lambda row: number(row.processes, metric.unit)),
@@ -192,29 +191,33 @@ def _runs(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
         _Column("run", lambda row: _word(row.path), numeric=False),
-        *_about(comparison.runs, always=("side",)),
+        *_about(comparison),
         _Column("seed", lambda row: _word(row.seed)),
         _Column("status", lambda row: _word(row.status), numeric=False),
         _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
         _Column("training", lambda row: seconds(row.seconds)),
-        *_how(comparison.runs),
+        *_how(comparison),
         _Column("used", lambda row: "yes" if row.used else f"no: {row.why}" if row.why else "no", numeric=False),
     ]
     return _table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused", "used")
 
 
-def _about(frame: pd.DataFrame, always: Iterable[str] = ()) -> list[_Column]:
-    """Which condition, which side, where that varies."""
-    return [
-        _Column(name, lambda row, name=name: _word(row[name]), numeric=False)  # type: ignore[misc]
-        for name in _ABOUT
-        if name in frame.columns and (name in always or frame[name].nunique() > 1)
-    ]
+def ways(comparison: Comparison) -> list[str]:
+    """How runs were run; the first is what most of a report is about."""
+    frames = (comparison.means, comparison.effects, comparison.runs, comparison.curves, comparison.cost)
+    return list(dict.fromkeys(how for frame in frames for how in frame.how))
 
 
-def _how(frame: pd.DataFrame) -> list[_Column]:
-    """Run in which way, where that varies."""
-    return [_Column("how", lambda row: _word(row.how), numeric=False)] if frame.how.nunique() > 1 else []
+def _about(comparison: Comparison) -> list[_Column]:
+    """Which condition, where there are several, and which side."""
+    condition = _Column("condition", lambda row: _word(row.condition), numeric=False)
+    side = _Column("side", lambda row: _word(row.side), numeric=False)
+    return [condition, side] if len(comparison.conditions) > 1 else [side]
+
+
+def _how(comparison: Comparison) -> list[_Column]:
+    """Run in which way, where there are several."""
+    return [_Column("how", lambda row: _word(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
 
 
 def _table(
