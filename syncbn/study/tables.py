@@ -203,8 +203,9 @@ def _runs(comparison: Comparison) -> Table:
 
 
 def ways(comparison: Comparison) -> list[str]:
-    """How runs were run; the first is what most of a report is about."""
-    frames = (comparison.means, comparison.effects, comparison.runs, comparison.curves, comparison.cost)
+    """How runs that have a result were run; the first is what most of a report is about."""
+    runs = comparison.runs[comparison.runs.value.notna()]
+    frames = (comparison.means, comparison.effects, runs, comparison.curves, comparison.cost)
     return list(dict.fromkeys(how for frame in frames for how in frame.how))
 
 
@@ -255,10 +256,11 @@ def counted(comparison: Comparison) -> list[str]:
     """How many runs there are, of which kind, a line each."""
     runs = comparison.runs
     lines = [f"{plural(len(runs), 'run directory').replace('directorys', 'directories')} looked at"]
-    for how, of_one in runs.groupby("how", sort=False):
+    for how, of_one in runs.groupby("how", sort=False, dropna=False):
         used = int(of_one.used.sum())
-        lines.append(f"{_word(how)}: {plural(len(of_one), 'run')}, {used} of them in pairs")
+        known = how if isinstance(how, str) and how else "not known how"
+        lines.append(f"{known}: {plural(len(of_one), 'run')}, {used} of them in pairs")
     left_out = runs[~runs.used.astype(bool)]
-    for status, of_one in left_out.groupby("status", sort=False):
+    for status, of_one in left_out.groupby("status", sort=False, dropna=False):
         lines.append(f"not in a pair, {status}: {plural(len(of_one), 'run')}")
     return lines

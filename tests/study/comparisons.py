@@ -221,10 +221,11 @@ def nasty() -> Comparison:
         command="python train.py 'norm.only=[\"*a*\"]' && echo '```'",
         suggestion="</style><script>alert(2)</script>",
     )
+    damaged = ("sweep/12", None, None, NAN, "no result", "", NAN, NAN, False, "result.json cannot be read")
     cost = ("", sides[1], PROCESSES, 1, NAN, NAN, NAN, NAN, NAN, NAN)
     return replace(
         made,
-        means=made.means.assign(n=made.means.n.astype(int)),
+        runs=frame("runs", [*made.runs.itertuples(index=False), damaged]),
         cost=frame("cost", [cost]),
     )
 

@@ -229,6 +229,10 @@ def test_failed_runs_and_how_runs_were_run_are_counted(written: dict[str, Path])
     assert "1 process for 2 devices: 96 runs, 95 of them in pairs" in text
     assert "2 processes on the CPU: 6 runs, 6 of them in pairs" in text
     assert "not in a pair, failed: 1 run" in text
+    assert "not known how: 1 run, 0 of them in pairs" in page(written["nasty"]).text
+    assert ["sweep/12", *["—"] * 3, "no result", "—", "—", "no: result.json cannot be read"] in cells(
+        page(written["nasty"])
+    )[-1]
 
 
 def test_the_page_stands_alone(written: dict[str, Path], name: str) -> None:
@@ -277,7 +281,7 @@ def test_labels_are_text_not_markup(written: dict[str, Path]) -> None:
         assert made.title in shown.headings
         assert "not a heading" not in shown.headings
         assert {cell for row in cells(shown)[0] for cell in row} >= set(made.conditions)
-    assert [tag for tag, _ in markdown(written["nasty"]).tags].count("li") == 3 + 2 + 1 + 4 + 8
+    assert [tag for tag, _ in markdown(written["nasty"]).tags].count("li") == 3 + 2 + 1 + 6 + 8
 
 
 def test_links_in_markdown_lead_to_files_and_every_file_is_linked(written: dict[str, Path], name: str) -> None:
