@@ -284,6 +284,13 @@ def test_labels_are_text_not_markup(written: dict[str, Path]) -> None:
     assert [tag for tag, _ in markdown(written["nasty"]).tags].count("li") == 3 + 2 + 1 + 6 + 8
 
 
+def test_labels_are_text_in_plots_too(written: dict[str, Path]) -> None:
+    for plot in ("metric", "seeds"):
+        drawing = (written["nasty"] / "plots" / f"{plot}.svg").read_text()
+        assert "_local $x$ &lt;b&gt;&amp;|</text>" in drawing
+        assert '>sync ["*layer3*"] `y`</text>' in drawing.replace("&quot;", '"')
+
+
 def test_links_in_markdown_lead_to_files_and_every_file_is_linked(written: dict[str, Path], name: str) -> None:
     shown = markdown(written[name])
     linked = {value for _, attributes in shown.tags if (value := attributes.get("src") or attributes.get("href"))}
