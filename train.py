@@ -9,7 +9,7 @@ from syncbn.training import main
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def train(cfg: DictConfig) -> None:
-    """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, those of a study."""
+    """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, a study's jobs."""
     run = main if cfg.study is None else study
     run(cfg)
 

@@ -57,11 +57,11 @@ class Comparison:
             "val/error" in %), ``value``.
         cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``ratio`` (seconds
             per step over the baseline's of the same seeds, condition and how: mean), ``ratio_low``, ``ratio_high``
-            (least and greatest over seeds), ``collectives`` (share of the time, 0 to 1; NaN where no monitor looked). Only of runs
-            whose devices are processes: one process for several devices says nothing on cost.
+            (least and greatest over seeds), ``collectives`` (share of the time, 0 to 1; NaN where no monitor looked).
+            Only of runs whose devices are processes: one process for several devices says nothing on cost.
         layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
-            ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's statistics are
-            worth), ``spread`` (of the devices' means, as a multiple of what chance gives; 1 is chance),
+            ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's
+            statistics are worth), ``spread`` (of the devices' means, as a multiple of what chance gives; 1 is chance),
             ``variance_ratio`` (a device's variance over the shared one), ``needs`` (bool).
         suggestion: a setting that synchronizes what needs it, and why, in a sentence; "" where nothing was monitored.
         confirmations: settings that ran both in one process and as processes: ``condition``, ``side``, ``seed``,

@@ -193,12 +193,13 @@ def png(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", dpi=1000 / WIDTH, metadata={"Software": None})
 
 
-def inline(path: Path, label: str) -> str:
+def inline(path: Path, label: str, prefix: str = "") -> str:
     """An SVG file as part of a page, with the page's colours, light or dark, and identifiers of its own.
 
     Args:
         path: of what :func:`svg` wrote.
         label: for those who cannot see it; already escaped.
+        prefix: of identifiers, where the page has several plots of one name.
     """
     text = path.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
@@ -207,7 +208,7 @@ def inline(path: Path, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    prefix = path.stem
+    prefix += path.stem
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)

@@ -14,6 +14,16 @@ def render(content: dict[str, Any]) -> str:
     return "\n\n".join(block for block in _blocks(content) if block) + "\n"
 
 
+def index(title: str, question: str, contents: Sequence[dict[str, Any]]) -> str:
+    """Several comparisons: the answer of each, and a link to its page."""
+    blocks = [f"# {escape(title)}", escape(question)]
+    for content in contents:
+        c, place = content["c"], content["directory"]
+        blocks += [f"## [{escape(c.title)}]({place}/report.md)", f"**{escape(c.verdict)}**"]
+        blocks += [_figure(content["plots"]["metric"], f"{place}/")]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
 def escape(text: str) -> str:
     """As text that is no markup, in one line."""
     text = " ".join(text.split())
@@ -77,11 +87,11 @@ def _table(table: Table | None, instead: str = "") -> str:
     return "\n".join(rows) + f"\n\n[all digits](tables/{table.name}.csv)"
 
 
-def _figure(plot: Plot) -> str:
+def _figure(plot: Plot, place: str = "") -> str:
     if plot.figure is None:
         return escape(plot.caption)
     title = escape(plot.title)
-    return f"![{title}](plots/{plot.name}.png)\n\n**{title}.** {escape(plot.caption)}"
+    return f"![{title}]({place}plots/{plot.name}.png)\n\n**{title}.** {escape(plot.caption)}"
 
 
 def _facts(title: str, lines: Sequence[str]) -> str:

@@ -1,4 +1,58 @@
-"""Placeholder."""
+"""A study's report: each part compared by each of its metrics, on one page."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from syncbn.study import report
+from syncbn.study.comparing import compare
+from syncbn.study.comparison import Comparison
+from syncbn.training import record
+from syncbn.training.schema import SettingError
 
 
-def write(cfg, study, root): ...
+def write(cfg: DictConfig, study: dict[str, Any], root: Path) -> None:
+    """Compares what is in the study's directory, prints the answers, and writes ``report/report.html`` there.
+
+    Args:
+        cfg: the study's settings; ``logger`` says whether the report goes to W&B too.
+        study: those under ``study``, plain.
+        root: the study's directory.
+
+    Raises:
+        SettingError: there is nothing to compare.
+    """
+    comparisons = {}
+    for name, part in study["parts"].items():
+        for metric in part.get("metrics", ["test/acc"]):
+            comparisons[f"{name}-{metric.replace('/', '-')}"] = _compare(study, name, part, metric, root)
+    console = Console(soft_wrap=True, highlight=False)
+    for each in comparisons.values():
+        console.print(f"\n{each.title}", markup=False, style="bold")
+        console.print(each.verdict, markup=False)
+        console.print("".join(f"! {line}\n" for line in each.problems), markup=False, end="")
+    path = report.write_several(study["title"], study["question"].strip(), comparisons, root / "report")
+    print(f"\nreport: {record.short(path)}")
+    logger = cfg.logger
+    if logger.name == "wandb" and str(logger.mode) != "disabled":
+        about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
+        for name, each in comparisons.items():
+            print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
+
+
+def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, root: Path) -> Comparison:
+    title = f"{part['title']}: {study['metrics'][metric]}"
+    try:
+        return compare(
+            [root / name],
+            factor=part.get("factor", "norm"),
+            baseline=part.get("baseline"),
+            metric=metric,
+            title=title,
+            question=part.get("question", ""),
+            expected=part.get("expected", ()),
+        )
+    except SettingError as error:
+        raise SettingError(f"study.parts.{name}: {error}") from error

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from markupsafe import Markup, escape
 
 from syncbn.study import drawing, markdown, plots, tables
 from syncbn.study.comparison import Comparison
+from syncbn.study.plots import Plot
 from syncbn.study.wording import interval, number, signed, times
 from syncbn.training.files import replacing
 from syncbn.training.schema import SettingError
@@ -31,10 +34,37 @@ def write(comparison: Comparison, directory: Path) -> Path:
     Returns:
         The path of ``report.html``, a file that stands alone.
     """
-    directory = Path(directory)
+    content = _content(comparison, Path(directory))
+    _page(comparison.title, comparison.question, [content], Path(directory))
+    return Path(directory) / "report.html"
+
+
+def write_several(title: str, question: str, comparisons: Mapping[str, Comparison], directory: Path) -> Path:
+    """Writes several comparisons as one page, and each as :func:`write` does, in a directory of its own.
+
+    Args:
+        title: of the page.
+        question: what was asked.
+        comparisons: by the names of their directories.
+        directory: made if it is not there.
+
+    Returns:
+        The path of ``report.html``, a file that stands alone.
+    """
+    contents = {}
+    for name, comparison in comparisons.items():
+        contents[name] = _content(comparison, directory / name) | {"id": f"{name}-"}
+        _page(comparison.title, comparison.question, [contents[name]], directory / name)
+    _page(title, question, list(contents.values()), directory)
+    return directory / "report.html"
+
+
+def _content(comparison: Comparison, directory: Path) -> dict[str, Any]:
+    """What the template gets of a comparison, whose plots and tables are written."""
     drawn = _write_plots(comparison, directory / "plots")
     _write_tables(comparison, directory / "tables")
-    content: dict[str, Any] = {
+    return {
+        "id": "",
         "c": comparison,
         "computed": f"Computed from the run directories by {', '.join(f'{n} {version(n)}' for n in LIBRARIES)}."
         " Numbers are rounded here; the files in tables/ have all digits, those in plots/ are the figures.",
@@ -45,12 +75,19 @@ def write(comparison: Comparison, directory: Path) -> Path:
         "plots": {plot.name: plot for plot in drawn},
         "curves": [plot for plot in drawn if plot.name.startswith("curves")],
         "tables": tables.build(comparison),
+        "directory": directory.name,
+        "svg": partial(_svg, directory / "plots"),
     }
-    page = _environment(directory / "plots").get_template("report.html.jinja")
-    for name, text in {"report.html": page.render(content), "report.md": markdown.render(content)}.items():
+
+
+def _page(title: str, question: str, contents: list[dict[str, Any]], directory: Path) -> None:
+    template = _environment().get_template("report.html.jinja")
+    several = len(contents) > 1
+    page = template.render(title=title, question=question, reports=contents, several=several)
+    text = markdown.index(title, question, contents) if several else markdown.render(contents[0])
+    for name, written in {"report.html": page, "report.md": text}.items():
         with replacing(directory / name) as draft:
-            draft.write_text(text, encoding="utf-8")
-    return directory / "report.html"
+            draft.write_text(written, encoding="utf-8")
 
 
 def log_to_wandb(
@@ -175,7 +212,11 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.map(lambda cell: "; ".join(map(repr, map(float, cell))) if isinstance(cell, tuple) else cell)
 
 
-def _environment(directory: Path) -> Environment:
+def _svg(plots: Path, plot: Plot, prefix: str) -> Markup:
+    return Markup(drawing.inline(plots / f"{plot.name}.svg", str(escape(plot.title)), prefix))
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("syncbn.study", "."),
         autoescape=True,
@@ -184,9 +225,6 @@ def _environment(directory: Path) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    environment.globals["svg"] = lambda plot: Markup(
-        drawing.inline(directory / f"{plot.name}.svg", str(escape(plot.title)))
-    )
     return environment
 
 

@@ -69,6 +69,7 @@ def compose(cells: Sequence[Cell]) -> list[Run]:
             except (HydraException, OmegaConfBaseException) as error:
                 raise SettingError(f"study.parts.{cell.part}: {' '.join(str(error).split())}") from error
         cfg = OmegaConf.create(composed[key].replace(OUTPUT_DIR, str(cell.directory)))
+        assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
         config.settle(cfg)
         runs.append(Run(cfg, cell.directory, cell.overrides))
