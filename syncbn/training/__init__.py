@@ -15,11 +15,13 @@ _HOME = {
     "ExactSampler": "data",
     "NonFiniteError": "finite",
     "PoolRunningStatistics": "norms",
+    "PreciseStatistics": "precise",
     "SettingError": "schema",
     "StopOnNonFinite": "finite",
     "SyncBatchNormPlugin": "plugin",
     "first_non_finite_parameter": "finite",
     "main": "launch",
+    "precise_statistics": "precise",
 }
 
 __all__ = [
@@ -30,12 +32,14 @@ __all__ = [
     "ExactSampler",
     "NonFiniteError",
     "PoolRunningStatistics",
+    "PreciseStatistics",
     "ResNet",
     "SettingError",
     "StopOnNonFinite",
     "SyncBatchNormPlugin",
     "first_non_finite_parameter",
     "main",
+    "precise_statistics",
 ]
 
 

@@ -42,6 +42,7 @@ def settle(cfg: DictConfig) -> None:
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
     if not 0 <= cfg.seed < 2**32:
         raise SettingError(f"seed={cfg.seed}: use a number from 0 to {2**32 - 1}")
+    _check_precise(cfg)
     _check_resume(cfg)
     try:
         OmegaConf.resolve(cfg)
@@ -176,6 +177,19 @@ def _check_resume(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if value is not None and not value > 0:
             raise SettingError(f"{name}={value}: use a number above 0")
+
+
+def _check_precise(cfg: DictConfig) -> None:
+    batches = cfg.precise_batches
+    if batches < 0:
+        raise SettingError(f"precise_batches={batches}: use a whole number, 0 (not at all) or more")
+    if batches and not cfg.test:
+        raise SettingError(f"precise_batches={batches}: test=false leaves no test to repeat; use test=true")
+    if batches and cfg.norm.name in ("none", "group_norm"):
+        raise SettingError(
+            f"precise_batches={batches}: norm={cfg.norm.name} leaves no batch norm to measure; use norm=sync or local, "
+            "or precise_batches=0"
+        )
 
 
 def _settle_batch_size(data: DictConfig, ranks: int) -> None:

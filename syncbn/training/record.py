@@ -153,6 +153,9 @@ def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
     if "test/loss" in test:
         rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    precise = result.get("precise", {})
+    if "precise/acc" in precise:
+        rows.append(("precise accuracy", f"{100 * precise['precise/acc']:.2f} % with population statistics"))
     forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
     training = [form.format(result[name]) for name, form in forms.items() if name in result]
     if before := result.get("epochs_before"):

@@ -5,7 +5,6 @@ rank, the position in the data, and metrics that an epoch has accumulated so far
 two batches, or between two epochs, after everything that belongs to the first has been logged.
 """
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.types import _Stateful
@@ -21,7 +19,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
-from syncbn.training import checkpoints, loggers, stopping
+from syncbn.training import checkpoints, loggers, randomness, stopping
 from syncbn.training.finite import NonFiniteError, first_non_finite_parameter
 from syncbn.training.stopping import Stopped
 
@@ -103,7 +101,7 @@ class ResumePoints(pl.Callback):
         elif self._due:
             loaders = _loaders(trainer)
         if self._due and loaders is not None:
-            self._due, self._point = False, {"random": _random_state(), "loaders": loaders}
+            self._due, self._point = False, {"random": randomness.state(), "loaders": loaders}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self._point is not None:
@@ -124,7 +122,7 @@ class ResumePoints(pl.Callback):
         self._end_if_asked()
 
     def _after_epoch(self, trainer: pl.Trainer) -> None:
-        self._point = {"random": _random_state(), "loaders": _loaders(trainer)}
+        self._point = {"random": randomness.state(), "loaders": _loaders(trainer)}
         self._agree(trainer)
         self._write(trainer, epoch_is_over=True)
         self._end_if_asked()
@@ -276,7 +274,7 @@ class ResumePoints(pl.Callback):
     def _put_random_back(self) -> None:
         """As late as can be: what other callbacks draw when training begins belongs to what is over."""
         if self._random is not None:
-            _set_random_state(self._random)
+            randomness.put_back(self._random)
             self._random = None
 
     def _add_unlogged(self, trainer: pl.Trainer) -> None:
@@ -322,28 +320,6 @@ def _running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
 def _next_epoch(state: State, epoch: int) -> State:
     """The state of a loader that begins this epoch: one that was left early (limit_train_batches) does not know."""
     return {"epoch": epoch, "batch": 0} if state.keys() == {"epoch", "batch"} else state
-
-
-def _random_state() -> State:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    state = {
-        "python": [list(part) if isinstance(part, tuple) else part for part in random.getstate()],
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: State) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _metric_modules(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from datetime import timedelta
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import loggers, norms, preflight, record, silent, simulated
+from syncbn.training import loggers, norms, precise, preflight, record, silent, simulated
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
 from syncbn.training.resume import ResumePoints
@@ -108,6 +109,10 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     if cfg.test:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
+    if cfg.precise_batches:
+        in_one = simulated.accumulated(cfg) if cfg.simulate else 1
+        again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True}
+        result["precise"] = precise.test_precisely(trainer, module, ceil(cfg.precise_batches / in_one), **again)
     return result
 
 

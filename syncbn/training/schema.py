@@ -91,6 +91,7 @@ class Config:
     ckpt_path: str | None = None
     test: bool = True
     simulate: int | None = None
+    precise_batches: int = 0
     study: Any = None
 
 

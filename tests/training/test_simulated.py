@@ -28,8 +28,12 @@ def by_step(run: Run) -> dict[tuple[float, str], float]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["norm=sync", "trainer.accumulate_grad_batches=4"],
-        ["norm=local_mean"],
+        ["norm=sync", "trainer.accumulate_grad_batches=4", "precise_batches=8"],
+        [
+            "norm=local_mean",
+            "precise_batches=7",
+            "+callbacks.precise={_target_: syncbn.training.PreciseStatistics, num_batches: 5}",
+        ],
         ["norm=sync", "norm.batch_size=8", "data.batch_size=16", "data.remainder=pad", "data.val_fraction=0.1"],
     ],
 )
