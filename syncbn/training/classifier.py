@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from syncbn.training.shards import ShardBatch
 from syncbn.training.uneven import global_samples
 
 NORMALIZATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -25,6 +26,7 @@ class Classifier(pl.LightningModule):
 
     Logged: ``train/loss_step`` (this rank's batch), and per epoch, over all ranks and exactly weighted by samples,
     ``loss`` and ``acc`` under ``train/``, ``val/`` and ``test/``; ``test/count`` is the number of samples tested.
+    Where the data module has ``num_shards``, there is also ``acc_shard0`` and so on, of each shard by itself.
 
     Args:
         network: maps ``(N, *)`` to scores ``(N, num_classes)``.
@@ -56,6 +58,13 @@ class Classifier(pl.LightningModule):
             # By default torchmetrics leaves losses that are nan out of the mean; here they make it nan.
             setattr(self, f"{stage}_mean_loss", MeanMetric(nan_strategy=float("nan")))
         self.count = SumMetric()
+        self.num_shards = 0
+
+    def setup(self, stage: str) -> None:
+        self.num_shards = getattr(getattr(self.trainer, "datamodule", None), "num_shards", None) or 0
+        for name in (f"{stage}_acc_shard{shard}" for stage in ("val", "test") for shard in range(self.num_shards)):
+            if not hasattr(self, name):
+                setattr(self, name, MeanMetric().to(self.device))
 
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.network(x)
@@ -90,10 +99,18 @@ class Classifier(pl.LightningModule):
         if len(x):
             mean_loss.update(loss.detach(), weight=len(x))
             accuracy.update(scores.detach(), target)
+        if isinstance(batch, ShardBatch):
+            self._log_shards(stage, scores.detach().argmax(1) == target, batch.shards)
         # Metrics, not numbers: torchmetrics merges their states over the ranks, so shares of unequal size count right.
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage == "val")
         return loss
+
+    def _log_shards(self, stage: str, right: Tensor, shards: Tensor) -> None:
+        for shard in range(self.num_shards):
+            metric: MeanMetric = getattr(self, f"{stage}_acc_shard{shard}")
+            metric.update(right[shards == shard].float())  # of none too: all ranks log the same
+            self.log(f"{stage}/acc_shard{shard}", metric, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self, decay_norm=self.decay_norm))

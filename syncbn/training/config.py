@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.nn import groups, planning
-from syncbn.training import identity, slurm
+from syncbn.training import identity, shards, slurm
 from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "none", "group_norm")
@@ -37,6 +37,7 @@ def settle(cfg: DictConfig) -> None:
     _check_trainer(cfg.trainer)
     _check_simulated(cfg)
     _settle_batch_size(cfg.data, devices(cfg))
+    _settle_shards(cfg.data, devices(cfg))
     _settle_norm(cfg.norm, cfg.data.batch_size, devices(cfg))
     for name in ("lr", "momentum", "weight_decay"):
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
@@ -213,6 +214,12 @@ def _settle_batch_size(data: DictConfig, ranks: int) -> None:
         )
     with open_dict(data):
         data.batch_size, data.global_batch_size = total // ranks, total
+
+
+def _settle_shards(data: DictConfig, ranks: int) -> None:
+    if data.get("shards") and data.get("num_shards") is None:
+        data.num_shards = ranks
+    shards.check(data.get("shards"), data.get("num_shards"))
 
 
 def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:

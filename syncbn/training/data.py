@@ -15,6 +15,9 @@ from syncbn.training.sampling import ExactSampler, GlobalBatchSampler, check_rem
 from syncbn.training.sampling import this_rank as _rank
 from syncbn.training.sampling import world_size as _world_size
 from syncbn.training.schema import SettingError
+from syncbn.training.shards import check as check_shards
+from syncbn.training.shards import collate as collate_shards
+from syncbn.training.shards import evaluation_shards, train_shards
 
 __all__ = ["Digits", "ExactSampler", "SampleError", "exact_loader", "train_loader"]
 
@@ -31,10 +34,14 @@ class Digits(pl.LightningDataModule):
         seed: of the order in training.
         num_workers: loader processes per device.
         remainder: what becomes of the training images after the last full global batch (see :func:`train_loader`).
+        shards: what the training images of the devices differ in, "labels", "brightness" or "inversion"; None for
+            images dealt at random. Validation and test have every image in every domain (see
+            :mod:`syncbn.training.shards`).
+        num_shards: how many, with ``shards``; device r has shard r modulo this.
 
     Raises:
-        SettingError: another word for ``remainder``; at set-up, where the training images do not fill one global batch
-            or a part has fewer images than there are devices.
+        SettingError: another word for ``remainder`` or ``shards``; fewer than two shards; at set-up, where the
+            training images do not fill one global batch or a part has fewer images than there are devices.
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class Digits(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         remainder: str = "drop",
+        shards: str | None = None,
+        num_shards: int | None = None,
     ) -> None:
         super().__init__()
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -56,6 +65,9 @@ class Digits(pl.LightningDataModule):
                 "each must be above 0, and their sum below 1"
             )
         check_remainder(remainder)
+        check_shards(shards, num_shards)
+        self.shards, self.num_shards = shards, num_shards
+        self.parts: list[list[int]] | None = None
         self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
@@ -67,6 +79,9 @@ class Digits(pl.LightningDataModule):
         rest, test = _stratified(range(len(y)), y, self.test_fraction, self.split_seed)
         train, val = _stratified(rest, y, self.val_fraction / (1 - self.test_fraction), self.split_seed)
         self.train, self.val, self.test = (TensorDataset(x[part], y[part]) for part in (train, val, test))
+        if self.shards is not None and self.num_shards is not None:
+            self.train, self.parts = train_shards(self.shards, self.num_shards, self.train)
+            self.val, self.test = (evaluation_shards(self.shards, self.num_shards, d) for d in (self.val, self.test))
 
     def train_dataloader(self) -> DataLoader[Any]:
         return train_loader(
@@ -75,14 +90,19 @@ class Digits(pl.LightningDataModule):
             shuffle=self.shuffle,
             seed=self.seed,
             remainder=self.remainder,
+            shards=self.parts,
             num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return exact_loader(self.val, self.batch_size, num_workers=self.num_workers)
+        return self._exact_loader(self.val)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return exact_loader(self.test, self.batch_size, num_workers=self.num_workers)
+        return self._exact_loader(self.test)
+
+    def _exact_loader(self, dataset: TensorDataset) -> DataLoader[Any]:
+        made = default_collate if self.shards is None else collate_shards
+        return exact_loader(dataset, self.batch_size, collate_fn=made, num_workers=self.num_workers)
 
 
 def train_loader(
@@ -92,6 +112,7 @@ def train_loader(
     shuffle: bool = True,
     seed: int = 0,
     remainder: str = "drop",
+    shards: Sequence[Sequence[int]] | None = None,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     **options: Any,
 ) -> TrainLoader:
@@ -111,6 +132,8 @@ def train_loader(
             ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
             own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
             ``global_samples``; ours does.
+        shards: indices of samples, a list for each shard; rank r gets samples of shard r modulo their number alone (see
+            :class:`~syncbn.training.sampling.GlobalBatchSampler`).
         collate_fn: makes a batch of a list of samples.
         options: further arguments of DataLoader.
 
@@ -119,7 +142,7 @@ def train_loader(
         SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
     """
     sampler = GlobalBatchSampler(
-        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder
+        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
     )
     options.setdefault("generator", torch.Generator().manual_seed(seed))
     return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)

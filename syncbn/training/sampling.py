@@ -1,6 +1,6 @@
 """Which samples make up which batch on which rank."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from math import ceil
 from typing import Any, NamedTuple, cast
 
@@ -44,6 +44,9 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         remainder: what becomes of the samples after the last full global batch. "drop": they wait for another epoch's
             order. "pad": the epoch's first samples fill the batch up. "uneven": they are a smaller batch, of which a
             rank gets one sample more or less than another, perhaps none.
+        shards: indices of samples, a list for each shard. Then position p of a global batch holds a sample of shard
+            p modulo their number: as many shards as ranks are a shard for each rank. Each shard has an order of its
+            own. "drop" leaves out what the smallest shard lacks, "pad" goes round the smaller ones again.
 
     Attributes:
         start: global batches that the next iteration leaves out.
@@ -52,7 +55,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             gone through more than once in it: beside a longer loader, in a dict of loaders.
 
     Raises:
-        SettingError: another word for ``remainder``; a data set without a single batch.
+        SettingError: another word for ``remainder``, or "uneven" with shards; a data set, or a shard, without a single
+            batch; a global batch that does not hold equally many samples of each shard.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         shuffle: bool = True,
         seed: int = 0,
         remainder: str = "drop",
+        shards: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=shuffle, seed=seed)
         check_remainder(remainder)
@@ -73,6 +78,11 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             len(cast(Sized, dataset)),
             batch_size * num_replicas,
         )
+        self.shards = None if shards is None else [list(shard) for shard in shards]
+        if self.shards is not None:
+            self._check_shards(self.shards)
+            lengths = [len(shard) for shard in self.shards]
+            self.samples = len(lengths) * (min(lengths) if remainder == "drop" else max(lengths))
         if remainder == "drop" and self.samples < self.global_batch:
             raise SettingError(
                 f"data.batch_size={batch_size}: a global batch is {self.global_batch} samples ({batch_size} on each of "
@@ -124,15 +134,30 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         return [len(range(rank, size, self.num_replicas)) for rank in range(self.num_replicas)]
 
     def _order(self) -> list[int]:
-        order = list(range(self.samples))
-        if self.shuffle:
-            order = torch.randperm(
-                self.samples, generator=torch.Generator().manual_seed(self.seed + self.epoch)
-            ).tolist()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        parts = [range(self.samples)] if self.shards is None else self.shards
+        orders = [self._shuffled(part, generator) for part in parts]
         if self.remainder == "uneven":
-            return order
-        total = self.num_batches * self.global_batch
-        return (order * ceil(total / self.samples))[:total]
+            return orders[0]
+        total = self.num_batches * self.global_batch // len(orders)
+        orders = [(order * ceil(total / len(order)))[:total] for order in orders]
+        return [index for one_of_each in zip(*orders, strict=True) for index in one_of_each]
+
+    def _shuffled(self, part: Sequence[int], generator: torch.Generator) -> list[int]:
+        if not self.shuffle:
+            return list(part)
+        return [part[i] for i in torch.randperm(len(part), generator=generator).tolist()]
+
+    def _check_shards(self, shards: list[list[int]]) -> None:
+        if self.remainder == "uneven":
+            raise SettingError("data.remainder=uneven: shards are dealt in equal parts; use data.remainder=drop or pad")
+        if self.global_batch % len(shards):
+            raise SettingError(
+                f"data.num_shards={len(shards)}: a global batch of {self.global_batch} samples cannot hold equally "
+                f"many of each; use a global batch that is a multiple of {len(shards)}"
+            )
+        if not all(shards):
+            raise SettingError(f"data.num_shards={len(shards)}: a shard has no training image; use fewer")
 
 
 class ExactSampler(DistributedSampler[Any]):
