@@ -12,7 +12,7 @@ from syncbn.nn import groups, planning
 from syncbn.training import identity, shards, slurm
 from syncbn.training.schema import SettingError
 
-NORMS = ("sync", "local", "local_mean", "none", "group_norm")
+NORMS = ("sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync")
 DEFAULT_BATCH_SIZE = 32
 # What a directory, W&B, a glob and Hydra's command line all take.
 RUN_ID = r"\w([\w.+@ -]*[\w.+@-])?"
@@ -39,6 +39,7 @@ def settle(cfg: DictConfig) -> None:
     _settle_batch_size(cfg.data, devices(cfg))
     _settle_shards(cfg.data, devices(cfg))
     _settle_norm(cfg.norm, cfg.data.batch_size, devices(cfg))
+    _check_torch_sync(cfg)
     for name in ("lr", "momentum", "weight_decay"):
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
     if not 0 <= cfg.seed < 2**32:
@@ -68,10 +69,12 @@ def normalization_batch(cfg: DictConfig) -> int | None:
     """
     if cfg.norm.name in ("none", "group_norm"):
         return None
+    if cfg.norm.get("ghost_batch") is not None:
+        return int(cfg.norm.ghost_batch)
+    if cfg.norm.name == "torch_sync":
+        return int(cfg.data.batch_size * devices(cfg))
     if cfg.norm.name != "sync":
         return int(cfg.data.batch_size)
-    if cfg.norm.ghost_batch is not None:
-        return int(cfg.norm.ghost_batch)
     node = cfg.get("simulate") or cfg.trainer.devices
     ranks = {"world": devices(cfg), "node": node}.get(cfg.norm.group, cfg.norm.group)
     return int(cfg.data.batch_size * ranks)
@@ -228,6 +231,10 @@ def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:
     if norm.name == "group_norm":
         for name in ("num_groups", "min_channels"):
             _check_count(f"norm.{name}", norm[name])
+    if norm.name == "ghost":
+        _settle_ghost(norm, device_batch)
+    if norm.get("only") is not None and isinstance(norm.only, str):
+        norm.only = [norm.only]
     if norm.name != "sync":
         return
     for name in ("batch_size", "ghost_batch"):
@@ -245,8 +252,32 @@ def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:
             groups.check_divides(spec, ranks)
     except (TypeError, ValueError) as error:
         raise SettingError(f"norm.{error}") from None
-    if isinstance(norm.only, str):
-        norm.only = [norm.only]
+
+
+def _settle_ghost(norm: DictConfig, device_batch: int) -> None:
+    _check_count("norm.batch_size", norm.batch_size)
+    sizes = [size for size in range(1, device_batch) if device_batch % size == 0]
+    if not sizes:
+        raise SettingError(
+            f"norm.batch_size={norm.batch_size}: a device holds 1 sample, which cannot be cut into ghost batches; use "
+            "a larger data.batch_size, or norm=local"
+        )
+    if norm.batch_size not in sizes:
+        raise SettingError(
+            f"norm.batch_size={norm.batch_size}: ghost batches are equal parts of the {device_batch} samples that a "
+            f"device holds (data.batch_size); sizes that work: {', '.join(map(str, sizes))}"
+        )
+    with open_dict(norm):
+        norm.ghost_batch = norm.batch_size
+
+
+def _check_torch_sync(cfg: DictConfig) -> None:
+    if cfg.norm.name != "torch_sync":
+        return
+    if cfg.trainer.accelerator == "cpu":
+        raise SettingError("norm=torch_sync: torch.nn.SyncBatchNorm does not run on the CPU; use norm=sync")
+    if cfg.get("simulate"):
+        raise SettingError(f"simulate={cfg.simulate}: torch.nn.SyncBatchNorm wants real devices; use norm=sync")
 
 
 def _check_count(name: str, value: Any) -> None:

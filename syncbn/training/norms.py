@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,16 +22,18 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
     """Rewrites the batch norm layers of ``model`` in place where ``norm`` takes them out; else leaves them alone.
 
     Raises:
-        SettingError: ``norm=sync`` finds no batch norm in this model, or none of the names in ``norm.only``.
+        SettingError: ``norm=sync``, ``ghost`` or ``torch_sync`` finds no batch norm in this model, or none of the
+            names in ``norm.only``.
     """
     if norm["name"] == "none":
         remove_batch_norm(model)
     elif norm["name"] == "group_norm":
         replace_by_group_norm(model, norm["num_groups"], norm["min_channels"])
-    elif norm["name"] == "sync" and not any(batch_norms(model, norm["only"])):
+    elif norm["name"] in ("sync", "ghost", "torch_sync") and not any(batch_norms(model, norm.get("only"))):
         names = ", ".join(name for name, _ in batch_norms(model))
-        if norm["only"] is None:
-            raise SettingError("norm=sync: this model has no batch norm to synchronize; use norm=local")
+        if norm.get("only") is None:
+            wants = "cut into ghost batches" if norm["name"] == "ghost" else "synchronize"
+            raise SettingError(f"norm={norm['name']}: this model has no batch norm to {wants}; use norm=local")
         raise SettingError(f"norm.only={norm['only']}: no batch norm layer is called so; there are {names or 'none'}")
 
 
@@ -55,6 +58,10 @@ def parts(norm: dict[str, Any]) -> Parts:
     made = Parts([], [RefuseLoneSamples()], {})
     if norm["name"] == "sync":
         made.plugins.append(SyncBatchNormPlugin(norm["group"], norm["only"], norm["ghost_batch"]))
+    if norm["name"] == "ghost":
+        made.plugins.append(SyncBatchNormPlugin(1, norm["only"], norm["ghost_batch"]))
+    if norm["name"] == "torch_sync":
+        made.plugins.append(TorchSyncBatchNorm())
     if norm["name"] == "local_mean":
         made.callbacks.append(PoolRunningStatistics())
         # Each rank keeps running statistics of its own, or there would be nothing to pool.

@@ -111,8 +111,10 @@ def headline(cfg: DictConfig) -> str:
     if nodes > 1:
         ranks = f"{nodes} nodes of {ranks}"
     share = ""
-    if norm.name == "sync":
-        share = f" over {norm.group}" if norm.ghost_batch is None else " in ghost batches"
+    if norm.get("ghost_batch") is not None:
+        share = " in ghost batches"
+    elif norm.name in ("sync", "torch_sync"):
+        share = f" over {norm.get('group', 'world')}"
     batch = config.normalization_batch(cfg)
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
     return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}"

@@ -55,6 +55,8 @@ class RefuseLoneSamples(pl.Callback):
 
 def _is_alone(layer: nn.Module, shares: list[int], rank: int) -> bool:
     """Whether the layer normalizes a single sample, on some rank, where ranks hold these shares."""
+    if isinstance(layer, nn.SyncBatchNorm):
+        return sum(shares) == 1
     if not isinstance(layer, Synchronized) or layer.ghost_batch is not None:
         return 1 in shares
     group = groups.resolve(layer.group)

@@ -8,7 +8,7 @@ import torch
 import wandb
 from omegaconf import OmegaConf
 
-from syncbn.training.config import RUN_ID, _check_trainer, _settle_devices
+from syncbn.training.config import RUN_ID, _check_torch_sync, _check_trainer, _settle_devices, normalization_batch
 from syncbn.training.schema import SettingError
 from tests.training.command import train
 
@@ -30,10 +30,15 @@ BAD = {
     "precise_batches=-1": r"precise_batches=-1: use a whole number, 0 \(not at all\) or more",
     "precise_batches=9 norm=none": r"precise_batches=9: norm=none leaves no batch norm to measure; use norm=sync or .*",
     "precise_batches=9 test=false": r"precise_batches=9: test=false leaves no test to repeat; use test=true",
+    "norm=ghost norm.batch_size=12": r"norm\.batch_size=12: .* the 32 samples .*; sizes that work: 1, 2, 4, 8, 16",
+    "norm=ghost norm.batch_size=32": r"norm\.batch_size=32: .* the 32 samples .*; sizes that work: 1, 2, 4, 8, 16",
+    "norm=ghost data.batch_size=1": r"norm\.batch_size=16: a device holds 1 sample, .* data\.batch_size, or norm=local",
+    "norm=torch_sync": r"norm=torch_sync: torch\.nn\.SyncBatchNorm does not run on the CPU; use norm=sync",
     "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: there is no such file; .*",
     "optimizer.lr=fast": r"optimizer\.lr=fast: use a number, 0 or more",
     "trainer.max_epochs=0": r"trainer\.max_epochs=0: use a whole number, 1 or more",
     # These are found by the ranks, which alone know the data and the model.
+    "norm=ghost norm.only=bn9": r"norm\.only=\['bn9'\]: no batch norm layer .* there are network\.stem\.1, .*",
     "data.batch_size=700": r"data\.batch_size=700: a global batch is 1400 samples .* has 1167; use at most 583",
     "data.val_fraction=0.9": r"data\.val_fraction=0\.9 and data\.test_fraction=0\.2: .* below 1",
     'norm.only="*bn99*"': r"norm\.only=\['\*bn99\*'\]: no batch norm layer .* there are network\.stem\.1, .*",
@@ -125,6 +130,20 @@ def test_no_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, asked: obj
     else:
         _settle_devices(trainer)
         assert (trainer.accelerator, trainer.devices, trainer.num_nodes) == ("gpu", given, 1)
+
+
+def test_torchs_layer_wants_real_devices() -> None:
+    cfg = OmegaConf.create(
+        {
+            "norm": {"name": "torch_sync"},
+            "trainer": {"accelerator": "gpu", "devices": 4, "num_nodes": 2},
+            "data": {"batch_size": 8},
+        }
+    )
+    _check_torch_sync(cfg)
+    assert normalization_batch(cfg) == 64
+    with pytest.raises(SettingError, match=r"simulate=4: torch\.nn\.SyncBatchNorm wants real devices; use norm=sync"):
+        _check_torch_sync(OmegaConf.merge(cfg, {"simulate": 4}))
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from syncbn.training.models import MLP, ResNet
-from syncbn.training.norms import pool_running_statistics, remove_batch_norm, replace_by_group_norm
+from syncbn.training.norms import parts, pool_running_statistics, remove_batch_norm, replace_by_group_norm
 from tests.harness import Ranks
+from tests.training.command import train
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -53,6 +56,31 @@ def test_a_shared_layer_stays_shared() -> None:
     net = nn.Sequential(shared, nn.Linear(4, 4), shared)
     replace_by_group_norm(net, 2)
     assert net[0] is net[2]
+
+
+def test_torch_sync_is_torchs_own_layer() -> None:
+    """Converted and back; it runs on GPUs alone."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    statistics = net[1].running_mean
+    (plugin,) = parts({"name": "torch_sync"}).plugins
+    net = plugin.apply(net)
+    assert type(net[1]) is nn.SyncBatchNorm
+    net = plugin.revert(net)
+    assert not isinstance(net[1], nn.SyncBatchNorm)
+    assert net[1].running_mean is statistics
+
+
+def test_ghost_trains_with_parts_of_a_devices_batch(tmp_path: Path) -> None:
+    quick = ["model=mlp", "logger=csv", "trainer.max_epochs=1", "trainer.devices=1", "precise_batches=3"]
+    quick += ["+trainer.limit_train_batches=6"]
+    ghost = train(tmp_path, *quick, "norm=ghost", "norm.batch_size=8", "run.id=ghost")
+    assert ghost.code == 0, ghost.err
+    assert "32 samples each; norm ghost in ghost batches: statistics of 8 samples" in ghost.out
+    assert ghost.json("run")["normalization_batch"] == 8
+    sync = train(tmp_path, *quick, "norm=sync", "norm.batch_size=8", "run.id=sync")
+    local = train(tmp_path, *quick, "norm=local", "run.id=local")
+    for what in ("test", "precise"):
+        assert ghost.json("result")[what] == sync.json("result")[what] != local.json("result")[what]
 
 
 def pool(rank: int, world_size: int, means: list[float], variances: list[float]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,7 +34,14 @@ def by_step(run: Run) -> dict[tuple[float, str], float]:
             "precise_batches=7",
             "+callbacks.precise={_target_: syncbn.training.PreciseStatistics, num_batches: 5}",
         ],
-        ["norm=sync", "norm.batch_size=8", "data.batch_size=16", "data.remainder=pad", "data.val_fraction=0.1"],
+        [
+            "norm=sync",
+            "norm.batch_size=8",
+            "data.batch_size=16",
+            "data.remainder=pad",
+            "data.val_fraction=0.1",
+            "data.shards=inversion",
+        ],
     ],
 )
 def test_one_process_trains_as_two(tmp_path: Path, settings: list[str]) -> None:

@@ -22,6 +22,7 @@ from syncbn.training.classifier import Classifier
 from syncbn.training.data import Digits, train_loader
 from syncbn.training.sampling import GlobalBatchSampler
 from syncbn.training.schema import SettingError
+from syncbn.training.uneven import _is_alone
 from tests.harness import Ranks
 from tests.training.command import Run, train
 
@@ -72,6 +73,11 @@ def test_dropping_gives_each_rank_what_torchs_sampler_gives(ranks: int, samples:
         ours.set_epoch(epoch)
         expected = [batch.tolist() for (batch,) in DataLoader(dataset, size, sampler=theirs, drop_last=True)]
         assert [request.indices for request in ours] == expected
+
+
+def test_torchs_synchronized_layer_is_alone_with_one_sample_over_all_ranks() -> None:
+    layer = nn.SyncBatchNorm(2)
+    assert [_is_alone(layer, shares, 0) for shares in ([1, 1], [1, 0], [0, 1])] == [False, True, True]
 
 
 def test_a_wrong_word_is_refused() -> None:
