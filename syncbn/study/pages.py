@@ -1,5 +1,6 @@
 """A study's report: each part compared by each of its metrics, on one page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,18 @@ from rich.console import Console
 from syncbn.study import report
 from syncbn.study.comparing import compare
 from syncbn.study.comparison import Comparison
+from syncbn.study.plan import Cell
 from syncbn.training import record
 from syncbn.training.schema import SettingError
 
 
-def write(cfg: DictConfig, study: dict[str, Any], root: Path) -> None:
+def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path) -> None:
     """Compares what is in the study's directory, prints the answers, and writes ``report/report.html`` there.
 
     Args:
         cfg: the study's settings; ``logger`` says whether the report goes to W&B too.
         study: those under ``study``, plain.
+        cells: its runs.
         root: the study's directory.
 
     Raises:
@@ -26,8 +29,10 @@ def write(cfg: DictConfig, study: dict[str, Any], root: Path) -> None:
     """
     comparisons = {}
     for name, part in study["parts"].items():
-        for metric in part.get("metrics", ["test/acc"]):
-            comparisons[f"{name}-{metric.replace('/', '-')}"] = _compare(study, name, part, metric, root)
+        for metric, sides in part.get("metrics", {"test/acc": "all"}).items():
+            mine = [cell for cell in cells if cell.part == name and (sides == "all" or cell.side in sides)]
+            paths = sorted({cell.directory.parent for cell in mine if cell.directory.parent.exists()})
+            comparisons[f"{name}-{metric.replace('/', '-')}"] = _compare(study, name, part, metric, paths)
     console = Console(soft_wrap=True, highlight=False)
     for each in comparisons.values():
         console.print(f"\n{each.title}", markup=False, style="bold")
@@ -42,11 +47,11 @@ def write(cfg: DictConfig, study: dict[str, Any], root: Path) -> None:
             print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
 
 
-def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, root: Path) -> Comparison:
+def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, paths: list[Path]) -> Comparison:
     title = f"{part['title']}: {study['metrics'][metric]}"
     try:
         return compare(
-            [root / name],
+            paths,
             factor=part.get("factor", "norm"),
             baseline=part.get("baseline"),
             metric=metric,

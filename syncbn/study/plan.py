@@ -79,7 +79,7 @@ def _of_part(
         for side, of_side in sides.items():
             for seed in range(seeds(study, part)):
                 settings = merged(common, of_condition, of_side, [f"seed={seed}"])
-                where = root / name / "_".join(filter(None, (condition, side)))
+                where = root / name / condition / side
                 yield Cell(name, condition, side, seed, settings, where / str(seed))
                 if _is_confirmed(part, says, condition, side, seed):
                     yield Cell(name, condition, side, seed, as_processes(settings), where / f"{seed}-processes")

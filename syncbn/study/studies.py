@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         if code < 2:
             from syncbn.study import pages
 
-            pages.write(cfg, study, root)
+            pages.write(cfg, study, cells, root)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
@@ -88,7 +88,7 @@ def _check() -> None:
 
 def _overrides() -> list[str]:
     """The user's, but those for the study itself."""
-    return [each for each in HydraConfig.get().overrides.task if not each.lstrip("+").startswith(("study=", "study."))]
+    return [each for each in HydraConfig.get().overrides.task if not each.lstrip("+~").startswith(("study=", "study."))]
 
 
 def _list(study: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]) -> None:

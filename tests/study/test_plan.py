@@ -31,7 +31,7 @@ def test_every_condition_side_and_seed() -> None:
     assert len({cell.directory for cell in cells}) == len(cells)
     first = alone[0]
     assert first.overrides == ["simulate=2", "a=part", "b=2", "norm=local", "seed=0"]
-    assert first.directory == ROOT / "one/2_local/0"
+    assert first.directory == ROOT / "one/2/local/0"
     assert [cell.seed for cell in alone] == [0] * 4 + [1] * 4 + [2] * 4
 
 
@@ -40,7 +40,7 @@ def test_some_run_once_more_as_processes_and_last() -> None:
     again = cells[-2:]
     assert [(cell.condition, cell.side, cell.seed) for cell in again] == [("4", "local", 0), ("4", "sync", 0)]
     assert again[0].overrides == ["trainer.devices=2", "a=part", "b=4", "norm=local", "seed=0"]
-    assert again[0].directory == ROOT / "one/4_local/0-processes"
+    assert again[0].directory == ROOT / "one/4/local/0-processes"
     assert all(plan.simulates(cell) for cell in cells[:-2])
 
 

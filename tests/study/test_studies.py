@@ -8,7 +8,7 @@ from tests.training.command import Run, train
 from tests.training.faulty import fault
 
 STUDY = ["+study=small_batch", "study.budget=smoke", "study.seeds=1", "trainer.max_epochs=1", "precise_batches=2"]
-STUDY += ["trainer.limit_test_batches=2", "~study.parts.fixed_step", "study.directory=s"]
+STUDY += ["+trainer.limit_test_batches=2", "~study.parts.fixed_step", "study.directory=s"]
 
 
 def of_study(where: Path, *more: str) -> Run:
@@ -16,7 +16,7 @@ def of_study(where: Path, *more: str) -> Run:
 
 
 def written(where: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in sorted((where / "s").glob("*/*/*/result.json"))}
+    return {path: path.stat().st_mtime_ns for path in sorted((where / "s").glob("*/*/*/*/result.json"))}
 
 
 def test_it_does_what_is_missing(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_it_does_what_is_missing(tmp_path: Path) -> None:
     assert len(written(tmp_path)) == 6
     assert {path: written(tmp_path)[path] for path in done} == done
     assert not again.left
-    status = [json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/*/*/run.json")]
+    status = [json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/*/*/*/run.json")]
     assert status == ["finished"] * 6
 
 
@@ -42,7 +42,7 @@ def test_the_report_is_of_the_runs_that_are_there(tmp_path: Path) -> None:
     assert of_study(tmp_path).code == 0
     page = tmp_path / "s" / "report" / "report.html"
     before = page.read_text()
-    shutil.rmtree(tmp_path / "s" / "scaled_step" / "8_sync" / "0")
+    shutil.rmtree(tmp_path / "s" / "scaled_step" / "8" / "sync" / "0")
     run = train(tmp_path, *STUDY, "study.report_only=true")
     assert run.code == 0, run.err
     assert page.read_text() != before
@@ -54,7 +54,7 @@ def test_it_lists_its_runs(tmp_path: Path) -> None:
     assert run.code == 0
     assert lines[-1] == "study small_batch, budget smoke: 6 runs: 4 of 1 process, 2 of 2 processes"
     assert lines[0].startswith("python train.py model=mlp simulate=2 ")
-    assert lines[0].endswith(" norm=local seed=0 hydra.run.dir=s/scaled_step/2_local/0")
+    assert lines[0].endswith(" norm=local seed=0 hydra.run.dir=s/scaled_step/2/local/0")
     assert not (tmp_path / "s" / "scaled_step").exists()
     assert train(tmp_path, *lines[0].split()[2:]).code == 0
 
