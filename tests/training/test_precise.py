@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import syncbn
 from syncbn.nn.simulation import simulate
-from syncbn.training import PreciseStatistics, SettingError, precise_statistics
+from syncbn.training import PreciseStatistics, SettingError, SyncBatchNormPlugin, precise_statistics
 from syncbn.training.data import train_loader
-from syncbn.training.precise import _own_loader
+from syncbn.training.precise import _own_loader, _synchronized
 from tests.harness import Ranks, messages
 from tests.training.command import train
 
@@ -351,6 +352,16 @@ def test_its_own_loader_leaves_the_place_of_the_training_loader_alone() -> None:
         pass
     next(training)
     assert loader.state_dict() == {"epoch": 0, "batch": 2}
+
+
+def test_before_a_test_layers_are_synchronized_as_in_training_and_not_after() -> None:
+    """Lightning synchronizes layers while it fits alone."""
+    plugin, net = SyncBatchNormPlugin(1, ghost_batch=2), a_net()
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(_layer_sync=plugin))
+    with _synchronized(trainer, net):
+        precise_statistics(net, [pieces[0] for pieces in batches(CUTS[1])])
+    torch.testing.assert_close(state(net), population(a_net(), CUTS[1], twos))
+    assert type(net[1]) is nn.BatchNorm1d
 
 
 QUICK = ["model=mlp", "logger=csv", "trainer.max_epochs=1", "+trainer.limit_train_batches=8", "precise_batches=12"]
