@@ -1,6 +1,7 @@
 """The plots of a comparison. Each has a caption that explains it, or says why there is no such plot."""
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -111,7 +112,7 @@ def _metric(comparison: Comparison) -> Plot:
         axes.set_xlabel(_axis(comparison.axis))
         axes.set_ylabel(name)
     else:
-        drawing.rows(axes, _brief(conditions, 46))
+        drawing.rows(axes, [short(text, 46) for text in _brief(conditions)])
         axes.set_xlabel(name)
     drawing.legend(figure, [look[key].handle for key in series])
     counts = sorted(set(means.n.astype(int)))
@@ -167,7 +168,6 @@ def _seeds(comparison: Comparison) -> Plot:
     metric = comparison.metric
     title = "Seed by seed"
     used = _values(comparison)
-    used = used[used.used.astype(bool)]
     panels = [
         (condition, how, of_one)
         for (condition, how), of_one in used.groupby(["condition", "how"], sort=False)
@@ -179,7 +179,8 @@ def _seeds(comparison: Comparison) -> Plot:
     shown, look = panels[:PANELS], looks(comparison)
     figure, axes = _panels(len(shown), 2.1)
     several = used.how.nunique() > 1
-    for axis, (condition, how, of_one) in zip(axes, shown, strict=False):
+    headings = _titles([condition for condition, _, _ in shown])
+    for axis, heading, (_, how, of_one) in zip(axes, headings, shown, strict=False):
         sides = [side for side in comparison.sides if (of_one.side == side).any()]
         for _, seed in of_one.groupby("seed"):
             by_side = seed.set_index("side").value
@@ -194,7 +195,7 @@ def _seeds(comparison: Comparison) -> Plot:
             _dots(axis, [at] * int((of_one.side == side).sum()), of_one[of_one.side == side].value, look[side, how], 7)
         axis.set_xlim(-0.4, len(sides) - 0.6)
         axis.set_xticks([])
-        axis.set_title("\n".join([*_brief([condition], 24), *([short(how, 24)] if several else [])]))
+        axis.set_title("\n".join([heading, *([short(how, 24)] if several else [])]))
         if drawing.spans_octaves(of_one.value):
             drawing.logarithmic(axis.yaxis, of_one.value)
         else:
@@ -227,7 +228,7 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
     figure, axes = _panels(len(shown), 2.1, shared=True)
     logarithmic = drawing.spans_octaves(curves.value)
     drawn = []
-    for axis, condition in zip(axes, shown, strict=False):
+    for axis, heading, condition in zip(axes, _titles(shown), shown, strict=False):
         for key in look:
             of_one = curves[(curves.condition == condition) & (curves.side == key[0]) & (curves.how == key[1])]
             if of_one.empty:
@@ -247,7 +248,7 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
                 linestyle="-" if look[key].filled else "--",
                 color=look[key].colour,
             )
-        axis.set_title(_brief([condition], 24)[0])
+        axis.set_title(heading)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if logarithmic:
         drawing.logarithmic(axes[0].yaxis, curves.value)
@@ -348,9 +349,9 @@ def _layers(comparison: Comparison) -> Plot:
 
 
 def _values(comparison: Comparison) -> pd.DataFrame:
-    """Runs with a finite metric, of a known side."""
+    """Runs that are in a pair, which means and differences are of."""
     runs = _finite(comparison.runs, "value")
-    return runs[runs.side.isin(comparison.sides)]
+    return runs[runs.used.astype(bool)]
 
 
 def _finite(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -438,18 +439,45 @@ def _labels(comparison: Comparison, frame: pd.DataFrame, whole: pd.DataFrame) ->
     """Of the rows shown of a table: layer, condition, side and how, where there are several of them."""
     columns = [list(frame.layer)] if "layer" in frame.columns else []
     if len(comparison.conditions) > 1:
-        columns.append(_brief(list(frame.condition), 99))
+        columns.append(_brief(list(frame.condition)))
     if whole.side.nunique() > 1 or not columns:
         columns.append(list(frame.side))
     if "how" in frame.columns and frame.how.nunique() > 1:
         columns.append(["" if how == ways(comparison)[0] else how for how in frame.how])
-    return [short(" · ".join(str(part) for part in parts if part), 44) for parts in zip(*columns, strict=True)]
+    return [_joined([str(part) for part in parts if part]) for parts in zip(*columns, strict=True)]
 
 
-def _brief(conditions: list[str], length: int) -> list[str]:
-    """Without the groups of settings, ``batch_size=2`` for ``data.batch_size=2``, if they can be told apart then."""
-    brief = [re.sub(r"[\w.]+\.(?=\w+=)", "", condition) for condition in conditions]
-    return [short(text, length) for text in (brief if len(set(brief)) == len(set(conditions)) else conditions)]
+def _joined(parts: list[str], length: int = 44) -> str:
+    """In one line: what is too long is cut, the longest part first, so that the others stay whole."""
+    while len(" · ".join(parts)) > length and max(map(len, parts)) > 8:
+        longest = max(range(len(parts)), key=lambda at: len(parts[at]))
+        over = len(" · ".join(parts)) - length
+        parts[longest] = short(parts[longest], max(8, (len(parts[longest]) - over) // 2 * 2))
+    return short(" · ".join(parts), length)
+
+
+def _brief(conditions: list[str]) -> list[str]:
+    """What tells conditions apart: without what all of them share, and without the groups of settings,
+    ``batch_size=2`` for ``data.batch_size=2``, where that is enough.
+    """
+    parts = [condition.split() for condition in conditions]
+    shared = set.intersection(*map(set, parts)) if len(set(conditions)) > 1 else set()
+    different = [" ".join(part for part in of_one if part not in shared) for of_one in parts]
+    brief = [re.sub(r"[\w.]+\.(?=\w+=)", "", condition) for condition in different]
+    for candidate in (brief, different):
+        if len(set(candidate)) == len(set(conditions)) and all(candidate):
+            return candidate
+    return conditions
+
+
+def _titles(conditions: list[str]) -> list[str]:
+    """Of panels: up to two lines."""
+    return ["\n".join(short(line, 24) for line in _wrapped(text)) for text in _brief(conditions)]
+
+
+def _wrapped(text: str) -> list[str]:
+    lines = textwrap.wrap(text, 24, break_long_words=False, break_on_hyphens=False) or [""]
+    return lines if len(lines) < 3 else [lines[0], " ".join(lines[1:])]
 
 
 def _axis(setting: str) -> str:

@@ -229,5 +229,5 @@ def _environment() -> Environment:
 
 
 def _breakable(text: str) -> Markup:
-    """A line may break after the dots, slashes and equals signs of paths and settings."""
-    return Markup(re.sub(r"([/=._,])(?=\w{3})", r"\1<wbr>", str(escape(text))))
+    """A line may break after the slashes of paths and the commas of settings."""
+    return Markup(re.sub(r"([/,])(?=\w{3})", r"\1<wbr>", str(escape(text))))

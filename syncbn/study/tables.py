@@ -21,8 +21,8 @@ from syncbn.study.wording import (
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
 MEANS_NOTE = (
-    "Over all finished runs of a side, also those whose partner is missing, by Student's t. That two such intervals"
-    " overlap says little: runs are paired by seed, and the differences above are what counts."
+    "Over the runs that are in pairs, by Student's t. That two such intervals overlap says little: runs are paired by"
+    " seed, and the differences above are what counts."
 )
 
 

@@ -65,7 +65,8 @@ def measured(values: dict[tuple[str, str, str], list[float]], *, axis: str = "",
             path = f"sweep/{len(runs)}"
             status = "finished" if fine else "failed"
             runs.append((path, side, condition, seed, status, how, value, 12.3 + seed, used, why))
-        there = np.array([value for value in of_one if not np.isnan(value)])
+        in_pairs = [row[6] for row in runs if row[1:3] == (side, condition) and row[5] == how and row[8]]
+        there = np.array(in_pairs)
         n, sd = len(there), float(there.std(ddof=1)) if len(there) > 1 else NAN
         half = float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5 if n > 1 else NAN
         mean = float(there.mean()) if n else NAN

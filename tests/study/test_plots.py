@@ -50,7 +50,7 @@ def rounded(values: "np.ndarray | list[float]") -> set[float]:
 
 def test_each_seed_and_each_mean_is_in_the_plot_of_the_metric(rich: Comparison, of_rich: dict[str, Plot]) -> None:
     shown = plotted(of_rich["metric"].figure)
-    assert shown >= rounded(rich.runs.value)
+    assert shown >= rounded(rich.runs.value[rich.runs.used])
     assert shown >= rounded(rich.means["mean"])
 
 
@@ -217,3 +217,30 @@ def test_pyplot_is_not_used_and_wandb_not_imported_for_a_report() -> None:
         "report.write(comparisons.without_axis(), pathlib.Path(tempfile.mkdtemp()))"
     )
     assert not modules & {"matplotlib.pyplot", "wandb", "lightning", "torch"}
+
+
+def test_labels_say_what_tells_rows_apart() -> None:
+    conditions = [f"data.batch_size={batch} trainer.max_epochs=4 norm.group={'x' * 30}" for batch in (2, 4)]
+    values = {
+        (condition, side, how): [2.0, 1.5, 3.0]
+        for condition in conditions
+        for side in ("local", "sync", "group_norm with a long name")
+        for how in (comparisons.ONE, comparisons.PROCESSES)
+    }
+    made = drawn(measured(values))
+    texts = {}
+    for name in ("effects", "metric"):
+        figure = made[name].figure
+        assert figure is not None
+        texts[name] = [text.get_text() for text in figure.axes[0].texts]
+    assert texts["metric"] == ["batch_size=2", "batch_size=4"]
+    labels = [text for text in texts["effects"] if "batch_size" in text]
+    assert labels[0] == "batch_size=2 · sync"
+    assert labels[1] == "batch_size=2 · sync · 2 processes on the CPU"
+    assert len(set(labels)) == len(labels) == 8
+    assert max(map(len, labels)) <= 44
+    figure = made["seeds"].figure
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes][:2] == [
+        f"batch_size=2\n{how}" for how in (comparisons.ONE, comparisons.PROCESSES)
+    ]
