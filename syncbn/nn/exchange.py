@@ -13,7 +13,7 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from syncbn.nn import debugging, groups
+from syncbn.nn import debugging, groups, observing
 
 _options = dist.AllreduceOptions()
 _options.asyncOp = False
@@ -61,14 +61,21 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         return x.mul_(group.size())
     debugging.check_in_step(x, group, place)
     try:
-        if is_in_torch_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
-            return _functional(x, group)
-        work = group.allreduce([x], _options)  # as dist.all_reduce calls it, with less around it
-        if work is not None:
-            work.wait()
-        return x
+        if observing.observer is None:
+            return _sent(x, group)
+        with observing.observer.sending(place, x):
+            return _sent(x, group)
     except RuntimeError as error:
         raise RuntimeError(f"layer {place}: {error}") from error
+
+
+def _sent(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    if is_in_torch_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
+        return _functional(x, group)
+    work = group.allreduce([x], _options)  # as dist.all_reduce calls it, with less around it
+    if work is not None:
+        work.wait()
+    return x
 
 
 def _functional(x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import composite, exchange, groups, kernels, native
+from syncbn.nn import composite, exchange, groups, kernels, native, observing
 from syncbn.nn.statistics import Moments, known, may_read, unpack
 
 # Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
@@ -114,7 +114,13 @@ def measure(
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
     """
     local = kernels.local_sums(x.detach(), mask)
-    sums = local.sums if partners is None else exchange.all_sum(local.sums, partners, f"{name} forward")
+    sums = local.sums
+    if partners is not None:
+        observer = observing.present()
+        own = None if observer is None else local.sums.clone()  # the exchange uses them up
+        sums = exchange.all_sum(local.sums, partners, f"{name} forward")
+        if observer is not None and own is not None:
+            observer.measured(name, own, sums)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     # Where looking is impossible, or would wait, the running update leaves the variance alone instead.
     may_look = may_read(x) or (mask is None and not torch.compiler.is_compiling())

@@ -12,7 +12,8 @@ from syncbn.training.schema import SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
 FREE = [*("run", "ckpt_path", "resume", "timeouts", "cluster", "logger"), "scheduler.epochs"]
-FREE += [f"callbacks.{name}" for name in ("checkpoint", "learning_rate", "finite")]  # others may change the weights
+# Of callbacks those that look; others may change the weights.
+FREE += [f"callbacks.{name}" for name in ("checkpoint", "learning_rate", "finite", "statistics")]
 FREE += [f"data.{name}" for name in ("batch_size", "num_workers")]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 FREE += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]

@@ -1,7 +1,7 @@
-"""``metrics.csv``: one file per run, however often the run is stopped and goes on."""
+"""``metrics.csv`` and its like: one file per run, however often the run is stopped and goes on."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ class MetricsFile(Logger):
 
     Args:
         directory: where the file lies; rank 0 alone reads and writes it.
+        file: its name.
+        columns: those that come first, in this order; others follow by name.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, file: str = "metrics.csv", columns: Sequence[str] = ()) -> None:
         super().__init__()
-        self.path = directory / "metrics.csv"
+        self.path = directory / file
+        self._first = list(columns)
         self._columns: list[str] | None = None  # None: the file has not been looked at yet
         self._rows = 0
         self._earlier = 0  # how many rows are of earlier attempts and may come again
@@ -50,16 +53,21 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
-        row["step"] = self.rows() if step is None else step
+        self.append([row | {"step": self.rows() if step is None else step}])
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows that have a ``step`` each; on rank 0."""
         columns = self._open()
         if self._earlier:
-            self._take_out(row)
-        if not row.keys() <= set(columns):
-            self._columns = sorted({*columns, *row})
+            for row in rows:
+                self._take_out(row)
+        names = set().union(*rows)
+        if not names <= set(columns):
+            self._columns = [*self._first, *sorted({*columns, *names} - set(self._first))]
             self._replace(read(self.path))
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns or ()).writerow(row)
-        self._rows += 1
+            csv.DictWriter(file, self._columns or ()).writerows(rows)
+        self._rows += len(rows)
 
     def rows(self) -> int:
         """How many rows the file has, on rank 0."""

@@ -57,7 +57,7 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
     run_dir.mkdir(parents=True, exist_ok=True)
     numbered = ["config.yaml", "result.json", "wandb.json", "error.txt", "ranks"]
     if earlier != run_dir.resolve():  # else it goes on
-        numbered.append("metrics.csv")
+        numbered += ["metrics.csv", "statistics.csv"]
     if before:
         _keep(run_dir, before, last)
     for name in numbered:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
 from syncbn.training import loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training.monitor import StatisticsMonitor
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
 from syncbn.training.resume import ResumePoints
@@ -106,6 +107,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         "images_per_second": throughput.images_per_second,
         "checkpoint": best,
     }
+    if collectives := next((each.collectives for each in callbacks if isinstance(each, StatisticsMonitor)), None):
+        result["collectives"] = collectives
     if cfg.test:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
