@@ -45,8 +45,8 @@ _ROUNDING = 1e-12  # of the square of the mean: values in float32 that vary by l
 class Figures(NamedTuple):
     """What devices' batches say of one layer; NaN where fewer than two devices hold values, or none vary.
 
-    From one step to another they scatter widely, the more so the fewer devices and channels. The mean of ``spread`` over
-    steps is right; of ``effective_batch``, a reciprocal, take the harmonic mean.
+    They scatter from step to step, the more the fewer devices and channels there are. Over steps, take the mean of
+    ``spread``, and the harmonic mean of ``effective_batch``, which is a reciprocal.
 
     Attributes:
         device_batch: values per channel on a device that holds any.

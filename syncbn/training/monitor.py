@@ -27,8 +27,8 @@ class StatisticsMonitor(pl.Callback):
 
     For synchronized and per-device layers alike. Rank 0 writes ``statistics.csv``, a row a layer and look: ``step`` (as
     in ``metrics.csv``), ``layer`` (its name as ``norm.only`` takes it), the :class:`~syncbn.nn.anova.Figures` of the
-    world's batch, and ``seconds``, the mean over ranks of the time in the layer's messages forward and backward, waiting
-    for other ranks included; empty where it cannot be told. The loggers get ``statistics/LAYER/spread`` and
+    world's batch, and ``seconds``, the mean over ranks of the time in the layer's messages forward and backward,
+    waiting for other ranks included; empty where it cannot be told. The loggers get ``statistics/LAYER/spread`` and
     ``.../effective_batch``, of more than 16 layers the mean and the greatest spread and the least ratio of effective to
     device batch, and ``statistics/collective_share``, the share of the messages in the time of the step.
 
@@ -53,28 +53,28 @@ class StatisticsMonitor(pl.Callback):
         self._renamed: dict[str, str] = {}
         self._file: MetricsFile | None = None
         self._look: Look | None = None
-        self._warm = False
+        self._active = self._warm = False
         self._looks, self._seconds, self._step_seconds = 0, 0.0, 0.0
 
     @property
     def collectives(self) -> dict[str, float] | None:
         """Of the batch norm layers' messages: ``seconds_per_step`` and their ``share`` in the time of a step.
 
-        Means over the looks of this process, the first step left out (the warm-up), and over ranks. None where there
-        was no such look, where it cannot be told, and on ranks other than 0.
+        Means over the looks of this process, the first step left out (the warm-up), and over ranks; zero where there is
+        no such layer. None where there was no such look, where it cannot be told, and on ranks other than 0.
         """
         if not self._looks:
-            return None
+            return dict.fromkeys(("seconds_per_step", "share"), 0.0) if self._active and not self._layers else None
         return {"seconds_per_step": self._seconds / self._looks, "share": self._seconds / self._step_seconds}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._layers = dict(batch_norms(pl_module))
-        if not _several_ranks():
+        self._layers, self._warm = dict(batch_norms(pl_module)), False
+        self._active = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not self._layers:
             return
-        self._warm = False
         self._rename()
         directory = trainer.log_dir if self.directory is None else self.directory  # a message: all ranks ask
-        if trainer.is_global_zero and self._layers:
+        if trainer.is_global_zero:
             place = Path(directory or trainer.default_root_dir)
             place.mkdir(parents=True, exist_ok=True)
             self._file = MetricsFile(place, "statistics.csv", COLUMNS)
@@ -87,7 +87,7 @@ class StatisticsMonitor(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
         due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
-        if due and self._look is None and _several_ranks():
+        if due and self._look is None and self._active and self._layers:
             self._look = Look(self._layers, pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -167,10 +167,6 @@ def _summary(found: dict[str, anova.Figures]) -> dict[str, float]:
 
 def _known(figures: anova.Figures) -> dict[str, float]:
     return {name: value for name, value in figures._asdict().items() if not math.isnan(value)}
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _step(trainer: pl.Trainer) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from syncbn.training.metrics_file import read
 from tests.training.command import PROJECT, Run, train
 
 EPOCHS, BATCHES = 3, 18
@@ -82,11 +83,20 @@ def _devices(ranks: int) -> tuple[str, str]:
 
 
 def differences(one: Run, other: Run) -> list[str]:
-    """What is not bitwise the same at the end of two runs: the checkpoint with all it holds, the metrics, the test."""
+    """What is not bitwise the same at the end of two runs: the checkpoint with all it holds, the metrics, the test.
+
+    But for times.
+    """
     found = list(_different(*(_checkpoint(run) for run in (one, other)), "checkpoint"))
-    found += _different(*((run.directory / "metrics.csv").read_text().splitlines() for run in (one, other)), "csv")
+    for name in ("metrics.csv", "statistics.csv"):
+        found += _different(*(_rows(run.directory / name) for run in (one, other)), name)
     results = [{k: run.json("result")[k] for k in ("test", "steps", "epochs")} for run in (one, other)]
     return found + list(_different(*results, "result"))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    times = ("seconds", "statistics/collective_share")
+    return [{name: value for name, value in row.items() if name not in times} for row in read(path)]
 
 
 def _checkpoint(run: Run) -> Any:
