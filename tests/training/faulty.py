@@ -94,9 +94,9 @@ def differences(one: Run, other: Run) -> list[str]:
     return found + list(_different(*results, "result"))
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[list[tuple[str, str]]]:
     times = ("seconds", "statistics/collective_share")
-    return [{name: value for name, value in row.items() if name not in times} for row in read(path)]
+    return [[(name, value) for name, value in row.items() if name not in times] for row in read(path)]
 
 
 def _checkpoint(run: Run) -> Any:

@@ -449,14 +449,16 @@ def test_of_many_layers_loggers_get_the_extremes_alone(ranks: Ranks, tmp_path: P
     )
 
 
-def compiled(rank: int, world_size: int) -> tuple[int, list[str]]:
-    """How often a network was compiled, and what was seen in it."""
+def compiled(rank: int, world_size: int, looks: list[bool]) -> tuple[int, list[str]]:
+    """How often a network was compiled in steps with and without a look, and what was seen in it."""
+    torch.compiler.reset()
+    syncbn.nn.groups.resolve("world")  # or torch would compile once more because it was
     net = nn.Sequential(syncbn.SyncBatchNorm1d(C), nn.BatchNorm1d(C))
     counter, seen = CompileCounter(), []
     fast = torch.compile(net, backend=counter, fullgraph=True)
-    for looks in (False, True, False, True):
+    for looking in looks:
         look = Look(dict(syncbn.nn.conversion.batch_norms(net)), torch.device("cpu"))
-        if not looks:
+        if not looking:
             look.close()
         fast(torch.randn(4, C))
         look.close()
@@ -465,8 +467,13 @@ def compiled(rank: int, world_size: int) -> tuple[int, list[str]]:
 
 
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own doing
-def test_a_compiled_network_is_left_alone(ranks: Ranks) -> None:
-    assert ranks.run(compiled, world_size=2) == [(1, [])] * 2
+@pytest.mark.parametrize(
+    ("looks", "frames"),
+    [([False, True, False, True], 1), ([True, False, True, False], 2)],  # first compiled with hooks: once more without
+    ids=["first without", "first with"],
+)
+def test_a_compiled_network_is_left_alone(ranks: Ranks, looks: list[bool], frames: int) -> None:
+    assert ranks.run(compiled, looks, world_size=2) == [(frames, [])] * 2
 
 
 @pytest.mark.parametrize("value", [0, -3])
