@@ -32,6 +32,7 @@ All three say one thing, the share ``SSB/SST`` of the variance that lies between
 each of them scaled to the same variance. A channel that does not vary has no such share and is left out.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,49 +65,82 @@ class Figures(NamedTuple):
     variance_ratio: float
 
 
-def length(channels: int) -> int:
-    """How many numbers :func:`share` gives."""
-    return 3 * channels + 4
-
-
-def share(sums: Tensor, group_n: Tensor) -> Tensor:
-    """What one device adds to the total that :func:`figures` takes; a device without values adds zeros.
-
-    Reads no value back to the host.
+class Layers:
+    """Layers whose figures are taken together, in few operations whatever their number.
 
     Args:
-        sums: of the device's values, :func:`syncbn.nn.statistics.pack`'s, of shape ``(2C + 1,)``.
-        group_n: how many values share statistics with them, a float64 scalar.
-
-    Returns:
-        float64, shape ``(3C + 4,)``.
+        channels: of each layer.
     """
-    n, channels = sums[:1], len(sums) // 2
-    holds = (n > 0).double()
-    mean = sums[1 : channels + 1] / n.clamp_min(torch.finfo(sums.dtype).tiny)
-    return torch.cat([sums, sums[1 : channels + 1] * mean, holds, n * n, holds * group_n])
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        self._lengths = [2 * c + 1 for c in channels]  # of their sums
+        starts = [sum(self._lengths[:i]) for i in range(len(channels))]
+        self._n_at = torch.tensor(starts, dtype=torch.long)
+        self._layer = torch.tensor([i for i, c in enumerate(channels) for _ in range(c)], dtype=torch.long)
+        at = [start + 1 + i for start, c in zip(starts, channels, strict=True) for i in range(c)]
+        self._total_at = torch.tensor(at, dtype=torch.long)
+        squares_at = self._total_at + torch.tensor(channels, dtype=torch.long)[self._layer]
+        self._both_at = torch.cat([self._total_at, squares_at])
+
+    def to(self, device: torch.device) -> "Layers":
+        """Where the sums are."""
+        for name in ("_n_at", "_layer", "_total_at", "_both_at"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def share(self, sums: Sequence[Tensor | None], group_n: Sequence[Tensor | None]) -> Tensor:
+        """What one device adds to the total that :meth:`figures` takes. Reads no value back to the host.
+
+        Args:
+            sums: of the device's values, layer by layer, :func:`syncbn.nn.statistics.pack`'s, of shape ``(2C + 1,)``;
+                None is as good as zeros.
+            group_n: how many values share statistics with them, float64 of shape ``(1,)``.
+
+        Returns:
+            float64, shape ``(L,)``: ``3C + 4`` numbers a layer.
+        """
+        some = torch.zeros(max(self._lengths, default=1), dtype=torch.float64, device=self._layer.device)
+        pairs = zip(sums, self._lengths, strict=True)
+        everything = torch.cat([some[:0], *(some[:length] if each is None else each for each, length in pairs)])
+        shared = torch.cat([some[:0], *(some[:1] if each is None else each for each in group_n)])
+        n, total = everything[self._n_at], everything[self._total_at]
+        holds = (n > 0).double()
+        squared_mean = total * total / n.clamp_min(torch.finfo(n.dtype).tiny)[self._layer]
+        return torch.cat([everything, squared_mean, holds, n * n, holds * shared])
+
+    def figures(self, total: Tensor) -> list[Figures | None]:
+        """The figures of all devices together, layer by layer; None for a layer that had no value.
+
+        Args:
+            total: the sum over devices of their :meth:`share`, where the layers are.
+        """
+        parts = (sum(self._lengths), len(self._layer), *[len(self._lengths)] * 3)
+        sums, squared_means, holds, squares, shared = total.split(parts)
+        n = sums[self._n_at]
+        of_one = total.new_ones(
+            1
+        )  # a set of one value per channel with the same mean and mean square, all layers in one
+        per_value = sums[self._both_at] / n.clamp_min(1)[self._layer.repeat(2)]
+        _, mean, var = statistics.unpack(torch.cat([of_one, per_value]))
+        mean_squared = mean * mean
+        varies = var > _ROUNDING * mean_squared
+        between = torch.where(varies, (squared_means / n.clamp_min(1)[self._layer] - mean_squared) / var, 0)
+        added = total.new_zeros(2, len(n)).index_add_(1, self._layer, torch.stack([between, varies.double()]))
+        columns = torch.stack([n, holds, squares, shared, *added]).T.tolist()
+        return [_figures(*numbers) for numbers in columns]
 
 
-def figures(total: Tensor) -> Figures | None:
-    """The figures of all devices together; None where there was no value.
-
-    Args:
-        total: the sum over devices of their :func:`share`, on the CPU.
-    """
-    channels = (len(total) - 4) // 3
-    sums, squared_means, counts = total.split([2 * channels + 1, channels, 3])
-    n, mean, var = statistics.unpack(sums)
-    size, (devices, squares, shared) = n.item(), counts.tolist()
-    if size == 0:
+def _figures(n: float, devices: float, squares: float, shared: float, between: float, varying: float) -> Figures | None:
+    """From sums over devices, and over channels that vary."""
+    if n == 0:
         return None
-    varies = var > _ROUNDING * mean * mean
-    batches = (size / devices, shared / devices)
-    if devices < 2 or not varies.any():
+    batches = (n / devices, shared / devices)
+    if devices < 2 or not varying:
         return Figures(*batches, *[float("nan")] * 3)
-    between = ((squared_means / n - mean * mean)[varies] / var[varies]).mean().clamp(0, 1).item()  # SSB / SST
+    between = min(max(between / varying, 0.0), 1.0)  # SSB / SST
     mean_square = between / (devices - 1)
-    n0 = (size - squares / size) / (devices - 1)
-    within = (1 - between) / max(size - devices, 1)  # one value each: n0 = 1, and there is no within
+    n0 = (n - squares / n) / (devices - 1)
+    within = (1 - between) / max(n - devices, 1)  # one value each: n0 = 1, and there is no within
     variance = within * (1 - 1 / n0) + mean_square / n0
     effective = n0 * variance / mean_square if mean_square > 0 else float("nan")
-    return Figures(*batches, mean_square * (size - 1), effective, 1 - between)
+    return Figures(*batches, mean_square * (n - 1), effective, 1 - between)

@@ -31,7 +31,7 @@ class Look:
 
     def __init__(self, layers: dict[str, _BatchNorm], device: torch.device) -> None:
         self._layers, self._device = layers, device
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}  # its sums, and how many values share statistics
         self._spans: list[tuple[str, Mark, Mark]] = []
         self._hooks = [
             layer.register_forward_pre_hook(self._before(name), with_kwargs=True) for name, layer in layers.items()
@@ -47,25 +47,22 @@ class Look:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def message(self) -> Tensor:
-        """What this rank adds: for each layer its :func:`~syncbn.nn.anova.share`, then the seconds of the step, of all
-        the messages of its layers, and of those of each layer. On a GPU the host waits for the end of the step.
+    def message(self, layout: anova.Layers) -> Tensor:
+        """What this rank adds: the seconds of the step, of all the messages of its layers, and of those of each layer;
+        then its :meth:`~syncbn.nn.anova.Layers.share`. On a GPU the host waits for the end of the step.
         """
         seconds: dict[str, float] = defaultdict(float)
         step = _between(self._start, self._end)
         for place, start, end in self._spans:
             seconds[re.sub(" (forward|backward).*", "", place)] += _between(start, end)
         times = [step, sum(seconds.values()), *(seconds[name] for name in self._layers)]
-        nothing = torch.zeros(0, dtype=torch.float64, device=self._device)
-        shares = [
-            self._seen.get(name, nothing.new_zeros(anova.length(layer.num_features)))
-            for name, layer in self._layers.items()
-        ]
-        return torch.cat([*shares, nothing.new_tensor(times)])
+        seen = [self._seen.get(name, (None, None)) for name in self._layers]
+        share = layout.share([sums for sums, _ in seen], [shared for _, shared in seen])
+        return torch.cat([share.new_tensor(times), share])
 
     def measured(self, name: str, local: Tensor, total: Tensor) -> None:
         if name in self._layers and name not in self._seen and not functional.recomputing() and not _captures(local):
-            self._seen[name] = anova.share(local, total[0])
+            self._seen[name] = local, total[:1]
 
     @contextmanager
     def sending(self, place: str, message: Tensor) -> Iterator[None]:
@@ -90,7 +87,7 @@ class Look:
             with torch.no_grad():
                 mask = functional.over_channels(mask, x) if isinstance(mask, Tensor) else None
                 sums = kernels.local_sums(x.detach(), mask).sums
-                self._seen[name] = anova.share(sums, sums[0] * _shared(layer, len(x)))
+                self._seen[name] = sums, sums[:1] * _shared(layer, len(x))
 
         return look
 

@@ -50,6 +50,7 @@ class StatisticsMonitor(pl.Callback):
             raise SettingError(f"callbacks.statistics.every_n_steps={every_n_steps}: use 1 or more, or null")
         self.every_n_steps, self.directory = every_n_steps, directory
         self._layers: dict[str, _BatchNorm] = {}
+        self._layout = anova.Layers([])
         self._renamed: dict[str, str] = {}
         self._file: MetricsFile | None = None
         self._look: Look | None = None
@@ -72,6 +73,8 @@ class StatisticsMonitor(pl.Callback):
         self._active = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self._layers:
             return
+        channels = [layer.num_features for layer in self._layers.values()]
+        self._layout = anova.Layers(channels).to(pl_module.device)
         self._rename()
         directory = trainer.log_dir if self.directory is None else self.directory  # a message: all ranks ask
         if trainer.is_global_zero:
@@ -95,11 +98,11 @@ class StatisticsMonitor(pl.Callback):
             return
         if self._look is not None:
             self._look.close()
-            total = self._look.message()
+            total = self._look.message(self._layout)
             dist.all_reduce(total)
             self._look = None
             if trainer.is_global_zero:
-                self._report(trainer, total.cpu() if total.is_cuda else total)
+                self._report(trainer, total)
         self._warm = True
 
     def on_train_end(self, *_: Any) -> None:
@@ -125,12 +128,11 @@ class StatisticsMonitor(pl.Callback):
 
     def _report(self, trainer: pl.Trainer, total: torch.Tensor) -> None:
         ranks, step = trainer.world_size, _step(trainer)
-        lengths = [anova.length(layer.num_features) for layer in self._layers.values()]
-        *totals, times = total.split([*lengths, 2 + len(lengths)])
-        step_seconds, all_seconds, *seconds = (times / ranks).tolist()
+        count = 2 + len(self._layers)
+        step_seconds, all_seconds, *seconds = (total[:count] / ranks).tolist()
         # torch's own layer sends in its own way, of which nothing is known.
         timed = not any(isinstance(layer, nn.SyncBatchNorm) for layer in self._layers.values())
-        found = {name: anova.figures(each) for name, each in zip(self._layers, totals, strict=True)}
+        found = dict(zip(self._layers, self._layout.figures(total[count:]), strict=True))
         if self._file is not None:
             rows = [
                 {"step": step, "layer": name, **_known(figures), **({"seconds": spent} if timed else {})}

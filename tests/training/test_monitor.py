@@ -60,12 +60,14 @@ def by_definition(devices: list[np.ndarray]) -> tuple[float, float, float]:
 
 
 def figures_of(devices: list[np.ndarray]) -> anova.Figures | None:
-    shares = []
+    shares, layers = [], anova.Layers([3, C])  # the first of them does not run
     for values in devices:
         n = torch.tensor(float(len(values)), dtype=torch.float64)
-        mean, var = (torch.from_numpy(f(axis=0) if len(values) else np.zeros(C)) for f in (values.mean, values.var))
-        shares.append(anova.share(statistics.pack(Moments(n, mean, var)), n))
-    return anova.figures(torch.stack(shares).sum(0))
+        mean, var = (torch.from_numpy(f(axis=0)) if len(values) else torch.zeros(C) for f in (values.mean, values.var))
+        shares.append(layers.share([None, statistics.pack(Moments(n, mean, var))], [None, n.reshape(1)]))
+    nothing, found = layers.figures(torch.stack(shares).sum(0))
+    assert nothing is None
+    return found
 
 
 SIZES = [[8, 8], [2, 7], [5, 0, 3], [6, 4, 11]]
@@ -190,7 +192,7 @@ def a_look(rank: int, world_size: int, pieces: list[Tensor], saving: bool, step:
         look.close()
     assert not any(layer._forward_pre_hooks for layer in layers.values())
     assert observing.observer is None
-    total = look.message()
+    total = look.message(anova.Layers([C] * len(layers)))
     dist.all_reduce(total)
     return Looked(total, sent, [place for place, *_ in look._spans])
 
@@ -205,8 +207,8 @@ def test_each_kind_of_layer_is_seen_once(ranks: Ranks, sizes: list[int], saving:
     pieces = [torch.from_numpy(values).reshape(-1, 2, 3, C).movedim(-1, 1) for values in devices]
     looked = ranks.run(a_look, pieces, saving, world_size=len(sizes))
     assert all(torch.equal(each.total, looked[0].total) for each in looked)
-    *totals, times = looked[0].total.split([anova.length(C)] * len(NAMES) + [len(NAMES) + 2])
-    found = dict(zip(NAMES, map(anova.figures, totals), strict=True))
+    times, total = looked[0].total.tensor_split([len(NAMES) + 2])
+    found = dict(zip(NAMES, anova.Layers([C] * len(NAMES)).figures(total), strict=True))
     assert found["unused"] is found["frozen"] is None
     values, own = 6 * sum(sizes), 6 * sum(sizes) / sum(n > 0 for n in sizes)
     groups = {"shared": [values], "sync": [values], "alone": [own], "local": [own]}
