@@ -4,8 +4,8 @@
     python benchmarks/monitor.py --rounds 20    a quick look
 
 The default resnet and the mlp, on the digits, 32 samples a device. One training a case: in each round one step is looked
-at and one is not, in a random order. By default one step in ten is looked at and nine are left alone, so training takes
-longer by a tenth of what that step does. Prints a table, and writes results/monitor-cpu.json and .png.
+at and one is not, in a random order. By default one step in ten is looked at and nine are left alone, so training
+takes longer by a tenth of what that step does. Prints a table, and writes results/monitor-cpu.json and .png.
 """
 
 import argparse
@@ -60,6 +60,7 @@ class Turns(pl.Callback):
         looked = self._order.pop()
         if looked:
             self.monitor.on_train_batch_end(*hook)
+        torch.distributed.barrier()  # a rank that is early waits for the other in either kind of step
         self.seconds[looked].append(time.perf_counter() - self._since)
 
     def on_train_end(self, *hook: Any) -> None:
