@@ -3,9 +3,9 @@
     python benchmarks/monitor.py                2 minutes
     python benchmarks/monitor.py --rounds 20    a quick look
 
-The default resnet and the mlp, on the digits, 32 samples a device. One training a case: in each round one step is looked
-at and one is not, in a random order. By default one step in ten is looked at and nine are left alone, so training
-takes longer by a tenth of what that step does. Prints a table, and writes results/monitor-cpu.json and .png.
+The default resnet and the mlp, on the digits, 32 samples a device. One training a case: in each round one step is
+looked at and one is not, in a random order. By default one step in ten is looked at and nine are left alone, so
+training takes longer by a tenth of what that step does. Prints a table, and writes results/monitor-cpu.json and .png.
 """
 
 import argparse

@@ -97,7 +97,7 @@ class Layers:
             group_n: how many values share statistics with them, float64 of shape ``(1,)``.
 
         Returns:
-            float64, shape ``(L,)``: ``3C + 4`` numbers a layer.
+            float64, one dimension, ``3C + 4`` numbers a layer.
         """
         some = torch.zeros(max(self._lengths, default=1), dtype=torch.float64, device=self._layer.device)
         pairs = zip(sums, self._lengths, strict=True)
@@ -117,14 +117,13 @@ class Layers:
         parts = (sum(self._lengths), len(self._layer), *[len(self._lengths)] * 3)
         sums, squared_means, holds, squares, shared = total.split(parts)
         n = sums[self._n_at]
-        of_one = total.new_ones(
-            1
-        )  # a set of one value per channel with the same mean and mean square, all layers in one
-        per_value = sums[self._both_at] / n.clamp_min(1)[self._layer.repeat(2)]
-        _, mean, var = statistics.unpack(torch.cat([of_one, per_value]))
+        per_channel = n.clamp_min(1)[self._layer]
+        # By n, the sums of all layers are those of one set of size one, with the same means and variances.
+        one_set = torch.cat([total.new_ones(1), sums[self._both_at] / per_channel.repeat(2)])
+        _, mean, var = statistics.unpack(one_set)
         mean_squared = mean * mean
         varies = var > _ROUNDING * mean_squared
-        between = torch.where(varies, (squared_means / n.clamp_min(1)[self._layer] - mean_squared) / var, 0)
+        between = torch.where(varies, (squared_means / per_channel - mean_squared) / var, 0)
         added = total.new_zeros(2, len(n)).index_add_(1, self._layer, torch.stack([between, varies.double()]))
         columns = torch.stack([n, holds, squares, shared, *added]).T.tolist()
         return [_figures(*numbers) for numbers in columns]

@@ -70,6 +70,7 @@ class StatisticsMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._layers, self._warm = dict(batch_norms(pl_module)), False
+        self._looks, self._seconds, self._step_seconds = 0, 0.0, 0.0
         self._active = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self._layers:
             return
@@ -77,7 +78,7 @@ class StatisticsMonitor(pl.Callback):
         self._layout = anova.Layers(channels).to(pl_module.device)
         self._rename()
         directory = trainer.log_dir if self.directory is None else self.directory  # a message: all ranks ask
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             place = Path(directory or trainer.default_root_dir)
             place.mkdir(parents=True, exist_ok=True)
             self._file = MetricsFile(place, "statistics.csv", COLUMNS)
