@@ -1,7 +1,6 @@
 """``python train.py +study=NAME``: the runs of a study, those that are missing, and its report."""
 
 import os
-import shlex
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from syncbn.study import plan
+from syncbn.study import elsewhere, expected, plan
 from syncbn.study.plan import Cell
 from syncbn.training import config, identity, record, several
 from syncbn.training.outcome import Outcome
@@ -36,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         _check()
         study: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
         cells = plan.cells(study, _overrides(), root)
-        runs = compose(cells)
+        runs = compose(cells, here=not (study["dry_run"] or study["report_only"]))
         if study["dry_run"]:
             _list(study, cells, runs)
             return
@@ -52,8 +51,12 @@ def main(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def compose(cells: Sequence[Cell]) -> list[Run]:
+def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
     """The settled settings of each cell, composed as ``train.py`` with its overrides would.
+
+    Args:
+        cells: of a study.
+        here: what has not finished is to run on this machine, and refused if it cannot.
 
     Raises:
         SettingError: settings that cannot be composed, or cannot work.
@@ -71,7 +74,11 @@ def compose(cells: Sequence[Cell]) -> list[Run]:
         cfg = OmegaConf.create(composed[key].replace(OUTPUT_DIR, str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
-        config.settle(cfg)
+        if here and record.read(cell.directory, "run").get("status") != "finished":
+            elsewhere.refuse(cfg)
+            config.settle(cfg)
+        else:
+            elsewhere.settle(cfg)
         runs.append(Run(cfg, cell.directory, cell.overrides))
     return runs
 
@@ -92,8 +99,14 @@ def _overrides() -> list[str]:
 
 
 def _list(study: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-    for cell in cells:
-        print(shlex.join(["python", "train.py", *cell.overrides, f"hydra.run.dir={record.short(cell.directory)}"]))
+    figures = {name: expected.of(name, part) for name, part in study["parts"].items()}
+    for cell, run in zip(cells, runs, strict=True):
+        beside = [str(each) for each in figures[cell.part] if each.is_of(cell.side, run.cfg)]
+        print(elsewhere.command(run), *(["  # expected:", "; ".join(beside)] if beside else []))
+    for name, of_part in figures.items():
+        for each in of_part:
+            if each.side is None:
+                print(f"# expected of {name}: {each}")
     numbers = sorted(Counter(config.world_size(run.cfg) for run in runs).items())
     how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
     print(f"study {study['name']}, budget {study['budget']}: {len(cells)} runs: {how}")

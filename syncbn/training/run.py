@@ -146,8 +146,14 @@ def build(cfg: Any) -> Any:
     try:
         return instantiate(cfg, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, SettingError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, SettingError):
+            raise cause from None
+        if cause is not None and isinstance(cause.__cause__, ModuleNotFoundError):
+            target = str(cause).split("'")[1]
+            raise SettingError(
+                f"_target_={target}: {cause.__cause__}; install it (for torchvision and timm: pip install '.[vision]')"
+            ) from error
         raise
 
 
