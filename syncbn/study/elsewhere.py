@@ -50,7 +50,7 @@ def refuse(cfg: DictConfig) -> None:
         has = "no GPU" if not gpus else f"{gpus} GPU{'s' * (gpus > 1)}"
         raise SettingError(
             f"trainer.accelerator=gpu and trainer.devices={devices}: torch sees {has} here; {lists} for a machine that "
-            "has as many"
+            "has them"
         )
 
 

@@ -149,10 +149,12 @@ def build(cfg: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, SettingError):
             raise cause from None
-        if cause is not None and isinstance(cause.__cause__, ModuleNotFoundError):
+        missing = None if cause is None else cause.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
             target = str(cause).split("'")[1]
             raise SettingError(
-                f"_target_={target}: {cause.__cause__}; install it (for torchvision and timm: pip install '.[vision]')"
+                f"_target_={target}: there is no package {missing.name} here; install it (torchvision and timm: pip "
+                "install '.[vision]')"
             ) from error
         raise
 

@@ -1,0 +1,147 @@
+"""The presets at full scale, which a laptop composes, checks and lists; and what it says when it should run them."""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.training.command import REPO, train
+
+COMMON = (
+    "python train.py data=imagenet model=resnet50 trainer.accelerator=gpu trainer.devices=8 trainer.max_epochs=100 "
+)
+NODES = "sbatch --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=9 slurm/train.sbatch data=imagenet "
+TABLE = "Wu & He 2018, ResNet-50 by batch size; read in notes on the paper, where four agree; the tolerance is ours"
+Listing = Callable[..., list[str]]
+
+STUDIES = {
+    "small_batch": ["+study=imagenet_small_batch"],
+    "normalization_batch": ["+study=imagenet_normalization_batch", "study.budget=smoke"],
+    "throughput": ["+study=imagenet_throughput", "study.budget=smoke"],
+}
+PER_DEVICE = {2: "34.7 +- 0.6", 4: "27.3 +- 0.3", 8: "24.8 +- 0.3", 16: "23.7 +- 0.3", 32: "23.6 +- 0.3"}
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Listing:
+    """What a dry run of a study prints, on a machine without GPUs, images or torchvision."""
+
+    @cache
+    def listing(*settings: str) -> list[str]:
+        where = tmp_path_factory.mktemp("study")
+        run = train(where, *settings, "study.dry_run=true", "study.directory=s")
+        assert run.code == 0, run.err
+        assert run.err == ""
+        assert list(where.glob("**/run.json")) == []
+        return run.out.splitlines()
+
+    return listing
+
+
+@pytest.fixture(autouse=True)
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMAGENET", raising=False)
+
+
+def test_small_batch(listed: Listing) -> None:
+    *lines, end = listed(*STUDIES["small_batch"])
+    assert end == "study imagenet_small_batch, budget default: 15 runs: 15 of 8 processes"
+    assert all(line.startswith(COMMON) for line in lines)
+    for size, figure in PER_DEVICE.items():
+        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_local/0 " in line)
+        assert f" data.batch_size={size} optimizer.lr={0.1 * size / 32:g} norm=local seed=0 " in line
+        assert line.endswith(f"  # expected: test error, %: {figure} ({TABLE})")
+        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_sync/0 " in line)
+        assert "  # expected: test error, %: 23.9 +- 0.3 (derived, in no paper: " in line
+        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_group_norm/0 " in line)
+        assert "norm.min_channels=1" in line
+        assert re.search(r"  # expected: test error, %: 24\.?[0-2]? \+- 0\.3 ", line)
+        assert ("; test error, %, minus that of local: -10.6 +- 0.9 (Wu & He 2018, abstract; " in line) == (size == 2)
+
+
+def test_normalization_batch(listed: Listing) -> None:
+    *lines, end = listed(*STUDIES["normalization_batch"])
+    assert end == "study imagenet_normalization_batch, budget smoke: 18 runs: 18 of 8 processes"
+    sweep = [line for line in lines if "s/sweep/" in line]
+    assert [int(re.search(r"norm.batch_size=(\d+)", line)[1]) for line in sweep] == [2**n for n in range(1, 11)]
+    for line in (line for line in lines if line.startswith("python")):
+        batch, accumulated = (re.search(rf"{name}=(\d+)", line) for name in ("data.batch_size", "grad_batches"))
+        assert 8 * int(batch[1]) * int(accumulated[1] if accumulated else 1) == 1024
+    said = [line for line in lines if "test error with population statistics, %, minus that of one: +0 +- 0.2" in line]
+    assert [re.search(r"s/place/(\w+)/", line)[1] for line in said] == ["16_eight", "32_eight", "64_eight", "128_eight"]
+    assert lines[-1].startswith(
+        "# expected of sweep: the lowest test error is that of 32, 64 or 128 (Wu & Johnson 2021"
+    )
+
+
+def test_throughput(listed: Listing) -> None:
+    *lines, end = listed(*STUDIES["throughput"])
+    assert end == "study imagenet_throughput, budget smoke: 17 runs: " + (
+        "2 of 1 process, 2 of 2 processes, 2 of 4 processes, 2 of 8 processes, "
+        "3 of 16 processes, 3 of 32 processes, 3 of 64 processes"
+    )
+    assert [line.split()[0] for line in lines] == ["python"] * 8 + ["sbatch"] * 9
+    assert all("trainer.num_nodes" not in line and "trainer.devices" not in line for line in lines[8:])
+    assert lines[-1].startswith(NODES)
+    assert " norm=sync seed=0 hydra.run.dir=s/nodes/8_sync/0   # expected: seconds per step, over that of" in lines[-1]
+    assert ["# expected" in line for line in lines[:8]] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_figure_says_whence_it_is(listed: Listing, name: str) -> None:
+    """And stands beside a run: one about settings that no run has would never be seen."""
+    study = OmegaConf.to_container(OmegaConf.load(REPO / f"conf/study/imagenet_{name}.yaml").study)
+    lines = listed(*STUDIES[name])
+    entries = [entry for part in study["parts"].values() for entry in part["expected"]]
+    assert len(entries) > 1
+    for entry in entries:
+        assert re.search(r"derived|notes on the paper|abstract|a limit of ours", entry["source"])
+        figures = [entry[form] for form in ("value", "difference", "at_most") if form in entry]
+        assert [line for line in lines if entry["source"] in line and all(f"{each:g}" in line for each in figures)], (
+            entry
+        )
+
+
+def test_a_look_at_whether_it_runs_is_short(listed: Listing) -> None:
+    for name in ("normalization_batch", "throughput"):
+        runs = [line for line in listed(*STUDIES[name]) if "hydra.run.dir" in line]
+        assert all(" trainer.max_epochs=1 " in line for line in runs)
+        assert all(" ++trainer.limit_train_batches=20 " in line for line in runs)
+
+
+def test_a_machine_that_cannot_run_them_says_so(tmp_path: Path) -> None:
+    run = train(tmp_path, "+study=imagenet_small_batch", "study.directory=s", "trainer.devices=64")
+    assert run.code == 1
+    line = (
+        r"error: trainer.accelerator=gpu and trainer.devices=64: torch sees \w+ GPUs? here; study.dry_run=true lists "
+        r"the runs as commands for a machine that has them\n"
+    )
+    assert re.fullmatch(line, run.err), run.err
+
+
+def test_what_has_finished_elsewhere_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """The runs of several nodes are Slurm's; the study then looks at the next one that is missing."""
+    only = ["+study=imagenet_throughput", "study.seeds=1", "study.directory=s", "~study.parts.node"]
+    assert "error: trainer.num_nodes=2: " in train(tmp_path, *only).err
+    for side in ("local", "node", "sync"):
+        directory = tmp_path / "s/nodes" / f"2_{side}/0"
+        directory.mkdir(parents=True)
+        (directory / "run.json").write_text(json.dumps({"status": "finished"}))
+    assert "error: trainer.num_nodes=4: " in train(tmp_path, *only).err
+
+
+@pytest.mark.parametrize(
+    ("root", "line"),
+    [
+        ([], r"data\.root=null: ImageNet is expected as train/CLASS.* set it, or the environment variable IMAGENET"),
+        (["data.root=nowhere"], r"data\.root=nowhere: there is no directory nowhere/train; ImageNet is expected as .*"),
+    ],
+)
+def test_images_that_are_not_there_are_one_line(tmp_path: Path, root: list[str], line: str) -> None:
+    run = train(tmp_path, "data=imagenet", "model=resnet50", "logger=csv", *root)
+    assert run.code == 1
+    assert re.fullmatch(f"error: {line}\n", run.err), run.err
