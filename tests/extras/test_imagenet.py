@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from syncbn.training import ImageNet
+from syncbn.training import ImageNet, norms
 from syncbn.training.data import SampleError
 from syncbn.training.schema import SettingError
 from tests.training.command import REPO, train
@@ -109,4 +109,8 @@ def test_the_network_is_resnet_50_whose_blocks_begin_as_identities() -> None:
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()) == 53
     blocks = [layer for layer in model.modules() if isinstance(layer, Bottleneck)]
     assert len(blocks) == 16
+    assert not any(block.bn3.weight.any() for block in blocks)
+    norms.prepare_model(model, {"name": "group_norm", "num_groups": 32, "min_channels": 1})  # as the study asks for it
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+    assert [layer.num_groups for layer in layers] == [32] * 53
     assert not any(block.bn3.weight.any() for block in blocks)
