@@ -100,7 +100,11 @@ def compare(
     page, here = pages.write(comparison, directory), Path.cwd()
     print(f"\nreport: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:
-        print(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
+        try:
+            print(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
+        except SettingError as error:
+            print(f"error: --wandb: {error}", file=sys.stderr)
+            sys.exit(1)
 
 
 def main() -> None:

@@ -11,22 +11,26 @@ from syncbn.study.comparison import Metric
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
+LONG = 4  # differences that a sentence can give one by one
+WORDS = ("lower", "higher", "no difference", "undecided", "too few pairs")
 
 
 def verdict(
     metric: Metric, baseline: str, sides: Sequence[str], effects: pd.DataFrame, cost: pd.DataFrame, margin: float
 ) -> str:
-    """``Comparison.verdict``: a sentence on each side, and one on what it costs."""
+    """``Comparison.verdict``: a sentence on each side, with intervals where they are few, and one on what it costs."""
+    brief = len(effects) > LONG
     sentences = []
     for side in sides[1:]:
         rows = effects[effects["side"] == side].to_dict("records")
-        with_how = len({row["how"] for row in rows}) > 1
-        parts = [
-            _part(word, list(alike), metric, margin, with_how) for word, alike in groupby(rows, lambda r: r["verdict"])
-        ]
-        what = f"{side} against {baseline}, {metric.label}: {'; '.join(parts)}."
-        sentences.append(what if rows else f"{side} could not be compared with {baseline}.")
-    if effects["verdict"].isin(["lower", "higher", "undecided"]).any():
+        if not rows:
+            sentences.append(f"{side} could not be compared with {baseline}.")
+            continue
+        with_how = len({row["how"] for row in rows}) > 1 and not brief
+        grouped = groupby(sorted(rows, key=lambda r: WORDS.index(r["verdict"])), lambda r: r["verdict"])
+        parts = [_part(word, list(alike), metric, margin, with_how, brief) for word, alike in grouped]
+        sentences.append(f"{side} against {baseline}, {metric.label}: {'; '.join(parts)}.")
+    if effects["verdict"].isin(["lower", "higher", "undecided"]).any() and not brief:
         sentences.append("In brackets, 95 % intervals.")
     return " ".join([*sentences, *_costs(baseline, sides, cost)])
 
@@ -53,7 +57,7 @@ def at(conditions: Sequence[str]) -> str:
     return ", ".join(filter(None, conditions))
 
 
-def _part(word: str, rows: list[Row], metric: Metric, margin: float, with_how: bool) -> str:
+def _part(word: str, rows: list[Row], metric: Metric, margin: float, with_how: bool, brief: bool) -> str:
     """What is said of conditions that come out alike."""
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     where = ", ".join(map(_where, rows)) if with_how else at([str(row["condition"]) for row in rows])
@@ -62,10 +66,19 @@ def _part(word: str, rows: list[Row], metric: Metric, margin: float, with_how: b
         return f"no difference beyond ±{margin:.3g}{unit}{where}"
     if word == "too few pairs":
         return f"too few pairs to say{where}"
+    better = f" ({'better' if word == metric.better else 'worse'})" if word in ("lower", "higher") else ""
+    if brief:
+        return f"{word}{better}{where}, {_range(rows, metric)}{unit}"
     figures = ", ".join(_figures(row, metric, unit, with_how) for row in rows)
     if word == "undecided":
         return f"undecided, neither a difference nor its absence being shown: {figures}"
-    return f"{word} ({'better' if word == metric.better else 'worse'}): {figures}"
+    return f"{word}{better}: {figures}"
+
+
+def _range(rows: list[Row], metric: Metric) -> str:
+    """``−57.00 to −3.20``, the differences of these rows."""
+    least, most = (signed(f(row["difference"] for row in rows), metric) for f in (min, max))
+    return least if least == most else f"{least} to {most}"
 
 
 def _figures(row: Row, metric: Metric, unit: str, with_how: bool) -> str:

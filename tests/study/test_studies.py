@@ -8,7 +8,7 @@ from tests.training.command import Run, train
 from tests.training.faulty import fault
 
 STUDY = ["+study=small_batch", "study.budget=smoke", "study.seeds=1", "trainer.max_epochs=1", "precise_batches=2"]
-STUDY += ["+trainer.limit_test_batches=2", "~study.parts.fixed_step", "study.directory=s"]
+STUDY += ["+trainer.limit_test_batches=2", "~study.parts.fixed_step", "study.directory=s", "logger=csv"]
 
 
 def of_study(where: Path, *more: str) -> Run:
@@ -62,7 +62,7 @@ def test_it_lists_its_runs(tmp_path: Path) -> None:
 def test_nonsense_is_one_line(tmp_path: Path) -> None:
     for setting, line in {
         "study.budget=tiny": "error: study.budget=tiny: use one of smoke, default, full",
-        "data.batchsize=3": "error: study.parts.scaled_step: Could not override 'data.batchsize'.",
+        "model=missing": "In 'config': Could not find 'model/missing'",
         "optimizer.lr=-1": "error: optimizer.lr=-1: use a number, 0 or more",
     }.items():
         run = of_study(tmp_path, setting)
