@@ -29,8 +29,8 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     """
     comparisons = {}
     for name, part in study["parts"].items():
-        for metric, sides in part.get("metrics", {"test/acc": "all"}).items():
-            mine = [cell for cell in cells if cell.part == name and (sides == "all" or cell.side in sides)]
+        for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
+            mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
             paths = sorted({cell.directory.parent for cell in mine if cell.directory.parent.exists()})
             comparisons[f"{name}-{metric.replace('/', '-')}"] = _compare(study, name, part, metric, paths)
     console = Console(soft_wrap=True, highlight=False)
@@ -45,6 +45,12 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
             print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
+
+
+def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
+    """Whether a metric is about this run: some have no such thing."""
+    names = {"conditions": cell.condition, "sides": cell.side}
+    return all(name in map(str, chosen.get(kind, [name])) for kind, name in names.items())
 
 
 def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, paths: list[Path]) -> Comparison:

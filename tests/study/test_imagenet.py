@@ -52,7 +52,7 @@ def test_small_batch(listed: Listing) -> None:
     assert end == "study imagenet_small_batch, budget default: 15 runs: 15 of 8 processes"
     assert all(line.startswith(COMMON) for line in lines)
     for size, figure in PER_DEVICE.items():
-        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_local/0 " in line)
+        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}/local/0 " in line)
         assert f" data.batch_size={size} optimizer.lr={0.1 * size / 32:g} norm=local seed=0 " in line
         assert line.endswith(f"  # expected: test error, %: {figure} ({TABLE})")
         (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_sync/0 " in line)
