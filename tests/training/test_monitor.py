@@ -22,6 +22,7 @@ from syncbn.nn import anova, observing, statistics
 from syncbn.nn.statistics import Moments
 from syncbn.training import SettingError, StatisticsMonitor
 from syncbn.training.look import Look
+from syncbn.training.metrics_file import MetricsFile
 from tests.harness import Messages, Ranks, messages
 from tests.training.command import Run
 from tests.training.faulty import fault, faulty
@@ -436,6 +437,8 @@ def test_in_one_process_there_is_nothing_to_say(ranks: Ranks, tmp_path: Path) ->
 def test_of_many_layers_loggers_get_the_extremes_alone(ranks: Ranks, tmp_path: Path) -> None:
     data, _ = batches(1, [4, 4])
     monitor = {"every_n_steps": 1, "directory": str(tmp_path / "there")}
+    (tmp_path / "there").mkdir()
+    MetricsFile(tmp_path / "there", "statistics.csv").append([{"step": 7, "layer": "of a run that began anew"}])
     fitted, _ = ranks.run(fit, free_port(), str(tmp_path), data, 16, monitor, world_size=2, fresh=True)
     ((step, metrics),) = fitted.given
     found = rows(tmp_path / "there")
