@@ -55,9 +55,9 @@ def test_small_batch(listed: Listing) -> None:
         (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}/local/0 " in line)
         assert f" data.batch_size={size} optimizer.lr={0.1 * size / 32:g} norm=local seed=0 " in line
         assert line.endswith(f"  # expected: test error, %: {figure} ({TABLE})")
-        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_sync/0 " in line)
+        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}/sync/0 " in line)
         assert "  # expected: test error, %: 23.9 +- 0.3 (derived, in no paper: " in line
-        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}_group_norm/0 " in line)
+        (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}/group_norm/0 " in line)
         assert "norm.min_channels=1" in line
         assert re.search(r"  # expected: test error, %: 24\.?[0-2]? \+- 0\.3 ", line)
         assert ("; test error, %, minus that of local: -10.6 +- 0.9 (Wu & He 2018, abstract; " in line) == (size == 2)
@@ -72,7 +72,7 @@ def test_normalization_batch(listed: Listing) -> None:
         batch, accumulated = (re.search(rf"{name}=(\d+)", line) for name in ("data.batch_size", "grad_batches"))
         assert 8 * int(batch[1]) * int(accumulated[1] if accumulated else 1) == 1024
     said = [line for line in lines if "test error with population statistics, %, minus that of one: +0 +- 0.2" in line]
-    assert [re.search(r"s/place/(\w+)/", line)[1] for line in said] == ["16_eight", "32_eight", "64_eight", "128_eight"]
+    assert [re.search(r"s/place/(\w+)/eight/", line)[1] for line in said] == ["16", "32", "64", "128"]
     assert lines[-1].startswith(
         "# expected of sweep: the lowest test error is that of 32, 64 or 128 (Wu & Johnson 2021"
     )
@@ -87,7 +87,7 @@ def test_throughput(listed: Listing) -> None:
     assert [line.split()[0] for line in lines] == ["python"] * 8 + ["sbatch"] * 9
     assert all("trainer.num_nodes" not in line and "trainer.devices" not in line for line in lines[8:])
     assert lines[-1].startswith(NODES)
-    assert " norm=sync seed=0 hydra.run.dir=s/nodes/8_sync/0   # expected: seconds per step, over that of" in lines[-1]
+    assert " norm=sync seed=0 hydra.run.dir=s/nodes/8/sync/0   # expected: seconds per step, over that of" in lines[-1]
     assert ["# expected" in line for line in lines[:8]] == [False] * 7 + [True]
 
 
@@ -128,7 +128,7 @@ def test_what_has_finished_elsewhere_is_no_reason_to_refuse(tmp_path: Path) -> N
     only = ["+study=imagenet_throughput", "study.seeds=1", "study.directory=s", "~study.parts.node"]
     assert "error: trainer.num_nodes=2: " in train(tmp_path, *only).err
     for side in ("local", "node", "sync"):
-        directory = tmp_path / "s/nodes" / f"2_{side}/0"
+        directory = tmp_path / f"s/nodes/2/{side}/0"
         directory.mkdir(parents=True)
         (directory / "run.json").write_text(json.dumps({"status": "finished"}))
     assert "error: trainer.num_nodes=4: " in train(tmp_path, *only).err

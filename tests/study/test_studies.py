@@ -63,7 +63,7 @@ def test_nonsense_is_one_line(tmp_path: Path) -> None:
     for setting, line in {
         "study.budget=tiny": "error: study.budget=tiny: use one of smoke, default, full",
         "model=missing": "In 'config': Could not find 'model/missing'",
-        "optimizer.lr=-1": "error: optimizer.lr=-1: use a number, 0 or more",
+        "optimizer.momentum=-1": "error: optimizer.momentum=-1: use a number, 0 or more",
     }.items():
         run = of_study(tmp_path, setting)
         assert run.code == 1
