@@ -1,9 +1,12 @@
 """A study's report: each part compared by each of its metrics, on one page."""
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -32,7 +35,8 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
             mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
             paths = sorted({cell.directory.parent for cell in mine if cell.directory.parent.exists()})
-            comparisons[f"{name}-{metric.replace('/', '-')}"] = _compare(study, name, part, metric, paths)
+            compared = replace(_compare(study, name, part, metric, paths), command=_command())
+            comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
     console = Console(soft_wrap=True, highlight=False)
     for each in comparisons.values():
         console.print(f"\n{each.title}", markup=False, style="bold")
@@ -45,6 +49,12 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
             print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
+
+
+def _command() -> str:
+    """What makes the study's runs and this page again."""
+    settings = [each for each in HydraConfig.get().overrides.task if "study.report_only=" not in each]
+    return shlex.join(["python", "train.py", *settings])
 
 
 def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
