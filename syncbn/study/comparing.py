@@ -51,7 +51,7 @@ def compare(
         alpha: level of both claims, that there is a difference and that there is none.
         title: of the page; "" makes one.
         question: what was asked.
-        expected: published or expected figures, see :func:`syncbn.study.published.beside`.
+        expected: published or expected figures, see :class:`syncbn.study.expected.Expected`.
 
     Raises:
         SettingError: there is nothing to compare, or the sides differ in more than the factor.
@@ -93,7 +93,7 @@ def compare(
         layers=layer_table,
         suggestion=layers.suggestion(layer_table, pairs, layout),
         confirmations=pd.DataFrame(confirmed, columns=CONFIRMATIONS),
-        expected=published.beside(expected, layout, measured, means, effect_rows),
+        expected=published.beside(expected, layout, measured, means, effect_rows, cost),
         differs=facts.differs(pairs, layout),
         constant=facts.constant(pairs, layout),
         problems=problems,

@@ -8,80 +8,90 @@ import pandas as pd
 
 from syncbn.study import labels
 from syncbn.study.comparison import Metric
+from syncbn.study.expected import Expected, parse
 from syncbn.study.sides import Layout
-from syncbn.training.schema import SettingError
 
-KEYS = {"what", "source", "where", "side", "baseline", "difference", "value", "tolerance", "metric"}
 COLUMNS = ["condition", "what", "published", "ours", "agrees", "source"]
 
 
 def beside(
-    expected: Sequence[Mapping[str, Any]], layout: Layout, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame
+    expected: Sequence[Mapping[str, Any]],
+    layout: Layout,
+    metric: Metric,
+    means: pd.DataFrame,
+    effects: pd.DataFrame,
+    cost: pd.DataFrame,
 ) -> pd.DataFrame:
     """``Comparison.expected``.
 
     Args:
-        expected: each with ``what`` and ``source``, texts; ``where``, settings that tell a condition, ``{}`` for all;
-            ``side`` and, for a ``difference`` (side minus it), ``baseline``; a ``difference`` or a ``value``, as the
-            metric is shown; ``tolerance``, without which ours agrees where its 95 % interval covers the figure; and
-            perhaps the ``metric`` it is about, where it is not about whatever is compared.
+        expected: in the form of :class:`syncbn.study.expected.Expected`. Without a ``tolerance`` ours agrees where its
+            95 % interval covers the figure.
         layout: sides and conditions.
         metric: what is compared.
         means: ``Comparison.means``.
         effects: ``Comparison.effects``.
+        cost: ``Comparison.cost``.
 
     Raises:
-        SettingError: an expectation has other keys, or neither or both of a difference and a value.
+        SettingError: an expectation is of another form.
     """
     rows = []
-    for each in expected:
-        if unknown := each.keys() - KEYS:
-            raise SettingError(
-                f"expected: {', '.join(sorted(unknown))}: there is no such key; use {', '.join(sorted(KEYS))}"
-            )
-        if ("difference" in each) == ("value" in each) or ("difference" in each and "baseline" not in each):
-            raise SettingError(f"expected: {each.get('what')}: give a value of a side, or its difference to a baseline")
-        if each.get("metric", metric.name) != metric.name:
+    for each in parse(expected):
+        if each.metric not in ("", metric.name):
             continue
-        where = each.get("where") or {}
         matching = [
             condition
             for condition in layout.conditions
-            if all(layout.condition_rows[condition].get(name) == value for name, value in where.items())
+            if all(layout.condition_rows[condition].get(name) == value for name, value in each.where.items())
         ]
-        rows += [_row(each, condition, metric, means, effects) for condition in matching]
+        for condition in matching:
+            if each.at_most is not None:
+                rows.append(_ratio_row(each, condition, layout, metric, cost))
+            else:
+                rows.append(_row(each, condition, metric, means, effects))
         if not matching:
-            at = " ".join(labels.assignment(name, value) for name, value in where.items())
+            at = " ".join(labels.assignment(name, value) for name, value in each.where.items())
             rows.append(_line(each, at, metric, "not run", "not comparable"))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _row(
-    each: Mapping[str, Any], condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame
-) -> dict[str, Any]:
-    if "value" in each:
-        ours, low, high = _mean(means, condition, each["side"])
+def _row(each: Expected, condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame) -> dict[str, Any]:
+    if each.value is not None:
+        ours, low, high = _mean(means, condition, each.side)
     else:
-        ours, low, high = _difference(effects, means, condition, each["side"], each["baseline"])
+        ours, low, high = _difference(effects, means, condition, each.side, each.baseline or "")
     if math.isnan(ours):
         return _line(each, condition, metric, "not run", "not comparable")
-    published = float(each["difference"] if "difference" in each else each["value"])
-    tolerance = each.get("tolerance")
-    if tolerance is None and math.isnan(low):
+    published = _figure(each)
+    if each.tolerance is None and math.isnan(low):
         agrees = "not comparable"
     else:
-        close = low <= published <= high if tolerance is None else abs(ours - published) <= tolerance
+        close = low <= published <= high if each.tolerance is None else abs(ours - published) <= each.tolerance
         agrees = "yes" if close else "no"
     interval = "" if math.isnan(low) else f" [{_number(each, low)}, {_number(each, high)}]"
     return _line(each, condition, metric, f"{_number(each, ours)}{interval}{_unit(each, metric)}", agrees)
 
 
-def _line(each: Mapping[str, Any], condition: str, metric: Metric, ours: str, agrees: str) -> dict[str, Any]:
-    published = _number(each, float(each["difference"] if "difference" in each else each["value"]))
-    if each.get("tolerance") is not None:
-        published += f" ± {each['tolerance']:g}"
-    texts = {"what": str(each.get("what", "")), "published": f"{published}{_unit(each, metric)}", "ours": ours}
-    return {"condition": condition, **texts, "agrees": agrees, "source": str(each.get("source", ""))}
+def _ratio_row(each: Expected, condition: str, layout: Layout, metric: Metric, cost: pd.DataFrame) -> dict[str, Any]:
+    here = cost[(cost["condition"] == condition) & (cost["side"] == each.side)].dropna(subset=["ratio"])
+    if here.empty or each.baseline != layout.baseline:
+        return _line(each, condition, metric, "not run", "not comparable")
+    ratio = float(here.sort_values("n", ascending=False)["ratio"].iloc[0])
+    return _line(each, condition, metric, f"{ratio:.3g} times", "yes" if ratio <= _figure(each) else "no")
+
+
+def _line(each: Expected, condition: str, metric: Metric, ours: str, agrees: str) -> dict[str, Any]:
+    published = _number(each, _figure(each))
+    if each.tolerance is not None:
+        published += f" ± {each.tolerance:g}"
+    published = f"at most {published} times" if each.at_most is not None else f"{published}{_unit(each, metric)}"
+    texts = {"what": each.what, "published": published, "ours": ours}
+    return {"condition": condition, **texts, "agrees": agrees, "source": each.source}
+
+
+def _figure(each: Expected) -> float:
+    return float(next(number for number in (each.value, each.difference, each.at_most) if number is not None))
 
 
 def _mean(means: pd.DataFrame, condition: str, side: str) -> tuple[float, float, float]:
@@ -109,10 +119,10 @@ def _difference(
     return _mean(means, condition, side)[0] - _mean(means, condition, baseline)[0], math.nan, math.nan
 
 
-def _number(each: Mapping[str, Any], value: float) -> str:
-    return f"{value:+.3g}" if "difference" in each else f"{value:.3g}"
+def _number(each: Expected, value: float) -> str:
+    return f"{value:+.3g}" if each.difference is not None else f"{value:.3g}"
 
 
-def _unit(each: Mapping[str, Any], metric: Metric) -> str:
-    unit = metric.difference_unit if "difference" in each else metric.unit
+def _unit(each: Expected, metric: Metric) -> str:
+    unit = metric.difference_unit if each.difference is not None else metric.unit
     return f" {unit}" if unit else ""

@@ -99,14 +99,10 @@ def _overrides() -> list[str]:
 
 
 def _list(study: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-    figures = {name: expected.of(name, part) for name, part in study["parts"].items()}
+    figures = {name: expected.parse(part.get("expected", [])) for name, part in study["parts"].items()}
     for cell, run in zip(cells, runs, strict=True):
         beside = [str(each) for each in figures[cell.part] if each.is_of(cell.side, run.cfg)]
         print(elsewhere.command(run), *(["  # expected:", "; ".join(beside)] if beside else []))
-    for name, of_part in figures.items():
-        for each in of_part:
-            if each.side is None:
-                print(f"# expected of {name}: {each}")
     numbers = sorted(Counter(config.world_size(run.cfg) for run in runs).items())
     how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
     print(f"study {study['name']}, budget {study['budget']}: {len(cells)} runs: {how}")

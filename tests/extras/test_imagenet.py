@@ -38,12 +38,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_it_trains_on_two_ranks_and_is_tested_on_each_image_once(root: Path, tmp_path: Path) -> None:
-    run = train(tmp_path, *SETTINGS, f"data.root={root}", "~callbacks.checkpoint")
+    run = train(tmp_path, *SETTINGS, f"data.root={root}", "~callbacks.checkpoint", "precise_batches=1")
     assert run.code == 0, run.err
     assert run.left == []
     result = run.json("result")
     assert result["steps"] == 2
-    assert result["test"]["test/count"] == 5
+    assert result["test"]["test/count"] == result["precise"]["precise/count"] == 5
     assert run.json("run")["normalization_batch"] == 4
 
 

@@ -5,10 +5,16 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from syncbn.study import elsewhere, expected, plan, studies
+from syncbn.study.comparing import compare
+from syncbn.study.expected import Expected
+from syncbn.training import launch  # noqa: F401  # Hydra's resolvers
 from tests.training.command import REPO, train
 
 COMMON = (
@@ -68,42 +74,78 @@ def test_normalization_batch(listed: Listing) -> None:
     assert end == "study imagenet_normalization_batch, budget smoke: 18 runs: 18 of 8 processes"
     sweep = [line for line in lines if "s/sweep/" in line]
     assert [int(re.search(r"norm.batch_size=(\d+)", line)[1]) for line in sweep] == [2**n for n in range(1, 11)]
-    for line in (line for line in lines if line.startswith("python")):
+    for line in lines:
         batch, accumulated = (re.search(rf"{name}=(\d+)", line) for name in ("data.batch_size", "grad_batches"))
         assert 8 * int(batch[1]) * int(accumulated[1] if accumulated else 1) == 1024
-    said = [line for line in lines if "test error with population statistics, %, minus that of one: +0 +- 0.2" in line]
-    assert [re.search(r"s/place/(\w+)/eight/", line)[1] for line in said] == ["16", "32", "64", "128"]
-    assert lines[-1].startswith(
-        "# expected of sweep: the lowest test error is that of 32, 64 or 128 (Wu & Johnson 2021"
-    )
+    said = [line for line in lines if "test error with population statistics, %, minus that of 128: +0 +- 0.2" in line]
+    assert [re.search(r"s/place/(\S+)/0 ", line)[1] for line in said] == ["16/16", "32/16", "64/16", "128/16"]
 
 
 def test_throughput(listed: Listing) -> None:
     *lines, end = listed(*STUDIES["throughput"])
-    assert end == "study imagenet_throughput, budget smoke: 17 runs: " + (
+    assert end == "study imagenet_throughput, budget smoke: 20 runs: " + (
         "2 of 1 process, 2 of 2 processes, 2 of 4 processes, 2 of 8 processes, "
-        "3 of 16 processes, 3 of 32 processes, 3 of 64 processes"
+        "4 of 16 processes, 4 of 32 processes, 4 of 64 processes"
     )
-    assert [line.split()[0] for line in lines] == ["python"] * 8 + ["sbatch"] * 9
+    assert [line.split()[0] for line in lines] == ["python"] * 8 + ["sbatch"] * 12
     assert all("trainer.num_nodes" not in line and "trainer.devices" not in line for line in lines[8:])
-    assert lines[-1].startswith(NODES)
-    assert " norm=sync seed=0 hydra.run.dir=s/nodes/8/sync/0   # expected: seconds per step, over that of" in lines[-1]
+    assert lines[13].startswith(NODES)
+    assert " norm=sync seed=0 hydra.run.dir=s/world/64/sync/0   # expected: seconds per step, over that of" in lines[13]
     assert ["# expected" in line for line in lines[:8]] == [False] * 7 + [True]
 
 
+def finished(study: dict[str, Any], root: Path) -> list[tuple[Path, int, list[Expected]]]:
+    """Run directories of two seeds of each cell, as if they had finished; the side's number, what is expected of it."""
+    made = []
+    for cell in plan.cells(study | {"seeds": 1}, [], root):
+        written = OmegaConf.to_yaml(compose("config", cell.overrides))
+        part = study["parts"][cell.part]
+        for seed in (0, 1):
+            directory = cell.directory.with_name(str(seed))
+            cfg = OmegaConf.create(written.replace(studies.OUTPUT_DIR, str(directory)))
+            cfg.seed = seed
+            elsewhere.settle(cfg)
+            directory.mkdir(parents=True)
+            OmegaConf.save(cfg, directory / "config.yaml")
+            (directory / "run.json").write_text(json.dumps({"status": "finished"}))
+            of_side = [each for each in expected.parse(part.get("expected", [])) if each.is_of(cell.side, cfg)]
+            made.append((directory, list(map(str, part["sides"])).index(cell.side), of_side))
+    return made
+
+
+def write_result(directory: Path, expects: list[Expected], off: float) -> None:
+    """As expected, or so many points off, or so much slower."""
+    error = next((each.value for each in expects if each.value is not None), 24.0) + off
+    ratio = next((each.at_most for each in expects if each.at_most is not None), 1.0) * (1 + off)
+    result: dict[str, Any] = {"seconds": 1.0, "epochs": 1, "steps": 1, "images_per_second": 1000 / ratio}
+    result |= {"test": {"test/acc": 1 - error / 100}, "precise": {"precise/acc": 1 - error / 100}}
+    (directory / "result.json").write_text(json.dumps(result))
+
+
 @pytest.mark.parametrize("name", STUDIES)
-def test_each_figure_says_whence_it_is(listed: Listing, name: str) -> None:
-    """And stands beside a run: one about settings that no run has would never be seen."""
-    study = OmegaConf.to_container(OmegaConf.load(REPO / f"conf/study/imagenet_{name}.yaml").study)
-    lines = listed(*STUDIES[name])
-    entries = [entry for part in study["parts"].values() for entry in part["expected"]]
-    assert len(entries) > 1
-    for entry in entries:
-        assert re.search(r"derived|notes on the paper|abstract|a limit of ours", entry["source"])
-        figures = [entry[form] for form in ("value", "difference", "at_most") if form in entry]
-        assert [line for line in lines if entry["source"] in line and all(f"{each:g}" in line for each in figures)], (
-            entry
-        )
+def test_each_figure_stands_beside_its_runs_in_the_comparison(tmp_path: Path, name: str) -> None:
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        study = OmegaConf.to_container(compose("config", [f"+study=imagenet_{name}", "study.directory=s"]).study)
+        runs = finished(study, tmp_path)
+    for off, answer in {0.0: "yes", 1.5: "no"}.items():
+        for directory, number, expects in runs:
+            write_result(directory, expects, off * (1 + number) if expects else 0.0)
+        found = 0
+        for of_part, part in study["parts"].items():
+            about = {"factor": part.get("factor", "norm"), "baseline": part.get("baseline")}
+            for metric in part.get("metrics", ["test/acc"]):
+                compared = compare([tmp_path / of_part], metric=metric, expected=part.get("expected", []), **about)
+                assert sorted(compared.sides) == sorted(map(str, part["sides"]))
+                assert set(compared.expected["agrees"]) <= {answer}, compared.expected.to_string()
+                found += len(compared.expected)
+        assert found >= sum(len(part.get("expected", [])) for part in study["parts"].values()) > 0
+
+
+def test_each_figure_says_whence_it_is() -> None:
+    for name in STUDIES:
+        study = OmegaConf.to_container(OmegaConf.load(REPO / f"conf/study/imagenet_{name}.yaml").study)
+        for entry in (entry for part in study["parts"].values() for entry in part.get("expected", [])):
+            assert re.search(r"derived|notes on the paper|abstract|a limit of ours", entry["source"])
 
 
 def test_a_look_at_whether_it_runs_is_short(listed: Listing) -> None:
@@ -125,10 +167,10 @@ def test_a_machine_that_cannot_run_them_says_so(tmp_path: Path) -> None:
 
 def test_what_has_finished_elsewhere_is_no_reason_to_refuse(tmp_path: Path) -> None:
     """The runs of several nodes are Slurm's; the study then looks at the next one that is missing."""
-    only = ["+study=imagenet_throughput", "study.seeds=1", "study.directory=s", "~study.parts.node"]
+    only = ["+study=imagenet_throughput", "study.seeds=1", "study.directory=s", "~study.parts.world"]
     assert "error: trainer.num_nodes=2: " in train(tmp_path, *only).err
-    for side in ("local", "node", "sync"):
-        directory = tmp_path / f"s/nodes/2/{side}/0"
+    for side in ("local", "sync"):
+        directory = tmp_path / "s/node/16" / side / "0"
         directory.mkdir(parents=True)
         (directory / "run.json").write_text(json.dumps({"status": "finished"}))
     assert "error: trainer.num_nodes=4: " in train(tmp_path, *only).err
