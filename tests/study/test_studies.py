@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from tests.training.command import Run, train
 from tests.training.faulty import fault
 
@@ -68,3 +70,21 @@ def test_nonsense_is_one_line(tmp_path: Path) -> None:
         run = of_study(tmp_path, setting)
         assert run.code == 1
         assert run.err.startswith(line)
+
+
+def test_a_whole_study_of_two_minutes(tmp_path: Path) -> None:
+    """As the README calls it. What it says of 2 samples a device holds with two seeds already."""
+    run = train(tmp_path, "+study=small_batch", "study.budget=smoke", fresh=True, timeout=170)
+    assert run.code == 0, run.err
+    assert "report: studies/small_batch-smoke/report/report.html" in run.out
+    assert run.out.count("W&B: wandb sync ") == 4
+    report = tmp_path / "studies" / "small_batch-smoke" / "report"
+    for part, least in (("fixed_step", 20), ("scaled_step", 20)):
+        effects = pd.read_csv(report / f"{part}-test-acc" / "tables" / "effects.csv").set_index("condition")
+        assert effects.loc["data.batch_size=2", "difference"] < -least
+        assert set(effects["how"]) == {"1 process for 2 devices"}
+        confirmed = pd.read_csv(report / f"{part}-test-acc" / "tables" / "confirmations.csv")
+        assert set(confirmed["side"]) == {"local", "sync"}
+        assert confirmed["difference"].abs().max() < 3  # points; rounding grows, and a test image is 0.16
+        cost = pd.read_csv(report / f"{part}-test-acc" / "tables" / "cost.csv")
+        assert set(cost["how"]) == {"2 processes on the CPU"}
