@@ -15,7 +15,7 @@ class Expected:
     """One figure of a side, in one of three forms: ``value``; ``difference`` to ``baseline``; ``at_most``.
 
     Attributes:
-        what: is meant, with its unit: "test error, %".
+        what: is meant, with its unit: "test error, %", "sync minus local, points".
         source: the paper and, where it was not read there, how the figure came to be known.
         side: of the comparison.
         where: settings that tell a condition, as the comparison names them: ``devices`` for all of them; {} for all.
@@ -48,8 +48,8 @@ class Expected:
         if self.value is not None:
             return f"{self.what}: {self.value:g}{within} ({self.source})"
         if self.difference is not None:
-            return f"{self.what}, minus that of {self.baseline}: {self.difference:+g}{within} ({self.source})"
-        return f"{self.what}, over that of {self.baseline}: at most {self.at_most:g} ({self.source})"
+            return f"{self.what}: {self.difference:+g}{within} ({self.source})"
+        return f"{self.what}: at most {self.at_most:g} ({self.source})"
 
 
 def parse(entries: Sequence[Mapping[str, Any]]) -> list[Expected]:

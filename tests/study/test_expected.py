@@ -30,9 +30,9 @@ def test_a_figure_is_of_one_side_and_the_settings_that_it_names() -> None:
         ({"value": 24.1}, "test error, %: 24.1 (a paper)"),
         (
             {"baseline": "local", "difference": -10.6, "tolerance": 0.9},
-            "test error, %, minus that of local: -10.6 +- 0.9 (a paper)",
+            "test error, %: -10.6 +- 0.9 (a paper)",
         ),
-        ({"baseline": "local", "at_most": 1.25}, "test error, %, over that of local: at most 1.25 (a paper)"),
+        ({"baseline": "local", "at_most": 1.25}, "test error, %: at most 1.25 (a paper)"),
     ],
 )
 def test_each_form_in_words(entry: dict[str, Any], line: str) -> None:

@@ -7,13 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from syncbn.study import elsewhere, expected, plan, studies
-from syncbn.study.comparing import compare
+from syncbn.study import elsewhere, expected, plan, report, studies
 from syncbn.study.expected import Expected
+from syncbn.study.pages import write as write_pages
 from syncbn.training import launch  # noqa: F401  # Hydra's resolvers
 from tests.training.command import REPO, train
 
@@ -66,7 +67,7 @@ def test_small_batch(listed: Listing) -> None:
         (line,) = (line for line in lines if f" hydra.run.dir=s/scaled_step/{size}/group_norm/0 " in line)
         assert "norm.min_channels=1" in line
         assert re.search(r"  # expected: test error, %: 24\.?[0-2]? \+- 0\.3 ", line)
-        assert ("; test error, %, minus that of local: -10.6 +- 0.9 (Wu & He 2018, abstract; " in line) == (size == 2)
+        assert ("; group_norm minus local, points: -10.6 +- 0.9 (Wu & He 2018, abstract; " in line) == (size == 2)
 
 
 def test_normalization_batch(listed: Listing) -> None:
@@ -77,7 +78,7 @@ def test_normalization_batch(listed: Listing) -> None:
     for line in lines:
         batch, accumulated = (re.search(rf"{name}=(\d+)", line) for name in ("data.batch_size", "grad_batches"))
         assert 8 * int(batch[1]) * int(accumulated[1] if accumulated else 1) == 1024
-    said = [line for line in lines if "test error with population statistics, %, minus that of 128: +0 +- 0.2" in line]
+    said = [line for line in lines if "with population statistics, points: +0 +- 0.2" in line]
     assert [re.search(r"s/place/(\S+)/0 ", line)[1] for line in said] == ["16/16", "32/16", "64/16", "128/16"]
 
 
@@ -90,7 +91,10 @@ def test_throughput(listed: Listing) -> None:
     assert [line.split()[0] for line in lines] == ["python"] * 8 + ["sbatch"] * 12
     assert all("trainer.num_nodes" not in line and "trainer.devices" not in line for line in lines[8:])
     assert lines[13].startswith(NODES)
-    assert " norm=sync seed=0 hydra.run.dir=s/world/64/sync/0   # expected: seconds per step, over that of" in lines[13]
+    assert (
+        " norm=sync seed=0 hydra.run.dir=s/world/64/sync/0   # expected: seconds per step, sync over local: at most 2 ("
+        in lines[13]
+    )
     assert ["# expected" in line for line in lines[:8]] == [False] * 7 + [True]
 
 
@@ -123,22 +127,25 @@ def write_result(directory: Path, expects: list[Expected], off: float) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_each_figure_stands_beside_its_runs_in_the_comparison(tmp_path: Path, name: str) -> None:
+def test_each_figure_stands_beside_its_runs_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-        study = OmegaConf.to_container(compose("config", [f"+study=imagenet_{name}", "study.directory=s"]).study)
+        cfg = compose("config", [f"+study=imagenet_{name}", "study.directory=s", "logger=csv"])
+        study = OmegaConf.to_container(cfg.study)
         runs = finished(study, tmp_path)
-    for off, answer in {0.0: "yes", 1.5: "no"}.items():
+    pages = []
+    monkeypatch.setattr(report, "write_several", lambda *given: pages.append(given[2]) or tmp_path)
+    for off in (0.0, 1.5):
         for directory, number, expects in runs:
             write_result(directory, expects, off * (1 + number) if expects else 0.0)
-        found = 0
-        for of_part, part in study["parts"].items():
-            about = {"factor": part.get("factor", "norm"), "baseline": part.get("baseline")}
-            for metric in part.get("metrics", ["test/acc"]):
-                compared = compare([tmp_path / of_part], metric=metric, expected=part.get("expected", []), **about)
-                assert sorted(compared.sides) == sorted(map(str, part["sides"]))
-                assert set(compared.expected["agrees"]) <= {answer}, compared.expected.to_string()
-                found += len(compared.expected)
-        assert found >= sum(len(part.get("expected", [])) for part in study["parts"].values()) > 0
+        write_pages(cfg, study, plan.cells(study, [], tmp_path), tmp_path)
+    parts = study["parts"].values()
+    assert len(pages[0]) == sum(len(part.get("metrics", ["test/acc"])) for part in parts)
+    for made, answer in zip(pages, ("yes", "no"), strict=True):
+        rows = pd.concat([compared.expected for compared in made.values()])
+        assert set(rows["agrees"]) == {answer}, rows.to_string()
+        assert len(rows) >= sum(len(part.get("expected", [])) for part in parts)
 
 
 def test_each_figure_says_whence_it_is() -> None:
