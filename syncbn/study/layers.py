@@ -5,8 +5,12 @@ A layer needs them where a device's statistics are worth few independent samples
 - *Few* is under 5.7, between 4 (in protocol P1 ten times the error of large batches) and 8 (no more error than with
   32): the geometric mean of the two, so that an estimate of 8 is not taken for fewer. With image positions in a layer
   it is the effective batch that counts, for positions of one image are no independent samples.
+  No device is worth more than what it holds.
 - *Other data* is a spread of the devices' means of more than 3 times what chance gives, in layers that have no image
   positions. With positions that is no sign: they depend on one another, on one device as on several.
+
+Both are seen in networks that share statistics, where there are such. With per-device ones the first layer's outputs
+have one mean and variance on every device, so that later layers' hardly differ between devices, however noisy they are.
 """
 
 import math
@@ -36,13 +40,22 @@ def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
             frame = seen[["layer", *FIGURES]].copy()
             frame[FIGURES] = frame[FIGURES].apply(pd.to_numeric, errors="coerce")
             batch = (each.run.config.get("data") or {}).get("batch_size") or math.inf
-            frames.append(frame.assign(side=each.side, condition=each.condition, samples=float(batch)))
+            shares = (each.run.about.get("normalization_batch") or 0) > batch
+            frames.append(frame.assign(side=each.side, condition=each.condition, samples=float(batch), shares=shares))
     if not frames:
         return pd.DataFrame(columns=COLUMNS)
     keys = ["layer", "side", "condition"]
-    table = pd.concat(frames, ignore_index=True).groupby(keys, as_index=False, sort=True).mean()
+    every = pd.concat(frames, ignore_index=True)
+    shared = every[every["shares"]]
+    every = pd.concat([shared, every[~every["condition"].isin(shared["condition"])]])
+    table = every.groupby(keys, as_index=False, sort=True).mean()
+    # As the expectation is of its inverse: one look at which devices' means are alike by chance says nothing.
+    table["effective_batch"] = (
+        1 / every.assign(inverse=1 / every["effective_batch"]).groupby(keys)["inverse"].mean().values
+    )
     has_positions = table["device_batch"] > table["samples"]
-    table["needs"] = (table["effective_batch"] < FEW) | (~has_positions & (table["spread"] > MOST_SPREAD))
+    worth = table[["effective_batch", "device_batch"]].min(axis=1)
+    table["needs"] = (worth < FEW) | (~has_positions & (table["spread"] > MOST_SPREAD))
     table["_side"], table["_at"] = (
         table[name].map({label: place for place, label in enumerate(every)})
         for name, every in (("side", layout.sides), ("condition", layout.conditions))
@@ -58,7 +71,6 @@ def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
         here = table[table["condition"] == condition]
         if here.empty:
             continue
-        # Of the baseline where it was monitored: what a device's own statistics are worth before anything is shared.
         sides = [side for side in layout.sides if side in set(here["side"])]
         mine = here[here["side"] == sides[0]]
         runs = [p.run for p in pairs.placed if p.condition == condition and p.run.config]

@@ -92,8 +92,8 @@ def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric
 def pair(placed: list[Placed], layout: Layout) -> Pairs:
     """Pairs every side with the baseline, within each condition and place.
 
-    A condition that ran in one process has perhaps a run or two as processes besides, which confirm it: where there are
-    fewer than two such pairs they are no effect of their own.
+    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: where these are
+    fewer they are no effect of their own.
 
     Raises:
         SettingError: there is no pair at all; it says why, and what would make one.
@@ -105,10 +105,14 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
     places = sorted({p.place for p in placed if p.usable}, key=lambda name: (not name.startswith("processes"), name))
     for condition in layout.conditions:
         for side in layout.sides[1:]:
+            by_place = {}
             for where in places:
                 found = [[table.get((condition, s, where, n)) for s in (side, layout.baseline)] for n in _seeds(placed)]
-                both = [(one, other) for one, other in found if one and other]
-                if both and not (len(both) < 2 and all(id(p) in confirming for two in both for p in two)):
+                by_place[where] = [(one, other) for one, other in found if one and other]
+            most = max(map(len, by_place.values()), default=0)
+            for where, both in by_place.items():
+                confirms = all(id(p) in confirming for two in both for p in two) and len(both) < most
+                if both and not confirms:
                     pairs.cells[Cell(condition, side, where)] = both
     for each in (p for both in pairs.cells.values() for two in both for p in two):
         each.used = True
