@@ -16,6 +16,7 @@ from syncbn.study import drawing, markdown, plots, tables
 from syncbn.study.comparison import Comparison
 from syncbn.study.plots import Plot
 from syncbn.study.wording import interval, number, signed, times
+from syncbn.training import record
 from syncbn.training.files import replacing
 from syncbn.training.schema import SettingError
 
@@ -153,7 +154,7 @@ def log_to_wandb(
         wandb.teardown()
         says = " ".join(str(error).split())
         raise SettingError(f"mode={mode}: W&B says: {says}; use mode=offline") from error
-    return str(address) if mode == "online" else f"wandb sync {shlex.quote(str(place))}"
+    return str(address) if mode == "online" else shlex.join(["wandb", "sync", record.short(place)])
 
 
 def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
