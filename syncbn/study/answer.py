@@ -1,6 +1,7 @@
 """The answer in words: what differs, by how much, at what cost; and where nothing can be said."""
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -16,23 +17,35 @@ WORDS = ("lower", "higher", "no difference", "undecided", "too few pairs")
 
 
 def verdict(
-    metric: Metric, baseline: str, sides: Sequence[str], effects: pd.DataFrame, cost: pd.DataFrame, margin: float
+    factor: str,
+    metric: Metric,
+    baseline: str,
+    sides: Sequence[str],
+    effects: pd.DataFrame,
+    cost: pd.DataFrame,
+    margin: float,
 ) -> str:
-    """``Comparison.verdict``: a sentence on each side, with intervals where they are few, and one on what it costs."""
+    """``Comparison.verdict``: a sentence on each side, with intervals where they are few, and one on what it costs.
+
+    Args:
+        factor: named where sides are bare values of it.
+        metric, baseline, sides, effects, cost, margin: as of the comparison.
+    """
+    of = f"{factor} " if all(re.fullmatch(r"[\d.e-]+", side) for side in sides) else ""
     brief = len(effects) > LONG
     sentences = []
     for side in sides[1:]:
         rows = effects[effects["side"] == side].to_dict("records")
         if not rows:
-            sentences.append(f"{side} could not be compared with {baseline}.")
+            sentences.append(f"{of}{side} could not be compared with {baseline}.")
             continue
         with_how = len({row["how"] for row in rows}) > 1 and not brief
         grouped = groupby(sorted(rows, key=lambda r: WORDS.index(r["verdict"])), lambda r: r["verdict"])
         parts = [_part(word, list(alike), metric, margin, with_how, brief) for word, alike in grouped]
-        sentences.append(f"{side} against {baseline}, {metric.label}: {'; '.join(parts)}.")
+        sentences.append(f"{of}{side} against {baseline}, {metric.label}: {'; '.join(parts)}.")
     if effects["verdict"].isin(["lower", "higher", "undecided"]).any() and not brief:
         sentences.append("In brackets, 95 % intervals.")
-    return " ".join([*sentences, *_costs(baseline, sides, cost)])
+    return " ".join([*sentences, *_costs(baseline, sides, cost, of)])
 
 
 def signed(value: float, metric: Metric) -> str:
@@ -91,7 +104,7 @@ def _where(row: Row) -> str:
     return " as ".join(part for part in (row["condition"], row["how"]) if part)
 
 
-def _costs(baseline: str, sides: Sequence[str], cost: pd.DataFrame) -> list[str]:
+def _costs(baseline: str, sides: Sequence[str], cost: pd.DataFrame, of: str) -> list[str]:
     """A sentence on the time of a step."""
     known = cost[cost["side"].isin(sides[1:]) & cost["ratio"].notna()]
     if known.empty:
@@ -101,4 +114,4 @@ def _costs(baseline: str, sides: Sequence[str], cost: pd.DataFrame) -> list[str]
         ratios = known[known["side"] == side]["ratio"]
         least, most = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
         said.append(f"{side} takes {least if least == most else f'{least} to {most}'} times as long")
-    return [f"A step with {'; with '.join(said)} as with {baseline}."]
+    return [f"A step with {of}{f'; with {of}'.join(said)} as with {baseline}."]

@@ -97,7 +97,7 @@ def compare(
         differs=facts.differs(pairs, layout),
         constant=facts.constant(pairs, layout),
         problems=problems,
-        verdict=answer.verdict(measured, layout.baseline, layout.sides, effect_rows, cost, width),
+        verdict=answer.verdict(factor, measured, layout.baseline, layout.sides, effect_rows, cost, width),
         command=_command(places, above, factor, baseline, metric, margin, alpha),
     )
 

@@ -54,7 +54,7 @@ class Plot:
 
 def draw(comparison: Comparison) -> list[Plot]:
     """All plots, in the order of the page. To be called, as whatever saves them, within ``drawing.style()``."""
-    return [
+    plots = [
         _metric(comparison),
         _effects(comparison),
         _seeds(comparison),
@@ -62,6 +62,10 @@ def draw(comparison: Comparison) -> list[Plot]:
         _cost(comparison),
         _layers(comparison),
     ]
+    if comparison.factor not in _AXES:  # else sides are bare values
+        return plots
+    meaning = f" {', '.join(comparison.sides)}: {_axis(comparison.factor)}."
+    return [plot if plot.figure is None else replace(plot, caption=plot.caption + meaning) for plot in plots]
 
 
 def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
@@ -80,6 +84,7 @@ def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
 
 
 def _metric(comparison: Comparison) -> Plot:
+    comparison = _turned(comparison)
     metric, means = comparison.metric, _finite(comparison.means, "mean")
     name, title = with_unit(metric.label, metric.unit), f"{_first_upper(metric.label)} of each side"
     if means.empty:
@@ -114,7 +119,8 @@ def _metric(comparison: Comparison) -> Plot:
     else:
         drawing.rows(axes, [short(text, 46) for text in _brief(conditions)])
         axes.set_xlabel(name)
-    drawing.legend(figure, [look[key].handle for key in series])
+    if len(series) > 1:
+        drawing.legend(figure, [look[key].handle for key in series])
     counts = sorted(set(means.n.astype(int)))
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     caption = (
@@ -125,6 +131,18 @@ def _metric(comparison: Comparison) -> Plot:
         f"{_hollow(comparison)}"
     )
     return Plot("metric", title, caption, figure)
+
+
+def _turned(comparison: Comparison) -> Comparison:
+    """Where sides are numbers of one setting, and nothing else differs: the sides along an axis, as one series."""
+    numbers = all(re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", side) for side in comparison.sides)
+    if not numbers or len(comparison.conditions) > 1 or "," in comparison.factor:
+        return comparison
+    sides = sorted(comparison.sides, key=float)
+    means, runs = comparison.means, comparison.runs
+    means = means.assign(condition=means["side"], at=means["side"].astype(float), side="mean").sort_values("at")
+    runs = runs.assign(condition=runs["side"], side="mean")
+    return replace(comparison, axis=comparison.factor, sides=["mean"], conditions=sides, means=means, runs=runs)
 
 
 def _effects(comparison: Comparison) -> Plot:
