@@ -1,6 +1,7 @@
 """A study's report: each part compared by each of its metrics, on one page."""
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     for name, part in study["parts"].items():
         for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
             mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
-            paths = sorted({cell.directory.parent for cell in mine if cell.directory.parent.exists()})
+            paths = [cell.directory for cell in mine if cell.directory.exists()]
             compared = replace(_compare(study, name, part, metric, paths), command=_command())
             comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
     console = Console(soft_wrap=True, highlight=False)
@@ -48,6 +49,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     if logger.name == "wandb" and str(logger.mode) != "disabled":
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
+            shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # of the report before
             print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.study import elsewhere, expected, plan
 from syncbn.study.plan import Cell
-from syncbn.training import config, identity, record, several
+from syncbn.training import attempts, config, identity, record, several
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> None:
         if study["dry_run"]:
             _list(study, cells, runs)
             return
+        _refuse_others(runs, study)
         code = 0 if study["report_only"] else _run(study, runs, root)
         if code < 2:
             from syncbn.study import pages
@@ -108,6 +109,19 @@ def _list(study: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]) -> 
     print(f"study {study['name']}, budget {study['budget']}: {len(cells)} runs: {how}")
 
 
+def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
+    """Runs of this directory that were made, or begun, with other settings are of another study."""
+    for run in runs:
+        file = run.directory / "config.yaml"
+        before = OmegaConf.load(file) if file.exists() else run.cfg
+        assert isinstance(before, DictConfig)
+        if changes := attempts.changes_of(run.cfg, before, attempts.HARMLESS):
+            raise SettingError(
+                f"study.directory={study['directory']}: its runs were made with other settings ({', '.join(changes)}); "
+                "use another directory, or the same settings"
+            )
+
+
 def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
     cores = os.cpu_count() or 1
     slots = study["slots"] or cores
@@ -116,7 +130,7 @@ def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
     progress = _Progress(len(runs), root)
     with Requests(lambda signum: print("stopping the runs that are under way ...", file=sys.stderr)) as requests:
         outcomes = several.run_all(runs, slots, requests, progress.ended)
-    progress.close()
+    progress.say()
     if requests.seen:
         left = len(runs) - sum(each.status == "finished" for each in outcomes.values())
         print(f"error: stopped with {left} of {len(runs)} runs to do; the same command does them", file=sys.stderr)
@@ -131,12 +145,11 @@ class _Progress:
     """A line now and then, and one for each run that fails."""
 
     def __init__(self, total: int, root: Path) -> None:
-        self.total, self.root, self.done = total, root, 0
+        self.total, self.root, self.ends = total, root, Counter[str]()
         self.began = self.told = time.monotonic()
-        self.before = 0
 
     def ended(self, run: Run, outcome: Outcome) -> None:
-        self.done += 1
+        self.ends[outcome.status] += 1
         if outcome.status == "failed":
             print(f"{run.directory.relative_to(self.root)}: {outcome.message}", file=sys.stderr, flush=True)
         if time.monotonic() - self.told > 10:
@@ -144,8 +157,6 @@ class _Progress:
             self.say()
 
     def say(self) -> None:
+        failed = f" ({self.ends['failed']} failed)" if self.ends["failed"] else ""
         seconds = time.monotonic() - self.began
-        print(f"{self.done} of {self.total} runs, {seconds:.0f} s", flush=True)
-
-    def close(self) -> None:
-        self.say()
+        print(f"{self.ends['finished']} of {self.total} runs{failed}, {seconds:.0f} s", flush=True)

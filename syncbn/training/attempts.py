@@ -1,6 +1,6 @@
 """What earlier attempts of a run left: whether there is anything to do, and the checkpoint to go on from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +11,22 @@ from syncbn.training.flat import COPIES, flat
 from syncbn.training.schema import SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
-FREE = [*("run", "ckpt_path", "resume", "timeouts", "cluster", "logger"), "scheduler.epochs"]
+HARMLESS = [
+    "run",
+    "ckpt_path",
+    "resume",
+    "timeouts",
+    "cluster",
+    "logger",
+    "data.num_workers",
+    "callbacks.checkpoint.dirpath",
+]
 # Of callbacks those that look; others may change the weights.
-FREE += [f"callbacks.{name}" for name in ("checkpoint", "learning_rate", "finite", "statistics")]
-FREE += [f"data.{name}" for name in ("batch_size", "num_workers")]
+HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "finite", "statistics")]
+HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
+# And what a run may go on with that it did not begin with.
+FREE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
-FREE += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 
@@ -45,7 +55,7 @@ def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
     file = run_dir / "config.yaml"
     before = OmegaConf.load(file) if file.exists() else cfg
     assert isinstance(before, DictConfig)
-    changes = _changes(cfg, before)
+    changes = changes_of(cfg, before, FREE)
     if about["status"] == "finished":
         if changes:
             raise SettingError(
@@ -84,10 +94,11 @@ def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
     return False
 
 
-def _changes(cfg: DictConfig, earlier: DictConfig) -> list[str]:
+def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
+    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them."""
     before = flat(OmegaConf.to_container(earlier, resolve=True))
     now = flat(OmegaConf.to_container(cfg, resolve=True))
-    skipped = tuple(f"{name}." for name in (*FREE, *COPIES))
+    skipped = tuple(f"{name}." for name in (*free, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
     return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 

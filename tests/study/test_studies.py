@@ -28,7 +28,7 @@ def test_it_does_what_is_missing(tmp_path: Path) -> None:
     assert first.code == 1
     assert "was killed by SIGKILL; the same command goes on with it" in first.err
     assert first.err.splitlines()[-1] == "error: 1 of 6 runs failed; the same command does them again"
-    assert "6 of 6 runs" in first.out
+    assert "5 of 6 runs (1 failed)" in first.out
     done = written(tmp_path)
     assert len(done) == 5
     again = of_study(tmp_path, stop)
@@ -36,6 +36,12 @@ def test_it_does_what_is_missing(tmp_path: Path) -> None:
     assert len(written(tmp_path)) == 6
     assert {path: written(tmp_path)[path] for path in done} == done
     assert not again.left
+    assert "6 of 6 runs" in again.out
+    other = of_study(tmp_path, "trainer.max_epochs=2")
+    assert other.code == 1
+    assert other.err.startswith("error: study.directory=s: its runs were made with other settings (")
+    assert "trainer.max_epochs=1 -> 2" in other.err
+    assert {path: written(tmp_path)[path] for path in done} == done
     status = [json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/*/*/*/run.json")]
     assert status == ["finished"] * 6
 
