@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.study import tables
+from syncbn.study import report, tables
 from tests.study import comparisons
 from tests.study.browser import Browser
 
@@ -78,6 +78,28 @@ def test_the_page_can_be_read(browser: Browser, written: dict[str, Path], name: 
     there = dict(browser.evaluate(BOXES.format("figure")))
     assert set(there) == drawn
     assert all(size > 300 for size in there.values())
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_several_comparisons_on_one_page(browser: Browser, tmp_path: Path, width: int) -> None:
+    made = {"one": comparisons.rich(), "two": comparisons.nothing_differs()}
+    path = report.write_several("A study", "Does it?", made, tmp_path)
+    browser.open(path, width)
+    assert browser.said == []
+    assert browser.requests == [path.as_uri()]
+    assert browser.evaluate(OVERFLOW) <= 0
+    assert browser.evaluate(CLIPPED) == []
+    names = browser.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(set(names)) == len(names)  # or plots would show parts of each other
+    tables_there = {name for name, _ in browser.evaluate(BOXES.format("table"))}
+    assert tables_there == {f"{name}-table-{table}" for name, each in made.items() for table in tables.build(each)}
+    assert browser.evaluate("document.querySelectorAll('figure svg').length") > 8
+    text = browser.evaluate("document.querySelector('.answers').innerText")
+    for name, each in made.items():
+        assert each.verdict in text
+        assert browser.evaluate(f"!!document.querySelector('.answers a[href=\"#{name}-top\"]')")
+        assert (tmp_path / name / "report.html").exists()
+        assert f"({name}/" in (tmp_path / "report.md").read_text()
 
 
 def test_wide_tables_scroll_inside_their_own_box(browser: Browser, written: dict[str, Path]) -> None:
