@@ -92,8 +92,8 @@ def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric
 def pair(placed: list[Placed], layout: Layout) -> Pairs:
     """Pairs every side with the baseline, within each condition and place.
 
-    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: where these are
-    fewer they are no effect of their own.
+    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: they are no effect
+    of their own, for that would be the same pairs twice, unless they are more.
 
     Raises:
         SettingError: there is no pair at all; it says why, and what would make one.
@@ -109,9 +109,10 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
             for where in places:
                 found = [[table.get((condition, s, where, n)) for s in (side, layout.baseline)] for n in _seeds(placed)]
                 by_place[where] = [(one, other) for one, other in found if one and other]
-            most = max(map(len, by_place.values()), default=0)
+            in_one = [len(both) for both in by_place.values() if both and is_simulated(both[0][0].run)]
+            most = max(in_one, default=0)
             for where, both in by_place.items():
-                confirms = all(id(p) in confirming for two in both for p in two) and len(both) < most
+                confirms = all(id(p) in confirming for two in both for p in two) and len(both) <= most
                 if both and not confirms:
                     pairs.cells[Cell(condition, side, where)] = both
     for each in (p for both in pairs.cells.values() for two in both for p in two):

@@ -211,8 +211,19 @@ def test_one_process_and_several_are_never_a_pair(tmp_path: Path) -> None:
     assert set(c.runs[~c.runs["used"]]["why"]) == {"it confirms the run in one process"}
     shutil.rmtree(tmp_path / "ddp")
     assert "What it costs cannot be said" in compare([tmp_path]).verdict
-    sweep(tmp_path / "ddp", {"local": SAME, "sync": SAME})
-    assert list(compare([tmp_path]).effects["n"]) == [6, 6]
+
+
+def test_as_many_confirmations_are_no_effect_of_their_own(tmp_path: Path) -> None:
+    """Else Holm's correction would count the same pairs twice."""
+    two = {"local": {0: 60.0, 1: 62.5}, "sync": {0: 6.0, 1: 6.5}}
+    sweep(tmp_path / "one", two, simulate=2)
+    sweep(tmp_path / "ddp", two)
+    c = compare([tmp_path])
+    assert list(c.effects["how"]) == ["1 process for 2 devices"]
+    assert c.effects["p_holm"][0] == c.effects["p"][0]
+    assert list(c.cost["n"]) == [2, 2]
+    sweep(tmp_path / "more", {"local": {2: 61.0}, "sync": {2: 5.0}})
+    assert list(compare([tmp_path]).effects["n"]) == [3, 2]
 
 
 def test_cost(tmp_path: Path) -> None:
