@@ -61,7 +61,7 @@ class Comparison:
             Only of runs whose devices are processes: one process for several devices says nothing on cost.
         layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
             ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's
-            statistics are worth), ``spread`` (of the devices' means, as a multiple of what chance gives; 1 is chance),
+            statistics are worth, not more than it has), ``spread`` (of the devices' means, as a multiple of what chance gives; 1 is chance),
             ``variance_ratio`` (a device's variance over the shared one), ``needs`` (bool).
         suggestion: a setting that synchronizes what needs it, and why, in a sentence; "" where nothing was monitored.
         confirmations: settings that ran both in one process and as processes: ``condition``, ``side``, ``seed``,

@@ -10,7 +10,8 @@ A layer needs them where a device's statistics are worth few independent samples
   positions. With positions that is no sign: they depend on one another, on one device as on several.
 
 Both are seen in networks that share statistics, where there are such. With per-device ones the first layer's outputs
-have one mean and variance on every device, so that later layers' hardly differ between devices, however noisy they are.
+have one mean and variance on every device, so that later layers' hardly differ between devices, however noisy they are
+or whatever the device holds. There a layer without need says nothing, and all of them are to be synchronized.
 """
 
 import math
@@ -20,7 +21,7 @@ from fnmatch import fnmatchcase
 import pandas as pd
 
 from syncbn.study.answer import at
-from syncbn.study.pairing import Pairs
+from syncbn.study.pairing import Pairs, Placed
 from syncbn.study.settings import devices
 from syncbn.study.sides import Layout
 
@@ -39,9 +40,8 @@ def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
         if not seen.empty:
             frame = seen[["layer", *FIGURES]].copy()
             frame[FIGURES] = frame[FIGURES].apply(pd.to_numeric, errors="coerce")
-            batch = (each.run.config.get("data") or {}).get("batch_size") or math.inf
-            shares = (each.run.about.get("normalization_batch") or 0) > batch
-            frames.append(frame.assign(side=each.side, condition=each.condition, samples=float(batch), shares=shares))
+            about = {"side": each.side, "condition": each.condition, "samples": _batch(each), "shares": _shares(each)}
+            frames.append(frame.assign(**about))
     if not frames:
         return pd.DataFrame(columns=COLUMNS)
     keys = ["layer", "side", "condition"]
@@ -53,6 +53,7 @@ def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
     table["effective_batch"] = (
         1 / every.assign(inverse=1 / every["effective_batch"]).groupby(keys)["inverse"].mean().values
     )
+    table["effective_batch"] = table["effective_batch"].clip(upper=table["device_batch"])
     has_positions = table["device_batch"] > table["samples"]
     worth = table[["effective_batch", "device_batch"]].min(axis=1)
     table["needs"] = (worth < FEW) | (~has_positions & (table["spread"] > MOST_SPREAD))
@@ -73,8 +74,10 @@ def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
             continue
         sides = [side for side in layout.sides if side in set(here["side"])]
         mine = here[here["side"] == sides[0]]
-        runs = [p.run for p in pairs.placed if p.condition == condition and p.run.config]
-        said.setdefault(_advice(mine, max((devices(run) for run in runs), default=1)), []).append(condition)
+        placed = [p for p in pairs.placed if p.condition == condition and p.run.config]
+        shares = any(_shares(p) for p in placed if p.side == sides[0])
+        world = max((devices(p.run) for p in placed), default=1)
+        said.setdefault(_advice(mine, world, shares), []).append(condition)
     if len(said) == 1:
         return next(iter(said))
     return " ".join(f"At {at(where)}: {advice}" for advice, where in said.items())
@@ -90,24 +93,37 @@ def globs(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return sorted(names)
 
 
-def _advice(table: pd.DataFrame, world: int) -> str:
+def _batch(placed: Placed) -> float:
+    """Samples on a device."""
+    return float((placed.run.config.get("data") or {}).get("batch_size") or math.inf)
+
+
+def _shares(placed: Placed) -> bool:
+    """Whether devices share statistics."""
+    return (placed.run.about.get("normalization_batch") or 0) > _batch(placed)
+
+
+def _advice(table: pd.DataFrame, world: int, shares: bool) -> str:
+    """On one side's layers; where it shares no statistics a part of them is never named, nor a group."""
     needy, fine = table[table["needs"]], table[~table["needs"]]
     least = table.loc[table["effective_batch"].idxmin()] if table["effective_batch"].notna().any() else None
     worth = f"{least['effective_batch']:.3g} independent samples in {least['layer']}" if least is not None else ""
     if needy.empty:
         return f"no layer needs shared statistics: a device's are worth at least {worth}." if worth else ""
     what = "norm=sync for all layers"
-    if not fine.empty:
+    if shares and not fine.empty:
         listed = ", ".join(f'"{pattern}"' for pattern in globs(sorted(needy["layer"]), list(fine["layer"])))
         what = f"norm=sync norm.only='[{listed}]'"
     if (needy["effective_batch"] < FEW).any():
         why = f"a device's statistics are worth as few as {worth}"
         least_batch = float(needy["effective_batch"].min())
         sizes = [n for n in range(2, world) if world % n == 0 and n * least_batch >= ENOUGH]
-        if sizes and not (needy["spread"] > MOST_SPREAD).any():
+        if shares and sizes and not (needy["spread"] > MOST_SPREAD).any():
             what += f" norm.group={sizes[0]}"
             why += f", those of {sizes[0]} devices about {sizes[0] * least_batch:.3g}"
     else:
         why = f"the devices' means differ {needy['spread'].max():.3g} times as much as by chance: they hold other data"
     count = f"{len(needy)} of {len(table)} layers need it" if not fine.empty else f"all {len(table)} need it"
+    if not shares:
+        count = "which of them alone need it is seen only where statistics are shared: monitor a norm=sync run"
     return f"{what}: {why}; {count}."

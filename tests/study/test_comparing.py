@@ -315,8 +315,8 @@ def test_runs_of_other_versions_are_named(tmp_path: Path) -> None:
 def test_which_layers_need_it(tmp_path: Path) -> None:
     few, enough = {"effective_batch": 2.0}, {"effective_batch": 30.0, "device_batch": 512}
     seen = [layer("net.stem", **enough), *(layer(f"net.head.{i}", **few) for i in range(3))]
-    sweep(tmp_path / "a", {"local": {0: 9.0, 1: 9.5}}, devices=8, layers=seen)
-    sweep(tmp_path / "a", {"sync": {0: 2.0, 1: 2.4}}, devices=8)
+    sweep(tmp_path / "a", {"local": {0: 9.0, 1: 9.5}}, devices=8)
+    sweep(tmp_path / "a", {"sync": {0: 2.0, 1: 2.4}}, devices=8, layers=seen)
     c = compare([tmp_path / "a"])
     assert list(c.layers["layer"]) == ["net.head.0", "net.head.1", "net.head.2", "net.stem"]
     assert list(c.layers["needs"]) == [True, True, True, False]
@@ -339,6 +339,32 @@ def test_which_layers_need_it(tmp_path: Path) -> None:
     assert list(c.layers["spread"]) == [5.0]  # the mean of two looks
     assert list(c.layers["side"]) == ["sync"]  # behind a layer of per-device statistics devices hardly differ
     assert "norm=sync for all layers: the devices' means differ 5 times as much as by chance" in c.suggestion
+
+
+@pytest.mark.parametrize("figures", [{"effective_batch": 2.0}, {"effective_batch": 25.0, "spread": 31.0}])
+def test_without_shared_statistics_no_layer_is_said_to_do_without(tmp_path: Path, figures: dict[str, float]) -> None:
+    """A first layer with statistics of its device hides from those behind it that the devices hold other data."""
+    enough = {"device_batch": 32, "effective_batch": 30.0}
+    seen = [layer("fc.0", device_batch=32, **figures), layer("fc.1", **enough), layer("fc.2", **enough)]
+    sweep(tmp_path, {"local": {0: 18.0, 1: 19.0}}, layers=seen, batch_size=32, devices=8)
+    sweep(tmp_path, {"sync": {0: 3.4, 1: 3.5}}, batch_size=32, devices=8)
+    suggested = compare([tmp_path]).suggestion
+    assert suggested.startswith("norm=sync for all layers: ")
+    assert suggested.endswith(
+        "; which of them alone need it is seen only where statistics are shared: monitor a norm=sync run."
+    )
+    assert "norm.only" not in suggested
+    assert "norm.group" not in suggested
+    sweep(tmp_path, {"sync": {2: 3.4}, "local": {2: 18.5}}, layers=seen, batch_size=32, devices=8)
+    assert compare([tmp_path]).suggestion.startswith("norm=sync norm.only='[\"fc.0\"]'")
+
+
+def test_a_device_is_worth_no_more_than_what_it_holds(tmp_path: Path) -> None:
+    seen = [layer("fc", device_batch=32, effective_batch=32.6)]
+    sweep(tmp_path, {"local": {0: 2.0}, "sync": {0: 2.0}}, batch_size=32, layers=seen)
+    c = compare([tmp_path])
+    assert c.suggestion.endswith("a device's are worth at least 32 independent samples in fc.")
+    assert list(c.layers["effective_batch"]) == [32.0]
 
 
 def test_published_figures_are_beside_ours(tmp_path: Path) -> None:
