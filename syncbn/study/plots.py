@@ -52,6 +52,9 @@ class Plot:
     figure: Figure | None = None
 
 
+NAMES = re.compile(r"metric|effects|seeds|curves(-(train|val)-(loss|error))?|cost|layers")  # that a plot can have
+
+
 def draw(comparison: Comparison) -> list[Plot]:
     """All plots, in the order of the page. To be called, as whatever saves them, within ``drawing.style()``."""
     plots = [

@@ -26,7 +26,7 @@ LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
 def write(comparison: Comparison, directory: Path) -> Path:
     """Writes ``report.html``, ``report.md``, ``tables/*.csv`` and ``plots/*.png`` and ``*.svg``, over older ones.
 
-    The same comparison gives the same bytes.
+    The same comparison gives the same bytes. Files that are no report's are left alone.
 
     Args:
         comparison: what is shown.
@@ -145,7 +145,7 @@ def log_to_wandb(
         frames = {name: getattr(comparison, name) for name in tables.FRAMES}
         run.log(
             {f"tables/{name}": wandb.Table(dataframe=_flat(frame)) for name, frame in frames.items() if len(frame)}
-            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((directory / "plots").glob("*.png"))}
+            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in _plots_in(directory / "plots", "png")}
         )
         run.summary.update({"verdict": comparison.verdict, "problems": len(comparison.problems)})
         address, place = run.url, Path(run.dir).parent
@@ -184,7 +184,9 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
-    _clear(directory, "*.png", "*.svg")
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in [path for kind in ("png", "svg") for path in _plots_in(directory, kind)]:
+        path.unlink()  # what an earlier report had and this one has not must not stay beside it
     with drawing.style():
         drawn = plots.draw(comparison)
         for plot in drawn:
@@ -195,17 +197,14 @@ def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
 
 
 def _write_tables(comparison: Comparison, directory: Path) -> None:
-    _clear(directory, "*.csv")
+    directory.mkdir(parents=True, exist_ok=True)
     for name in tables.FRAMES:
         _flat(getattr(comparison, name)).to_csv(directory / f"{name}.csv", index=False)
 
 
-def _clear(directory: Path, *patterns: str) -> None:
-    """What an earlier report had and this one has not must not stay beside it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for pattern in patterns:
-        for path in directory.glob(pattern):
-            path.unlink()
+def _plots_in(directory: Path, kind: str) -> list[Path]:
+    """A report's files; others may lie beside them."""
+    return [path for path in sorted(directory.glob(f"*.{kind}")) if plots.NAMES.fullmatch(path.stem)]
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import pytest
 import wandb
 from markdown_it import MarkdownIt
 
-from syncbn.study import report, tables
+from syncbn.study import plots, report, tables
 from syncbn.study.comparison import Comparison
 from syncbn.training.schema import SettingError
 from tests.study import comparisons
@@ -320,6 +320,19 @@ def test_a_report_over_an_older_one_leaves_nothing_of_it(written: dict[str, Path
     shutil.copytree(written["rich"], tmp_path, dirs_exist_ok=True)
     report.write(comparisons.without_axis(), tmp_path)
     assert files(tmp_path) == files(written["without axis"])
+
+
+def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
+    others = ["plots/mine.png", "plots/effects-talk.svg", "plots/curves-mine.png", "tables/mine.csv", "tables/note.txt"]
+    for other in others:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_text(other)
+    report.write(comparisons.without_axis(), tmp_path)
+    assert [(tmp_path / other).read_text() for other in others] == others
+
+
+def test_every_plot_has_a_name_that_a_later_report_knows_again(written: dict[str, Path], name: str) -> None:
+    assert all(plots.NAMES.fullmatch(file.stem) for file in (written[name] / "plots").iterdir())
 
 
 def test_problems_are_loud_and_absent_where_there_are_none(written: dict[str, Path]) -> None:
