@@ -141,8 +141,9 @@ def _effects(pairs: Pairs, layout: Layout, measured: Metric, margin: float, alph
         computed.append(one)
         rows.append({"condition": cell.condition, "at": _at(layout, cell.condition), "side": cell.side} | vars(one))
         rows[-1]["how"] = pairs.how(cell)
-    for row, one, p in zip(rows, computed, effects.holm([one.p for one in computed]), strict=True):
-        row["p_holm"], row["verdict"] = p, effects.verdict(one, p, alpha)
+    differs, same = (effects.holm([getattr(one, name) for one in computed]) for name in ("p", "p_tost"))
+    for row, one, p_holm, p_tost in zip(rows, computed, differs, same, strict=True):
+        row |= {"p_holm": p_holm, "p_tost": p_tost, "verdict": effects.verdict(one, p_holm, p_tost, alpha)}
     return pd.DataFrame(rows, columns=EFFECTS)
 
 

@@ -51,8 +51,8 @@ class Comparison:
             (NaN for n = 1), ``low``, ``high`` (95 % interval of the mean, by t).
         effects: side minus baseline, over paired seeds: ``condition``, ``at``, ``side``, ``how``, ``n`` (pairs),
             ``difference``, ``low``, ``high`` (95 %, by t), ``p`` (paired t, two-sided), ``p_holm`` (of all rows, by
-            Holm 1979), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin), ``differences`` (tuple of floats, by
-            seed), ``verdict`` ("lower", "higher", "no difference", "undecided", "too few pairs").
+            Holm 1979), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin; of all rows, by Holm too),
+            ``differences`` (tuple of floats, by seed), ``verdict`` ("lower", "higher", "no difference", "undecided", "too few pairs").
         curves: ``condition``, ``side``, ``how``, ``seed``, ``epoch`` (1 is the first), ``metric`` ("train/loss",
             "val/error" in %), ``value``.
         cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``ratio`` (seconds

@@ -2,9 +2,9 @@
 
 Differences are taken pair by pair, so what a seed does to both sides (weights, order of the data, split) falls out. The
 tests are the paired t test (Student 1908), the signed-rank test (Wilcoxon 1945) beside it, which asks for no normal
-distribution, Holm's (1979) correction for many tests, and for equivalence two one-sided t tests within a margin (TOST;
-Schuirmann 1987). *One* level, alpha, holds for both claims: "no difference" is as strong a claim as a difference, and
-has to be shown as well; what shows neither is undecided. That is stricter than the 5 % that is usual for TOST.
+distribution, and for equivalence two one-sided t tests within a margin (TOST; Schuirmann 1987). *One* level, alpha,
+holds for both claims, and of many tests Holm's (1979) correction: "no difference" is as strong a claim as a difference,
+and has to be shown as well; what shows neither is undecided. That is stricter than the 5 % that is usual for TOST.
 """
 
 import math
@@ -46,9 +46,9 @@ class Effect:
 def effect(side: Sequence[float], baseline: Sequence[float], margin: float, resolution: float = 0.0) -> Effect:
     """Compares two sides, value by value.
 
-    Where all differences are one and the same number there is no spread for a t test to measure by. If it is 0, nothing
-    differs: p is 1, and p of the equivalence test 0. Else p is that of the signs, 2 * 2^-n (the exact permutation test
-    of paired data; Fisher 1935), and 2^-n for equivalence.
+    Where all differences are one and the same number there is no spread for a t test to measure by. Then p is that of
+    the signs, 2 * 2^-n (the exact permutation test of paired data; Fisher 1935), or 1 if the number is 0. Likewise p of
+    the equivalence test is 2^-n if the number, be it 0, is within the margin: 7 pairs show it at 0.01, two do not.
 
     Args:
         side: values of one side, by pair; a pair with a value that is not finite is left out.
@@ -64,9 +64,9 @@ def effect(side: Sequence[float], baseline: Sequence[float], margin: float, reso
         return Effect(n, float(d[0]) if n else nan, nan, nan, nan, nan, nan, listed)
     mean = float(d.mean())
     if np.ptp(d) <= resolution:
-        is_zero, is_within = abs(mean) <= resolution, abs(mean) < margin
         signs = 2.0**-n
-        p, p_tost = (1.0, 0.0) if is_zero else (2 * signs, signs if is_within else 1.0)
+        p = 1.0 if abs(mean) <= resolution else 2 * signs
+        p_tost = signs if abs(mean) < margin else 1.0
         return Effect(n, mean, mean, mean, p, p, p_tost, listed)
     low, high = mean_interval(d.tolist())
     p = float(stats.ttest_1samp(d, 0.0).pvalue)
@@ -94,13 +94,20 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def verdict(effect: Effect, p_holm: float, alpha: float) -> str:
-    """``lower`` or ``higher`` than the baseline, ``no difference``, ``undecided``, or ``too few pairs``."""
+def verdict(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
+    """``lower`` or ``higher`` than the baseline, ``no difference``, ``undecided``, or ``too few pairs``.
+
+    Args:
+        effect: of which two tests were made.
+        p_holm: of the t test, corrected for the number of tests.
+        p_tost: of the equivalence test, corrected likewise.
+        alpha: level of both.
+    """
     if effect.n < 2:
         return "too few pairs"
     if p_holm < alpha:
         return "lower" if effect.difference < 0 else "higher"
-    return "no difference" if effect.p_tost < alpha else "undecided"
+    return "no difference" if p_tost < alpha else "undecided"
 
 
 def _wilcoxon(d: np.ndarray, resolution: float) -> float:

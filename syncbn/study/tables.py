@@ -93,7 +93,10 @@ def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
         ("p", "paired t test, two-sided: how often chance alone gives a difference as large, were there none"),
         ("p, Holm", "the same, corrected for the number of rows (Holm 1979): the one that the verdict rests on"),
         ("p, Wilcoxon", "signed-rank test, which does not assume a normal distribution; a check on the t test"),
-        ("p, equivalence", f"two one-sided t tests (TOST): small where the difference is shown to be within {margin}"),
+        (
+            "p, equivalence",
+            f"two one-sided t tests (TOST), by Holm too: small where the difference is shown to be within {margin}",
+        ),
         (
             "verdict",
             f"lower or higher where Holm's p says so, no difference where the test of equivalence does (level"

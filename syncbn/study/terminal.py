@@ -41,8 +41,8 @@ def show(comparison: Comparison, console: Console) -> None:
     _print(console, f"difference to {c.baseline}{points}, over pairs of one seed", _effects(c, several))
     console.print(
         Text(
-            f"p: paired t test, by Holm for all rows; p same: that the difference is ±{c.margin:.3g} or more (TOST); "
-            f"both at {c.alpha:g}",
+            f"p: paired t test; p same: that the difference is ±{c.margin:.3g} or more (TOST); both by Holm for all "
+            f"rows, at {c.alpha:g}",
             "dim",
         )
     )

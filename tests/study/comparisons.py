@@ -88,7 +88,7 @@ def measured(values: dict[tuple[str, str, str], list[float]], *, axis: str = "",
 
 
 def effect(pairs: np.ndarray, margin: float = 0.75, alpha: float = 0.01) -> tuple[Any, ...]:
-    """From ``n`` on; Holm's p is taken for that of two rows."""
+    """From ``n`` on; Holm's correction is taken for that of two rows."""
     if len(pairs) < 2:
         return (len(pairs), float(pairs.mean()) if len(pairs) else NAN, *[NAN] * 6, tuple(pairs), "too few pairs")
     if pairs.any():
@@ -99,8 +99,8 @@ def effect(pairs: np.ndarray, margin: float = 0.75, alpha: float = 0.01) -> tupl
         below = stats.ttest_1samp(pairs, margin, alternative="less").pvalue
         equal = float(max(above, below))
     else:
-        low, high, p, wilcoxon, equal = 0.0, 0.0, 1.0, 1.0, 0.0
-    holm = min(1.0, 2 * p)
+        low, high, p, wilcoxon, equal = 0.0, 0.0, 1.0, 1.0, 2.0 ** -len(pairs)
+    holm, equal = min(1.0, 2 * p), min(1.0, 2 * equal)
     decided = "lower" if pairs.mean() < 0 else "higher"
     verdict = decided if holm < alpha else "no difference" if equal < alpha else "undecided"
     figures = (float(pairs.mean()), float(low), float(high), p, holm, wilcoxon, equal)
@@ -186,7 +186,7 @@ def rich() -> Comparison:
 
 def nothing_differs() -> Comparison:
     """The same figures on both sides."""
-    same = [2.1, 2.4, 1.9, 2.2]
+    same = [2.1, 2.4, 1.9, 2.2, 2.0, 2.3, 2.6, 1.8]
     return measured(
         {("data.batch_size=8", side, PROCESSES): list(same) for side in ("local", "sync")},
         axis="data.batch_size",

@@ -70,7 +70,7 @@ def test_nothing_differs(tmp_path: Path) -> None:
     assert "no difference beyond ±0.75 points" in c.verdict
     assert c.problems == []
     same = compare([sweep(tmp_path / "b", {"local": SAME, "sync": SAME})])
-    assert (same.effects["p"][0], same.effects["p_tost"][0]) == (1.0, 0.0)
+    assert (same.effects["p"][0], same.effects["p_tost"][0]) == (1.0, 2**-6)
     wide = compare([tmp_path / "a"], margin=0.05)
     assert list(wide.effects["verdict"]) == ["undecided"]
     assert "undecided, neither a difference nor its absence being shown: " in wide.verdict
@@ -137,9 +137,13 @@ def test_conditions_and_their_axis(tmp_path: Path) -> None:
     )
     assert "samples that share statistics: 2, 4, 16 / 4, 8, 32" in c.differs
     assert c.effects["p_holm"][0] == pytest.approx(3 * c.effects["p"][0])
+    two = compare([tmp_path / "2", tmp_path / "4"], margin=60.0)  # points; both rows have the same p values
+    alone = compare([tmp_path / "2"], margin=60.0)
+    assert list(two.effects["p_tost"]) == pytest.approx([2 * alone.effects["p_tost"][0]] * 2)
     both = compare([tmp_path / "2", tmp_path / "4"], factor="data.batch_size,optimizer.lr")
     assert (both.sides, both.conditions) == (["2", "4"], ["norm.name=local", "norm.name=sync"])
-    assert list(both.effects["verdict"]) == ["no difference", "no difference"]
+    assert list(both.effects["p_tost"]) == [2 * 2**-4] * 2
+    assert list(both.effects["verdict"]) == ["undecided", "undecided"]  # the same four times, twice: too few to show it
 
 
 def test_sides_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
@@ -238,10 +242,12 @@ def test_cost(tmp_path: Path) -> None:
 
 
 def test_other_metrics(tmp_path: Path) -> None:
-    path = sweep(tmp_path, {"local": SAME, "sync": SYNC | {4: 5.0, 5: 6.0}}, precise_error=2.0)
+    path = sweep(
+        tmp_path, {"local": SAME | {6: 2.0}, "sync": SYNC | {4: 5.0, 5: 6.0, 6: 6.0}}, precise_error=2.0
+    )
     loss = compare([path], metric="test/loss")
     assert (loss.metric.label, loss.metric.unit, loss.metric.better) == ("test loss", "", "lower")
-    assert loss.margin == pytest.approx(0.05 * np.mean(list(SAME.values())) / 10)
+    assert loss.margin == pytest.approx(0.05 * np.mean([*SAME.values(), 2.0]) / 10)
     assert (loss.effects["verdict"][0], "higher (worse): " in loss.verdict) == ("higher", True)
     precise = compare([path], metric="precise/acc")
     assert precise.metric.label == "test error with population statistics"

@@ -67,8 +67,10 @@ def test_sides_may_be_swapped_and_pairs_come_in_any_order(pairs: list[tuple[floa
         assert getattr(there, name) == pytest.approx(getattr(back, name), rel=1e-6, abs=1e-9)
 
 
-def test_where_nothing_differs_that_is_sure() -> None:
-    assert effect([2.0, 3.0, 4.0], [2.0, 3.0, 4.0], 0.75) == Effect(3, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, (0.0, 0.0, 0.0))
+def test_that_nothing_differs_counts_as_often_as_it_was_seen() -> None:
+    assert effect([2.0, 3.0, 4.0], [2.0, 3.0, 4.0], 0.75) == Effect(3, 0.0, 0.0, 0.0, 1.0, 1.0, 2**-3, (0.0, 0.0, 0.0))
+    words = [verdict(same, 1.0, same.p_tost, 0.01) for same in (effect([2.0] * n, [2.0] * n, 0.75) for n in (2, 6, 7))]
+    assert words == ["undecided", "undecided", "no difference"]
 
 
 def test_a_difference_that_is_always_the_same_counts_as_often_as_it_was_seen() -> None:
@@ -93,7 +95,7 @@ def test_of_too_few_pairs_there_is_no_interval(n: int, difference: float) -> Non
     assert found.n == n
     assert found.difference == pytest.approx(difference, nan_ok=True)
     assert all(map(math.isnan, (found.low, found.high, found.p, found.p_wilcoxon, found.p_tost)))
-    assert verdict(found, NAN, 0.01) == "too few pairs"
+    assert verdict(found, NAN, NAN, 0.01) == "too few pairs"
 
 
 def test_a_pair_with_a_value_that_is_not_finite_is_left_out() -> None:
@@ -120,5 +122,5 @@ def test_holm() -> None:
     ],
 )
 def test_the_word_for_it(difference: float, p_holm: float, p_tost: float, word: str) -> None:
-    found = Effect(8, difference, 0, 0, 0.005, 0.005, p_tost, ())
-    assert verdict(found, p_holm, alpha=0.01) == word
+    found = Effect(8, difference, 0, 0, 0.005, 0.005, 0.001, ())
+    assert verdict(found, p_holm, p_tost, alpha=0.01) == word
