@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import pandas as pd
 
 from syncbn.study.comparison import Metric
+from syncbn.study.effects import is_within
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
@@ -23,13 +25,13 @@ def verdict(
     sides: Sequence[str],
     effects: pd.DataFrame,
     cost: pd.DataFrame,
-    margin: float,
+    alpha: float,
 ) -> str:
     """``Comparison.verdict``: a sentence on each side, with intervals where they are few, and one on what it costs.
 
     Args:
         factor: named where sides are bare values of it.
-        metric, baseline, sides, effects, cost, margin: as of the comparison.
+        metric, baseline, sides, effects, cost, alpha: as of the comparison.
     """
     of = f"{factor} " if all(re.fullmatch(r"[\d.e-]+", side) for side in sides) else ""
     brief = len(effects) > LONG
@@ -40,8 +42,8 @@ def verdict(
             sentences.append(f"{of}{side} could not be compared with {baseline}.")
             continue
         with_how = len({row["how"] for row in rows}) > 1 and not brief
-        grouped = groupby(sorted(rows, key=lambda r: WORDS.index(r["verdict"])), lambda r: r["verdict"])
-        parts = [_part(word, list(alike), metric, margin, with_how, brief) for word, alike in grouped]
+        alike = groupby(sorted(rows, key=partial(_kind, alpha)), partial(_kind, alpha))
+        parts = [_part(*kind, list(those), metric, with_how, brief) for kind, those in alike]
         sentences.append(f"{of}{side} against {baseline}, {metric.label}: {'; '.join(parts)}.")
     if effects["verdict"].isin(["lower", "higher", "undecided"]).any() and not brief:
         sentences.append("In brackets, 95 % intervals.")
@@ -70,22 +72,36 @@ def at(conditions: Sequence[str]) -> str:
     return ", ".join(filter(None, conditions))
 
 
-def _part(word: str, rows: list[Row], metric: Metric, margin: float, with_how: bool, brief: bool) -> str:
+def _kind(alpha: float, row: Row) -> tuple[int, bool]:
+    """The place of its verdict among the words, and whether it is shown to be within the margin."""
+    return WORDS.index(row["verdict"]), is_within(row["p_tost"], alpha)
+
+
+def _part(number: int, within: bool, rows: list[Row], metric: Metric, with_how: bool, brief: bool) -> str:
     """What is said of conditions that come out alike."""
-    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+    word, unit = WORDS[number], f" {metric.difference_unit}" if metric.difference_unit else ""
+    margin = f"{_margin([row['margin'] for row in rows])}{unit}"
     where = ", ".join(map(_where, rows)) if with_how else at([str(row["condition"]) for row in rows])
     where = f" at {where}" if where else ""
     if word == "no difference":
-        return f"no difference beyond ±{margin:.3g}{unit}{where}"
+        return f"no difference beyond {margin}{where}"
     if word == "too few pairs":
         return f"too few pairs to say{where}"
     better = f" ({'better' if word == metric.better else 'worse'})" if word in ("lower", "higher") else ""
+    if within:
+        better += f", by less than {margin}"
     if brief:
         return f"{word}{better}{where}, {_range(rows, metric)}{unit}"
     figures = ", ".join(_figures(row, metric, unit, with_how) for row in rows)
     if word == "undecided":
         return f"undecided, neither a difference nor its absence being shown: {figures}"
     return f"{word}{better}: {figures}"
+
+
+def _margin(margins: Sequence[float]) -> str:
+    """``±0.75``, or ``±0.01 to ±0.021`` where conditions have their own."""
+    least, most = f"±{min(margins):.3g}", f"±{max(margins):.3g}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _range(rows: list[Row], metric: Metric) -> str:

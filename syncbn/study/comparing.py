@@ -19,7 +19,7 @@ from syncbn.training.schema import SettingError
 ALPHA = 0.01  # the protocols' level for a difference; see effects.py on the other claim
 MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]
 EFFECTS = ["condition", "at", "side", "how", "n", "difference", "low", "high"]
-EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "differences", "verdict"]
+EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "margin", "differences", "verdict"]
 COST = ["condition", "side", "how", "n", "seconds_per_step", "images_per_second"]
 COST += ["ratio", "ratio_low", "ratio_high", "collectives"]
 RUNS = ["path", "side", "condition", "seed", "status", "how", "value", "seconds", "used", "why"]
@@ -46,8 +46,8 @@ def compare(
         factor: a setting or a group of settings; several with commas between them are one factor together.
         baseline: the side that others are compared with; None is "local" where there is one, else the first.
         metric: in ``result.json``; an accuracy is compared as an error in percent.
-        margin: half the width of what counts as no difference; None is 0.75 points for an accuracy, else 5 % of the
-            baseline's mean.
+        margin: half the width of what counts as no difference; None is 0.75 points for an accuracy, else in each
+            condition 5 % of the baseline's mean there.
         alpha: level of both claims, that there is a difference and that there is none.
         title: of the page; "" makes one.
         question: what was asked.
@@ -65,12 +65,11 @@ def compare(
     above = runs.root([run.path for run in found])
     placed = pairing.place_runs(found, [runs.short(run.path, above) for run in found], layout, measured)
     pairs = pairing.pair(placed, layout)
-    of_baseline = [p.value for p in placed if p.used and p.side == layout.baseline]
-    width = metrics.margin_of(measured, margin, of_baseline)
-    means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, width, alpha)
+    margins = _margins(pairs, layout, measured, margin)
+    means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, margins, alpha)
     cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
     layer_table = layers.layers(pairs, layout)
-    confirmed, far = pairing.confirmations(pairs, width)
+    confirmed, far = pairing.confirmations(pairs, margins)
     problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
     problems += [*facts.versions(pairs), *facts.few(effect_rows)]
@@ -83,7 +82,7 @@ def compare(
         sides=layout.sides,
         conditions=layout.conditions,
         axis=layout.axis,
-        margin=width,
+        margin=next(iter(margins.values())) if len({*margins.values()}) == 1 else math.nan,
         alpha=alpha,
         runs=_runs(pairs),
         means=means,
@@ -97,7 +96,7 @@ def compare(
         differs=facts.differs(pairs, layout),
         constant=facts.constant(pairs, layout),
         problems=problems,
-        verdict=answer.verdict(factor, measured, layout.baseline, layout.sides, effect_rows, cost, width),
+        verdict=answer.verdict(factor, measured, layout.baseline, layout.sides, effect_rows, cost, alpha),
         command=_command(places, above, factor, baseline, metric, margin, alpha),
     )
 
@@ -133,14 +132,27 @@ def _means(pairs: Pairs, layout: Layout) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=MEANS)
 
 
-def _effects(pairs: Pairs, layout: Layout, measured: Metric, margin: float, alpha: float) -> pd.DataFrame:
+def _margins(pairs: Pairs, layout: Layout, measured: Metric, asked: float | None) -> dict[str, float]:
+    """By condition: of the baseline's runs in pairs there; of all runs there where it has none."""
+    margins = {}
+    for condition in layout.conditions:
+        here = [p for p in pairs.placed if p.condition == condition and math.isfinite(p.value)]
+        of_baseline = [p.value for p in here if p.used and p.side == layout.baseline]
+        margins[condition] = metrics.margin_of(measured, asked, of_baseline or [p.value for p in here])
+    return margins
+
+
+def _effects(
+    pairs: Pairs, layout: Layout, measured: Metric, margins: Mapping[str, float], alpha: float
+) -> pd.DataFrame:
     rows, computed = [], []
     for cell, both in pairs.cells.items():
         side, baseline = [p.value for p, _ in both], [p.value for _, p in both]
+        margin = margins[cell.condition]
         one = effects.effect(side, baseline, margin, metrics.resolution(measured, [*side, *baseline]))
         computed.append(one)
         rows.append({"condition": cell.condition, "at": _at(layout, cell.condition), "side": cell.side} | vars(one))
-        rows[-1]["how"] = pairs.how(cell)
+        rows[-1] |= {"how": pairs.how(cell), "margin": margin}
     differs, same = (effects.holm([getattr(one, name) for one in computed]) for name in ("p", "p_tost"))
     for row, one, p_holm, p_tost in zip(rows, computed, differs, same, strict=True):
         row |= {"p_holm": p_holm, "p_tost": p_tost, "verdict": effects.verdict(one, p_holm, p_tost, alpha)}

@@ -41,7 +41,8 @@ class Comparison:
         sides: their labels, the baseline first.
         conditions: their labels, in order.
         axis: the setting that tells conditions apart, where it is one alone and a number ("data.batch_size"); else "".
-        margin: half the width of what counts as no difference, in the metric's unit.
+        margin: half the width of what counts as no difference, in the metric's unit; NaN where each condition has its
+            own, 5 % of the baseline's mean.
         alpha: level of the tests; intervals cover 95 % whatever it is.
         runs: every run directory that was looked at, failed ones too. ``path`` (relative), ``side``, ``condition``,
             ``seed``, ``status`` ("finished", "failed", "interrupted", "running", "no result"), ``how`` ("2 processes on
@@ -52,7 +53,9 @@ class Comparison:
         effects: side minus baseline, over paired seeds: ``condition``, ``at``, ``side``, ``how``, ``n`` (pairs),
             ``difference``, ``low``, ``high`` (95 %, by t), ``p`` (paired t, two-sided), ``p_holm`` (of all rows, by
             Holm 1979), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin; of all rows, by Holm too),
-            ``differences`` (tuple of floats, by seed), ``verdict`` ("lower", "higher", "no difference", "undecided", "too few pairs").
+            ``margin`` (of the row), ``differences`` (tuple of floats, by seed), ``verdict`` ("lower", "higher", "no
+            difference", "undecided", "too few pairs"). Where both tests say so, a row that is "lower" or "higher" is
+            shown to be within the margin too.
         curves: ``condition``, ``side``, ``how``, ``seed``, ``epoch`` (1 is the first), ``metric`` ("train/loss",
             "val/error" in %), ``value``.
         cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``ratio`` (seconds
@@ -61,8 +64,8 @@ class Comparison:
             Only of runs whose devices are processes: one process for several devices says nothing on cost.
         layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
             ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's
-            statistics are worth, not more than it has), ``spread`` (of the devices' means, as a multiple of what chance gives; 1 is chance),
-            ``variance_ratio`` (a device's variance over the shared one), ``needs`` (bool).
+            statistics are worth, not more than it has), ``spread`` (of the devices' means, as a multiple of what chance
+            gives; 1 is chance), ``variance_ratio`` (a device's variance over the shared one), ``needs`` (bool).
         suggestion: a setting that synchronizes what needs it, and why, in a sentence; "" where nothing was monitored.
         confirmations: settings that ran both in one process and as processes: ``condition``, ``side``, ``seed``,
             ``one_process``, ``processes`` (the metric), ``difference``.

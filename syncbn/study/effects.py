@@ -107,7 +107,12 @@ def verdict(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
         return "too few pairs"
     if p_holm < alpha:
         return "lower" if effect.difference < 0 else "higher"
-    return "no difference" if p_tost < alpha else "undecided"
+    return "no difference" if is_within(p_tost, alpha) else "undecided"
+
+
+def is_within(p_tost: float, alpha: float) -> bool:
+    """Whether a difference is shown to be within the margin, which one that is ``lower`` or ``higher`` may be too."""
+    return p_tost < alpha
 
 
 def _wilcoxon(d: np.ndarray, resolution: float) -> float:

@@ -59,7 +59,7 @@ def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) ->
     Args:
         metric: what is compared.
         asked: by the user, or None.
-        baseline: all values of the baseline.
+        baseline: the baseline's values in a condition.
 
     Raises:
         SettingError: it is not a number above 0.

@@ -1,7 +1,7 @@
 """Which runs are a pair: the same in everything but the factor, the seed included; and what has no partner, and why."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,8 +92,8 @@ def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric
 def pair(placed: list[Placed], layout: Layout) -> Pairs:
     """Pairs every side with the baseline, within each condition and place.
 
-    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: they are no effect
-    of their own, for that would be the same pairs twice, unless they are more.
+    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: they are no
+    effect of their own, for that would be the same pairs twice, unless they are more.
 
     Raises:
         SettingError: there is no pair at all; it says why, and what would make one.
@@ -228,13 +228,13 @@ def _count(seeds: Iterable[int]) -> str:
     return f"seed{'s' * (len(ordered) != 1)} {shown}"
 
 
-def confirmations(pairs: Pairs, margin: float) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of ``Comparison.confirmations``, and a line where the two disagree by more than the margin."""
+def confirmations(pairs: Pairs, margins: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of ``Comparison.confirmations``, and a line where the two disagree by more than the condition's margin."""
     rows: list[dict[str, Any]] = []
     for one, several in pairs.confirmed:
         row = {"condition": one.condition, "side": one.side, "seed": one.seed, "one_process": one.value}
         rows.append({**row, "processes": several.value, "difference": several.value - one.value})
-    far = [row for row in rows if abs(row["difference"]) > margin]
+    far = [row for row in rows if abs(row["difference"]) > margins[row["condition"]]]
     lines = [
         f"{' at '.join(filter(None, (row['side'], row['condition'])))} with seed {row['seed']} came out as "
         f"{row['one_process']:.4g} in one process and as {row['processes']:.4g} as processes: beyond the margin"

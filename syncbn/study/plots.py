@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from syncbn.study import drawing
 from syncbn.study.comparison import Comparison
 from syncbn.study.drawing import BETTER, COLOURS, INK, MARKERS, MUTED, WORSE, Look, short
-from syncbn.study.tables import verdict, ways, with_unit
-from syncbn.study.wording import number, plural, share, times
+from syncbn.study.tables import margin_text, verdict, ways, with_unit
+from syncbn.study.wording import plural, share, times
 
 ROWS, PANELS = 40, 12  # that a figure has at most; the tables have all
 _AXES = {
@@ -156,7 +156,6 @@ def _effects(comparison: Comparison) -> Plot:
         return Plot("effects", title, "No plot of differences: no two runs of different sides make a pair.")
     shown = effects.head(ROWS)
     figure, (axes,) = drawing.new(1.35 + drawing.height_of_rows(len(shown)))
-    axes.axvspan(-comparison.margin, comparison.margin, color=MUTED, alpha=0.22, linewidth=0)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     for at, (_, row) in enumerate(shown.iterrows()):
         marker, filled = _SHAPES.get(row.verdict, ("o", False))
@@ -168,15 +167,19 @@ def _effects(comparison: Comparison) -> Plot:
         axes.plot(row.difference, at, marker=marker, color=colour, markerfacecolor=face, markersize=8, zorder=3)
     notes = [verdict(row, metric.better)[0] for _, row in shown.iterrows()]
     drawing.rows(axes, _labels(comparison, shown, comparison.effects), notes)
+    bottom, top = axes.get_ylim()
+    borders = np.repeat([top, *(np.arange(1, len(shown)) - 0.5), bottom], 2)[1:-1]
+    half = np.repeat(shown.margin.to_numpy(float), 2)
+    axes.fill_betweenx(borders, -half, half, color=MUTED, alpha=0.22, linewidth=0)
     ends = pd.concat([shown.low, shown.high, shown.difference]).dropna()
-    bent = _bend(axes, ends, comparison.margin)
+    bent = _bend(axes, ends, float(shown.margin.max()))
     side = f"{effects.side.iloc[0]} " if effects.side.nunique() == 1 else ""
     axes.set_xlabel(short(with_unit(f"{metric.label}, {side}minus {comparison.baseline}", unit), 50))
     caption = (
         f"How much the {metric.label} of a side differs from that of {comparison.baseline}, between runs of the same"
         f" seed{f', in {unit}' if unit else ''}: left of zero it is lower, and {metric.better} is better."
         " Markers: mean over the pairs; lines: 95 % interval."
-        f" Grey band: what counts as no difference, ±{number(comparison.margin, unit)}{f' {unit}' if unit else ''}."
+        f" Grey band: what counts as no difference, {margin_text(comparison)}."
         " Filled circles: a difference, blue if better, orange if worse; squares: no difference; hollow circles:"
         " undecided; crosses: too few pairs."
         f"{f' The axis is linear up to ±{drawing.plain(bent)} and logarithmic beyond.' if bent else ''}"
@@ -435,7 +438,7 @@ def _bend(axes: Axes, ends: pd.Series, margin: float) -> float:
     """
     far = float(ends.abs().max())
     near = max(margin, far / 1000) * 2
-    if far < near * 8:
+    if far <= near * 8:  # both are 0 where a metric is
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.plain(value)))
         return 0.0

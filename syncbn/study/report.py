@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from markupsafe import Markup, escape
 
 from syncbn.study import drawing, markdown, plots, tables
 from syncbn.study.comparison import Comparison
+from syncbn.study.effects import is_within
 from syncbn.study.plots import Plot
-from syncbn.study.wording import interval, number, signed, times
+from syncbn.study.wording import interval, signed, times
 from syncbn.training import record
 from syncbn.training.files import replacing
 from syncbn.training.schema import SettingError
@@ -135,7 +137,7 @@ def log_to_wandb(
                 "metric": comparison.metric.name,
                 "baseline": comparison.baseline,
                 "sides": comparison.sides,
-                "margin": comparison.margin,
+                "margin": comparison.margin if isfinite(comparison.margin) else None,
                 "alpha": comparison.alpha,
             },
             settings=wandb.Settings(
@@ -171,9 +173,8 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
                 f"{comparison.metric.label}, {what}: the largest difference (95 %: {range_})",
             )
         )
-        equal, margin = int((effects.verdict == "no difference").sum()), number(comparison.margin, unit)
-        within = f"±{margin} {unit}".strip()
-        figures.append((f"{equal} of {len(effects)}", f"differences are shown to be none, that is within {within}"))
+        equal, within = sum(is_within(p, comparison.alpha) for p in effects.p_tost), tables.margin_text(comparison)
+        figures.append((f"{equal} of {len(effects)}", f"differences are shown to be small, that is within {within}"))
     cost = comparison.cost[comparison.cost.side != comparison.baseline]
     if cost.ratio.notna().any():
         row = cost.loc[cost.ratio.astype(float).idxmax()]

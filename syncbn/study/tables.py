@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 
 import pandas as pd
 
 from syncbn.study.comparison import Comparison
+from syncbn.study.effects import is_within
+from syncbn.study.metrics import MARGIN_SHARE
 from syncbn.study.wording import (
     MISSING,
     count,
@@ -77,6 +80,14 @@ def verdict(row: pd.Series, better: str) -> tuple[str, str]:
     return word, "same" if word == "no difference" else "open"
 
 
+def margin_text(comparison: Comparison) -> str:
+    """What counts as no difference: ``±0.75 points``."""
+    unit = comparison.metric.difference_unit
+    if not isfinite(comparison.margin):
+        return f"±{MARGIN_SHARE:.0%} of {comparison.baseline}'s mean in the condition".replace("%", " %")
+    return f"±{number(comparison.margin, unit)} {unit}".strip()
+
+
 def with_unit(label: str, unit: str) -> str:
     """``test error (%)``."""
     return f"{label} ({unit})" if unit else label
@@ -84,8 +95,7 @@ def with_unit(label: str, unit: str) -> str:
 
 def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
     """What the columns of the effects mean: a term, and a line on it."""
-    metric, unit = comparison.metric, comparison.metric.difference_unit
-    margin = f"±{number(comparison.margin, unit)}{f' {unit}' if unit else ''}"
+    metric, margin = comparison.metric, margin_text(comparison)
     return [
         ("pairs", "seeds for which both sides have a finished run; both began alike, so the seed's luck cancels out"),
         ("difference", f"the side's {metric.label} minus that of {comparison.baseline}, mean over pairs; − is lower"),
@@ -100,26 +110,38 @@ def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "verdict",
             f"lower or higher where Holm's p says so, no difference where the test of equivalence does (level"
-            f" {comparison.alpha:g}); undecided is neither: too few seeds to tell, not a sign of no difference",
+            f" {comparison.alpha:g}), and both may hold, of a difference that is there and small; undecided is neither:"
+            " too few seeds to tell, not a sign of no difference",
         ),
     ]
 
 
 def _effects(comparison: Comparison) -> Table:
     metric, unit = comparison.metric, comparison.metric.difference_unit
+    own_margins = [] if isfinite(comparison.margin) else [_Column("margin", lambda row: number(row.margin, unit))]
     columns = [
         *_about(comparison),
         _Column("pairs", lambda row: count(row.n)),
         _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
         _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
-        _Column("verdict", lambda row: verdict(row, metric.better)[0], numeric=False),
+        _Column("verdict", lambda row: _verdict(comparison, row), numeric=False),
         _Column("p", lambda row: probability(row.p)),
         _Column("p, Holm", lambda row: probability(row.p_holm)),
         _Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
         _Column("p, equivalence", lambda row: probability(row.p_tost)),
+        *own_margins,
         *_how(comparison),
     ]
     return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1], "verdict")
+
+
+def _verdict(comparison: Comparison, row: pd.Series) -> str:
+    """``lower (better), by less than ±0.75 points``, where the test of equivalence says so too."""
+    metric, unit = comparison.metric, comparison.metric.difference_unit
+    words = verdict(row, metric.better)[0]
+    if row.verdict in ("lower", "higher") and is_within(row.p_tost, comparison.alpha):
+        words += f", by less than ±{number(row.margin, unit)} {unit}".rstrip()
+    return words
 
 
 def _means(comparison: Comparison) -> Table:

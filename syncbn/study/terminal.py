@@ -11,14 +11,19 @@ from rich.text import Text
 
 from syncbn.study.answer import p_value, signed
 from syncbn.study.comparison import Comparison
+from syncbn.study.effects import is_within
+from syncbn.study.tables import margin_text
 
 WIDTH = 100  # where the output is a file or a pipe
 MOST_LAYERS = 8
 MOST_SIDES = 4  # that have a column each
 WORDS = ("condition", "as", "side", "what", "layer")  # columns that may fold
+WITHIN = ", within"  # the margin: of a difference that is there, and small
 STYLES = {
     "lower": "bold green",
     "higher": "bold green",
+    f"lower{WITHIN}": "green",
+    f"higher{WITHIN}": "green",
     "no difference": "green",
     "undecided": "yellow",
     "no": "bold red",
@@ -41,7 +46,7 @@ def show(comparison: Comparison, console: Console) -> None:
     _print(console, f"difference to {c.baseline}{points}, over pairs of one seed", _effects(c, several))
     console.print(
         Text(
-            f"p: paired t test; p same: that the difference is ±{c.margin:.3g} or more (TOST); both by Holm for all "
+            f"p: paired t test; p same: that the difference is beyond {margin_text(c)} (TOST); both by Holm for all "
             f"rows, at {c.alpha:g}",
             "dim",
         )
@@ -119,7 +124,10 @@ def _effects(c: Comparison, several: bool) -> Table:
         low, difference, high = (signed(row[name], c.metric) for name in ("low", "difference", "high"))
         interval = "—" if math.isnan(row["low"]) else f"[{low}, {high}]"
         figures = [row["n"], difference, interval, p_value(row["p_holm"]), p_value(row["p_tost"])]
-        rows.append([*_at(c, row, several), row["side"], *figures, row["verdict"]])
+        verdict = row["verdict"]
+        if verdict in ("lower", "higher") and is_within(row["p_tost"], c.alpha):
+            verdict += WITHIN
+        rows.append([*_at(c, row, several), row["side"], *figures, verdict])
     columns = [_axis(c), "as", "side", "pairs", "difference", "95 % interval", "p", "p same", "verdict"]
     return _table(columns, rows)
 

@@ -15,7 +15,7 @@ PROCESSES, ONE = "2 processes on the CPU", "1 process for 2 devices"
 COLUMNS = {
     "runs": "path side condition seed status how value seconds used why",
     "means": "condition at side how n mean sd low high",
-    "effects": "condition at side how n difference low high p p_holm p_wilcoxon p_tost differences verdict",
+    "effects": "condition at side how n difference low high p p_holm p_wilcoxon p_tost margin differences verdict",
     "curves": "condition side how seed epoch metric value",
     "cost": "condition side how n seconds_per_step images_per_second ratio ratio_low ratio_high collectives",
     "layers": "layer side condition device_batch effective_batch spread variance_ratio needs",
@@ -90,7 +90,14 @@ def measured(values: dict[tuple[str, str, str], list[float]], *, axis: str = "",
 def effect(pairs: np.ndarray, margin: float = 0.75, alpha: float = 0.01) -> tuple[Any, ...]:
     """From ``n`` on; Holm's correction is taken for that of two rows."""
     if len(pairs) < 2:
-        return (len(pairs), float(pairs.mean()) if len(pairs) else NAN, *[NAN] * 6, tuple(pairs), "too few pairs")
+        return (
+            len(pairs),
+            float(pairs.mean()) if len(pairs) else NAN,
+            *[NAN] * 6,
+            margin,
+            tuple(pairs),
+            "too few pairs",
+        )
     if pairs.any():
         test = stats.ttest_1samp(pairs, 0)
         low, high = test.confidence_interval(0.95)
@@ -104,7 +111,7 @@ def effect(pairs: np.ndarray, margin: float = 0.75, alpha: float = 0.01) -> tupl
     decided = "lower" if pairs.mean() < 0 else "higher"
     verdict = decided if holm < alpha else "no difference" if equal < alpha else "undecided"
     figures = (float(pairs.mean()), float(low), float(high), p, holm, wilcoxon, equal)
-    return (len(pairs), *figures, tuple(map(float, pairs)), verdict)
+    return (len(pairs), *figures, margin, tuple(map(float, pairs)), verdict)
 
 
 def rich() -> Comparison:

@@ -68,12 +68,25 @@ def test_the_tables_fit_100_columns_and_say_all(tmp_path: Path, monkeypatch: pyt
     assert "network.layers.0.norm" in done.stdout
     assert "and 16 more" in done.stdout
     loud = lines.index("KNOW BEFORE YOU BELIEVE IT (2):")
-    assert loud > lines.index(next(line for line in lines if line.startswith("sync against local")))
+    assert "sync against local, test error: lower" in " ".join(" ".join(lines[:loud]).split())
     assert "! multirun/failed (sync, data.batch_size=2, seed 7): it failed" in lines[loud:]
     assert lines[-1] == "report: multirun/compare/report.html"
     ((what, comparison, directory),) = pages.calls
     assert (what, directory) == ("write", tmp_path / "multirun/compare")
     assert comparison.command == "syncbn compare multirun"
+
+
+def test_a_difference_that_is_there_and_small_is_called_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = hand_made.by_seed([2.0, 2.1, 2.2, 2.0, 1.9, 2.1, 2.0, 2.2])
+    sync = {seed: error - 0.1 - 0.01 * (seed % 3) for seed, error in local.items()}
+    done = compare(sweep(Path("runs"), {"local": local, "sync": sync}), "--no-report")
+    assert any(
+        line.split()[0:1] == ["sync"] and line.rstrip().endswith("lower, within") for line in done.stdout.splitlines()
+    )
+    assert "sync against local, test error: lower (better), by less than ±0.75 points: " in " ".join(
+        done.stdout.split()
+    )
 
 
 def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:

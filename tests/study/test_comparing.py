@@ -242,9 +242,7 @@ def test_cost(tmp_path: Path) -> None:
 
 
 def test_other_metrics(tmp_path: Path) -> None:
-    path = sweep(
-        tmp_path, {"local": SAME | {6: 2.0}, "sync": SYNC | {4: 5.0, 5: 6.0, 6: 6.0}}, precise_error=2.0
-    )
+    path = sweep(tmp_path, {"local": SAME | {6: 2.0}, "sync": SYNC | {4: 5.0, 5: 6.0, 6: 6.0}}, precise_error=2.0)
     loss = compare([path], metric="test/loss")
     assert (loss.metric.label, loss.metric.unit, loss.metric.better) == ("test loss", "", "lower")
     assert loss.margin == pytest.approx(0.05 * np.mean([*SAME.values(), 2.0]) / 10)
@@ -254,6 +252,27 @@ def test_other_metrics(tmp_path: Path) -> None:
     assert precise.effects["verdict"][0] == "no difference"
     speed = compare([path], metric="images_per_second")
     assert speed.metric.better == "higher"
+
+
+def test_a_metric_without_a_unit_has_a_margin_in_each_condition(tmp_path: Path) -> None:
+    """Half a hundredth of a loss is much where it is a tenth, and nothing where it is ten."""
+    bases = {2: 100.0, 16: 1.0}  # percent, of which the loss is a tenth
+    for batch, base in bases.items():
+        local = by_seed([base, base * 1.01, base * 0.99] * 3)
+        off = near(local, *[0.01 * n for n in (14, 15, 16) * 3])
+        sweep(tmp_path / str(batch), {"local": local, "sync": off}, batch_size=batch)
+    c = compare([tmp_path], metric="test/loss")
+    assert list(c.effects["margin"]) == pytest.approx([0.5, 0.005])
+    assert math.isnan(c.margin)
+    assert list(c.effects["verdict"]) == ["higher", "higher"]
+    assert list(c.effects["p_tost"] < 0.01) == [True, False]
+    small, large = "higher (worse), by less than ±0.5: +0.015", "higher (worse): +0.015"
+    assert c.verdict.index(large) < c.verdict.index(small)
+    asked = compare([tmp_path], metric="test/loss", margin=0.2)
+    assert (asked.margin, list(asked.effects["margin"])) == (0.2, [0.2, 0.2])
+    sweep(tmp_path / "one", {"local": {0: 1.2}}, batch_size=16, simulate=2)
+    (line,) = (line for line in compare([tmp_path], metric="test/loss").problems if "beyond the margin" in line)
+    assert line.startswith("local at data.batch_size=16 with seed 0 came out as 0.12 in one process")
 
 
 REFUSED = [

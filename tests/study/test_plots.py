@@ -1,11 +1,13 @@
 """The plots show the comparison's figures, can be told apart by the colour-blind, and say how to read them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -75,13 +77,30 @@ def test_differences_their_intervals_and_the_margin_are_in_the_plot_of_effects(
     assert shown >= rounded([*rich.effects.difference, *rich.effects.low, *rich.effects.high])
     assert figure is not None
     (axes,) = figure.axes
-    (band,) = axes.patches
-    assert band.get_extents().transformed(axes.transData.inverted()).intervalx == pytest.approx([-0.75, 0.75])
+    assert band_is(axes, [0.75] * len(rich.effects))
     low, high = axes.get_xlim()
     assert low < rich.effects.low.min()
     assert high > rich.effects.high.max()
     words = {text.get_text() for text in axes.texts}
     assert words >= {"lower (better)", "higher (worse)", "no difference", "undecided", "batch_size=2 · sync"}
+
+
+def test_the_band_is_as_wide_as_the_margin_of_its_row(rich: Comparison) -> None:
+    effects = rich.effects.assign(margin=[0.1 * (1 + row) for row in range(len(rich.effects))])
+    plot = drawn(replace(rich, effects=effects, margin=float("nan")))["effects"]
+    assert plot.figure is not None
+    assert band_is(plot.figure.axes[0], list(effects.margin))
+    assert "what counts as no difference, ±5 % of local's mean in the condition." in plot.caption
+
+
+def band_is(axes: Axes, margins: list[float]) -> bool:
+    """Whether the grey band has its edges there, from the first row to the last."""
+    (collection,) = axes.collections
+    (path,) = collection.get_paths()
+    rows = [(row + off, margin) for row, margin in enumerate(margins) for off in (-0.4, 0.4)]
+    inside = [path.contains_point((sign * 0.99 * margin, at)) for at, margin in rows for sign in (-1, 1)]
+    outside = [path.contains_point((sign * 1.01 * margin, at)) for at, margin in rows for sign in (-1, 1)]
+    return all(inside) and not any(outside)
 
 
 def test_a_verdict_has_a_shape_of_its_own(of_rich: dict[str, Plot]) -> None:

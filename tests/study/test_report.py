@@ -150,7 +150,7 @@ def test_csv_files_have_all_digits(written: dict[str, Path], name: str) -> None:
 def test_a_changed_value_changes_its_table(table: str) -> None:
     made = comparisons.rich()
     before = tables.build(made)[table]
-    unseen = {"at", "differences"}  # on the axis of a plot, and in the CSV file
+    unseen = {"at", "differences", "margin"}  # on the axis of a plot, in the CSV file, in a note: one for all rows
     for column in set(comparisons.COLUMNS[table].split()) - unseen - {"why"}:
         changed = getattr(made, table).copy()
         value = changed[column].iloc[1]
@@ -163,6 +163,32 @@ def test_a_changed_value_changes_its_table(table: str) -> None:
             changed.loc[1, column] = float(value) * 2 + 1
         after = tables.build(replace(made, **{table: changed}))[table]
         assert [a != b for a, b in zip(before.rows, after.rows, strict=True)].count(True) == 1, column
+
+
+def test_a_difference_that_is_there_and_small_is_both(tmp_path: Path) -> None:
+    pairs = [2.0, 2.1, 2.2, 2.0, 1.9, 2.1, 2.0, 2.2]
+    side = [value - 0.1 - 0.01 * (seed % 3) for seed, value in enumerate(pairs)]
+    made = comparisons.measured(
+        {("", "local", comparisons.PROCESSES): pairs, ("", "sync", comparisons.PROCESSES): side}
+    )
+    assert list(made.effects.verdict) == ["lower"]
+    report.write(made, tmp_path)
+    assert "lower (better), by less than ±0.75 points" in cells(page(tmp_path))[0][1]
+    assert ("1 of 1", "differences are shown to be small, that is within ±0.75 points") in report.key_figures(made)
+    far = made.effects.assign(p_tost=0.02)
+    assert tables.build(replace(made, effects=far))["effects"].rows[0][4] == "lower (better)"
+
+
+def test_margins_of_conditions_are_a_column() -> None:
+    made = comparisons.rich()
+    loss = replace(comparisons.ERROR, label="test loss", unit="", difference_unit="")
+    own = made.effects.assign(margin=[0.01 * (1 + row) for row in range(len(made.effects))])
+    table = tables.build(replace(made, margin=float("nan"), metric=loss, effects=own))["effects"]
+    at = table.columns.index("margin")
+    assert [row[at] for row in table.rows][:3] == ["0.01000", "0.02000", "0.03000"]
+    assert "margin" not in tables.build(made)["effects"].columns
+    notes = dict(tables.effects_notes(replace(made, margin=float("nan"))))
+    assert notes["p, equivalence"].endswith("within ±5 % of local's mean in the condition")
 
 
 def test_a_changed_run_changes_the_page_markdown_csv_and_plots(written: dict[str, Path], tmp_path: Path) -> None:
