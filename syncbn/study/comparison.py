@@ -58,10 +58,11 @@ class Comparison:
             shown to be within the margin too.
         curves: ``condition``, ``side``, ``how``, ``seed``, ``epoch`` (1 is the first), ``metric`` ("train/loss",
             "val/error" in %), ``value``.
-        cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``ratio`` (seconds
-            per step over the baseline's of the same seeds, condition and how: mean), ``ratio_low``, ``ratio_high``
-            (least and greatest over seeds), ``collectives`` (share of the time, 0 to 1; NaN where no monitor looked).
-            Only of runs whose devices are processes: one process for several devices says nothing on cost.
+        cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``pairs``
+            (seeds that the ratio is of), ``ratio`` (seconds per step over the baseline's of the same seed, condition
+            and how: geometric mean), ``ratio_low``, ``ratio_high`` (least and greatest over seeds), ``collectives``
+            (share of the time, 0 to 1; NaN where no monitor looked). Only of runs whose devices are processes: one process
+            for several devices says nothing on cost.
         layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
             ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's
             statistics are worth, not more than it has), ``spread`` (of the devices' means, as a multiple of what chance

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from syncbn.study.pairing import Pairs, Placed
 from syncbn.study.settings import how, is_simulated
@@ -36,7 +37,9 @@ def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
                     "n": len(runs),
                     "seconds_per_step": float(np.mean([seconds_per_step(p) for p in runs.values()])),
                     "images_per_second": float(np.mean([p.run.number("images_per_second") for p in runs.values()])),
-                    "ratio": float(np.mean(ratios)) if ratios else math.nan,
+                    "pairs": len(ratios),
+                    # Of ratios it is the mean that does not depend on which side is below the line.
+                    "ratio": float(stats.gmean(ratios)) if ratios else math.nan,
                     "ratio_low": min(ratios, default=math.nan),
                     "ratio_high": max(ratios, default=math.nan),
                     "collectives": _mean([_share(p) for p in runs.values()]),

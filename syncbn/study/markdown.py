@@ -63,6 +63,7 @@ def _blocks(content: dict[str, Any]) -> Iterator[str]:
     yield "## Cost"
     yield _figure(plots["cost"])
     yield _table(tables.get("cost"))
+    yield escape(content["cost_note"]) if "cost" in tables else ""
     yield "## Layers"
     yield f"**Suggestion:** {escape(c.suggestion)}" if c.suggestion else ""
     yield _figure(plots["layers"])

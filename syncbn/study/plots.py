@@ -322,7 +322,8 @@ def _cost(comparison: Comparison) -> Plot:
         axes[1].set_xlim(left=0)
     caption = (
         f"Time of a training step relative to {comparison.baseline} of the same seed and condition: 2 is twice as long."
-        " Markers: mean over seeds; lines: from the least to the greatest seed. Only runs whose devices are processes."
+        " Markers: geometric mean over seeds; lines: from the least to the greatest. Only runs whose devices are"
+        " processes."
         + (
             " Bars: the part of a step in which a device sends batch norm's messages, or waits for them."
             if looked

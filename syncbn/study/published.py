@@ -77,7 +77,7 @@ def _ratio_row(each: Expected, condition: str, layout: Layout, metric: Metric, c
     here = cost[(cost["condition"] == condition) & (cost["side"] == each.side)].dropna(subset=["ratio"])
     if here.empty or each.baseline != layout.baseline:
         return _line(each, condition, metric, "not run", "not comparable")
-    ratio = float(here.sort_values("n", ascending=False)["ratio"].iloc[0])
+    ratio = float(here.sort_values("pairs", ascending=False)["ratio"].iloc[0])
     return _line(each, condition, metric, f"{ratio:.3g} times", "yes" if ratio <= _figure(each) else "no")
 
 

@@ -17,7 +17,7 @@ from syncbn.study import drawing, markdown, plots, tables
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
 from syncbn.study.plots import Plot
-from syncbn.study.wording import interval, signed, times
+from syncbn.study.wording import interval, plural, signed, times
 from syncbn.training import record
 from syncbn.training.files import replacing
 from syncbn.training.schema import SettingError
@@ -75,6 +75,7 @@ def _content(comparison: Comparison, directory: Path) -> dict[str, Any]:
         "figures": key_figures(comparison),
         "effects_notes": tables.effects_notes(comparison),
         "means_note": tables.MEANS_NOTE,
+        "cost_note": tables.COST_NOTE,
         "plots": {plot.name: plot for plot in drawn},
         "curves": [plot for plot in drawn if plot.name.startswith("curves")],
         "tables": tables.build(comparison),
@@ -178,7 +179,8 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
     cost = comparison.cost[comparison.cost.side != comparison.baseline]
     if cost.ratio.notna().any():
         row = cost.loc[cost.ratio.astype(float).idxmax()]
-        figures.append((times(row.ratio), f"time per step, {row.side} over {comparison.baseline}: the most there is"))
+        what = f"{row.side} over {comparison.baseline}{f' at {row.condition}' if row.condition else ''}"
+        figures.append((times(row.ratio), f"time per step, {what}: the most there is ({plural(row.pairs, 'pair')})"))
     used = int(comparison.runs.used.sum())
     figures.append((f"{used} of {len(comparison.runs)}", "runs are in pairs of one seed"))
     return figures

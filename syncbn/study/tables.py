@@ -28,6 +28,13 @@ MEANS_NOTE = (
     " seed, and the differences above are what counts."
 )
 
+COST_NOTE = (
+    "Time relative to the baseline is the geometric mean over pairs of one seed. Under per-device statistics"
+    " (norm=local, ghost batches, groups smaller than the world) DistributedDataParallel broadcasts the running"
+    " statistics from rank 0 before each forward pass: part of the step's time, and in no one's share in collectives."
+    " norm=local_mean, and norm=sync over the world, do without."
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -163,6 +170,7 @@ def _cost(comparison: Comparison) -> Table:
         _Column("runs", lambda row: count(row.n)),
         _Column("time per step", lambda row: seconds(row.seconds_per_step)),
         _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
+        _Column("pairs", lambda row: count(row.pairs)),
         _Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
         _Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
         _Column("share in collectives", lambda row: share(row.collectives)),

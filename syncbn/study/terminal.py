@@ -12,7 +12,7 @@ from rich.text import Text
 from syncbn.study.answer import p_value, signed
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
-from syncbn.study.tables import margin_text
+from syncbn.study.tables import COST_NOTE, margin_text
 
 WIDTH = 100  # where the output is a file or a pipe
 MOST_LAYERS = 8
@@ -54,6 +54,8 @@ def show(comparison: Comparison, console: Console) -> None:
     ran = set(c.cost["how"])
     where = next(iter(ran)) if len(ran) == 1 else "where every device is a process"
     _print(console, f"time of a step, {where}", _cost(c, len(ran) > 1))
+    if not c.cost.empty:
+        console.print(Text(COST_NOTE, "dim"))
     _print(console, "layers, those that need shared statistics first", _layers(c))
     if c.suggestion:
         console.print(Text(c.suggestion))
@@ -136,12 +138,14 @@ def _cost(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.cost.to_dict("records"):
         ratio = "—" if math.isnan(row["ratio"]) else f"{row['ratio']:.2f}"
-        spread = "" if row["side"] == c.baseline else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        is_baseline = row["side"] == c.baseline
+        pairs = "" if is_baseline else row["pairs"]
+        spread = "" if is_baseline else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
         time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
         spread = spread.replace("nan to nan", "—")
-        rows.append([*_at(c, row, several), row["side"], *time, ratio, spread, share])
-    return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "over seeds", "in messages"], rows)
+        rows.append([*_at(c, row, several), row["side"], *time, ratio, pairs, spread, share])
+    return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in messages"], rows)
 
 
 def _layers(c: Comparison) -> Table:

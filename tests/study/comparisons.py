@@ -17,7 +17,7 @@ COLUMNS = {
     "means": "condition at side how n mean sd low high",
     "effects": "condition at side how n difference low high p p_holm p_wilcoxon p_tost margin differences verdict",
     "curves": "condition side how seed epoch metric value",
-    "cost": "condition side how n seconds_per_step images_per_second ratio ratio_low ratio_high collectives",
+    "cost": "condition side how n seconds_per_step images_per_second pairs ratio ratio_low ratio_high collectives",
     "layers": "layer side condition device_batch effective_batch spread variance_ratio needs",
     "confirmations": "condition side seed one_process processes difference",
     "expected": "condition what published ours agrees source",
@@ -136,8 +136,8 @@ def rich() -> Comparison:
         for metric, scale in (("val/error", 0.9), ("train/loss", 0.03))
     ]
     cost = [
-        ("data.batch_size=4", "local", PROCESSES, 3, 0.0046, 1739.1, 1.0, 1.0, 1.0, 0.081),
-        ("data.batch_size=4", "sync", PROCESSES, 3, 0.0098, 816.3, 2.13, 1.94, 2.41, 0.527),
+        ("data.batch_size=4", "local", PROCESSES, 3, 0.0046, 1739.1, 3, 1.0, 1.0, 1.0, 0.081),
+        ("data.batch_size=4", "sync", PROCESSES, 3, 0.0098, 816.3, 3, 2.13, 1.94, 2.41, 0.527),
     ]
     layers = [
         ("net.5", "local", "data.batch_size=2", 2, 1.9, 1.08, 0.512, True),
@@ -230,7 +230,7 @@ def nasty() -> Comparison:
         suggestion="</style><script>alert(2)</script>",
     )
     damaged = ("sweep/12", None, None, NAN, "no result", "", NAN, NAN, False, "result.json cannot be read")
-    cost = ("", sides[1], PROCESSES, 1, NAN, NAN, NAN, NAN, NAN, NAN)
+    cost = ("", sides[1], PROCESSES, 1, NAN, NAN, 0, NAN, NAN, NAN, NAN)
     return replace(
         made,
         runs=frame("runs", [*made.runs.itertuples(index=False), damaged]),

@@ -67,6 +67,7 @@ def test_the_tables_fit_100_columns_and_say_all(tmp_path: Path, monkeypatch: pyt
     assert "61.88 ± 1.8 (4)" in done.stdout
     assert "network.layers.0.norm" in done.stdout
     assert "and 16 more" in done.stdout
+    assert "broadcasts the running statistics from rank 0" in " ".join(done.stdout.split())
     loud = lines.index("KNOW BEFORE YOU BELIEVE IT (2):")
     assert "sync against local, test error: lower" in " ".join(" ".join(lines[:loud]).split())
     assert "! multirun/failed (sync, data.batch_size=2, seed 7): it failed" in lines[loud:]

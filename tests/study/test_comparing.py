@@ -235,10 +235,34 @@ def test_cost(tmp_path: Path) -> None:
     sweep(tmp_path, {"local": {0: 2.0}}, images_per_second=400, settings=of_two)
     sweep(tmp_path, {"local": {1: 2.0}}, images_per_second=500, settings=of_two)
     sweep(tmp_path, {"sync": {0: 2.0, 1: 2.1}}, images_per_second=200, settings=of_two)
-    local, sync = compare([tmp_path]).cost.to_dict("records")
+    c = compare([tmp_path])
+    local, sync = c.cost.to_dict("records")
     assert (local["seconds_per_step"], local["ratio"]) == (pytest.approx((8 / 400 + 8 / 500) / 2), 1.0)
-    assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, 2.25))
+    assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, math.sqrt(2 * 2.5)))
     assert math.isnan(sync["collectives"])
+    assert sync["pairs"] == 2
+    assert c.verdict.endswith(
+        "A step with sync takes about 2.2 times as long (only 2 pairs: 2.00 to 2.50) as with local."
+    )
+    assert compare([tmp_path], baseline="sync").cost["ratio"][1] == pytest.approx(1 / sync["ratio"])
+
+
+def test_conditions_have_a_cost_of_their_own(tmp_path: Path) -> None:
+    for batch, speed in ((2, 100), (4, 40)):
+        sweep(tmp_path / str(batch), {"local": LOCAL}, batch_size=batch)
+        sweep(tmp_path / str(batch), {"sync": SYNC}, batch_size=batch, images_per_second=speed)
+    shutil.rmtree(tmp_path / "4/7")
+    said = "about 4.0 times as long at data.batch_size=2 (4 pairs: 4.00 to 4.00), "
+    said += "about 10 at data.batch_size=4 (3 pairs: 10.00 to 10.00) as with local."
+    assert compare([tmp_path]).verdict.endswith(f"A step with sync takes {said}")
+    for seed in (4, 5, 6):
+        shutil.rmtree(tmp_path / f"4/{seed}", ignore_errors=True)
+    run(tmp_path / "4/6", norm="sync", seed=0, batch_size=4, images_per_second=40)
+    assert "about 10 at data.batch_size=4 (1 pair alone)" in compare([tmp_path]).verdict
+    for batch in (8, 16, 32):
+        sweep(tmp_path / str(batch), {"local": LOCAL, "sync": SYNC}, batch_size=batch)
+    several = "takes about 1.0 to 10 times as long, depending on the condition (1 pair or more for each) as with local."
+    assert compare([tmp_path]).verdict.endswith(several)
 
 
 def test_other_metrics(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_rows_say_what_the_comparison_says(written: dict[str, Path]) -> None:
         assert cell[:3] == [row.condition, row.side, str(row.n)]
         assert cell[3:5] == [f"{row.mean:.2f}", f"{row.sd:.2f}"]
         assert cell[5] == f"{row.low:.2f} to {row.high:.2f}"
-    sync = ["data.batch_size=4", "sync", "3", "9.8 ms", "816.3", "2.13×", "1.94× to 2.41×", "52.7 %"]
+    sync = ["data.batch_size=4", "sync", "3", "9.8 ms", "816.3", "3", "2.13×", "1.94× to 2.41×", "52.7 %"]
     assert shown["cost"][2] == [*sync, comparisons.PROCESSES]
     assert shown["layers"][3] == ["stem.bn", "data.batch_size=2", "local", "128", "11.4", "11.20×", "0.87×", "yes"]
     for row, cell in zip(c.runs.itertuples(), shown["runs"][1:], strict=True):
@@ -177,6 +177,12 @@ def test_a_difference_that_is_there_and_small_is_both(tmp_path: Path) -> None:
     assert ("1 of 1", "differences are shown to be small, that is within ±0.75 points") in report.key_figures(made)
     far = made.effects.assign(p_tost=0.02)
     assert tables.build(replace(made, effects=far))["effects"].rows[0][4] == "lower (better)"
+
+
+def test_what_no_share_of_collectives_has_is_said_under_cost(written: dict[str, Path]) -> None:
+    for shown in (page, markdown):
+        assert "broadcasts the running statistics from rank 0" in shown(written["rich"]).text
+        assert "broadcasts the running statistics" not in shown(written["without axis"]).text
 
 
 def test_margins_of_conditions_are_a_column() -> None:
@@ -371,7 +377,7 @@ def test_problems_are_loud_and_absent_where_there_are_none(written: dict[str, Pa
     ("change", "shown"),
     [
         (lambda c: c, ("−67.39 points", "group_norm minus local at data.batch_size=2")),
-        (lambda c: c, ("2.13×", "sync over local")),
+        (lambda c: c, ("2.13×", "sync over local at data.batch_size=4: the most there is (3 pairs)")),
         (lambda c: c, ("101 of 102", "in pairs")),
         (lambda c: c, ("1 of 9", "within ±0.75 points")),
         (lambda c: replace(c, effects=c.effects.iloc[2:].reset_index(drop=True)), ("−3.10 points", "sync minus local")),
