@@ -141,7 +141,7 @@ def _ratios(rows: list[Row], with_how: bool) -> str:
         least, most = (_about(f(row["ratio"] for row in rows)) for f in (min, max))
         fewest = plural(min(row["pairs"] for row in rows), "pair")
         return f"about {least} to {most} times as long, depending on the condition ({fewest} or more for each)"
-    parts = []
+    parts: list[str] = []
     for row in rows:
         where = _where(row) if with_how else row["condition"]
         where = f" at {where}" if where else ""

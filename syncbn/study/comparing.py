@@ -72,7 +72,8 @@ def compare(
     confirmed, far = pairing.confirmations(pairs, margins)
     problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
-    problems += [*facts.versions(pairs), *facts.few(effect_rows)]
+    beside = published.beside(expected, layout, measured, means, effect_rows, cost)
+    problems += [*facts.versions(pairs), *facts.few(effect_rows), *published.disagreements(beside)]
     return Comparison(
         title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
         question=question,
@@ -92,7 +93,7 @@ def compare(
         layers=layer_table,
         suggestion=layers.suggestion(layer_table, pairs, layout),
         confirmations=pd.DataFrame(confirmed, columns=CONFIRMATIONS),
-        expected=published.beside(expected, layout, measured, means, effect_rows, cost),
+        expected=beside,
         differs=facts.differs(pairs, layout),
         constant=facts.constant(pairs, layout),
         problems=problems,

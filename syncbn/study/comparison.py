@@ -61,8 +61,8 @@ class Comparison:
         cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``pairs``
             (seeds that the ratio is of), ``ratio`` (seconds per step over the baseline's of the same seed, condition
             and how: geometric mean), ``ratio_low``, ``ratio_high`` (least and greatest over seeds), ``collectives``
-            (share of the time, 0 to 1; NaN where no monitor looked). Only of runs whose devices are processes: one process
-            for several devices says nothing on cost.
+            (share of the time, 0 to 1; NaN where no monitor looked). Only of runs whose devices are processes: one
+            process for several devices says nothing on cost.
         layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
             ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's
             statistics are worth, not more than it has), ``spread`` (of the devices' means, as a multiple of what chance
@@ -70,8 +70,8 @@ class Comparison:
         suggestion: a setting that synchronizes what needs it, and why, in a sentence; "" where nothing was monitored.
         confirmations: settings that ran both in one process and as processes: ``condition``, ``side``, ``seed``,
             ``one_process``, ``processes`` (the metric), ``difference``.
-        expected: published or expected figures beside ours: ``condition``, ``what``, ``published`` (text), ``ours``
-            (text), ``agrees`` ("yes", "no", "not comparable"), ``source``.
+        expected: published or expected figures beside ours: ``condition``, ``what``, ``published`` (text; ± is a
+            tolerance of ours), ``ours`` (text), ``agrees`` ("yes", "no", "not comparable"), ``source``.
         differs: what differs between the sides, a line each ("norm.name: local / sync").
         constant: settings that all runs share and that matter to a reader, a line each.
         problems: failed runs, missing pairs, and whatever else a reader must know before believing, a line each.

@@ -23,7 +23,7 @@ class Expected:
         baseline: another side.
         difference: ``side`` minus ``baseline``, of the metric.
         at_most: the seconds that a step takes, ``side`` over ``baseline``, are not more than this.
-        tolerance: of ``value`` or ``difference``, either way; None where the interval of ours decides.
+        tolerance: of ``value`` or ``difference``, either way, as far as we let ours be off; None is 0.
         metric: that it is about; "" for whatever is compared.
     """
 

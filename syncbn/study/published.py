@@ -9,6 +9,7 @@ import pandas as pd
 from syncbn.study import labels
 from syncbn.study.comparison import Metric
 from syncbn.study.expected import Expected, parse
+from syncbn.study.metrics import resolution
 from syncbn.study.sides import Layout
 
 COLUMNS = ["condition", "what", "published", "ours", "agrees", "source"]
@@ -25,8 +26,9 @@ def beside(
     """``Comparison.expected``.
 
     Args:
-        expected: in the form of :class:`syncbn.study.expected.Expected`. Without a ``tolerance`` ours agrees where its
-            95 % interval covers the figure.
+        expected: in the form of :class:`syncbn.study.expected.Expected`. Ours agrees where its 95 % interval meets the
+            figure, or the figure give or take the ``tolerance``; of too few runs for an interval, where ours is within
+            the tolerance.
         layout: sides and conditions.
         metric: what is compared.
         means: ``Comparison.means``.
@@ -56,6 +58,15 @@ def beside(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def disagreements(table: pd.DataFrame) -> list[str]:
+    """A line for each figure that ours does not agree with."""
+    return [
+        f"{row['what']}{' at ' * bool(row['condition'])}{row['condition']}: {row['ours']} does not agree with the "
+        f"expected {row['published']} ({row['source']})"
+        for row in table[table["agrees"] == "no"].to_dict("records")
+    ]
+
+
 def _row(each: Expected, condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame) -> dict[str, Any]:
     if each.value is not None:
         ours, low, high = _mean(means, condition, each.side)
@@ -67,8 +78,9 @@ def _row(each: Expected, condition: str, metric: Metric, means: pd.DataFrame, ef
     if each.tolerance is None and math.isnan(low):
         agrees = "not comparable"
     else:
-        close = low <= published <= high if each.tolerance is None else abs(ours - published) <= each.tolerance
-        agrees = "yes" if close else "no"
+        within = (each.tolerance or 0.0) + resolution(metric, [ours])
+        least, most = (ours, ours) if math.isnan(low) else (low, high)
+        agrees = "yes" if least - within <= published <= most + within else "no"
     interval = "" if math.isnan(low) else f" [{_number(each, low)}, {_number(each, high)}]"
     return _line(each, condition, metric, f"{_number(each, ours)}{interval}{_unit(each, metric)}", agrees)
 

@@ -28,6 +28,7 @@ MEANS_NOTE = (
     " seed, and the differences above are what counts."
 )
 
+TOLERANCE_NOTE = "± is a tolerance of ours"
 COST_NOTE = (
     "Time relative to the baseline is the geometric mean over pairs of one seed. Under per-device statistics"
     " (norm=local, ghost batches, groups smaller than the world) DistributedDataParallel broadcasts the running"
@@ -93,6 +94,11 @@ def margin_text(comparison: Comparison) -> str:
     if not isfinite(comparison.margin):
         return f"±{MARGIN_SHARE:.0%} of {comparison.baseline}'s mean in the condition".replace("%", " %")
     return f"±{number(comparison.margin, unit)} {unit}".strip()
+
+
+def has_tolerances(comparison: Comparison) -> bool:
+    """Whether a tolerance is given with an expected figure."""
+    return bool(comparison.expected.published.str.contains("±").any())
 
 
 def with_unit(label: str, unit: str) -> str:
@@ -209,10 +215,11 @@ def _confirmations(comparison: Comparison) -> Table:
 
 def _expected(comparison: Comparison) -> Table:
     tones = {"yes": "better", "no": "worse"}
+    ours = f" ({TOLERANCE_NOTE})" if has_tolerances(comparison) else ""
     columns = [
         _Column("condition", lambda row: _word(row.condition), numeric=False),
         _Column("what", lambda row: _word(row.what), numeric=False),
-        _Column("published or expected", lambda row: _word(row.published), numeric=False),
+        _Column(f"published or expected{ours}", lambda row: _word(row.published), numeric=False),
         _Column("ours", lambda row: _word(row.ours), numeric=False),
         _Column("agrees", lambda row: _word(row.agrees), numeric=False),
         _Column("source", lambda row: _word(row.source), numeric=False),

@@ -12,7 +12,8 @@ from rich.text import Text
 from syncbn.study.answer import p_value, signed
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
-from syncbn.study.tables import COST_NOTE, margin_text
+from syncbn.study.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
+from syncbn.study.wording import plural
 
 WIDTH = 100  # where the output is a file or a pipe
 MOST_LAYERS = 8
@@ -59,13 +60,14 @@ def show(comparison: Comparison, console: Console) -> None:
     _print(console, "layers, those that need shared statistics first", _layers(c))
     if c.suggestion:
         console.print(Text(c.suggestion))
-    _print(console, "published or expected figures", _expected(c))
+    ours = f" ({TOLERANCE_NOTE})" if has_tolerances(c) else ""
+    _print(console, f"published or expected figures{ours}", _expected(c))
     if not c.confirmations.empty:
-        most = c.confirmations["difference"].abs().max()
+        count, most = len(c.confirmations), c.confirmations["difference"].abs().max()
         console.print(
             Text(
-                f"\n{len(c.confirmations)} runs in one process were confirmed by processes: at most {most:.3g} "
-                f"{c.metric.difference_unit} apart".rstrip()
+                f"\n{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes: "
+                f"at most {most:.3g}{f' {c.metric.difference_unit}'.rstrip()} apart"
             )
         )
     console.print(Text(f"\n{c.verdict}", "bold"))

@@ -156,7 +156,7 @@ def rich() -> Comparison:
         (
             "data.batch_size=2",
             "error, local minus sync",
-            "+57 points",
+            "+57 ± 8 points",
             "+61.80 points",
             "yes",
             "P1, a prototype of this study",

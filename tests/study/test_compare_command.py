@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
 import syncbn.study
 from syncbn.cli import app
+from syncbn.study import terminal
 from syncbn.study.answer import MINUS
 from syncbn.study.comparison import Comparison
-from tests.study import hand_made
+from tests.study import comparisons, hand_made
 from tests.study.hand_made import layer, sweep
 from tests.training.command import train
 
@@ -88,6 +90,20 @@ def test_a_difference_that_is_there_and_small_is_called_both(tmp_path: Path, mon
     assert "sync against local, test error: lower (better), by less than ±0.75 points: " in " ".join(
         done.stdout.split()
     )
+
+
+@pytest.mark.parametrize(("runs", "line"), [(1, "1 run in one process was"), (2, "2 runs in one process were")])
+def test_confirmations_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int, line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep(Path("runs"), {"local": {0: 2.0, 1: 2.1}, "sync": {0: 2.0, 1: 2.2}}, simulate=2)
+    sweep(Path("runs"), {"sync": dict.fromkeys(range(runs), 2.5)})
+    done = compare("runs", "--no-report")
+    assert f"\n{line} confirmed by processes: at most 0.5 points apart\n" in done.stdout
+
+
+def test_a_table_says_whose_tolerances_are(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show(comparisons.rich(), Console())
+    assert "published or expected figures (± is a tolerance of ours)" in capsys.readouterr().out
 
 
 def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:

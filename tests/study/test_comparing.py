@@ -423,20 +423,33 @@ def test_published_figures_are_beside_ours(tmp_path: Path) -> None:
         {"side": "local", "baseline": "sync", "difference": 57.0, "tolerance": 5},
         {"side": "sync", "baseline": "local", "difference": -57.0},
         {"side": "sync", "value": 23.0, "tolerance": 3},
+        {"side": "sync", "value": 7.8, "tolerance": 1},
         {"side": "sync", "value": 1.0, "where": {"data.batch_size": 4}},
         {"side": "sync", "value": 1.0, "metric": "precise/acc"},
     ):
         expected.append({"what": "P1", "source": "a paper", "where": at, **more})
     found = compare([tmp_path], expected=expected).expected
-    assert list(found["agrees"]) == ["yes", "yes", "no", "not comparable"]
+    # 7.8 ± 1 meets the interval of 6.125, which is 4.77 to 7.48, and 23 ± 3 does not.
+    assert list(found["agrees"]) == ["yes", "yes", "no", "yes", "not comparable"]
+    (line,) = [line for line in compare([tmp_path], expected=expected).problems if "does not agree" in line]
+    assert line == "P1: 6.13 [4.77, 7.48] % does not agree with the expected 23 ± 3 % (a paper)"
     assert found["published"][0] == "+57 ± 5 points"
     assert found["ours"][0] == "+55.8 [+53.7, +57.8] points"
     assert found["ours"][1] == "-55.8 [-57.8, -53.7] points"
-    assert list(found["condition"]) == ["", "", "", "data.batch_size=4"]
+    assert list(found["condition"]) == ["", "", "", "", "data.batch_size=4"]
     with pytest.raises(SettingError, match="expected: sides: there is no such key"):
         compare([tmp_path], expected=[{"sides": 3}])
     with pytest.raises(SettingError, match="expected: P: give a value of a side, or its difference to a baseline"):
         compare([tmp_path], expected=[{"what": "P", "side": "sync", "difference": 1.0}])
+
+
+@pytest.mark.parametrize(("value", "tolerance", "answer"), [(6.9, 1.0, "yes"), (7.1, 1.0, "no"), (6.0, None, "")])
+def test_one_run_has_a_tolerance_and_no_interval(
+    tmp_path: Path, value: float, tolerance: float | None, answer: str
+) -> None:
+    sweep(tmp_path, {"local": {0: 60.0}, "sync": {0: 6.0}})
+    figure = {"what": "P1", "source": "a paper", "side": "sync", "value": value, "tolerance": tolerance}
+    assert list(compare([tmp_path], expected=[figure]).expected["agrees"]) == [answer or "not comparable"]
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,13 @@ def test_what_no_share_of_collectives_has_is_said_under_cost(written: dict[str, 
         assert "broadcasts the running statistics" not in shown(written["without axis"]).text
 
 
+def test_tolerances_are_said_to_be_ours(written: dict[str, Path]) -> None:
+    assert cells(page(written["rich"]))[4][0][2] == "published or expected (± is a tolerance of ours)"
+    without = comparisons.rich().expected.replace({"published": {"+57 ± 8 points": "+57 points"}})
+    table = tables.build(replace(comparisons.rich(), expected=without))["expected"]
+    assert table.columns[2] == "published or expected"
+
+
 def test_margins_of_conditions_are_a_column() -> None:
     made = comparisons.rich()
     loss = replace(comparisons.ERROR, label="test loss", unit="", difference_unit="")
