@@ -15,12 +15,14 @@ def render(content: dict[str, Any]) -> str:
 
 
 def index(title: str, question: str, contents: Sequence[dict[str, Any]]) -> str:
-    """Several comparisons: the answer of each, and a link to its page."""
-    blocks = [f"# {escape(title)}", escape(question)]
+    """Several comparisons: the answer of each, with a link to its page, and then each in full."""
+    answers = [
+        f"1. [{escape(content['c'].title)}]({content['directory']}/report.md): {escape(content['c'].verdict)}"
+        for content in contents
+    ]
+    blocks = [f"# {escape(title)}", escape(question), "\n".join(answers)]
     for content in contents:
-        c, place = content["c"], content["directory"]
-        blocks += [f"## [{escape(c.title)}]({place}/report.md)", f"**{escape(c.verdict)}**"]
-        blocks += [_figure(content["plots"]["metric"], f"{place}/")]
+        blocks += _blocks(content, f"{content['directory']}/", "#")
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -32,63 +34,66 @@ def escape(text: str) -> str:
     return re.sub(r"^(\d+)?([-+#=.)])(?= |$|#)", r"\1\\\2", text)
 
 
-def _blocks(content: dict[str, Any]) -> Iterator[str]:
+def _blocks(content: dict[str, Any], place: str = "", deeper: str = "") -> Iterator[str]:
+    """Of one comparison, whose files lie in ``place``; ``deeper`` goes before each heading."""
     c, tables, plots = content["c"], content["tables"], content["plots"]
-    yield f"# {escape(c.title)}"
+    yield f"{deeper}# {escape(c.title)}"
     yield escape(c.question)
     yield f"**{escape(c.verdict)}**" if c.verdict else ""
     yield "\n".join(f"- **{escape(figure)}** {escape(what)}" for figure, what in content["figures"])
     if c.problems:
-        yield f"## {wording.plural(len(c.problems), 'thing')} to know before believing this"
+        yield f"{deeper}## {wording.plural(len(c.problems), 'thing')} to know before believing this"
         yield _list(c.problems)
-    yield "## What was run"
+    yield f"{deeper}## What was run"
     yield _facts("What differs between the sides", c.differs)
     yield _facts("What all runs share", c.constant)
     yield _facts("Runs", content["counted"])
-    yield "## The answer"
-    yield _figure(plots["metric"])
-    yield _figure(plots["effects"])
+    yield f"{deeper}## The answer"
+    yield _figure(plots["metric"], place)
+    yield _figure(plots["effects"], place)
     if "effects" in tables:
-        yield f"### Differences from {escape(c.baseline)}, between runs of the same seed"
-        yield _table(tables["effects"])
+        yield f"{deeper}### Differences from {escape(c.baseline)}, between runs of the same seed"
+        yield _table(tables["effects"], place)
         yield "\n".join(f"- **{escape(term)}**: {escape(meaning)}" for term, meaning in content["effects_notes"])
     if "means" in tables:
-        yield "### Means of each side"
-        yield _table(tables["means"])
+        yield f"{deeper}### Means of each side"
+        yield _table(tables["means"], place)
         yield escape(content["means_note"])
-    yield "## Seed by seed, and epoch by epoch"
-    yield _figure(plots["seeds"])
+    yield f"{deeper}## Seed by seed, and epoch by epoch"
+    yield _figure(plots["seeds"], place)
     for plot in content["curves"]:
-        yield _figure(plot)
-    yield "## Cost"
-    yield _figure(plots["cost"])
-    yield _table(tables.get("cost"))
+        yield _figure(plot, place)
+    yield f"{deeper}## Cost"
+    yield _figure(plots["cost"], place)
+    yield _table(tables.get("cost"), place)
     yield escape(content["cost_note"]) if "cost" in tables else ""
-    yield "## Layers"
+    yield f"{deeper}## Layers"
     yield f"**Suggestion:** {escape(c.suggestion)}" if c.suggestion else ""
-    yield _figure(plots["layers"])
-    yield _table(tables.get("layers"))
-    yield "## Expected and published figures"
-    yield _table(tables.get("expected"), "No published or expected figure was given for this comparison.")
-    yield "## One process against several"
-    yield _table(tables.get("confirmations"), "No settings ran both in one process and with a process for each device.")
-    yield "## Every run"
-    yield _table(tables.get("runs"), "No run was looked at.")
-    yield "## How to make this page again"
+    yield _figure(plots["layers"], place)
+    yield _table(tables.get("layers"), place)
+    yield f"{deeper}## Expected and published figures"
+    yield _table(tables.get("expected"), place, "No published or expected figure was given for this comparison.")
+    yield f"{deeper}## One process against several"
+    yield _table(
+        tables.get("confirmations"), place, "No settings ran both in one process and with a process for each device."
+    )
+    yield f"{deeper}## Every run"
+    yield _table(tables.get("runs"), place, "No run was looked at.")
+    yield f"{deeper}## How to make this page again"
     yield "\n".join(f"    {line}" for line in c.command.splitlines())
     yield escape(content["computed"])
 
 
-def _table(table: Table | None, instead: str = "") -> str:
+def _table(table: Table | None, place: str, instead: str = "") -> str:
     if table is None:
         return instead
     lines = [table.columns, *table.rows]
     rows = [f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines]
     rows.insert(1, f"|{'|'.join('--:' if numeric else '---' for numeric in table.numeric)}|")
-    return "\n".join(rows) + f"\n\n[all digits](tables/{table.name}.csv)"
+    return "\n".join(rows) + f"\n\n[all digits]({place}tables/{table.name}.csv)"
 
 
-def _figure(plot: Plot, place: str = "") -> str:
+def _figure(plot: Plot, place: str) -> str:
     if plot.figure is None:
         return escape(plot.caption)
     title = escape(plot.title)

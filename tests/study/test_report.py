@@ -24,6 +24,7 @@ from tests.study import comparisons
 from tests.study.comparisons import frame
 from tests.training.command import environment
 
+HEADINGS = ("h1", "h2", "h3", "h4")
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        elif tag in ("h1", "h2", "h3"):
+        elif tag in HEADINGS:
             self.headings.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -63,7 +64,7 @@ class Page(HTMLParser):
         if "style" in self._open:
             return
         self.text += data
-        if self._open and self._open[-1] in ("h1", "h2", "h3"):
+        if self._open and self._open[-1] in HEADINGS:
             self.headings[-1] += data
         if "td" in self._open or "th" in self._open:
             self.tables[-1][-1][-1] += data
@@ -353,6 +354,24 @@ def test_plots_are_there_or_the_page_says_why_not(written: dict[str, Path], name
         "layers": "No plot of the layers",
     }.items():
         assert (plot in inside) == (reason not in shown.text)
+
+
+def test_several_comparisons_are_in_full_in_markdown_too(tmp_path: Path) -> None:
+    parts = {"first-part": comparisons.rich(), "second": comparisons.nasty()}
+    report.write_several("All of <it>", "Does it pay?", parts, tmp_path)
+    html, shown = page(tmp_path), markdown(tmp_path)
+    assert cells(shown) == cells(html)
+    assert shown.headings[0] == "All of <it>"
+    assert [text for text in html.headings if text in shown.headings] == shown.headings
+    text = " ".join(shown.text.split())
+    for part in parts.values():
+        assert text.count(part.verdict) == 2  # among the answers, and with its figures
+        assert all(" ".join(line.split()) in text for line in (part.suggestion, *part.problems, *part.differs))
+    levels = [tag for tag, _ in shown.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert (levels.count("h1"), levels.count("h2")) == (1, 2)
+    linked = {value for _, a in shown.tags if (value := a.get("src") or a.get("href"))}
+    pictures = {name for name in files(tmp_path) if name.endswith(".png")}
+    assert pictures | {f"{name}/report.md" for name in parts} <= linked <= set(files(tmp_path))
 
 
 def test_a_report_over_an_older_one_leaves_nothing_of_it(written: dict[str, Path], tmp_path: Path) -> None:
