@@ -1,13 +1,11 @@
 """A study's report: each part compared by each of its metrics, on one page."""
 
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -19,7 +17,7 @@ from syncbn.training import record
 from syncbn.training.schema import SettingError
 
 
-def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path) -> None:
+def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> None:
     """Compares what is in the study's directory, prints the answers, and writes ``report/report.html`` there.
 
     Args:
@@ -27,6 +25,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         study: those under ``study``, plain.
         cells: its runs.
         root: the study's directory.
+        command: what makes the runs and this page again.
 
     Raises:
         SettingError: there is nothing to compare.
@@ -36,7 +35,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
             mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
             paths = [cell.directory for cell in mine if cell.directory.exists()]
-            compared = replace(_compare(study, name, part, metric, paths), command=_command())
+            compared = replace(_compare(study, name, part, metric, paths), command=command)
             comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
     console = Console(soft_wrap=True, highlight=False)
     for each in comparisons.values():
@@ -51,12 +50,6 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         for name, each in comparisons.items():
             shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # of the report before
             print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
-
-
-def _command() -> str:
-    """What makes the study's runs and this page again."""
-    settings = [each for each in HydraConfig.get().overrides.task if "study.report_only=" not in each]
-    return shlex.join(["python", "train.py", *settings])
 
 
 def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:

@@ -18,7 +18,6 @@ from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
 from syncbn.study.plots import Plot
 from syncbn.study.wording import interval, plural, signed, times
-from syncbn.training import record
 from syncbn.training.files import replacing
 from syncbn.training.schema import SettingError
 
@@ -120,6 +119,8 @@ def log_to_wandb(
         SettingError: W&B is to be online, and does not take it.
     """
     import wandb  # a second, for what few ask for
+
+    from syncbn.training import record
 
     if mode not in ("offline", "online"):
         raise SettingError(f"mode={mode}: there is offline and online")

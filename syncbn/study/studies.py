@@ -1,6 +1,7 @@
 """``python train.py +study=NAME``: the runs of a study, those that are missing, and its report."""
 
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -44,7 +45,8 @@ def main(cfg: DictConfig) -> None:
         if code < 2:
             from syncbn.study import pages
 
-            pages.write(cfg, study, cells, root)
+            settings = [each for each in HydraConfig.get().overrides.task if "study.report_only=" not in each]
+            pages.write(cfg, study, cells, root, shlex.join(["python", "train.py", *settings]))
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1

@@ -61,7 +61,7 @@ def test_it_lists_its_runs(tmp_path: Path) -> None:
     lines = run.out.splitlines()
     assert run.code == 0
     assert lines[-1] == "study small_batch, budget smoke: 6 runs: 4 of 1 process, 2 of 2 processes"
-    assert lines[0].startswith("python train.py model=mlp simulate=2 ")
+    assert lines[0].startswith("python train.py model=mlp trainer.accelerator=cpu simulate=2 ")
     assert lines[0].endswith(" norm=local seed=0 hydra.run.dir=s/scaled_step/2/local/0")
     assert not (tmp_path / "s" / "scaled_step").exists()
     assert train(tmp_path, *lines[0].split()[2:]).code == 0
