@@ -60,8 +60,9 @@ class Simulated(_BatchNorm):
         cut = input.reshape(-1, size, self.devices // self.sharing, self.sharing, channels, *positions)
         chunks, groups = cut.shape[0], cut.shape[2]
         x = cut.permute(1, 3, 0, 2, *range(4, cut.dim())).reshape(size * self.sharing, -1, *positions)
-        mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
-        weight, bias = (None if p is None else p.repeat(chunks * groups) for p in (self.weight, self.bias))
+        dtype = torch.promote_types(x.dtype, torch.float32)  # statistics never are in half precision
+        mean, var = x.new_zeros(x.shape[1], dtype=dtype), x.new_ones(x.shape[1], dtype=dtype)
+        weight, bias = (None if p is None else p.to(dtype).repeat(chunks * groups) for p in (self.weight, self.bias))
         y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
         shape = (self.accumulate, -1, groups, channels)
         self._learn(x.numel() // x.shape[1], *(each.view(shape).double().mean(1) for each in (mean, var)))
@@ -73,16 +74,18 @@ class Simulated(_BatchNorm):
         """Moves running statistics by batches in turn, of means and unbiased variances ``(accumulate, groups, C)``."""
         if self.running_mean is None or self.running_var is None or functional.recomputing():
             return
-        ages = torch.arange(self.accumulate - 1, -1, -1, dtype=mean.dtype)
+        ages = torch.arange(self.accumulate - 1, -1, -1, dtype=torch.float64)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(self.accumulate)
+        momentum: float | Tensor
         if self.momentum is None:
             assert self.num_batches_tracked is not None
-            weights = torch.ones_like(ages) / self.num_batches_tracked
+            weights, momentum = torch.ones_like(ages), self.accumulate / self.num_batches_tracked.double()
         else:
-            weights = self.momentum * (1 - self.momentum) ** ages
-        momentum = weights.sum().item()
-        mean, var = (torch.einsum("a,agc->gc", weights / momentum, each) for each in (mean, var))
+            weights = (1 - self.momentum) ** ages
+            momentum = self.momentum * weights.sum().item()
+        weights = (weights / weights.sum()).to(mean.device)
+        mean, var = (torch.einsum("a,agc->gc", weights, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
             functional.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
@@ -95,7 +98,7 @@ class Simulated(_BatchNorm):
         """Makes the running statistics those of all devices' pooled batches, the devices' own too; see ``rows``."""
         if self.rows is None or self.running_mean is None or self.running_var is None:
             return
-        one = torch.ones((), dtype=torch.float64)
+        one = torch.ones((), dtype=torch.float64, device=self.running_mean.device)
         sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]
         _, mean, var = unpack(torch.stack(sums).sum(0))
         for running, row, pooled in zip((self.running_mean, self.running_var), self.rows, (mean, var), strict=True):

@@ -120,6 +120,47 @@ def test_evaluation_is_torchs() -> None:
     assert torch.equal(simulation.simulate(model, 2)(x), expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_all_that_is_made_is_on_the_layers_device(mode: str, momentum: float | None) -> None:
+    """The meta device refuses tensors of the CPU beside its own, as a GPU does."""
+    layer = nn.BatchNorm2d(CHANNELS, momentum=momentum, device="meta")
+    options = {"sync": {"sharing": 4}, "group=2": {"sharing": 2}, "ghost=2": {"ghost_batch": 2}}.get(mode, {})
+    keep = "each" if mode == "local_mean" else "first"
+    simulation.simulate(layer, 4, **options, accumulate=2, keep=keep)
+    layer(torch.randn(32, CHANNELS, 5, 4, device="meta", requires_grad=True)).sum().backward()
+    layer.pool()
+    assert layer.running_var.device.type == layer.weight.grad.device.type == "meta"
+
+
+@pytest.mark.parametrize("keep", ["first", "each"])
+def test_half_precision_is_of_the_data_alone(keep: str) -> None:
+    """Inputs are rounded before, so that sums of so few of them are exact in float32, and in bfloat16 are not."""
+    x = (batches("image", 64)[0] + 20).bfloat16()
+    layers = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        layers[dtype] = simulation.simulate(
+            nn.BatchNorm2d(2, dtype=torch.promote_types(dtype, torch.float32)), 2, keep=keep
+        )
+        assert layers[dtype](x.to(dtype)).dtype == dtype
+        layers[dtype].pool()
+    torch.testing.assert_close(
+        layers[torch.bfloat16].running_var, layers[torch.float64].running_var.float(), rtol=1e-5, atol=0
+    )
+    plain = nn.BatchNorm2d(2, affine=False, track_running_stats=False)
+    expected = plain(x[::2].float())
+    torch.testing.assert_close(simulation.simulate(plain, 2)(x)[::2].float(), expected, rtol=8e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_momentum_at_its_ends(momentum: float) -> None:
+    layer = simulation.simulate(nn.BatchNorm1d(5, momentum=momentum).double(), 2, accumulate=2)
+    x = batches("mlp", 16)[0]
+    layer(x)
+    expected = torch.zeros(5).double() if momentum == 0 else x[8::2].mean(0)  # the last batch of the first device
+    torch.testing.assert_close(layer.running_mean, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "samples", "message"),
     [
