@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import checkpoints, config, record, slurm
 from syncbn.training.flat import COPIES, flat
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import Config, SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
 HARMLESS = [
@@ -27,6 +27,8 @@ HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "en
 # And what a run may go on with that it did not begin with.
 FREE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
+# What a setting was before there was one of that name; in a group's file it is null.
+DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 
@@ -95,9 +97,11 @@ def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
 
 
 def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
-    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them."""
-    before = flat(OmegaConf.to_container(earlier, resolve=True))
-    now = flat(OmegaConf.to_container(cfg, resolve=True))
+    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them.
+
+    A setting that one of the two does not have yet has its default there.
+    """
+    before, now = (DEFAULTS | flat(OmegaConf.to_container(each, resolve=True)) for each in (earlier, cfg))
     skipped = tuple(f"{name}." for name in (*free, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
     return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -85,7 +85,7 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
         with suppress(OSError):  # the disk may be full, which has been said
             record.end(run_dir, status)
         if status != "finished":
-            _close_wandb(cfg, run_dir)
+            close_wandb(cfg, run_dir)
         identity.release(run_dir)
     _print_summary(run_dir)
 
@@ -195,7 +195,7 @@ def import_run() -> Callable[[DictConfig, Path], None]:
     return run.run
 
 
-def _close_wandb(cfg: DictConfig, run_dir: Path) -> None:
+def close_wandb(cfg: DictConfig, run_dir: Path) -> None:
     """Marks the W&B run as failed, where rank 0 did not live to do it; that a server is gone is no news by now."""
     if record.read(run_dir, "wandb").get("finished") is False:
         from syncbn.training import loggers

@@ -77,17 +77,26 @@ class Ranks:
             "LOCAL_WORLD_SIZE": str(count),
             "GROUP_RANK": "0",
         }
-        context = multiprocessing.get_context("forkserver" if _can_fork() else "spawn")
         self._processes: list[BaseProcess] = []
         self._reports: list[Connection] = []  # no files: a full disk is to be reported too
         self._errors: dict[int, dict[str, Any]] = {}
         self._deadline, self._asked_at = float("inf"), float("-inf")
         self._hung: dict[int, str] = {}
+        try:
+            self._start(count, shared, entry, args, silent)
+        except BaseException:  # nobody else knows of those that have started
+            self.kill()
+            raise
+
+    def _start(
+        self, count: int, shared: dict[str, str], entry: Callable[..., None], args: tuple[Any, ...], silent: bool
+    ) -> None:
+        context = multiprocessing.get_context("forkserver" if _can_fork() else "spawn")
         for rank in range(count):
             environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(  # type: ignore[attr-defined]
-                target=_be, args=(rank, environment, logs, theirs, entry, args, silent), name=f"rank {rank}"
+                target=_be, args=(rank, environment, self._logs, theirs, entry, args, silent), name=f"rank {rank}"
             )
             process.start()
             theirs.close()

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from syncbn.training import attempts, identity, outcome, record
-from syncbn.training.job import rank
+from syncbn.training.job import close_wandb, rank
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Ranks, Requests
+from syncbn.training.schema import SettingError
 
 GO_ON = "the same command goes on with it"
 
@@ -35,8 +36,8 @@ def run_all(
 ) -> dict[Path, Outcome]:
     """Does all of ``runs``, in order, as many at once as there is room for; those that have finished before are left.
 
-    One that fails does not stop the others. Once this process is asked to stop, those that are under way stop with a
-    checkpoint and no other begins.
+    One that fails, or cannot begin, does not stop the others. Once this process is asked to stop, those that are under
+    way stop with a checkpoint and no other begins.
 
     Args:
         runs: of one machine.
@@ -55,12 +56,12 @@ def run_all(
                 waiting = []
             while waiting and (not live or _processes(live) + waiting[0].cfg.trainer.devices <= slots):
                 run = waiting.pop(0)
-                if _begin(run):
-                    ranks = Ranks(run.cfg.trainer.devices, rank, (run.directory,), run.directory / "ranks", silent=True)
-                    live.append((run, ranks))
+                begun = _begin(run)
+                if isinstance(begun, Ranks):
+                    live.append((run, begun))
                 else:
-                    outcomes[run.directory] = Outcome("finished")
-                    ended(run, outcomes[run.directory])
+                    outcomes[run.directory] = begun
+                    ended(run, begun)
             wait([sentinel for _, ranks in live for sentinel in ranks.sentinels()], timeout=0.1)
             for run, ranks in list(live):
                 if not ranks.live(requests, run.cfg.timeouts.stop):
@@ -77,18 +78,27 @@ def _processes(live: list[tuple[Run, Ranks]]) -> int:
     return sum(run.cfg.trainer.devices for run, _ in live)
 
 
-def _begin(run: Run) -> bool:
-    """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
-    identity.hold(run.directory)
-    begun = False
+def _begin(run: Run) -> Ranks | Outcome:
+    """Takes the run directory, writes the beginning of its record and starts the ranks; how the run has ended, where it
+    has finished before or cannot begin.
+    """
+    began, held, end = False, False, Outcome("finished")
     try:
+        identity.hold(run.directory)
+        held = True
         if attempts.go_on(run.cfg, run.directory, lambda line: None):
+            began = True
             record.begin(run.cfg, run.directory, run.directory.name, run.overrides)
-            begun = True
-    finally:
-        if not begun:
-            identity.release(run.directory)
-    return begun
+            return Ranks(run.cfg.trainer.devices, rank, (run.directory,), run.directory / "ranks", silent=True)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
+        with suppress(OSError):  # the disk may be full
+            if began and record.read(run.directory, "run").get("status") == "running":
+                record.end(run.directory, "failed")
+    if held:
+        identity.release(run.directory)
+    return end
 
 
 def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
@@ -101,4 +111,6 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
     finally:
         with suppress(OSError):  # the disk may be full
             record.end(run.directory, status)
+        if status != "finished":
+            close_wandb(run.cfg, run.directory)
         identity.release(run.directory)

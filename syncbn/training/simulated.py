@@ -1,5 +1,6 @@
 """``simulate=``: one process that stands for several devices."""
 
+from math import ceil, floor
 from typing import Any
 
 import lightning.pytorch as pl
@@ -53,7 +54,8 @@ class RefuseRest(pl.Callback):
         name = f"simulate and trainer.accumulate_grad_batches={self.accumulate}"
         if not isinstance(loader, TrainLoader) or trainer.num_training_batches < len(loader):
             raise SettingError(f"{name}: these want loaders of syncbn.training.data and no trainer.limit_train_batches")
-        batches = loader.sampler.samples // self.global_batch_size
+        whole = loader.sampler.samples / self.global_batch_size
+        batches = ceil(whole) if loader.sampler.remainder == "pad" else floor(whole)
         if batches % self.accumulate:
             raise SettingError(
                 f"{name}: an epoch has {batches} batches of {self.global_batch_size}, so its last step would be a "

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from syncbn.training import outcome
 from syncbn.training import ranks as ranks_module
-from syncbn.training.job import _explain
 from syncbn.training.ranks import End, Ranks, Requests
 
 AT_THE_END = {"hangs": lambda: time.sleep(60), "is aborted": os.abort}
@@ -45,7 +45,7 @@ def test_a_rank_that_raises_is_to_blame_however_it_ends(
     assert first.code < 0
     assert first.hung is None
     assert (second.error, second.code) == ({}, -9)
-    line = _explain([first, second], tmp_path)
+    line = outcome.of([first, second], [], tmp_path, "go on").message
     assert line.startswith(f"rank 0 of 2 (pid {first.pid}) failed: ValueError: {message} (")
 
 

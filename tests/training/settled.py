@@ -1,0 +1,17 @@
+"""Settings as a run has them, without a run."""
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training import config, launch  # noqa: F401  # launch registers what conf/ names
+from tests.training.command import REPO
+
+
+def settled(*overrides: str) -> DictConfig:
+    """The settings of ``train.py`` with these overrides."""
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        written = OmegaConf.to_yaml(compose("config", list(overrides)))
+    cfg = OmegaConf.create(written.replace("${hydra:runtime.output_dir}", "somewhere"))
+    assert isinstance(cfg, DictConfig)
+    config.settle(cfg)
+    return cfg

@@ -1,0 +1,43 @@
+"""What counts as another setting between two attempts of a run."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training import attempts, record
+from syncbn.training.schema import SettingError
+from tests.training.settled import settled
+
+NEW = ("precise_batches", "simulate", "study", "test", "data.shards", "data.num_shards", "timeouts")
+
+
+def an_old_run(where: Path, cfg: DictConfig) -> Path:
+    """It has finished, before there were some of today's settings."""
+    record.begin(cfg, where, "a", [])
+    record.end(where, "finished")
+    before = OmegaConf.load(where / "config.yaml")
+    for name in NEW:
+        parent, _, key = name.rpartition(".")
+        del (OmegaConf.select(before, parent) if parent else before)[key]
+    OmegaConf.save(before, where / "config.yaml")
+    return where
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path: Path) -> None:
+    run_dir = an_old_run(tmp_path / "a", settled())
+    assert not attempts.go_on(settled(), run_dir, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("now", "change"),
+    [
+        ("precise_batches=8", "precise_batches=0 -> 8"),
+        ("data.shards=labels", "data.num_shards=None -> 2, data.shards=None -> labels"),
+        ("test=false", "test=True -> False"),
+    ],
+)
+def test_another_value_than_the_default_is_another_setting(tmp_path: Path, now: str, change: str) -> None:
+    run_dir = an_old_run(tmp_path / "a", settled())
+    with pytest.raises(SettingError, match=rf"run has finished with other settings \({change}\); use another id"):
+        attempts.go_on(settled(now), run_dir, lambda line: None)

@@ -1,0 +1,108 @@
+"""Several runs at once: one that cannot begin, or is killed, is told of, and the others go on."""
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncbn.training import identity, loggers, record, several
+from syncbn.training.outcome import Outcome
+from syncbn.training.ranks import End, Ranks, Requests
+from syncbn.training.several import Run
+from tests.training.test_record import finished, settings
+
+KILLED = End(0, 1, -9)
+
+
+class Ended:
+    """Ranks that have ended already, as the name of their run says."""
+
+    def __init__(self, count: int, entry: Any, args: tuple[Path], logs: Path, *, silent: bool) -> None:
+        self.name = args[0].name
+        if self.name == "unstarted":
+            raise RuntimeError("the server\nsocket")
+        if self.name == "killed":
+            record.write(args[0], "wandb", {"finished": False})
+        self.closed = False
+
+    def live(self, *_: Any) -> bool:
+        return False
+
+    def sentinels(self) -> list[int]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+    def ends(self) -> list[End]:
+        assert self.closed
+        return [KILLED] if self.name == "killed" else []
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Run directories whose W&B run was closed as failed."""
+    directories: list[Path] = []
+    monkeypatch.setattr(several, "Ranks", Ended)
+    monkeypatch.setattr(loggers, "mark_failed", lambda cfg, run_dir: directories.append(run_dir))
+    return directories
+
+
+def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: list[Path]) -> None:
+    (tmp_path / "file").touch()
+    finished(tmp_path / "other")
+    names = ("file/below", "other", "unstarted", "killed", "good")
+    runs = [Run(settings(max_epochs=2), tmp_path / name, []) for name in names]
+    runs[1].cfg.data.global_batch_size = 16
+    for run in runs:
+        run.cfg.timeouts = {"stop": 1}
+    told: list[tuple[Path, Outcome]] = []
+    outcomes = several.run_all(
+        runs, 1, Requests(lambda signum: None), lambda run, end: told.append((run.directory, end))
+    )
+    assert told == list(outcomes.items())
+    below, other, unstarted, killed, good = outcomes.values()
+    assert [each.status for each in outcomes.values()] == ["failed"] * 4 + ["finished"]
+    assert below.message.startswith("NotADirectoryError: ")
+    assert "run has finished with other settings (data.global_batch_size=8 -> 16)" in other.message
+    assert unstarted.message == "RuntimeError: the server socket"
+    assert "was killed by SIGKILL; the same command goes on with it" in killed.message
+    assert good.message == ""
+    status = {name: record.read(tmp_path / name, "run")["status"] for name in names[1:]}
+    assert status == {"other": "finished", "unstarted": "failed", "killed": "failed", "good": "finished"}
+    assert closed == [tmp_path / "killed"]
+    assert not identity._held.keys() & {run.directory for run in runs}
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, closed: list[Path]) -> None:
+    run = Run(settings(), tmp_path / "a", [])
+    record.begin(run.cfg, run.directory, "a", [])
+    identity.hold(run.directory)
+    outcomes = several.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
+    assert "is at this run already" in outcomes[run.directory].message
+    assert record.read(run.directory, "run")["status"] == "running"
+    assert run.directory in identity._held
+    identity.release(run.directory)
+
+
+def test_ranks_that_started_are_ended_where_another_could_not(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(TypeError, match="no more"):
+        Ranks(2, time.sleep, (Once(tmp_path / "begun"),), tmp_path / "logs")
+    assert (tmp_path / "begun").exists()
+    assert set(multiprocessing.active_children()) <= before
+
+
+class Once:
+    """Pickles once, as 20 seconds."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        if self.mark.exists():
+            raise TypeError("no more")
+        self.mark.touch()
+        return float, (20,)
