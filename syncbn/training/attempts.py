@@ -131,6 +131,8 @@ def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[s
             f"that alone; with {config.world_size(cfg)} devices say "
             f"data.global_batch_size={point['global_batch_size']}"
         )
+    if not (point.get("epoch_is_over", True) or point.get("begins_anew")):
+        _check_count(path, point.get("counted_in"), cfg)
     before, now = point.get("world_size"), config.world_size(cfg)
     if before not in (None, now):
         say(
@@ -138,3 +140,18 @@ def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[s
             "the data carry over exactly, random numbers (dropout) begin anew"
         )
     return path.resolve()
+
+
+def _check_count(path: Path, before: dict[str, int | None] | None, cfg: DictConfig) -> None:
+    """Refuses to go on in the middle of an epoch where the position would not be the same samples."""
+    now = config.counted_in(cfg)
+    if before not in (None, now):
+        assert before is not None
+        raise SettingError(
+            f"{_counted(now)}: {path} lies in the middle of an epoch that was counted with {_counted(before)}; go on "
+            "with that, or begin from a checkpoint of an epoch's end (ckpt_path=)"
+        )
+
+
+def _counted(of: dict[str, int | None]) -> str:
+    return f"simulate={of['simulate'] or 'null'} and {of['samples']} samples at once"

@@ -40,6 +40,7 @@ def settle(cfg: DictConfig) -> None:
     _settle_shards(cfg.data, devices(cfg))
     _settle_norm(cfg.norm, cfg.data.batch_size, devices(cfg))
     _check_torch_sync(cfg)
+    _check_simulated_batches(cfg)
     for name in ("lr", "momentum", "weight_decay"):
         _check_number(f"optimizer.{name}", cfg.optimizer.get(name, 0.0))
     if not 0 <= cfg.seed < 2**32:
@@ -60,6 +61,21 @@ def world_size(cfg: DictConfig) -> int:
 def devices(cfg: DictConfig) -> int:
     """The number of devices whose batches make a global one: processes, or those that one process simulates."""
     return int(cfg.get("simulate") or world_size(cfg))
+
+
+def in_one(cfg: DictConfig) -> int:
+    """Batches of one accumulation that a process takes at once: all of them where it simulates devices, else one."""
+    return int(cfg.trainer.get("accumulate_grad_batches") or 1) if cfg.get("simulate") else 1
+
+
+def loader_batch(cfg: DictConfig) -> int:
+    """Samples in a batch of the loaders, over all processes: by these a position in the data is counted."""
+    return int(cfg.data.global_batch_size * in_one(cfg))
+
+
+def counted_in(cfg: DictConfig) -> dict[str, int | None]:
+    """What a position in the middle of an epoch is counted in, and would not mean the same with anything else."""
+    return {"simulate": cfg.get("simulate"), "samples": loader_batch(cfg)}
 
 
 def normalization_batch(cfg: DictConfig) -> int | None:
@@ -169,6 +185,26 @@ def _check_simulated(cfg: DictConfig) -> None:
         )
 
 
+def _check_simulated_batches(cfg: DictConfig) -> None:
+    """What one process takes at once is to be cut where devices would cut it."""
+    if cfg.get("simulate") is None:
+        return
+    ghost, size, together = cfg.norm.get("ghost_batch"), cfg.data.batch_size, in_one(cfg)
+    if ghost is not None and size % ghost:
+        raise SettingError(
+            f"norm.ghost_batch={ghost}: with simulate={cfg.simulate} ghost batches are equal parts of the {size} "
+            f"samples that a device holds (data.batch_size); sizes that work: {_listed(_divisors(size))}"
+        )
+    if together == 1:
+        return
+    at_once = f"simulate={cfg.simulate} takes trainer.accumulate_grad_batches={together} batches at once"
+    if cfg.precise_batches % together:
+        raise SettingError(f"precise_batches={cfg.precise_batches}: {at_once}; use a multiple of {together}")
+    every = cfg.trainer.get("val_check_interval")
+    if every is not None and (isinstance(every, int) or every != 1.0):
+        raise SettingError(f"trainer.val_check_interval={every}: {at_once}; use 1.0, a validation an epoch")
+
+
 def _check_resume(cfg: DictConfig) -> None:
     if cfg.run.id is not None and not re.fullmatch(RUN_ID, cfg.run.id):
         raise SettingError(
@@ -222,7 +258,14 @@ def _settle_batch_size(data: DictConfig, ranks: int) -> None:
 def _settle_shards(data: DictConfig, ranks: int) -> None:
     if data.get("shards") and data.get("num_shards") is None:
         data.num_shards = ranks
-    shards.check(data.get("shards"), data.get("num_shards"))
+    number = data.get("num_shards")
+    shards.check(data.get("shards"), number)
+    if number is not None and ranks % number:
+        sizes = _divisors(ranks)[1:]
+        works = f"numbers that work: {_listed(sizes)}" if sizes else f"use {number} devices, or simulate={number}"
+        raise SettingError(
+            f"data.num_shards={number}: each of {ranks} devices has one shard, each shard equally many devices; {works}"
+        )
 
 
 def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:
@@ -256,7 +299,7 @@ def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:
 
 def _settle_ghost(norm: DictConfig, device_batch: int) -> None:
     _check_count("norm.batch_size", norm.batch_size)
-    sizes = [size for size in range(1, device_batch) if device_batch % size == 0]
+    sizes = _divisors(device_batch)[:-1]
     if not sizes:
         raise SettingError(
             f"norm.batch_size={norm.batch_size}: a device holds 1 sample, which cannot be cut into ghost batches; use "
@@ -265,7 +308,7 @@ def _settle_ghost(norm: DictConfig, device_batch: int) -> None:
     if norm.batch_size not in sizes:
         raise SettingError(
             f"norm.batch_size={norm.batch_size}: ghost batches are equal parts of the {device_batch} samples that a "
-            f"device holds (data.batch_size); sizes that work: {', '.join(map(str, sizes))}"
+            f"device holds (data.batch_size); sizes that work: {_listed(sizes)}"
         )
     with open_dict(norm):
         norm.ghost_batch = norm.batch_size
@@ -278,6 +321,14 @@ def _check_torch_sync(cfg: DictConfig) -> None:
         raise SettingError("norm=torch_sync: torch.nn.SyncBatchNorm does not run on the CPU; use norm=sync")
     if cfg.get("simulate"):
         raise SettingError(f"simulate={cfg.simulate}: torch.nn.SyncBatchNorm wants real devices; use norm=sync")
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _check_count(name: str, value: Any) -> None:

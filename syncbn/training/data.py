@@ -37,7 +37,8 @@ class Digits(pl.LightningDataModule):
         shards: what the training images of the devices differ in, "labels", "brightness" or "inversion"; None for
             images dealt at random. Validation and test have every image in every domain (see
             :mod:`syncbn.training.shards`).
-        num_shards: how many, with ``shards``; device r has shard r modulo this.
+        num_shards: how many, with ``shards``; it divides the number of devices, of which device r has shard r modulo
+            this.
 
     Raises:
         SettingError: another word for ``remainder`` or ``shards``; fewer than two shards; at set-up, where the
@@ -132,8 +133,8 @@ def train_loader(
             ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
             own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
             ``global_samples``; ours does.
-        shards: indices of samples, a list for each shard; rank r gets samples of shard r modulo their number alone (see
-            :class:`~syncbn.training.sampling.GlobalBatchSampler`).
+        shards: indices of samples, a list for each shard; where their number divides that of the ranks, rank r gets
+            samples of shard r modulo it alone (see :class:`~syncbn.training.sampling.GlobalBatchSampler`).
         collate_fn: makes a batch of a list of samples.
         options: further arguments of DataLoader.
 

@@ -39,6 +39,8 @@ class ResumePoints(pl.Callback):
         every_n_minutes: likewise, by rank 0's clock.
         keep: how many files to keep; two, so that a damaged one has one before it.
         global_batch_size: samples in a step over all ranks; a resume with another is not the same training.
+        counted_in: what a position in the middle of an epoch is counted in, for the checkpoint; see
+            :func:`syncbn.training.config.counted_in`.
         own_buffers: each rank's running statistics are its own, so each keeps them.
         timeout: until ranks that wait for another give it up.
         on_missing: called with a line where a checkpoint says nothing of some part of the state.
@@ -52,13 +54,14 @@ class ResumePoints(pl.Callback):
         every_n_minutes: float | None = 10,
         keep: int = 2,
         global_batch_size: int | None = None,
+        counted_in: State | None = None,
         own_buffers: bool = False,
         timeout: timedelta = timedelta(minutes=10),
         on_missing: Callable[[str], None] = print,
     ) -> None:
         self.directory, self.keep, self.global_batch_size = directory, keep, global_batch_size
         self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing
-        self.own_buffers, self.timeout = own_buffers, timeout
+        self.counted_in, self.own_buffers, self.timeout = counted_in, own_buffers, timeout
         self._group: dist.ProcessGroup | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
@@ -174,7 +177,8 @@ class ResumePoints(pl.Callback):
         if trainer.world_size > 1:
             ranks = [None] * trainer.world_size if trainer.global_rank == 0 else None
             dist.gather_object(mine, ranks, dst=0, group=self._group)
-        return {"world_size": trainer.world_size, "global_batch_size": self.global_batch_size, "ranks": ranks}
+        about = {"global_batch_size": self.global_batch_size, "counted_in": self.counted_in}
+        return {"world_size": trainer.world_size, "ranks": ranks, **about}
 
     def _results(self, trainer: pl.Trainer) -> State:
         """What ``self.log`` has accumulated of plain numbers in this epoch, on this rank."""

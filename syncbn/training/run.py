@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 from datetime import timedelta
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training import config, loggers, norms, precise, preflight, record, silent, simulated
 from syncbn.training.monitor import StatisticsMonitor
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
@@ -66,11 +65,13 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
 def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
     if cfg.simulate:
-        data.batch_size = simulated.batch_size(cfg)
+        data.batch_size = config.loader_batch(cfg)
     datamodule = build(data)
     module = build(cfg.module)
     norm = _plain(cfg.norm)
     norms.prepare_model(module, norm)
+    if cfg.simulate:
+        simulated.refuse(module)
     exchange = simulated.parts(cfg) if cfg.simulate else norms.parts(norm)
     throughput, settings = Throughput(), dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
@@ -113,9 +114,9 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
     if cfg.precise_batches:
-        in_one = simulated.accumulated(cfg) if cfg.simulate else 1
         again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True}
-        result["precise"] = precise.test_precisely(trainer, module, ceil(cfg.precise_batches / in_one), **again)
+        batches = cfg.precise_batches // config.in_one(cfg)
+        result["precise"] = precise.test_precisely(trainer, module, batches, **again)
     return result
 
 
@@ -123,6 +124,7 @@ def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
     return ResumePoints(
         run_dir / "checkpoints",
         global_batch_size=cfg.data.global_batch_size,
+        counted_in=config.counted_in(cfg),
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=lambda line: print(line, flush=True),

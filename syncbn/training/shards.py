@@ -57,7 +57,7 @@ def check(shards: str | None, num_shards: int | None) -> None:
     if num_shards is None or num_shards < 2:
         raise SettingError(
             f"data.shards={shards} with data.num_shards={num_shards}: shards differ from each other; use two or more "
-            "devices (trainer.devices=2, simulate=2), or data.num_shards=2"
+            "devices (trainer.devices=2, simulate=2)"
         )
 
 

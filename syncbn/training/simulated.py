@@ -8,32 +8,54 @@ import torch
 from lightning.pytorch.plugins import LayerSync
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from syncbn.nn import simulation
 from syncbn.nn.simulation import Simulated
+from syncbn.training import config
 from syncbn.training.loaders import TrainLoader
 from syncbn.training.norms import Parts
 from syncbn.training.schema import SettingError
+
+DROPPING = (nn.RNNBase, nn.MultiheadAttention)  # with dropout of their own
 
 
 def parts(cfg: DictConfig) -> Parts:
     """The parts of Lightning by which one process learns what ``cfg.simulate`` devices would."""
     norm: dict[str, Any] = dict(OmegaConf.to_container(cfg.norm))  # type: ignore[arg-type]  # of a DictConfig it is one
-    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, accumulated(cfg))]
+    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, config.in_one(cfg))]
     if norm["name"] in ("none", "group_norm"):
         return Parts([], callbacks, {})
-    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, accumulated(cfg))
+    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, config.in_one(cfg))
     return Parts([plugin], [*callbacks, SimulatedStatistics()], {})
 
 
-def batch_size(cfg: DictConfig) -> int:
-    """Samples that the one process takes at once: all of a step of the optimizer."""
-    return int(cfg.data.global_batch_size * accumulated(cfg))
+def refuse(model: nn.Module) -> None:
+    """Refuses layers by which one process would learn something else than devices.
 
+    What a forward pass draws by a function, no layer, is not seen here.
 
-def accumulated(cfg: DictConfig) -> int:
-    """Batches in a step of the optimizer."""
-    return int(cfg.trainer.get("accumulate_grad_batches") or 1)
+    Args:
+        model: with the batch norm that it is to be trained with.
+
+    Raises:
+        SettingError: a layer, by name, that draws random numbers in training, of which each device has its own; running
+            statistics of instance norm, which would be of all devices' samples; batch norm without running statistics,
+            whose evaluation depends on how samples are cut into batches.
+    """
+    for name, layer in model.named_modules():
+        p = layer.p if isinstance(layer, _DropoutNd) else layer.dropout if isinstance(layer, DROPPING) else 0
+        if layer.training and p > 0:
+            reason, use = f"has dropout {p:g}, drawn on each device by itself", "0"
+        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            reason, use = "has running statistics, on each device of its own samples", "track_running_stats=False"
+        elif isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            reason, use = "has no running statistics, so it is evaluated by batches", "track_running_stats=True"
+        else:
+            continue
+        raise SettingError(f"simulate: {name} ({type(layer).__name__}) {reason}; use {use} there, or simulate=null")
 
 
 class RefuseRest(pl.Callback):
@@ -76,12 +98,13 @@ class SimulatedDevicesPlugin(LayerSync):
         self.norm, self.devices, self.accumulate = norm, devices, accumulate
 
     def apply(self, model: nn.Module) -> nn.Module:
-        group = self.norm.get("group", 1)
+        ghost_batch = self.norm.get("ghost_batch")
+        group = 1 if ghost_batch is not None else self.norm.get("group", 1)  # ghost batches share with nobody
         simulation.simulate(
             model,
             self.devices,
             sharing=self.devices if group in ("world", "node") else group,
-            ghost_batch=self.norm.get("ghost_batch"),
+            ghost_batch=ghost_batch,
             keep="each" if self.norm["name"] == "local_mean" else "first",
             only=self.norm.get("only"),
             accumulate=self.accumulate,
@@ -103,7 +126,8 @@ class SimulatedStatistics(pl.Callback):
         self._model = pl_module
         for name, layer in _layers(pl_module):
             for row, loaded in zip(layer.rows or (), self._loaded.get(name, ()), strict=False):
-                row.copy_(loaded)
+                if row.shape == loaded.shape:  # else an epoch of other devices is over, and they are the layer's own
+                    row.copy_(loaded)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for _, layer in _layers(pl_module):
