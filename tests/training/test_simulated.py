@@ -15,7 +15,7 @@ from syncbn.training.metrics_file import read
 from syncbn.training.schema import SettingError
 from syncbn.training.simulated import RefuseRest, SimulatedDevicesPlugin, refuse
 from tests.training.command import Run, train
-from tests.training.faulty import fault
+from tests.training.faulty import fault, faulty
 from tests.training.settled import settled
 
 SMALL = ["model=mlp", "logger=csv", "trainer.precision=64-true", "trainer.max_epochs=2", "optimizer.lr=0.02"]
@@ -186,9 +186,7 @@ def test_layers_that_one_process_cannot_equal(layer: nn.Module, line: str | None
 
 
 def test_such_a_layer_ends_a_run(tmp_path: Path) -> None:
-    run = train(tmp_path, *SMALL, "simulate=2", "model._target_=torch.nn.Dropout", "~model.in_features", *LEAVE_OUT)
+    run = faulty(tmp_path, "simulate=2")
     assert run.code == 1
-    assert run.err.startswith("error: simulate: network (Dropout) has dropout 0.5")
-
-
-LEAVE_OUT = ["~model.depth", "~model.width"]
+    assert run.err.startswith("error: simulate: network.")
+    assert "(Dropout) has dropout 0.2, drawn on each device by itself; use 0 there, or simulate=null\n" in run.err
