@@ -56,13 +56,15 @@ class ImageNet(pl.LightningDataModule):
         check_remainder(remainder)
         if not 1 <= size <= resize:
             raise SettingError(f"data.size={size} and data.resize={resize}: use sizes of 1 or more, resize the larger")
-        self.folders = _folders(root)
+        self.folders, self._listed = _folders(root), False
         _torchvision()
         self.root, self.num_classes, self.size, self.resize = root, num_classes, size, resize
         self.batch_size, self.shuffle, self.seed, self.remainder = batch_size, shuffle, seed, remainder
         self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
 
     def setup(self, stage: str) -> None:
+        if self._listed:  # for another stage: the same images, and walking through the folders takes long
+            return
         v2 = _torchvision().transforms.v2
         as_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         self.train = self._images("train", v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *as_tensor)
@@ -72,6 +74,7 @@ class ImageNet(pl.LightningDataModule):
             raise SettingError(
                 f"data.root={self.root}: train and val must have folders of the same names; {differ[0]} is in one alone"
             )
+        self._listed = True
 
     def train_dataloader(self) -> DataLoader[Any]:
         return train_loader(

@@ -30,12 +30,15 @@ class StatisticsMonitor(pl.Callback):
     world's batch, and ``seconds``, the mean over ranks of the time in the layer's messages forward and backward,
     waiting for other ranks included; empty where it cannot be told. The loggers get ``statistics/LAYER/spread`` and
     ``.../effective_batch``, of more than 16 layers the mean and the greatest spread and the least ratio of effective to
-    device batch, and ``statistics/collective_share``, the share of the messages in the time of the step.
+    device batch, and ``statistics/collective_share``, the share of the messages in the time of the step: forward,
+    backward and optimizer, from its first batch's begin to its last one's end. That its data was fetched before is left
+    out.
 
     A synchronized layer's figures come from the numbers that it sends anyway; a per-device one's batch is summed.
     Between looks nothing is done; a look is one all-reduce, whatever the number of layers. Where a layer runs several
-    times in a step, or the step has several batches, figures are of the first time, seconds of all. A layer that did
-    not run has no row. Nothing is seen within compiled networks, and there is nothing to see in one process.
+    times in a step, or the step has several batches, figures are of the first time, seconds of all. A step with a
+    validation in its midst is passed over. A layer that did not run has no row. Nothing is seen within compiled
+    networks, and there is nothing to see in one process.
 
     Args:
         every_n_steps: optimizer steps between two looks; None for ``trainer.log_every_n_steps``.
@@ -54,12 +57,13 @@ class StatisticsMonitor(pl.Callback):
         self._renamed: dict[str, str] = {}
         self._file: MetricsFile | None = None
         self._look: Look | None = None
-        self._active = self._warm = False
+        self._active = self._warm = self._midway = False
         self._looks, self._seconds, self._step_seconds = 0, 0.0, 0.0
 
     @property
     def collectives(self) -> dict[str, float] | None:
-        """Of the batch norm layers' messages: ``seconds_per_step`` and their ``share`` in the time of a step.
+        """Of the batch norm layers' messages: ``seconds_per_step`` and their ``share`` in the time of a step (forward,
+        backward and optimizer; fetching data left out).
 
         Means over the looks of this process, the first step left out (the warm-up), and over ranks; zero where there is
         no such layer. None where there was no such look, where it cannot be told, and on ranks other than 0.
@@ -69,7 +73,7 @@ class StatisticsMonitor(pl.Callback):
         return {"seconds_per_step": self._seconds / self._looks, "share": self._seconds / self._step_seconds}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._layers, self._warm = dict(batch_norms(pl_module)), False
+        self._layers, self._warm, self._midway = dict(batch_norms(pl_module)), False, False
         self._looks, self._seconds, self._step_seconds = 0, 0.0, 0.0
         self._active = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self._layers:
@@ -87,15 +91,20 @@ class StatisticsMonitor(pl.Callback):
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._drop()
+        self._midway = False
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._drop()  # its time is none of the step's
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
         due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
-        if due and self._look is None and self._active and self._layers:
+        if due and not self._midway and self._look is None and self._active and self._layers:
             self._look = Look(self._layers, pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        self._midway = trainer.fit_loop.epoch_loop._should_accumulate()
+        if self._midway:
             return
         if self._look is not None:
             self._look.close()

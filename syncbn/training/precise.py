@@ -16,6 +16,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,7 +31,7 @@ from syncbn.nn.subclasses import KeepsForward
 from syncbn.training import randomness, sampling
 from syncbn.training.data import train_loader
 from syncbn.training.loaders import TrainLoader
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import AgreedError, SettingError
 
 
 @torch.no_grad()
@@ -165,7 +166,7 @@ def _sums(layers: list[_BatchNorm]) -> Iterator[dict[_BatchNorm, Tensor]]:
 
 
 class PreciseStatistics(pl.Callback):
-    """Measures population statistics (:func:`precise_statistics`) before each validation and when training has ended.
+    """Measures population statistics (:func:`precise_statistics`) before each validation, or when training ends.
 
     As detectron2's hook of this name: what is validated, and then saved as the best checkpoint, has them. The running
     averages go on from them in training, which does not look at them. The batches come from a loader of its own over
@@ -174,7 +175,9 @@ class PreciseStatistics(pl.Callback):
 
     Args:
         num_batches: of each rank. Where an epoch has fewer, the next one's order follows.
-        every_n_epochs: before the validations of each n-th epoch; None for the end of training alone.
+        every_n_epochs: before the validations of each n-th epoch; None for the end of the last epoch alone, after its
+            validations and before its checkpoints are written. What says then which epoch is the last is max_epochs,
+            max_steps, and ``trainer.should_stop``. Checkpoints of earlier epochs have the running averages.
         before_test: also when a test begins, with the weights that are tested.
         only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
         batches: called without arguments, gives other batches to measure.
@@ -182,7 +185,9 @@ class PreciseStatistics(pl.Callback):
             or its first part.
 
     Raises:
-        SettingError: a number below 1; when it measures, training data that it cannot make a loader of its own for, or
+        SettingError: a number below 1; when training begins, with ``every_n_epochs=None``, an EarlyStopping, which may
+            end training after the last epoch's end has been dealt with, or a ModelCheckpoint that saves with
+            validations, before it; when it measures, training data that it cannot make a loader of its own for, or
             what :func:`precise_statistics` raises.
     """
 
@@ -207,6 +212,16 @@ class PreciseStatistics(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._look_for_frozen(pl_module)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for each in trainer.callbacks if self.every_n_epochs is None else ():  # type: ignore[attr-defined]
+            late = isinstance(each, ModelCheckpoint) and not each._should_save_on_train_epoch_end(trainer)
+            if late or isinstance(each, EarlyStopping):
+                why = "saves with validations, before the last epoch's end" if late else "may end training at any epoch"
+                raise AgreedError(
+                    f"PreciseStatistics: every_n_epochs=None: {type(each).__name__} {why}, so what is saved last would "
+                    "not have them; use every_n_epochs=1"
+                )
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self._look_for_frozen(pl_module)
 
@@ -214,6 +229,11 @@ class PreciseStatistics(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.every_n_epochs is None:
             return
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning calls ModelCheckpoint after all others here; a resume point is written later still.
+        if self.every_n_epochs is None and _is_last_epoch(trainer):
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -246,6 +266,16 @@ class PreciseStatistics(pl.Callback):
                 pl_module, batches, self.num_batches, only=lambda name, layer: layer in thawed, forward=run
             )
         self._measured_at = trainer.global_step
+
+
+def _is_last_epoch(trainer: pl.Trainer) -> bool:
+    """Whether the epoch that is being ended is; ``fit_loop.done`` would say, but counts while it does."""
+    loop = trainer.fit_loop
+    epochs = loop.epoch_progress.current.processed  # type: ignore[attr-defined]  # the tracker is one that has it
+    limits = (loop.epoch_loop.global_step, loop.max_steps), (epochs, loop.max_epochs)
+    if any(most is not None and -1 != most <= reached for reached, most in limits):
+        return True
+    return bool(trainer.should_stop and loop._can_stop_early)
 
 
 def test_precisely(trainer: Any, pl_module: pl.LightningModule, num_batches: int, **options: Any) -> dict[str, Any]:

@@ -62,6 +62,14 @@ def test_training_crops_are_drawn_and_evaluation_takes_the_middle(root: Path) ->
     assert torch.equal(validated, again)
 
 
+def test_the_folders_are_looked_through_once(root: Path) -> None:
+    data = ImageNet(str(root), **SMALL)
+    data.setup("fit")
+    images = data.train, data.val
+    data.setup("test")
+    assert (data.train, data.val) == images
+
+
 def test_the_middle_of_a_plain_image_is_its_colour_normalized(root: Path) -> None:
     """Computed by hand from the statistics that torchvision's own models are documented with."""
     pixels = np.zeros((80, 100, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 import csv
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -413,6 +414,26 @@ def test_with_accumulated_gradients_a_look_is_a_step_and_the_first_batch_counts(
         assert [b - a for a, b in zip(one.sent, other.sent, strict=True)] == [0, 0, 0, 1] * 2
     found = {int(row["step"]): float(row["spread"]) for row in rows(tmp_path) if row["layer"] == "body.0"}
     assert found == pytest.approx({1: by_definition(steps[2])[0], 3: by_definition(steps[6])[0]}, rel=1e-5)
+
+
+def test_a_look_ends_where_a_validation_begins_and_none_begins_in_the_midst_of_a_step() -> None:
+    loop = SimpleNamespace(_should_accumulate=lambda: True, _batches_that_stepped=0)
+    trainer: Any = SimpleNamespace(log_every_n_steps=1, fit_loop=SimpleNamespace(epoch_loop=loop))
+    lit, monitor = Lit(1), StatisticsMonitor()
+    monitor._layers, monitor._active = dict(syncbn.nn.conversion.batch_norms(lit)), True
+    monitor.on_train_batch_start(trainer, lit)
+    assert observing.observer is not None
+    monitor.on_train_batch_end(trainer, lit)
+    monitor.on_validation_start(trainer, lit)
+    assert observing.observer is None
+    assert not any(module._forward_pre_hooks for module in lit.modules())
+    monitor.on_train_batch_start(trainer, lit)
+    assert observing.observer is None
+    loop._should_accumulate = lambda: False
+    monitor.on_train_batch_end(trainer, lit)  # no message: there is no process group
+    monitor.on_train_batch_start(trainer, lit)
+    assert observing.observer is not None
+    monitor.on_train_end()
 
 
 def run_with(rank: int, world_size: int, fn: Any, options: dict[str, Any], *arguments: Any) -> Any:

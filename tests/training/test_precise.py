@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
@@ -297,15 +299,13 @@ LOADERS = {
 }
 
 
-def fit(loader: Any, *callbacks: pl.Callback) -> tuple[Module, Tensor]:
+def fit(loader: Any, *callbacks: pl.Callback, **options: Any) -> tuple[Module, Tensor]:
     torch.manual_seed(4)
     trainer = pl.Trainer(
+        **{"max_epochs": 2, "val_check_interval": 2, "enable_checkpointing": False} | options,
         accelerator="cpu",
-        max_epochs=2,
-        val_check_interval=2,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=1,
@@ -340,6 +340,40 @@ def test_without_epochs_it_measures_at_the_end_alone() -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(plain.seen, precise.seen, strict=True))
     final = precise.net[0](a_set().tensors[0]).detach()
     torch.testing.assert_close(state(precise.net)[:2], [final.mean(0), final.var(0)])
+
+
+QUIET = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
+
+
+@QUIET
+@pytest.mark.parametrize("last", [{}, {"max_epochs": -1, "max_steps": 8}])
+def test_the_last_checkpoint_has_what_is_measured_at_the_end(tmp_path: Path, last: dict[str, int]) -> None:
+    saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    options = {"val_check_interval": 1.0, "enable_checkpointing": True} | last
+    precise, _ = fit(LOADERS["ours"](), saving, PreciseStatistics(5, every_n_epochs=None), **options)
+    saved = [
+        torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]["net.1.running_mean"]
+        for epoch in (0, 1)
+    ]
+    assert not torch.allclose(saved[0], precise.net[1].running_mean, rtol=1e-2)
+    assert torch.equal(saved[1], precise.net[1].running_mean)
+    torch.testing.assert_close(saved[1], precise.net[0](a_set().tensors[0]).detach().mean(0))
+
+
+@QUIET
+@pytest.mark.parametrize(
+    ("callback", "line"),
+    [
+        (EarlyStopping("loss"), "every_n_epochs=None: EarlyStopping may end training at any epoch, .*; use every_n"),
+        (ModelCheckpoint(save_on_train_epoch_end=False), "None: ModelCheckpoint saves with validations"),
+    ],
+)
+def test_what_would_be_saved_without_them_is_refused(tmp_path: Path, callback: pl.Callback, line: str) -> None:
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    if isinstance(callback, EarlyStopping):
+        options["enable_checkpointing"] = False
+    with pytest.raises(SettingError, match=line):
+        fit(LOADERS["ours"](), callback, PreciseStatistics(5, every_n_epochs=None), **options)
 
 
 def test_its_own_loader_leaves_the_place_of_the_training_loader_alone() -> None:
