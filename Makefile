@@ -20,7 +20,7 @@ doctor: $(VENV)/ready ## check this machine for training, without training; as J
 	@$(BIN)/syncbn doctor $(ARGS)
 
 test: $(VENV)/ready ## run the tests, two files at a time; a choice of them: make test ARGS="tests/nn -k empty"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
