@@ -71,9 +71,9 @@ def test_one_process_trains_as_two(tmp_path: Path, settings: list[str]) -> None:
 
 
 def test_what_devices_keep_each_by_itself_survives_a_stop(tmp_path: Path) -> None:
-    settings = [*SMALL, "data.batch_size=8", "norm=local_mean", "simulate=2", "resume.every_n_steps=5"]
+    settings = [*SMALL, "data.batch_size=8", "norm=local_mean", "simulate=2", "resume.every_n_steps=30"]
     whole = train(tmp_path, *settings, "run.id=whole")
-    stop = fault(tmp_path, "kill", epoch=1, batch=28)
+    stop = fault(tmp_path, "kill", epoch=1, batch=40)
     assert train(tmp_path, *settings, "run.id=parts", stop).code == 1
     for other, line in (
         (["simulate=4", "data.batch_size=4"], "simulate=4 and 16 samples at once: "),
