@@ -10,7 +10,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from syncbn.training import corruptions
 from syncbn.training.loaders import Batches, BatchLoader, SampleError, TrainLoader
+from syncbn.training.noise import check_share, relabelled, with_outliers
 from syncbn.training.sampling import ExactSampler, GlobalBatchSampler, check_remainder
 from syncbn.training.sampling import this_rank as _rank
 from syncbn.training.sampling import world_size as _world_size
@@ -39,10 +41,22 @@ class Digits(pl.LightningDataModule):
             :mod:`syncbn.training.shards`).
         num_shards: how many, with ``shards``; it divides the number of devices, of which device r has shard r modulo
             this.
+        corruption: what the images of the test are corrupted by, one of ``syncbn.training.corruptions.KINDS``, each
+            image by draws of its own, which ``split_seed`` gives; None for none.
+        severity: of it, 1 to 5; None is 3.
+        corrupt_train: the images of training and validation too.
+        label_noise: share of the training images that get the label of another class; None is 0. Which ones and which
+            labels, ``seed`` draws, for all epochs; those of validation and test are right.
+        outliers: share of the training images that are multiplied by ``outlier_scale``, drawn likewise; None is 0.
+        outlier_scale: None is 10.
+
+    Images are corrupted first, then labels and outliers are drawn; shards are made of what comes out, so with "labels"
+    an image is where its label says.
 
     Raises:
-        SettingError: another word for ``remainder`` or ``shards``; fewer than two shards; at set-up, where the
-            training images do not fill one global batch or a part has fewer images than there are devices.
+        SettingError: another word for ``remainder``, ``shards`` or ``corruption``; a severity other than 1 to 5, or
+            one without a corruption; a share outside 0 to 1; fewer than two shards; at set-up, where the training
+            images do not fill one global batch or a part has fewer images than there are devices.
     """
 
     def __init__(
@@ -58,6 +72,12 @@ class Digits(pl.LightningDataModule):
         remainder: str = "drop",
         shards: str | None = None,
         num_shards: int | None = None,
+        corruption: str | None = None,
+        severity: int | None = None,
+        corrupt_train: bool | None = None,
+        label_noise: float | None = None,
+        outliers: float | None = None,
+        outlier_scale: float | None = None,
     ) -> None:
         super().__init__()
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -67,6 +87,16 @@ class Digits(pl.LightningDataModule):
             )
         check_remainder(remainder)
         check_shards(shards, num_shards)
+        self.corruption, self.severity = corruption, 3 if severity is None else severity
+        if corruption is not None:
+            corruptions.check(corruption, self.severity, ("data.corruption", "data.severity"))
+        for name, value in (("severity", severity), ("corrupt_train", corrupt_train or None)):
+            if corruption is None and value is not None:
+                raise SettingError(f"data.{name}={value}: say which, data.corruption={corruptions.KINDS[0]} or another")
+        self.corrupt_train, self.label_noise, self.outliers = bool(corrupt_train), label_noise or 0, outliers or 0
+        check_share("data.label_noise", self.label_noise)
+        check_share("data.outliers", self.outliers)
+        self.outlier_scale = 10.0 if outlier_scale is None else outlier_scale
         self.shards, self.num_shards = shards, num_shards
         self.parts: list[list[int]] | None = None
         self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
@@ -74,12 +104,21 @@ class Digits(pl.LightningDataModule):
         self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
 
     def setup(self, stage: str) -> None:
-        images, labels = load_digits(return_X_y=True)
-        x = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-        y = torch.as_tensor(labels, dtype=torch.long)
+        pixels, digits = load_digits(return_X_y=True)
+        x = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+        y = torch.as_tensor(digits, dtype=torch.long)
         rest, test = _stratified(range(len(y)), y, self.test_fraction, self.split_seed)
         train, val = _stratified(rest, y, self.val_fraction / (1 - self.test_fraction), self.split_seed)
-        self.train, self.val, self.test = (TensorDataset(x[part], y[part]) for part in (train, val, test))
+        corrupted = x
+        if self.corruption is not None:
+            corrupted = corruptions.corrupt(x, self.corruption, self.severity, seed=self.split_seed)
+        self.test = TensorDataset(corrupted[test], y[test])
+        if self.corrupt_train:
+            x = corrupted
+        self.val = TensorDataset(x[val], y[val])
+        images = with_outliers(x[train], self.outliers, self.outlier_scale, seed=self.seed)
+        labels = relabelled(y[train], self.label_noise, num_classes=10, seed=self.seed)
+        self.train = TensorDataset(images, labels)
         if self.shards is not None and self.num_shards is not None:
             self.train, self.parts = train_shards(self.shards, self.num_shards, self.train)
             self.val, self.test = (evaluation_shards(self.shards, self.num_shards, d) for d in (self.val, self.test))
