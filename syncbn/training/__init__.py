@@ -10,6 +10,7 @@ _HOME = {
     "MLP": "models",
     "ResNet": "models",
     "Classifier": "classifier",
+    "CorruptionSuite": "robustness",
     "Cosine": "schedules",
     "Digits": "data",
     "ExactSampler": "data",
@@ -29,6 +30,7 @@ _HOME = {
 __all__ = [
     "MLP",
     "Classifier",
+    "CorruptionSuite",
     "Cosine",
     "Digits",
     "ExactSampler",

@@ -223,6 +223,8 @@ def _check_precise(cfg: DictConfig) -> None:
     batches = cfg.precise_batches
     if batches < 0:
         raise SettingError(f"precise_batches={batches}: use a whole number, 0 (not at all) or more")
+    if cfg.corruptions and not cfg.test:
+        raise SettingError("corruptions: test=false leaves no test to repeat; use test=true, or corruptions=null")
     if batches and not cfg.test:
         raise SettingError(f"precise_batches={batches}: test=false leaves no test to repeat; use test=true")
     if batches and cfg.norm.name in ("none", "group_norm"):

@@ -158,6 +158,10 @@ def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
     precise = result.get("precise", {})
     if "precise/acc" in precise:
         rows.append(("precise accuracy", f"{100 * precise['precise/acc']:.2f} % with population statistics"))
+    corrupted, adapted = result.get("corrupted", {}), result.get("adapted", {})
+    if "corrupted/acc" in corrupted:
+        better = f", {100 * adapted['adapted/acc']:.2f} % with adapted statistics" if "adapted/acc" in adapted else ""
+        rows.append(("corrupted accuracy", f"{100 * corrupted['corrupted/acc']:.2f} %{better}"))
     forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
     training = [form.format(result[name]) for name, form in forms.items() if name in result]
     if before := result.get("epochs_before"):

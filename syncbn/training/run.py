@@ -80,6 +80,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
     callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, throughput]
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
+    suite = build(cfg.corruptions) if cfg.corruptions else None
+    callbacks += [suite] if suite else []
     trainer = pl.Trainer(
         strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **exchange.ddp_arguments),
         plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
@@ -113,6 +115,9 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     if cfg.test:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
+    if suite:
+        result |= suite.result
+        trainer.callbacks.remove(suite)  # type: ignore[attr-defined]  # what tests again is another test
     if cfg.precise_batches:
         again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True}
         batches = cfg.precise_batches // config.in_one(cfg)

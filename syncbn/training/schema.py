@@ -83,6 +83,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = None
+    corruptions: Any = None
     seed: int = 0
     run: RunConfig = field(default_factory=RunConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
