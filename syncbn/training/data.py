@@ -97,6 +97,8 @@ class Digits(pl.LightningDataModule):
         check_share("data.label_noise", self.label_noise)
         check_share("data.outliers", self.outliers)
         self.outlier_scale = 10.0 if outlier_scale is None else outlier_scale
+        if isinstance(self.outlier_scale, bool) or not isinstance(self.outlier_scale, int | float):
+            raise SettingError(f"data.outlier_scale={outlier_scale}: use a number")
         self.shards, self.num_shards = shards, num_shards
         self.parts: list[list[int]] | None = None
         self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
