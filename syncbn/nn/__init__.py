@@ -4,6 +4,7 @@ Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``g
 (the message), ``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
 """
 
+from syncbn.nn.adaptation import adapt
 from syncbn.nn.buffers import broadcast_buffers_once
 from syncbn.nn.checkpointing import checkpoint_contexts
 from syncbn.nn.conversion import convert, revert
@@ -17,6 +18,7 @@ __all__ = [
     "SyncBatchNorm1d",
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
+    "adapt",
     "broadcast_buffers_once",
     "checkpoint_contexts",
     "convert",

@@ -88,6 +88,15 @@ class KeepsForward(Synchronized):
         return result
 
 
+def inputs(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """What a call gives a layer: its input, and a mask that broadcasts to it, for a hook before the forward pass."""
+    given = dict(zip(("input", "mask"), args, strict=False)) | kwargs
+    x = given["input"] if "input" in given else next(iter(given.values()))
+    masked = isinstance(layer, Synchronized) and not isinstance(layer, KeepsForward)
+    mask = given.get("mask") if masked else None
+    return x, None if mask is None else functional.over_channels(mask, x)
+
+
 class _Answers(TorchFunctionMode):
     """Answers ``torch.nn.functional.batch_norm(..., training=True)`` on behalf of one layer."""
 

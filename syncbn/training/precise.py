@@ -23,11 +23,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from syncbn.nn import functional, groups, kernels, statistics
+from syncbn.nn import groups, kernels, statistics, subclasses
 from syncbn.nn.conversion import Only, batch_norms
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
-from syncbn.nn.subclasses import KeepsForward
 from syncbn.training import randomness, sampling
 from syncbn.training.data import train_loader
 from syncbn.training.loaders import TrainLoader
@@ -151,11 +150,7 @@ def _sums(layers: list[_BatchNorm]) -> Iterator[dict[_BatchNorm, Tensor]]:
 
     def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, _BatchNorm)
-        given = dict(zip(("input", "mask"), args, strict=False)) | kwargs
-        x = given["input"] if "input" in given else next(iter(given.values()))
-        masked = isinstance(layer, Synchronized) and not isinstance(layer, KeepsForward)
-        mask = given.get("mask") if masked else None
-        found[layer] += kernels.local_sums(x, None if mask is None else functional.over_channels(mask, x)).sums
+        found[layer] += kernels.local_sums(*subclasses.inputs(layer, args, kwargs)).sums
 
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
