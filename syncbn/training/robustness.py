@@ -85,7 +85,7 @@ class CorruptionSuite(pl.Callback):
                 self._look(datamodule.test_dataloader())
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loader = trainer.test_dataloaders
+        loader: Any = trainer.test_dataloaders
         with randomness.untouched():
             self._look(loader)
             images, labels = _samples(loader, range(len(loader.dataset)))
@@ -99,13 +99,13 @@ class CorruptionSuite(pl.Callback):
             logger.save()
 
     def _look(self, loader: Any) -> None:
-        """Refuses data that it cannot work with, by the first images."""
+        """Refuses data that it cannot work with, by a few images from all over them."""
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise SettingError(
                 f"corruptions: the test data are a {type(loader).__name__}; use one DataLoader over a map-style set"
             )
         number = len(loader.dataset)  # type: ignore[arg-type]  # a map-style data set of a test has a length
-        images, _ = _samples(loader, range(min(number, 16)))
+        images, _ = _samples(loader, range(0, number, -(-number // 16)))
         corruptions.check_images(images, "corruptions")
         if self.curve is not None and max(self.curve["batch_sizes"]) > number:
             raise SettingError(

@@ -9,7 +9,9 @@ from syncbn.training import attempts, record
 from syncbn.training.schema import SettingError
 from tests.training.settled import settled
 
-NEW = ("precise_batches", "simulate", "study", "test", "data.shards", "data.num_shards", "timeouts")
+NEW = ("precise_batches", "simulate", "study", "test", "data.shards", "data.num_shards", "timeouts", "corruptions")
+NEW += ("data.corruption", "data.severity", "data.corrupt_train", "data.label_noise", "data.outliers")
+NEW += ("data.outlier_scale",)
 
 
 def an_old_run(where: Path, cfg: DictConfig) -> Path:
