@@ -27,8 +27,9 @@ HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "en
 # And what a run may go on with that it did not begin with.
 FREE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
-# What a setting was before there was one of that name; in a group's file it is null.
+# What a setting was before there was one of that name; in a group's file it is null, if not said here.
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
+DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 

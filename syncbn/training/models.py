@@ -1,9 +1,19 @@
 """Two small networks: one with image positions, one without."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from syncbn.training.schema import SettingError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+INITS = ("he", "torch")
 
 
 class ResNet(nn.Module):
@@ -48,20 +58,49 @@ class MLP(nn.Module):
         num_classes: outputs.
         depth: hidden layers.
         width: features of each.
+        activation: "relu", "sigmoid" or "tanh".
+        init: of the weights. "he": normal, with variance ``g^2 / fan_in`` (He et al. 2015; g is the activation's gain
+            in ``torch.nn.init.calculate_gain``: sqrt 2 for ReLU, 5/3 for tanh, 1 for sigmoid) and zero biases, the head
+            likewise. "torch": as Linear makes them, the head's bias too. Biases that ``norm=none`` puts into the hidden
+            layers are zero with both.
+        gain: a factor on the weights of the hidden layers, whatever drew them. Not on the head's: nothing would
+            normalize its output, so there it would be a temperature of the softmax and say nothing of the depth.
 
     Shape:
         Input ``(N, *)`` with ``in_features`` numbers per sample, output ``(N, num_classes)``.
+
+    Raises:
+        SettingError: another word for ``activation`` or ``init``; a gain that is not above 0.
     """
 
-    def __init__(self, in_features: int = 64, num_classes: int = 10, depth: int = 4, width: int = 64) -> None:
+    def __init__(
+        self,
+        in_features: int = 64,
+        num_classes: int = 10,
+        depth: int = 4,
+        width: int = 64,
+        activation: str = "relu",
+        init: str = "he",
+        gain: float = 1.0,
+    ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise SettingError(f"model.activation={activation}: use relu, sigmoid or tanh")
+        if init not in INITS:
+            raise SettingError(f"model.init={init}: use he, or torch for what torch's Linear does by itself")
+        if isinstance(gain, str) or not 0 < gain < math.inf:
+            raise SettingError(f"model.gain={gain}: use a number above 0; 1 leaves the weights as model.init draws them")
         layers: list[nn.Module] = []
         for _ in range(depth):
-            layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), ACTIVATIONS[activation]()]
             in_features = width
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(in_features, num_classes)
-        _he_init(self)
+        if init == "he":
+            _he_init(self, activation)
+        for layer in self.body if gain != 1 else ():
+            if isinstance(layer, nn.Linear):
+                layer.weight.data.mul_(gain)
 
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(self.body(x.flatten(1)))
@@ -91,12 +130,15 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
-def _he_init(module: nn.Module) -> None:
-    """He et al. 2015, eq. 10: variance 2 / fan; without it a network with no normalization does not train."""
+def _he_init(module: nn.Module, activation: str = "relu") -> None:
+    """He et al. 2015, eq. 10: variance 2 / fan; without it a network with no normalization does not train.
+
+    For other activations than ReLU their gain's square takes the place of the 2.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(layer.weight, nonlinearity=activation)  # type: ignore[arg-type]
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

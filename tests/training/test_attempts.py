@@ -9,17 +9,18 @@ from syncbn.training import attempts, record
 from syncbn.training.schema import SettingError
 from tests.training.settled import settled
 
-NEW = ("precise_batches", "simulate", "study", "test", "data.shards", "data.num_shards", "timeouts", "corruptions")
-NEW += ("data.corruption", "data.severity", "data.corrupt_train", "data.label_noise", "data.outliers")
-NEW += ("data.outlier_scale",)
+NEW = ["precise_batches", "simulate", "study", "test", "data.shards", "data.num_shards", "timeouts", "corruptions"]
+NEW += ["data.corruption", "data.severity", "data.corrupt_train", "data.label_noise", "data.outliers"]
+NEW += ["data.outlier_scale"]
+NEW_OF_MLP = [*NEW, "model.activation", "model.init", "model.gain"]
 
 
-def an_old_run(where: Path, cfg: DictConfig) -> Path:
+def an_old_run(where: Path, cfg: DictConfig, new: list[str] = NEW) -> Path:
     """It has finished, before there were some of today's settings."""
     record.begin(cfg, where, "a", [])
     record.end(where, "finished")
     before = OmegaConf.load(where / "config.yaml")
-    for name in NEW:
+    for name in new:
         parent, _, key = name.rpartition(".")
         del (OmegaConf.select(before, parent) if parent else before)[key]
     OmegaConf.save(before, where / "config.yaml")
@@ -29,6 +30,8 @@ def an_old_run(where: Path, cfg: DictConfig) -> Path:
 def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path: Path) -> None:
     run_dir = an_old_run(tmp_path / "a", settled())
     assert not attempts.go_on(settled(), run_dir, lambda line: None)
+    run_dir = an_old_run(tmp_path / "mlp", settled("model=mlp"), NEW_OF_MLP)
+    assert not attempts.go_on(settled("model=mlp"), run_dir, lambda line: None)
 
 
 @pytest.mark.parametrize(
