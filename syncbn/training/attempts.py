@@ -22,7 +22,7 @@ HARMLESS = [
     "callbacks.checkpoint.dirpath",
 ]
 # Of callbacks those that look; others may change the weights.
-HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "finite", "statistics")]
+HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "finite", "statistics", "gradients")]
 HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
 # And what a run may go on with that it did not begin with.
 FREE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]

@@ -89,7 +89,7 @@ class MLP(nn.Module):
         if init not in INITS:
             raise SettingError(f"model.init={init}: use he, or torch for what torch's Linear does by itself")
         if isinstance(gain, str) or not 0 < gain < math.inf:
-            raise SettingError(f"model.gain={gain}: use a number above 0; 1 leaves the weights as model.init draws them")
+            raise SettingError(f"model.gain={gain}: use a number above 0; 1 leaves the weights as drawn")
         layers: list[nn.Module] = []
         for _ in range(depth):
             layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), ACTIVATIONS[activation]()]

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
 from syncbn.training import config, loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training.gradients import GradientMonitor
 from syncbn.training.monitor import StatisticsMonitor
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
@@ -112,6 +113,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     }
     if collectives := next((each.collectives for each in callbacks if isinstance(each, StatisticsMonitor)), None):
         result["collectives"] = collectives
+    if gradients := next((each.gradients for each in callbacks if isinstance(each, GradientMonitor)), None):
+        result["gradients"] = gradients
     if cfg.test:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}

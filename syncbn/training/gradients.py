@@ -1,0 +1,166 @@
+"""How gradients grow or vanish with depth: their norms layer by layer, at initialization and while a network trains."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+from syncbn.training.metrics_file import MetricsFile
+from syncbn.training.monitor import FEW, _step
+from syncbn.training.schema import SettingError
+
+COLUMNS = ("step", "layer", "depth", "norm", "weight_norm")
+FEWEST = 3  # hidden layers from which a growth can be told
+
+
+class Gradient(NamedTuple):
+    """Of one layer's weight, at one step.
+
+    Attributes:
+        layer: its name.
+        depth: how many layers with a weight come before it.
+        norm: Euclidean, of the gradient.
+        weight_norm: of the weight before the step.
+        shape: of the weight.
+    """
+
+    layer: str
+    depth: int
+    norm: float
+    weight_norm: float
+    shape: tuple[int, ...]
+
+
+class GradientMonitor(pl.Callback):
+    """Looks at the norm of the gradient of each weight, layer by layer.
+
+    The layers are linear and convolutional ones, in the order in which they were registered, which is that of the
+    forward pass in most networks. The gradient is what the optimizer is about to be given: averaged over ranks and
+    accumulated batches, unscaled in 16-mixed, not yet clipped. So it is the same on all ranks, and nothing is sent.
+
+    Rank 0 writes ``gradients.csv``, a row a layer and look: ``step`` (as in ``metrics.csv``) and what
+    :class:`Gradient` says. The loggers get ``gradients/LAYER`` for each layer, of more than 16 layers
+    ``gradients/first`` and ``gradients/last``, and the numbers of :func:`flow`. Norms are taken in float64, so a
+    gradient whose square would vanish in float32 is seen. The first step of training is always looked at: there the
+    network is as it was initialized. Between looks nothing is done. A weight that has no gradient in a step has no row.
+
+    Args:
+        every_n_steps: optimizer steps between two looks; None for ``trainer.log_every_n_steps``.
+        directory: where ``gradients.csv`` goes; None for ``trainer.log_dir``.
+
+    Raises:
+        SettingError: ``every_n_steps`` below 1.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, directory: str | Path | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise SettingError(f"callbacks.gradients.every_n_steps={every_n_steps}: use 1 or more, or null")
+        self.every_n_steps, self.directory = every_n_steps, directory
+        self._file: MetricsFile | None = None
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    @property
+    def gradients(self) -> dict[str, float]:
+        """``gradients/growth`` and ``gradients/decades`` of the first step (see :func:`flow`), and with ``_end`` of the
+        last that was looked at, by this process or an earlier attempt; without those that cannot be told.
+        """
+        return {f"gradients/{name}": value for name, value in self._first.items()} | {
+            f"gradients/{name}_end": value for name, value in self._last.items()
+        }
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        directory = trainer.log_dir if self.directory is None else self.directory  # a message: all ranks ask
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            place = Path(directory or trainer.default_root_dir)
+            place.mkdir(parents=True, exist_ok=True)
+            self._file = MetricsFile(place, "gradients.csv", COLUMNS)
+            # What an earlier attempt has seen after the checkpoint comes again. The step is the loggers' (see there).
+            self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
+        due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
+        if not (due or trainer.global_step == 0) or not trainer.is_global_zero:
+            return
+        found = look(pl_module)
+        if not found:
+            return
+        numbers = flow(found)
+        if trainer.global_step == 0:
+            self._first = numbers
+        self._last = numbers
+        if self._file is not None:
+            rows = [{name: value for name, value in each._asdict().items() if name in COLUMNS} for each in found]
+            self._file.append([{"step": _step(trainer), **row} for row in rows])
+        norms = {each.layer: each.norm for each in found}
+        few = norms if len(norms) <= FEW else {"first": found[0].norm, "last": found[-1].norm}
+        metrics = {f"gradients/{name}": value for name, value in (few | numbers).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, _step(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first, "last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first, self._last = state_dict["first"], state_dict["last"]
+
+
+@torch.no_grad()
+def look(module: nn.Module) -> list[Gradient]:
+    """The gradients that the weights of linear and convolutional layers have now; waits for the device once.
+
+    A weight that two layers share counts once, where the first of them is.
+    """
+    weights: dict[nn.Parameter, str] = {}
+    for name, layer in module.named_modules():
+        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear | _ConvNd) else None
+        if weight is not None:
+            weights.setdefault(weight, name)
+    found = [(depth, name, weight) for depth, (weight, name) in enumerate(weights.items()) if weight.grad is not None]
+    if not found:
+        return []
+    norms = torch.stack([_norm(of) for _, _, weight in found for of in (weight.grad, weight) if of is not None])
+    pairs = norms.view(-1, 2).tolist()
+    return [
+        Gradient(name, depth, norm, weight_norm, tuple(weight.shape))
+        for (depth, name, weight), (norm, weight_norm) in zip(found, pairs, strict=True)
+    ]
+
+
+def flow(found: list[Gradient]) -> dict[str, float]:
+    """How gradients change on their way back through the hidden layers.
+
+    Hidden layers are those of the commonest shape of weight, the last layer of all (the head) apart, so that the norms
+    are of equally many numbers. ``growth`` is the factor from one layer to the one before it, by least squares of the
+    logarithm against depth: above 1 gradients grow backwards, below 1 they vanish. ``decades`` is log10 of the first
+    hidden layer's norm over the last one's. For ReLU and batch norm at initialization the growth is
+    ``sqrt(pi / (pi - 1)) = 1.211`` (Yang et al. 2019).
+
+    Returns:
+        Those of ``growth`` and ``decades`` that can be told: not of fewer than three hidden layers, and not where a norm
+        is zero or not finite.
+    """
+    inner = found[:-1]
+    if not inner:
+        return {}
+    commonest = Counter(each.shape for each in inner).most_common(1)[0][0]
+    hidden = [each for each in inner if each.shape == commonest]
+    if len(hidden) < FEWEST or not all(0 < each.norm < math.inf for each in hidden):
+        return {}
+    logs = [math.log(each.norm) for each in hidden]
+    slope = float(np.polynomial.polynomial.polyfit([each.depth for each in hidden], logs, 1)[1])
+    return {"growth": math.exp(-slope), "decades": (logs[0] - logs[-1]) / math.log(10)}
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float64)
