@@ -46,6 +46,8 @@ def settle(cfg: DictConfig) -> None:
     if not 0 <= cfg.seed < 2**32:
         raise SettingError(f"seed={cfg.seed}: use a number from 0 to {2**32 - 1}")
     _check_precise(cfg)
+    _check_fit(cfg)
+    _check_target(cfg)
     _check_resume(cfg)
     try:
         OmegaConf.resolve(cfg)
@@ -76,6 +78,11 @@ def loader_batch(cfg: DictConfig) -> int:
 def counted_in(cfg: DictConfig) -> dict[str, int | None]:
     """What a position in the middle of an epoch is counted in, and would not mean the same with anything else."""
     return {"simulate": cfg.get("simulate"), "samples": loader_batch(cfg)}
+
+
+def target_monitor(cfg: DictConfig) -> str:
+    """The accuracy of the validation that ``target`` is one of."""
+    return str(OmegaConf.select(cfg, "callbacks.checkpoint.monitor") or "val/acc")
 
 
 def normalization_batch(cfg: DictConfig) -> int | None:
@@ -231,6 +238,23 @@ def _check_precise(cfg: DictConfig) -> None:
         raise SettingError(
             f"precise_batches={batches}: norm={cfg.norm.name} leaves no batch norm to measure; use norm=sync or local, "
             "or precise_batches=0"
+        )
+
+
+def _check_fit(cfg: DictConfig) -> None:
+    if cfg.fit and not cfg.test:
+        raise SettingError("fit=true: test=false leaves no test to compare with; use test=true")
+
+
+def _check_target(cfg: DictConfig) -> None:
+    if cfg.target is None:
+        return
+    if not 0 < cfg.target <= 1:
+        raise SettingError(f"target={cfg.target}: use an accuracy above 0 and at most 1, or null")
+    if OmegaConf.select(cfg, "callbacks.checkpoint.mode") == "min":
+        raise SettingError(
+            f"target={cfg.target}: callbacks.checkpoint.monitor={target_monitor(cfg)} is better the lower it is "
+            "(callbacks.checkpoint.mode=min), and no accuracy; use target=null"
         )
 
 

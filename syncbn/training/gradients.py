@@ -147,8 +147,8 @@ def flow(found: list[Gradient]) -> dict[str, float]:
     ``sqrt(pi / (pi - 1)) = 1.211`` (Yang et al. 2019).
 
     Returns:
-        Those of ``growth`` and ``decades`` that can be told: not of fewer than three hidden layers, and not where a norm
-        is zero or not finite.
+        Those of ``growth`` and ``decades`` that can be told: not of fewer than three hidden layers, nor where a norm is
+        zero or not finite.
     """
     inner = found[:-1]
     if not inner:
@@ -163,4 +163,5 @@ def flow(found: list[Gradient]) -> dict[str, float]:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm

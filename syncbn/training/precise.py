@@ -30,6 +30,7 @@ from syncbn.nn.simulation import Simulated
 from syncbn.training import randomness, sampling
 from syncbn.training.data import train_loader
 from syncbn.training.loaders import TrainLoader
+from syncbn.training.retest import retest
 from syncbn.training.schema import AgreedError, SettingError
 
 
@@ -283,19 +284,12 @@ def test_precisely(trainer: Any, pl_module: pl.LightningModule, num_batches: int
     Returns:
         What the test gives, ``precise/acc`` for ``test/acc`` and so on; it is logged under these names.
     """
-    callback, loggers = PreciseStatistics(num_batches, every_n_epochs=None, before_test=True), trainer.loggers
+    callback = PreciseStatistics(num_batches, every_n_epochs=None, before_test=True)
     trainer.callbacks.append(callback)
-    trainer.loggers = []  # the names are the first test's
     try:
-        metrics = trainer.test(pl_module, verbose=False, **options)
+        return retest(trainer, pl_module, "precise", **options)
     finally:
         trainer.callbacks.remove(callback)
-        trainer.loggers = loggers
-    found = {f"precise/{name.removeprefix('test/')}": value for each in metrics for name, value in each.items()}
-    for logger in loggers:
-        logger.log_metrics(found, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # the step of the first
-        logger.save()
-    return found
 
 
 @contextmanager
@@ -313,17 +307,27 @@ def _synchronized(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterato
 
 def _training_batches(trainer: Any) -> Iterator[Any]:
     """Batches of the training data without end, epoch after epoch from the one that it is; the same on each call."""
-    loader = trainer.train_dataloader
-    if loader is None and trainer.datamodule is not None:  # in a test
-        loader = trainer.datamodule.train_dataloader()
-    loader = _own_loader(loader)
+    loader = own_loader(training_loader(trainer))
     for epoch in count(trainer.current_epoch):
         loader.sampler.go_to(epoch, 0)
         yield from loader
 
 
-def _own_loader(loader: Any) -> TrainLoader:
+def training_loader(trainer: Any) -> Any:
+    """The loader of the training data, also in a test."""
+    loader = trainer.train_dataloader
+    return trainer.datamodule.train_dataloader() if loader is None and trainer.datamodule is not None else loader
+
+
+def own_loader(
+    loader: Any, who: str = "PreciseStatistics", instead: str = "give it batches=, a function that returns batches"
+) -> TrainLoader:
     """A loader over the same data as this one, which it leaves alone.
+
+    Args:
+        loader: of training data.
+        who: wants it, for the message.
+        instead: what to do where there can be none, likewise.
 
     Raises:
         SettingError: it is no DataLoader over a map-style data set, or it picks samples in a way of its own.
@@ -348,6 +352,5 @@ def _own_loader(loader: Any) -> TrainLoader:
         options |= {"remainder": "drop" if enough else "pad", "collate_fn": loader.collate_fn}
         return train_loader(loader.dataset, loader.batch_size, **options)
     raise SettingError(
-        f"PreciseStatistics: of the training data ({type(loader).__name__}) it cannot make a loader of its own; give "
-        "it batches=, a function that returns batches"
+        f"{who}: of the training data ({type(loader).__name__}) it cannot make a loader of its own; {instead}"
     )

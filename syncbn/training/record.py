@@ -155,6 +155,9 @@ def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
     if "test/loss" in test:
         rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    fit = result.get("fit", {})
+    if "fit/acc" in fit:
+        rows.append(("training images", f"{100 * fit['fit/acc']:.2f} % of them known"))
     precise = result.get("precise", {})
     if "precise/acc" in precise:
         rows.append(("precise accuracy", f"{100 * precise['precise/acc']:.2f} % with population statistics"))
@@ -167,6 +170,12 @@ def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
     if before := result.get("epochs_before"):
         first = "the first epoch" if before == 1 else f"the first {before} epochs"
         training.append("all of them before" if before == result.get("epochs") else f"{first} before")
+    if result.get("diverged"):
+        training.append("ended by a loss or weights that are not finite")
+    if target := result.get("target"):
+        took = f"{target['target/steps']} steps"
+        took += f", {target['target/seconds']:.1f} s" if "target/seconds" in target else ""
+        rows.append(("target", f"{'reached after' if target['target/reached'] else 'not reached in'} {took}"))
     if training:
         rows.append(("training", ", ".join(training)))
     if speed := result.get("images_per_second"):

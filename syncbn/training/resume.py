@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
 from syncbn.training import checkpoints, loggers, randomness, stopping
-from syncbn.training.finite import NonFiniteError, first_non_finite_parameter
+from syncbn.training.finite import NonFiniteError, first_non_finite_parameter, stopper
 from syncbn.training.stopping import Stopped
 
 KEY = "resume"  # in the checkpoint
@@ -150,9 +150,14 @@ class ResumePoints(pl.Callback):
         if trainer.global_step in (0, self._saved_step):  # no look at the file: all ranks must decide alike
             self._point = None
             return
-        spoiled = first_non_finite_parameter(trainer.lightning_module)
+        name = first_non_finite_parameter(trainer.lightning_module)
+        spoiled = None if name is None else f"{name} is not finite after step {trainer.global_step}: {self._kept()}"
+        stops = stopper(trainer)
+        if stops is not None and stops.stops_at(trainer, spoiled):
+            self._point = None  # a run that goes on would begin with what has diverged
+            return
         if spoiled is not None:
-            raise NonFiniteError(f"{spoiled} is not finite after step {trainer.global_step}: {self._kept()}")
+            raise NonFiniteError(spoiled)
         assert self._point is not None
         self._point |= self._gathered(trainer, self._point.pop("random")) | {"epoch_is_over": epoch_is_over}
         self._writing = True

@@ -19,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import config, loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training import config, fit, loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training.finite import stopper
 from syncbn.training.gradients import GradientMonitor
 from syncbn.training.monitor import StatisticsMonitor
 from syncbn.training.preflight import CompareRanks
@@ -28,6 +29,7 @@ from syncbn.training.resume import ResumePoints
 from syncbn.training.saving import AtomicCheckpointIO
 from syncbn.training.schema import SettingError
 from syncbn.training.stopping import Stopped
+from syncbn.training.target import TimeToTarget
 
 
 def run(cfg: DictConfig, run_dir: Path) -> None:
@@ -80,6 +82,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         settings["accumulate_grad_batches"] = 1  # they are in one
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
     callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, throughput]
+    if cfg.target is not None:
+        callbacks.append(TimeToTarget(config.target_monitor(cfg), cfg.target))
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
     suite = build(cfg.corruptions) if cfg.corruptions else None
     callbacks += [suite] if suite else []
@@ -97,7 +101,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     start = time.monotonic()
     trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     seconds = time.monotonic() - start
-    if trainer.global_step == 0:
+    stops = stopper(trainer)
+    if trainer.global_step == 0 and not (stops and stops.diverged):
         raise SettingError(
             f"data.batch_size={cfg.data.batch_size}: no batch was trained on; either the data gives none of that size, "
             "or a limit under trainer allows none"
@@ -111,18 +116,24 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         "images_per_second": throughput.images_per_second,
         "checkpoint": best,
     }
+    if stops is not None:
+        result["diverged"] = int(stops.diverged)
     if collectives := next((each.collectives for each in callbacks if isinstance(each, StatisticsMonitor)), None):
         result["collectives"] = collectives
     if gradients := next((each.gradients for each in callbacks if isinstance(each, GradientMonitor)), None):
         result["gradients"] = gradients
+    if target := next((each for each in callbacks if isinstance(each, TimeToTarget)), None):
+        result["target"] = target.result
     if cfg.test:
         metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
         result["test"] = {name: value for each in metrics for name, value in each.items()}
     if suite:
         result |= suite.result
         trainer.callbacks.remove(suite)  # type: ignore[attr-defined]  # what tests again is another test
-    if cfg.precise_batches:
-        again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True}
+    again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True}
+    if cfg.fit:
+        result["fit"] = fit.test_fit(trainer, module, result["test"], **again)
+    if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
         batches = cfg.precise_batches // config.in_one(cfg)
         result["precise"] = precise.test_precisely(trainer, module, batches, **again)
     return result

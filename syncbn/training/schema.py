@@ -93,6 +93,8 @@ class Config:
     test: bool = True
     simulate: int | None = None
     precise_batches: int = 0
+    fit: bool = False
+    target: float | None = None
     study: Any = None
 
 

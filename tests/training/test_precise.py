@@ -20,7 +20,7 @@ import syncbn
 from syncbn.nn.simulation import simulate
 from syncbn.training import PreciseStatistics, SettingError, SyncBatchNormPlugin, precise_statistics
 from syncbn.training.data import train_loader
-from syncbn.training.precise import _own_loader, _synchronized
+from syncbn.training.precise import _synchronized, own_loader
 from tests.harness import Ranks, messages
 from tests.training.command import train
 
@@ -259,9 +259,9 @@ def test_what_is_masked_does_not_count() -> None:
         (lambda: precise_statistics(nn.BatchNorm1d(2, track_running_stats=False), []), "no batch norm layer"),
         (lambda: PreciseStatistics(0), "PreciseStatistics: num_batches=0: use a whole number, 1 or more"),
         (lambda: PreciseStatistics(every_n_epochs=0), "PreciseStatistics: every_n_epochs=0: use a whole number"),
-        (lambda: _own_loader([1, 2]), r"of the training data \(list\) it cannot make .*; give it batches="),
-        (lambda: _own_loader(DataLoader(a_set(), sampler=WeightedRandomSampler([1.0], 1))), "give it batches="),
-        (lambda: _own_loader(DataLoader(a_set(), batch_sampler=[[0, 1]])), "give it batches="),
+        (lambda: own_loader([1, 2]), r"of the training data \(list\) it cannot make .*; give it batches="),
+        (lambda: own_loader(DataLoader(a_set(), sampler=WeightedRandomSampler([1.0], 1))), "give it batches="),
+        (lambda: own_loader(DataLoader(a_set(), batch_sampler=[[0, 1]])), "give it batches="),
     ],
 )
 def test_what_cannot_work_is_refused(call: Callable[[], object], line: str) -> None:
@@ -376,11 +376,11 @@ def test_what_would_be_saved_without_them_is_refused(tmp_path: Path, callback: p
         fit(LOADERS["ours"](), callback, PreciseStatistics(5, every_n_epochs=None), **options)
 
 
-def test_its_own_loader_leaves_the_place_of_the_training_loader_alone() -> None:
+def test_itsown_loader_leaves_the_place_of_the_training_loader_alone() -> None:
     loader = LOADERS["ours"]()
     training = iter(loader)
     next(training)
-    own = _own_loader(loader)
+    own = own_loader(loader)
     own.sampler.go_to(7, 0)
     for _ in own:
         pass
