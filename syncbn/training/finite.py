@@ -41,7 +41,7 @@ class StopOnNonFinite(pl.Callback):
     ``trainer.global_step`` counts it), a line on stderr says what happened, nothing more is saved to go on from, and
     the test is of what there is. Then all ranks have to agree, which is a message of one number a look.
 
-    The step is then run once more on this rank alone, to name the first layer whose output is not finite.
+    The step is then run once more on each such rank alone, to name the first layer whose output is not finite.
 
     Args:
         every_n_steps: how often to look. None: each step on the CPU, where it costs nothing; each
@@ -65,7 +65,8 @@ class StopOnNonFinite(pl.Callback):
         self._batch: Any = None
         self._batch_idx = 0
         self._finite_at: int | None = None
-        self._lost: tuple[int, float] | None = None  # the step at which training was stopped, and this rank's loss
+        self._ends_here = False  # with this batch
+        self._lost: tuple[int, float] | None = None  # at this step with this loss, where it is this rank's
         self._statistics: list[tuple[Tensor, Tensor]] = []  # each with what it was before the step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,12 +80,13 @@ class StopOnNonFinite(pl.Callback):
             self._statistics = [(each, each.clone()) for each in _running(pl_module)]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self.diverged:  # only now: the backward pass may have kept the statistics, and the look restores them too
+        if self._ends_here:  # only now: the backward pass may have kept the statistics, and a look restores them too
+            self._ends_here = False
             _forget_gradients(pl_module)
             for statistic, before in self._statistics:
                 statistic.copy_(before)
             self._tell(trainer, self._lost and self._what(trainer, pl_module, *self._lost))
-        self._batch = None
+        self._batch, self._statistics = None, []
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -100,7 +102,7 @@ class StopOnNonFinite(pl.Callback):
         finite = all_finite(loss)
         found = None if finite else (step, loss.detach().sum().item())
         if self.action == "stop" and _on_any_rank(trainer, not finite, loss.device):
-            self._lost = found
+            self._ends_here, self._lost = True, found
             self._stop(trainer)
         elif found is not None:
             message, guilty = self._what(trainer, pl_module, *found)

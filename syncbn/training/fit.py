@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from syncbn.training.data import exact_loader
-from syncbn.training.loaders import Batches, BatchLoader
+from syncbn.training.loaders import Batches, BatchLoader, TrainLoader
 from syncbn.training.precise import own_loader, training_loader
 from syncbn.training.retest import Numbers, retest
 
@@ -48,8 +48,19 @@ def test_fit(
         del datamodule.test_dataloader  # the class's own again
 
 
+class RefuseUnfit(pl.Callback):
+    """Refuses training data that :func:`test_fit` could not go through, before they are trained on."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _own_loader(trainer)
+
+
+def _own_loader(trainer: pl.Trainer) -> TrainLoader:
+    return own_loader(training_loader(trainer), "fit=true", "use fit=false")
+
+
 def _each_once(trainer: pl.Trainer) -> BatchLoader:
-    own = own_loader(training_loader(trainer), "fit=true", "use fit=false")
+    own = _own_loader(trainer)
     batches, sampler = own.dataset, own.sampler
     assert isinstance(batches, Batches)
     options = {name: getattr(own, name) for name in ("num_workers", "pin_memory", "worker_init_fn")}

@@ -82,6 +82,8 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         settings["accumulate_grad_batches"] = 1  # they are in one
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
     callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, throughput]
+    if cfg.fit:
+        callbacks.append(fit.RefuseUnfit())
     if cfg.target is not None:
         callbacks.append(TimeToTarget(config.target_monitor(cfg), cfg.target))
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
