@@ -73,7 +73,8 @@ def compare(
     problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
     beside = published.beside(expected, layout, measured, means, effect_rows, cost)
-    problems += [*facts.versions(pairs), *facts.few(effect_rows), *published.disagreements(beside)]
+    used = [p.run for p in pairs.placed if p.used]
+    problems += [*facts.versions(used), *facts.few(effect_rows), *published.disagreements(beside)]
     return Comparison(
         title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
         question=question,

@@ -7,7 +7,8 @@ import pandas as pd
 
 from syncbn.study import labels
 from syncbn.study.pairing import Pairs, Placed
-from syncbn.study.settings import GPU
+from syncbn.study.runs import Run
+from syncbn.study.settings import GPU, place
 from syncbn.study.sides import Layout
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
@@ -44,25 +45,24 @@ def constant(pairs: Pairs, layout: Layout) -> list[str]:
                 f"{name}: " + ", ".join(f"{_or_dash(layout.condition_rows[c].get(name))} at {c}" for c in names)
             )
     lines.append(f"seeds: {', '.join(map(str, sorted({p.seed for p in used})))}")
-    shared = {name: versions for name, versions in _versions(used).items() if len(versions) == 1}
+    shared = {name: versions for name, versions in _versions([p.run for p in used]).items() if len(versions) == 1}
     lines.append("versions: " + ", ".join(f"{name} {next(iter(versions))}" for name, versions in shared.items()))
     return lines
 
 
-def versions(pairs: Pairs) -> list[str]:
+def versions(used: Sequence[Run]) -> list[str]:
     """Lines on runs that were made by different programs, on different devices, or from code that is in no commit."""
-    used = [p for p in pairs.placed if p.used]
     lines = []
     for name, by_version in _versions(used).items():
         if len(by_version) > 1:
             counts = ", ".join(f"{version} ({count} runs)" for version, count in sorted(by_version.items()))
             lines.append(f"the runs were not made with the same {name}: {counts}")
-    kinds = _counts("GPUs" if p.place.endswith(GPU) else "the CPU" for p in used)
+    kinds = _counts("GPUs" if place(run).endswith(GPU) else "the CPU" for run in used)
     if len(kinds) > 1:
         lines.append(
             "some pairs ran on GPUs, others on the CPU: " + ", ".join(f"{k} ({n} runs)" for k, n in kinds.items())
         )
-    dirty = [p for p in used if (p.run.about.get("git") or {}).get("dirty")]
+    dirty = [run for run in used if (run.about.get("git") or {}).get("dirty")]
     if dirty:
         lines.append(f"{len(dirty)} of {len(used)} runs were made from code with changes that are in no commit")
     return lines
@@ -80,10 +80,10 @@ def few(effects: pd.DataFrame) -> list[str]:
     ]
 
 
-def _versions(used: Sequence[Placed]) -> dict[str, dict[str, int]]:
+def _versions(used: Sequence[Run]) -> dict[str, dict[str, int]]:
     """How many runs each version of a package, and each commit, has."""
-    found = {name: _counts((p.run.about.get("versions") or {}).get(name) or UNKNOWN for p in used) for name in PACKAGES}
-    found["git commit"] = _counts(str((p.run.about.get("git") or {}).get("commit") or UNKNOWN)[:12] for p in used)
+    found = {name: _counts((run.about.get("versions") or {}).get(name) or UNKNOWN for run in used) for name in PACKAGES}
+    found["git commit"] = _counts(str((run.about.get("git") or {}).get("commit") or UNKNOWN)[:12] for run in used)
     return {name: counts for name, counts in found.items() if {*counts} != {UNKNOWN}}
 
 

@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from syncbn.study import report
+from syncbn.study.claims import findings, page, printing
 from syncbn.study.comparing import compare
 from syncbn.study.comparison import Comparison
+from syncbn.study.members import Member
 from syncbn.study.plan import Cell
 from syncbn.training import record
 from syncbn.training.schema import SettingError
@@ -19,6 +21,8 @@ from syncbn.training.schema import SettingError
 
 def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> None:
     """Compares what is in the study's directory, prints the answers, and writes ``report/report.html`` there.
+
+    Of a study with a claim it writes the claim's page too, in ``report/claim``; first, for it wants no whole pairs.
 
     Args:
         cfg: the study's settings; ``logger`` says whether the report goes to W&B too.
@@ -30,6 +34,8 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     Raises:
         SettingError: there is nothing to compare.
     """
+    if study["claim"] is not None:
+        _write_claims([Member(study, list(cells), root)], study, root / "report" / "claim", command)
     comparisons = {}
     for name, part in study["parts"].items():
         for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
@@ -52,6 +58,26 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
             print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
 
 
+def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, command: str = "") -> None:
+    """Prints what came of each claim of a study of several, and writes one page of them, in ``report`` there.
+
+    Args:
+        study: the settings under ``study``, plain.
+        found: the studies that it is made of.
+        root: its directory.
+        command: what makes the runs and this page again.
+    """
+    _write_claims(found, study, root / "report", command)
+
+
+def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Path, command: str) -> None:
+    listed = [findings.find(each.study, each.cells, each.root, command) for each in found]
+    for line in printing.lines(listed):
+        print(line)
+    path = page.write(listed, study["title"], study["question"].strip(), directory)
+    print(f"\nclaims: {record.short(path)}")
+
+
 def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
     """Whether a metric is about this run: some have no such thing."""
     names = {"conditions": cell.condition, "sides": cell.side}
@@ -59,7 +85,7 @@ def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
 
 
 def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, paths: list[Path]) -> Comparison:
-    title = f"{part['title']}: {study['metrics'][metric]}"
+    title = f"{part['title']}: {study['metrics'].get(metric, metric)}"
     try:
         return compare(
             paths,

@@ -50,7 +50,12 @@ def cells(study: Mapping[str, Any], overrides: Sequence[str], root: Path) -> lis
     found = [
         cell for name, part in study["parts"].items() for cell in _of_part(study, str(name), part, overrides, root)
     ]
-    return sorted(found, key=lambda cell: (not simulates(cell), cell.seed))  # two single ones fill a machine of two
+    return sorted(found, key=order)
+
+
+def order(cell: Cell) -> tuple[bool, int]:
+    """What runs are sorted by; two single ones fill a machine of two."""
+    return not simulates(cell), cell.seed
 
 
 def simulates(cell: Cell) -> bool:

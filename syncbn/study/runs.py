@@ -16,6 +16,7 @@ import yaml
 
 from syncbn.training.schema import SettingError
 
+GRADIENT_COLUMNS = ("step", "layer", "depth", "norm", "weight_norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
 # libyaml's is ten times as fast, where PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -75,6 +76,11 @@ class Run:
         """``statistics.csv`` of the monitor; empty where it did not look, or the file is something else."""
         table = _table(self.path / "statistics.csv")
         return table if {*LAYER_COLUMNS} <= {*table.columns} else pd.DataFrame(columns=list(LAYER_COLUMNS))
+
+    def gradients(self) -> pd.DataFrame:
+        """``gradients.csv`` of the gradient monitor; empty where it did not look, or the file is something else."""
+        table = _table(self.path / "gradients.csv")
+        return table if {*GRADIENT_COLUMNS} <= {*table.columns} else pd.DataFrame(columns=list(GRADIENT_COLUMNS))
 
 
 def read(paths: Sequence[Path]) -> list[Run]:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from syncbn.study import elsewhere, expected, plan
+from syncbn.study import elsewhere, expected, members, plan
+from syncbn.study.members import Member
 from syncbn.study.plan import Cell
 from syncbn.training import attempts, config, identity, record, several
 from syncbn.training.outcome import Outcome
@@ -27,6 +28,14 @@ from syncbn.training.several import Run
 OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 
+class Job(NamedTuple):
+    """A run to do, with the study that it is of."""
+
+    study: dict[str, Any]
+    cell: Cell
+    run: Run
+
+
 def main(cfg: DictConfig) -> None:
     """Runs the study of ``cfg.study`` under Hydra, or lists its runs (``study.dry_run``). Ends the program by itself
     where a run has failed, or a setting cannot work: one line, code 1.
@@ -35,23 +44,41 @@ def main(cfg: DictConfig) -> None:
     try:
         _check()
         study: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
-        cells = plan.cells(study, _overrides(), root)
-        runs = compose(cells, here=not (study["dry_run"] or study["report_only"]))
+        overrides = list(HydraConfig.get().overrides.task)
+        found = members.of(study, overrides, root)
+        jobs = _jobs(found, here=not (study["dry_run"] or study["report_only"]))
+        runs = [job.run for job in jobs]
         if study["dry_run"]:
-            _list(study, cells, runs)
+            _list(study, jobs)
             return
         _refuse_others(runs, study)
         code = 0 if study["report_only"] else _run(study, runs, root)
         if code < 2:
             from syncbn.study import pages
 
-            settings = [each for each in HydraConfig.get().overrides.task if "study.report_only=" not in each]
-            pages.write(cfg, study, cells, root, shlex.join(["python", "train.py", *settings]))
+            settings = [each for each in overrides if "study.report_only=" not in each]
+            command = shlex.join(["python", "train.py", *settings])
+            if study["studies"]:
+                pages.write_claims(study, found, root, command)
+            else:
+                pages.write(cfg, study, found[0].cells, root, command)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     if code:
         sys.exit(code)
+
+
+def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
+    """The runs of all studies as one list, in the order of each."""
+    jobs = []
+    for member in found:
+        try:
+            runs = compose(member.cells, here=here)
+        except SettingError as error:
+            raise SettingError(f"+study={member.study['name']}: {error}" if len(found) > 1 else str(error)) from error
+        jobs += [Job(member.study, cell, run) for cell, run in zip(member.cells, runs, strict=True)]
+    return sorted(jobs, key=lambda job: plan.order(job.cell))
 
 
 def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
@@ -96,19 +123,14 @@ def _check() -> None:
         )
 
 
-def _overrides() -> list[str]:
-    """The user's, but those for the study itself."""
-    return [each for each in HydraConfig.get().overrides.task if not each.lstrip("+~").startswith(("study=", "study."))]
-
-
-def _list(study: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-    figures = {name: expected.parse(part.get("expected", [])) for name, part in study["parts"].items()}
-    for cell, run in zip(cells, runs, strict=True):
-        beside = [str(each) for each in figures[cell.part] if each.is_of(cell.side, run.cfg)]
-        print(elsewhere.command(run), *(["  # expected:", "; ".join(beside)] if beside else []))
-    numbers = sorted(Counter(config.world_size(run.cfg) for run in runs).items())
+def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        figures = expected.parse(job.study["parts"][job.cell.part].get("expected", []))
+        beside = [str(each) for each in figures if each.is_of(job.cell.side, job.run.cfg)]
+        print(elsewhere.command(job.run), *(["  # expected:", "; ".join(beside)] if beside else []))
+    numbers = sorted(Counter(config.world_size(job.run.cfg) for job in jobs).items())
     how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
-    print(f"study {study['name']}, budget {study['budget']}: {len(cells)} runs: {how}")
+    print(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
 
 
 def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:

@@ -1,0 +1,198 @@
+"""The rule's tests: how much better a norm is than what it is held against, and whether that is enough.
+
+For each seed e is how much better the side does: a difference, or the log of a ratio. Enough is d, the effect that the
+rule asks for, or its log. Two one-sided paired t tests say whether the mean of e is above d ("yes") or below it ("no");
+each family of them is Holm-corrected for all rows of the claim, and what neither shows is "open". Where all e are one
+number, which leaves a t test no spread to measure by, p is 2^-n on the side of d where it lies (the exact test of
+signs, as in :mod:`syncbn.study.effects`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from syncbn.study import effects, metrics
+from syncbn.study.claims.finding import Row, Versus
+from syncbn.study.claims.rule import Case, Reading
+from syncbn.study.claims.values import Results, exp
+from syncbn.study.comparing import ALPHA
+from syncbn.study.comparison import Metric
+
+SYNC, LOCAL = "sync", "local"
+SAYS = ("yes", "no", "open")
+WORDS = ("better", "worse", "no difference shown")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two sides, seed by seed.
+
+    Attributes:
+        side: numbers of the side, of the seeds for which there are both and an effect can be had from them.
+        other: of what it is held against.
+        effects: how much better the side does: a difference, or the log of a ratio.
+        resolution: what effects may differ by and be the same.
+        left_out: seeds that have both numbers but no effect, with why.
+    """
+
+    side: list[float]
+    other: list[float]
+    effects: list[float]
+    resolution: float
+    left_out: list[str]
+
+
+def rows(cases: Sequence[Case], results: Results) -> list[Row]:
+    """Every case for every side that it is about, as the rule judges it."""
+    judged = [_row(case, side, results) for case in cases for side in case.sides]
+    yes, no = (effects.holm([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no"))
+    return [
+        replace(row, p_yes=p_yes, p_no=p_no, says=SAYS[0] if p_yes < ALPHA else SAYS[1] if p_no < ALPHA else SAYS[2])
+        for row, p_yes, p_no in zip(judged, yes, no, strict=True)
+    ]
+
+
+def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
+    """Synchronized against per-device statistics, in every case that is about both."""
+    judged = [_versus(case, results) for case in cases if {SYNC, LOCAL} <= {*case.sides}]
+    return [
+        replace(one, p=p, word=WORDS[2] if not p < ALPHA else WORDS[one.effect < (1 if one.is_ratio else 0)])
+        for one, p in zip(judged, effects.holm([one.p for one in judged]), strict=True)
+    ]
+
+
+def pairs(case: Case, side: tuple[Reading, str], other: tuple[Reading, str], results: Results) -> Pairs:
+    """Two sides by seed.
+
+    Args:
+        case: says what an effect is.
+        side: how it is read, and its name.
+        other: likewise.
+        results: the runs.
+    """
+    found = Pairs([], [], [], 0.0, [])
+    for seed in results.seeds(side[0].part):
+        ours, theirs = (results.number(reading, name, seed) for reading, name in (side, other))
+        if ours is None or theirs is None:
+            continue
+        effect = _effect(case, ours, theirs)
+        if math.isfinite(effect):
+            found.side.append(ours)
+            found.other.append(theirs)
+            found.effects.append(effect)
+        else:
+            found.left_out.append(f"seed {seed}: {ours:g} against {theirs:g} makes no {_kind(case)}")
+    metric = results.measured(side[0])
+    return replace(found, resolution=_resolution(metric, case.is_ratio, [*found.side, *found.other]))
+
+
+def one_sided(values: Sequence[float], needed: float, resolution: float) -> tuple[float, float]:
+    """p that the mean is not above ``needed``, and p that it is not below; NaN of fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    if np.ptp(values) <= resolution:
+        beyond, signs = float(np.mean(values)) - needed, 2.0 ** -len(values)
+        if abs(beyond) <= resolution:
+            return 1.0, 1.0
+        return (signs, 1.0) if beyond > 0 else (1.0, signs)
+    above, below = (stats.ttest_1samp(values, needed, alternative=way).pvalue for way in ("greater", "less"))
+    return float(above), float(below)
+
+
+def described(metric: Metric, case: Case, notes: Sequence[str] = ()) -> str:
+    """What was measured, for people, with what must be known of it."""
+    what = case.what or (f"{metric.label}, {metric.unit}" if metric.unit else metric.label)
+    return f"{what} ({'; '.join(notes)})" if any(notes) else what
+
+
+def _row(case: Case, side: str, results: Results) -> Row:
+    mine, theirs = (case.reading, side), (case.against, case.against_side)
+    found, metric = pairs(case, mine, theirs, results), results.measured(case.reading)
+    p_yes, p_no = one_sided(found.effects, _scaled(case, case.at_least), found.resolution)
+    low, high = effects.mean_interval(found.effects)
+    value_low, value_high = effects.mean_interval(found.side)
+    other_low, other_high = effects.mean_interval(found.other)
+    return Row(
+        case=case.name,
+        when=case.when,
+        side=side,
+        against=case.against_side,
+        what=described(metric, case, _notes(results, mine, theirs)),
+        unit=metric.unit,
+        n=len(found.effects),
+        value=_mean(found.side),
+        value_low=value_low,
+        value_high=value_high,
+        other=_mean(found.other),
+        other_low=other_low,
+        other_high=other_high,
+        is_ratio=case.is_ratio,
+        effect=_unscaled(case, _mean(found.effects)),
+        low=_unscaled(case, low),
+        high=_unscaled(case, high),
+        needed=case.at_least,
+        p_yes=p_yes,
+        p_no=p_no,
+        says="",
+    )
+
+
+def _versus(case: Case, results: Results) -> Versus:
+    mine, theirs = (case.reading, SYNC), (case.reading, LOCAL)
+    found, metric = pairs(case, mine, theirs, results), results.measured(case.reading)
+    tested = effects.effect(found.effects, [0.0] * len(found.effects), 0.0, found.resolution)
+    return Versus(
+        case=case.name,
+        when=case.when,
+        what=described(metric, case, _notes(results, mine, theirs)),
+        unit=metric.unit,
+        n=tested.n,
+        value=_mean(found.side),
+        other=_mean(found.other),
+        is_ratio=case.is_ratio,
+        effect=_unscaled(case, tested.difference),
+        low=_unscaled(case, tested.low),
+        high=_unscaled(case, tested.high),
+        p=tested.p,
+        word="",
+    )
+
+
+def _notes(results: Results, *read: tuple[Reading, str]) -> list[str]:
+    return list(filter(None, dict.fromkeys(results.beyond(reading, side) for reading, side in read)))
+
+
+def _effect(case: Case, ours: float, theirs: float) -> float:
+    """NaN where there is none."""
+    sign = -1 if case.reading.wants == "lower" else 1
+    if not case.is_ratio:
+        return sign * (ours - theirs)
+    if not (0 < ours < math.inf and 0 < theirs < math.inf):
+        return math.nan
+    return sign * (math.log(ours) - math.log(theirs))
+
+
+def _kind(case: Case) -> str:
+    return "ratio" if case.is_ratio else "difference"
+
+
+def _scaled(case: Case, effect: float) -> float:
+    return math.log(effect) if case.is_ratio else effect
+
+
+def _unscaled(case: Case, effect: float) -> float:
+    return exp(effect) if case.is_ratio else effect
+
+
+def _resolution(metric: Metric, is_ratio: bool, values: Sequence[float]) -> float:
+    """Metrics are single precision numbers: an accuracy to a millionth of 1, others to a millionth of themselves."""
+    if not is_ratio or not values:
+        return metrics.resolution(metric, values)
+    return metrics.resolution(metric, [1.0]) / (min(values) if metric.unit == "%" else 1.0)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

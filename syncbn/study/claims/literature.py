@@ -1,0 +1,36 @@
+"""The literature's figures, with ours beside them."""
+
+import math
+from collections.abc import Sequence
+
+from syncbn.study.claims.finding import Published, Row
+from syncbn.study.claims.rule import Figure
+from syncbn.study.claims.verdicts import effect_text
+from syncbn.study.wording import number
+
+NOT_MEASURED = "not measured"
+
+
+def beside(figures: Sequence[Figure], rows: Sequence[Row]) -> list[Published]:
+    """Each figure with the number of ours that is the same; it agrees where our interval meets what was published."""
+    by_place = {(row.case, row.side): row for row in rows}
+    return [_beside(figure, by_place.get((figure.case, figure.side))) for figure in figures]
+
+
+def _beside(figure: Figure, row: Row | None) -> Published:
+    ours, agrees = NOT_MEASURED, ""
+    if row is not None and row.n:
+        value, low, high = {
+            "value": (row.value, row.value_low, row.value_high),
+            "other": (row.other, row.other_low, row.other_high),
+            "effect": (row.effect, row.low, row.high),
+        }[figure.of]
+        if figure.of == "effect":
+            ours = effect_text(value, low, high, row.unit, row.is_ratio)
+        else:
+            interval = f"[{number(low, row.unit)}, {number(high, row.unit)}]" if math.isfinite(low) else ""
+            ours = " ".join(filter(None, [number(value, row.unit), row.unit, interval]))
+        if figure.value is not None and math.isfinite(low):
+            meets = low <= figure.value + figure.tolerance and high >= figure.value - figure.tolerance
+            agrees = "yes" if meets else "no"
+    return Published(figure.what, figure.published, figure.source, ours, agrees)

@@ -1,0 +1,61 @@
+"""What the rule's tests come to, in words."""
+
+import math
+from collections.abc import Sequence
+
+from syncbn.study.claims.finding import Row, Versus
+from syncbn.study.wording import number, plural
+
+HOLDS, FAILS, NOT_ASKED = "holds", "does not hold", "not asked"
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Of one side, from its cases in order."""
+    yes, no, undecided = ([row for row in rows if row.says == word] for word in ("yes", "no", "open"))
+    if not rows:
+        return NOT_ASKED
+    if len(yes) == len(rows):
+        return HOLDS
+    if yes:
+        rest = f"; not decided {_when(undecided)} by {_seeds(undecided)}" if undecided else ""
+        return f"{HOLDS} only {_when(yes)}{rest}"
+    if not undecided:
+        return FAILS
+    if not no:
+        return f"not decided by {_seeds(undecided)}"
+    return f"not decided by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}"
+
+
+def worse(versus: Sequence[Versus]) -> list[str]:
+    """A sentence for each case in which synchronized statistics do worse than per-device ones."""
+    return [_sentence(one) for one in versus if one.word == "worse"]
+
+
+def effect_text(effect: float, low: float, high: float, unit: str, is_ratio: bool) -> str:
+    """``2.31 times [1.90, 2.80]``, ``3.20 points [2.00, 4.40]``; without brackets where there is no interval."""
+    kind = "times" if is_ratio else "points" if unit == "%" else ""
+    if is_ratio:
+        unit = "%" if effect >= 0.1 else ""  # two decimals, where that says something
+    interval = f"[{number(low, unit)}, {number(high, unit)}]" if math.isfinite(low) else ""
+    return " ".join(filter(None, [number(effect, unit), kind, interval]))
+
+
+def _sentence(v: Versus) -> str:
+    when = f"{v.when[0].upper()}{v.when[1:]}, s" if v.when else "S"
+    unit = f" {v.unit}" if v.unit else ""
+    both = f"{number(v.value, v.unit)} against {number(v.other, v.unit)}{unit}"
+    by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
+    how_much = effect_text(*by, v.unit, v.is_ratio)
+    what = v.what.replace(f", {v.unit}", "", 1) if v.unit else v.what
+    return (
+        f"{when}ynchronized statistics do worse than per-device ones: {what} {both}, {how_much}, {plural(v.n, 'seed')}."
+    )
+
+
+def _when(rows: Sequence[Row]) -> str:
+    return " and ".join(dict.fromkeys(row.when for row in rows))
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    counts = sorted({row.n for row in rows})
+    return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
