@@ -1,0 +1,80 @@
+"""``+study=NAME`` of studies with claims, as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.command import Run, train
+from tests.training.faulty import fault
+
+CONF = Path(__file__).parent / "conf"
+
+
+def of(where: Path, name: str, *overrides: str) -> Run:
+    given = ("study.budget=smoke", "study.directory=s", "logger=csv", *overrides)
+    return train(where, "--config-dir", str(CONF), f"+study={name}", *given)
+
+
+def results(where: Path) -> dict[str, int]:
+    found = sorted((where / "s").glob("*/only/*/*/*/result.json")) + sorted(
+        (where / "s").glob("*/only/*/*/result.json")
+    )
+    return {str(path.parent.relative_to(where / "s")): path.stat().st_mtime_ns for path in found}
+
+
+def test_a_study_of_two(tmp_path: Path) -> None:
+    """A run is killed: the page says so. The same command does that run alone; each is then a study by itself."""
+    listed = of(tmp_path, "both", "study.dry_run=true")
+    assert listed.out.splitlines()[-1] == "study both, budget smoke: 4 runs: 4 of 1 process"
+    assert "hydra.run.dir=s/smaller/only/sync/0" in listed.out
+    stop = fault(tmp_path, "kill")
+    first = of(tmp_path, "both", stop, "study.slots=1")
+    assert first.code == 1
+    assert first.err.splitlines()[-1] == "error: 1 of 4 runs failed; the same command does them again"
+    done = results(tmp_path)
+    assert len(done) == 3
+    assert "7 Lower loss    sync: not decided by " in first.out
+    assert "8 Lower still   sync: not decided by " in first.out
+    assert "only/none/0: it failed" in first.out
+    assert list((tmp_path / "s" / "report").glob("*.html"))
+    again = of(tmp_path, "both", stop)
+    assert again.code == 0, again.err
+    assert len(results(tmp_path)) == 4
+    assert done.items() <= results(tmp_path).items()
+    assert "failed" not in again.out
+    assert {json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/only/**/run.json")} == {
+        "finished"
+    }
+    alone = of(tmp_path, "tiny", "study.directory=s/tiny", "study.report_only=true", stop)
+    assert alone.code == 0, alone.err
+    assert "7 Lower loss   sync: not decided by 1 seed" in alone.out
+    assert "The only part: test/loss" in alone.out
+    assert (tmp_path / "s" / "tiny" / "report" / "report.html").exists()
+    assert list((tmp_path / "s" / "tiny" / "report" / "claim").glob("*.html"))
+    other = of(tmp_path, "both", stop, "trainer.max_epochs=2")
+    assert other.code == 1
+    assert other.err.startswith("error: study.directory=s: its runs were made with other settings (")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "line"),
+    [
+        (
+            "both",
+            "study.title=x",
+            "study.title: study=both is made of others; say this of one of them, +study=tiny, or ",
+        ),
+        ("both", "study.studies=[small_batch]", "+study=small_batch: it has no claim (study.claim)"),
+        ("both", "study.studies=[missing]", "+study=missing: In 'config': Could not find 'study/missing'"),
+        ("both", "study.budget=tin", "+study=tiny: study.budget=tin: use one of smoke, default, full"),
+        ("both", "model=missing", "+study=tiny: "),
+        ("tiny", "study.claim.cases.plain.part=x", "study.claim.cases.plain.part=x: use one of only"),
+        ("tiny", "study.claim.number=one", "study.claim.number=one: use a number"),
+    ],
+)
+def test_nonsense_is_one_line(tmp_path: Path, name: str, setting: str, line: str) -> None:
+    run = of(tmp_path, name, setting)
+    assert run.code == 1
+    assert run.err.startswith(f"error: {line}") or (setting == "model=missing" and "model/missing" in run.err)
+    assert not (tmp_path / "s" / "tiny").exists()

@@ -1,0 +1,110 @@
+"""A claim's rule is checked against the study's parts before a run begins."""
+
+from typing import Any
+
+import pytest
+
+from syncbn.study.claims import rule
+from syncbn.training.schema import SettingError
+from tests.study.claims.made import PLOT, study
+
+FIGURE = {"what": "steps", "published": 2, "source": "a paper"}
+
+
+def changed(where: str, value: Any) -> dict[str, Any]:
+    """The study with another value at a dotted place under ``claim``."""
+    made = study({"plain": {}}, literature=[dict(FIGURE)], plots=[dict(PLOT)])
+    at: Any = made["claim"]
+    *path, last = [int(word) if word.isdigit() else word for word in where.split(".")]
+    for word in path:
+        at = at[word]
+    at[last] = value
+    return made
+
+
+def test_what_is_left_out() -> None:
+    claim = rule.parse(study(sides=["local", "sync"]))
+    (case,) = claim.cases
+    assert (case.sides, case.against_side, case.against) == (("local", "sync"), "none", case.reading)
+    assert (case.when, case.what, case.reading.magnitude) == ("", "", False)
+    (plot,) = claim.plots
+    assert plot.conditions == ("0.1", "1", "10")
+    assert plot.sides == ("none", "local", "sync", "group_norm")
+    assert rule.parse(changed("cases.plain.over", "mean")).cases[0].reading.conditions == ("0.1", "1", "10")
+    assert rule.parse(changed("literature.0.published", 2)).literature[0].published == "2"
+
+
+def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
+    made = changed("cases.plain.over", None)
+    del made["parts"]["one"]["conditions"]
+    assert rule.parse(made).cases[0].reading.conditions == ("",)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "line"),
+    [
+        ("text", None, "study.claim.text: it is missing"),
+        ("casse", {}, "study.claim.casse: there is no such key; use number, text, "),
+        ("number", "one", "study.claim.number=one: use a number"),
+        ("baseline", "nome", "study.claim.baseline=nome: use one of none, local, sync, group_norm"),
+        ("sides", "sync", "study.claim.sides=sync: use a list of names"),
+        ("sides", ["syncc"], "study.claim.cases.plain.sides=syncc: use one of none, local, sync, group_norm"),
+        ("cases", {}, "study.claim: a claim needs cases and plots, one of each at least"),
+        ("plots", [], "study.claim: a claim needs cases and plots, one of each at least"),
+        ("cases.plain", 3, "study.claim.cases.plain=3: use a section with when, part, "),
+        ("cases.plain.usabel", 3, "study.claim.cases.plain.usabel: there is no such key; use when, part, "),
+        ("cases.plain.metric", None, "study.claim.cases.plain.metric: it is missing"),
+        ("cases.plain.part", "two", "study.claim.cases.plain.part=two: use one of one, other"),
+        ("cases.plain.over", "2", "study.claim.cases.plain.over=2: use one of mean, worst, best, highest, 0.1, 1, 10"),
+        ("cases.plain.over", None, "study.claim.cases.plain.over: the part has several conditions; use one of mean, "),
+        ("cases.plain.conditions", [1, 2], "study.claim.cases.plain.conditions=2: use one of 0.1, 1, 10"),
+        (
+            "cases.plain.over",
+            "highest",
+            "study.claim.cases.plain.usable: needs a number, what the metric may be at most",
+        ),
+        ("cases.plain.usable", 10, "study.claim.cases.plain.usable: is for over: highest alone"),
+        ("cases.plain.wants", "less", "study.claim.cases.plain.wants=less: use one of lower, higher"),
+        ("cases.plain.effect", "times", "study.claim.cases.plain.effect=times: use one of ratio, difference"),
+        ("cases.plain.at_least", "much", "study.claim.cases.plain.at_least=much: use a number"),
+        ("cases.plain.magnitude", 1, "study.claim.cases.plain.magnitude=1: use true or false"),
+        ("cases.plain.sides", ["ghost"], "study.claim.cases.plain.sides=ghost: use one of local, sync"),
+        (
+            "cases.plain.against",
+            {"sides": "x"},
+            "study.claim.cases.plain.against.sides: there is no such key; use side",
+        ),
+        ("cases.plain.against", {"side": "x"}, "study.claim.cases.plain.against.side=x: use one of none, local, "),
+        ("cases.plain.against", {"part": "other"}, "study.claim.cases.plain.against.over=0.1: use one of mean, "),
+        ("cases.plain.against", {"side": "sync"}, "study.claim.cases.plain.sides=sync: it is held against itself"),
+        ("literature.0.value", 2, "study.claim.literature.0.value=2: say of which case and side ours is"),
+        ("literature.0.case", "x", "study.claim.literature.0.case=x: use one of plain"),
+        ("literature.0.case", "plain", "study.claim.literature.0.side=: use one of local, sync"),
+        ("literature.0.off", 1, "study.claim.literature.0.off: there is no such key"),
+        ("plots.0.kind", "pie", "study.claim.plots.0.kind=pie: use one of conditions, numbers, layers"),
+        ("plots.0.kind", "numbers", "study.claim.plots.0.at: it is missing"),
+        ("plots.0.title", None, "study.claim.plots.0.title: it is missing"),
+        ("plots.0.metric", None, "study.claim.plots.0: give a metric, or series"),
+        ("plots.0.conditions", [3], "study.claim.plots.0.conditions=3: use one of 0.1, 1, 10"),
+        ("plots.0.sides", ["x"], "study.claim.plots.0.sides=x: use one of none, "),
+    ],
+)
+def test_nonsense_is_one_line(where: str, value: Any, line: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        rule.parse(changed(where, value))
+    assert str(caught.value).startswith(line)
+
+
+def test_nonsense_in_two_places() -> None:
+    ratio = {"effect": "ratio", "at_least": 0}
+    words = {"part": "other", "over": "highest", "usable": 1}
+    for cases, line in (
+        ({"a": ratio}, r"cases.a.at_least=0: a ratio is above 0"),
+        ({"a": words}, r"cases.a.over=highest: conditions have to be numbers, not a, b"),
+        ({"a": {"when": "so"}, "b": {}}, r"cases.b.when: one of several cases needs words"),
+    ):
+        with pytest.raises(SettingError, match=line):
+            rule.parse(study(cases))
+    numbers = PLOT | {"kind": "numbers", "at": [1]}
+    with pytest.raises(SettingError, match=r"plots.0.condition: the part has several; use one of 0.1, 1, 10"):
+        rule.parse(study(plots=[numbers]))
