@@ -43,57 +43,59 @@ def _blocks(content: dict[str, Any], place: str = "", deeper: str = "") -> Itera
     yield "\n".join(f"- **{escape(figure)}** {escape(what)}" for figure, what in content["figures"])
     if c.problems:
         yield f"{deeper}## {wording.plural(len(c.problems), 'thing')} to know before believing this"
-        yield _list(c.problems)
+        yield bullets(c.problems)
     yield f"{deeper}## What was run"
     yield _facts("What differs between the sides", c.differs)
     yield _facts("What all runs share", c.constant)
     yield _facts("Runs", content["counted"])
     yield f"{deeper}## The answer"
-    yield _figure(plots["metric"], place)
-    yield _figure(plots["effects"], place)
+    yield figure(plots["metric"], place)
+    yield figure(plots["effects"], place)
     if "effects" in tables:
         yield f"{deeper}### Differences from {escape(c.baseline)}, between runs of the same seed"
-        yield _table(tables["effects"], place)
+        yield table(tables["effects"], place)
         yield "\n".join(f"- **{escape(term)}**: {escape(meaning)}" for term, meaning in content["effects_notes"])
     if "means" in tables:
         yield f"{deeper}### Means of each side"
-        yield _table(tables["means"], place)
+        yield table(tables["means"], place)
         yield escape(content["means_note"])
     yield f"{deeper}## Seed by seed, and epoch by epoch"
-    yield _figure(plots["seeds"], place)
+    yield figure(plots["seeds"], place)
     for plot in content["curves"]:
-        yield _figure(plot, place)
+        yield figure(plot, place)
     yield f"{deeper}## Cost"
-    yield _figure(plots["cost"], place)
-    yield _table(tables.get("cost"), place)
+    yield figure(plots["cost"], place)
+    yield table(tables.get("cost"), place)
     yield escape(content["cost_note"]) if "cost" in tables else ""
     yield f"{deeper}## Layers"
     yield f"**Suggestion:** {escape(c.suggestion)}" if c.suggestion else ""
-    yield _figure(plots["layers"], place)
-    yield _table(tables.get("layers"), place)
+    yield figure(plots["layers"], place)
+    yield table(tables.get("layers"), place)
     yield f"{deeper}## Expected and published figures"
-    yield _table(tables.get("expected"), place, "No published or expected figure was given for this comparison.")
+    yield table(tables.get("expected"), place, "No published or expected figure was given for this comparison.")
     yield f"{deeper}## One process against several"
-    yield _table(
+    yield table(
         tables.get("confirmations"), place, "No settings ran both in one process and with a process for each device."
     )
     yield f"{deeper}## Every run"
-    yield _table(tables.get("runs"), place, "No run was looked at.")
+    yield table(tables.get("runs"), place, "No run was looked at.")
     yield f"{deeper}## How to make this page again"
     yield "\n".join(f"    {line}" for line in c.command.splitlines())
     yield escape(content["computed"])
 
 
-def _table(table: Table | None, place: str, instead: str = "") -> str:
-    if table is None:
+def table(shown: Table | None, place: str, instead: str = "") -> str:
+    """A table, with a link to its file in ``place``; or what is to be said where there is none."""
+    if shown is None:
         return instead
-    lines = [table.columns, *table.rows]
+    lines = [shown.columns, *shown.rows]
     rows = [f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines]
-    rows.insert(1, f"|{'|'.join('--:' if numeric else '---' for numeric in table.numeric)}|")
-    return "\n".join(rows) + f"\n\n[all digits]({place}tables/{table.name}.csv)"
+    rows.insert(1, f"|{'|'.join('--:' if numeric else '---' for numeric in shown.numeric)}|")
+    return "\n".join(rows) + f"\n\n[all digits]({place}tables/{shown.name}.csv)"
 
 
-def _figure(plot: Plot, place: str) -> str:
+def figure(plot: Plot, place: str) -> str:
+    """A plot of ``place``, or why there is none."""
     if plot.figure is None:
         return escape(plot.caption)
     title = escape(plot.title)
@@ -101,8 +103,9 @@ def _figure(plot: Plot, place: str) -> str:
 
 
 def _facts(title: str, lines: Sequence[str]) -> str:
-    return f"{title}:\n\n{_list(lines)}" if lines else ""
+    return f"{title}:\n\n{bullets(lines)}" if lines else ""
 
 
-def _list(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """A list."""
     return "\n".join(f"- {escape(line)}" for line in lines)

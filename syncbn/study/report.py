@@ -1,27 +1,20 @@
 """The report: one HTML file that needs nothing else, the same as Markdown, the plots and the tables as files."""
 
-import re
 import shlex
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
-from syncbn.study import drawing, markdown, plots, tables
+from syncbn.study import drawing, markdown, plots, tables, templates
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
-from syncbn.study.plots import Plot
 from syncbn.study.wording import interval, plural, signed, times
 from syncbn.training.files import replacing
 from syncbn.training.schema import SettingError
-
-LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
 
 
 def write(comparison: Comparison, directory: Path) -> Path:
@@ -68,8 +61,7 @@ def _content(comparison: Comparison, directory: Path) -> dict[str, Any]:
     return {
         "id": "",
         "c": comparison,
-        "computed": f"Computed from the run directories by {', '.join(f'{n} {version(n)}' for n in LIBRARIES)}."
-        " Numbers are rounded here; the files in tables/ have all digits, those in plots/ are the figures.",
+        "computed": templates.computed(),
         "counted": tables.counted(comparison),
         "figures": key_figures(comparison),
         "effects_notes": tables.effects_notes(comparison),
@@ -79,12 +71,12 @@ def _content(comparison: Comparison, directory: Path) -> dict[str, Any]:
         "curves": [plot for plot in drawn if plot.name.startswith("curves")],
         "tables": tables.build(comparison),
         "directory": directory.name,
-        "svg": partial(_svg, directory / "plots"),
+        "svg": partial(templates.svg, directory / "plots"),
     }
 
 
 def _page(title: str, question: str, contents: list[dict[str, Any]], directory: Path) -> None:
-    template = _environment().get_template("report.html.jinja")
+    template = templates.environment().get_template("report.html.jinja")
     several = len(contents) > 1
     page = template.render(title=title, question=question, reports=contents, several=several)
     text = markdown.index(title, question, contents) if several else markdown.render(contents[0])
@@ -214,24 +206,3 @@ def _plots_in(directory: Path, kind: str) -> list[Path]:
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     """Without tuples in cells."""
     return frame.map(lambda cell: "; ".join(map(repr, map(float, cell))) if isinstance(cell, tuple) else cell)
-
-
-def _svg(plots: Path, plot: Plot, prefix: str) -> Markup:
-    return Markup(drawing.inline(plots / f"{plot.name}.svg", str(escape(plot.title)), prefix))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("syncbn.study", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    return environment
-
-
-def _breakable(text: str) -> Markup:
-    """A line may break after the slashes of paths and the commas of settings."""
-    return Markup(re.sub(r"([/,])(?=\w{3})", r"\1<wbr>", str(escape(text))))
