@@ -105,10 +105,12 @@ class Look:
         )
 
 
-def new(height: float, rows: int = 1, columns: int = 1, *, shared: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of that height in inches, and its axes, which may share their scales.."""
+def new(
+    height: float, rows: int = 1, columns: int = 1, *, shared: bool = False, by_row: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of that height in inches, and its axes, which may share their scales, the vertical one row by row."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")  # pyplot, which would keep it, is not told
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey="row" if by_row else shared)
     return figure, list(axes.flat)
 
 

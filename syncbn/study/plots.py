@@ -496,8 +496,13 @@ def _brief(conditions: list[str]) -> list[str]:
 
 
 def _titles(conditions: list[str]) -> list[str]:
-    """Of panels: up to two lines."""
-    return ["\n".join(short(line, 24) for line in _wrapped(text)) for text in _brief(conditions)]
+    """Of panels."""
+    return [heading(text) for text in _brief(conditions)]
+
+
+def heading(text: str) -> str:
+    """Of a panel: up to two lines."""
+    return "\n".join(short(line, 24) for line in _wrapped(text))
 
 
 def _wrapped(text: str) -> list[str]:

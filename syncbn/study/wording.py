@@ -42,8 +42,20 @@ def probability(value: float) -> str:
         return f"{value:.0f}"
     if value >= 0.0001:
         return f"{value:.{1 - floor(log10(float(f'{value:.1e}')))}f}"
+    return scientific(value)
+
+
+def scientific(value: float) -> str:
+    """Two digits that count, times a power of ten: 6.2×10⁻⁶."""
+    if not isfinite(value):
+        return MISSING
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return f"{mantissa}×{power(int(exponent))}"
+
+
+def power(exponent: int) -> str:
+    """Of ten: 10⁻⁶."""
+    return f"10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def seconds(value: float) -> str:

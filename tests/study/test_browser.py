@@ -102,6 +102,23 @@ def test_several_comparisons_on_one_page(browser: Browser, tmp_path: Path, width
         assert f"({name}/" in (tmp_path / "report.md").read_text()
 
 
+def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:
+    for width, dark in ((400, False), (400, True), (1400, False)):
+        browser.open(nine / "report.html", width, dark=dark)
+        assert browser.said == []
+        assert browser.requests == [(nine / "report.html").as_uri()]
+        assert browser.evaluate(OVERFLOW) <= 0
+        assert browser.evaluate(CLIPPED) == []
+        assert browser.evaluate(CONTRAST) == []
+        assert [text for text in browser.evaluate(TEXTS) if text[1] < 11] == []
+        drawn = {f"{file.name.split('-')[0]}-plot-{file.stem}" for file in nine.glob("plots/*.svg")}
+        assert {name for name, size in browser.evaluate(BOXES.format("figure")) if size > 300} == drawn
+        # All of the matrix is seen, and nothing of a cell lies outside it.
+        edges = "e => [e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth]"
+        cells = browser.evaluate(f"[...document.querySelectorAll('#matrix td')].map({edges})")
+        assert all(right <= width and over <= 0 for right, over in cells)
+
+
 def test_wide_tables_scroll_inside_their_own_box(browser: Browser, written: dict[str, Path]) -> None:
     browser.open(written["rich"] / "report.html", 400)
     inside, outside = browser.evaluate(

@@ -1,0 +1,134 @@
+"""The page of the claims: one HTML file that needs nothing else, the same as Markdown, plots and tables as files."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from syncbn.study import drawing, templates
+from syncbn.study.claims import drawings, markdown, tables
+from syncbn.study.claims.finding import Finding
+from syncbn.study.plots import Plot
+from syncbn.study.wording import plural
+from syncbn.training.files import replacing
+
+NORMS = {
+    "none": "no norm",
+    "local": "per-device statistics",
+    "local_mean": "per-device statistics, running ones averaged",
+    "sync": "synchronized statistics",
+    "group_norm": "group norm",
+    "ghost": "statistics of parts of a device's batch",
+    "torch_sync": "torch's synchronized statistics",
+}
+
+
+def write(findings: Sequence[Finding], title: str, question: str, directory: Path, *, name: str = "report") -> Path:
+    """Writes ``NAME.html``, ``NAME.md``, ``tables/*.csv`` and ``plots/*.png`` and ``*.svg``, over older ones.
+
+    The same findings give the same bytes. Files that no such page has written are left alone: its plots are those that
+    its ``tables/plots.csv`` names.
+
+    Args:
+        findings: in the order of the page.
+        title: of the page.
+        question: what was asked.
+        directory: made if it is not there.
+        name: of the page; another one than ``report`` where a report of other kind lies in the directory.
+
+    Returns:
+        The path of ``NAME.html``, a file that stands alone.
+    """
+    directory = Path(directory)
+    drawn = _write_plots(findings, directory)
+    (directory / "tables").mkdir(exist_ok=True)
+    for table, frame in tables.frames(findings, [[plot.name for plot in each] for each in drawn]).items():
+        frame.to_csv(directory / "tables" / f"{table}.csv", index=False)
+    content = _content(findings, drawn, directory) | {"title": title, "question": question}
+    page = templates.environment().get_template("claims/page.html.jinja").render(content)
+    for file, text in {f"{name}.html": page, f"{name}.md": markdown.render(content)}.items():
+        with replacing(directory / file) as draft:
+            draft.write_text(text, encoding="utf-8")
+    return directory / f"{name}.html"
+
+
+def how_to_read(findings: Sequence[Finding]) -> list[str]:
+    """The rule in three sentences, and what a verdict makes of its answers."""
+    levels = " or ".join(f"{alpha:g}" for alpha in sorted({one.alpha for one in findings}))
+    return [
+        "Each norm is asked, in each case of a claim, whether it does better than the side it is held against by what"
+        " the rule needs; docs/claims.md has the rules, which were written down before the runs.",
+        "Yes: it is shown to be better by more than that; no: it is shown not to be; open: these seeds show neither."
+        f" Shown is what a one-sided paired t test over seeds says at the level {levels or '0.01'}, corrected for all"
+        " cases and norms of the claim (Holm 1979).",
+        "A claim holds if the answer is yes in all cases, holds only in the cases with a yes, does not hold if every"
+        " case has a no, and is not decided else, which is too few seeds to tell and no sign of no effect. Intervals"
+        " are 95 %, by Student's t, each for itself.",
+    ]
+
+
+def _content(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], directory: Path) -> dict[str, Any]:
+    """What the template and Markdown get."""
+    several = len(findings) > 1
+    norms = tables.norms(findings)
+    claims = [
+        {
+            "id": f"{one.study}-",
+            "f": one,
+            "verdicts": [(side, *tables.verdict(one, side)) for side in one.sides],
+            "plots": plots,
+            "tables": tables.build(one),
+            "svg": partial(templates.svg, directory / "plots"),
+            "counted": _counted(one),
+        }
+        for one, plots in zip(findings, drawn, strict=True)
+    ]
+    return {
+        "claims": claims,
+        "how": how_to_read(findings),
+        "norms": [(side, NORMS.get(side, "")) for side in norms],
+        "matrix": [(one, [tables.verdict(one, side) for side in norms]) for one in findings],
+        "worse": [(one, line) for one in findings for line in one.worse],
+        "no_worse": "No case showed it."
+        if any(one.versus for one in findings)
+        else "No case has both synchronized and per-device statistics.",
+        "problems": [(one.text if several else "", line) for one in findings for line in one.problems],
+        "overall": {"id": "", "tables": {"verdicts": tables.runs(findings)}},
+        "computed": templates.computed(),
+    }
+
+
+def _counted(finding: Finding) -> str:
+    said = f"{plural(finding.seeds, 'seed')}, {plural(finding.runs, 'run')}, {finding.finished:,} with a result"
+    if finding.diverged:
+        said += f", of which {finding.diverged:,} diverged and count with the error that they have"
+    return f"{said}."
+
+
+def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot]]:
+    plots = directory / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name in _plots_before(directory / "tables" / "plots.csv"):
+        for kind in ("png", "svg"):
+            (plots / f"{name}.{kind}").unlink(missing_ok=True)  # what this page has not must not stay beside it
+    drawn: list[list[Plot]] = []
+    with drawing.style():
+        for finding in findings:
+            names = [f"{finding.study}-{plot.name}-{at}" for at, plot in enumerate(finding.plots, 1)]
+            drawn.append([drawings.draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
+            for plot in drawn[-1]:
+                if plot.figure is not None:
+                    drawing.png(plot.figure, plots / f"{plot.name}.png")
+                    drawing.svg(plot.figure, plots / f"{plot.name}.svg")
+    return drawn
+
+
+def _plots_before(table: Path) -> set[str]:
+    """Names of the plots that an earlier page has written, without any that would lead elsewhere."""
+    try:
+        names = pd.read_csv(table, dtype=str, usecols=["plot"])["plot"].dropna()
+    except (OSError, ValueError):  # there is none, or it is not ours
+        return set()
+    return {name for name in names if Path(name).name == name}
