@@ -79,7 +79,7 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
     panels = unique(frame.panel)
     several, headings = len(panels) > 1, [heading(panel) for panel in panels]
     lines = ceil(len(panels) / 2)
-    deep = 1.5 + 0.2 * any("\n" in text for text in headings)
+    deep = 1.6 + 0.2 * any("\n" in text for text in headings)
     figure, axes = drawing.new(
         1.1 + (deep * lines if several else 2.9), lines, 1 + several, shared=several, by_row=several
     )
@@ -105,11 +105,13 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
             ranges.append((beside, low, high))
         if data.level is not None:
             axis.axhline(data.level, color=MUTED, linewidth=1.2, zorder=1)
+    for axis in axes[max(len(panels) - 2, 0) : len(panels)] if several else axes:
+        axis.set_xlabel(data.x)
+        axis.tick_params(labelbottom=True)  # below it there may be none
     if several:
-        figure.supxlabel(data.x, size=11)
         figure.supylabel(data.y, size=11)
     else:
-        axes[0].set(xlabel=data.x, ylabel=data.y)
+        axes[0].set_ylabel(data.y)
     return figure, ranges
 
 
@@ -150,6 +152,7 @@ def _rows(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
         axes.hlines(at, point.low, point.high, color=how["color"], linewidth=1.4)
         axes.plot(point["mean"], at, **how, linestyle="none", markersize=6.5, zorder=3)
     drawing.rows(axes, [short(word, 50) for word in words])
+    axes.set_ylim(bottom=len(words) - 1.22 + (0.2 + LINE * (len(sides) - 1)) / height + 0.03)
     low, high = _limits(data, frame)
     _ticks(axes.xaxis, low, high, data.y_log, 6)
     axes.set_xlim(low, high)
@@ -177,7 +180,7 @@ def _legends(figure: Figure, data: PlotData, frame: pd.DataFrame, words: bool) -
 def _legend(figure: Figure, keys: Sequence[Line2D], place: Literal["outside upper left", "outside lower left"]) -> None:
     """In one line, if it fits."""
     labels = [str(key.get_label()) for key in keys]
-    fits = sum(map(len, labels)) + 7 * len(keys) < 62
+    fits = sum(map(len, labels)) + 8 * len(keys) <= 60
     columns = len(keys) if fits else max(1, 44 // (max(map(len, labels)) + 6))
     figure.legend(keys, labels, loc=place, ncols=columns, columnspacing=1.2, handlelength=2.6)
 
