@@ -30,7 +30,7 @@ class Row:
         needed: the least effect that counts, by the rule.
         p_yes: one-sided, that the effect is no larger than needed; of all rows of the claim, by Holm.
         p_no: one-sided, that it is no smaller; likewise.
-        says: "yes", "no" or "open".
+        says: "yes", "no" or "open"; "measured" where the case is not judged, and the p values are of no family.
     """
 
     case: str

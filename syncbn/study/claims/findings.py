@@ -41,7 +41,10 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         seeds=max(plan.seeds(study, part) for part in study["parts"].values()),
         alpha=ALPHA,
         rows=rows,
-        verdicts={side: verdicts.verdict([row for row in rows if row.side == side]) for side in claim.sides},
+        verdicts={
+            side: verdicts.verdict([row for row in rows if row.side == side and row.says != judging.MEASURED])
+            for side in claim.sides
+        },
         versus=versus,
         worse=verdicts.worse(versus),
         published=literature.beside(claim.literature, rows),

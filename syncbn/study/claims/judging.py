@@ -23,6 +23,7 @@ from syncbn.study.comparison import Metric
 
 SYNC, LOCAL = "sync", "local"
 SAYS = ("yes", "no", "open")
+MEASURED = "measured"  # of a case that is not judged
 WORDS = ("better", "worse", "no difference shown")
 
 
@@ -47,17 +48,21 @@ class Pairs:
 
 def rows(cases: Sequence[Case], results: Results) -> list[Row]:
     """Every case for every side that it is about, as the rule judges it."""
-    judged = [_row(case, side, results) for case in cases for side in case.sides]
+    every = [_row(case, side, results) for case in cases for side in case.sides]
+    judged = [row for row in every if not row.says]
     yes, no = (effects.holm([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no"))
-    return [
-        replace(row, p_yes=p_yes, p_no=p_no, says=SAYS[0] if p_yes < ALPHA else SAYS[1] if p_no < ALPHA else SAYS[2])
+    said = {
+        (row.case, row.side): replace(
+            row, p_yes=p_yes, p_no=p_no, says=SAYS[0] if p_yes < ALPHA else SAYS[1] if p_no < ALPHA else SAYS[2]
+        )
         for row, p_yes, p_no in zip(judged, yes, no, strict=True)
-    ]
+    }
+    return [said.get((row.case, row.side), row) for row in every]
 
 
 def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
-    """Synchronized against per-device statistics, in every case that is about both."""
-    judged = [_versus(case, results) for case in cases if {SYNC, LOCAL} <= {*case.sides}]
+    """Synchronized against per-device statistics, in every case that is judged and about both."""
+    judged = [_versus(case, results) for case in cases if case.counts and {SYNC, LOCAL} <= {*case.sides}]
     return [
         replace(one, p=p, word=WORDS[2] if not p < ALPHA else WORDS[one.effect < (1 if one.is_ratio else 0)])
         for one, p in zip(judged, effects.holm([one.p for one in judged]), strict=True)
@@ -136,7 +141,7 @@ def _row(case: Case, side: str, results: Results) -> Row:
         needed=case.at_least,
         p_yes=p_yes,
         p_no=p_no,
-        says="",
+        says="" if case.counts else MEASURED,
     )
 
 

@@ -17,7 +17,7 @@ KEYS = {
     "literature": ["what", "published", "source", "case", "side", "value", "tolerance", "of"],
     "plots": ["kind", "part", "title", "x", "y", "x_log", "y_log", "sides", "level", "level_label"],
 }
-KEYS["cases"] += ["sides", "against", "what"]
+KEYS["cases"] += ["sides", "against", "what", "counts"]
 KINDS = {  # of plots, and the keys that each has besides those of all
     "conditions": ["metric", "series", "conditions"],
     "numbers": ["metric", "series", "condition", "at"],
@@ -62,6 +62,7 @@ class Case:
         is_ratio: whether the effect is a ratio of the two, else a difference.
         at_least: the effect that is needed.
         what: is measured, for people; "" for what the metric is called anyhow.
+        counts: whether it is judged; else its numbers are only shown.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Case:
     is_ratio: bool
     at_least: float
     what: str
+    counts: bool
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _case(
     baseline: str,
     all_sides: Sequence[str],
 ) -> Case:
-    optional = ["when", "over", "conditions", "usable", "magnitude", "sides", "against", "what"]
+    optional = ["when", "over", "conditions", "usable", "magnitude", "sides", "against", "what", "counts"]
     given = _section(place, entry, KEYS["cases"], optional=optional)
     reading = _reading(place, given, parts)
     sides = tuple(all_sides) if given["sides"] is None else _names(f"{place}.sides", given["sides"])
@@ -216,7 +218,9 @@ def _case(
     if effect == "ratio" and at_least <= 0:
         raise SettingError(f"{place}.at_least={at_least:g}: a ratio is above 0; 1.25 asks for 1.25 times as good")
     words = {key: str(given[key] or "").strip() for key in ("when", "what")}
-    return Case(name, words["when"], reading, sides, other, against, effect == "ratio", at_least, words["what"])
+    counts = given["counts"] is None or _truth(f"{place}.counts", given["counts"])
+    is_ratio = effect == "ratio"
+    return Case(name, words["when"], reading, sides, other, against, is_ratio, at_least, words["what"], counts)
 
 
 def _reading(place: str, given: Mapping[str, Any], parts: Mapping[str, dict[str, list[str]]]) -> Reading:
