@@ -145,8 +145,7 @@ class _Mixed:
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
-        n = x.new_tensor(len(x) if x.numel() else 0, dtype=torch.float64) if mask is None else _samples(mask)
-        message = torch.cat([n.reshape(1), kernels.local_sums(x, mask).sums])
+        message = torch.cat([_samples(x, mask), kernels.local_sums(x, mask).sums])
         if (partners := exchange.partners(self._group)) is not None:
             message = exchange.all_sum(message, partners, self._place)
         if self._streaming:
@@ -154,9 +153,11 @@ class _Mixed:
         return message
 
 
-def _samples(mask: Tensor) -> Tensor:
-    """Those of which anything counts."""
-    return mask.flatten(1).any(1).sum().double()
+def _samples(x: Tensor, mask: Tensor | None) -> Tensor:
+    """How many there are of which anything counts: float64, shape ``(1,)``."""
+    if mask is None:
+        return x.new_full((1,), len(x) if x.numel() else 0, dtype=torch.float64)
+    return mask.flatten(1).any(1).sum().double().reshape(1)
 
 
 def _has_source(layer: _BatchNorm) -> bool:

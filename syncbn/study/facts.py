@@ -12,7 +12,7 @@ from syncbn.study.settings import GPU, place
 from syncbn.study.sides import Layout
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
-SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices")
+SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices", "mode", "adapt")
 FEW_PAIRS = 5
 UNKNOWN = "not known"
 # Said of every run, and of no interest where nobody has changed them.

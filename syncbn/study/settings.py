@@ -29,7 +29,7 @@ def settings(run: Run) -> dict[str, Any]:
 
     ``devices`` stands for all ways to have so many: processes on one node or several, or one process for all of them.
     With ``norm.batch_size`` the group and the ghost batch that it picked are left out. ``ckpt_path`` is the checkpoint
-    that the user named, not the one that a later attempt went on from.
+    that the user named, not the one that a later attempt went on from; of a run that only tests it is left out.
     """
     if not run.config:
         return {}
@@ -44,7 +44,10 @@ def settings(run: Run) -> dict[str, Any]:
         kept.pop("norm.group", None)
         kept.pop("norm.ghost_batch", None)
     kept["devices"] = devices(run)
-    if run.about.get("begun_from"):
+    if kept.get("mode") == "train":  # as before there were others
+        kept.pop("mode")
+    # What is tested is another checkpoint for each seed.
+    if run.about.get("begun_from") and not run.about.get("tests"):
         kept["ckpt_path"] = run.about["begun_from"]
     return {name: _plain(value) for name, value in kept.items() if value is not None}
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "AdaptStatistics": "adapt",
     "MLP": "models",
     "ResNet": "models",
     "Classifier": "classifier",
@@ -31,6 +32,7 @@ _HOME = {
 
 __all__ = [
     "MLP",
+    "AdaptStatistics",
     "Classifier",
     "CorruptionSuite",
     "Cosine",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -50,6 +51,8 @@ def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
         SettingError: the run has finished with other settings, or the checkpoint cannot be gone on from.
     """
     about = record.read(run_dir, "run")
+    if cfg.get("mode") == "test" or about.get("tests"):
+        return _test(cfg, run_dir, about, say)
     if cfg.ckpt_path is not None and about.get("begun_from") != begun_from(cfg):
         cfg.ckpt_path = str(_check(Path(cfg.ckpt_path), cfg, cfg.trainer.get("max_epochs"), say))
         return True
@@ -67,11 +70,7 @@ def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
             )
         if not _goes_further(cfg, before):
             return False
-    if changes and cfg.run.id is None and run_dir.name == f"slurm-{slurm.job()}":
-        raise SettingError(
-            f"run.id=null: this Slurm job has made a run with other settings before ({', '.join(changes)}); give each "
-            "train.py of a job script a run.id"
-        )
+    _refuse_second_run(cfg, run_dir, changes)
     newest = checkpoints.newest(run_dir / "checkpoints", say)
     how = ENDED.get(about["status"], "was killed")  # nobody holds it: it had no time to say more
     what = f"goes on from {record.short(newest)}" if newest else "had no checkpoint and begins anew"
@@ -81,6 +80,34 @@ def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
     if newest or cfg.ckpt_path is not None:
         cfg.ckpt_path = str(_check(newest or Path(cfg.ckpt_path), cfg, None, say))
     return True
+
+
+def _test(cfg: DictConfig, run_dir: Path, about: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether a test is to be done; there is nothing in it to go on from."""
+    if cfg.ckpt_path is not None:
+        _load(Path(cfg.ckpt_path), "state_dict")
+        cfg.ckpt_path = begun_from(cfg)
+    if not about:
+        return True
+    before = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(before, DictConfig)
+    if changes := changes_of(cfg, before, [name for name in HARMLESS if name != "ckpt_path"]):
+        _refuse_second_run(cfg, run_dir, changes)
+        raise SettingError(
+            f"run.id={run_dir.name}: this run was made with other settings ({', '.join(changes)}); use another id"
+        )
+    if about["status"] == "finished":
+        return False
+    say(f"this run {ENDED.get(about['status'], 'was killed')} before; it begins anew")
+    return True
+
+
+def _refuse_second_run(cfg: DictConfig, run_dir: Path, changes: Sequence[str]) -> None:
+    if changes and cfg.run.id is None and run_dir.name == f"slurm-{slurm.job()}":
+        raise SettingError(
+            f"run.id=null: this Slurm job has made a run with other settings before ({', '.join(changes)}); give each "
+            "train.py of a job script a run.id"
+        )
 
 
 def begun_from(cfg: DictConfig) -> str | None:
@@ -110,19 +137,7 @@ def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> lis
 
 def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[str], None]) -> Path:
     """The whole path of a checkpoint that these settings can go on from."""
-    if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
-        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-        raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    except Exception as error:
-        others = [p for p in (checkpoints.newest(path.parent, lambda line: None),) if p not in (None, path)]
-        hint = f"; a sound one is {others[0]}" if others else ""
-        raise SettingError(
-            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({error}){hint}"
-        ) from error
+    checkpoint, done = _load(path, "loops", "fit_loop", "epoch_progress", "current", "processed")
     if max_epochs is not None and 0 < max_epochs <= done:
         raise SettingError(f"trainer.max_epochs={max_epochs}: ckpt_path={path} has {done} epochs already; use more")
     point, batch = checkpoint.get("resume", {}), cfg.data.global_batch_size
@@ -141,6 +156,25 @@ def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[s
             "the data carry over exactly, random numbers (dropout) begin anew"
         )
     return path.resolve()
+
+
+def _load(path: Path, *names: str) -> tuple[dict[str, Any], Any]:
+    """A checkpoint, and what it has under these names, one within the other."""
+    if not path.is_file():
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
+        raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
+    try:
+        checkpoint = part = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for name in names:
+            part = part[name]
+    except Exception as error:
+        others = [p for p in (checkpoints.newest(path.parent, lambda line: None),) if p not in (None, path)]
+        hint = f"; a sound one is {others[0]}" if others else ""
+        raise SettingError(
+            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({error}){hint}"
+        ) from error
+    return checkpoint, part
 
 
 def _check_count(path: Path, before: dict[str, int | None] | None, cfg: DictConfig) -> None:

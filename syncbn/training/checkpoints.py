@@ -2,8 +2,11 @@
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from syncbn.training.schema import AgreedError
 
 
 def link(path: Path, name: str) -> None:
@@ -49,3 +52,22 @@ def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
             return path
         report(f"{path.name} is damaged ({wrong}): it is passed over for the one before")
     return None
+
+
+@contextmanager
+def named(path: str | None) -> Iterator[None]:
+    """Within this context, that the checkpoint that the user named is of another model is told in a line.
+
+    Raises:
+        AgreedError: it does not fit the model, as every rank finds.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        kind, *problems = str(error).splitlines() or [""]
+        if path is None or "Error(s) in loading state_dict" not in kind:
+            raise
+        what = " ".join(problems[0].split())[:300] if problems else kind
+        raise AgreedError(
+            f"ckpt_path={path}: it is not of this model ({what}); use the model and norm that it was trained with"
+        ) from error

@@ -48,6 +48,8 @@ def settle(cfg: DictConfig) -> None:
     _check_precise(cfg)
     _check_fit(cfg)
     _check_target(cfg)
+    _check_mode(cfg)
+    _check_adapt(cfg)
     _check_resume(cfg)
     try:
         OmegaConf.resolve(cfg)
@@ -255,6 +257,38 @@ def _check_target(cfg: DictConfig) -> None:
         raise SettingError(
             f"target={cfg.target}: callbacks.checkpoint.monitor={target_monitor(cfg)} is better the lower it is "
             "(callbacks.checkpoint.mode=min), and no accuracy; use target=null"
+        )
+
+
+def _check_mode(cfg: DictConfig) -> None:
+    mode = cfg.get("mode", "train")
+    if mode not in ("train", "test"):
+        raise SettingError(f"mode={mode}: use train or test")
+    if mode == "train":
+        return
+    if cfg.ckpt_path is None:
+        raise SettingError(
+            "ckpt_path=null: mode=test tests a checkpoint; say which: ckpt_path=outputs/RUN/checkpoints/best.ckpt"
+        )
+    if not cfg.test:
+        raise SettingError("test=false: mode=test leaves nothing else to do; use test=true")
+
+
+def _check_adapt(cfg: DictConfig) -> None:
+    if cfg.get("adapt") is None:
+        return
+    _check_number("adapt.prior", cfg.adapt.get("prior", 0.0))
+    if not isinstance(cfg.adapt.get("streaming", False), bool):
+        raise SettingError(f"adapt.streaming={cfg.adapt.streaming}: use true or false")
+    if not cfg.test:
+        raise SettingError("adapt: test=false leaves no test to adapt in; use test=true, or adapt=null")
+    if cfg.norm.name in ("none", "group_norm"):
+        raise SettingError(
+            f"adapt: norm={cfg.norm.name} leaves no batch norm to adapt; use norm=sync or local, or adapt=null"
+        )
+    if cfg.corruptions:
+        raise SettingError(
+            "adapt: corruptions adapts by itself, also by corruptions.prior; use adapt=null, or no suite"
         )
 
 

@@ -18,9 +18,9 @@ START = 600.0  # seconds between the first rank and the last: imports from a slo
 _held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
 
 
-def run_dir(parent: str, run_id: str | None, ckpt_path: str | None) -> str:
+def run_dir(parent: str, run_id: str | None, ckpt_path: str | None, mode: str = "train") -> str:
     """The directory of a run: the one that ``ckpt_path`` lies in, where it goes on from there, else by its id."""
-    if ckpt_path is not None and Path(ckpt_path).is_file():
+    if mode == "train" and ckpt_path is not None and Path(ckpt_path).is_file():
         earlier = run_of(Path(ckpt_path))
         if earlier is not None:
             return str(earlier)

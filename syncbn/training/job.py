@@ -206,6 +206,8 @@ def close_wandb(cfg: DictConfig, run_dir: Path) -> None:
 
 def _how_to_go_on(run_dir: Path) -> str:
     """The command that goes on with this run."""
+    if record.read(run_dir, "run").get("tests"):
+        return "the same command tests it again"
     if not (run_dir / "checkpoints" / "last.ckpt").exists():
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -92,6 +92,11 @@ class CompareRanks(pl.Callback):
                 )
         self._same_directory(trainer)
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, where nothing was fitted."""
+        if self.cfg.mode == "test":
+            self.on_fit_start(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises:
         AgreedError: ranks would train on unequally many batches, and wait for each other at the end.

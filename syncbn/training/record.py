@@ -45,6 +45,7 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
         "attempt": last + 1,
         "wandb_id": before.get("wandb_id") or _wandb_id(run_id),
         "goes_on_from": str(earlier) if elsewhere else before.get("goes_on_from"),
+        "tests": cfg.ckpt_path if cfg.get("mode") == "test" else None,
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
@@ -110,6 +111,9 @@ def headline(cfg: DictConfig) -> str:
         ranks = f"{ranks} for {cfg.simulate} devices"
     if nodes > 1:
         ranks = f"{nodes} nodes of {ranks}"
+    adapts = "; batch norm adapts in the test" if cfg.get("adapt") is not None else ""
+    if cfg.get("mode") == "test":
+        return f"{ranks}, {cfg.data.batch_size} samples each; tests {short(Path(cfg.ckpt_path))}{adapts}"
     share = ""
     if norm.get("ghost_batch") is not None:
         share = " in ghost batches"
@@ -117,7 +121,7 @@ def headline(cfg: DictConfig) -> str:
         share = f" over {norm.get('group', 'world')}"
     batch = config.normalization_batch(cfg)
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
-    return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}"
+    return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}"
 
 
 def summary(run_dir: Path) -> Group:
@@ -127,6 +131,8 @@ def summary(run_dir: Path) -> Group:
     """
     result, wandb = read(run_dir, "result"), read(run_dir, "wandb")
     rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
+    if tested := read(run_dir, "run").get("tests"):
+        rows.append(("checkpoint tested", short(Path(tested))))
     rows.append(("run directory", short(run_dir)))
     if result.get("checkpoint"):
         rows.append(("best checkpoint", short(Path(result["checkpoint"]))))

@@ -78,9 +78,7 @@ class ResumePoints(pl.Callback):
     # Agreeing and saving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.world_size > 1 and dist.get_backend() != "gloo":
-            # Through the host: asking a GPU for a flag would make it wait for all that is queued there.
-            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
+        self._meet(trainer)
         loop = trainer.fit_loop.epoch_loop
         fetches = loop._on_before_fetch
 
@@ -89,6 +87,15 @@ class ResumePoints(pl.Callback):
             fetches()
 
         loop._on_before_fetch = before_fetch  # type: ignore[method-assign]  # there is no hook after all hooks of a batch
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._group is None:
+            self._meet(trainer)
+
+    def _meet(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1 and dist.get_backend() != "gloo":
+            # Through the host: asking a GPU for a flag would make it wait for all that is queued there.
+            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self._add_unlogged(trainer)

@@ -6,7 +6,7 @@ import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -19,17 +19,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import config, fit, loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training import checkpoints, config, fit, loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training.adapt import AdaptStatistics
 from syncbn.training.finite import stopper
 from syncbn.training.gradients import GradientMonitor
 from syncbn.training.monitor import StatisticsMonitor
 from syncbn.training.preflight import CompareRanks
 from syncbn.training.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
 from syncbn.training.resume import ResumePoints
+from syncbn.training.robustness import CorruptionSuite
 from syncbn.training.saving import AtomicCheckpointIO
 from syncbn.training.schema import SettingError
 from syncbn.training.stopping import Stopped
 from syncbn.training.target import TimeToTarget
+
+Kind = TypeVar("Kind", bound=pl.Callback)
 
 
 def run(cfg: DictConfig, run_dir: Path) -> None:
@@ -40,6 +44,8 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         run_dir: the run directory, begun by :func:`syncbn.training.record.begin`; the same on all ranks.
     """
     _quieten()
+    if cfg.mode == "test":  # nothing will be saved there
+        warnings.filterwarnings("ignore", "The dirpath has changed")
     if cfg.trainer.accelerator == "cpu":
         asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         share = (os.cpu_count() or 1) // cfg.trainer.devices
@@ -50,7 +56,8 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
-        result = _fit_and_test(cfg, run_dir, rank)
+        with checkpoints.named(cfg.ckpt_path):
+            result = _fit_and_test(cfg, run_dir, rank)
     except BaseException as error:
         silent.leave_word(error)  # before the loggers, which may take a minute
         stop = isinstance(error, Stopped)
@@ -69,26 +76,36 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
     data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
     if cfg.simulate:
         data.batch_size = config.loader_batch(cfg)
-    datamodule = build(data)
-    module = build(cfg.module)
-    norm = _plain(cfg.norm)
-    norms.prepare_model(module, norm)
+    datamodule, module = build(data), build(cfg.module)
+    norms.prepare_model(module, _plain(cfg.norm))
     if cfg.simulate:
         simulated.refuse(module)
-    exchange = simulated.parts(cfg) if cfg.simulate else norms.parts(norm)
-    throughput, settings = Throughput(), dict(build(cfg.trainer))
+    trainer = _trainer(cfg, run_dir, rank)
+    # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
+    trainer.precision_plugin.convert_module(module)
+    if cfg.mode == "test":
+        return _test(cfg, trainer, module, datamodule, cfg.ckpt_path)
+    result = _fit(cfg, trainer, module, datamodule)
+    return result | (_test(cfg, trainer, module, datamodule, result["checkpoint"]) if cfg.test else {})
+
+
+def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
+    exchange = simulated.parts(cfg) if cfg.simulate else norms.parts(_plain(cfg.norm))
+    settings = dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
     if cfg.simulate:
         settings["accumulate_grad_batches"] = 1  # they are in one
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
-    callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, throughput]
+    callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, Throughput()]
     if cfg.fit:
         callbacks.append(fit.RefuseUnfit())
     if cfg.target is not None:
         callbacks.append(TimeToTarget(config.target_monitor(cfg), cfg.target))
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
-    suite = build(cfg.corruptions) if cfg.corruptions else None
-    callbacks += [suite] if suite else []
+    if cfg.adapt is not None:
+        callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
+    if cfg.corruptions:
+        callbacks.append(build(cfg.corruptions))
     trainer = pl.Trainer(
         strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **exchange.ddp_arguments),
         plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
@@ -98,47 +115,61 @@ def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
         **settings,
     )
     _leave_signals_alone(trainer)
-    # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
-    trainer.precision_plugin.convert_module(module)
+    return trainer
+
+
+def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
+    """Trains; what came out."""
     start = time.monotonic()
     trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     seconds = time.monotonic() - start
-    stops = stopper(trainer)
+    stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         raise SettingError(
             f"data.batch_size={cfg.data.batch_size}: no batch was trained on; either the data gives none of that size, "
             "or a limit under trainer allows none"
         )
-    best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+    assert throughput is not None
     result: dict[str, Any] = {
         "seconds": seconds,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "epochs_before": throughput.epochs_before,
         "images_per_second": throughput.images_per_second,
-        "checkpoint": best,
+        "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
     }
     if stops is not None:
         result["diverged"] = int(stops.diverged)
-    if collectives := next((each.collectives for each in callbacks if isinstance(each, StatisticsMonitor)), None):
-        result["collectives"] = collectives
-    if gradients := next((each.gradients for each in callbacks if isinstance(each, GradientMonitor)), None):
-        result["gradients"] = gradients
-    if target := next((each for each in callbacks if isinstance(each, TimeToTarget)), None):
+    if (monitor := _callback(trainer, StatisticsMonitor)) and monitor.collectives:
+        result["collectives"] = monitor.collectives
+    if (gradients := _callback(trainer, GradientMonitor)) and gradients.gradients:
+        result["gradients"] = gradients.gradients
+    if target := _callback(trainer, TimeToTarget):
         result["target"] = target.result
-    if cfg.test:
-        metrics = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
-        result["test"] = {name: value for each in metrics for name, value in each.items()}
-    if suite:
+    return result
+
+
+def _test(
+    cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any, checkpoint: str | None
+) -> dict[str, Any]:
+    """Tests the checkpoint, or the weights as they are; and again in every way that was asked for."""
+    again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": checkpoint, "weights_only": True}
+    metrics = trainer.test(module, verbose=False, **again)
+    result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
+    if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
         trainer.callbacks.remove(suite)  # type: ignore[attr-defined]  # what tests again is another test
-    again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": best, "weights_only": True}
     if cfg.fit:
         result["fit"] = fit.test_fit(trainer, module, result["test"], **again)
     if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
         batches = cfg.precise_batches // config.in_one(cfg)
         result["precise"] = precise.test_precisely(trainer, module, batches, **again)
     return result
+
+
+def _callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
+    """The first of this class."""
+    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
 def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:

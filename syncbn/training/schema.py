@@ -83,6 +83,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = None
+    adapt: Any = None
     corruptions: Any = None
     seed: int = 0
     run: RunConfig = field(default_factory=RunConfig)
@@ -90,6 +91,7 @@ class Config:
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     cluster: Any = MISSING
     ckpt_path: str | None = None
+    mode: str = "train"
     test: bool = True
     simulate: int | None = None
     precise_batches: int = 0

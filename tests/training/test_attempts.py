@@ -9,9 +9,9 @@ from syncbn.training import attempts, record
 from syncbn.training.schema import SettingError
 from tests.training.settled import settled
 
-NEW = ["precise_batches", "simulate", "study", "test", "data.shards", "data.num_shards", "timeouts", "corruptions"]
-NEW += ["data.corruption", "data.severity", "data.corrupt_train", "data.label_noise", "data.outliers"]
-NEW += ["data.outlier_scale"]
+NEW = ["adapt", "mode", "precise_batches", "simulate", "study", "test", "timeouts", "corruptions"]
+NEW += ["data.shards", "data.num_shards", "data.corruption", "data.severity", "data.corrupt_train"]
+NEW += ["data.label_noise", "data.outliers", "data.outlier_scale"]
 NEW_OF_MLP = [*NEW, "model.activation", "model.init", "model.gain"]
 
 
