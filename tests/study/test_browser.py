@@ -113,10 +113,10 @@ def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:
         assert [text for text in browser.evaluate(TEXTS) if text[1] < 11] == []
         drawn = {f"{file.name.split('-')[0]}-plot-{file.stem}" for file in nine.glob("plots/*.svg")}
         assert {name for name, size in browser.evaluate(BOXES.format("figure")) if size > 300} == drawn
-        # All of the matrix is seen, and nothing of a cell lies outside it.
-        edges = "e => [e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth]"
+        # All of the matrix is seen, nothing of a cell lies outside it, and words fit into it.
+        edges = "e => [e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth, e.clientWidth]"
         cells = browser.evaluate(f"[...document.querySelectorAll('#matrix td')].map({edges})")
-        assert all(right <= width and over <= 0 for right, over in cells)
+        assert all(right <= width and over <= 0 and wide > 120 for right, over, wide in cells)
 
 
 def test_wide_tables_scroll_inside_their_own_box(browser: Browser, written: dict[str, Path]) -> None:
