@@ -163,3 +163,16 @@ def test_synchronized_against_per_device_by_ratio(tmp_path: Path, sync: list[flo
 def test_a_case_that_is_about_one_of_them_has_no_versus(tmp_path: Path) -> None:
     finding = found(losses(tmp_path, none=NONE, sync=BETTER), study({"plain": {"sides": ["sync"]}}))
     assert not finding.versus
+
+
+def test_a_case_that_is_only_measured_is_no_part_of_the_verdict(tmp_path: Path) -> None:
+    numbers = losses(tmp_path, none=NONE, local=SAME, sync=BETTER)
+    judged = found(numbers, study({"plain": {"when": "here"}}))
+    both = found(
+        numbers, study({"plain": {"when": "here"}, "beside": {"when": "there", "at_least": 0.1, "counts": False}})
+    )
+    assert row(both, "plain", "sync") == row(judged, "plain", "sync")  # Holm's correction is for as many rows
+    assert row(both, "beside", "local").says == row(both, "beside", "sync").says == "measured"
+    assert row(both, "beside", "sync").effect == row(both, "plain", "sync").effect
+    assert both.verdicts == judged.verdicts == {"local": "does not hold", "sync": "holds"}
+    assert [one.case for one in both.versus] == ["plain"]
