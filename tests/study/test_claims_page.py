@@ -151,8 +151,8 @@ def test_what_matters_comes_first_and_nothing_is_missing(html: Page, markdown: P
         said = [findings.QUESTION, "local", "How to read this", "docs/claims.md", "at the level 0.01", "Holm 1979"]
         said += [
             "Where synchronized statistics do worse",
-            "regularization/x/y/2 (sync, seed 2) failed.",
-            "no run is there",
+            "Regularization through batch noise: regularization/x/y/2 (sync, seed 2) failed.",
+            "Less dependence on initialization: no run is there",
         ]
         for one in NINE:
             said += [
