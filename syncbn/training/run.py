@@ -158,7 +158,7 @@ def _test(
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
-        trainer.callbacks.remove(suite)  # type: ignore[attr-defined]  # what tests again is another test
+        trainer.callbacks.remove(suite)  # type: ignore[attr-defined]  # it would measure in the next test too
     if cfg.fit:
         result["fit"] = fit.test_fit(trainer, module, result["test"], **again)
     if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics

@@ -136,7 +136,7 @@ def a_loader(n: int = 30) -> DataLoader[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.GroupNorm(2, 8)])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False), nn.GroupNorm(2, 8)])
 def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were(
     tmp_path: Path, norm: nn.Module
 ) -> None:
@@ -149,7 +149,7 @@ def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
     trainer.test(module, a_loader(), verbose=False)
-    adapts = isinstance(norm, nn.BatchNorm1d)
+    adapts = getattr(norm, "running_mean", None) is not None
     assert suite.result.keys() == ({"corrupted", "adapted", "clean"} if adapts else {"corrupted"})
     images, labels = a_loader().dataset.tensors  # type: ignore[attr-defined]
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
