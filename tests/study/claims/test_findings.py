@@ -20,6 +20,7 @@ NONE, SYNC = [10.0, 11.0, 9.0], [5.0, 5.4, 4.6]
     ("figure", "ours", "agrees"),
     [
         ({"case": "plain", "side": "sync", "value": 2.1, "tolerance": 0.1}, "2.00 times [1.90, 2.10]", "yes"),
+        ({"case": "plain", "side": "sync", "value": 2.2, "tolerance": 0.15}, "2.00 times [1.90, 2.10]", "yes"),
         ({"case": "plain", "side": "sync", "value": 2.2}, "2.00 times [1.90, 2.10]", "no"),
         ({"case": "plain", "side": "sync"}, "2.00 times [1.90, 2.10]", ""),
         ({"case": "plain", "side": "sync", "of": "value", "value": 5.5}, "5.000 [4.006, 5.994]", "yes"),

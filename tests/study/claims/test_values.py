@@ -36,6 +36,7 @@ def ladder(metric: str, **by_side: dict[str, float]) -> Numbers:
         ({"over": "highest", "usable": 5, "wants": "higher"}, (1.0, 0.1)),  # none has so little: the smallest
         ({"over": "highest", "usable": 8, "wants": "higher"}, (1.0, 10.0)),
         ({"over": "highest", "usable": 8, "conditions": [0.1, 1], "wants": "higher"}, (1.0, 1.0)),
+        ({"over": "highest", "usable": 8, "wants": "higher", "against": {"over": "1"}}, (1.0, 7.0)),
         ({"over": "worst", "against": {"over": "best"}}, (9.0, 7.0)),
         ({"over": "worst", "against": {"over": "best", "conditions": ["10"]}}, (9.0, 8.0)),
     ],
