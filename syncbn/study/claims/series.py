@@ -15,7 +15,8 @@ from syncbn.study.claims.values import Results, exp
 from syncbn.study.effects import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
-SMALLEST = float(np.finfo(np.float32).smallest_subnormal)  # what a gradient that has vanished counts as, where a mean is of logs
+# What a gradient that has vanished counts as, where a mean is of logs.
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
 def plots(study: str, asked: Sequence[Plot], results: Results) -> list[PlotData]:
