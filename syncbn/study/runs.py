@@ -16,7 +16,7 @@ import yaml
 
 from syncbn.training.schema import SettingError
 
-GRADIENT_COLUMNS = ("step", "layer", "depth", "norm", "weight_norm")
+GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
 # libyaml's is ten times as fast, where PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -2,31 +2,37 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
+from syncbn.nn import functional
 from syncbn.training.metrics_file import MetricsFile
 from syncbn.training.monitor import FEW, _step
 from syncbn.training.schema import SettingError
 
-COLUMNS = ("step", "layer", "depth", "norm", "weight_norm")
+COLUMNS = ("step", "layer", "depth", "norm", "weight_gradient", "weight_norm")
 FEWEST = 3  # hidden layers from which a growth can be told
 
 
 class Gradient(NamedTuple):
-    """Of one layer's weight, at one step.
+    """Of one layer, at one step; norms are Euclidean.
 
     Attributes:
         layer: its name.
         depth: how many layers with a weight come before it.
-        norm: Euclidean, of the gradient.
+        norm: of the loss's gradient with respect to the layer's output, which is what goes back through the network;
+            NaN where it was not seen.
+        weight_gradient: of the gradient of its weight. Between layers it changes as ``norm`` does times what inputs do
+            on their way forward, so one may hide the other.
         weight_norm: of the weight before the step.
         shape: of the weight.
     """
@@ -34,16 +40,65 @@ class Gradient(NamedTuple):
     layer: str
     depth: int
     norm: float
+    weight_gradient: float
     weight_norm: float
     shape: tuple[int, ...]
 
 
+class Backward:
+    """Sees the gradients with respect to the outputs of linear and convolutional layers, until it is closed.
+
+    What compiled code computes cannot be seen, nor a layer whose output goes on without a gradient. A recomputed
+    forward pass counts as none.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | _ConvNd)]
+        self._squares: dict[nn.Module, Tensor] = {}
+        self._hooks = [layer.register_forward_hook(self._watch) for layer in self.layers]
+
+    def norms(self, scale: float = 1.0) -> dict[nn.Module, float]:
+        """By layer, over all batches since it began and over all ranks, as of the mean of the ranks' losses.
+
+        Sends a message where there are several ranks, and waits for the device once.
+
+        Args:
+            scale: what the losses were multiplied by.
+        """
+        if not self.layers:
+            return {}
+        device = next((each.device for each in self._squares.values()), self.layers[0].weight.device)
+        none = torch.full((), math.nan, dtype=torch.float64, device=device)
+        squares = torch.stack([self._squares.get(layer, none) for layer in self.layers])
+        ranks = 1
+        if dist.is_available() and dist.is_initialized():
+            ranks = dist.get_world_size()
+            dist.all_reduce(squares)
+        found = (squares.sqrt() / (scale * ranks)).tolist()
+        return {layer: norm for layer, norm in zip(self.layers, found, strict=True) if not math.isnan(norm)}
+
+    def close(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _watch(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or not output.requires_grad or functional.recomputing():
+            return
+
+        def add(gradient: Tensor) -> None:
+            square = _norm(gradient.detach()).square()
+            self._squares[layer] = self._squares[layer] + square if layer in self._squares else square
+
+        output.register_hook(add)
+
+
 class GradientMonitor(pl.Callback):
-    """Looks at the norm of the gradient of each weight, layer by layer.
+    """Looks at the norms of gradients layer by layer: of each layer's output, and of its weight.
 
     The layers are linear and convolutional ones, in the order in which they were registered, which is that of the
-    forward pass in most networks. The gradient is what the optimizer is about to be given: averaged over ranks and
-    accumulated batches, unscaled in 16-mixed, not yet clipped. So it is the same on all ranks, and nothing is sent.
+    forward pass in most networks. The gradient of a weight is what the optimizer is about to be given: averaged over
+    ranks and accumulated batches, unscaled in 16-mixed, not yet clipped. That of an output is of the same loss; its
+    norm is over all samples of the step, and takes one message where there are several ranks.
 
     Rank 0 writes ``gradients.csv``, a row a layer and look: ``step`` (as in ``metrics.csv``) and what
     :class:`Gradient` says. The loggers get ``gradients/LAYER`` for each layer, of more than 16 layers
@@ -64,6 +119,7 @@ class GradientMonitor(pl.Callback):
             raise SettingError(f"callbacks.gradients.every_n_steps={every_n_steps}: use 1 or more, or null")
         self.every_n_steps, self.directory = every_n_steps, directory
         self._file: MetricsFile | None = None
+        self._backward: Backward | None = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
@@ -85,15 +141,23 @@ class GradientMonitor(pl.Callback):
             # What an earlier attempt has seen after the checkpoint comes again. The step is the loggers' (see there).
             self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
 
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._drop()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
+        due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
+        if self._backward is None and (due or trainer.global_step == 0):
+            self._backward = Backward(pl_module)
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
-        if not (due or trainer.global_step == 0) or not trainer.is_global_zero:
+        if self._backward is None:
             return
-        found = look(pl_module)
-        if not found:
+        norms = self._backward.norms(_scale(trainer))
+        self._drop()
+        if not trainer.is_global_zero or not (found := look(pl_module, norms)):
             return
         numbers = flow(found)
         if trainer.global_step == 0:
@@ -102,11 +166,17 @@ class GradientMonitor(pl.Callback):
         if self._file is not None:
             rows = [{name: value for name, value in each._asdict().items() if name in COLUMNS} for each in found]
             self._file.append([{"step": _step(trainer), **row} for row in rows])
-        norms = {each.layer: each.norm for each in found}
-        few = norms if len(norms) <= FEW else {"first": found[0].norm, "last": found[-1].norm}
+        by_layer = {each.layer: each.norm for each in found if not math.isnan(each.norm)}
+        few = by_layer if len(by_layer) <= FEW else {"first": found[0].norm, "last": found[-1].norm}
         metrics = {f"gradients/{name}": value for name, value in (few | numbers).items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, _step(trainer))
+
+    def on_train_end(self, *_: Any) -> None:
+        self._drop()
+
+    def on_exception(self, *_: Any) -> None:
+        self._drop()
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self._first, "last": self._last}
@@ -114,37 +184,47 @@ class GradientMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first, self._last = state_dict["first"], state_dict["last"]
 
+    def _drop(self) -> None:
+        if self._backward is not None:
+            self._backward.close()
+        self._backward = None
+
 
 @torch.no_grad()
-def look(module: nn.Module) -> list[Gradient]:
-    """The gradients that the weights of linear and convolutional layers have now; waits for the device once.
+def look(module: nn.Module, norms: Mapping[nn.Module, float]) -> list[Gradient]:
+    """The gradients of linear and convolutional layers whose weights have one; waits for the device once.
 
     A weight that two layers share counts once, where the first of them is.
+
+    Args:
+        module: after a backward pass.
+        norms: of the gradients with respect to outputs, by layer.
     """
-    weights: dict[nn.Parameter, str] = {}
+    weights: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
         weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear | _ConvNd) else None
         if weight is not None:
-            weights.setdefault(weight, name)
-    found = [(depth, name, weight) for depth, (weight, name) in enumerate(weights.items()) if weight.grad is not None]
+            weights.setdefault(weight, (name, layer))
+    found = [(depth, *of, weight) for depth, (weight, of) in enumerate(weights.items()) if weight.grad is not None]
     if not found:
         return []
-    norms = torch.stack([_norm(of) for _, _, weight in found for of in (weight.grad, weight) if of is not None])
-    pairs = norms.view(-1, 2).tolist()
+    of_weights = torch.stack([_norm(of) for *_, weight in found for of in (weight.grad, weight) if of is not None])
     return [
-        Gradient(name, depth, norm, weight_norm, tuple(weight.shape))
-        for (depth, name, weight), (norm, weight_norm) in zip(found, pairs, strict=True)
+        Gradient(name, depth, norms.get(layer, math.nan), gradient, of_weight, tuple(weight.shape))
+        for (depth, name, layer, weight), (gradient, of_weight) in zip(
+            found, of_weights.view(-1, 2).tolist(), strict=True
+        )
     ]
 
 
 def flow(found: list[Gradient]) -> dict[str, float]:
     """How gradients change on their way back through the hidden layers.
 
-    Hidden layers are those of the commonest shape of weight, the last layer of all (the head) apart, so that the norms
-    are of equally many numbers. ``growth`` is the factor from one layer to the one before it, by least squares of the
-    logarithm against depth: above 1 gradients grow backwards, below 1 they vanish. ``decades`` is log10 of the first
-    hidden layer's norm over the last one's. For ReLU and batch norm at initialization the growth is
-    ``sqrt(pi / (pi - 1)) = 1.211`` (Yang et al. 2019).
+    By the norms of gradients with respect to outputs. Hidden layers are those of the commonest shape of weight, the
+    last layer of all (the head) apart, so that the norms are of equally many numbers. ``growth`` is the factor from one
+    layer to the one before it, by least squares of the logarithm against depth: above 1 gradients grow backwards, below
+    1 they vanish. ``decades`` is log10 of the first hidden layer's norm over the last one's. For ReLU and batch norm at
+    initialization the growth is ``sqrt(pi / (pi - 1)) = 1.211`` (Yang et al. 2019).
 
     Returns:
         Those of ``growth`` and ``decades`` that can be told: not of fewer than three hidden layers, nor where a norm is
@@ -160,6 +240,12 @@ def flow(found: list[Gradient]) -> dict[str, float]:
     logs = [math.log(each.norm) for each in hidden]
     slope = float(np.polynomial.polynomial.polyfit([each.depth for each in hidden], logs, 1)[1])
     return {"growth": math.exp(-slope), "decades": (logs[0] - logs[-1]) / math.log(10)}
+
+
+def _scale(trainer: pl.Trainer) -> float:
+    """What 16-mixed multiplies the loss by."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
 def _norm(x: Tensor) -> Tensor:

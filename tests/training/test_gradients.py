@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from syncbn.training import MLP, GradientMonitor, SettingError
-from syncbn.training.gradients import Gradient, flow, look
+from syncbn.training.gradients import Backward, Gradient, flow, look
 from syncbn.training.metrics_file import read
 from syncbn.training.norms import remove_batch_norm
+from tests.harness import Ranks
 
 THEORY = math.sqrt(math.pi / (math.pi - 1))
 
@@ -83,15 +84,25 @@ def test_norms_are_those_of_the_mean_gradient_before_clipping(tmp_path: Path) ->
     torch.manual_seed(1)
     lit, data, logger = Lit(Net().double()), batches(10), Kept()
     twin = copy.deepcopy(lit)
+    layers = {"net.conv": 0, "net.one": 2, "net.head": 4}  # the frozen one is 1, the unused one 3
+    outputs: list[tuple[str, Tensor]] = []
+    for name in layers:
+        twin.get_submodule(name).register_forward_hook(lambda *a, name=name: outputs.append((name, a[2])))
     optimizer, expected = twin.configure_optimizers(), {}
     for step in range(5):
         optimizer.zero_grad()
+        squares = dict.fromkeys(layers, 0.0)
         for batch in data[2 * step : 2 * step + 2]:
-            (twin.training_step(batch) / 2).backward()
-        layers = {"net.conv": 0, "net.one": 2, "net.head": 4}  # the frozen one is 1, the unused one 3
+            outputs.clear()
+            loss = twin.training_step(batch) / 2
+            gradients = torch.autograd.grad(loss, [output for _, output in outputs], retain_graph=True)
+            for (name, _), gradient in zip(outputs, gradients, strict=True):
+                squares[name] += gradient.square().sum().item()
+            loss.backward()
         for name, depth in layers.items():
             weight = twin.get_submodule(name).weight
-            expected[step, name] = depth, weight.grad.square().sum().sqrt().item(), weight.square().sum().sqrt().item()
+            norms = (weight.grad.square().sum().sqrt().item(), weight.square().sum().sqrt().item())
+            expected[step, name] = (depth, math.sqrt(squares[name]), *norms)
         nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
         optimizer.step()
     trainer = pl.Trainer(
@@ -112,9 +123,10 @@ def test_norms_are_those_of_the_mean_gradient_before_clipping(tmp_path: Path) ->
     steps = [0, 1, 3]  # the first, and when Lightning logs
     assert list(rows) == [(step, name) for step in steps for name in layers]
     for key, row in rows.items():
-        depth, norm, weight_norm = expected[key]
+        depth, norm, weight_gradient, weight_norm = expected[key]
         assert int(row["depth"]) == depth
         assert float(row["norm"]) == pytest.approx(norm, rel=1e-10)
+        assert float(row["weight_gradient"]) == pytest.approx(weight_gradient, rel=1e-10)
         assert float(row["weight_norm"]) == pytest.approx(weight_norm, rel=1e-10)
     assert logger.seen[1]["gradients/net.one"] == pytest.approx(expected[1, "net.one"][1])
     assert monitor.gradients == {}  # there are no three hidden layers of one shape
@@ -124,8 +136,10 @@ def after_backward(net: MLP, seed: int, batch: int = 128) -> list[Gradient]:
     generator = torch.Generator().manual_seed(seed)
     weight = net.head.weight
     x = torch.randn(batch, 64, generator=generator, dtype=weight.dtype)
+    backward = Backward(net)
     F.cross_entropy(net(x), torch.arange(batch) % 10).backward()
-    return look(net)
+    backward.close()
+    return look(net, backward.norms())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -146,8 +160,37 @@ def test_sigmoids_without_norm_vanish_and_are_still_told() -> None:
     assert found["growth"] == pytest.approx(10 ** (found["decades"] / 49), rel=0.05)
 
 
+def test_torchs_initialization_and_relu_vanish_though_all_weights_have_gradients_alike() -> None:
+    torch.manual_seed(0)
+    net = MLP(depth=20, init="torch").double()
+    remove_batch_norm(net)
+    found = after_backward(net, 0)
+    assert flow(found)["decades"] == pytest.approx(19 * math.log10(math.sqrt(1 / 6)), abs=1)  # He et al. 2015, eq. 14
+    assert abs(math.log10(found[0].weight_gradient / found[-2].weight_gradient)) < 1  # what vanishes back grows forward
+
+
+def of_outputs(rank: int, world_size: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    net = MLP(depth=3).double()
+    names = {module: name for name, module in net.named_modules()}
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(12, 64, generator=generator, dtype=torch.float64), torch.arange(12) % 10
+    share = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
+    net.eval()  # so that no rank's gradient hangs on another's samples
+    backward = Backward(net)
+    F.cross_entropy(net(x[share]), y[share]).backward()
+    return {names[layer]: norm for layer, norm in backward.norms().items()}
+
+
+def test_ranks_norms_are_those_of_one_process(ranks: Ranks) -> None:
+    one = ranks.run(of_outputs, world_size=1)[0]
+    assert len(one) == 4
+    for two in ranks.run(of_outputs, world_size=2):
+        assert two == pytest.approx(one, rel=1e-12)
+
+
 def layer(depth: int, norm: float, shape: tuple[int, ...] = (4, 4)) -> Gradient:
-    return Gradient(f"layer{depth}", depth, norm, 1.0, shape)
+    return Gradient(f"layer{depth}", depth, norm, 1.0, 1.0, shape)
 
 
 def test_growth_is_over_the_hidden_layers_of_one_shape() -> None:
@@ -163,7 +206,7 @@ def test_growth_is_over_the_hidden_layers_of_one_shape() -> None:
 def test_a_gradient_whose_square_vanishes_in_float32_is_seen() -> None:
     linear = nn.Linear(2, 2)
     linear.weight.grad = torch.full((2, 2), 1e-30)
-    assert look(nn.Sequential(linear))[0].norm == pytest.approx(2e-30, rel=1e-6, abs=0)
+    assert look(nn.Sequential(linear), {})[0].weight_gradient == pytest.approx(2e-30, rel=1e-6, abs=0)
 
 
 def test_every_n_steps_below_one_is_refused() -> None:

@@ -59,27 +59,34 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
 
 def _gaps(case: Case, results: Results, budget: str) -> list[str]:
     """Why a case has fewer pairs than seeds, apart from runs that failed or are missing."""
-    lines = []
+    lines, left_out = [], dict[str, list[str]]()  # conditions by side
     read = [*((case.reading, side) for side in case.sides), (case.against, case.against_side)]
     for reading, side in read:
-        lines += _unread(case, reading, side, results, budget)
+        for condition in reading.conditions:
+            if not results.is_planned(reading.part, condition, side):
+                left_out.setdefault(side, []).append(condition)
+            elif line := _without(case, reading, condition, side, results):
+                lines.append(line)
+    if left_out:
+        which = "; ".join(f"{side}{_at(conditions)}" for side, conditions in left_out.items())
+        lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it stays open ({which})")
     for side in case.sides:
         found = judging.pairs(case, (case.reading, side), (case.against, case.against_side), results)
         lines += [f"{case.name}, {side}: {why}: not counted" for why in found.left_out]
     return lines
 
 
-def _unread(case: Case, reading: Reading, side: str, results: Results, budget: str) -> list[str]:
-    lines = []
-    for condition in reading.conditions:
-        where = f"{reading.part}/{condition}/{side}"
-        if not results.is_planned(reading.part, condition, side):
-            lines.append(f"{case.name}: budget {budget} leaves {where} out, so the case stays open")
-            continue
-        found = [
-            run for seed in results.seeds(reading.part) if (run := results.run(reading.part, condition, side, seed))
-        ]
-        without = sum(reading.metric not in run.numbers() for run in found)
-        if without:
-            lines.append(f"{case.name}: {without} of {plural(len(found), 'run')} of {where} have no {reading.metric}")
-    return lines
+def _at(conditions: Sequence[str]) -> str:
+    """`` at 0.1, 0.3``; nothing of a part without conditions."""
+    return f" at {', '.join(conditions)}" if any(conditions) else ""
+
+
+def _without(case: Case, reading: Reading, condition: str, side: str, results: Results) -> str:
+    """What is said of runs that have no such metric."""
+    runs = [results.run(reading.part, condition, side, seed) for seed in results.seeds(reading.part)]
+    found = [run for run in runs if run]
+    without = sum(reading.metric not in run.numbers() for run in found)
+    where = f"{reading.part}/{condition}/{side}"
+    return (
+        f"{case.name}: {without} of {plural(len(found), 'run')} of {where} have no {reading.metric}" if without else ""
+    )

@@ -102,7 +102,9 @@ def test_a_condition_that_the_budget_leaves_out_leaves_the_case_open(tmp_path: P
     finding = found(places, study(cases, sides=["sync"]) | {"budget": "smoke"})
     assert [(each.n, each.says, math.isnan(each.effect)) for each in finding.rows] == [(0, "open", True)] * 2
     assert finding.verdicts == {"sync": "not decided by 0 seeds"}
-    assert "left_out: budget smoke leaves one/0.1/sync out, so the case stays open" in finding.problems
+    left_out = "budget smoke leaves out what it asks for, so it stays open (sync at"
+    assert [line for line in finding.problems if line.startswith(f"left_out: {left_out} 0.1")]
+    assert [line for line in finding.problems if line.startswith(f"mean: {left_out} 0.1")]
     assert "mean: budget smoke leaves one/1/none out, so the case stays open" in finding.problems
     assert not any("one/10" in line and "budget" in line for line in finding.problems)
 
