@@ -51,7 +51,7 @@ def train(
     of its own (``fresh`` does), it is the fork of one that has imported everything: five seconds less.
     """
     if not (launcher or terminal or fresh) and DRIVER.can_have(environment(full_error)):
-        return DRIVER.train(where, *overrides, env=environment(full_error), timeout=timeout)
+        return DRIVER.run(where, *overrides, env=environment(full_error), timeout=timeout)
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
     # A session of its own: whatever it leaves behind is found by it, and stopped.
     options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "text": True}

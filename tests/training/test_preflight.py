@@ -7,11 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-from syncbn.training import identity, preflight
+from syncbn.training import identity, preflight, run
 from syncbn.training.schema import AgreedError, SettingError
 from tests.training.command import train
 
@@ -148,3 +149,19 @@ def test_torchrun_and_settings_must_agree(tmp_path: Path) -> None:
     run = train(tmp_path, "trainer.devices=3", launcher=TORCHRUN)
     assert run.code == 1
     assert "error: trainer.devices=3: torchrun started 2; leave it out, or make them agree\n" in run.err
+
+
+@pytest.mark.parametrize(("devices", "asked", "threads"), [(1, "", 8), (3, "", 2), (9, "", 1), (3, "5,1", 5)])
+def test_ranks_share_the_cores_where_no_number_of_threads_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, asked: str, threads: int
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(run, "_quieten", lambda: None)
+    monkeypatch.setattr(preflight, "look", lambda *_: pytest.fail("so far", pytrace=False))
+    cfg = OmegaConf.create({"trainer": {"accelerator": "cpu", "devices": devices}})
+    with pytest.raises(pytest.fail.Exception, match="so far"):
+        run.run(cfg, tmp_path)
+    assert chosen == [threads]
