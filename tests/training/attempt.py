@@ -1,4 +1,4 @@
-"""One attempt at a run, without the training: ``python -m tests.training.attempt RUN_DIR SETTINGS``.
+"""One attempt at a run, without the training: ``python tests/training/attempt.py RUN_DIR SETTINGS``.
 
 Every step logs a line, every fifth one an epoch's end too; a checkpoint is what ``position`` says at some step. With
 ``tests`` one more comes at the end.

@@ -74,7 +74,7 @@ def train(
 
 def environment(full_error: bool = False) -> dict[str, str]:
     """Ours, with the user's project on the path and without what a test runner, or torch in it, may have set."""
-    dropped = ("PYTEST_CURRENT_TEST", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE", "WANDB_MODE")
+    dropped = ("PYTEST_CURRENT_TEST", "HYDRA_FULL_ERROR", "RANK", "WORLD_SIZE", "WANDB_MODE")
     dropped += ("TORCHINDUCTOR_CACHE_DIR",)
     env = {k: v for k, v in os.environ.items() if k not in dropped}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), env.get("PYTHONPATH")]))
@@ -82,7 +82,7 @@ def environment(full_error: bool = False) -> dict[str, str]:
 
 
 class Driver:
-    """Calls of train.py that are forked from one process (``driver.py``)."""
+    """Calls of train.py, or of another program, that are forked from one process (``driver.py``)."""
 
     def __init__(self) -> None:
         self._environment = environment()
@@ -94,15 +94,17 @@ class Driver:
         names = {name for name in env.keys() | self._environment.keys() if env.get(name) != self._environment.get(name)}
         return not any(name.startswith(("PYTHON", "OMP_", "CUDA_", "TORCH_", "SYNCBN_")) for name in names)
 
-    def train(self, where: Path, *overrides: str, env: dict[str, str], timeout: float) -> Run:
+    def run(
+        self, where: Path, *arguments: str, env: dict[str, str], timeout: float, program: Path = REPO / "train.py"
+    ) -> Run:
         if self._process is None:
             self._start()
         assert self._process is not None
         files = [self._place / name for name in ("out", "err")]
         for path in files:
             path.unlink(missing_ok=True)
-        call = {"arguments": overrides, "where": str(where), "environment": env, "files": list(map(str, files))}
-        print(json.dumps(call), file=self._process.stdin, flush=True)
+        call = {"program": str(program), "arguments": arguments, "where": str(where), "environment": env}
+        print(json.dumps(call | {"files": list(map(str, files))}), file=self._process.stdin, flush=True)
         pid = int(self._answers.readline())
         try:
             answered, _, _ = select.select([self._answers], [], [], timeout)
@@ -112,7 +114,7 @@ class Driver:
             code = int(self._answers.readline())
         out, err = (path.read_text() for path in files)
         if not answered:
-            raise AssertionError(f"train.py {overrides} has not ended in {timeout:g} s\n{out}\n{err}")
+            raise AssertionError(f"{program.name} {arguments} has not ended in {timeout:g} s\n{out}\n{err}")
         return Run(code, out, err, _newest(where), left)
 
     def close(self) -> None:

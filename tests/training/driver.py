@@ -1,4 +1,4 @@
-"""A process that runs ``train.py`` again and again, as asked on standard input: a JSON line a call.
+"""A process that runs a program again and again, ``train.py`` mostly, as asked on standard input: a JSON line a call.
 
 It has imported what a run needs, and each call is a fork of it, which leads a session of its own; what Python's
 multiprocessing starts in a call, the server that ranks are forked from among it, is a fork of that. So a call is spared
@@ -21,10 +21,8 @@ from pathlib import Path
 import syncbn.training.job
 import syncbn.training.preload  # noqa: F401
 
-TRAIN = str(Path(__file__).resolve().parents[2] / "train.py")
 
-
-def call(arguments: list[str], where: str, environment: dict[str, str], files: tuple[str, str]) -> None:
+def call(program: str, arguments: list[str], where: str, environment: dict[str, str], files: tuple[str, str]) -> None:
     """Ends this process as the interpreter would, but takes nothing apart that is imported: that takes a second."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -36,10 +34,10 @@ def call(arguments: list[str], where: str, environment: dict[str, str], files: t
     os.chdir(where)
     warnings.resetwarnings()
     util.spawnv_passfds = forked
-    sys.argv = [TRAIN, *arguments]
+    sys.argv = [program, *arguments]
     code = 1
     try:
-        runpy.run_path(TRAIN, run_name="__main__")
+        runpy.run_path(program, run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

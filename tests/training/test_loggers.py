@@ -20,7 +20,7 @@ from syncbn.training.loggers import STEP
 from syncbn.training.metrics_file import read
 from syncbn.training.schema import SettingError
 from tests.training.attempt import ID, attempt
-from tests.training.command import REPO, environment, train
+from tests.training.command import DRIVER, REPO, environment, train
 from tests.training.wandb_server import WandbServer
 
 
@@ -43,8 +43,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 def killed(run_dir: Path, **settings: Any) -> None:
     """An attempt in a process of its own, which ends with a kill."""
-    command = [sys.executable, "-m", "tests.training.attempt", str(run_dir), json.dumps(settings)]
-    assert subprocess.run(command, cwd=REPO, env=environment(), timeout=120).returncode == -9
+    program = REPO / "tests" / "training" / "attempt.py"
+    run = DRIVER.run(REPO, str(run_dir), json.dumps(settings), env=environment(), timeout=120, program=program)
+    assert run.code == -9, run.err
 
 
 def points(lines: list[dict[str, Any]], step: str) -> dict[tuple[int, str], float]:
