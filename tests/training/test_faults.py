@@ -175,7 +175,7 @@ def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:
     assert run.code != 0
     assert run.left == []
     assert run.json("run")["status"] == "interrupted"
-    again = faulty(tmp_path, "run.id=a", launcher=TORCHRUN)
+    again = faulty(tmp_path, "run.id=a")  # by torchrun: tests/slurm/test_scripts.py
     assert again.code == 0, again.err
     assert "this run was interrupted before; it goes on from " in again.out
     assert "step-00000023.ckpt" in again.out

@@ -88,7 +88,7 @@ def test_what_rank_0_refuses_the_others_hear_and_need_not_be_killed(rank: pytest
 @pytest.mark.parametrize("launcher", [None, TORCHRUN])
 def test_what_one_rank_lacks_is_told_of_once(tmp_path: Path, launcher: list[str] | None) -> None:
     (tmp_path / "outputs/a/.rank-1").mkdir(parents=True)  # where rank 1 would try to write
-    run = train(tmp_path, "run.id=a", "logger=csv", launcher=launcher, fresh=True)
+    run = train(tmp_path, "run.id=a", "logger=csv", launcher=launcher)
     assert run.code == 1
     assert run.left == []
     line = "error: hydra.run.dir=.*/outputs/a: rank 1 cannot write there \\(Is a directory\\); all ranks must\n"

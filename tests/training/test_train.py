@@ -262,23 +262,16 @@ def test_without_the_wandb_server_training_goes_on_and_is_kept_offline(
     assert wandb_summary(tmp_path / upload.split()[-1])["summary"]["test/count"] == 360
 
 
-def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = train(tmp_path, *QUICK, launcher=torchrun)
-    assert run.code == 0, run.err
-    assert len(list(tmp_path.glob("outputs/*"))) == 1
-    assert run.json("run")["world_size"] == 2
-    assert run.json("run")["status"] == "finished"
-    assert "test accuracy" in run.out
-
-
-def test_on_a_terminal_there_is_a_bar_and_ranks_stay_in_step(tmp_path: Path) -> None:
+def test_torchrun_makes_one_run_of_its_ranks_and_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
     """The bar asks rank 0 alone for metrics, which is a message; local_mean has messages of its own just then."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = train(tmp_path, *QUICK, "norm=local_mean", "logger=csv", launcher=torchrun, terminal=True)
     assert run.code == 0, run.out
     assert "Epoch 1/1" in run.out
     assert "test accuracy" in run.out
+    assert len(list(tmp_path.glob("outputs/*"))) == 1
+    assert run.json("run")["world_size"] == 2
+    assert run.json("run")["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -313,6 +306,8 @@ def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     (directory,) = tmp_path.glob("outputs/*")
     about = json.loads((directory / "run.json").read_text())
     assert about["world_size"] == 2
+    assert about["status"] == "finished"
+    assert "test accuracy" in "".join(out)
     assert about["normalization_batch"] == 32  # each node by itself
     assert len([p for p in (directory / "wandb").glob("offline-run-*") if not p.is_symlink()]) == 1
 
