@@ -64,7 +64,8 @@ class Cluster:
             (place / name).symlink_to(REPO / name)
         self.place = place
         self.directory = Path(os.environ.get("SYNCBN_SLURM_DIR", "/var/tmp/syncbn-slurm"))
-        self.environment = environment() | {
+        threads = "OMP_NUM_THREADS"  # a number of which the scripts choose by themselves, as for a user
+        self.environment = {name: value for name, value in environment().items() if name != threads} | {
             "SLURM_CONF": str(self.directory / "slurm.conf"),
             "SYNCBN_PYTHON": sys.executable,
         }

@@ -28,7 +28,7 @@ def test_a_shell_in_an_allocation_runs_one_thing_after_another(cluster: Cluster)
     shell = subprocess.run(
         [REPO / "slurm" / "interactive.sh", f"--exclude={APART}", "--nodes=2", "--ntasks-per-node=1"],
         input=f"{train}/one\n{train}/two\n{train}/three trainer.devices=2\nexit 7\n",
-        env=cluster.environment | {"SHELL": "/bin/sh"},
+        env=cluster.environment | {"SHELL": "/bin/sh", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
