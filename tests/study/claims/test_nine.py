@@ -1,0 +1,32 @@
+"""``+study=claims`` at the budget that a newcomer begins with: all nine, from runs to the page."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from syncbn.study.claims.verdicts import FAILS, HOLDS, NOT_ASKED
+from tests.study.claims.test_claims import CLAIMS
+from tests.training.command import train
+
+
+def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
+    run = train(tmp_path, "+study=claims", "study.budget=smoke", "study.directory=s", "logger=csv")
+    assert run.code == 0, run.err
+    assert not run.left
+    tables = {
+        path.stem: pd.read_csv(path, na_values=[], keep_default_na=False)
+        for path in (tmp_path / "s/report/tables").glob("*.csv")
+    }
+    verdicts, cases, plots = (tables[name] for name in ("verdicts", "cases", "plots"))
+    assert list(verdicts.study.unique()) == CLAIMS
+    assert (verdicts.finished == verdicts.runs).all()
+    known = [word.startswith((HOLDS, FAILS, "not decided")) or word == NOT_ASKED for word in verdicts.verdict]
+    assert all(known), list(verdicts.verdict)
+    asked = cases[cases.n.astype(int) == 2]  # what this budget leaves out has no pairs
+    assert {*asked.study} == {*CLAIMS}
+    assert (asked.effect != "").all()
+    assert {*plots.study} == {*CLAIMS}
+    page = (tmp_path / "s/report/report.html").read_text()
+    for number, name in enumerate(CLAIMS, start=1):
+        assert any(line.startswith(f"{number} ") for line in run.out.splitlines()), name
+    assert page.count("<svg") == len(plots.plot.unique())
