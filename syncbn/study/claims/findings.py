@@ -48,7 +48,7 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         versus=versus,
         worse=verdicts.worse(versus),
         published=literature.beside(claim.literature, rows),
-        plots=series.plots(str(study["name"]), claim.plots, results),
+        plots=series.plots(claim.plots, results),
         runs=len(cells),
         finished=len(whole),
         diverged=sum(run.number("diverged") == 1 for run in whole),

@@ -19,21 +19,15 @@ COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
-def plots(study: str, asked: Sequence[Plot], results: Results) -> list[PlotData]:
-    """The plots of a claim, in order.
-
-    Args:
-        study: its name, for those of files.
-        asked: by the rule.
-        results: the runs.
-    """
-    return [_plot(f"{study}-{place}", each, results) for place, each in enumerate(asked, start=1)]
+def plots(asked: Sequence[Plot], results: Results) -> list[PlotData]:
+    """The plots of a claim, in order, named by the parts that they are of."""
+    return [_plot(each, results) for each in asked]
 
 
-def _plot(name: str, asked: Plot, results: Results) -> PlotData:
+def _plot(asked: Plot, results: Results) -> PlotData:
     rows = {"conditions": _conditions, "numbers": _numbers, "layers": _layers}[asked.kind](asked, results)
     return PlotData(
-        name=re.sub(r"[^A-Za-z0-9]+", "-", name),
+        name=re.sub(r"[^A-Za-z0-9]+", "-", asked.part),
         title=asked.title,
         x=asked.x,
         y=asked.y,

@@ -6,24 +6,28 @@ from collections.abc import Sequence
 from syncbn.study.claims.finding import Row, Versus
 from syncbn.study.wording import number, plural
 
-HOLDS, FAILS, NOT_ASKED = "holds", "does not hold", "not asked"
+HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
 
 
 def verdict(rows: Sequence[Row]) -> str:
     """Of one side, from its cases in order."""
-    yes, no, undecided = ([row for row in rows if row.says == word] for word in ("yes", "no", "open"))
     if not rows:
         return NOT_ASKED
+    yes, no, undecided = ([row for row in rows if row.says == word and row.n] for word in ("yes", "no", "open"))
+    missing = [row for row in rows if not row.n]
+    if len(missing) == len(rows):
+        return NOT_RUN
+    rest = f"; {NOT_RUN} {_when(missing)}" if missing else ""
     if len(yes) == len(rows):
         return HOLDS
     if yes:
-        rest = f"; not decided {_when(undecided)} by {_seeds(undecided)}" if undecided else ""
+        rest = (f"; not decided {_when(undecided)} by {_seeds(undecided)}" if undecided else "") + rest
         return f"{HOLDS} only {_when(yes)}{rest}"
     if not undecided:
-        return FAILS
+        return f"{FAILS} {_when(no)}{rest}" if missing else FAILS
     if not no:
-        return f"not decided by {_seeds(undecided)}"
-    return f"not decided by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}"
+        return f"not decided by {_seeds(undecided)}{rest}"
+    return f"not decided by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}{rest}"
 
 
 def worse(versus: Sequence[Versus]) -> list[str]:

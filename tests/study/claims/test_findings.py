@@ -48,7 +48,7 @@ def test_a_plot_over_conditions(tmp_path: Path) -> None:
     words = PLOT | {"part": "other", "x_log": True, "level": 90, "level_label": "chance"}
     for made, plots in ((PLOT, [PLOT, by_series, words]),):
         drawn = found(runs(tmp_path, numbers), study(plots=plots)).plots
-        assert [each.name for each in drawn] == ["made-up-1", "made-up-2", "made-up-3"]
+        assert [each.name for each in drawn] == ["one", "one", "other"]
         assert (drawn[0].title, drawn[0].x, drawn[0].y, drawn[0].x_log) == ("Errors", "rate", "error, %", False)
         assert made == plots[0]
     none, sync = drawn[0].frame.to_dict("records")
@@ -112,9 +112,7 @@ def test_lines_for_the_terminal(tmp_path: Path) -> None:
     made = study(seeds=9, number=8, text="Short", sides=["local", "sync", "group_norm"])
     finding = found(losses(tmp_path, none=none, local=none, sync=worse), made)
     first, second, third, *rest = printing.lines([finding, found(tmp_path, study(text="A longer claim"))])
-    assert first == (
-        "8 Short            local: does not hold   sync: does not hold   group_norm: not decided by 0 seeds"
-    )
+    assert first == ("8 Short            local: does not hold   sync: does not hold   group_norm: not run")
     assert second.startswith("1 A longer claim   local: ")
     assert third.startswith("8 Short: Synchronized statistics do worse than per-device ones: test loss ")
     assert rest[0].startswith("1 A longer claim: Synchronized")

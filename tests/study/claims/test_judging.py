@@ -64,7 +64,7 @@ def test_a_ratio_is_tested_by_its_log(tmp_path: Path, wants: str, sign: int) -> 
         ([NEAR, NEAR, NEAR], "not decided by 8 seeds"),
         ([NEAR, NEAR[:3], NEAR[:5]], "not decided by 3 to 8 seeds"),
         ([SAME, NEAR, NEAR], "not decided by 8 seeds between and at last; does not hold at first"),
-        ([[], [], [9.0]], "not decided by 0 to 1 seeds"),
+        ([[], [], [9.0]], "not decided by 1 seed; not run at first and between"),
     ],
 )
 def test_what_a_sides_cases_come_to(tmp_path: Path, of_sync: list[list[float]], verdict: str) -> None:

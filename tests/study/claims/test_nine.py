@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from syncbn.study.claims.verdicts import FAILS, HOLDS, NOT_ASKED
+from syncbn.study.claims.verdicts import FAILS, HOLDS, NOT_ASKED, NOT_RUN
 from tests.study.claims.test_claims import CLAIMS
 from tests.training.command import train
 
@@ -20,7 +20,7 @@ def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
     verdicts, cases, plots = (tables[name] for name in ("verdicts", "cases", "plots"))
     assert list(verdicts.study.unique()) == CLAIMS
     assert (verdicts.finished == verdicts.runs).all()
-    known = [word.startswith((HOLDS, FAILS, "not decided")) or word == NOT_ASKED for word in verdicts.verdict]
+    known = [word.startswith((HOLDS, FAILS, NOT_RUN, "not decided")) or word == NOT_ASKED for word in verdicts.verdict]
     assert all(known), list(verdicts.verdict)
     asked = cases[cases.n.astype(int) == 2]  # what this budget leaves out has no pairs
     assert {*asked.study} == {*CLAIMS}

@@ -101,7 +101,7 @@ def test_a_condition_that_the_budget_leaves_out_leaves_the_case_open(tmp_path: P
     cases = {"left_out": {"when": "so"}, "mean": {"when": "on the whole", "over": "mean"}}
     finding = found(places, study(cases, sides=["sync"]) | {"budget": "smoke"})
     assert [(each.n, each.says, math.isnan(each.effect)) for each in finding.rows] == [(0, "open", True)] * 2
-    assert finding.verdicts == {"sync": "not decided by 0 seeds"}
+    assert finding.verdicts == {"sync": "not run"}
     left_out = "budget smoke leaves out what it asks for, so it stays open (sync at"
     assert [line for line in finding.problems if line.startswith(f"left_out: {left_out} 0.1")]
     assert [line for line in finding.problems if line.startswith(f"mean: {left_out} 0.1")]
@@ -151,5 +151,5 @@ def test_a_run_as_processes_is_no_pair_of_its_own(tmp_path: Path) -> None:
 
 def test_no_run_at_all(tmp_path: Path) -> None:
     finding = found(tmp_path, study({"plain": CASE}))
-    assert finding.verdicts == {"local": "not decided by 0 seeds", "sync": "not decided by 0 seeds"}
+    assert finding.verdicts == {"local": "not run", "sync": "not run"}
     assert finding.plots[0].frame.empty
