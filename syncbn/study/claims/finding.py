@@ -158,6 +158,7 @@ class Finding:
             said besides.
         versus: synchronized against per-device statistics, case by case.
         worse: sentences on where synchronized statistics do worse than per-device ones; empty where they do not.
+        better: likewise, where they do better.
         published: figures of the literature.
         plots: at least one.
         runs: how many there were to be.
@@ -185,5 +186,6 @@ class Finding:
     runs: int
     finished: int
     diverged: int
+    better: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     command: str = ""

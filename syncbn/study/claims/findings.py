@@ -46,12 +46,13 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
             for side in claim.sides
         },
         versus=versus,
-        worse=verdicts.worse(versus),
+        worse=verdicts.sentences(versus, "worse"),
         published=literature.beside(claim.literature, rows),
         plots=series.plots(claim.plots, results),
         runs=len(cells),
         finished=len(whole),
         diverged=sum(run.number("diverged") == 1 for run in whole),
+        better=verdicts.sentences(versus, "better"),
         problems=[*results.problems(), *dict.fromkeys(doubts), *facts.versions(whole)],
         command=command,
     )

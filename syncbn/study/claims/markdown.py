@@ -19,11 +19,10 @@ def _blocks(content: dict[str, Any]) -> Iterator[str]:
     yield " ".join(f"{escape(side)}: {escape(words)}." for side, words in content["norms"] if words)
     yield "## How to read this"
     yield bullets(content["how"])
-    yield "## Where synchronized statistics do worse"
-    if content["worse"]:
-        yield "\n".join(f"- {_link(one)}: {escape(line)}" for one, line in content["worse"])
-    else:
-        yield escape(content["no_worse"])
+    for word, told in content["shared"]:
+        yield f"## Where synchronized statistics do {word} than per-device ones"
+        lines = [f"- {_link(one)}: {escape(line)}" for one, line in told]
+        yield "\n".join(lines) or escape(content["none_shown"])
     if content["problems"]:
         yield f"## {plural(len(content['problems']), 'thing')} to know before believing this"
         yield bullets([f"{claim}: {line}" if claim else line for claim, line in content["problems"]])

@@ -55,7 +55,7 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
 
 
 def how_to_read(findings: Sequence[Finding]) -> list[str]:
-    """The rule in three sentences, and what a verdict makes of its answers."""
+    """The rule in a few sentences, and what a verdict makes of its answers."""
     levels = " or ".join(f"{alpha:g}" for alpha in sorted({one.alpha for one in findings}))
     return [
         "Each norm is asked, in each case of a claim, whether it does better than the side it is held against by what"
@@ -66,6 +66,8 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
         "A claim holds if the answer is yes in all cases, holds only in the cases with a yes, does not hold if every"
         " case has a no, and is not decided else, which is too few seeds to tell and no sign of no effect. Intervals"
         " are 95 %, by Student's t, each for itself.",
+        "A verdict is on normalizing in this way at all, against the side named. Whether it pays to share statistics is"
+        " told by sync against local.",
     ]
 
 
@@ -90,8 +92,11 @@ def _content(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], direc
         "how": how_to_read(findings),
         "norms": [(side, NORMS.get(side, "")) for side in norms],
         "matrix": [(one, [tables.verdict(one, side) for side in norms]) for one in findings],
-        "worse": [(one, line) for one in findings for line in one.worse],
-        "no_worse": "No case showed it."
+        "shared": [
+            ("worse", [(one, line) for one in findings for line in one.worse]),
+            ("better", [(one, line) for one in findings for line in one.better]),
+        ],
+        "none_shown": "No case showed it."
         if any(one.versus for one in findings)
         else "No case has both synchronized and per-device statistics.",
         "problems": [(one.text if several else "", line) for one in findings for line in one.problems],

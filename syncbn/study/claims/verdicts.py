@@ -30,9 +30,9 @@ def verdict(rows: Sequence[Row]) -> str:
     return f"not decided by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}{rest}"
 
 
-def worse(versus: Sequence[Versus]) -> list[str]:
-    """A sentence for each case in which synchronized statistics do worse than per-device ones."""
-    return [_sentence(one) for one in versus if one.word == "worse"]
+def sentences(versus: Sequence[Versus], word: str) -> list[str]:
+    """One for each case in which synchronized statistics do "better", or "worse", than per-device ones."""
+    return [_sentence(one) for one in versus if one.word == word]
 
 
 def effect_text(effect: float, low: float, high: float, unit: str, is_ratio: bool) -> str:
@@ -48,12 +48,13 @@ def _sentence(v: Versus) -> str:
     when = f"{v.when[0].upper()}{v.when[1:]}, s" if v.when else "S"
     unit = f" {v.unit}" if v.unit else ""
     both = f"{number(v.value, v.unit)} against {number(v.other, v.unit)}{unit}"
-    by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
+    by = (v.effect, v.low, v.high)
+    if v.word == "worse":
+        by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
     how_much = effect_text(*by, v.unit, v.is_ratio)
     what = v.what.replace(f", {v.unit}", "", 1) if v.unit else v.what
-    return (
-        f"{when}ynchronized statistics do worse than per-device ones: {what} {both}, {how_much}, {plural(v.n, 'seed')}."
-    )
+    seeds = plural(v.n, "seed")
+    return f"{when}ynchronized statistics do {v.word} than per-device ones: {what} {both}, {how_much}, {seeds}."
 
 
 def _when(rows: Sequence[Row]) -> str:

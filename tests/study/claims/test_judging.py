@@ -176,3 +176,12 @@ def test_a_case_that_is_only_measured_is_no_part_of_the_verdict(tmp_path: Path) 
     assert row(both, "beside", "sync").effect == row(both, "plain", "sync").effect
     assert both.verdicts == judged.verdicts == {"local": "does not hold", "sync": "holds"}
     assert [one.case for one in both.versus] == ["plain"]
+
+
+def test_synchronized_statistics_that_do_better_are_told(tmp_path: Path) -> None:
+    finding = found(losses(tmp_path, none=NONE, local=NONE, sync=BETTER), study({"plain": {"when": "so"}}))
+    (one,) = finding.versus
+    assert (one.word, finding.worse) == ("better", [])
+    e = np.subtract(NONE, BETTER)
+    assert finding.better[0].startswith("So, synchronized statistics do better than per-device ones: ")
+    assert f"{e.mean():.3f} [" in finding.better[0]
