@@ -1,5 +1,6 @@
 """What came of a claim: tables that its page is made from, each figure computed from run directories."""
 
+import math
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -31,6 +32,8 @@ class Row:
         p_yes: one-sided, that the effect is no larger than needed; of all rows of the claim, by Holm.
         p_no: one-sided, that it is no smaller; likewise.
         says: "yes", "no" or "open"; "measured" where the case is not judged, and the p values are of no family.
+        at_most: what the side's own number may be for a "yes", as well; None where nothing is asked of it.
+        planned: pairs that there were to be.
     """
 
     case: str
@@ -54,6 +57,8 @@ class Row:
     p_yes: float
     p_no: float
     says: str
+    at_most: float | None = None
+    planned: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,11 @@ class Versus:
         low: lower end of its 95 % interval.
         high: upper end.
         p: two-sided, that there is no difference; of all cases of the claim, by Holm.
-        word: "better", "worse" or "no difference shown".
+        word: "better", "worse", "no difference" (shown to be less than ``needed``, either way), "not decided", or "not
+            run" of fewer than two pairs.
+        needed: the least effect that counts, as in :class:`Row`.
+        p_same: that the effect is ``needed`` or more, either way (two one-sided tests); of all cases, by Holm.
+        is_small: "better" or "worse", and shown to be by less than is needed.
     """
 
     case: str
@@ -89,6 +98,9 @@ class Versus:
     high: float
     p: float
     word: str
+    needed: float = math.nan
+    p_same: float = math.nan
+    is_small: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,8 @@ class Finding:
         rows: every case for every side that it is about.
         verdicts: by side: "holds", "holds only WHEN", "does not hold", "not decided by N seeds", and what is to be
             said besides.
+        sharing: what synchronized statistics do against per-device ones, over the cases that are judged, in a few
+            words: "better WHEN; worse WHEN", "no difference", "not decided"; "" where no case has both.
         versus: synchronized against per-device statistics, case by case.
         worse: sentences on where synchronized statistics do worse than per-device ones; empty where they do not.
         better: likewise, where they do better.
@@ -187,5 +201,6 @@ class Finding:
     finished: int
     diverged: int
     better: list[str] = field(default_factory=list)
+    sharing: str = ""
     problems: list[str] = field(default_factory=list)
     command: str = ""
