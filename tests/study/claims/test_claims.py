@@ -28,15 +28,15 @@ def test_the_page_has_each_case_as_it_is_judged(name: str) -> None:
     seeds = ", ".join(str(asked["budgets"][budget]["seeds"]) for budget in ("default", "full"))
     for case in claim.cases:
         read = case.reading
-        over = read.over
-        if over in ("worst", "best", "mean", "highest") and asked["claim"]["cases"][case.name].get("conditions"):
+        over = read.over + (f" less {read.less}" if read.less else "")
+        if read.over in ("worst", "best", "mean", "highest") and asked["claim"]["cases"][case.name].get("conditions"):
             over += f" of {', '.join(read.conditions)}"
         if read.usable is not None:
-            over += f" below {read.usable:g}"
+            over += f" with {read.usable:g} at most"
         what = f"{'magnitude of ' * read.magnitude}`{read.metric}` in {read.part}, {over}"
         against = case.against_side + (f", {case.against.metric}" if case.against.metric != read.metric else "")
-        kind = " times" if case.is_ratio else " points" if read.metric.partition("/")[2].startswith("acc") else ""
-        needed = f"{read.wants}, by {case.at_least:g}{kind}"
+        kind = " times" if case.is_ratio else " points" if "/acc" in read.metric else ""
+        needed = f"{read.wants}, by {case.at_least:g}{kind}" + ("" if case.at_most is None else f", to {case.at_most:g} at most")
         when = case.when + " (measured, not judged)" * (not case.counts)
         row = f"| {claim.number} | {when} | {what} | {', '.join(case.sides)} | {against} | {needed} | {seeds} |"
         assert row in PAGE.splitlines(), row
