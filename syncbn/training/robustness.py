@@ -19,7 +19,7 @@ from syncbn.training.sampling import this_rank, world_size
 from syncbn.training.schema import SettingError
 
 ORDER = 0  # the seed of the order in which images are dealt into batches; files are often sorted by class
-CURVE = ("batch_sizes", "priors", "severities", "batches")
+CURVE = ("batch_sizes", "priors", "severities", "images")
 
 
 class CorruptionSuite(pl.Callback):
@@ -46,7 +46,7 @@ class CorruptionSuite(pl.Callback):
         batch_size: the most images that are adapted to together; batches are as equal as they can be.
         prior: samples that the running statistics count for in adapting; 0 for the batch alone.
         curve: ``batch_sizes`` and ``priors``, to be tried each with each, the ``severities`` to try them at, and
-            ``batches``, how many batches of each corruption at most; all of them whole. None for no curve.
+            ``images``, how many at most; the same for every size, each of which divides the largest. None for no curve.
 
     Raises:
         SettingError: a value that is none of these; when training or a test begins, images or a data set of another
@@ -128,11 +128,13 @@ class CorruptionSuite(pl.Callback):
                 self._measure_curve(scoring, "adapted", corruptions.corrupt(images, kind, severity), self.curve)
 
     def _measure_curve(self, scoring: "_Scoring", part: str, images: Tensor, curve: Mapping[str, Any]) -> None:
+        largest = max(curve["batch_sizes"])
+        number = min(len(images), curve["images"]) // largest * largest
         for prior in curve["priors"]:
             with syncbn.adapt(scoring.model, prior=prior, group=1):
                 for size in curve["batch_sizes"]:
-                    batches = [slice(i * size, (i + 1) * size) for i in range(len(images) // size)]
-                    scoring.count(part, [f"acc_n{size}_N{prior}"], images, batches[: curve["batches"]])
+                    batches = [slice(start, start + size) for start in range(0, number, size)]
+                    scoring.count(part, [f"acc_n{size}_N{prior}"], images, batches)
 
 
 class _Scoring:
@@ -196,12 +198,20 @@ def _check_curve(kinds: Sequence[str], curve: Mapping[str, Any]) -> None:
     if set(curve) != set(CURVE):
         raise SettingError(f"corruptions.curve={dict(curve)}: use null, or all of {', '.join(CURVE)}")
     _check(kinds, curve["severities"], "corruptions.curve.severities")
-    _check_whole("corruptions.curve.batches", curve["batches"], 1)
+    _check_whole("corruptions.curve.images", curve["images"], 1)
     for name, least in (("batch_sizes", 1), ("priors", 0)):
         if not curve[name]:
             raise SettingError(f"corruptions.curve.{name}=[]: use one or more")
         for value in curve[name]:
             _check_whole(f"corruptions.curve.{name}", value, least)
+    sizes, largest = list(curve["batch_sizes"]), max(curve["batch_sizes"])
+    if any(largest % size for size in sizes):
+        raise SettingError(
+            f"corruptions.curve.batch_sizes={sizes}: use divisors of the largest, {largest}, so that all see the same "
+            "images"
+        )
+    if curve["images"] < largest:
+        raise SettingError(f"corruptions.curve.images={curve['images']}: use at least the largest batch, {largest}")
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

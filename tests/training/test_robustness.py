@@ -20,7 +20,7 @@ from syncbn.training.schema import SettingError
 from tests.training.command import train
 from tests.training.settled import settled
 
-CURVE = {"batch_sizes": [4, 50], "priors": [0, 16], "severities": [4], "batches": 3}
+CURVE = {"batch_sizes": [5, 50], "priors": [0, 16], "severities": [4], "images": 199}
 KINDS, SEVERITIES = ["gaussian_noise", "shift"], [1, 4]
 
 
@@ -66,7 +66,7 @@ def by_hand(state: dict[str, Tensor], images: Tensor, labels: Tensor, batch_size
         found[part] |= {f"{part}/acc_{kind}": mean(lambda k, s, kind=kind: k == kind) for kind in KINDS}
         found[part] |= {f"{part}/acc_severity{at}": mean(lambda k, s, at=at: s == at) for at in SEVERITIES}
     for size, prior in ((n, N) for n in CURVE["batch_sizes"] for N in CURVE["priors"]):
-        cuts = list(range(0, 3 * size + 1, size))
+        cuts = list(range(0, 151, size))  # as many as are whole batches of the largest size
         found["clean"][f"clean/acc_n{size}_N{prior}"] = accuracy(images, cuts, prior)
         each_kind = [accuracy(corrupt(images, kind, 4), cuts, prior) for kind in KINDS]
         found["adapted"][f"adapted/acc_n{size}_N{prior}"] = sum(each_kind) / 2
@@ -76,7 +76,7 @@ def by_hand(state: dict[str, Tensor], images: Tensor, labels: Tensor, batch_size
 QUICK = ["model=mlp", "logger=csv", "trainer.max_epochs=2", "+trainer.limit_train_batches=15", "optimizer.lr=0.02"]
 QUICK += ["trainer.precision=64-true", "precise_batches=4", "corruptions=suite", "corruptions.batch_size=100"]
 QUICK += ["corruptions.prior=2", f"corruptions.kinds={KINDS}".replace(" ", ""), "corruptions.severities=[1,4]"]
-QUICK += ["corruptions.curve.batch_sizes=[4,50]", "corruptions.curve.severities=[4]", "corruptions.curve.batches=3"]
+QUICK += ["corruptions.curve.batch_sizes=[5,50]", "corruptions.curve.severities=[4]", "corruptions.curve.images=199"]
 
 
 def test_a_run_on_two_processes_measures_what_one_does_by_hand(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were
     module = Lit(norm)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     watches = Watch(), Watch()
-    suite = CorruptionSuite(KINDS, SEVERITIES, curve=CURVE | {"batch_sizes": [4, 10]})
+    suite = CorruptionSuite(KINDS, SEVERITIES, curve=CURVE | {"batch_sizes": [5, 10]})
     callbacks = [watches[0], suite, watches[1]]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
@@ -174,8 +174,13 @@ def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were
         ({"prior": -1}, "corruptions.prior=-1: use a number of samples, 0 "),
         (
             {"curve": {"priors": [0]}},
-            "corruptions.curve=.*: use null, or all of batch_sizes, priors, severities, batches",
+            "corruptions.curve=.*: use null, or all of batch_sizes, priors, severities, images",
         ),
+        (
+            {"curve": CURVE | {"batch_sizes": [4, 50]}},
+            "use divisors of the largest, 50, so that all see the same",
+        ),
+        ({"curve": CURVE | {"images": 49}}, "corruptions.curve.images=49: use at least the largest batch, 50"),
         ({"curve": CURVE | {"priors": []}}, r"corruptions.curve.priors=\[\]: use one or more"),
         ({"curve": CURVE | {"priors": [0.5]}}, r"corruptions.curve.priors=0\.5: use whole numbers, 0 or more"),
         ({"curve": CURVE | {"severities": [6]}}, "corruptions.curve.severities=6: use a whole number from 1 to 5"),
@@ -192,7 +197,7 @@ def test_what_is_no_suite_is_refused(options: dict[str, Any], line: str) -> None
         (pl.LightningModule(), Digits(), r"corruptions: LightningModule has no forward\(\); give it one that maps"),
         (Lit(nn.Identity()), Digits(shards="brightness", num_shards=2), r"images go from 0 to 1\.8; .* in \[0, 1\]"),
         (Lit(nn.Identity()), [a_loader()], "corruptions: the test data are a list; use one DataLoader over a"),
-        (Lit(nn.Identity()), a_loader(20), r"curve\.batch_sizes=\[4, 50\]: the test has 20 images; use at most 20, or"),
+        (Lit(nn.Identity()), a_loader(20), r"curve\.batch_sizes=\[5, 50\]: the test has 20 images; use at most 20, or"),
         (Lit(nn.Identity()), Digits(), None),
     ],
 )

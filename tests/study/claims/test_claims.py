@@ -36,7 +36,9 @@ def test_the_page_has_each_case_as_it_is_judged(name: str) -> None:
         what = f"{'magnitude of ' * read.magnitude}`{read.metric}` in {read.part}, {over}"
         against = case.against_side + (f", {case.against.metric}" if case.against.metric != read.metric else "")
         kind = " times" if case.is_ratio else " points" if "/acc" in read.metric else ""
-        needed = f"{read.wants}, by {case.at_least:g}{kind}" + ("" if case.at_most is None else f", to {case.at_most:g} at most")
+        needed = f"{read.wants}, by {case.at_least:g}{kind}" + (
+            "" if case.at_most is None else f", to {case.at_most:g} at most"
+        )
         when = case.when + " (measured, not judged)" * (not case.counts)
         row = f"| {claim.number} | {when} | {what} | {', '.join(case.sides)} | {against} | {needed} | {seeds} |"
         assert row in PAGE.splitlines(), row
