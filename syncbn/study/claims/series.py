@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from syncbn.study.claims.finding import PlotData
-from syncbn.study.claims.rule import Plot
 from syncbn.study.claims.values import Results, exp
+from syncbn.study.claims.wanted import Plot
 from syncbn.study.effects import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]

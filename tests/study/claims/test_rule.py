@@ -27,11 +27,20 @@ def test_what_is_left_out() -> None:
     (case,) = claim.cases
     assert (case.sides, case.against_side, case.against) == (("local", "sync"), "none", case.reading)
     assert (case.when, case.what, case.reading.magnitude) == ("", "", False)
+    assert (case.reading.less, case.at_most) == ("", None)
     (plot,) = claim.plots
     assert plot.conditions == ("0.1", "1", "10")
     assert plot.sides == ("none", "local", "sync", "group_norm")
     assert rule.parse(changed("cases.plain.over", "mean")).cases[0].reading.conditions == ("0.1", "1", "10")
     assert rule.parse(changed("literature.0.published", 2)).literature[0].published == "2"
+
+
+def test_what_is_taken_away_is_taken_from_both() -> None:
+    (case,) = rule.parse(study({"plain": {"over": "mean", "conditions": [1, 10], "less": 0.1}})).cases
+    assert case.reading.less == case.against.less == "0.1"
+    assert case.reading.asked == ("1", "10", "0.1")
+    (other,) = rule.parse(study({"plain": {"over": "10", "less": 0.1, "against": {"less": 1}}})).cases
+    assert (other.reading.less, other.against.less) == ("0.1", "1")
 
 
 def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
@@ -67,6 +76,9 @@ def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
         ("cases.plain.wants", "less", "study.claim.cases.plain.wants=less: use one of lower, higher"),
         ("cases.plain.effect", "times", "study.claim.cases.plain.effect=times: use one of ratio, difference"),
         ("cases.plain.at_least", "much", "study.claim.cases.plain.at_least=much: use a number"),
+        ("cases.plain.at_most", "much", "study.claim.cases.plain.at_most=much: use a number"),
+        ("cases.plain.less", "2", "study.claim.cases.plain.less=2: use one of 0.1, 1, 10"),
+        ("cases.plain.against", {"less": "2"}, "study.claim.cases.plain.against.less=2: use one of 0.1, 1, 10"),
         ("cases.plain.magnitude", 1, "study.claim.cases.plain.magnitude=1: use true or false"),
         ("cases.plain.sides", ["ghost"], "study.claim.cases.plain.sides=ghost: use one of local, sync"),
         (
@@ -98,7 +110,11 @@ def test_nonsense_is_one_line(where: str, value: Any, line: str) -> None:
 def test_nonsense_in_two_places() -> None:
     ratio = {"effect": "ratio", "at_least": 0}
     words = {"part": "other", "over": "highest", "usable": 1}
+    higher = {"wants": "higher", "at_most": 3}
+    sizes = {"over": "highest", "usable": 1, "less": "1"}
     for cases, line in (
+        ({"a": higher}, r"cases.a.at_most=3: is for wants: lower alone"),
+        ({"a": sizes}, r"cases.a.less=1: over: highest gives a condition, no test/loss"),
         ({"a": ratio}, r"cases.a.at_least=0: a ratio is above 0"),
         ({"a": words}, r"cases.a.over=highest: conditions have to be numbers, not a, b"),
         ({"a": {"when": "so"}, "b": {}}, r"cases.b.when: one of several cases needs words"),
