@@ -139,7 +139,7 @@ PLOTS = (ladder, two_seeds, depths, curve, severities, kinds, labels, nothing)
 
 def row(case: str, side: str, says: str, **changes: Any) -> Row:
     """Of a ratio, 2.5 times with a baseline of 100, unless something else is said."""
-    p_yes, p_no = {"yes": (0.0012, 1.0), "no": (1.0, 3.2e-7), "open": (0.061, 0.72)}[says]
+    p_yes, p_no = {"yes": (0.0012, 1.0), "no": (1.0, 3.2e-7)}.get(says, (0.061, 0.72))
     made = Row(
         case=case,
         when=f"with {case}" if case else "",
@@ -162,6 +162,7 @@ def row(case: str, side: str, says: str, **changes: Any) -> Row:
         p_yes=p_yes,
         p_no=p_no,
         says=says,
+        planned=8,
     )
     return replace(made, **changes)
 
@@ -174,10 +175,11 @@ def error(case: str, side: str, says: str, effect: float, **changes: Any) -> Row
     return replace(row(case, side, says), **(about | ends | changes))
 
 
-def versus(case: str, word: str, effect: float, p: float) -> Versus:
+def versus(case: str, word: str, effect: float, p: float, **changes: Any) -> Versus:
     ends = {"value": 20.7, "other": 20.7 + effect, "is_ratio": False, "effect": effect}
     about = {"case": case, "when": f"with {case}", "what": "test error, %", "unit": "%", "n": 10}
-    return Versus(**about, **ends, low=effect - 1.2, high=effect + 1.2, p=p, word=word)
+    made = Versus(**about, **ends, low=effect - 1.2, high=effect + 1.2, p=p, word=word, needed=1.0, p_same=1.0)
+    return replace(made, **changes)
 
 
 def finding(study: str, number: int, text: str, **changes: Any) -> Finding:
@@ -226,8 +228,13 @@ def all_nine() -> list[Finding]:
             rows=[row("", side, "yes", when="") for side in ("local", "sync", "group_norm")],
             verdicts=everywhere,
             versus=[
-                Versus("", "", "steps to 95 %", "", 8, 40.25, 39.5, True, 0.98, 0.91, 1.06, 1.0, "no difference shown")
+                Versus(
+                    *("", "", "steps to 95 %", "", 8, 40.25, 39.5, True, 0.98, 0.91, 1.06, 1.0, "no difference"),
+                    needed=1.25,
+                    p_same=0.00031,
+                )
             ],
+            sharing="no difference",
             published=[
                 Published(
                     "steps, without over with batch norm", "2.33 times", "Ioffe & Szegedy 2015", "2.51 times", "yes"
@@ -244,6 +251,7 @@ def all_nine() -> list[Finding]:
             rows=[error("small batches", "local", "yes", 3.25), error("small batches", "sync", "no", -2.125)],
             verdicts={"local": f"holds only {LONG}", "sync": "does not hold"},
             versus=[versus("small batches", "worse", -5.375, 2e-5)],
+            sharing="worse with small batches",
             worse=["With small batches, synchronized statistics do worse: 5.4 points [4.2, 6.6], 8 seeds."],
             published=[Published("gap", "", "Wu & Johnson 2021", "not measured", "")],
             plots=[two_seeds()],
@@ -258,7 +266,8 @@ def all_nine() -> list[Finding]:
             rows=[
                 row("sigmoid", "local", "yes", effect=3.4e30, low=2.1e29, high=5e31, needed=10.0),
                 row("ReLU", "local", "no", effect=3.4e-7, low=1e-8, high=0.002),
-                row("tanh", "local", "open"),
+                row("tanh", "local", "open", n=5),
+                row("its growth a layer", "local", "measured"),
             ],
             verdicts={
                 "local": "holds only with sigmoid; not decided with tanh by 8 seeds",
@@ -283,7 +292,15 @@ def all_nine() -> list[Finding]:
             "input_distributions",
             6,
             "Robustness to different input distributions",
-            rows=[error("running statistics", "local", "no", -12.0), error("adapted statistics", "local", "yes", 9.5)],
+            rows=[
+                error("running statistics", "local", "no", -12.0),
+                error("adapted statistics", "local", "yes", 9.5, at_most=20.0),
+            ],
+            versus=[
+                versus("running statistics", "not decided", 0.5, 0.3, p_same=0.04),
+                versus("adapted statistics", "better", 0.25, 0.002, p_same=0.0001, is_small=True),
+            ],
+            sharing="not decided",
             verdicts={"local": "holds only with adapted statistics", "sync": "holds only with adapted statistics"},
             plots=[kinds()],
         ),
@@ -302,6 +319,7 @@ def all_nine() -> list[Finding]:
             rows=[error("|x| < 3 & `more`", "local", "open", 0.25)],
             verdicts={"local": "not decided by 10 seeds", "sync": "does not hold", "group_norm": "does not hold"},
             versus=[versus("label noise of 40 %", "worse", -3.2, 0.0004), versus("outliers", "better", 8.1, 1e-6)],
+            sharing="better with outliers; worse with label noise of 40 %",
             worse=[WORSE],
             better=["With outliers, synchronized statistics do better than per-device ones: 8.1 points."],
             plots=[labels()],
@@ -311,6 +329,7 @@ def all_nine() -> list[Finding]:
             9,
             "Shorter training time",
             sides=["local", "sync", "local_mean"],
+            sharing="better at a rate of 0.1",
             verdicts={"local": "holds", "sync": "does not hold", "local_mean": "holds"},
             plots=[ladder()],
             command="python train.py +study=training_time \\\n  study.budget=full",

@@ -17,6 +17,7 @@ from tests.study.shown import Page, cells, files
 
 NINE = findings.all_nine()
 NORMS = ["local", "sync", "group_norm", "local_mean"]
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,49 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_the_matrix_has_nine_rows_and_a_column_for_each_norm(html: Page, markdown: Page) -> None:
-    rows = [[f"{one.number}. {one.text}", *(one.verdicts.get(norm, "not asked") for norm in NORMS)] for one in NINE]
-    assert cells(markdown)[0] == [["claim", *NORMS], *rows]
+def test_the_matrix_has_nine_rows_and_a_column_for_each_norm_and_for_sharing(html: Page, markdown: Page) -> None:
+    rows = [
+        [f"{one.number}. {one.text}", *(one.verdicts.get(norm, "not asked") for norm in NORMS), one.sharing or "—"]
+        for one in NINE
+    ]
+    assert cells(markdown)[0] == [["claim", *(f"{norm}, against none" for norm in NORMS), "sync against local"], *rows]
     assert cells(html)[0][1:] == rows
-    assert [head.startswith(norm) for head, norm in zip(cells(html)[0][0][1:], NORMS, strict=True)] == [True] * 4
+    assert cells(html)[0][0] == [
+        "claim",
+        "local per-device statistics, against none",
+        "sync synchronized statistics, against none",
+        "group_norm group norm, against none",
+        "local_mean per-device statistics, running ones averaged, against none",
+        "sync against local",
+    ]
+    beside = [a["data-head"] for _, a in html.tags if "verdict-cell" in str(a.get("class"))]  # on a narrow screen
+    assert beside == [*(f"{norm} against none" for norm in NORMS), "sync against local"] * len(NINE)
+
+
+def test_heads_name_all_that_a_norm_is_judged_against() -> None:
+    rows = [findings.row("a", "sync", "open", against="local"), findings.row("b", "sync", "measured", against="ghost")]
+    both = [findings.finding("x", 1, "X"), findings.finding("y", 2, "Y", rows=rows, sides=["sync", "local_mean"])]
+    assert tables.held_against(both, "sync") == "none or local"
+    assert tables.held_against(both, "group_norm") == "none"
+    assert tables.held_against([replace(both[1], baseline="ghost")], "local_mean") == "ghost"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "tone"),
+    [
+        ("worse with small batches", "worse with small batches", "worse"),
+        ("better with 2 devices and with 4", "better with 2 devices and with 4", "better"),
+        ("better", "better", "better"),
+        ("better with outliers; worse with noise", "better with outliers; worse with noise", "partly"),
+        ("worse with noise; better with outliers", "worse with noise; better with outliers", "partly"),
+        ("no difference", "no difference", "even"),
+        ("not decided", "not decided", "open"),
+        ("not run", "not run", "open"),
+        ("", "—", "unused"),
+    ],
+)
+def test_sharing_has_a_tone_of_its_own(words: str, shown: str, tone: str) -> None:
+    assert tables.sharing(findings.finding("x", 1, "X", sharing=words)) == (shown, tone)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +101,8 @@ def test_a_verdict_has_a_tone_of_its_own(words: str, tone: str) -> None:
 
 def test_tones_are_in_the_matrix_and_beside_the_claim(html: Page) -> None:
     tones = [str(a["class"]).split()[-1] for _, a in html.tags if "verdict-cell" in str(a.get("class"))]
-    assert tones == [tables.verdict(one, norm)[1] for one in NINE for norm in NORMS]
+    made = [[*(tables.verdict(one, norm)[1] for norm in NORMS), tables.sharing(one)[1]] for one in NINE]
+    assert tones == [tone for row in made for tone in row]
 
 
 def in_brackets(low: str, high: str) -> str:
@@ -76,13 +116,15 @@ def test_each_case_says_what_the_finding_says(html: Page, markdown: Page) -> Non
     rows = [row for one in NINE for row in one.rows]
     for row, cell in zip(rows, shown, strict=True):
         assert cell[:3] == [row.when or "—", row.side, row.says]
-        assert (cell[5], cell[7], cell[11]) == (str(row.n), row.against, row.what)
+        pairs = f"{row.n} of 8" if row.n < 8 else "8"
+        assert (cell[5], cell[7], cell[11]) == (pairs, row.against, row.what)
+        assert row.says != "measured" or cell[9:11] == ["—", "—"]  # of no family
         if row.value != row.value:
             assert [cell[at] for at in (3, 6, 8, 9, 10)] == ["—"] * 5
         elif not row.is_ratio:
             effect = f"{row.effect:+.2f} points".replace("-", "−")
             assert cell[3] == f"{effect} {in_brackets(f'{row.low:+.2f}', f'{row.high:+.2f}')}"
-            assert cell[4] == "+1.00 points"
+            assert cell[4] == "+1.00 points" + (", and at most 20.00 %" if row.at_most else "")
             assert cell[6] == f"{row.value:.2f} {in_brackets(f'{row.value_low:.2f}', f'{row.value_high:.2f}')}"
             assert cell[8] == f"{row.other:.2f} {in_brackets(f'{row.other_low:.2f}', f'{row.other_high:.2f}')}"
     of_first = ["2.51 times [2.20 to 2.83]", "1.25 times", "8", "40.25 [38.12 to 42.50]", "none"]
@@ -91,17 +133,35 @@ def test_each_case_says_what_the_finding_says(html: Page, markdown: Page) -> Non
     assert far[3:5] == ["3.4×10³⁰ times [2.1×10²⁹ to 5.0×10³¹]", "10.00 times"]
     (near,) = (row for row in shown if row[0] == "with ReLU")
     assert (near[3], near[10]) == ("3.4×10⁻⁷ times [1.0×10⁻⁸ to 2.0×10⁻³]", "3.2×10⁻⁷")
+    assert sum("at most" in row[4] for row in shown) == sum(row[2] == "measured" for row in shown) == 1
+    one = findings.finding("x", 1, "X", rows=[findings.row("", "sync", "yes", at_most=80.0)])
+    assert tables.build(one)["cases"].rows[0][4] == "1.25 times, and at most 80.00"
 
 
 def test_sync_against_local_and_the_literature_are_beside_each_claim(html: Page, markdown: Page) -> None:
     for shown in (html, markdown):
         versus = [row for table in cells(shown) if table[0][1] == "sync is" for row in table[1:]]
-        about = ["10", "20.70", "15.32", "2.0×10⁻⁵", "test error, %"]
+        about = ["±1.00 points", "10", "20.70", "15.32", "2.0×10⁻⁵", "1", "test error, %"]
         assert versus[1] == ["with small batches", "worse", "−5.38 points [−6.58 to −4.17]", *about]
-        assert [row[1] for row in versus] == ["no difference shown", "worse", "worse", "better"]
+        same = ["1.25 times", "8", "40.25", "39.50", "1", "0.00031", "steps to 95 %"]
+        assert versus[0] == ["—", "no difference", "0.98 times [0.91 to 1.06]", *same]
+        words = ["no difference", "worse", "not decided", "better (less than what matters)", "worse", "better"]
+        assert [row[1] for row in versus] == words
         published = [row for table in cells(shown) if table[0][0] == "what" for row in table[1:]]
         steps = ["steps, without over with batch norm", "2.33 times", "2.51 times", "yes", "Ioffe & Szegedy 2015"]
         assert published == [steps, ["gap", "—", "not measured", "—", "Wu & Johnson 2021"]]
+
+
+def test_colours_of_sync_against_local_are_for_what_matters() -> None:
+    words = ["better", "worse", "no difference", "not decided", "not run"]
+    rows = [findings.versus(word, word, 1.0, 0.5) for word in words]
+    rows += [findings.versus(word, word, 0.1, 0.001, is_small=True) for word in words[:2]]
+    made = tables.build(findings.finding("x", 1, "X", versus=rows))["versus"]
+    assert made.tones == ["better", "worse", "open", "open", "open", "open", "open"]
+    assert [row[1] for row in made.rows[:5]] == words
+    nothing = replace(rows[4], n=0, needed=NAN, p=NAN, p_same=NAN, effect=NAN, low=NAN, high=NAN)
+    (shown,) = tables.build(findings.finding("x", 1, "X", versus=[nothing]))["versus"].rows
+    assert [shown[at] for at in (2, 3, 4, 7, 8)] == ["—", "—", "0", "—", "—"]
 
 
 @pytest.mark.parametrize("kind", [Row, Versus, Published])
@@ -112,7 +172,7 @@ def test_a_changed_figure_changes_its_table(kind: type) -> None:
     first, *others = getattr(one, name)
     before = tables.build(one)[table]
     for field in fields(kind):
-        value = getattr(first, field.name)
+        value = 0.0 if field.name == "at_most" else getattr(first, field.name)  # None, where nothing is asked of it
         other = value + "z" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
         after = tables.build(replace(one, **{name: [replace(first, **{field.name: other}), *others]}))[table]
         seen = field.name not in ("case", "unit")  # a case is known by its words, the unit is in those of the metric
@@ -134,14 +194,17 @@ def test_where_sync_does_worse_is_said_with_a_link_to_the_claim(nine: Path, html
 
 
 def test_no_such_case_is_said_too(tmp_path: Path) -> None:
-    sole = [replace(NINE[0], plots=[])]
-    for made, said in (
-        (sole, "No case showed it."),
-        ([findings.finding("x", 1, "X")], "No case has both synchronized and per-device statistics."),
+    both = [findings.versus(str(at), "not decided", 0.1, 0.5, n=at) for at in range(4)]  # the first has no pair
+    for versus, said in (
+        (both, "None of the 3 cases that have both showed it."),
+        (both[:2], "The one case that has both did not show it."),
+        (both[:1], "No case has both synchronized and per-device statistics."),
+        ([], "No case has both synchronized and per-device statistics."),
     ):
+        made = [findings.finding("x", 1, "X", versus=versus[:1]), findings.finding("y", 2, "Y", versus=versus[1:])]
         page.write(made, "A title", "", tmp_path)
         for shown in (Page((tmp_path / "report.html").read_text()), read((tmp_path / "report.md").read_text())):
-            assert said in shown.text
+            assert shown.text.count(said) == 2
             assert not [heading for heading in shown.headings if "to know before believing" in heading]
 
 
@@ -227,6 +290,8 @@ def test_csv_files_have_all_digits(nine: Path) -> None:
     assert [list(map(same, row)) for row in points.to_numpy()] == [list(map(same, row)) for row in expected]
     verdicts = pd.read_csv(nine / "tables" / "verdicts.csv")
     assert list(verdicts.verdict) == [one.verdicts.get(side, "not asked") for one in NINE for side in one.sides]
+    assert list(verdicts.sharing.fillna("")) == [one.sharing for one in NINE for _ in one.sides]
+    assert set(verdicts.baseline) == {"none"}
 
 
 def same(value: Any) -> Any:
@@ -234,7 +299,7 @@ def same(value: Any) -> Any:
     if isinstance(value, bool) or value in ("True", "False"):
         return str(value)
     try:
-        return "" if value == "" or float(value) != float(value) else float(value)
+        return "" if value in ("", None) or float(value) != float(value) else float(value)
     except ValueError:
         return value
 

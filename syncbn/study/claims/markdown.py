@@ -16,7 +16,7 @@ def _blocks(content: dict[str, Any]) -> Iterator[str]:
     yield f"# {escape(content['title'])}"
     yield escape(content["question"])
     yield _matrix(content)
-    yield " ".join(f"{escape(side)}: {escape(words)}." for side, words in content["norms"] if words)
+    yield " ".join(f"{escape(side)}: {escape(words)}." for side, words, _ in content["norms"] if words)
     yield "## How to read this"
     yield bullets(content["how"])
     for word, told in content["shared"]:
@@ -34,7 +34,7 @@ def _blocks(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _matrix(content: dict[str, Any]) -> str:
-    heads = ["claim", *(side for side, _ in content["norms"])]
+    heads = ["claim", *(f"{side}, against {other}" for side, _, other in content["norms"]), "sync against local"]
     rows = [[_link(one), *(escape(words) for words, _ in cells)] for one, cells in content["matrix"]]
     lines = [[escape(head) for head in heads], ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from syncbn.study import drawing, templates
 from syncbn.study.claims import drawings, markdown, tables
-from syncbn.study.claims.finding import Finding
+from syncbn.study.claims.finding import Finding, Versus
 from syncbn.study.plots import Plot
 from syncbn.study.wording import plural
 from syncbn.training.files import replacing
@@ -23,6 +23,7 @@ NORMS = {
     "ghost": "statistics of parts of a device's batch",
     "torch_sync": "torch's synchronized statistics",
 }
+NO_BOTH = "No case has both synchronized and per-device statistics."
 
 
 def write(findings: Sequence[Finding], title: str, question: str, directory: Path, *, name: str = "report") -> Path:
@@ -67,7 +68,9 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
         " case has a no, and is not decided else, which is too few seeds to tell and no sign of no effect. Intervals"
         " are 95 %, by Student's t, each for itself.",
         "A verdict is on normalizing in this way at all, against the side named. Whether it pays to share statistics is"
-        " told by sync against local.",
+        " told by sync against local: better or worse is what a two-sided paired t test shows at the same level, no"
+        " difference that it is less than needed, either way (p, same: two one-sided tests); each corrected for all"
+        f" cases. Better or worse by {tables.SMALL} is shown to be both, and the first table leaves it out.",
     ]
 
 
@@ -90,19 +93,25 @@ def _content(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], direc
     return {
         "claims": claims,
         "how": how_to_read(findings),
-        "norms": [(side, NORMS.get(side, "")) for side in norms],
-        "matrix": [(one, [tables.verdict(one, side) for side in norms]) for one in findings],
+        "norms": [(side, NORMS.get(side, ""), tables.held_against(findings, side)) for side in norms],
+        "matrix": [(one, [*(tables.verdict(one, side) for side in norms), tables.sharing(one)]) for one in findings],
         "shared": [
             ("worse", [(one, line) for one in findings for line in one.worse]),
             ("better", [(one, line) for one in findings for line in one.better]),
         ],
-        "none_shown": "No case showed it."
-        if any(one.versus for one in findings)
-        else "No case has both synchronized and per-device statistics.",
+        "none_shown": _none_shown([case for one in findings for case in one.versus]),
         "problems": [(one.text if several else "", line) for one in findings for line in one.problems],
         "overall": {"id": "", "tables": {"verdicts": tables.runs(findings)}},
         "computed": templates.computed(),
     }
+
+
+def _none_shown(versus: Sequence[Versus]) -> str:
+    """Of cases none of which is better, or worse."""
+    both = sum(case.n > 0 for case in versus)
+    if both == 1:
+        return "The one case that has both did not show it."
+    return f"None of the {both} cases that have both showed it." if both else NO_BOTH
 
 
 def _counted(finding: Finding) -> str:

@@ -11,10 +11,12 @@ from syncbn.study.claims.finding import Finding, Published, Row, Versus
 from syncbn.study.tables import Table
 from syncbn.study.wording import MISSING, count, interval, number, probability, scientific, signed
 
-NOT_ASKED = "not asked"
+NOT_ASKED, MEASURED = "not asked", "measured"
 INTERVAL = "[95\u00a0%]"  # in heads: on one line
+SMALL = "less than what matters"
 _TONES = {"yes": "better", "no": "worse", "better": "better", "worse": "worse", "": ""}
 _ABOUT = ["study", "number"]
+_OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverged"]
 
 
 def verdict(finding: Finding, side: str) -> tuple[str, str]:
@@ -31,9 +33,29 @@ def verdict(finding: Finding, side: str) -> tuple[str, str]:
     return words, "open"
 
 
+def sharing(finding: Finding) -> tuple[str, str]:
+    """Synchronized against per-device statistics, in words, and its tone: as :func:`verdict`, or "even"."""
+    words = {part.split()[0] for part in finding.sharing.split("; ") if part.strip()} & {"better", "worse"}
+    if len(words) == 2:
+        return finding.sharing, "partly"
+    if words:
+        return finding.sharing, words.pop()
+    return finding.sharing or MISSING, {"": "unused", "no difference": "even"}.get(finding.sharing, "open")
+
+
 def norms(findings: Iterable[Finding]) -> list[str]:
     """That one of the claims is about, in order."""
     return list(dict.fromkeys(side for finding in findings for side in finding.sides))
+
+
+def held_against(findings: Iterable[Finding], side: str) -> str:
+    """What the verdicts on a side are against: "none", "none or local"."""
+    others = dict[str, None]()
+    for finding in findings:
+        if side in finding.sides:
+            judged = (row for row in finding.rows if row.side == side and row.says != MEASURED)
+            others |= dict.fromkeys(row.against for row in judged) or {finding.baseline: None}
+    return " or ".join(others)
 
 
 def build(finding: Finding) -> dict[str, Table]:
@@ -65,7 +87,7 @@ def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[
     about = [{"study": one.study, "number": one.number} for one in findings]
     verdicts = [
         {**which, "text": one.text, "side": side, "verdict": verdict(one, side)[0]}
-        | {name: getattr(one, name) for name in ("seeds", "alpha", "runs", "finished", "diverged")}
+        | {name: getattr(one, name) for name in _OF_ALL}
         for which, one in zip(about, findings, strict=True)
         for side in one.sides
     ]
@@ -75,7 +97,7 @@ def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[
         for one, file in zip(finding.plots, names, strict=True)
     ]
     columns = [*_ABOUT, "plot", "panel", "side", "series", "x", "n", "mean", "low", "high"]
-    heads = [*_ABOUT, "text", "side", "verdict", "seeds", "alpha", "runs", "finished", "diverged"]
+    heads = [*_ABOUT, "text", "side", "verdict", *_OF_ALL]
     return {
         "verdicts": pd.DataFrame(verdicts, columns=heads),
         "cases": _frame(about, [one.rows for one in findings], Row),
@@ -109,37 +131,39 @@ def _cases(finding: Finding) -> Table:
             row.side,
             row.says,
             _effect(row),
-            _in_words(row.needed, row),
-            count(row.n),
+            _needed(row),
+            count(row.n) if row.n >= row.planned else f"{row.n} of {row.planned}",
             _with_interval(number(row.value, row.unit), interval(row.value_low, row.value_high, row.unit)),
             row.against,
             _with_interval(number(row.other, row.unit), interval(row.other_low, row.other_high, row.unit)),
-            probability(row.p_yes),
-            probability(row.p_no),
+            *(MISSING if row.says == MEASURED else probability(p) for p in (row.p_yes, row.p_no)),
             row.what,
         ]
         for row in finding.rows
     ]
-    return _table("cases", columns, rows, "says")
+    return _table("cases", columns, rows, "says", [row.says for row in finding.rows])
 
 
 def _versus(finding: Finding) -> Table:
-    columns = {"case": False, "sync is": False, f"sync is better by {INTERVAL}": True, "pairs": True, "sync": True}
-    columns |= {"local": True, "p": True, "measured": False}
+    columns = {"case": False, "sync is": False, f"sync is better by {INTERVAL}": True, "needed": True, "pairs": True}
+    columns |= {"sync": True, "local": True, "p": True, "p, same": True, "measured": False}
     rows = [
         [
             row.when or MISSING,
-            row.word,
+            f"{row.word} ({SMALL})" if row.is_small else row.word,
             _effect(row),
+            _in_words(row.needed, row).replace("+", "±", 1),
             count(row.n),
             number(row.value, row.unit),
             number(row.other, row.unit),
             probability(row.p),
+            probability(row.p_same),
             row.what,
         ]
         for row in finding.versus
     ]
-    return _table("versus", columns, rows, "sync is")
+    words = [SMALL if row.is_small else row.word for row in finding.versus]  # colours are for what matters
+    return _table("versus", columns, rows, "sync is", words)
 
 
 def _published(finding: Finding) -> Table:
@@ -147,13 +171,18 @@ def _published(finding: Finding) -> Table:
     rows = [
         [row.what, row.published or MISSING, row.ours, row.agrees or MISSING, row.source] for row in finding.published
     ]
-    return _table("published", columns, rows, "agrees")
+    return _table("published", columns, rows, "agrees", [row[3] for row in rows])
 
 
-def _table(name: str, columns: dict[str, bool], rows: list[list[str]], telling: str) -> Table:
-    at = list(columns).index(telling)
-    tones = [_TONES.get(row[at], "open") for row in rows]
+def _table(name: str, columns: dict[str, bool], rows: list[list[str]], telling: str, words: Sequence[str]) -> Table:
+    """With the tone of each row by its word."""
+    tones = [_TONES.get(word, "open") for word in words]
     return Table(name, list(columns), list(columns.values()), rows, tones, telling)
+
+
+def _needed(row: Row) -> str:
+    most = "" if row.at_most is None else f", and at most {number(row.at_most, row.unit)} {row.unit}".rstrip()
+    return f"{_in_words(row.needed, row)}{most}"
 
 
 def _effect(row: Row | Versus) -> str:
