@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -38,9 +39,62 @@ def test_each_line_goes_through_the_means_of_its_side() -> None:
         mine = data.frame[data.frame.side == side]
         assert line.get_color() == colour(side)
         assert list(line.get_ydata()) == list(mine["mean"])
-        assert np.allclose(line.get_xdata(), mine.x, rtol=0.15)  # beside each other
+        assert list(line.get_xdata()) == list(mine.x)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "steps to 95 %")
+
+
+def moved(made: Figure) -> tuple[np.ndarray, np.ndarray]:
+    """How far each line, and the bars of each, are from their places on x, in points: panel by panel."""
+    found = [
+        [artist.get_transform().transform((1, 1)) - axes.transData.transform((1, 1)) for artist in pair]
+        for axes in made.axes
+        for pair in zip(axes.lines, axes.collections, strict=True)
+    ]
+    off = np.array(found)[:, :, 0] * 72 / made.dpi
+    return off[:, 0], off[:, 1]
+
+
+def test_sides_are_beside_each_other_by_a_few_points_at_most() -> None:
+    ladder, severities = findings.ladder(), findings.severities()
+    single = replace(ladder, frame=ladder.frame[ladder.frame.x == 0.1])
+    of_two = replace(ladder, frame=ladder.frame[ladder.frame.side.isin(["local", "sync"])])
+    for data, expected in (
+        (ladder, [-3, -1, 1, 3]),
+        (single, [-3, -1, 1, 3]),
+        (replace(single, x_log=False), [-3, -1, 1, 3]),
+        (of_two, [-3, 3]),
+        (replace(ladder, frame=ladder.frame[ladder.frame.side == "sync"]), [0]),
+        (severities, [-3, -1, -1, 1, 1, 3]),  # two series of a side have one place
+        (findings.depths(), [0] * 32),
+    ):
+        lines, bars = moved(figure(data))
+        assert np.allclose(lines, expected)
+        assert np.allclose(bars, expected)
+
+
+def test_sides_stay_nearer_to_their_place_than_to_the_next() -> None:
+    """Batches of 1, 2, ..., 512 on an axis that is not logarithmic: 1 and 2 lie half a point apart."""
+    data = replace(findings.curve(), x_log=False)
+    made = figure(data)
+    lines, _ = moved(made)
+    (axes,) = made.axes
+    (one, _), (two, _) = axes.transData.transform([(1, 1), (2, 1)]) * 72 / made.dpi
+    assert 0 < lines.max() < 0.25 * (two - one)
+    panels = pd.concat([findings.ladder().frame.assign(panel=panel) for panel in "ab"])
+    made = figure(replace(findings.ladder(), frame=panels))
+    places = made.axes[0].transData.transform([(0.03, 1), (0.1, 1)])[:, 0] * 72 / made.dpi
+    assert 0.1 < moved(made)[0].max() / float(np.diff(places)[0]) < 0.25
+
+
+@pytest.mark.parametrize("x_log", [True, False])
+@pytest.mark.parametrize("place", [0.1, 1.0, 4096.0])
+def test_a_single_place_is_in_the_middle_of_its_axis(place: float, x_log: bool) -> None:
+    frame = findings.ladder().frame.query("x == 0.1").assign(x=place)
+    (axes,) = figure(replace(findings.ladder(), frame=frame, x_log=x_log)).axes
+    across = axes.transAxes.inverted().transform(axes.transData.transform([(place, 50.0)]))[0, 0]
+    assert across == pytest.approx(0.5)
+    assert list(axes.get_xticks()) == [place]
 
 
 def test_intervals_are_bars() -> None:

@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from syncbn.study import drawing
 from syncbn.study.claims.finding import PlotData
@@ -26,6 +27,7 @@ FILLS = ("full", "none", "left", "bottom")
 DASHED, FILLED = ("solid", "dashed", "dotted", "dashed and dotted"), ("filled", "hollow", "half", "lower half")
 CROWDED = 12  # places on x above which a band is clearer than a bar for each
 LINE, GAP = 0.13, 0.4  # inches: a side's line in a row, and what a row has besides
+ASIDE = 3.0  # points: how far from its place on x a side is drawn at most, so that sides do not cover each other
 
 
 def draw(data: PlotData, name: str) -> Plot:
@@ -89,13 +91,14 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
     elif data.x_log and across[-1] > 0:  # 0 has a place too: a prior of nothing, say
         axes[0].set_xscale("symlog", linthresh=min(x for x in across if x > 0), linscale=0.5)
     _places(axes[0].xaxis, across, data.x_log, 15 if several else 34)
+    aside = _room(axes[0], across, drawing.WIDTH * 72 * (0.35 if several else 0.8))
     ranges = []
     for at, axis in enumerate(axes):
         if at >= len(panels):
             axis.set_visible(False)
             continue
         here = frame[frame.panel == panels[at]]
-        _draw_lines(data, here, axis, across, unique(frame.side), unique(frame.series))
+        _draw_lines(here, axis, unique(frame.side), unique(frame.series), aside)
         axis.set_title(headings[at])
         if at % 2 == 0 or not several:
             beside = frame[frame.panel.isin(panels[at : at + 2])]
@@ -115,27 +118,22 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
     return figure, ranges
 
 
-def _draw_lines(
-    data: PlotData,
-    frame: pd.DataFrame,
-    axes: Axes,
-    across: Sequence[float],
-    sides: Sequence[str],
-    series: Sequence[str],
-) -> None:
-    crowded = len(across) > CROWDED
+def _draw_lines(frame: pd.DataFrame, axes: Axes, sides: Sequence[str], series: Sequence[str], aside: float) -> None:
+    """With bars at places that leave room for them; with bands where there is nothing to be put aside."""
+    crowded = aside == 0
     for (side, of), points in frame.groupby(["side", "series"], sort=False):
         points = points.assign(x=points.x.astype(float)).sort_values("x")
         x, mean, low, high = (points[column].to_numpy(float) for column in ("x", "mean", "low", "high"))
         how = look(side, series.index(of))
+        off = aside * (2 * sides.index(side) / max(len(sides) - 1, 1) - (len(sides) > 1)) / 72  # inches
+        place = axes.transData + ScaledTranslation(off, 0, axes.figure.dpi_scale_trans)
         if crowded:
             axes.fill_between(x, low, high, color=how["color"], alpha=0.16, linewidth=0)
         else:
-            x = _aside(x, across, sides.index(side) - (len(sides) - 1) / 2, data.x_log)
-            axes.vlines(x, low, high, color=how["color"], linewidth=1.2, alpha=0.7)
+            axes.vlines(x, low, high, color=how["color"], linewidth=1.2, alpha=0.7, transform=place)
         every = (3 * sides.index(side) % 10, 10) if crowded else 1
         dashes = DASHES[series.index(of) % len(DASHES)]
-        axes.plot(x, mean, **how, linestyle=dashes, markersize=5.5, markevery=every, zorder=3)
+        axes.plot(x, mean, **how, linestyle=dashes, markersize=5.5, markevery=every, zorder=3, transform=place)
 
 
 def _rows(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
@@ -249,11 +247,27 @@ def _places(axis: Axis, values: list[float], logarithmic: bool, width: int) -> N
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
 
 
-def _aside(x: np.ndarray, across: Sequence[float], places: float, logarithmic: bool) -> np.ndarray:
-    """Moves one side's points a little, so that sides do not cover each other."""
-    steps = np.diff(np.log([value for value in across if value > 0]) if logarithmic else across)
-    off = 0.06 * places * (float(steps.min()) if len(steps) else 1.0)
-    return x * np.exp(off) if logarithmic else x + off
+def _room(axes: Axes, across: Sequence[float], width: float) -> float:
+    """Sets the ends of the horizontal axis, with room beyond all places, or on either side of the only one.
+
+    Args:
+        axes: whose scale is set.
+        across: places, ascending.
+        width: of the axis, about, in points.
+
+    Returns:
+        How far from its place a side may be drawn, in points: not so far that it seems to be at another; 0 if places
+        are too many for that.
+    """
+    scale = axes.xaxis.get_transform()
+    at = scale.transform(np.asarray(across, float))
+    pad = 0.05 * float(at[-1] - at[0]) or 0.5
+    low, high = float(at[0]) - pad, float(at[-1]) + pad
+    axes.set_xlim(*scale.inverted().transform(np.array([low, high])))
+    if len(across) > CROWDED:
+        return 0.0
+    nearest = float(np.diff(at).min()) if len(at) > 1 else np.inf
+    return min(ASIDE, 0.2 * width * nearest / (high - low))
 
 
 def _about(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
