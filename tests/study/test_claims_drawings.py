@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -81,10 +80,10 @@ def test_sides_stay_nearer_to_their_place_than_to_the_next() -> None:
     (axes,) = made.axes
     (one, _), (two, _) = axes.transData.transform([(1, 1), (2, 1)]) * 72 / made.dpi
     assert 0 < lines.max() < 0.25 * (two - one)
-    panels = pd.concat([findings.ladder().frame.assign(panel=panel) for panel in "ab"])
-    made = figure(replace(findings.ladder(), frame=panels))
-    places = made.axes[0].transData.transform([(0.03, 1), (0.1, 1)])[:, 0] * 72 / made.dpi
-    assert 0.1 < moved(made)[0].max() / float(np.diff(places)[0]) < 0.25
+    rows = [(panel, side, "", 2**at, 8, 5.0, 4.0, 6.0) for panel in "ab" for side in findings.NORMS for at in range(12)]
+    made = figure(findings.plot("panels", "Twelve places in half the width", "n", "error, %", rows, x_log=True))
+    (one, _), (two, _) = made.axes[0].transData.transform([(1, 1), (2, 1)]) * 72 / made.dpi
+    assert 0.1 < moved(made)[0].max() / (two - one) < 0.21
 
 
 @pytest.mark.parametrize("x_log", [True, False])

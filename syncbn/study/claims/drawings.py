@@ -91,7 +91,7 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
     elif data.x_log and across[-1] > 0:  # 0 has a place too: a prior of nothing, say
         axes[0].set_xscale("symlog", linthresh=min(x for x in across if x > 0), linscale=0.5)
     _places(axes[0].xaxis, across, data.x_log, 15 if several else 34)
-    aside = _room(axes[0], across, drawing.WIDTH * 72 * (0.35 if several else 0.8))
+    aside = _room(axes[0], across, drawing.WIDTH * 72 * (0.42 if several else 0.8))
     ranges = []
     for at, axis in enumerate(axes):
         if at >= len(panels):

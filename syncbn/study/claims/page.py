@@ -68,9 +68,10 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
         " case has a no, and is not decided else, which is too few seeds to tell and no sign of no effect. Intervals"
         " are 95 %, by Student's t, each for itself.",
         "A verdict is on normalizing in this way at all, against the side named. Whether it pays to share statistics is"
-        " told by sync against local: better or worse is what a two-sided paired t test shows at the same level, no"
-        " difference that it is less than needed, either way (p, same: two one-sided tests); each corrected for all"
-        f" cases. Better or worse by {tables.SMALL} is shown to be both, and the first table leaves it out.",
+        " told by sync against local.",
+        "There, better and worse are what a two-sided paired t test shows at the same level; no difference is what two"
+        " one-sided ones show to be less than needed, either way (p, same); each is corrected for all cases. Where both"
+        f" are shown it is better, or worse, by {tables.SMALL}, which the first table leaves out.",
     ]
 
 
