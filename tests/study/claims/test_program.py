@@ -34,7 +34,7 @@ def test_a_study_of_two(tmp_path: Path) -> None:
     assert first.err.splitlines()[-1] == "error: 1 of 4 runs failed; the same command does them again"
     done = results(tmp_path)
     assert len(done) == 3
-    assert "7 Lower loss    sync: not decided by " in first.out
+    assert "7 Lower loss    sync: not run" in first.out
     assert "8 Lower still   sync: not decided by " in first.out
     assert "only/none/0: it failed" in first.out
     assert list((tmp_path / "s" / "report").glob("*.html"))
