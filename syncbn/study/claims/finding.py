@@ -112,7 +112,8 @@ class Published:
         published: as it was published.
         source: where; and how it came to be known, if not from there.
         ours: the same of our runs, with its 95 % interval, or "not measured".
-        agrees: "yes", "no", or "" where the two are of different things and only to be seen side by side.
+        agrees: "yes" (our mean is within the tolerance), "no" (all of our interval is outside of it), "open", or ""
+            where the two are of different things and only to be seen side by side.
     """
 
     what: str

@@ -46,13 +46,14 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
             for side in claim.sides
         },
         versus=versus,
-        worse=verdicts.sentences(versus, "worse"),
+        worse=verdicts.sentences(versus, verdicts.WORSE),
         published=literature.beside(claim.literature, rows),
         plots=series.plots(claim.plots, results),
         runs=len(cells),
         finished=len(whole),
         diverged=sum(run.number("diverged") == 1 for run in whole),
-        better=verdicts.sentences(versus, "better"),
+        better=verdicts.sentences(versus, verdicts.BETTER),
+        sharing=verdicts.sharing(versus),
         problems=[*results.problems(), *dict.fromkeys(doubts), *facts.versions(whole)],
         command=command,
     )
@@ -63,7 +64,7 @@ def _gaps(case: Case, results: Results, budget: str) -> list[str]:
     lines, left_out = [], dict[str, list[str]]()  # conditions by side
     read = [*((case.reading, side) for side in case.sides), (case.against, case.against_side)]
     for reading, side in read:
-        for condition in reading.conditions:
+        for condition in reading.asked:
             if not results.is_planned(reading.part, condition, side):
                 left_out.setdefault(side, []).append(condition)
             elif line := _without(case, reading, condition, side, results):

@@ -5,26 +5,44 @@ rule asks for, or its log. Two one-sided paired t tests say whether the mean of 
 each family of them is Holm-corrected for all rows of the claim, and what neither shows is "open". Where all e are one
 number, which leaves a t test no spread to measure by, p is 2^-n on the side of d where it lies (the exact test of
 signs, as in :mod:`syncbn.study.effects`).
+
+Where a case asks that the side's own number be small as well, "yes" needs both shown (p is the larger; an
+intersection-union test, Berger 1982), and "no" one of the two (twice the smaller, Bonferroni). A pair whose effect is a
+lower bound allows no "no", one whose effect is an upper bound no "yes", whatever the others say: p is NaN, which stays
+a member of its family.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from syncbn.study import effects, metrics
+from syncbn.study.claims import bounds
 from syncbn.study.claims.finding import Row, Versus
 from syncbn.study.claims.rule import Case, Reading
 from syncbn.study.claims.values import Results, exp
+from syncbn.study.claims.verdicts import BETTER, NOT_RUN, SAME, UNDECIDED, WORSE
 from syncbn.study.comparing import ALPHA
 from syncbn.study.comparison import Metric
 
 SYNC, LOCAL = "sync", "local"
 SAYS = ("yes", "no", "open")
 MEASURED = "measured"  # of a case that is not judged
-WORDS = ("better", "worse", "no difference shown")
+# What cannot be shown where an effect is a lower bound, an upper bound, or some are the one and some the other.
+NOTHING = {(False, False): ""}
+HELP = NOTHING | {
+    (True, False): "so it cannot be shown not to help",
+    (False, True): "so it cannot be shown to help",
+    (True, True): "so it can be shown neither to help nor not to",
+}
+SHARE = NOTHING | {
+    (True, False): "so sync cannot be shown to do worse, or the same",
+    (False, True): "so sync cannot be shown to do better, or the same",
+    (True, True): "so neither can be shown to do better, or the same",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class Pairs:
         effects: how much better the side does: a difference, or the log of a ratio.
         resolution: what effects may differ by and be the same.
         left_out: seeds that have both numbers but no effect, with why.
+        is_least: an effect is a lower bound: the side truly does this well or better.
+        is_most: an effect is an upper bound.
     """
 
     side: list[float]
@@ -44,13 +64,15 @@ class Pairs:
     effects: list[float]
     resolution: float
     left_out: list[str]
+    is_least: bool = False
+    is_most: bool = False
 
 
 def rows(cases: Sequence[Case], results: Results) -> list[Row]:
     """Every case for every side that it is about, as the rule judges it."""
     every = [_row(case, side, results) for case in cases for side in case.sides]
     judged = [row for row in every if not row.says]
-    yes, no = (effects.holm([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no"))
+    yes, no = (_corrected([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no"))
     said = {
         (row.case, row.side): replace(
             row, p_yes=p_yes, p_no=p_no, says=SAYS[0] if p_yes < ALPHA else SAYS[1] if p_no < ALPHA else SAYS[2]
@@ -63,10 +85,8 @@ def rows(cases: Sequence[Case], results: Results) -> list[Row]:
 def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
     """Synchronized against per-device statistics, in every case that is judged and about both."""
     judged = [_versus(case, results) for case in cases if case.counts and {SYNC, LOCAL} <= {*case.sides}]
-    return [
-        replace(one, p=p, word=WORDS[2] if not p < ALPHA else WORDS[one.effect < (1 if one.is_ratio else 0)])
-        for one, p in zip(judged, effects.holm([one.p for one in judged]), strict=True)
-    ]
+    different, same = (_corrected([getattr(one, name) for one in judged]) for name in ("p", "p_same"))
+    return [_worded(*each) for each in zip(judged, different, same, strict=True)]
 
 
 def pairs(case: Case, side: tuple[Reading, str], other: tuple[Reading, str], results: Results) -> Pairs:
@@ -78,20 +98,22 @@ def pairs(case: Case, side: tuple[Reading, str], other: tuple[Reading, str], res
         other: likewise.
         results: the runs.
     """
-    found = Pairs([], [], [], 0.0, [])
+    found, least, most = Pairs([], [], [], 0.0, []), False, False
     for seed in results.seeds(side[0].part):
         ours, theirs = (results.number(reading, name, seed) for reading, name in (side, other))
         if ours is None or theirs is None:
             continue
-        effect = _effect(case, ours, theirs)
+        effect = _effect(case, ours.value, theirs.value)
         if math.isfinite(effect):
-            found.side.append(ours)
-            found.other.append(theirs)
+            found.side.append(ours.value)
+            found.other.append(theirs.value)
             found.effects.append(effect)
+            is_least, is_most = bounds.of_effect(case.reading.wants, ours, theirs)
+            least, most = least or is_least, most or is_most
         else:
-            found.left_out.append(f"seed {seed}: {ours:g} against {theirs:g} makes no {_kind(case)}")
-    metric = results.measured(side[0])
-    return replace(found, resolution=_resolution(metric, case.is_ratio, [*found.side, *found.other]))
+            found.left_out.append(f"seed {seed}: {ours.value:g} against {theirs.value:g} makes no {_kind(case)}")
+    resolution = _resolution(results.measured(side[0]), case.is_ratio, [*found.side, *found.other])
+    return replace(found, resolution=resolution, is_least=least, is_most=most)
 
 
 def one_sided(values: Sequence[float], needed: float, resolution: float) -> tuple[float, float]:
@@ -116,7 +138,7 @@ def described(metric: Metric, case: Case, notes: Sequence[str] = ()) -> str:
 def _row(case: Case, side: str, results: Results) -> Row:
     mine, theirs = (case.reading, side), (case.against, case.against_side)
     found, metric = pairs(case, mine, theirs, results), results.measured(case.reading)
-    p_yes, p_no = one_sided(found.effects, _scaled(case, case.at_least), found.resolution)
+    p_yes, p_no = _tested(case, found, metric)
     low, high = effects.mean_interval(found.effects)
     value_low, value_high = effects.mean_interval(found.side)
     other_low, other_high = effects.mean_interval(found.other)
@@ -125,7 +147,7 @@ def _row(case: Case, side: str, results: Results) -> Row:
         when=case.when,
         side=side,
         against=case.against_side,
-        what=described(metric, case, _notes(results, mine, theirs)),
+        what=described(metric, case, _notes(results, HELP, found, mine, theirs)),
         unit=metric.unit,
         n=len(found.effects),
         value=_mean(found.side),
@@ -142,17 +164,29 @@ def _row(case: Case, side: str, results: Results) -> Row:
         p_yes=p_yes,
         p_no=p_no,
         says="" if case.counts else MEASURED,
+        at_most=case.at_most,
+        planned=results.planned(mine, theirs),
     )
+
+
+def _tested(case: Case, found: Pairs, metric: Metric) -> tuple[float, float]:
+    """p of "yes" and of "no", uncorrected; NaN where there are too few pairs, or bounds that do not allow it."""
+    yes, no = one_sided(found.effects, _scaled(case, case.at_least), found.resolution)
+    if case.at_most is not None:
+        above, below = one_sided(found.side, case.at_most, metrics.resolution(metric, found.side))
+        yes, no = max(yes, below), min(1.0, 2 * min(no, above))
+    return math.nan if found.is_most else yes, math.nan if found.is_least else no
 
 
 def _versus(case: Case, results: Results) -> Versus:
     mine, theirs = (case.reading, SYNC), (case.reading, LOCAL)
     found, metric = pairs(case, mine, theirs, results), results.measured(case.reading)
-    tested = effects.effect(found.effects, [0.0] * len(found.effects), 0.0, found.resolution)
+    tested = effects.effect(found.effects, [0.0] * len(found.effects), _scaled(case, case.at_least), found.resolution)
+    is_bound = found.is_most if tested.difference > 0 else found.is_least
     return Versus(
         case=case.name,
         when=case.when,
-        what=described(metric, case, _notes(results, mine, theirs)),
+        what=described(metric, case, _notes(results, SHARE, found, mine, theirs)),
         unit=metric.unit,
         n=tested.n,
         value=_mean(found.side),
@@ -161,13 +195,33 @@ def _versus(case: Case, results: Results) -> Versus:
         effect=_unscaled(case, tested.difference),
         low=_unscaled(case, tested.low),
         high=_unscaled(case, tested.high),
-        p=tested.p,
+        p=math.nan if is_bound else tested.p,
         word="",
+        needed=case.at_least,
+        p_same=math.nan if found.is_least or found.is_most else tested.p_tost,
     )
 
 
-def _notes(results: Results, *read: tuple[Reading, str]) -> list[str]:
-    return list(filter(None, dict.fromkeys(results.beyond(reading, side) for reading, side in read)))
+def _worded(one: Versus, p: float, p_same: float) -> Versus:
+    """With p values that are corrected, and what they say."""
+    word = NOT_RUN if one.n < 2 else SAME if p_same < ALPHA else UNDECIDED
+    if p < ALPHA:
+        word = BETTER if one.effect > (1 if one.is_ratio else 0) else WORSE
+    return replace(one, p=p, p_same=p_same, word=word, is_small=p < ALPHA and p_same < ALPHA)
+
+
+def _corrected(ps: Sequence[float]) -> list[float]:
+    """By Holm, of all of them: what could not be tested (NaN) counts as 1 for the others, and stays."""
+    corrected = effects.holm([p if math.isfinite(p) else 1.0 for p in ps])
+    return [new if math.isfinite(p) else math.nan for p, new in zip(ps, corrected, strict=True)]
+
+
+def _notes(
+    results: Results, forbidden: Mapping[tuple[bool, bool], str], found: Pairs, *read: tuple[Reading, str]
+) -> list[str]:
+    """On numbers that are bounds, and on what these do not allow to be shown."""
+    beyond = dict.fromkeys(results.beyond(reading, side) for reading, side in read)
+    return [*filter(None, [*beyond, forbidden[found.is_least, found.is_most]])]
 
 
 def _effect(case: Case, ours: float, theirs: float) -> float:

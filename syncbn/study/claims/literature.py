@@ -12,7 +12,7 @@ NOT_MEASURED = "not measured"
 
 
 def beside(figures: Sequence[Figure], rows: Sequence[Row]) -> list[Published]:
-    """Each figure with the number of ours that is the same; it agrees where our interval meets what was published."""
+    """Each figure with the number of ours that is the same; it agrees where our mean is what was published."""
     by_place = {(row.case, row.side): row for row in rows}
     return [_beside(figure, by_place.get((figure.case, figure.side))) for figure in figures]
 
@@ -30,7 +30,14 @@ def _beside(figure: Figure, row: Row | None) -> Published:
         else:
             interval = f"[{number(low, row.unit)}, {number(high, row.unit)}]" if math.isfinite(low) else ""
             ours = " ".join(filter(None, [number(value, row.unit), row.unit, interval]))
-        if figure.value is not None and math.isfinite(low):
-            meets = low <= figure.value + figure.tolerance and high >= figure.value - figure.tolerance
-            agrees = "yes" if meets else "no"
+        if figure.value is not None:
+            agrees = _agrees(value, low, high, figure.value, figure.tolerance)
     return Published(figure.what, figure.published, figure.source, ours, agrees)
+
+
+def _agrees(value: float, low: float, high: float, published: float, tolerance: float) -> str:
+    """Our mean is within the tolerance: "yes"; all of our interval is outside of it: "no"; else "open"."""
+    tolerance += 1e-9 * abs(published)  # 2.0 is within 0.1 of 2.1
+    if abs(value - published) <= tolerance:
+        return "yes"
+    return "no" if low > published + tolerance or high < published - tolerance else "open"

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from syncbn.study import metrics, runs
+from syncbn.study.claims.bounds import Number, minus, over
 from syncbn.study.claims.rule import LARGEST, Reading
 from syncbn.study.comparison import Metric
 from syncbn.study.plan import Cell
@@ -40,6 +42,13 @@ class Results:
         """Whether the budget has such runs."""
         return any((part, condition, side, seed) in self._at for seed in self.seeds(part))
 
+    def planned(self, *read: tuple[Reading, str]) -> int:
+        """Seeds for which the budget has all the runs that are read, of a reading and a side each."""
+        return sum(
+            all((reading.part, each, side, seed) in self._at for reading, side in read for each in reading.asked)
+            for seed in self.seeds(read[0][0].part)
+        )
+
     def run(self, part: str, condition: str, side: str, seed: int) -> Run | None:
         """One that has finished with a result that can be read; None where there is none."""
         cell = self._at.get((part, condition, side, seed))
@@ -63,55 +72,63 @@ class Results:
     def measured(self, reading: Reading) -> Metric:
         """What a reading is of."""
         metric = self.metric(reading.metric)
+        if reading.less:
+            return replace(metric, label=f"{metric.label} less that at {reading.less}")
         if reading.over != LARGEST:
             return metric
         most = f"{reading.usable:g} {metric.unit}".rstrip()
         return Metric(metric.name, f"largest condition with {metric.label} of {most} at most", "", "higher", "")
 
-    def number(self, reading: Reading, side: str, seed: int) -> float | None:
+    def number(self, reading: Reading, side: str, seed: int) -> Number | None:
         """What the rule takes of a side for a seed; None where a run of it is missing."""
-        values = []
-        for condition in reading.conditions:
-            value = self.value(reading.part, condition, side, seed, reading.metric)
-            if value is None:
-                return None
-            values.append(abs(value) if reading.magnitude else value)
-        return over(reading, values)
+        seen = {each: self._seen(reading, each, side, seed) for each in reading.asked}
+        there = {each: number for each, number in seen.items() if number is not None}
+        if len(there) < len(seen):
+            return None
+        number = over(reading, [there[each] for each in reading.conditions])
+        return minus(number, there[reading.less]) if reading.less else number
 
     def beyond(self, reading: Reading, side: str) -> str:
-        """What must be known of the numbers of a side that are bounds alone; "" where none is."""
-        found = [
-            run
-            for condition in reading.conditions
-            for seed in self.seeds(reading.part)
-            if (run := self.run(reading.part, condition, side, seed)) and reading.metric in run.numbers()
-        ]
-        if reading.metric in CENSORED:
-            late = sum(run.number(REACHED) == 0 for run in found)
-            what = reading.metric.removeprefix(TARGET)
-            if late:
-                return f"{side}: {late} of {len(found)} did not get there; they count with the {what} that they trained"
+        """What must be known of the numbers of a side that are bounds, or made without some; "" where none is."""
+        numbers = [self.number(reading, side, seed) for seed in self.seeds(reading.part)]
+        found = [number for number in numbers if number is not None]
+        told = []
         if reading.over == LARGEST:
-            return self._ends(reading, side)
-        return ""
+            told += [(sum(number.is_least for number in found), "could use the largest that was tried")]
+            told += [(sum(number.is_most for number in found), "could use none, and count with the smallest")]
+            words = "; ".join(f"{count} of {len(found)} {what}" for count, what in told if count)
+        else:
+            words = self._late(reading, side, found)
+        return f"{side}: {words}" if words else ""
 
-    def _ends(self, reading: Reading, side: str) -> str:
-        """Of ``highest``: how many seeds have every condition usable, or none."""
-        assert reading.usable is not None
-        seeds = [seed for seed in self.seeds(reading.part) if self.number(reading, side, seed) is not None]
-        ends = {"largest": 0, "none": 0}
-        for seed in seeds:
-            by_size = sorted(reading.conditions, key=float)
-            values = [self.value(reading.part, each, side, seed, reading.metric) for each in by_size]
-            usable = [value is not None and value <= reading.usable for value in values]
-            ends["largest"] += usable[-1]
-            ends["none"] += not any(usable)
-        words = {
-            "largest": "could use the largest that was tried",
-            "none": "could use none, and count with the smallest",
-        }
-        told = [f"{count} of {len(seeds)} {words[end]}" for end, count in ends.items() if count]
-        return f"{side}: {'; '.join(told)}" if told else ""
+    def _late(self, reading: Reading, side: str, found: Sequence[Number]) -> str:
+        """Of runs that did not reach their target."""
+        seen = [
+            number
+            for condition in reading.asked
+            for seed in self.seeds(reading.part)
+            if (number := self._seen(reading, condition, side, seed))
+        ]
+        late, what = sum(number.is_least for number in seen), reading.metric.removeprefix(TARGET)
+        if not late:
+            return ""
+        words = f"{late} of {len(seen)} did not get there"
+        if reading.over != "best" or reading.wants != "lower":
+            return f"{words}; they count with the {what} that they trained"
+        words += "; the best of those that did counts"
+        nowhere = sum(number.is_least for number in found)
+        return words + (f", and where none did ({nowhere} of {len(found)}) the most {what} trained" if nowhere else "")
+
+    def _seen(self, reading: Reading, condition: str, side: str, seed: int) -> Number | None:
+        """The metric of a run; where it has to be small to be usable, a run that diverged is not."""
+        run = self.run(reading.part, condition, side, seed)
+        value = self.value(reading.part, condition, side, seed, reading.metric)
+        if value is None or run is None:
+            return None
+        if reading.over == LARGEST and run.number("diverged") == 1:
+            value = math.inf
+        is_late = reading.metric in CENSORED and run.number(REACHED) == 0
+        return Number(abs(value) if reading.magnitude else value, is_late)
 
     def problems(self) -> list[str]:
         """Runs that failed, a line each, and those that are missing, a line for each cell of a part."""
@@ -128,28 +145,6 @@ class Results:
 
     def _short(self, directory: Path) -> str:
         return str(directory.relative_to(self._root))
-
-
-def over(reading: Reading, values: Sequence[float]) -> float:
-    """Conditions as one number; not finite where what it is made from is not.
-
-    Args:
-        reading: with the conditions that the values are of.
-        values: of the metric, one a condition.
-    """
-    if reading.over == LARGEST:
-        assert reading.usable is not None
-        sizes = [float(condition) for condition in reading.conditions]
-        usable = [size for size, value in zip(sizes, values, strict=True) if value <= reading.usable]
-        return max(usable, default=min(sizes))  # an upper bound where none is; see Results.beyond
-    if reading.over == "mean":
-        return sum(values) / len(values)
-    best, worst = (min, max) if reading.wants == "lower" else (max, min)
-    if reading.over == "best":
-        return best([value for value in values if math.isfinite(value)], default=math.nan)
-    if reading.over == "worst":
-        return worst(values) if all(map(math.isfinite, values)) else math.nan
-    return values[0]
 
 
 def exp(value: float) -> float:

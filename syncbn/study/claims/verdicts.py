@@ -7,32 +7,52 @@ from syncbn.study.claims.finding import Row, Versus
 from syncbn.study.wording import number, plural
 
 HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
+BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference", "not decided"  # of Versus, with NOT_RUN
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Of one side, from its cases in order."""
+    """Of one side, from its cases in order; with how many seeds there are, where some are to come."""
     if not rows:
         return NOT_ASKED
+    if not any(row.n for row in rows):
+        return NOT_RUN
+    short = [row for row in rows if row.n < row.planned]
+    of = plural(max(row.planned for row in short), "seed") if short else ""
+    return f"{_said(rows)} (so far, by {_range(short)} of {of})" if short else _said(rows)
+
+
+def _said(rows: Sequence[Row]) -> str:
     yes, no, undecided = ([row for row in rows if row.says == word and row.n] for word in ("yes", "no", "open"))
     missing = [row for row in rows if not row.n]
-    if len(missing) == len(rows):
-        return NOT_RUN
     rest = f"; {NOT_RUN} {_when(missing)}" if missing else ""
     if len(yes) == len(rows):
         return HOLDS
     if yes:
-        rest = (f"; not decided {_when(undecided)} by {_seeds(undecided)}" if undecided else "") + rest
+        rest = (f"; {UNDECIDED} {_when(undecided)} by {_seeds(undecided)}" if undecided else "") + rest
         return f"{HOLDS} only {_when(yes)}{rest}"
     if not undecided:
         return f"{FAILS} {_when(no)}{rest}" if missing else FAILS
     if not no:
-        return f"not decided by {_seeds(undecided)}{rest}"
-    return f"not decided by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}{rest}"
+        return f"{UNDECIDED} by {_seeds(undecided)}{rest}"
+    return f"{UNDECIDED} by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}{rest}"
 
 
 def sentences(versus: Sequence[Versus], word: str) -> list[str]:
     """One for each case in which synchronized statistics do "better", or "worse", than per-device ones."""
     return [_sentence(one) for one in versus if one.word == word]
+
+
+def sharing(versus: Sequence[Versus]) -> str:
+    """What synchronized statistics do against per-device ones, in a few words; "" where no case has both."""
+    told = []
+    for word in (BETTER, WORSE):
+        if there := [one for one in versus if one.word == word and not one.is_small]:
+            told.append(f"{word} {_when(there)}".rstrip())
+    if told or not versus:
+        return "; ".join(told)
+    if all(one.word == SAME or one.is_small for one in versus):
+        return SAME
+    return NOT_RUN if all(one.word == NOT_RUN for one in versus) else UNDECIDED
 
 
 def effect_text(effect: float, low: float, high: float, unit: str, is_ratio: bool) -> str:
@@ -49,18 +69,25 @@ def _sentence(v: Versus) -> str:
     unit = f" {v.unit}" if v.unit else ""
     both = f"{number(v.value, v.unit)} against {number(v.other, v.unit)}{unit}"
     by = (v.effect, v.low, v.high)
-    if v.word == "worse":
+    if v.word == WORSE:
         by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
+    kind = " times" if v.is_ratio else " points" if v.unit == "%" else ""
+    small = f", which is less than the {v.needed:g}{kind} that would matter" if v.is_small else ""
     how_much = effect_text(*by, v.unit, v.is_ratio)
     what = v.what.replace(f", {v.unit}", "", 1) if v.unit else v.what
     seeds = plural(v.n, "seed")
-    return f"{when}ynchronized statistics do {v.word} than per-device ones: {what} {both}, {how_much}, {seeds}."
+    return f"{when}ynchronized statistics do {v.word} than per-device ones: {what} {both}, {how_much}, {seeds}{small}."
 
 
-def _when(rows: Sequence[Row]) -> str:
+def _when(rows: Sequence[Row | Versus]) -> str:
     return " and ".join(dict.fromkeys(row.when for row in rows))
 
 
 def _seeds(rows: Sequence[Row]) -> str:
+    return f"{_range(rows)} seed{'' if {row.n for row in rows} == {1} else 's'}"
+
+
+def _range(rows: Sequence[Row]) -> str:
+    """``4``, ``4 to 6``: pairs."""
     counts = sorted({row.n for row in rows})
-    return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

@@ -62,9 +62,11 @@ def test_a_ratio_is_tested_by_its_log(tmp_path: Path, wants: str, sign: int) -> 
         ([BETTER, SAME, NEAR], "holds only at first; not decided at last by 8 seeds"),
         ([SAME, SAME, SAME], "does not hold"),
         ([NEAR, NEAR, NEAR], "not decided by 8 seeds"),
-        ([NEAR, NEAR[:3], NEAR[:5]], "not decided by 3 to 8 seeds"),
+        ([NEAR, NEAR[:3], NEAR[:5]], "not decided by 3 to 8 seeds (so far, by 3 to 5 of 8 seeds)"),
         ([SAME, NEAR, NEAR], "not decided by 8 seeds between and at last; does not hold at first"),
-        ([[], [], [9.0]], "not decided by 1 seed; not run at first and between"),
+        ([[], [], [9.0]], "not decided by 1 seed; not run at first and between (so far, by 0 to 1 of 8 seeds)"),
+        ([[], [], []], "not run"),
+        ([BETTER, BETTER[:7], BETTER], "holds (so far, by 7 of 8 seeds)"),
     ],
 )
 def test_what_a_sides_cases_come_to(tmp_path: Path, of_sync: list[list[float]], verdict: str) -> None:
@@ -102,6 +104,39 @@ def test_one_effect_in_all_pairs(
     assert (sync.p_yes, sync.p_no) == pytest.approx(p, nan_ok=True)
     assert (sync.says, sync.n) == (says, pairs)
     assert sync.effect == pytest.approx(by if effect == "difference" else math.exp(by), rel=1e-5)
+
+
+@pytest.mark.parametrize(("at_most", "says"), [(8.5, "yes"), (6.5, "open"), (4.0, "no")])
+def test_a_side_has_to_be_good_as_well_as_better(tmp_path: Path, at_most: float, says: str) -> None:
+    """Better by 3 to 3.7 where 1 is needed, itself at 6.7 on average."""
+    case = {"at_most": at_most}
+    sync = row(found(losses(tmp_path, none=NONE, sync=BETTER), study({"plain": case}, sides=["sync"])), "plain", "sync")
+    by_effect, above = one_sided(np.subtract(NONE, BETTER).tolist(), 1.0), one_sided(BETTER, at_most)
+    assert (sync.p_yes, sync.p_no) == pytest.approx(
+        (max(by_effect[0], above[1]), min(1.0, 2 * min(by_effect[1], above[0])))
+    )
+    assert (sync.at_most, sync.says) == (at_most, says)
+
+
+def test_a_side_that_is_good_alike_in_all_pairs(tmp_path: Path) -> None:
+    """No spread in the side's own numbers: the test of signs."""
+    places = losses(tmp_path, none=NONE, sync=[5.0] * 8)
+    for at_most, p_own in ((5.5, (2.0**-8, 1.0)), (4.5, (1.0, 2.0**-8)), (5.0, (1.0, 1.0))):
+        sync = row(found(places, study({"plain": {"at_most": at_most}}, sides=["sync"])), "plain", "sync")
+        p_yes, p_no = one_sided(np.subtract(NONE, 5).tolist(), 1.0)
+        assert (sync.p_yes, sync.p_no) == pytest.approx((max(p_yes, p_own[0]), min(1.0, 2 * min(p_no, p_own[1]))))
+
+
+def test_what_has_no_pairs_is_of_the_family(tmp_path: Path) -> None:
+    """Holm's correction is for the rows that the rule has, not for those that happened to be run."""
+    alone = row(found(losses(tmp_path, none=NONE, local=NEAR, sync=BETTER), study(sides=["sync"])), "plain", "sync")
+    finding = found(tmp_path, study({"plain": {"when": "here"}, "late": {"when": "there", "over": "10"}}))
+    sync, late = row(finding, "plain", "sync"), row(finding, "late", "sync")
+    assert sync.p_yes == pytest.approx(4 * alone.p_yes)
+    assert (late.n, late.says, math.isnan(late.p_yes), math.isnan(late.p_no)) == (0, "open", True, True)
+    p = stats.ttest_rel(NEAR, BETTER).pvalue
+    assert finding.versus[0].p == pytest.approx(2 * p)
+    assert (finding.versus[1].word, math.isnan(finding.versus[1].p)) == ("not run", True)
 
 
 def test_a_set_in_which_nothing_differs_never_holds(tmp_path: Path) -> None:
@@ -145,8 +180,13 @@ def test_synchronized_statistics_that_do_worse_are_told(tmp_path: Path) -> None:
     [
         ([value * 2 * 1.01**place for place, value in enumerate(NONE)], "worse", "2.07 times [2.03, 2.11], 8 seeds."),
         (BETTER, "better", ""),
-        (NONE, "no difference shown", ""),
-        ([value * (1 + 0.2 * (-1) ** place) for place, value in enumerate(NONE)], "no difference shown", ""),
+        (NONE, "no difference", ""),
+        (
+            [value * 1.1 * 1.01**place for place, value in enumerate(NONE)],
+            "worse",
+            "less than the 1.25 times that would matter.",
+        ),
+        ([value * (1 + 0.2 * (-1) ** place) for place, value in enumerate(NONE)], "not decided", ""),
     ],
 )
 def test_synchronized_against_per_device_by_ratio(tmp_path: Path, sync: list[float], word: str, told: str) -> None:

@@ -38,6 +38,9 @@ def ladder(metric: str, **by_side: dict[str, float]) -> Numbers:
         ({"over": "highest", "usable": 8, "conditions": [0.1, 1], "wants": "higher"}, (1.0, 1.0)),
         ({"over": "highest", "usable": 8, "wants": "higher", "against": {"over": "1"}}, (1.0, 7.0)),
         ({"over": "worst", "against": {"over": "best"}}, (9.0, 7.0)),
+        ({"over": "10", "less": 0.1}, (4.0, -1.0)),
+        ({"over": "mean", "conditions": [1, 10], "less": 0.1}, (1.5, -1.5)),
+        ({"over": "10", "less": 0.1, "against": {"less": "1"}}, (4.0, 1.0)),
         ({"over": "worst", "against": {"over": "best", "conditions": ["10"]}}, (9.0, 8.0)),
     ],
 )
@@ -46,6 +49,29 @@ def test_conditions_become_one_number(tmp_path: Path, how: dict[str, Any], numbe
     sync = row(found(runs(tmp_path, places), study({"plain": how}, sides=["sync"])), "plain", "sync")
     assert (sync.value, sync.other) == numbers
     assert sync.n == 1
+
+
+def test_a_rise_is_of_each_seed_and_asks_for_its_own_clean_run(tmp_path: Path) -> None:
+    """Errors of 1 to 3 where it is clean, of 11 to 13 where not; without a seed's clean run there is no pair."""
+    numbers = {
+        ("one", each, side): {seed: {"test/acc": 1 - (by + seed) / 100} for seed in range(3)}
+        for side, steep in (("sync", 10), ("none", 20))
+        for each, by in (("1", 1), ("10", 1 + steep))
+    }
+    case = {"metric": "test/acc", "over": "10", "less": "1"}
+    places, made = runs(tmp_path, numbers), study({"plain": case}, sides=["sync"], seeds=3)
+    sync = row(found(places, made), "plain", "sync")
+    assert (sync.n, sync.planned, sync.what) == (3, 3, "test error less that at 1, %")
+    assert (sync.value, sync.value_low, sync.other, sync.effect) == pytest.approx((10.0, 10.0, 20.0, 10.0))
+    shutil.rmtree(tmp_path / "one" / "1" / "sync" / "2")
+    write(tmp_path / "one" / "1" / "sync" / "2", test={"test/loss": 3})
+    finding = found(places, made)
+    assert (row(finding, "plain", "sync").n, row(finding, "plain", "sync").planned) == (2, 3)
+    assert "plain: 1 of 3 runs of one/1/sync have no test/acc" in finding.problems
+    smoke = made | {"budget": "smoke"}
+    assert row(found(places, smoke), "plain", "sync").planned == 0
+    left_out = "plain: budget smoke leaves out what it asks for, so it stays open (sync at 1; none at 1)"
+    assert left_out in found(places, smoke).problems
 
 
 def test_a_magnitude_counts_either_way(tmp_path: Path) -> None:
@@ -61,11 +87,14 @@ def test_what_is_usable_is_an_error(tmp_path: Path) -> None:
     sync = row(found(runs(tmp_path, places), study({"plain": case}, sides=["sync"])), "plain", "sync")
     assert (sync.value, sync.other, sync.effect, sync.unit) == (10.0, 0.1, pytest.approx(100.0), "")
     assert sync.what == (
-        "largest condition with test error of 10 % at most (sync: 1 of 1 could use the largest that was tried)"
+        "largest condition with test error of 10 % at most (sync: 1 of 1 could use the largest that was tried; "
+        "so it cannot be shown not to help)"
     )
     nowhere = {("one", each, "local"): {0: {"test/acc": 0.1}} for each in ("0.1", "1", "10")}
+    nowhere |= {("one", each, "none"): {0: {"test/acc": 0.95 - 0.5 * (each != "0.1")}} for each in ("0.1", "1", "10")}
+    shutil.rmtree(tmp_path)
     local = row(found(runs(tmp_path, nowhere), study({"plain": case})), "plain", "local")
-    assert local.what.endswith("(local: 1 of 1 could use none, and count with the smallest)")
+    assert local.what.endswith("1 of 1 could use none, and count with the smallest; so it cannot be shown to help)")
     assert local.value == 0.1
 
 
@@ -92,7 +121,10 @@ def test_those_who_did_not_get_there_count_with_what_they_trained(tmp_path: Path
     }
     case = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps to 95 %"}
     sync = row(found(runs(tmp_path, numbers), study({"plain": case}, sides=["sync"])), "plain", "sync")
-    assert sync.what == ("steps to 95 % (none: 2 of 3 did not get there; they count with the steps that they trained)")
+    assert sync.what == (
+        "steps to 95 % (none: 2 of 3 did not get there; they count with the steps that they trained; "
+        "so it cannot be shown not to help)"
+    )
     assert (sync.n, sync.other) == (3, 300.0)
 
 

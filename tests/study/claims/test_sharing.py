@@ -1,0 +1,87 @@
+"""What synchronized statistics come to against per-device ones: with one word a case, and in a few for all."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from syncbn.study.claims.finding import Versus
+from syncbn.study.claims.verdicts import sharing
+from tests.study.claims.made import found, losses, study
+
+LOCAL = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]
+SPREAD = [0.0, 0.1, -0.1, 0.05, -0.05, 0.08, -0.08, 0.02]
+
+
+def by(mean: float) -> list[float]:
+    return [value - mean - off for value, off in zip(LOCAL, SPREAD, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("sync", "word", "is_small"),
+    [
+        (by(3), "better", False),
+        (by(-3), "worse", False),
+        (by(0.5), "better", True),
+        (by(-0.5), "worse", True),
+        (by(0.01), "no difference", False),
+        (LOCAL, "no difference", False),
+        ([value + (-1) ** place for place, value in enumerate(LOCAL)], "not decided", False),
+        (LOCAL[:2], "not decided", False),
+        (by(3)[:1], "not run", False),
+        ([], "not run", False),
+    ],
+)
+def test_a_word_for_a_case(tmp_path: Path, sync: list[float], word: str, is_small: bool) -> None:
+    finding = found(losses(tmp_path, none=LOCAL, local=LOCAL, sync=sync), study())
+    (one,) = finding.versus
+    assert (one.word, one.is_small, one.needed) == (word, is_small, 1.0)
+    assert finding.sharing == ("no difference" if is_small else word)
+    told = [*finding.better, *finding.worse]
+    assert len(told) == (word in ("better", "worse"))
+    ends = ("]", "8 seeds, which is less than the 1 that would matter.")[is_small]
+    assert all(line.endswith(ends) or (not is_small and line.endswith("], 8 seeds.")) for line in told)
+
+
+def test_no_difference_has_to_be_shown(tmp_path: Path) -> None:
+    """Two one-sided tests within what is needed, held to scipy's; twice, for two cases."""
+    cases = {"plain": {"when": "here"}, "again": {"when": "there"}}
+    one, _ = found(losses(tmp_path, none=LOCAL, local=LOCAL, sync=by(0.9)), study(cases)).versus
+    e = np.subtract(LOCAL, by(0.9))
+    outside = max(stats.ttest_1samp(e, end, alternative=way).pvalue for end, way in ((-1.0, "greater"), (1.0, "less")))
+    assert one.p_same == pytest.approx(2 * outside)
+    assert one.p == pytest.approx(2 * stats.ttest_1samp(e, 0).pvalue)
+
+
+def test_a_ratio_is_within_what_is_needed_either_way(tmp_path: Path) -> None:
+    sync = [value * 1.2 * (1 + off / 10) for value, off in zip(LOCAL, SPREAD, strict=True)]
+    case = {"effect": "ratio", "at_least": 1.25}
+    (one,) = found(losses(tmp_path, none=LOCAL, local=LOCAL, sync=sync), study({"plain": case})).versus
+    e = np.log(LOCAL) - np.log(sync)
+    assert one.p_same == pytest.approx(stats.ttest_1samp(e, -math.log(1.25), alternative="greater").pvalue)
+    assert (one.word, one.is_small) == ("worse", True)
+
+
+def case(word: str, when: str = "", is_small: bool = False) -> Versus:
+    nan = math.nan
+    return Versus("a", when, "loss", "", 8, 1.0, 1.0, False, nan, nan, nan, nan, word, is_small=is_small)
+
+
+@pytest.mark.parametrize(
+    ("versus", "words"),
+    [
+        ([], ""),
+        ([case("better")], "better"),
+        ([case("worse", "at a"), case("better", "at b"), case("worse", "at c")], "better at b; worse at a and at c"),
+        ([case("worse", "at a", is_small=True), case("better", "at b")], "better at b"),
+        ([case("worse", "at a"), case("not decided", "at b")], "worse at a"),
+        ([case("no difference"), case("better", is_small=True)], "no difference"),
+        ([case("no difference"), case("not decided")], "not decided"),
+        ([case("no difference"), case("not run")], "not decided"),
+        ([case("not run"), case("not run")], "not run"),
+    ],
+)
+def test_a_few_words_for_all(versus: list[Versus], words: str) -> None:
+    assert sharing(versus) == words
