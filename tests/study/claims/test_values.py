@@ -72,6 +72,9 @@ def test_a_rise_is_of_each_seed_and_asks_for_its_own_clean_run(tmp_path: Path) -
     assert row(found(places, smoke), "plain", "sync").planned == 0
     left_out = "plain: budget smoke leaves out what it asks for, so it stays open (sync at 1; none at 1)"
     assert left_out in found(places, smoke).problems
+    elsewhere = {"metric": "test/acc", "part": "other", "over": "a", "against": {"part": "one", "over": "0.1"}}
+    there = study({"plain": elsewhere}, sides=["sync"], seeds=3) | {"budget": "smoke"}
+    assert row(found(places, there), "plain", "sync").planned == 0
 
 
 def test_a_magnitude_counts_either_way(tmp_path: Path) -> None:
