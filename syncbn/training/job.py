@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, outcome, ranks, record, silent, slurm, stopping
+from syncbn.training import attempts, config, identity, outcome, ranks, record, silent, slurm, stopping, tested
 from syncbn.training.ranks import Ranks, Requests
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
@@ -45,10 +45,11 @@ def run(cfg: DictConfig) -> None:
     try:
         if in_sweep and identity.launcher() == "torchrun":
             raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+        overrides = list(hydra.overrides.task)
+        tested.take(cfg, overrides, _tell if identity.rank() == 0 else lambda line: None)
         config.settle(cfg)
         run_dir = Path(hydra.runtime.output_dir)
         name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
-        overrides = list(hydra.overrides.task)
         if in_sweep and cfg.logger.get("group", "") is None:
             cfg.logger.group = run_dir.parent.name
         if identity.launcher():

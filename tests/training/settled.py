@@ -7,11 +7,17 @@ from syncbn.training import config, launch  # noqa: F401  # launch registers wha
 from tests.training.command import REPO
 
 
-def settled(*overrides: str) -> DictConfig:
-    """The settings of ``train.py`` with these overrides."""
+def composed(*overrides: str) -> DictConfig:
+    """The settings of ``train.py`` with these overrides, as Hydra gives them."""
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         written = OmegaConf.to_yaml(compose("config", list(overrides)))
     cfg = OmegaConf.create(written.replace("${hydra:runtime.output_dir}", "somewhere"))
     assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def settled(*overrides: str) -> DictConfig:
+    """The same, checked and complete."""
+    cfg = composed(*overrides)
     config.settle(cfg)
     return cfg
