@@ -13,6 +13,7 @@ from syncbn.training import identity, shards, slurm
 from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync")
+ADAPT = ("name", "prior", "streaming", "group", "only")
 DEFAULT_BATCH_SIZE = 32
 # What a directory, W&B, a glob and Hydra's command line all take.
 RUN_ID = r"\w([\w.+@ -]*[\w.+@-])?"
@@ -46,6 +47,7 @@ def settle(cfg: DictConfig) -> None:
     if not 0 <= cfg.seed < 2**32:
         raise SettingError(f"seed={cfg.seed}: use a number from 0 to {2**32 - 1}")
     _check_precise(cfg)
+    _check_corruptions(cfg)
     _check_fit(cfg)
     _check_target(cfg)
     _check_mode(cfg)
@@ -232,14 +234,24 @@ def _check_precise(cfg: DictConfig) -> None:
     batches = cfg.precise_batches
     if batches < 0:
         raise SettingError(f"precise_batches={batches}: use a whole number, 0 (not at all) or more")
-    if cfg.corruptions and not cfg.test:
-        raise SettingError("corruptions: test=false leaves no test to repeat; use test=true, or corruptions=null")
     if batches and not cfg.test:
         raise SettingError(f"precise_batches={batches}: test=false leaves no test to repeat; use test=true")
     if batches and cfg.norm.name in ("none", "group_norm"):
         raise SettingError(
             f"precise_batches={batches}: norm={cfg.norm.name} leaves no batch norm to measure; use norm=sync or local, "
             "or precise_batches=0"
+        )
+
+
+def _check_corruptions(cfg: DictConfig) -> None:
+    if not cfg.corruptions:
+        return
+    if not cfg.test:
+        raise SettingError("corruptions: test=false leaves no test to repeat; use test=true, or corruptions=null")
+    if cfg.data.get("corruption") is not None:
+        raise SettingError(
+            f"corruptions: data.corruption={cfg.data.corruption} has corrupted the images of the test before; use "
+            "data.corruption=null, or corruptions=null"
         )
 
 
@@ -272,11 +284,16 @@ def _check_mode(cfg: DictConfig) -> None:
         )
     if not cfg.test:
         raise SettingError("test=false: mode=test leaves nothing else to do; use test=true")
+    if cfg.target is not None:
+        raise SettingError(f"target={cfg.target}: mode=test trains nothing that could reach it; use target=null")
 
 
 def _check_adapt(cfg: DictConfig) -> None:
     if cfg.get("adapt") is None:
         return
+    for name in cfg.adapt:
+        if name not in ADAPT:
+            raise SettingError(f"adapt.{name}: there is no such setting; use {', '.join(ADAPT[1:])}")
     _check_number("adapt.prior", cfg.adapt.get("prior", 0.0))
     if not isinstance(cfg.adapt.get("streaming", False), bool):
         raise SettingError(f"adapt.streaming={cfg.adapt.streaming}: use true or false")
@@ -290,6 +307,18 @@ def _check_adapt(cfg: DictConfig) -> None:
         raise SettingError(
             "adapt: corruptions adapts by itself, also by corruptions.prior; use adapt=null, or no suite"
         )
+    for name, value, without in (("precise_batches", cfg.precise_batches, 0), ("fit", cfg.fit, "false")):
+        if value:
+            raise SettingError(
+                f"adapt: {name}={str(value).lower()} repeats the test with other statistics or images, which adapting "
+                f"would hide; use {name}={without}, or adapt=null"
+            )
+    try:
+        spec = groups.parse(cfg.adapt.get("group", "world"))
+        if isinstance(spec, int):
+            groups.check_divides(spec, world_size(cfg))
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"adapt.{error}") from None
 
 
 def _settle_batch_size(data: DictConfig, ranks: int) -> None:

@@ -132,6 +132,12 @@ BAD = {
     "adapt=batch norm=none": r"adapt: norm=none leaves no batch norm to adapt; use norm=sync or local, or adapt=null",
     "adapt=batch test=false": r"adapt: test=false leaves no test to adapt in; use test=true, or adapt=null",
     "adapt=batch adapt.prior=-1": r"adapt\.prior=-1: use a number, 0 or more",
+    "mode=test ckpt_path=a.ckpt target=0.9": r"target=0\.9: mode=test trains nothing that could reach it; use .*=null",
+    "adapt=batch precise_batches=8": r"adapt: precise_batches=8 repeats .*; use precise_batches=0, or adapt=null",
+    "adapt=batch fit=true": r"adapt: fit=true repeats the test .* would hide; use fit=false, or adapt=null",
+    "adapt=batch +adapt.group=3": r"adapt\.group=3 does not divide the world size 2; sizes that do: \[1, 2\]",
+    "adapt=batch +adapt.group=all": r'adapt\.group="all" is not known; use "world", .*',
+    "adapt=batch +adapt.foo=1": r"adapt\.foo: there is no such setting; use prior, streaming, group, only",
     "adapt=stream adapt.streaming=2": r"adapt\.streaming=2: use true or false",
 }
 
