@@ -176,9 +176,15 @@ class ExactSampler(DistributedSampler[Any]):
         num_replicas: ranks; of the process group if None.
         rank: this one; of the process group if None.
 
+    Attributes:
+        shuffle_seed: of a random order in which samples are dealt, the same each time; None: the data set's own order,
+            so that a batch is from one piece of it.
+
     Raises:
         SettingError: fewer samples than ranks.
     """
+
+    shuffle_seed: int | None = None
 
     def __init__(
         self, dataset: Dataset[Any], batch_size: int, num_replicas: int | None = None, rank: int | None = None
@@ -194,7 +200,10 @@ class ExactSampler(DistributedSampler[Any]):
         self.num_batches = min(ceil(ceil(samples / ranks) / batch_size), samples // ranks)
 
     def __iter__(self) -> Iterator[Any]:
-        share = torch.arange(self.rank, len(cast(Sized, self.dataset)), self.num_replicas)
+        order = torch.arange(len(cast(Sized, self.dataset)))
+        if self.shuffle_seed is not None:
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(self.shuffle_seed))
+        share = order[self.rank :: self.num_replicas]
         return iter([batch.tolist() for batch in share.tensor_split(self.num_batches)])
 
     def __len__(self) -> int:

@@ -1,7 +1,9 @@
 """Test-time statistics in Lightning and in the program, and runs that test alone."""
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +17,8 @@ import syncbn
 from syncbn.study import runs
 from syncbn.study.settings import settings
 from syncbn.training import AdaptStatistics, SettingError, attempts, config, record
+from syncbn.training.data import exact_loader
+from tests.harness import Ranks
 from tests.training.command import train
 from tests.training.settled import settled
 
@@ -85,6 +89,63 @@ def test_what_cannot_be_adapted_is_said_before_anything_is_done(callback: AdaptS
     with pytest.raises(SettingError, match=line):
         trainer(callback).test(module, DataLoader(TensorDataset(X), 4))
     assert not module.seen["test"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_a_test_is_dealt_at_random_and_a_prediction_in_order() -> None:
+    """Of data that are sorted by class each batch has others than one of them."""
+    module, x = Lit(), torch.arange(12.0).expand(3, 12).T
+    loader = exact_loader(TensorDataset(x), 4)
+    made = trainer(AdaptStatistics(1e12))  # in effect as they come
+    for _ in range(2):
+        made.test(module, loader, verbose=False)
+    made.predict(module, loader)
+    tested, predicted = (torch.cat(module.seen[stage])[:, 0].round().int().tolist() for stage in ("test", "predict"))
+    assert predicted == list(range(12))
+    assert tested[:12] == tested[12:] != predicted
+    assert sorted(tested[:12]) == predicted
+    assert all(max(batch) - min(batch) > 4 for batch in (tested[:4], tested[4:8], tested[8:12]))
+
+
+class Late(Lit):
+    """Builds its layers where Lightning wants large ones built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential()
+
+    def configure_model(self) -> None:
+        if not len(self.net):
+            self.net.append(nn.BatchNorm1d(3))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_layers_may_be_built_late() -> None:
+    module, early = Late(), Lit()
+    for each in (module, early):
+        trainer(AdaptStatistics(2)).test(each, DataLoader(TensorDataset(X), 4), verbose=False)
+    assert all(map(torch.equal, module.seen["test"], early.seen["test"]))
+    with pytest.raises(SettingError, match="AdaptStatistics: adapt: there is no batch norm layer"):
+        AdaptStatistics(only="nothing").on_fit_start(trainer(pl.Callback()), module)
+
+
+def unequal(rank: int, world_size: int, group: object, numbers: list[float]) -> str:
+    """What a rank is told that has so many batches."""
+    made: Any = SimpleNamespace(num_predict_batches=[1, numbers[rank]])
+    callback = AdaptStatistics(group=group)
+    try:
+        callback.on_predict_start(made, Lit())
+    except SettingError as error:
+        return str(error)
+    callback.on_predict_end(made, Lit())
+    return ""
+
+
+def test_ranks_that_would_wait_for_each_other_are_told_so(ranks: Ranks) -> None:
+    line = "AdaptStatistics: ranks have 2 to 3 batches, and adapt together in each; use loaders that give them equally "
+    assert all(said.startswith(line) for said in ranks.run(unequal, "world", [3, 2], world_size=2))
+    assert ranks.run(unequal, 1, [3, 2], world_size=2) == ["", ""]
+    assert ranks.run(unequal, "world", [math.inf, math.inf], world_size=2) == ["", ""]
 
 
 BASE = ["model=mlp", "logger=csv", "model.width=16", "data.global_batch_size=72"]

@@ -8,10 +8,15 @@ from syncbn.training.data import Digits, ExactSampler, train_loader
 from syncbn.training.schema import SettingError
 
 
-@given(ranks=st.integers(1, 9), extra=st.integers(0, 300), batch_size=st.integers(1, 40))
-def test_every_sample_is_dealt_once_in_equally_many_batches(ranks: int, extra: int, batch_size: int) -> None:
+@given(ranks=st.integers(1, 9), extra=st.integers(0, 300), batch_size=st.integers(1, 40), seed=st.none() | st.just(0))
+def test_every_sample_is_dealt_once_in_equally_many_batches(
+    ranks: int, extra: int, batch_size: int, seed: int | None
+) -> None:
     dataset = TensorDataset(torch.arange(ranks + extra))
-    shares = [list(ExactSampler(dataset, batch_size, ranks, rank)) for rank in range(ranks)]
+    samplers = [ExactSampler(dataset, batch_size, ranks, rank) for rank in range(ranks)]
+    for sampler in samplers:
+        sampler.shuffle_seed = seed
+    shares = [list(sampler) for sampler in samplers]
     assert sorted(i for share in shares for batch in share for i in batch) == list(range(len(dataset)))
     assert len({len(share) for share in shares}) == 1
     sizes = {len(batch) for share in shares for batch in share}
