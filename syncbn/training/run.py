@@ -144,7 +144,7 @@ def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datam
         result["collectives"] = monitor.collectives
     if (gradients := _callback(trainer, GradientMonitor)) and gradients.gradients:
         result["gradients"] = gradients.gradients
-    if target := _callback(trainer, TimeToTarget):
+    if (target := _callback(trainer, TimeToTarget)) and target.result:
         result["target"] = target.result
     return result
 

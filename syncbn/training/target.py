@@ -1,5 +1,6 @@
 """How long training takes until the validation is as good as asked for: steps and seconds."""
 
+import sys
 import time
 from typing import Any
 
@@ -40,10 +41,12 @@ class TimeToTarget(pl.Callback):
     @property
     def result(self) -> dict[str, float]:
         """``target/steps`` and ``target/seconds`` until then, and ``target/reached``: 1, or 0 where it was not; the two
-        are then of all training, a lower bound. No seconds where training went on from a checkpoint that has none.
+        are then of all training, a lower bound. Nothing where training went on from a checkpoint that was made without
+        this target: nobody has looked whether it was reached before.
         """
+        if not self._counted:
+            return {}
         found = self._reached or {"steps": self._steps, "seconds": self._seconds}
-        found = {name: value for name, value in found.items() if self._counted or name != "seconds"}
         return {f"target/{name}": value for name, value in found.items()} | {"target/reached": int(bool(self._reached))}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,6 +56,13 @@ class TimeToTarget(pl.Callback):
                 "and trainer.limit_val_batches above 0, or target=null"
             )
         self._counted = self._counted and (trainer.global_step == 0 or self._seconds > 0)
+        if not self._counted and trainer.is_global_zero:
+            print(
+                f"warning: target={self.target}: the checkpoint that training goes on from was made without this "
+                "target, which may have been reached before; nothing is told of it",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._go_on()
@@ -93,9 +103,9 @@ class TimeToTarget(pl.Callback):
         return about | {"steps": self._steps, "seconds": self._seconds + running, "reached": self._reached}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._steps, self._seconds, self._counted = (state_dict[name] for name in ("steps", "seconds", "counted"))
-        if (state_dict["monitor"], state_dict["target"]) == (self.monitor, self.target):
-            self._reached = state_dict["reached"]
+        self._steps, self._seconds, self._reached = (state_dict[name] for name in ("steps", "seconds", "reached"))
+        same = (state_dict["monitor"], state_dict["target"]) == (self.monitor, self.target)
+        self._counted = state_dict["counted"] and (same or not self._steps)
 
     def _go_on(self) -> None:
         if self._since is None:

@@ -99,21 +99,28 @@ def test_steps_and_seconds_go_on_from_a_checkpoint(tmp_path: Path, clock: Clock)
     lit = Lit(clock, [0.1, 0.1])
     found = fit(tmp_path / "after", lit, TimeToTarget("val/acc", 0.95), after, num_sanity_val_steps=0, max_epochs=2)
     assert found == {"target/steps": 8, "target/seconds": 8, "target/reached": 1}
-    lit = Lit(clock, [0.1, 0.1])  # another target than that of the checkpoint
-    found = fit(tmp_path / "other", lit, TimeToTarget("val/acc", 0.99), after, num_sanity_val_steps=0, max_epochs=2)
-    assert found == {"target/steps": 12, "target/seconds": 12, "target/reached": 0}
 
 
-def test_no_seconds_are_told_where_nobody_counted_them(tmp_path: Path, clock: Clock) -> None:
+def test_nothing_is_told_of_a_target_that_may_have_been_reached_before(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Silent(TimeToTarget):
         def state_dict(self) -> dict[str, Any]:
             return {}
 
     fit(tmp_path, Lit(clock, list(ACCURACIES)), Silent("val/acc", 0.95), max_epochs=2)
-    lit = Lit(clock, [0.1, 0.3, 0.97])
+    assert not capsys.readouterr().err.count("warning: target")
     options = {"num_sanity_val_steps": 0, "max_epochs": 2}
-    found = fit(tmp_path / "more", lit, TimeToTarget("val/acc", 0.95), tmp_path / "step=6.ckpt", **options)
-    assert found == {"target/steps": 12, "target/reached": 1}
+    line = "warning: target=0.95: the checkpoint that training goes on from was made without this target, which may "
+    counting, before = tmp_path / "counting", tmp_path / "step=6.ckpt"
+    fit(counting, Lit(clock, list(ACCURACIES)), TimeToTarget("val/acc", 0.99), max_epochs=2)
+    for number, checkpoint in enumerate((before, counting / "step=6.ckpt")):  # no word on a target, and another
+        where, lit = tmp_path / str(number), Lit(clock, [0.1, 0.3, 0.97])
+        assert fit(where, lit, TimeToTarget("val/acc", 0.95), checkpoint, **options) == {}
+        assert capsys.readouterr().err.count(line) == 1
+        again, lit = tmp_path / f"{number} again", Lit(clock, [0.97])
+        assert fit(again, lit, TimeToTarget("val/acc", 0.95), where / "step=10.ckpt", **options) == {}
+        assert capsys.readouterr().err.count(line) == 1
 
 
 def test_a_validation_that_is_not_there_or_logs_something_else_is_refused(tmp_path: Path, clock: Clock) -> None:
