@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from syncbn.nn import functional
+from syncbn.nn import compiled, functional
 from syncbn.training.metrics_file import MetricsFile
 from syncbn.training.monitor import FEW, _step
 from syncbn.training.schema import SettingError
@@ -48,14 +48,16 @@ class Gradient(NamedTuple):
 class Backward:
     """Sees the gradients with respect to the outputs of linear and convolutional layers, until it is closed.
 
-    What compiled code computes cannot be seen, nor a layer whose output goes on without a gradient. A recomputed
-    forward pass counts as none.
+    Compiled code calls no hooks: meanwhile all compiled code of the process runs eagerly. A layer whose output goes on
+    without a gradient cannot be seen. A recomputed forward pass counts as none.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | _ConvNd)]
         self._squares: dict[nn.Module, Tensor] = {}
+        compiled.run_eagerly()
         self._hooks = [layer.register_forward_hook(self._watch) for layer in self.layers]
+        self._closed = False
 
     def norms(self, scale: float = 1.0) -> dict[nn.Module, float]:
         """By layer, over all batches since it began and over all ranks, as of the mean of the ranks' losses.
@@ -78,6 +80,9 @@ class Backward:
         return {layer: norm for layer, norm in zip(self.layers, found, strict=True) if not math.isnan(norm)}
 
     def close(self) -> None:
+        if not self._closed:
+            compiled.run_as_before()
+        self._closed = True
         while self._hooks:
             self._hooks.pop().remove()
 

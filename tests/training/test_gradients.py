@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from syncbn.training import MLP, GradientMonitor, SettingError
@@ -167,6 +168,36 @@ def test_torchs_initialization_and_relu_vanish_though_all_weights_have_gradients
     found = after_backward(net, 0)
     assert flow(found)["decades"] == pytest.approx(19 * math.log10(math.sqrt(1 / 6)), abs=1)  # He et al. 2015, eq. 14
     assert abs(math.log10(found[0].weight_gradient / found[-2].weight_gradient)) < 1  # what vanishes back grows forward
+
+
+def test_a_compiled_network_is_seen_and_goes_on_compiled() -> None:
+    """The backward pass of a look may come after it, and compiled steps before and after a look are as ever."""
+    torch.manual_seed(0)
+    net = MLP(depth=3, width=8)
+    counter = CompileCounter()
+    step = torch.compile(net, fullgraph=True, backend=counter)
+    x, y = torch.randn(16, 64), torch.arange(16) % 10
+    expected = torch.autograd.grad(F.cross_entropy(net(x), y), net.head.weight)[0]
+
+    def gradient(*, close: bool) -> Tensor:
+        net.zero_grad()
+        loss = F.cross_entropy(step(x), y)
+        if close:
+            backward.close()
+        loss.backward()
+        return net.head.weight.grad.clone()
+
+    backward = Backward(net)
+    assert torch.equal(gradient(close=False), expected)
+    assert len(backward.norms()) == 4
+    assert counter.frame_count == 0
+    backward.close()
+    backward.close()
+    assert torch.equal(gradient(close=False), expected)
+    backward = Backward(net)
+    assert torch.equal(gradient(close=True), expected)
+    assert torch.equal(gradient(close=False), expected)
+    assert counter.frame_count == 1
 
 
 def of_outputs(rank: int, world_size: int) -> dict[str, float]:
