@@ -74,7 +74,12 @@ def compare(
     problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
     beside = published.beside(expected, layout, measured, means, effect_rows, cost)
     used = [p.run for p in pairs.placed if p.used]
-    problems += [*facts.versions(used), *facts.few(effect_rows), *published.disagreements(beside)]
+    problems += [
+        *facts.checkpoints(pairs, layout),
+        *facts.versions(used),
+        *facts.few(effect_rows),
+        *published.disagreements(beside),
+    ]
     return Comparison(
         title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
         question=question,

@@ -8,13 +8,15 @@ import pandas as pd
 from syncbn.study import labels
 from syncbn.study.pairing import Pairs, Placed
 from syncbn.study.runs import Run
-from syncbn.study.settings import GPU, place
+from syncbn.study.settings import GPU, PLACE, place
 from syncbn.study.sides import Layout
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
 SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices", "mode", "adapt")
 FEW_PAIRS = 5
 UNKNOWN = "not known"
+# What tests of one checkpoint may differ in.
+OF_TESTS = ("adapt", "data.corruption", "data.severity", "data.batch_size", "data.global_batch_size", "devices", *PLACE)
 # Said of every run, and of no interest where nobody has changed them.
 QUIET = ("_partial_", "shuffle", "deterministic", "num_sanity_val_steps", "check_val_every_n_epoch", "in_features")
 
@@ -66,6 +68,21 @@ def versions(used: Sequence[Run]) -> list[str]:
     if dirty:
         lines.append(f"{len(dirty)} of {len(used)} runs were made from code with changes that are in no commit")
     return lines
+
+
+def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:
+    """A line where tests are paired whose checkpoints differ though the factor is nothing that is trained with."""
+    if not all(f"{name}.".startswith(tuple(f"{each}." for each in OF_TESTS)) for name in layout.factor):
+        return []
+    both = [[each.run.about.get("tests") for each in two] for cell in pairs.cells.values() for two in cell]
+    other = [two for two in both if two[0] != two[1]]
+    if not other:
+        return []
+    one, two = (_or_dash(each) for each in other[0])
+    return [
+        f"in {len(other)} of {len(both)} pairs the tests are of two checkpoints ({one}, {two}), so they differ in more "
+        f"than {','.join(layout.factor)}; test the same ones on all sides"
+    ]
 
 
 def few(effects: pd.DataFrame) -> list[str]:

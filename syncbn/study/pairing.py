@@ -244,13 +244,18 @@ def confirmations(pairs: Pairs, margins: Mapping[str, float]) -> tuple[list[dict
 
 
 def disagreements(placed: Sequence[Placed], metric: Metric) -> list[str]:
-    """Repetitions with the same settings and seed that came out otherwise."""
+    """Repetitions with the same settings and seed that came out otherwise, or that are tests of other checkpoints."""
     lines = []
     for each in placed:
         if each.why.startswith("repeated"):
             newest = each.why.removeprefix("repeated: ").removesuffix(" is newer")
-            value = next(p.value for p in placed if p.path == newest)
-            if abs(each.value - value) > resolution(metric, [value]):
+            value, about = next((p.value, p.run.about) for p in placed if p.path == newest)
+            if each.run.about.get("tests") != about.get("tests"):
+                lines.append(
+                    f"{each.path} and {newest} have the same settings and seed, but test different checkpoints "
+                    f"({each.run.about.get('tests')}, {about.get('tests')}); the newer alone counts"
+                )
+            elif abs(each.value - value) > resolution(metric, [value]):
                 lines.append(
                     f"{each.path} and {newest} are the same run twice and differ: {each.value:.4g}, {value:.4g}"
                 )

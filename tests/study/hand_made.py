@@ -36,6 +36,7 @@ def run(
     layers: Sequence[Mapping[str, Any]] = (),
     ended: str = "2026-01-01T00:10:00+00:00",
     versions: Mapping[str, str] | None = None,
+    tests: str | None = None,
 ) -> Path:
     """Writes one run directory.
 
@@ -57,6 +58,7 @@ def run(
         layers: rows of ``statistics.csv``, all columns or those that :func:`layer` fills.
         ended: time in ISO 8601; a later one is the newer run.
         versions: of packages, besides ``VERSIONS`` or in their place.
+        tests: the checkpoint that it tests, where it does nothing else.
     """
     processes = 1 if simulate else devices
     norm = NORMS[norm] if isinstance(norm, str) else dict(norm)
@@ -78,7 +80,8 @@ def run(
         "normalization_batch": shares.get(norm["name"], batch_size),
         "versions": {**VERSIONS, **(versions or {})},
         "git": {"commit": "0123456789abcdef", "dirty": False},
-        "begun_from": None,
+        "begun_from": tests,
+        "tests": tests,
     }
     _json(directory / "run.json", about if status == "running" else about | {"ended": ended})
     if error is not None:

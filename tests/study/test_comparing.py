@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -482,3 +483,21 @@ def test_the_order_in_which_seeds_ran_does_not_matter(
     expected = compare([sweep(where / "b", {"local": LOCAL, "sync": SYNC})])
     for name in ("effects", "means", "cost", "verdict", "problems"):
         assert whole(found)[name] == whole(expected)[name]
+
+
+def test_tests_of_different_checkpoints_are_no_pair_to_believe(tmp_path: Path) -> None:
+    """The factor is one of tests alone; where it is one of training, the checkpoints differ as they should."""
+    for seed, name in product(range(2), ("none", "batch")):
+        options = {"mode": "test", "adapt.name": name}
+        number = 7 if (seed, name) == (0, "batch") else seed
+        run(tmp_path / f"{name}{seed}", seed=seed, settings=options, tests=f"outputs/{number}/best.ckpt")
+    (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "checkpoint" in line]
+    assert line.startswith(
+        "in 1 of 2 pairs the tests are of two checkpoints (outputs/0/best.ckpt, outputs/7/best.ckpt)"
+    )
+    run(tmp_path / "again", seed=1, settings=options, tests="outputs/8/best.ckpt", ended="2026-01-02T00:00:00+00:00")
+    (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "the newer alone counts" in line]
+    assert "again have the same settings and seed, but test different checkpoints (outputs/1/best.ckpt, outputs/8" in line
+    for norm in ("local", "sync"):
+        run(tmp_path / "norms" / norm, norm=norm, settings={"mode": "test"}, tests=f"outputs/{norm}/best.ckpt")
+    assert not any("checkpoint" in line for line in compare([tmp_path / "norms"], factor="norm").problems)
