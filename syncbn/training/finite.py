@@ -36,10 +36,13 @@ class NonFiniteError(RuntimeError):
 class StopOnNonFinite(pl.Callback):
     """Ends training at the first loss that is nan or inf, before its backward pass: the weights are unspoiled.
 
+    That is where each step is looked at; else steps since the last look have been taken, and may have spoiled them.
+
     With ``action="fail"`` by a NonFiniteError, which ends the run. With ``"stop"`` training ends well, for studies in
-    which runs may diverge: that step is not taken (no weight, state of the optimizer or running statistic moves, though
-    ``trainer.global_step`` counts it), a line on stderr says what happened, nothing more is saved to go on from, and
-    the test is of what there is. Then all ranks have to agree, which is a message of one number a look.
+    which runs may diverge: that step is not taken (no weight, state of the optimizer or running statistic moves, by any
+    of the batches that it accumulates, though ``trainer.global_step`` counts it), a line on stderr says what happened,
+    nothing more is saved to go on from, and the test is of what there is. Then all ranks have to agree, which is a
+    message of one number a look.
 
     The step is then run once more on each such rank alone, to name the first layer whose output is not finite.
 
@@ -68,16 +71,19 @@ class StopOnNonFinite(pl.Callback):
         self._ends_here = False  # with this batch
         self._lost: tuple[int, float] | None = None  # at this step with this loss, where it is this rank's
         self._statistics: list[tuple[Tensor, Tensor]] = []  # each with what it was before the step
+        self._kept_at: int | None = None  # that step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.diverged = False
+        self.diverged, self._kept_at = False, None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._batch, self._batch_idx = batch, batch_idx
-        if self.action == "stop" and trainer.global_step % self._every(trainer, pl_module.device) == 0:
-            self._statistics = [(each, each.clone()) for each in _running(pl_module)]
+        step = trainer.global_step
+        looks = self.action == "stop" and step % self._every(trainer, pl_module.device) == 0
+        if looks and step != self._kept_at:  # of batches that are accumulated, before the first
+            self._statistics, self._kept_at = [(each, each.clone()) for each in _running(pl_module)], step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self._ends_here:  # only now: the backward pass may have kept the statistics, and a look restores them too
@@ -86,7 +92,9 @@ class StopOnNonFinite(pl.Callback):
             for statistic, before in self._statistics:
                 statistic.copy_(before)
             self._tell(trainer, self._lost and self._what(trainer, pl_module, *self._lost))
-        self._batch, self._statistics = None, []
+        self._batch = None
+        if trainer.global_step != self._kept_at:
+            self._statistics = []
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

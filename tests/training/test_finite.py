@@ -217,6 +217,28 @@ def test_accumulated_batches_count_as_lightning_counts() -> None:
         assert torch.equal(weight, before.weights[name]), name
 
 
+def test_training_that_stops_leaves_the_statistics_as_they_were_before_the_first_of_accumulated_batches() -> None:
+    class Note(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 4:
+                self.statistics = [each.clone() for each in pl_module.body[1].buffers()]
+
+    lit, note = Lit(), Note()
+    look = StopOnNonFinite(action="stop")
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, accumulate_grad_batches=2, callbacks=[note, look], **quiet
+    )
+    trainer.fit(lit, loader(spoiled(at=5)))
+    assert look.diverged
+    assert all(map(torch.equal, lit.body[1].buffers(), note.statistics))
+
+
 class OverflowInHalf(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * float("inf") if x.dtype == torch.bfloat16 else x
