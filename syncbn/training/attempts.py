@@ -23,14 +23,17 @@ HARMLESS = [
     "callbacks.checkpoint.dirpath",
 ]
 # Of callbacks those that look; others may change the weights.
-HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "finite", "statistics", "gradients")]
+HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "statistics", "finite._target_", "finite.every_n_steps")]
 HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
-# And what a run may go on with that it did not begin with.
-FREE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
-FREE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
+# And what a finished run may be asked for again with, or go on with, that it did not begin with.
+DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
+DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
+# And with what it may go on alone: where nothing is left to train, it would not have been done.
+FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
 # What a setting was before there was one of that name; in a group's file it is null, if not said here.
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
+DEFAULTS |= {"callbacks.finite.action": "fail"}
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 
@@ -63,12 +66,13 @@ def go_on(cfg: DictConfig, run_dir: Path, say: Callable[[str], None]) -> bool:
     assert isinstance(before, DictConfig)
     changes = changes_of(cfg, before, FREE)
     if about["status"] == "finished":
-        if changes:
+        further = _goes_further(cfg, before)
+        if others := changes if further else changes_of(cfg, before, DONE):
             raise SettingError(
-                f"run.id={run_dir.name}: this run has finished with other settings ({', '.join(changes)}); "
+                f"run.id={run_dir.name}: this run has finished with other settings ({', '.join(others)}); "
                 "use another id"
             )
-        if not _goes_further(cfg, before):
+        if not further:
             return False
     _refuse_second_run(cfg, run_dir, changes)
     newest = checkpoints.newest(run_dir / "checkpoints", say)
@@ -89,7 +93,8 @@ def _test(cfg: DictConfig, run_dir: Path, about: dict[str, Any], say: Callable[[
         cfg.ckpt_path = begun_from(cfg)
     if not about:
         return True
-    before = OmegaConf.load(run_dir / "config.yaml")
+    file = run_dir / "config.yaml"
+    before = OmegaConf.load(file) if file.exists() else cfg
     assert isinstance(before, DictConfig)
     if changes := changes_of(cfg, before, [name for name in HARMLESS if name != "ckpt_path"]):
         _refuse_second_run(cfg, run_dir, changes)

@@ -40,9 +40,22 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path
         ("precise_batches=8", "precise_batches=0 -> 8"),
         ("data.shards=labels", "data.num_shards=None -> 2, data.shards=None -> labels"),
         ("test=false", "test=True -> False"),
+        ("callbacks.finite.action=stop", "callbacks.finite.action=fail -> stop"),
+        ("callbacks=gradients", "callbacks.gradients._target_=None -> syncbn.training.GradientMonitor"),
     ],
 )
 def test_another_value_than_the_default_is_another_setting(tmp_path: Path, now: str, change: str) -> None:
     run_dir = an_old_run(tmp_path / "a", settled())
     with pytest.raises(SettingError, match=rf"run has finished with other settings \({change}\); use another id"):
         attempts.go_on(settled(now), run_dir, lambda line: None)
+
+
+def test_a_run_that_is_not_done_may_be_looked_at_more_closely(tmp_path: Path) -> None:
+    said: list[str] = []
+    more = ["callbacks=gradients", "callbacks.finite.action=stop"]
+    run_dir = an_old_run(tmp_path / "a", settled())
+    longer = settled(*more, "trainer.max_epochs=1000")
+    assert attempts.go_on(longer, run_dir, said.append)
+    record.end(run_dir, "failed")
+    assert attempts.go_on(settled(*more), run_dir, said.append)
+    assert said == [f"this run {how} before; it had no checkpoint and begins anew" for how in ("finished", "failed")]
