@@ -107,6 +107,14 @@ def normalization_batch(cfg: DictConfig) -> int | None:
     return int(cfg.data.batch_size * ranks)
 
 
+def adaptation_batch(cfg: DictConfig) -> int:
+    """How many samples ``adapt`` takes statistics of together, at most: what the group's loaders give in a batch."""
+    if cfg.get("simulate"):
+        return loader_batch(cfg)
+    group = cfg.adapt.get("group", "world")
+    return int(cfg.data.batch_size * {"world": world_size(cfg), "node": cfg.trainer.devices}.get(group, group))
+
+
 def _settle_devices(trainer: DictConfig) -> None:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if trainer.accelerator == "auto":

@@ -58,7 +58,7 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> 
     run_dir.mkdir(parents=True, exist_ok=True)
     numbered = ["config.yaml", "result.json", "wandb.json", "error.txt", "ranks"]
     if earlier != run_dir.resolve():  # else it goes on
-        numbered += ["metrics.csv", "statistics.csv"]
+        numbered += ["metrics.csv", "statistics.csv", "gradients.csv"]
     if before:
         _keep(run_dir, before, last)
     for name in numbered:
@@ -111,7 +111,7 @@ def headline(cfg: DictConfig) -> str:
         ranks = f"{ranks} for {cfg.simulate} devices"
     if nodes > 1:
         ranks = f"{nodes} nodes of {ranks}"
-    adapts = "; batch norm adapts in the test" if cfg.get("adapt") is not None else ""
+    adapts = _adapts(cfg) if cfg.get("adapt") is not None else ""
     if cfg.get("mode") == "test":
         return f"{ranks}, {cfg.data.batch_size} samples each; tests {short(Path(cfg.ckpt_path))}{adapts}"
     share = ""
@@ -122,6 +122,13 @@ def headline(cfg: DictConfig) -> str:
     batch = config.normalization_batch(cfg)
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
     return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}"
+
+
+def _adapts(cfg: DictConfig) -> str:
+    """To how many samples batch norm adapts in the test, and what training's statistics count for beside them."""
+    prior = cfg.adapt.get("prior", 16)
+    to = "all samples so far" if cfg.adapt.get("streaming") else f"batches of {config.adaptation_batch(cfg)}"
+    return f"; in the test batch norm adapts to {to}, with a prior of {prior:g}"
 
 
 def summary(run_dir: Path) -> Group:

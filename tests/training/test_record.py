@@ -17,6 +17,7 @@ from rich.console import Console
 from syncbn.training import attempts, record, wandb_files
 from syncbn.training.journal import Journal, Line
 from tests.training.command import train
+from tests.training.settled import settled
 
 CHECKPOINT = {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}}
 RESULT = {"seconds": 12.34, "epochs": 2, "steps": 36, "epochs_before": 1, "images_per_second": 1234.5, "test": {}}
@@ -118,6 +119,27 @@ def test_a_directory_that_an_earlier_version_left_goes_on(tmp_path: Path) -> Non
     go_on(run_dir)
     assert record.read(run_dir, "run").items() >= {"wandb_id": "a", "attempt": 3}.items()
     assert record.read(run_dir, "result-2") == RESULT
+
+
+def test_tables_of_an_attempt_that_began_anew_are_kept_apart(tmp_path: Path) -> None:
+    run_dir = finished(tmp_path / "a")
+    for name in ("statistics", "gradients"):
+        (run_dir / f"{name}.csv").write_text("step\n0\n")
+    record.begin(settings(), run_dir, run_dir.name, [])
+    assert {each.name for each in run_dir.glob("*.csv")} == {"metrics-1.csv", "statistics-1.csv", "gradients-1.csv"}
+
+
+@pytest.mark.parametrize(
+    ("more", "adapts"),
+    [
+        (["adapt=batch"], "batches of 64, with a prior of 16"),
+        (["adapt=batch", "adapt.prior=0", "+adapt.group=1"], "batches of 32, with a prior of 0"),
+        (["adapt=batch", "simulate=4"], "batches of 128, with a prior of 16"),
+        (["adapt=stream"], "all samples so far, with a prior of 16"),
+    ],
+)
+def test_the_headline_says_what_is_adapted_to(more: list[str], adapts: str) -> None:
+    assert record.headline(settled(*more)).endswith(f"; in the test batch norm adapts to {adapts}")
 
 
 def test_a_wandb_run_is_of_one_run_directory_for_all_its_attempts(tmp_path: Path) -> None:
