@@ -35,7 +35,8 @@ def adapt(
 
     Layers of any kind that has running statistics: torch's, this package's, and subclasses of them. Those in training
     mode do as always. The running statistics themselves are not touched, so neither are checkpoints; all that there is
-    lies in hooks, which go away with :meth:`Adaptation.revert`. To a backward pass the statistics are constants.
+    lies in hooks, which go away with :meth:`Adaptation.revert`. A deep copy has hooks of its own and stays adapted, so
+    copy before. To a backward pass the statistics are constants.
 
     A forward pass sends one all-reduce a layer, of ``2C + 2`` float64 numbers, and none without a process group or in a
     group of one rank; so equally many forward passes on each rank, of batches of any size, empty ones too. Ranks

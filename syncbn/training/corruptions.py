@@ -52,7 +52,8 @@ def corrupt(images: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tenso
     ================== ====================================================================================
 
     Images are gone through in turn, so those that follow change nothing for those before; on any device, and in single
-    and double precision, the draws are the same, and at every severity too.
+    and double precision, the draws are the same, and at every severity too, but for ``shot_noise``: how many random
+    numbers a Poisson draw takes hangs on its rate.
 
     Args:
         images: shape ``(N, C, H, W)``, values in [0, 1], of a floating-point type.

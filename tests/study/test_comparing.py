@@ -497,7 +497,9 @@ def test_tests_of_different_checkpoints_are_no_pair_to_believe(tmp_path: Path) -
     )
     run(tmp_path / "again", seed=1, settings=options, tests="outputs/8/best.ckpt", ended="2026-01-02T00:00:00+00:00")
     (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "the newer alone counts" in line]
-    assert "again have the same settings and seed, but test different checkpoints (outputs/1/best.ckpt, outputs/8" in line
+    assert (
+        "again have the same settings and seed, but test different checkpoints (outputs/1/best.ckpt, outputs/8" in line
+    )
     for norm in ("local", "sync"):
         run(tmp_path / "norms" / norm, norm=norm, settings={"mode": "test"}, tests=f"outputs/{norm}/best.ckpt")
     assert not any("checkpoint" in line for line in compare([tmp_path / "norms"], factor="norm").problems)
