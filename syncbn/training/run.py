@@ -19,7 +19,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
-from syncbn.training import checkpoints, config, fit, loggers, norms, precise, preflight, record, silent, simulated
+from syncbn.training import (
+    checkpoints,
+    config,
+    fit,
+    loggers,
+    measured,
+    norms,
+    precise,
+    preflight,
+    record,
+    silent,
+    simulated,
+)
 from syncbn.training.adapt import AdaptStatistics
 from syncbn.training.finite import stopper
 from syncbn.training.gradients import GradientMonitor
@@ -100,7 +112,7 @@ def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
     if cfg.fit:
         callbacks.append(fit.RefuseUnfit())
     if cfg.target is not None:
-        callbacks.append(TimeToTarget(config.target_monitor(cfg), cfg.target))
+        callbacks.append(TimeToTarget(measured.target_monitor(cfg), cfg.target))
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
     if cfg.adapt is not None:
         callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
