@@ -80,7 +80,7 @@ class Versus:
         p: two-sided, that there is no difference; of all cases of the claim, by Holm.
         word: "better", "worse", "no difference" (shown to be less than ``needed``, either way), "not decided", or "not
             run" of fewer than two pairs.
-        needed: the least effect that counts, as in :class:`Row`.
+        needed: the least effect that counts, as in :class:`Row`, but of errors in percent no more than 0.75 points.
         p_same: that the effect is ``needed`` or more, either way (two one-sided tests); of all cases, by Holm.
         is_small: "better" or "worse", and shown to be by less than is needed.
     """

@@ -181,7 +181,8 @@ def _tested(case: Case, found: Pairs, metric: Metric) -> tuple[float, float]:
 def _versus(case: Case, results: Results) -> Versus:
     mine, theirs = (case.reading, SYNC), (case.reading, LOCAL)
     found, metric = pairs(case, mine, theirs, results), results.measured(case.reading)
-    tested = effects.effect(found.effects, [0.0] * len(found.effects), _scaled(case, case.at_least), found.resolution)
+    matters = case.at_least if case.is_ratio or metric.unit != "%" else min(case.at_least, metrics.MARGIN_POINTS)
+    tested = effects.effect(found.effects, [0.0] * len(found.effects), _scaled(case, matters), found.resolution)
     is_bound = found.is_most if tested.difference > 0 else found.is_least
     return Versus(
         case=case.name,
@@ -197,7 +198,7 @@ def _versus(case: Case, results: Results) -> Versus:
         high=_unscaled(case, tested.high),
         p=math.nan if is_bound else tested.p,
         word="",
-        needed=case.at_least,
+        needed=matters,
         p_same=math.nan if found.is_least or found.is_most else tested.p_tost,
     )
 

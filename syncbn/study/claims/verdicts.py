@@ -80,7 +80,8 @@ def _sentence(v: Versus) -> str:
 
 
 def _when(rows: Sequence[Row | Versus]) -> str:
-    return " and ".join(dict.fromkeys(row.when for row in rows))
+    whens = list(dict.fromkeys(row.when for row in rows))
+    return ("; " if any(" and " in when or "," in when for when in whens) else " and ").join(whens)
 
 
 def _seeds(rows: Sequence[Row]) -> str:

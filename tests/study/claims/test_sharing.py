@@ -9,7 +9,7 @@ from scipy import stats
 
 from syncbn.study.claims.finding import Versus
 from syncbn.study.claims.verdicts import sharing
-from tests.study.claims.made import found, losses, study
+from tests.study.claims.made import found, losses, runs, study
 
 LOCAL = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]
 SPREAD = [0.0, 0.1, -0.1, 0.05, -0.05, 0.08, -0.08, 0.02]
@@ -62,6 +62,16 @@ def test_a_ratio_is_within_what_is_needed_either_way(tmp_path: Path) -> None:
     e = np.log(LOCAL) - np.log(sync)
     assert one.p_same == pytest.approx(stats.ttest_1samp(e, -math.log(1.25), alternative="greater").pvalue)
     assert (one.word, one.is_small) == ("worse", True)
+
+
+def test_an_error_may_differ_by_three_quarters_of_a_point(tmp_path: Path) -> None:
+    """However much a norm has to do better than none by: that is another question."""
+    numbers = {
+        ("one", "0.1", side): {seed: {"test/acc": 1 - value / 100} for seed, value in enumerate(of)}
+        for side, of in (("none", LOCAL), ("local", LOCAL), ("sync", by(3)))
+    }
+    (one,) = found(runs(tmp_path, numbers), study({"plain": {"metric": "test/acc", "at_least": 10}})).versus
+    assert (one.word, one.needed, one.is_small) == ("better", 0.75, False)
 
 
 def case(word: str, when: str = "", is_small: bool = False) -> Versus:
