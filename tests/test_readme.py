@@ -1,5 +1,6 @@
 """What the README shows is true: its code runs, its settings exist, its figures are in the shape that is printed."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -43,3 +44,14 @@ def test_the_layer_in_five_lines_runs_and_synchronizes(ranks: Ranks) -> None:
     assert kind.__name__ == "SyncBatchNorm2d"
     assert first.any()
     assert torch.equal(first, second)
+
+
+def test_the_nine_verdicts_are_those_of_the_page() -> None:
+    rows = list(csv.DictReader((REPO / "docs/results/claims/tables/verdicts.csv").open()))
+    lines = [line for line in README.splitlines() if re.match(r"\| \d ", line)]
+    assert len(lines) == 9
+    for row in rows:
+        cells = [cell.strip() for cell in lines[int(row["number"]) - 1].strip("|").split("|")]
+        assert cells[0].lower() == f"{row['number']} {row['text']}".lower()
+        side = ("local", "sync", "group_norm").index(row["side"]) + 1
+        assert (cells[side], cells[4]) == (row["verdict"], row["sharing"])
