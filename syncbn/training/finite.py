@@ -41,8 +41,8 @@ class StopOnNonFinite(pl.Callback):
     With ``action="fail"`` by a NonFiniteError, which ends the run. With ``"stop"`` training ends well, for studies in
     which runs may diverge: that step is not taken (no weight, state of the optimizer or running statistic moves, by any
     of the batches that it accumulates, though ``trainer.global_step`` counts it), a line on stderr says what happened,
-    nothing more is saved to go on from, and the test is of what there is. Then all ranks have to agree, which is a
-    message of one number a look.
+    nothing more is saved to go on from, and the test is of the last weights that were saved, or else of what there is.
+    Then all ranks have to agree, which is a message of one number a look.
 
     The step is then run once more on each such rank alone, to name the first layer whose output is not finite.
 

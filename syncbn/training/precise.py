@@ -351,6 +351,6 @@ def own_loader(
         enough = len(cast(Sized, loader.dataset)) >= loader.batch_size * sampling.world_size()
         options |= {"remainder": "drop" if enough else "pad", "collate_fn": loader.collate_fn}
         return train_loader(loader.dataset, loader.batch_size, **options)
-    raise SettingError(
+    raise AgreedError(
         f"{who}: of the training data ({type(loader).__name__}) it cannot make a loader of its own; {instead}"
     )

@@ -16,7 +16,7 @@ from syncbn.nn.conversion import batch_norms
 from syncbn.training import corruptions, randomness
 from syncbn.training.loaders import BatchLoader
 from syncbn.training.sampling import this_rank, world_size
-from syncbn.training.schema import SettingError
+from syncbn.training.schema import AgreedError, SettingError
 
 ORDER = 0  # the seed of the order in which images are dealt into batches; files are often sorted by class
 CURVE = ("batch_sizes", "priors", "severities", "images")
@@ -76,7 +76,7 @@ class CorruptionSuite(pl.Callback):
         """Looks before training at what would fail after it."""
         datamodule = getattr(trainer, "datamodule", None)
         if not is_overridden("forward", pl_module, pl.LightningModule):
-            raise SettingError(
+            raise AgreedError(
                 f"corruptions: {type(pl_module).__name__} has no forward(); give it one that maps images to scores"
             )
         if stage == "fit" and datamodule is not None:
@@ -84,10 +84,13 @@ class CorruptionSuite(pl.Callback):
                 datamodule.setup("test")
                 self._look(datamodule.test_dataloader())
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with randomness.untouched():
+            self._look(trainer.test_dataloaders)
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loader: Any = trainer.test_dataloaders
         with randomness.untouched():
-            self._look(loader)
             images, labels = _samples(loader, range(len(loader.dataset)))
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(ORDER))
             scoring = _Scoring(trainer, pl_module, labels[order])
@@ -101,14 +104,14 @@ class CorruptionSuite(pl.Callback):
     def _look(self, loader: Any) -> None:
         """Refuses data that it cannot work with, by a few images from all over them."""
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-            raise SettingError(
+            raise AgreedError(
                 f"corruptions: the test data are a {type(loader).__name__}; use one DataLoader over a map-style set"
             )
         number = len(loader.dataset)  # type: ignore[arg-type]  # a map-style data set of a test has a length
         images, _ = _samples(loader, range(0, number, -(-number // 16)))
         corruptions.check_images(images, "corruptions")
         if self.curve is not None and max(self.curve["batch_sizes"]) > number:
-            raise SettingError(
+            raise AgreedError(
                 f"corruptions.curve.batch_sizes={self.curve['batch_sizes']}: the test has {number} images; use at most "
                 f"{number}, or corruptions.curve=null"
             )

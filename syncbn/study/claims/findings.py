@@ -71,7 +71,7 @@ def _gaps(case: Case, results: Results, budget: str) -> list[str]:
                 lines.append(line)
     if left_out:
         which = "; ".join(f"{side}{_at(conditions)}" for side, conditions in left_out.items())
-        lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it stays open ({which})")
+        lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it is not run ({which})")
     for side in case.sides:
         found = judging.pairs(case, (case.reading, side), (case.against, case.against_side), results)
         lines += [f"{case.name}, {side}: {why}: not counted" for why in found.left_out]

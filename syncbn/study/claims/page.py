@@ -60,7 +60,8 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
     levels = " or ".join(f"{alpha:g}" for alpha in sorted({one.alpha for one in findings}))
     return [
         "Each norm is asked, in each case of a claim, whether it does better than the side it is held against by what"
-        " the rule needs; docs/claims.md has the rules, which were written down before the runs.",
+        " the rule needs; docs/claims.md has the rules, which were written down before the runs, and what was changed"
+        " after.",
         "Yes: it is shown to be better by more than that; no: it is shown not to be; open: these seeds show neither."
         f" Shown is what a one-sided paired t test over seeds says at the level {levels or '0.01'}, corrected for all"
         " cases and norms of the claim (Holm 1979).",

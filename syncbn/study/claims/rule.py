@@ -12,11 +12,13 @@ WORDS = ("mean", "worst", "best", "highest")  # how conditions become one number
 LARGEST = "highest"
 KEYS = {
     "": ["number", "text", "article", "method", "baseline", "sides", "cases", "plots", "literature"],
-    "cases": ["when", "part", "metric", "over", "conditions", "usable", "magnitude", "wants", "effect", "at_least"],
+    "cases": [
+        *("when", "part", "metric", "over", "conditions", "usable", "less", "magnitude"),
+        *("wants", "effect", "at_least", "at_most", "sides", "against", "what", "counts"),
+    ],
     "against": ["side", "part", "metric", "over", "conditions", "usable", "less"],
     "literature": ["what", "published", "source", "case", "side", "value", "tolerance", "of"],
 }
-KEYS["cases"] += ["less", "at_most", "sides", "against", "what", "counts"]
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,8 @@ def _case(
     baseline: str,
     all_sides: Sequence[str],
 ) -> Case:
-    optional = ["when", "over", "conditions", "usable", "magnitude", "sides", "against", "what", "counts"]
-    optional += ["less", "at_most"]
+    needed = ("part", "metric", "wants", "effect", "at_least")
+    optional = [key for key in KEYS["cases"] if key not in needed]
     given = checks.section(place, entry, KEYS["cases"], optional=optional)
     reading = _reading(place, given, parts)
     sides = tuple(all_sides) if given["sides"] is None else checks.names(f"{place}.sides", given["sides"])

@@ -61,7 +61,7 @@ def _numbers(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _layers(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
-    """A panel for each condition: the gradient's norm by depth, the first time that the monitor looked."""
+    """A panel for each condition: the gradient's norm by depth, the first or last time that the monitor looked."""
     for condition in asked.conditions:
         for side in asked.sides:
             tables = [
@@ -69,8 +69,9 @@ def _layers(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
                 for seed in results.seeds(asked.part)
                 if (run := results.run(asked.part, condition, side, seed))
             ]
-            firsts = [table[table["step"] == table["step"].min()] for table in tables if not table.empty]
-            for depth, norms in pd.concat(firsts).groupby("depth")["norm"] if firsts else ():
+            of = "min" if asked.look == "first" else "max"
+            looks = [table[table["step"] == table["step"].agg(of)] for table in tables if not table.empty]
+            for depth, norms in pd.concat(looks).groupby("depth")["norm"] if looks else ():
                 logs = np.log(np.maximum(norms[np.isfinite(norms)].to_numpy(dtype=float), SMALLEST)).tolist()
                 for row in _point(condition, side, "", float(depth), logs):
                     yield row | {key: exp(row[key]) for key in ("mean", "low", "high")}

@@ -11,7 +11,7 @@ KEYS = ["kind", "part", "title", "x", "y", "x_log", "y_log", "sides", "level", "
 KINDS = {  # of plots, and the keys that each has besides those of all
     "conditions": ["metric", "series", "conditions"],
     "numbers": ["metric", "series", "condition", "at"],
-    "layers": ["conditions"],
+    "layers": ["conditions", "look"],
 }
 
 
@@ -27,6 +27,7 @@ class Plot:
         series: metrics by what the line is of; "" where there is one alone. In "numbers" ``{x}`` stands for one of
             ``at``.
         at: places on the horizontal axis.
+        look: of "layers": the monitor's "first" or "last".
         title, x, y, x_log, y_log, level, level_label: as :class:`syncbn.study.claims.finding.PlotData`.
     """
 
@@ -36,6 +37,7 @@ class Plot:
     sides: tuple[str, ...]
     series: dict[str, str]
     at: tuple[float, ...]
+    look: str
     title: str
     x: str
     y: str
@@ -58,7 +60,7 @@ def parse(place: str, entry: Any, parts: Mapping[str, dict[str, list[str]]]) -> 
     """
     kind = entry.get("kind") if isinstance(entry, Mapping) else None
     checks.one_of(f"{place}.kind", str(kind), KINDS)
-    own, optional = KINDS[str(kind)], ["x_log", "y_log", "sides", "level", "level_label", "metric", "series"]
+    own, optional = KINDS[str(kind)], ["x_log", "y_log", "sides", "level", "level_label", "metric", "series", "look"]
     given = checks.section(place, entry, [*KEYS, *own], optional=[*optional, "conditions", "condition"])
     part = checks.one_of(f"{place}.part", str(given["part"]), parts)
     series = {str(name): str(metric) for name, metric in (given.get("series") or {}).items()}
@@ -77,6 +79,7 @@ def parse(place: str, entry: Any, parts: Mapping[str, dict[str, list[str]]]) -> 
         sides=checks.chosen(f"{place}.sides", given["sides"], parts[part]["sides"]),
         series=series,
         at=tuple(checks.number(f"{place}.at", each) for each in given.get("at") or ()),
+        look=checks.one_of(f"{place}.look", str(given.get("look") or "first"), ("first", "last")),
         title=str(given["title"]).strip(),
         x=str(given["x"]),
         y=str(given["y"]),
