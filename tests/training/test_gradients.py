@@ -210,6 +210,7 @@ def of_outputs(rank: int, world_size: int) -> dict[str, float]:
     net.eval()  # so that no rank's gradient hangs on another's samples
     backward = Backward(net)
     F.cross_entropy(net(x[share]), y[share]).backward()
+    backward.close()
     return {names[layer]: norm for layer, norm in backward.norms().items()}
 
 

@@ -161,7 +161,7 @@ def test_ranks_share_the_cores_where_no_number_of_threads_is_asked_for(
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(run, "_quieten", lambda: None)
     monkeypatch.setattr(preflight, "look", lambda *_: pytest.fail("so far", pytrace=False))
-    cfg = OmegaConf.create({"trainer": {"accelerator": "cpu", "devices": devices}})
+    cfg = OmegaConf.create({"mode": "train", "trainer": {"accelerator": "cpu", "devices": devices}})
     with pytest.raises(pytest.fail.Exception, match="so far"):
         run.run(cfg, tmp_path)
     assert chosen == [threads]

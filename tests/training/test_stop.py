@@ -37,10 +37,14 @@ class Moves(Lit):
 
 
 class AtBegin(pl.Callback):
-    """What there is as a batch begins, of the last that began."""
+    """The last batch that began, and what there was as its step began, with the first that is accumulated."""
+
+    step = -1
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.batch, self.state = batch_idx, copy.deepcopy(state(trainer, pl_module))
+        self.batch = batch_idx
+        if trainer.global_step != self.step:
+            self.step, self.state = trainer.global_step, copy.deepcopy(state(trainer, pl_module))
 
 
 def state(trainer: pl.Trainer, lit: pl.LightningModule) -> list[Any]:

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from syncbn.study.claims.verdicts import FAILS, HOLDS, NOT_ASKED, NOT_RUN
 from tests.study.claims.test_claims import CLAIMS
 from tests.training.command import train
 
 
+@pytest.mark.timeout(600)  # two minutes of a machine of its own
 def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
-    run = train(tmp_path, "+study=claims", "study.budget=smoke", "study.directory=s", "logger=csv")
+    run = train(tmp_path, "+study=claims", "study.budget=smoke", "study.directory=s", "logger=csv", timeout=570)
     assert run.code == 0, run.err
     assert not run.left
     tables = {
