@@ -10,6 +10,7 @@ from scipy import stats
 
 from syncbn.study.claims import printing
 from syncbn.study.claims.finding import Published
+from syncbn.study.claims.series import SMALLEST
 from syncbn.study.effects import mean_interval
 from tests.study.claims.made import PLOT, found, losses, runs, study, write
 
@@ -108,6 +109,8 @@ def test_a_plot_over_layers(tmp_path: Path) -> None:
     low, high = np.exp(mean_interval(np.log([1.0, 4.0]).tolist()))
     assert (last["low"], last["high"]) == pytest.approx((low, high))
     assert stats.gmean([1.0, 4.0]) == pytest.approx(last["mean"])
+    (ended,) = found(tmp_path, study(plots=[asked | {"look": "last"}])).plots
+    assert ended.frame["mean"].tolist() == pytest.approx([SMALLEST, 2.0], rel=1e-6)
 
 
 def test_lines_for_the_terminal(tmp_path: Path) -> None:
