@@ -31,4 +31,4 @@ def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
     page = (tmp_path / "s/report/report.html").read_text()
     for number, name in enumerate(CLAIMS, start=1):
         assert any(line.startswith(f"{number} ") for line in run.out.splitlines()), name
-    assert page.count("<svg") == len(plots.plot.unique())
+    assert page.count("<svg") == len(plots["plot"].unique())
