@@ -10,7 +10,7 @@ from syncbn.nn.checkpointing import checkpoint_contexts
 from syncbn.nn.conversion import convert, revert
 from syncbn.nn.debugging import debug
 from syncbn.nn.functional import sync_batch_norm
-from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
+from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d, norm_act
 from syncbn.nn.planning import normalization_batch
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "checkpoint_contexts",
     "convert",
     "debug",
+    "norm_act",
     "normalization_batch",
     "revert",
     "sync_batch_norm",

@@ -89,7 +89,8 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
         The same object.
 
     Raises:
-        TypeError: a subclass of one of this package's layers, of which the torch class is not known.
+        TypeError: a layer, by name, that activates too (``act``), which torch's class would drop; a subclass of one of
+            this package's layers, of which the torch class is not known. The model is as it was.
     """
     chosen = [(layer, _original(name, layer)) for name, layer in batch_norms(module, only) if _is_ours(layer)]
     for layer, original in chosen:
@@ -136,6 +137,11 @@ def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
     original = _ORIGINALS.get(type(layer)) or vars(type(layer)).get("original")
     if original is None:
         raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known")
+    if layer.act is not None:
+        raise TypeError(
+            f"{name or 'the module'} has act={layer.act!r}, which {original.__qualname__} would drop: set its act to None "
+            "and activate after it, by syncbn.norm_act(layer, x) for one"
+        )
     return original
 
 

@@ -27,6 +27,8 @@ def sync_batch_norm(
     group: object = "world",
     mask: Tensor | None = None,
     biased_running_var: bool = False,
+    act: str | None = None,
+    residual: Tensor | None = None,
     name: str = "sync_batch_norm",
 ) -> Tensor:
     """Batch norm with the statistics of the whole group's batch: ``torch.nn.functional.batch_norm`` over devices.
@@ -48,6 +50,8 @@ def sync_batch_norm(
         mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
             out of the statistics, and its outputs and gradients are zero.
         biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.
+        act: "relu" for ``relu(batch norm + residual)``, None for no activation. On a GPU it costs no pass over data.
+        residual: shape of ``x``; added before the activation.
         name: what errors call this layer.
 
     Returns:
@@ -55,18 +59,18 @@ def sync_batch_norm(
 
     Raises:
         ValueError: one value per channel over the whole group in training, on every rank; a group that does not fit the
-            world; a parameter or a running statistic that is not of shape ``(C,)``, before any message. Without anyone
-            to exchange with, and without a mask or the biased variance, this is
-            ``torch.nn.functional.batch_norm``, errors included.
+            world; a parameter or a running statistic that is not of shape ``(C,)``, another activation, a residual of
+            another shape than ``x``, before any message. Without anyone to exchange with, and without a mask or the
+            biased variance, this is ``torch.nn.functional.batch_norm``, errors included.
     """
     spec = groups.parse(group)
+    check_added(x, act, residual)
     if mask is not None:
         mask = over_channels(mask, x)
     if not training and running_mean is not None:
-        if mask is None:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-        kept = x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
-        return F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps).masked_fill(~mask, 0)
+        kept = x if mask is None else x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
+        y = F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps)
+        return finished(y, act, residual, mask)
     channels = x.shape[1]
     names = ("running_mean", "running_var", "weight", "bias")
     for what, tensor in zip(names, (running_mean, running_var, weight, bias), strict=True):
@@ -77,11 +81,12 @@ def sync_batch_norm(
     partners = exchange.partners(spec) if training else None
     if partners is None and mask is None and not biased_running_var:
         # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
-        return F.batch_norm(x, running_mean, running_var, weight, bias, True, 0.0 if recomputing() else momentum, eps)
+        momentum = 0.0 if recomputing() else momentum
+        return finished(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual)
     batch = measure(x, partners, mask, name)
     if training and running_mean is not None and running_var is not None and not recomputing():
         update_running(running_mean, running_var, batch.sums, momentum, biased_running_var)
-    return normalize(batch, weight, bias, eps)
+    return normalize(batch, weight, bias, eps, act, residual)
 
 
 class Batch(NamedTuple):
@@ -133,15 +138,47 @@ def measure(
     return Batch(x, mask, partners, name, sums, local)
 
 
-def normalize(batch: Batch, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """The batch normalized with its statistics, differentiable; zero where masked. ``batch`` is used up."""
+def normalize(
+    batch: Batch,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    act: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The batch normalized with its statistics, and :func:`finished`, differentiable. ``batch`` is used up."""
+    if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
+        return finished(normalize(batch, weight, bias, eps), act, residual, batch.mask)
     # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
     # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
     anchor = None
     if batch.partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
         anchor = _ANCHOR
-    y: Tensor = _Normalize.apply(batch.x, weight, bias, eps, batch, anchor)  # type: ignore[no-untyped-call]
+    inputs = (batch.x, weight, bias, residual, eps, batch, act == "relu", anchor)
+    y: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
     return y
+
+
+def finished(y: Tensor, act: str | None, residual: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """``act(y + residual)``, and zero where masked."""
+    if residual is not None:
+        y = y + residual
+    if act is not None:
+        y = F.relu(y)
+    return y if mask is None else y.masked_fill(~mask, 0)
+
+
+def check_act(act: str | None) -> None:
+    """Raises ValueError for an activation that there is none of."""
+    if act not in (None, "relu"):
+        raise ValueError(f"act={act!r}: use 'relu', or None and an activation of your own")
+
+
+def check_added(x: Tensor, act: str | None, residual: Tensor | None) -> None:
+    """Raises ValueError for what :func:`sync_batch_norm` cannot do to its output."""
+    check_act(act)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual has shape {tuple(residual.shape)}, but the input {tuple(x.shape)}: make them alike")
 
 
 def normalize_chunks(
@@ -211,44 +248,51 @@ class _Normalize(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         eps: float,
         batch: Batch,
+        relu: bool,
         anchor: Tensor | None,
     ) -> Tensor:
         statistics = kernels.rounded(batch.sums, x)
         # Not in a graph, which may not give back what it was given: an activation in place would be refused.
         local = None if torch.compiler.is_compiling() else batch.local
-        y = kernels.normalize(x, statistics, weight, bias, eps, local)
+        y, passed = kernels.normalize(x, statistics, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
-        ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *statistics)
+        ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *statistics, *((bias, passed) if relu else ()))
         ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask, n, *statistics = ctx.saved_tensors
-        statistics = kernels.Statistics(*statistics)
-        need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
+        x, weight, mask, n, mean, var, rest, *gate = ctx.saved_tensors
+        statistics = kernels.Statistics(mean, var, rest)
+        need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
+        relu = kernels.Relu(*gate) if gate else None
         dx: Tensor | None
+        dresidual: Tensor | None
         if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
+            dy = kernels.let_through(dy, x, statistics, weight, ctx.eps, relu)
+            dresidual = dy if mask is None else dy.masked_fill(~mask, 0)
             dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
-            if not need_x:
-                dx = None
         else:
-            data = kernels.pair(x, dy, mask, weight)
-            sums, dbias, dweight = kernels.gradient_sums(data, statistics, ctx.eps)
+            data = kernels.pair(x, dy, mask, statistics, weight, ctx.eps, relu)
+            sums, dbias, dweight = kernels.gradient_sums(data, statistics, weight, ctx.eps)
             if ctx.partners is not None:
                 sums = exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
-            dx = kernels.input_gradient(data, n, statistics, weight, sums, ctx.eps) if need_x else None
+            dx, dresidual = None, data.dy
+            if need_x or (need_residual and data.relu is not None):
+                dx, dresidual = kernels.input_gradient(data, n, statistics, weight, sums, ctx.eps)
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
         return (
-            None if dx is None else dx.to(ctx.dtype),
+            dx.to(ctx.dtype) if need_x and dx is not None else None,
             dweight.to(weight.dtype) if need_weight else None,
             dbias.to(ctx.bias_dtype) if need_bias else None,
-            *([None] * 3),
+            dresidual.to(ctx.dtype) if dresidual is not None and need_residual else None,
+            *([None] * 4),
         )
 
 

@@ -3,9 +3,10 @@
 Every function takes ``x`` of shape ``(N, C, *)`` in any floating type and any memory layout. Sums over the data are
 handed on in float64, and never taken in half precision.
 
-On the CPU :mod:`syncbn.nn.native` does most of it. The rest is put together from torch's own kernels, the same calls on
-the CPU and on CUDA, and on CUDA none reads a value back to the host. ``native_batch_norm_backward`` in evaluation mode
-with the output mask ``[False, True, True]`` is a fused reduction that gives ``sum dy*(x - mean)`` and ``sum dy``.
+On the CPU :mod:`syncbn.nn.native` does most of it, on a GPU :mod:`syncbn.nn.gpu`. The rest is put together from torch's
+own kernels, the same calls on the CPU and on CUDA, and on CUDA none reads a value back to the host.
+``native_batch_norm_backward`` in evaluation mode with the output mask ``[False, True, True]`` is a fused reduction that
+gives ``sum dy*(x - mean)`` and ``sum dy``.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncbn.nn import native
+from syncbn.nn import gpu, native
 from syncbn.nn.statistics import known, may_read, unpack
 
 
@@ -28,7 +29,7 @@ class Local(NamedTuple):
     """
 
     sums: Tensor
-    at: native.Shape | None = None
+    at: native.Shape | gpu.Shape | None = None
     shift: Tensor | None = None
     shifted: Tensor | None = None
 
@@ -46,17 +47,32 @@ class Statistics(NamedTuple):
     rest: Tensor
 
 
+class Relu(NamedTuple):
+    """What the backward passes know of a ReLU that followed.
+
+    Attributes:
+        bias: of the batch norm before it, or None.
+        passed: where it let through: its output, shape ``(N, C, *)``; or :mod:`syncbn.nn.gpu`'s bits; or None where
+            that follows from the input alone.
+    """
+
+    bias: Tensor | None
+    passed: Tensor | None
+
+
 class Pair(NamedTuple):
     """An input and the gradient of its output, as the backward passes take them: of one type, and blank where masked.
 
     Attributes:
-        x, dy: shape ``(N, C, *)``; float32 or float64, and where compiled code takes them bfloat16.
+        x, dy: shape ``(N, C, *)``; float32 or float64, and where compiled code takes them float16 or bfloat16.
         at: how ``x`` lies in memory, where compiled code takes both.
+        relu: what ``dy`` has yet to go through; the passes of :mod:`syncbn.nn.gpu` do that on their way.
     """
 
     x: Tensor
     dy: Tensor
-    at: native.Shape | None
+    at: native.Shape | gpu.Shape | None
+    relu: Relu | None = None
 
 
 def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
@@ -72,10 +88,10 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     channels = x.shape[1]
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
         return Local(_nothing(x).repeat(3)[channels - 1 :])
-    values, at = blank(x, mask), native.shape(x)
+    values, at = blank(x, mask), _shape(x)
     n = None if mask is None else mask.expand_as(x[:, :1]).sum().double().reshape(1)
     if at is not None:
-        sums = native.sums(values, at)
+        sums = gpu.sums(values, at) if isinstance(at, gpu.Shape) else native.sums(values, at)
         if n is not None:
             sums[:1] = n
         return Local(sums, at)
@@ -95,6 +111,8 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
 def rounded(sums: Tensor, x: Tensor) -> Statistics:
     """The statistics of the set with these sums, in the type that the passes over ``x`` compute in."""
     dtype = statistics_dtype(x)
+    if dtype == torch.float32 and gpu.takes(sums):
+        return Statistics(*gpu.statistics(sums))
     if dtype == torch.float32 and native.takes(sums):
         return Statistics(*native.statistics(sums))
     moments = unpack(sums)
@@ -109,36 +127,76 @@ def normalize(
     bias: Tensor | None,
     eps: float,
     local: Local | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``(x - mean) / sqrt(var + eps) * weight + bias``, plus ``residual``, through a ReLU, as asked.
+
+    Returns:
+        That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
+    """
+    at = None if local is None else local.at
+    if isinstance(at, gpu.Shape) and gpu.takes(weight, bias, channels=x.shape[1]) and gpu.takes(residual):
+        y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
+        return _laid_out(y, x), bits
+    if isinstance(at, native.Shape) and native.takes(weight, bias, channels=x.shape[1]):
+        y = _laid_out(native.normalize(x, at, statistics, weight, bias, eps), x)
+        if residual is not None:
+            y.add_(residual)
+        return (y.relu_(), y) if relu else (y, None)
+    values = _affine(x, statistics, weight, bias, eps, local)
+    if residual is not None:
+        values.add_(residual)
+    y = _laid_out((values.relu_() if relu else values).to(x.dtype), x)
+    return y, y if relu else None
+
+
+def let_through(
+    dy: Tensor, x: Tensor, statistics: Statistics, weight: Tensor | None, eps: float, relu: Relu | None
 ) -> Tensor:
-    """``(x - mean) / sqrt(var + eps) * weight + bias`` in the type and layout of ``x``; uses up ``local.shifted``."""
-    if local is not None and local.at is not None and native.takes(weight, bias, channels=x.shape[1]):
-        return _laid_out(native.normalize(x, local.at, statistics, weight, bias, eps), x)
-    mean, var, rest = statistics
-    scale = (var + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.to(mean.dtype)
-    if local is None or local.shift is None or local.shifted is None:
-        shifted, by = x - _per_channel(mean, x), rest
-    else:
-        shifted, by = local.shifted, mean - local.shift + rest
-    shifted.sub_(_per_channel(by, x)).mul_(_per_channel(scale, x))
-    if bias is not None:
-        shifted.add_(_per_channel(bias, x))
-    return _laid_out(shifted.to(x.dtype), x)
+    """The gradient of what went into the ReLU from that of what came out; differentiable in ``dy``."""
+    if relu is None:
+        return dy
+    passed = relu.passed
+    if passed is not None and passed.dtype != torch.uint8:
+        gated: Tensor = torch.ops.aten.threshold_backward(dy, passed, 0)
+        return gated
+    closed = _affine(x, statistics, weight, relu.bias, eps) <= 0 if passed is None else ~gpu.unpacked(passed, x)
+    return torch.where(closed, 0, dy)
 
 
-def pair(x: Tensor, dy: Tensor, mask: Tensor | None, weight: Tensor | None) -> Pair:
+def pair(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    statistics: Statistics,
+    weight: Tensor | None,
+    eps: float,
+    relu: Relu | None = None,
+) -> Pair:
     """Both as the backward passes take them."""
+    channels = x.shape[1]
+    at = None if x.numel() == 0 else _shape(x)
+    on_gpu = isinstance(at, gpu.Shape) and gpu.takes(dy) and gpu.takes(weight, channels=channels)
+    # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
+    if not (on_gpu and relu is not None and (relu.passed is None or relu.passed.dtype == torch.uint8)):
+        dy, relu = let_through(dy, x, statistics, weight, eps, relu), None
     x, dy = blank(x, mask), blank(dy, mask)
-    at = native.shape(x) if native.takes(dy) and native.takes(weight, channels=x.shape[1]) else None
-    if at is None:
+    if not on_gpu and not (
+        isinstance(at, native.Shape) and native.takes(dy) and native.takes(weight, channels=channels)
+    ):
+        at = None
         x, dy = (t.to(statistics_dtype(x)) for t in (x, dy))
-    return Pair(x, dy, at)
+    return Pair(x, dy, at, relu)
 
 
-def gradient_sums(data: Pair, statistics: Statistics, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_sums(
+    data: Pair, statistics: Statistics, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``; and each by itself."""
-    x, dy, at = data
+    x, dy, at, relu = data
+    if isinstance(at, gpu.Shape):
+        return gpu.gradient_sums(dy, x, at, statistics, weight, eps, relu)
     if at is not None:
         return native.gradient_sums(dy, x, at, statistics, eps)
     if x.numel() == 0:
@@ -154,21 +212,25 @@ def gradient_sums(data: Pair, statistics: Statistics, eps: float) -> tuple[Tenso
 
 def input_gradient(
     data: Pair, n: Tensor, statistics: Statistics, weight: Tensor | None, sums: Tensor, eps: float
-) -> Tensor:
-    """The gradient of ``x``, in its layout, from ``gradient_sums`` added up over the group.
+) -> tuple[Tensor, Tensor]:
+    """The gradient of ``x``, in its layout, from ``gradient_sums`` added up over the group; and that of a residual.
 
     ``dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)`` (Ioffe & Szegedy 2015, section 3, with the
     sums taken over every device that shared the statistics).
     """
-    x, dy, at = data
+    x, dy, at, relu = data
+    if isinstance(at, gpu.Shape):
+        dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, relu)
+        return _laid_out(dx, x), dy if dresidual is None else _laid_out(dresidual, x)
     if at is not None:
-        return _laid_out(native.input_gradient(dy, x, at, n, statistics, weight, sums, eps), x)
+        return _laid_out(native.input_gradient(dy, x, at, n, statistics, weight, sums, eps), x), dy
     scale = (statistics.var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
     offset, slope = (sums.view(2, -1) * (scale / -known(n))).to(x.dtype).unbind()
     # xhat * slope + offset, then dy on top in place: two passes, one new tensor.
-    return normalize(x, statistics, slope, offset, eps).addcmul_(dy, _per_channel(scale, x))
+    xhat = _affine(x, statistics, slope, offset, eps)
+    return _laid_out(xhat.addcmul_(dy, _per_channel(scale, x)), x), dy
 
 
 def blank(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -179,6 +241,34 @@ def blank(x: Tensor, mask: Tensor | None) -> Tensor:
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The type in which values of ``x`` are summed: never half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _shape(x: Tensor) -> native.Shape | gpu.Shape | None:
+    """How ``x`` lies in memory, for whoever takes it there."""
+    return gpu.shape(x) or native.shape(x)
+
+
+def _affine(
+    x: Tensor,
+    statistics: Statistics,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    local: Local | None = None,
+) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias``, new, in the type that computes; uses up ``local.shifted``."""
+    mean, var, rest = statistics
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.to(mean.dtype)
+    if local is None or local.shift is None or local.shifted is None:
+        shifted, by = x - _per_channel(mean, x), rest
+    else:
+        shifted, by = local.shifted, mean - local.shift + rest
+    shifted.sub_(_per_channel(by, x)).mul_(_per_channel(scale, x))
+    if bias is not None:
+        shifted.add_(_per_channel(bias, x))
+    return shifted
 
 
 def _sums(dy: Tensor, x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 0.0) -> Tensor:

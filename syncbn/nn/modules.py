@@ -9,18 +9,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from syncbn.nn import exchange, functional, groups
 from syncbn.nn.statistics import Moments, known
 
-OPTIONS = ("group", "ghost_batch", "biased_running_var")
+OPTIONS = ("group", "ghost_batch", "biased_running_var", "act")
 
 
-def options(group: object, ghost_batch: int | None = None, biased_running_var: bool = False) -> dict[str, Any]:
+def options(
+    group: object, ghost_batch: int | None = None, biased_running_var: bool = False, act: str | None = None
+) -> dict[str, Any]:
     """The attributes that make a torch layer one of these, checked; those at their defaults are left to the class.
 
     Raises:
-        ValueError: a group that is none, or a ghost batch below 1.
+        ValueError: a group that is none, a ghost batch below 1, or an activation that the layer does not have.
     """
+    functional.check_act(act)
     if ghost_batch is not None and ghost_batch < 1:
         raise ValueError(f"ghost_batch={ghost_batch}: use 1 sample or more, or None")
-    chosen = zip(OPTIONS, (groups.parse(group), ghost_batch, biased_running_var), strict=True)
+    chosen = zip(OPTIONS, (groups.parse(group), ghost_batch, biased_running_var, act), strict=True)
     return {name: value for name, value in chosen if value not in (None, False)}
 
 
@@ -41,13 +44,15 @@ class Synchronized(_BatchNorm):
             2017): the batch is cut into chunks of so many, the rest joining the last, and nothing is exchanged. The
             running statistics move once, by the means over the chunks of their means and unbiased variances.
         biased_running_var: keep the variance divided by ``n``, as some published recipes do, not by ``n - 1``.
+        act: "relu" for an activation after the batch norm, which on a GPU costs no pass over the data; None for none.
         device, dtype: of parameters and buffers.
         bias: with ``affine``, learn a bias; torch's keyword, from the version on that has it (2.13).
 
     Shape:
         Input and output ``(N, C)`` or ``(N, C, *)`` as the torch class takes them; ``N`` may be 0 on some ranks.
         ``mask``, optional: bool, broadcasts to ``(N, *)``; True counts. What is masked is left out of the statistics,
-        on every rank, and its outputs and gradients are zero.
+        on every rank, and its outputs and gradients are zero. ``residual``, optional: the shape of the input; added
+        before the activation, as a residual block does. A call's own ``act`` takes the place of the layer's.
 
     Raises:
         ValueError: an input with another number of channels or dimensions, before any message; one value per channel
@@ -57,6 +62,7 @@ class Synchronized(_BatchNorm):
     group: groups.GroupSpec
     ghost_batch: int | None = None
     biased_running_var: bool = False
+    act: str | None = None
     name_in_model: str = ""
 
     def __init__(
@@ -70,24 +76,39 @@ class Synchronized(_BatchNorm):
         group: object = "world",
         ghost_batch: int | None = None,
         biased_running_var: bool = False,
+        act: str | None = None,
         device: Any = None,
         dtype: Any = None,
         bias: bool = True,
     ) -> None:
         keywords = {} if bias else {"bias": bias}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
-        self.__dict__ |= options(group, ghost_batch, biased_running_var)
+        self.__dict__ |= options(group, ghost_batch, biased_running_var, act)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, *, residual: Tensor | None = None, act: str | None = None
+    ) -> Tensor:
         x = input  # torch's name for it, by which a call may give it and an exported graph knows it
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
+        act = act or self.act
+        functional.check_added(x, act, residual)
         if not self.training:
             if mask is None:
-                return super().forward(x)
+                return functional.finished(super().forward(x), act, residual)
+            mean, var = self.running_mean, self.running_var
             return functional.sync_batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps, mask=mask
+                x,
+                mean,
+                var,
+                self.weight,
+                self.bias,
+                training=False,
+                eps=self.eps,
+                mask=mask,
+                act=act,
+                residual=residual,
             )
         if mask is not None:
             mask = functional.over_channels(mask, x)
@@ -96,13 +117,13 @@ class Synchronized(_BatchNorm):
                 x, self.weight, self.bias, self.eps, self.ghost_batch, mask, self.biased_running_var
             )
             self._learn(moments)
-            return y
+            return functional.finished(y, act, residual, None if residual is None else mask)
         partners = exchange.partners(self.group)
         if partners is None and mask is None and not self.biased_running_var:
-            return self._as_torch_does(x)
+            return functional.finished(self._as_torch_does(x), act, residual)
         batch = functional.measure(x, partners, mask, self._place())
         self._learn(batch.sums)
-        return functional.normalize(batch, self.weight, self.bias, self.eps)
+        return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual)
 
     def _place(self) -> str:
         """What errors call this layer: its name where ``convert`` knew one."""
@@ -188,3 +209,24 @@ class SyncBatchNorm(Synchronized):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+
+def norm_act(layer: nn.Module, x: Tensor, act: str = "relu", residual: Tensor | None = None) -> Tensor:
+    """``relu(layer(x) + residual)``: in one, where ``layer`` is synchronized; else one after the other.
+
+    For models whose layers may be converted or not: :func:`syncbn.convert` makes theirs the fused form.
+
+    Args:
+        layer: a batch norm, or what took its place.
+        x: its input.
+        act: "relu".
+        residual: shape of ``x``, added before the activation; None for nothing.
+
+    Raises:
+        ValueError: another activation; a residual of another shape, in the fused form.
+    """
+    if isinstance(layer, Synchronized) and type(layer).forward is Synchronized.forward:
+        y: Tensor = layer(x, residual=residual, act=act)
+        return y
+    functional.check_act(act)
+    return functional.finished(layer(x), act, residual)

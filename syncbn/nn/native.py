@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from syncbn.nn import memory
 
 LIBRARY = Path(__file__).with_name("libnative.so")
 SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_passes.h")]
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_PLAIN = (Tensor, torch.nn.Parameter)
 _disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
 
 
@@ -56,35 +56,18 @@ def built() -> bool:
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
-    """Whether these may be handed on as memory: of the CPU, and with nobody who watches or traces what becomes of them.
-
-    Whoever looks on sees torch's operations alone. With ``channels`` each must be of shape ``(channels,)``: torch
-    broadcasts or refuses what is not.
-    """
-    if not _functions or _disabled or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return all(t is None or _is_plain(t, channels) for t in tensors)
-
-
-def _is_plain(t: Tensor, channels: int | None) -> bool:
-    if type(t) not in _PLAIN or not t.is_cpu or t.is_neg() or t._is_zerotensor():
-        return False
-    return channels is None or t.shape == (channels,)
+    """Whether the library is there for these; see :func:`syncbn.nn.memory.is_plain`."""
+    return bool(_functions) and not _disabled and memory.is_plain(*tensors, device="cpu", channels=channels)
 
 
 def shape(x: Tensor) -> Shape | None:
     """How ``x`` lies in memory, if it is taken: float32 or bfloat16, dense, channels or positions as neighbours."""
     if x.dtype not in _TYPES or not takes(x):
         return None
-    n, c, *positions = x.shape
-    s = 1
-    for size in positions:
-        s *= size
+    n, c, s = x.shape[0], x.shape[1], memory.positions(x)
     if n * c * s == 0:
         return None
-    if c > 1 and _channels_innermost(x):
+    if c > 1 and memory.channels_innermost(x):
         return Shape(n, c, s, 1, torch.get_num_threads())
     return Shape(n, c, s, 0, torch.get_num_threads()) if x.is_contiguous() else None
 
@@ -133,7 +116,18 @@ def gradient_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``."""
     out, dbias, dweight = _empty(2 * at.c, torch.float64), _empty(at.c), _empty(at.c)
-    _run("gradient_sums", _TYPES[x.dtype], _ordered(dy, at), x, *statistics, eps, at, out, dbias, dweight)
+    _run(
+        "gradient_sums",
+        _TYPES[x.dtype],
+        memory.ordered(dy, bool(at.rows)),
+        x,
+        *statistics,
+        eps,
+        at,
+        out,
+        dbias,
+        dweight,
+    )
     return out, dbias, dweight
 
 
@@ -149,28 +143,20 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of ``x``, laid out as it is, from the group's ``n`` and ``sums``, both float64."""
     dx = torch.empty_like(x)
-    _run("input_gradient", _TYPES[x.dtype], _ordered(dy, at), x, dx, *statistics, _float32(weight), n, sums, eps, at)
+    _run(
+        "input_gradient",
+        _TYPES[x.dtype],
+        memory.ordered(dy, bool(at.rows)),
+        x,
+        dx,
+        *statistics,
+        _float32(weight),
+        n,
+        sums,
+        eps,
+        at,
+    )
     return dx
-
-
-def _channels_innermost(x: Tensor) -> bool:
-    """Whether the memory of ``x`` is a dense matrix with a row of channels for each position."""
-    shape, stride = x.shape, x.stride()
-    if stride[1] != 1:
-        return False
-    expected = shape[1]
-    for d in (*range(x.dim() - 1, 1, -1), 0):
-        if shape[d] != 1 and stride[d] != expected:
-            return False
-        expected *= shape[d]
-    return True
-
-
-def _ordered(dy: Tensor, at: Shape) -> Tensor:
-    """``dy`` with its values in this order."""
-    if not at.rows:
-        return dy.contiguous()
-    return dy if _channels_innermost(dy) else dy.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _float32(parameter: Tensor | None) -> Tensor | None:

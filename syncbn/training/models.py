@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syncbn.nn import norm_act
 from syncbn.training.schema import SettingError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -33,7 +33,7 @@ class ResNet(nn.Module):
         self, in_channels: int = 1, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (1, 1, 1)
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv3x3(in_channels, width), nn.BatchNorm2d(width))
         stages: list[nn.Module] = []
         channels = width
         for stage, count in enumerate(blocks):
@@ -46,7 +46,8 @@ class ResNet(nn.Module):
         _he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
+        conv, norm = self.stem
+        scores: Tensor = self.head(self.stages(norm_act(norm, conv(x))).mean(dim=(2, 3)))
         return scores
 
 
@@ -122,8 +123,8 @@ class _Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = norm_act(self.bn1, self.conv1(x))
+        return norm_act(self.bn2, self.conv2(out), residual=self.shortcut(x))
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -70,11 +70,11 @@ def step(x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     local = kernels.local_sums(x)
     assert local.at is not None
     found = kernels.rounded(local.sums, x)
-    y = kernels.normalize(x, found, weight, bias, eps, local)
-    data = kernels.pair(x, dy, None, weight)
+    y, _ = kernels.normalize(x, found, weight, bias, eps, local)
+    data = kernels.pair(x, dy, None, found, weight, eps)
     assert data.at is not None
-    sums, dbias, dweight = kernels.gradient_sums(data, found, eps)
-    dx = kernels.input_gradient(data, local.sums[0], found, weight, sums, eps)
+    sums, dbias, dweight = kernels.gradient_sums(data, found, weight, eps)
+    dx, _ = kernels.input_gradient(data, local.sums[0], found, weight, sums, eps)
     return [y, dx, dbias, dweight]
 
 
@@ -131,11 +131,11 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
     neutral = kernels.Statistics(torch.zeros(1), torch.ones(1), torch.zeros(1))
     for factor in (1.0, 1 + 2**-8, 1 + 2**-9, 1.3):
         weight = torch.tensor([factor])
-        y = kernels.normalize(x, neutral, weight, None, 0.0, kernels.Local(x, native.shape(x)))
+        y, _ = kernels.normalize(x, neutral, weight, None, 0.0, kernels.Local(x, native.shape(x)))
         expected = (x.float() * weight).bfloat16()
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     all_bits = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # rounded up it would be -0
-    assert kernels.normalize(x, neutral, all_bits, None, 0.0, kernels.Local(x, native.shape(x))).isnan().all()
+    assert kernels.normalize(x, neutral, all_bits, None, 0.0, kernels.Local(x, native.shape(x)))[0].isnan().all()
 
 
 @needs_library
@@ -335,7 +335,7 @@ def forgotten(rank: int, world_size: int, which: str) -> None:
 def test_a_weight_for_all_channels_is_broadcast() -> None:
     x = normal(4, 6, 5, 5, seed=0)
     local = kernels.local_sums(x)
-    got = kernels.normalize(x, kernels.rounded(local.sums, x), torch.ones(1), None, 0.1, local)
+    got, _ = kernels.normalize(x, kernels.rounded(local.sums, x), torch.ones(1), None, 0.1, local)
     torch.testing.assert_close(got, F.batch_norm(x, None, None, training=True, eps=0.1), rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,52 @@
+"""How tensors lie in memory, and who may have them as nothing but that."""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: Tensor | None, device: str, channels: int | None = None) -> bool:
+    """Whether these may be handed on as memory: on such a device, and nobody watches or traces what becomes of them.
+
+    Whoever looks on sees torch's operations alone. With ``channels`` each must be of shape ``(channels,)``: torch
+    broadcasts or refuses what is not.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(t is None or _is_plain(t, device, channels) for t in tensors)
+
+
+def _is_plain(t: Tensor, device: str, channels: int | None) -> bool:
+    if type(t) not in _PLAIN or t.device.type != device or t.is_neg() or t._is_zerotensor():
+        return False
+    return channels is None or t.shape == (channels,)
+
+
+def positions(x: Tensor) -> int:
+    """How many positions a channel of a sample has: the product of ``x.shape[2:]``."""
+    count = 1
+    for size in x.shape[2:]:
+        count *= size
+    return count
+
+
+def channels_innermost(x: Tensor) -> bool:
+    """Whether the memory of ``x`` is a dense matrix with a row of channels for each position."""
+    shape, stride = x.shape, x.stride()
+    if stride[1] != 1:
+        return False
+    expected = shape[1]
+    for d in (*range(x.dim() - 1, 1, -1), 0):
+        if shape[d] != 1 and stride[d] != expected:
+            return False
+        expected *= shape[d]
+    return True
+
+
+def ordered(x: Tensor, rows: bool) -> Tensor:
+    """``x`` with its values in rows of channels, or contiguous."""
+    if not rows:
+        return x.contiguous()
+    return x if channels_innermost(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
