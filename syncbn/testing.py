@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from syncbn.nn import exchange, native
+from syncbn.nn import exchange, gpu, native
 
 
 @contextmanager
@@ -24,3 +24,29 @@ def without_native() -> Iterator[None]:
         yield
     finally:
         native._disabled = before
+
+
+@contextmanager
+def without_gpu() -> Iterator[None]:
+    """Within this context torch's kernels do what Triton's do otherwise, as where there is no Triton."""
+    before, gpu._disabled = gpu._disabled, True
+    try:
+        yield
+    finally:
+        gpu._disabled = before
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Within this context tensors of the CPU go through the kernels for GPUs, in Triton's interpreter.
+
+    Raises:
+        RuntimeError: there is no Triton, or TRITON_INTERPRET=1 was not in the environment when it was imported.
+    """
+    if not gpu.interprets():
+        raise RuntimeError("interpreted(): needs Triton, and TRITON_INTERPRET=1 in the environment from the start")
+    before, gpu._interpreted = gpu._interpreted, True
+    try:
+        yield
+    finally:
+        gpu._interpreted = before

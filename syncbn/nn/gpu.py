@@ -1,16 +1,337 @@
-"""stub"""
+"""What the layer computes on a GPU, by Triton: each the same as its namesake in other modules here, but for rounding.
 
-from typing import NamedTuple
+Triton comes with torch's builds for GPUs. Where it is missing, or the GPU is older than it wants, torch's kernels do all
+of it, in more passes over the data and more launches. Nothing here waits for the device.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
+
+from syncbn.nn import memory
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TILE = 4096  # values that a program holds at once, 16 a thread: two or four loads of 16 bytes on their way
+_WARPS = 8
+_SMALL = 8192  # values of a channel that one program adds up by itself, so that there is nothing to merge
+_disabled = False  # see syncbn.testing.without_gpu
+_interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
 
 
 class Shape(NamedTuple):
-    n: int
+    """How a tensor lies in memory: ``outer`` rows, ``stride`` values apart; see :mod:`syncbn.nn.gpu_passes`.
+
+    Attributes:
+        rows: whether a row is a position and its columns are the channels; else it is a sample.
+        outer: rows.
+        channels: C.
+        positions: of a channel in a row; 1 with ``rows``.
+        itemsize: bytes of a value.
+        processors: of the GPU: how many programs run side by side.
+    """
+
+    rows: bool
+    outer: int
+    channels: int
+    positions: int
+    itemsize: int
+    processors: int
+
+    @property
+    def stride(self) -> int:
+        return self.channels * self.positions
+
+    @property
+    def bits_stride(self) -> int:
+        """Bytes a row of a tensor that has a bit for each value; each channel's begin with a byte of their own."""
+        return -(-self.channels // 8) if self.rows else self.channels * -(-self.positions // 8)
+
+    @property
+    def values(self) -> int:
+        """How many values a channel has."""
+        return self.outer * self.positions
 
 
-def takes(*a, channels=None):
-    return False
+class Plan(NamedTuple):
+    """How a pass is dealt out: tiles of ``a`` rows and ``b`` columns, ``columns`` ranges of them, ``splits`` of the rows.
+
+    Attributes:
+        parts: how many programs see a part of the same channel.
+    """
+
+    a: int
+    b: int
+    columns: int
+    splits: int
+    parts: int
 
 
-def shape(x):
-    return None
+def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
+    """Whether the kernels are there for these; see :func:`syncbn.nn.memory.is_plain`."""
+    device = "cpu" if _interpreted else "cuda"
+    return not _disabled and memory.is_plain(*tensors, device=device, channels=channels) and _usable(_interpreted)
+
+
+def shape(x: Tensor) -> Shape | None:
+    """How ``x`` lies in memory, if it is taken: float32, bfloat16 or float16, dense, channels or positions innermost."""
+    if x.dtype not in _TYPES or not takes(x) or x.numel() == 0:
+        return None
+    n, c, s = x.shape[0], x.shape[1], memory.positions(x)
+    processors = _processors(x.device.index)
+    if c > 1 and memory.channels_innermost(x):
+        return Shape(True, n * s, c, 1, x.element_size(), processors)
+    return Shape(False, n, c, s, x.element_size(), processors) if x.is_contiguous() else None
+
+
+def sums(x: Tensor, at: Shape) -> Tensor:
+    """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``."""
+    plan = reduction(at)
+    out = _empty(x, 2 * at.channels + 1)
+    partial = out[1:] if plan.parts == 1 else _empty(x, plan.parts * 2 * at.channels)
+    number = out if plan.parts == 1 else None
+    _over(x, "sums", at, plan, x, partial, number, at.values)
+    if plan.parts > 1:
+        _merge(partial, plan, out[1:], number=out, count=at.values)
+    return out
+
+
+def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
+    channels = len(sums) // 2
+    out = sums.new_empty((3, channels), dtype=torch.float32)
+    _launch(sums, "statistics", _blocks(channels), sums, out, channels, B=_BLOCK)
+    mean, var, rest = out.unbind()
+    return mean, var, rest
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    tracked: Tensor | None,
+    sums: Tensor,
+    momentum: float,
+    biased: bool = False,
+) -> bool:
+    """Moves the running statistics towards those of the set with these sums, counts it, and says whether it did.
+
+    ``tracked`` is ``num_batches_tracked``, or None.
+    """
+    channels = len(sums) // 2
+    buffers = [running_mean, running_var]
+    if not takes(sums, tracked) or not takes(*buffers, channels=channels) or not _contiguous(*buffers):
+        return False
+    arguments = (sums, running_mean, running_var, tracked, momentum, channels)
+    _launch(sums, "update_running", _blocks(channels), *arguments, BIASED=biased, B=_BLOCK)
+    # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
+    torch.autograd.graph.increment_version([*buffers, *([] if tracked is None else [tracked])])
+    return True
+
+
+def normalize(
+    x: Tensor,
+    at: Shape,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, through a ReLU if asked, laid out as ``x`` is.
+
+    Returns:
+        That; and where a ReLU let through, a bit a value, where it cannot be told from ``x`` alone.
+    """
+    y = torch.empty_like(x)
+    bits = None
+    if relu and residual is not None:
+        bits = torch.empty(at.outer * at.bits_stride, dtype=torch.uint8, device=x.device)
+    residual = None if residual is None else memory.ordered(residual, at.rows)
+    arguments = (x, residual, y, bits, *statistics, *_parameters(weight, bias), eps)
+    _over(x, "normalize", at, elementwise(at), *arguments, bits_stride=at.bits_stride, RELU=relu)
+    return y, bits
+
+
+def gradient_sums(
+    dy: Tensor,
+    x: Tensor,
+    at: Shape,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    eps: float,
+    relu: tuple[Tensor | None, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``.
+
+    ``relu`` is the bias, and the bits that :func:`normalize` gave, of a ReLU that ``dy`` is to go back through first.
+    """
+    plan = reduction(at)
+    out = _empty(x, 2 * at.channels)
+    rounded = torch.empty(2 * at.channels, dtype=torch.float32, device=x.device)
+    whole = plan.parts == 1
+    partial = out if whole else _empty(x, plan.parts * 2 * at.channels)
+    bias, bits = relu or (None, None)
+    arguments = (memory.ordered(dy, at.rows), x, bits, *statistics, *_parameters(weight, bias), eps, partial)
+    flags = {"bits_stride": at.bits_stride, "RELU": relu is not None}
+    _over(x, "gradient_sums", at, plan, *arguments, rounded if whole else None, **flags)
+    if not whole:
+        _merge(partial, plan, out, rounded=rounded)
+    total, weighted = rounded.split(at.channels)
+    return out, total, weighted
+
+
+def input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    at: Shape,
+    n: Tensor,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    sums: Tensor,
+    eps: float,
+    relu: tuple[Tensor | None, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of ``x`` and, through a ReLU with a residual, of the residual, laid out as ``x`` is.
+
+    ``n`` and ``sums`` are the group's, both float64; ``relu`` as for :func:`gradient_sums`.
+    """
+    bias, bits = relu or (None, None)
+    dx = torch.empty_like(x)
+    dresidual = None if bits is None else torch.empty_like(x)
+    arguments = (memory.ordered(dy, at.rows), x, bits, dx, dresidual, *statistics, *_parameters(weight, bias), eps, n, sums)
+    _over(x, "input_gradient", at, elementwise(at), *arguments, bits_stride=at.bits_stride, RELU=relu is not None)
+    return dx, dresidual
+
+
+def unpacked(bits: Tensor, x: Tensor) -> Tensor:
+    """The bits of :func:`normalize` as bools of the shape of ``x``; by torch's operations alone."""
+    n, c, s = x.shape[0], x.shape[1], memory.positions(x)
+    rows = c > 1 and memory.channels_innermost(x)
+    columns = c if rows else s
+    each = (bits.view(-1, -(-columns // 8), 1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    matrix = each.bool().flatten(1)[:, :columns]
+    if rows:
+        return matrix.reshape(n, *x.shape[2:], c).movedim(-1, 1)
+    return matrix.reshape(x.shape)
+
+
+@lru_cache(maxsize=4096)
+def reduction(at: Shape) -> Plan:
+    """How a sum over each channel is dealt out: to one program a channel, or some, if few values; else to all there are."""
+    few = at.values <= _SMALL
+    if at.rows:
+        # A row of a tile is a line of the cache; with few values half a line, for there to be enough programs.
+        b = max(16, min((32 if few else 128) // at.itemsize, _power(at.channels)))
+        columns = -(-at.channels // b)
+    else:
+        b = max(16, _power(at.positions)) if few else _columns(at.positions)
+        columns = at.channels * -(-at.positions // b)
+    return _plan(at, b, columns, 1 if few else 4 * at.processors)
+
+
+@lru_cache(maxsize=4096)
+def elementwise(at: Shape) -> Plan:
+    """How a pass in which values do not meet is dealt out."""
+    if at.rows:
+        b = max(16, min(128 // at.itemsize, _power(at.channels)))
+        columns = -(-at.channels // b)
+    else:
+        b = _columns(at.positions)
+        columns = at.channels * -(-at.positions // b)
+    return _plan(at, b, columns, 16 * at.processors)
+
+
+def _plan(at: Shape, b: int, columns: int, programs: int) -> Plan:
+    a = max(1, min(_TILE // b, _power(at.outer)))
+    splits = max(1, min(-(-at.outer // a), programs // columns))
+    return Plan(a, b, columns, splits, splits if at.rows else splits * (columns // at.channels))
+
+
+def _columns(positions: int) -> int:
+    """Columns of a tile within a channel: all of them if they are few, else as many as leave the fewest threads idle."""
+    if positions <= 1024:
+        return max(16, _power(positions))
+    return min((1024, 512, 256), key=lambda b: (-(-positions // b) * b, -b))
+
+
+def _power(size: int) -> int:
+    """The least power of two that is not below ``size``."""
+    return 1 << (size - 1).bit_length()
+
+
+_BLOCK = 128  # channels of a program that computes per channel
+
+
+def _blocks(channels: int) -> tuple[int]:
+    return (-(-channels // _BLOCK),)
+
+
+def _over(x: Tensor, name: str, at: Shape, plan: Plan, *arguments: Any, **more: Any) -> None:
+    """Runs a pass over the data."""
+    layout = {"outer": at.outer, "positions": at.positions, "channels": at.channels, "stride": at.stride}
+    tile = {"A": plan.a, "B": plan.b, "ROWS": at.rows}
+    _launch(x, name, (plan.columns, plan.splits), *arguments, **layout, **more, **tile, num_warps=_WARPS)
+
+
+def _merge(
+    partial: Tensor, plan: Plan, out: Tensor, number: Tensor | None = None, rounded: Tensor | None = None, count: int = 0
+) -> None:
+    width = len(out)
+    a, b = min(512, _power(plan.parts)), 8
+    grid = (-(-width // b),)
+    _launch(partial, "merge", grid, partial, out, number, rounded, count, plan.parts, width, A=a, B=b)
+
+
+def _launch(x: Tensor, name: str, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:
+    """Starts a kernel on the device and the stream of ``x``."""
+    kernel = getattr(_passes(), name)
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            kernel[grid](*arguments, **keywords)
+    else:
+        kernel[grid](*arguments, **keywords)
+
+
+def interprets() -> bool:
+    """Whether Triton is here, and its kernels are interpreted: on the CPU, for tests."""
+    if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    return "Interpreted" in type(_passes().sums).__name__
+
+
+@cache
+def _passes() -> ModuleType:
+    return importlib.import_module("syncbn.nn.gpu_passes")
+
+
+@cache
+def _usable(interpreted: bool) -> bool:
+    """Whether there is a Triton, and no GPU here that is older than it wants."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if interpreted or torch.version.hip is not None:
+        return True
+    return all(torch.cuda.get_device_capability(i) >= (7, 0) for i in range(torch.cuda.device_count()))
+
+
+@cache
+def _processors(device: int | None) -> int:
+    return 2 if device is None else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _parameters(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if p is None else p.detach().contiguous() for p in parameters]
+
+
+def _contiguous(*tensors: Tensor) -> bool:
+    return all(t.is_contiguous() for t in tensors)
+
+
+def _empty(x: Tensor, size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float64, device=x.device)
