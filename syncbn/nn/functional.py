@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import composite, exchange, groups, kernels, native, observing
+from syncbn.nn import composite, exchange, gpu, groups, kernels, native, observing
 from syncbn.nn.statistics import Moments, known, may_read, unpack
 
 # Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
@@ -127,15 +127,25 @@ def measure(
         if observer is not None and own is not None:
             observer.measured(name, own, sums)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
-    # Where looking is impossible, or would wait, the running update leaves the variance alone instead.
-    may_look = may_read(x) or (mask is None and not torch.compiler.is_compiling())
-    if may_look and (mask is not None or x.numel() <= x.shape[1]) and sums[0].item() == 1:
+    if (mask is not None or x.numel() <= x.shape[1]) and _may_look(x, mask) and sums[0].item() == 1:
         ranks = 1 if partners is None else partners.size()
         raise ValueError(
             f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
             f"this rank's input size is {x.shape}"
         )
     return Batch(x, mask, partners, name, sums, local)
+
+
+def _may_look(x: Tensor, mask: Tensor | None) -> bool:
+    """Whether the host may ask how many values there are: not where it cannot, nor where each full batch would wait.
+
+    There the running update leaves the variance alone instead.
+    """
+    if may_read(x):
+        return True
+    if mask is not None or torch.compiler.is_compiling():
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def normalize(
@@ -208,10 +218,23 @@ def normalize_chunks(
 
 
 def update_running(
-    running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float | Tensor, biased: bool = False
+    running_mean: Tensor,
+    running_var: Tensor,
+    sums: Tensor,
+    momentum: float | Tensor,
+    biased: bool = False,
+    tracked: Tensor | None = None,
 ) -> None:
-    """:func:`move` by the mean and the variance of the set with these sums, the unbiased one unless ``biased``."""
-    if isinstance(momentum, Tensor) or not native.update_running(running_mean, running_var, sums, momentum, biased):
+    """:func:`move` by the mean and the variance of the set with these sums, the unbiased one unless ``biased``.
+
+    ``tracked``, a scalar, counts one batch more, unless there are no values.
+    """
+    number = not isinstance(momentum, Tensor)
+    if number and gpu.update_running(running_mean, running_var, tracked, sums, float(momentum), biased):
+        return
+    if tracked is not None:
+        tracked.add_(known(sums[0]) > 0)
+    if not number or not native.update_running(running_mean, running_var, sums, float(momentum), biased):
         moments = unpack(sums)
         move(running_mean, running_var, moments if biased else moments.unbiased(), momentum)
 

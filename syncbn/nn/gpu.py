@@ -1,7 +1,7 @@
-"""What the layer computes on a GPU, by Triton: each the same as its namesake in other modules here, but for rounding.
+"""What the layer computes on a GPU, by Triton: each the same as its namesake in other modules, but for rounding.
 
-Triton comes with torch's builds for GPUs. Where it is missing, or the GPU is older than it wants, torch's kernels do all
-of it, in more passes over the data and more launches. Nothing here waits for the device.
+Triton comes with torch's builds for GPUs. Where it is missing, or the GPU is older than it wants, torch's kernels do it
+all, in more passes over the data and more launches. Nothing here waits for the device.
 """
 
 import importlib.util
@@ -17,8 +17,11 @@ from torch import Tensor
 from syncbn.nn import memory
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TILE = 4096  # values that a program holds at once, 16 a thread: two or four loads of 16 bytes on their way
-_WARPS = 8
+_TILE = 4096  # values that a program holds at once
+_WARPS = 8  # so 16 values a thread
+# Tiles on their way to a program while it computes on one. A memory of 4 TB/s that answers in 800 ns wants 25 KB on
+# their way for each of 132 processors, and two programs with 100 registers a thread are all that one has room for.
+_STAGES = 3
 _SMALL = 8192  # values of a channel that one program adds up by itself, so that there is nothing to merge
 _disabled = False  # see syncbn.testing.without_gpu
 _interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
@@ -33,7 +36,8 @@ class Shape(NamedTuple):
         channels: C.
         positions: of a channel in a row; 1 with ``rows``.
         itemsize: bytes of a value.
-        processors: of the GPU: how many programs run side by side.
+        processors: of the GPU.
+        stages: tiles on their way at once.
     """
 
     rows: bool
@@ -41,7 +45,8 @@ class Shape(NamedTuple):
     channels: int
     positions: int
     itemsize: int
-    processors: int
+    processors: int = 2
+    stages: int = 1
 
     @property
     def stride(self) -> int:
@@ -59,9 +64,12 @@ class Shape(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a pass is dealt out: tiles of ``a`` rows and ``b`` columns, ``columns`` ranges of them, ``splits`` of the rows.
+    """How a pass is dealt out.
 
     Attributes:
+        a, b: rows and columns of a tile.
+        columns: ranges of columns, of ``b`` each.
+        splits: programs that share the rows of such a range.
         parts: how many programs see a part of the same channel.
     """
 
@@ -79,14 +87,13 @@ def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
 
 
 def shape(x: Tensor) -> Shape | None:
-    """How ``x`` lies in memory, if it is taken: float32, bfloat16 or float16, dense, channels or positions innermost."""
+    """How ``x`` lies in memory, if it is taken: 32 or 16 bits, dense, channels or positions innermost."""
     if x.dtype not in _TYPES or not takes(x) or x.numel() == 0:
         return None
     n, c, s = x.shape[0], x.shape[1], memory.positions(x)
-    processors = _processors(x.device.index)
     if c > 1 and memory.channels_innermost(x):
-        return Shape(True, n * s, c, 1, x.element_size(), processors)
-    return Shape(False, n, c, s, x.element_size(), processors) if x.is_contiguous() else None
+        return Shape(True, n * s, c, 1, x.element_size(), *_device(x.device.index))
+    return Shape(False, n, c, s, x.element_size(), *_device(x.device.index)) if x.is_contiguous() else None
 
 
 def sums(x: Tensor, at: Shape) -> Tensor:
@@ -143,7 +150,7 @@ def normalize(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, through a ReLU if asked, laid out as ``x`` is.
+    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``; through a ReLU if asked.
 
     Returns:
         That; and where a ReLU let through, a bit a value, where it cannot be told from ``x`` alone.
@@ -204,7 +211,18 @@ def input_gradient(
     bias, bits = relu or (None, None)
     dx = torch.empty_like(x)
     dresidual = None if bits is None else torch.empty_like(x)
-    arguments = (memory.ordered(dy, at.rows), x, bits, dx, dresidual, *statistics, *_parameters(weight, bias), eps, n, sums)
+    arguments = (
+        memory.ordered(dy, at.rows),
+        x,
+        bits,
+        dx,
+        dresidual,
+        *statistics,
+        *_parameters(weight, bias),
+        eps,
+        n,
+        sums,
+    )
     _over(x, "input_gradient", at, elementwise(at), *arguments, bits_stride=at.bits_stride, RELU=relu is not None)
     return dx, dresidual
 
@@ -223,7 +241,7 @@ def unpacked(bits: Tensor, x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def reduction(at: Shape) -> Plan:
-    """How a sum over each channel is dealt out: to one program a channel, or some, if few values; else to all there are."""
+    """How sums over each channel are dealt out: if it has few values to a program alone, else to all that there are."""
     few = at.values <= _SMALL
     if at.rows:
         # A row of a tile is a line of the cache; with few values half a line, for there to be enough programs.
@@ -232,7 +250,9 @@ def reduction(at: Shape) -> Plan:
     else:
         b = max(16, _power(at.positions)) if few else _columns(at.positions)
         columns = at.channels * -(-at.positions // b)
-    return _plan(at, b, columns, 1 if few else 4 * at.processors)
+    # Two programs a processor, and all of them at once; or columns by so many that the last ones do not count.
+    programs = 2 * at.processors
+    return _plan(at, b, columns, 1 if few else programs if columns <= programs else 4 * programs)
 
 
 @lru_cache(maxsize=4096)
@@ -249,12 +269,12 @@ def elementwise(at: Shape) -> Plan:
 
 def _plan(at: Shape, b: int, columns: int, programs: int) -> Plan:
     a = max(1, min(_TILE // b, _power(at.outer)))
-    splits = max(1, min(-(-at.outer // a), programs // columns))
+    splits = max(1, min(-(-at.outer // a), round(programs / columns)))
     return Plan(a, b, columns, splits, splits if at.rows else splits * (columns // at.channels))
 
 
 def _columns(positions: int) -> int:
-    """Columns of a tile within a channel: all of them if they are few, else as many as leave the fewest threads idle."""
+    """Columns of a tile within a channel: all if they are few, else as many as leave the fewest threads idle."""
     if positions <= 1024:
         return max(16, _power(positions))
     return min((1024, 512, 256), key=lambda b: (-(-positions // b) * b, -b))
@@ -275,12 +295,17 @@ def _blocks(channels: int) -> tuple[int]:
 def _over(x: Tensor, name: str, at: Shape, plan: Plan, *arguments: Any, **more: Any) -> None:
     """Runs a pass over the data."""
     layout = {"outer": at.outer, "positions": at.positions, "channels": at.channels, "stride": at.stride}
-    tile = {"A": plan.a, "B": plan.b, "ROWS": at.rows}
+    tile = {"A": plan.a, "B": plan.b, "ROWS": at.rows, "STAGES": at.stages}
     _launch(x, name, (plan.columns, plan.splits), *arguments, **layout, **more, **tile, num_warps=_WARPS)
 
 
 def _merge(
-    partial: Tensor, plan: Plan, out: Tensor, number: Tensor | None = None, rounded: Tensor | None = None, count: int = 0
+    partial: Tensor,
+    plan: Plan,
+    out: Tensor,
+    number: Tensor | None = None,
+    rounded: Tensor | None = None,
+    count: int = 0,
 ) -> None:
     width = len(out)
     a, b = min(512, _power(plan.parts)), 8
@@ -321,8 +346,13 @@ def _usable(interpreted: bool) -> bool:
 
 
 @cache
-def _processors(device: int | None) -> int:
-    return 2 if device is None else torch.cuda.get_device_properties(device).multi_processor_count
+def _device(index: int | None) -> tuple[int, int]:
+    """Processors, and tiles that may be on their way at once."""
+    if index is None:  # the interpreter
+        return 2, 1
+    properties = torch.cuda.get_device_properties(index)
+    copies_by_itself = torch.version.hip is None and properties.major >= 8
+    return properties.multi_processor_count, _STAGES if copies_by_itself else 1
 
 
 def _parameters(*parameters: Tensor | None) -> list[Tensor | None]:

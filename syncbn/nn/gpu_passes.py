@@ -1,9 +1,9 @@
 """Triton's kernels for :mod:`syncbn.nn.gpu`, which says what each is for; imported when a GPU first needs one.
 
-All see a tensor as a matrix: ``outer`` rows, ``stride`` values apart. With ``ROWS`` a row is one position, its columns are
-the channels. Without, it is one sample, a channel's ``positions`` side by side, and no tile crosses from one channel
-to the next. A program has a range of columns to itself and takes tiles of ``A`` rows and ``B`` columns below each other,
-every ``num_programs(1)``-th one.
+All see a tensor as a matrix: ``outer`` rows, ``stride`` values apart. With ``ROWS`` a row is one position, its columns
+are the channels. Without, it is one sample, a channel's ``positions`` side by side, and no tile has columns of two
+channels. A program has a range of columns to itself and takes tiles of ``A`` rows and ``B`` columns below each
+other, every ``num_programs(1)``-th one, with ``STAGES`` of them on their way.
 """
 
 import triton
@@ -83,7 +83,7 @@ def _place(begin, B: tl.constexpr):
 @triton.jit(do_not_specialize=["count"])
 def sums(
     x, out, number, count, outer, positions, channels, stride,
-    A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds up values and their squares, as distances from the first value that a lane sees, in float32.
 
@@ -101,7 +101,7 @@ def sums(
     seen += tl.where(tl.program_id(1) * A + row < outer, 1, 0)
     total = tl.zeros((A, B), tl.float32)
     square = tl.zeros((A, B), tl.float32)
-    for t in range(tl.program_id(1) + step, tiles, step):
+    for t in tl.range(tl.program_id(1) + step, tiles, step, num_stages=STAGES):
         at, within = _tile(t, outer, positions, stride, channel, begin, left, A, B, ROWS)
         far = tl.where(within, tl.load(x + at, mask=within, other=0).to(tl.float32) - shift, 0)
         total += far
@@ -152,7 +152,7 @@ def statistics(sums, out, channels, B: tl.constexpr):
     """Mean, biased variance, and what the mean lost in rounding: float32, shape ``(3, channels)``."""
     channel = tl.program_id(0) * B + tl.arange(0, B)
     within = channel < channels
-    n, mean, var = _moments(sums, channel, channels, within)
+    _, mean, var = _moments(sums, channel, channels, within)
     rounded = mean.to(tl.float32)
     tl.store(out + channel, rounded, mask=within)
     tl.store(out + channels + channel, var, mask=within)
@@ -163,7 +163,7 @@ def statistics(sums, out, channels, B: tl.constexpr):
 def update_running(
     sums, running_mean, running_var, tracked, momentum, channels, BIASED: tl.constexpr, B: tl.constexpr
 ):  # fmt: skip
-    """``running += momentum * (batch - running)`` in float64, and one more batch; n = 0 moves neither, n = 1 the mean."""
+    """``running += momentum * (batch - running)`` in float64; n = 0 moves nothing, n = 1 not the variance."""
     channel = tl.program_id(0) * B + tl.arange(0, B)
     within = channel < channels
     n, mean, var = _moments(sums, channel, channels, within)
@@ -179,22 +179,20 @@ def update_running(
 
 
 @triton.jit
-def _scale(var, weight, eps, channel, left, B: tl.constexpr, ROWS: tl.constexpr):
-    """``1 / sqrt(var + eps)``, and that times the weight."""
+def _factors(var, rest, weight, bias, eps, channel, left, B: tl.constexpr, ROWS: tl.constexpr):
+    """``1 / sqrt(var + eps)``, and scale and offset with which ``(x - mean) * scale + offset`` is the batch norm.
+
+    The offset takes back what the mean lost in rounding: so the difference is right whatever the mean, and one less
+    value per channel is held.
+    """
     invstd = tl.rsqrt(_values(var, channel, left, B, ROWS) + eps)
     scale = invstd
     if weight is not None:
         scale = invstd * _values(weight, channel, left, B, ROWS).to(tl.float32)
-    return invstd, scale
-
-
-@triton.jit
-def _offset(bias, channel, left, B: tl.constexpr, ROWS: tl.constexpr):
-    if bias is None:
-        offset = tl.zeros((1, 1), tl.float32)
-    else:
-        offset = _values(bias, channel, left, B, ROWS).to(tl.float32)
-    return offset
+    offset = -scale * _values(rest, channel, left, B, ROWS)
+    if bias is not None:
+        offset += _values(bias, channel, left, B, ROWS).to(tl.float32)
+    return invstd, scale, offset
 
 
 @triton.jit
@@ -216,17 +214,15 @@ def _byte(t, outer, positions, bits_stride, channel, begin, left, A: tl.constexp
 @triton.jit
 def normalize(
     x, residual, y, bits, mean, var, rest, weight, bias, eps, outer, positions, channels, stride, bits_stride,
-    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr,
+    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``y = (x - mean) / sqrt(var + eps) * weight + bias``, plus the residual, through the ReLU; rounded once."""
     channel, begin, left = _columns(positions, channels, B, ROWS)
-    m = _values(mean, channel, left, B, ROWS)
-    r = _values(rest, channel, left, B, ROWS)
-    _, scale = _scale(var, weight, eps, channel, left, B, ROWS)
-    offset = _offset(bias, channel, left, B, ROWS)
-    for t in range(tl.program_id(1), tl.cdiv(outer, A), tl.num_programs(1)):
+    center = _values(mean, channel, left, B, ROWS)
+    _, scale, offset = _factors(var, rest, weight, bias, eps, channel, left, B, ROWS)
+    for t in tl.range(tl.program_id(1), tl.cdiv(outer, A), tl.num_programs(1), num_stages=STAGES):
         at, within = _tile(t, outer, positions, stride, channel, begin, left, A, B, ROWS)
-        z = _affine(tl.load(x + at, mask=within, other=0).to(tl.float32) - m - r, scale, offset, A, B)
+        z = _affine(tl.load(x + at, mask=within, other=0).to(tl.float32) - center, scale, offset, A, B)
         if residual is not None:
             z += tl.load(residual + at, mask=within, other=0).to(tl.float32)
         if RELU:
@@ -262,19 +258,17 @@ def _gradient(
 def gradient_sums(
     dy, x, bits, mean, var, rest, weight, bias, eps, out, rounded,
     outer, positions, channels, stride, bits_stride,
-    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr,
+    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds up ``dy`` and ``dy * xhat``."""
     channel, begin, left = _columns(positions, channels, B, ROWS)
-    m = _values(mean, channel, left, B, ROWS)
-    r = _values(rest, channel, left, B, ROWS)
-    invstd, scale = _scale(var, weight, eps, channel, left, B, ROWS)
-    offset = _offset(bias, channel, left, B, ROWS)
+    center = _values(mean, channel, left, B, ROWS)
+    invstd, scale, offset = _factors(var, rest, weight, bias, eps, channel, left, B, ROWS)
     total = tl.zeros((A, B), tl.float32)
     weighted = tl.zeros((A, B), tl.float32)
-    for t in range(tl.program_id(1), tl.cdiv(outer, A), tl.num_programs(1)):
+    for t in tl.range(tl.program_id(1), tl.cdiv(outer, A), tl.num_programs(1), num_stages=STAGES):
         at, within = _tile(t, outer, positions, stride, channel, begin, left, A, B, ROWS)
-        far = tl.load(x + at, mask=within, other=0).to(tl.float32) - m - r
+        far = tl.load(x + at, mask=within, other=0).to(tl.float32) - center
         gradient = _gradient(
             dy, bits, far, scale, offset, at, within, t, outer, positions, bits_stride, channel, begin, left,
             RELU, A, B, ROWS,
@@ -282,7 +276,8 @@ def gradient_sums(
         total += gradient
         weighted += gradient * far
     total = _over_lanes(total, ROWS).to(tl.float64)
-    weighted = _over_lanes(weighted, ROWS).to(tl.float64) * invstd.to(tl.float64)
+    weighted = _over_lanes(weighted, ROWS).to(tl.float64) - total * _values(rest, channel, left, B, ROWS)
+    weighted *= invstd
     _store_pair(out, rounded, total, weighted, _place(begin, B), channel, left, channels, B, ROWS)
 
 
@@ -290,20 +285,19 @@ def gradient_sums(
 def input_gradient(
     dy, x, bits, dx, dresidual, mean, var, rest, weight, bias, eps, n, sums,
     outer, positions, channels, stride, bits_stride,
-    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr,
+    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``dx = scale * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)``; and ``dy`` gone back through the ReLU."""
     channel, begin, left = _columns(positions, channels, B, ROWS)
-    m = _values(mean, channel, left, B, ROWS)
-    r = _values(rest, channel, left, B, ROWS)
-    invstd, scale = _scale(var, weight, eps, channel, left, B, ROWS)
-    offset = _offset(bias, channel, left, B, ROWS)
+    center = _values(mean, channel, left, B, ROWS)
+    invstd, scale, offset = _factors(var, rest, weight, bias, eps, channel, left, B, ROWS)
     share = -scale / tl.load(n).to(tl.float32)
     even = share * _values(sums, channel, left, B, ROWS).to(tl.float32)
     slope = share * invstd * _values(sums + channels, channel, left, B, ROWS).to(tl.float32)
-    for t in range(tl.program_id(1), tl.cdiv(outer, A), tl.num_programs(1)):
+    even -= slope * _values(rest, channel, left, B, ROWS)
+    for t in tl.range(tl.program_id(1), tl.cdiv(outer, A), tl.num_programs(1), num_stages=STAGES):
         at, within = _tile(t, outer, positions, stride, channel, begin, left, A, B, ROWS)
-        far = tl.load(x + at, mask=within, other=0).to(tl.float32) - m - r
+        far = tl.load(x + at, mask=within, other=0).to(tl.float32) - center
         gradient = _gradient(
             dy, bits, far, scale, offset, at, within, t, outer, positions, bits_stride, channel, begin, left,
             RELU, A, B, ROWS,

@@ -89,6 +89,8 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
         return Local(_nothing(x).repeat(3)[channels - 1 :])
     values, at = blank(x, mask), _shape(x)
+    if mask is not None and isinstance(at, gpu.Shape):  # it sums float32 distances from the mean, blanks included
+        at = None
     n = None if mask is None else mask.expand_as(x[:, :1]).sum().double().reshape(1)
     if at is not None:
         sums = gpu.sums(values, at) if isinstance(at, gpu.Shape) else native.sums(values, at)

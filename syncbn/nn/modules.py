@@ -148,14 +148,16 @@ class Synchronized(_BatchNorm):
         if mean is None or var is None or functional.recomputing():
             return
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(known(seen[0]) > 0)
+        tracked = self.num_batches_tracked
+        if tracked is not None and (self.momentum is None or isinstance(seen, Moments)):
+            tracked.add_(known(seen[0]) > 0)
             if self.momentum is None:  # a tensor, so that nobody waits for its value
-                momentum = 1 / self.num_batches_tracked.clamp_min(1).double()
+                momentum = 1 / tracked.clamp_min(1).double()
+            tracked = None
         if isinstance(seen, Moments):
             functional.move(mean, var, seen, momentum)
         else:
-            functional.update_running(mean, var, seen, momentum, self.biased_running_var)
+            functional.update_running(mean, var, seen, momentum, self.biased_running_var, tracked)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]

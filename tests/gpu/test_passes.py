@@ -1,0 +1,158 @@
+"""Triton's kernels, each against float64: on a GPU, or in Triton's interpreter."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from syncbn.nn import gpu, kernels
+from syncbn.nn.statistics import pack, unpack
+
+Lay = Callable[[Tensor], Tensor]
+EPS = 1e-3
+# Some rows, columns, channels and bytes of bits that do not fill a tile; more programs than one for a channel.
+SHAPES = [(5, 3), (2, 3, 1), (3, 17, 29), (7, 3, 5, 9), (2, 70, 3, 3), (40, 5, 2, 2), (2, 2, 41, 40), (2, 5, 4, 3, 2), (9, 1, 5)]
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@pytest.fixture(params=["whole", "split"])
+def dealt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Tensors as small as these are dealt out to one program a channel, and to many."""
+    if request.param == "split":
+        monkeypatch.setattr(gpu, "_SMALL", 4)
+        monkeypatch.setattr(gpu, "_TILE", 64)
+    for plan in (gpu.reduction, gpu.elementwise):
+        plan.cache_clear()
+    yield request.param
+    for plan in (gpu.reduction, gpu.elementwise):
+        plan.cache_clear()
+
+
+def case(shape: tuple[int, ...], lay: Lay, dtype: torch.dtype, device: str, offset: float) -> list[Tensor]:
+    """Input, gradient, residual, weight and bias."""
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    per_channel = (1, shape[1], *[1] * (len(shape) - 2))
+    x = normal(*shape) + offset * (1 + normal(*per_channel).abs())
+    data = [lay(t.to(dtype)).to(device) for t in (x, normal(*shape), normal(*shape))]
+    return [*data, normal(shape[1]).to(device), normal(shape[1]).to(device)]
+
+
+def passes(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: Any, relu: bool) -> dict[str, Tensor]:
+    at = gpu.shape(x)
+    assert at is not None
+    sums = gpu.sums(x, at)
+    found = kernels.Statistics(*gpu.statistics(sums))
+    y, bits = gpu.normalize(x, at, found, weight, bias, EPS, residual, relu)
+    gate = (bias, bits) if relu else None
+    both, dbeta, dgamma = gpu.gradient_sums(dy, x, at, found, weight, EPS, gate)
+    dx, dresidual = gpu.input_gradient(dy, x, at, sums[0], found, weight, both, EPS, gate)
+    assert torch.equal(both.float(), torch.cat([dbeta, dgamma]))
+    if bits is not None:
+        assert torch.equal(gpu.unpacked(bits, x), y > 0)
+    return {"sums": sums, "y": y, "dx": dx, "dbeta": dbeta, "dgamma": dgamma, "dr": dy if dresidual is None else dresidual}
+
+
+def exactly(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: Any, relu: bool) -> dict[str, Tensor]:
+    leaves = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias, residual)]
+    y = F.batch_norm(leaves[0], None, None, leaves[1], leaves[2], training=True, eps=EPS)
+    y = y if residual is None else y + leaves[3]
+    kink = y.detach().abs() < 1e-5 if relu else torch.zeros_like(y, dtype=torch.bool)
+    y = y.relu() if relu else y
+    y.backward(dy.double())
+    names = ("dx", "dgamma", "dbeta", "dr")
+    gradients = {name: leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+    return {"y": y.detach(), "kink": kink} | gradients
+
+
+def check(got: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype, count: int) -> None:
+    rounding = torch.finfo(dtype).eps
+    for name in expected.keys() - {"kink"}:
+        actual, right = got[name].double(), expected[name]
+        where = expected["kink"] if actual.shape == expected["kink"].shape else torch.zeros_like(right, dtype=torch.bool)
+        tolerance = 2e-6 * count**0.5 if actual.dim() == 1 else 2e-6 + rounding
+        off = ((actual - right).abs() / (1 + right.abs())).masked_fill(where, 0)
+        assert actual.isfinite().all(), name
+        assert off.max() < tolerance, (name, off.max())
+
+
+@pytest.mark.parametrize("added", ["nothing", "relu", "residual", "relu+residual"])
+@pytest.mark.parametrize("lay", [Tensor.contiguous, rows], ids=["planes", "rows"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_each_pass_gives_the_numbers_of_float64(device: str, dealt: str, shape: Any, lay: Lay, added: str) -> None:
+    number = SHAPES.index(shape) + len(added) + len(dealt)
+    dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
+    x, dy, residual, weight, bias = case(shape, lay, dtype, device, offset=100.0 if dtype == torch.float32 else 2.0)
+    given = (x, dy, residual if "residual" in added else None, weight if number % 4 else None, bias if number % 5 else None)
+    relu = "relu" in added
+    check(passes(*given, relu), exactly(*given, relu), dtype, x.numel() // x.shape[1])
+
+
+@pytest.mark.parametrize("lay", [Tensor.contiguous, rows], ids=["planes", "rows"])
+@pytest.mark.parametrize("first", ["as_the_rest", "far"])
+def test_sums_keep_the_variance_whatever_the_offset(device: str, dealt: str, lay: Lay, first: str) -> None:
+    x = case((6, 3, 8, 9), lay, torch.float32, device, offset=1e4)[0]
+    if first == "far":  # what all distances are taken from
+        x[0] = 0
+    at = gpu.shape(x)
+    assert at is not None
+    seen = unpack(gpu.sums(x, at))
+    values = x.double().transpose(0, 1).flatten(1)
+    mean, var = values.mean(1), values.var(1, unbiased=False)
+    assert seen.n == values.shape[1]
+    assert ((seen.var - var).abs() / var).max() < 5e-6
+    assert ((seen.mean - mean).abs() / var.sqrt()).max() < 5e-6
+
+
+def test_running_statistics_move_as_torchs_do(device: str) -> None:
+    mean, var = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 4.0, 9.0])
+    for n, biased in ((5, False), (5, True), (2, False), (1, False), (0, False)):
+        from syncbn.nn.statistics import Moments
+
+        sums = pack(Moments(torch.tensor(float(n)), mean * bool(n), var * bool(n))).to(device)
+        running = [torch.full((3,), 10.0, device=device) for _ in range(2)]
+        tracked = torch.tensor(7, device=device)
+        assert gpu.update_running(*running, tracked, sums, 0.25, biased)
+        assert tracked == 7 + (n > 0)
+        share = 0.25 * (n > 0)
+        torch.testing.assert_close(running[0].cpu(), 10 + share * (mean - 10))
+        share, bessel = 0.25 * (n > 1), 1 if biased else n / max(n - 1, 1)
+        torch.testing.assert_close(running[1].cpu(), 10 + share * (var * bessel - 10))
+
+
+def test_a_nan_stays_one_and_passes_the_relu(device: str) -> None:
+    x, dy, residual, weight, bias = case((3, 4, 5, 2), Tensor.contiguous, torch.float32, device, 0.0)
+    x[1, 2, 3, 1] = float("nan")
+    for lay in (Tensor.contiguous, rows):
+        got = passes(lay(x), lay(dy), lay(residual), weight, bias, relu=True)
+        assert got["y"][:, 2].isnan().all()
+        assert got["dx"][:, 2].isnan().all()
+        assert got["dgamma"].isnan().tolist() == [False, False, True, False]
+        assert not got["y"][:, [0, 1, 3]].isnan().any()
+
+
+def test_twice_the_same_is_bitwise_the_same(device: str, dealt: str) -> None:
+    for lay in (Tensor.contiguous, rows):
+        given = case((30, 3, 4, 5), lay, torch.float32, device, 1.0)
+        once, again = (passes(*given, relu=True) for _ in range(2))
+        assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_plans_cover_every_value_once() -> None:
+    for rows_, outer, channels, positions in ((True, 8193, 70, 1), (False, 7, 3, 50176), (False, 1, 2048, 49), (True, 1, 2, 1)):
+        at = gpu.Shape(rows_, outer, channels, positions, 2, processors=132)
+        for plan in (gpu.reduction(at), gpu.elementwise(at)):
+            per_channel = channels if rows_ else positions
+            assert plan.columns == (1 if rows_ else channels) * -(-per_channel // plan.b)
+            assert 1 <= plan.splits <= -(-outer // plan.a)
+            assert plan.a * plan.b <= 8192
+            assert plan.b >= 16  # a byte of bits is never shared
