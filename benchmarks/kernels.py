@@ -88,9 +88,9 @@ def launches(shape: tuple[int, ...], layout: str, dtype: torch.dtype, added: str
     at = gpu.Shape(rows, n * s if rows else n, c, 1 if rows else s, x.element_size(), PROCESSOR[arch][2], gpu._STAGES)
     seen: list[Launch] = []
 
-    def note(_: Tensor, name: str, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **keywords: Any) -> None:
+    def note(name: str, grid: Any, tensors: Any, numbers: Any, kind: Any, warps: int = 4) -> None:
         names = [parameter.name for parameter in getattr(gpu_passes, name).params]
-        seen.append(Launch(name, grid, dict(zip(names, arguments, strict=False)) | keywords, num_warps))
+        seen.append(Launch(name, grid, dict(zip(names, (*tensors, *numbers), strict=True)), warps))
 
     with mock.patch.object(gpu, "_launch", note), mock.patch.object(gpu, "_interpreted", True):
         for _, call in every_pass(x, at, added):

@@ -84,9 +84,10 @@ def sync_batch_norm(
         momentum = 0.0 if recomputing() else momentum
         return finished(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual)
     batch = measure(x, partners, mask, name)
+    found = None
     if training and running_mean is not None and running_var is not None and not recomputing():
-        update_running(running_mean, running_var, batch.sums, momentum, biased_running_var)
-    return normalize(batch, weight, bias, eps, act, residual)
+        found = update_running(running_mean, running_var, batch.sums, momentum, biased_running_var)
+    return normalize(batch, weight, bias, eps, act, residual, found)
 
 
 class Batch(NamedTuple):
@@ -155,16 +156,20 @@ def normalize(
     eps: float,
     act: str | None = None,
     residual: Tensor | None = None,
+    found: kernels.Statistics | None = None,
 ) -> Tensor:
-    """The batch normalized with its statistics, and :func:`finished`, differentiable. ``batch`` is used up."""
+    """The batch normalized with its statistics, and :func:`finished`, differentiable. ``batch`` is used up.
+
+    ``found`` is what :func:`update_running` may have found out already.
+    """
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
-        return finished(normalize(batch, weight, bias, eps), act, residual, batch.mask)
+        return finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
     # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
     # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
     anchor = None
     if batch.partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
         anchor = _ANCHOR
-    inputs = (batch.x, weight, bias, residual, eps, batch, act == "relu", anchor)
+    inputs = (batch.x, weight, bias, residual, eps, batch, found, act == "relu", anchor)
     y: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
     return y
 
@@ -224,19 +229,24 @@ def update_running(
     momentum: float | Tensor,
     biased: bool = False,
     tracked: Tensor | None = None,
-) -> None:
+) -> kernels.Statistics | None:
     """:func:`move` by the mean and the variance of the set with these sums, the unbiased one unless ``biased``.
 
     ``tracked``, a scalar, counts one batch more, unless there are no values.
+
+    Returns:
+        The set's statistics, where they came out on the way.
     """
     number = not isinstance(momentum, Tensor)
-    if number and gpu.update_running(running_mean, running_var, tracked, sums, float(momentum), biased):
-        return
+    if number and gpu.takes_running(running_mean, running_var, tracked, sums):
+        found = gpu.update_running(running_mean, running_var, tracked, sums, float(momentum), biased)
+        return kernels.Statistics(*found)
     if tracked is not None:
         tracked.add_(known(sums[0]) > 0)
     if not number or not native.update_running(running_mean, running_var, sums, float(momentum), biased):
         moments = unpack(sums)
         move(running_mean, running_var, moments if biased else moments.unbiased(), momentum)
+    return None
 
 
 @torch.no_grad()
@@ -274,16 +284,18 @@ class _Normalize(torch.autograd.Function):
         residual: Tensor | None,
         eps: float,
         batch: Batch,
+        found: kernels.Statistics | None,
         relu: bool,
         anchor: Tensor | None,
     ) -> Tensor:
-        statistics = kernels.rounded(batch.sums, x)
+        if found is None or kernels.statistics_dtype(x) != found.mean.dtype:
+            found = kernels.rounded(batch.sums, x, batch.local)
         # Not in a graph, which may not give back what it was given: an activation in place would be refused.
         local = None if torch.compiler.is_compiling() else batch.local
-        y, passed = kernels.normalize(x, statistics, weight, bias, eps, local, residual, relu)
+        y, passed = kernels.normalize(x, found, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
-        ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *statistics, *((bias, passed) if relu else ()))
+        ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *found, *((bias, passed) if relu else ()))
         ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
@@ -315,7 +327,7 @@ class _Normalize(torch.autograd.Function):
             dweight.to(weight.dtype) if need_weight else None,
             dbias.to(ctx.bias_dtype) if need_bias else None,
             dresidual.to(ctx.dtype) if dresidual is not None and need_residual else None,
-            *([None] * 4),
+            *([None] * 5),
         )
 
 

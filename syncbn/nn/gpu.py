@@ -70,7 +70,9 @@ class Plan(NamedTuple):
         a, b: rows and columns of a tile.
         columns: ranges of columns, of ``b`` each.
         splits: programs that share the rows of such a range.
-        parts: how many programs see a part of the same channel.
+        parts: programs that see a part of the same channel.
+        numbers: what the kernels are told of it all, constants last.
+        kind: what Triton compiles anew for.
     """
 
     a: int
@@ -78,12 +80,16 @@ class Plan(NamedTuple):
     columns: int
     splits: int
     parts: int
+    numbers: tuple[int | bool, ...]
+    kind: tuple[Any, ...]
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
-    """Whether the kernels are there for these; see :func:`syncbn.nn.memory.is_plain`."""
+    """Whether these may be handed on as memory, to kernels that are there; see :mod:`syncbn.nn.memory`."""
     device = "cpu" if _interpreted else "cuda"
-    return not _disabled and memory.is_plain(*tensors, device=device, channels=channels) and _usable(_interpreted)
+    if _disabled or not memory.are_plain(*tensors, device=device, channels=channels):
+        return False
+    return memory.unwatched() and _usable(_interpreted)
 
 
 def shape(x: Tensor) -> Shape | None:
@@ -102,9 +108,9 @@ def sums(x: Tensor, at: Shape) -> Tensor:
     out = _empty(x, 2 * at.channels + 1)
     partial = out[1:] if plan.parts == 1 else _empty(x, plan.parts * 2 * at.channels)
     number = out if plan.parts == 1 else None
-    _over(x, "sums", at, plan, x, partial, number, at.values)
+    _launch("sums", (plan.columns, plan.splits, 1), (x, partial, number), (at.values, *plan.numbers), plan.kind, _WARPS)
     if plan.parts > 1:
-        _merge(partial, plan, out[1:], number=out, count=at.values)
+        _merge(partial, plan, out[1:], out, None, at.values)
     return out
 
 
@@ -112,9 +118,19 @@ def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
     channels = len(sums) // 2
     out = sums.new_empty((3, channels), dtype=torch.float32)
-    _launch(sums, "statistics", _blocks(channels), sums, out, channels, B=_BLOCK)
+    _launch("statistics", _blocks(channels), (sums, out), (channels, _BLOCK), _kind(channels))
     mean, var, rest = out.unbind()
     return mean, var, rest
+
+
+def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
+    """Whether :func:`update_running` may have these."""
+    if not takes(sums, tracked):
+        return False
+    buffers, device = (running_mean, running_var), sums.device.type
+    return memory.are_plain(*buffers, device=device, channels=len(sums) // 2) and all(
+        b.is_contiguous() for b in buffers
+    )
 
 
 def update_running(
@@ -124,20 +140,21 @@ def update_running(
     sums: Tensor,
     momentum: float,
     biased: bool = False,
-) -> bool:
-    """Moves the running statistics towards those of the set with these sums, counts it, and says whether it did.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Moves the running statistics towards those of the set with these sums, and counts it in ``tracked``.
 
-    ``tracked`` is ``num_batches_tracked``, or None.
+    Returns:
+        :func:`statistics` of the set.
     """
     channels = len(sums) // 2
-    buffers = [running_mean, running_var]
-    if not takes(sums, tracked) or not takes(*buffers, channels=channels) or not _contiguous(*buffers):
-        return False
-    arguments = (sums, running_mean, running_var, tracked, momentum, channels)
-    _launch(sums, "update_running", _blocks(channels), *arguments, BIASED=biased, B=_BLOCK)
+    out = sums.new_empty((3, channels), dtype=torch.float32)
+    tensors = (sums, out, running_mean, running_var, tracked)
+    numbers = (momentum, channels, biased, _BLOCK)
+    _launch("update_running", _blocks(channels), tensors, numbers, (*_kind(channels), biased))
     # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
-    torch.autograd.graph.increment_version([*buffers, *([] if tracked is None else [tracked])])
-    return True
+    torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
+    mean, var, rest = out.unbind()
+    return mean, var, rest
 
 
 def normalize(
@@ -160,8 +177,7 @@ def normalize(
     if relu and residual is not None:
         bits = torch.empty(at.outer * at.bits_stride, dtype=torch.uint8, device=x.device)
     residual = None if residual is None else memory.ordered(residual, at.rows)
-    arguments = (x, residual, y, bits, *statistics, *_parameters(weight, bias), eps)
-    _over(x, "normalize", at, elementwise(at), *arguments, bits_stride=at.bits_stride, RELU=relu)
+    _over("normalize", elementwise(at), (x, residual, y, bits, *statistics, *_parameters(weight, bias)), eps, relu)
     return y, bits
 
 
@@ -181,14 +197,14 @@ def gradient_sums(
     plan = reduction(at)
     out = _empty(x, 2 * at.channels)
     rounded = torch.empty(2 * at.channels, dtype=torch.float32, device=x.device)
-    whole = plan.parts == 1
-    partial = out if whole else _empty(x, plan.parts * 2 * at.channels)
     bias, bits = relu or (None, None)
-    arguments = (memory.ordered(dy, at.rows), x, bits, *statistics, *_parameters(weight, bias), eps, partial)
-    flags = {"bits_stride": at.bits_stride, "RELU": relu is not None}
-    _over(x, "gradient_sums", at, plan, *arguments, rounded if whole else None, **flags)
-    if not whole:
-        _merge(partial, plan, out, rounded=rounded)
+    tensors = (memory.ordered(dy, at.rows), x, bits, *statistics, *_parameters(weight, bias))
+    if plan.parts == 1:
+        _over("gradient_sums", plan, (*tensors, out, rounded), eps, relu is not None)
+    else:
+        partial = _empty(x, plan.parts * 2 * at.channels)
+        _over("gradient_sums", plan, (*tensors, partial, None), eps, relu is not None)
+        _merge(partial, plan, out, None, rounded, 0)
     total, weighted = rounded.split(at.channels)
     return out, total, weighted
 
@@ -211,19 +227,8 @@ def input_gradient(
     bias, bits = relu or (None, None)
     dx = torch.empty_like(x)
     dresidual = None if bits is None else torch.empty_like(x)
-    arguments = (
-        memory.ordered(dy, at.rows),
-        x,
-        bits,
-        dx,
-        dresidual,
-        *statistics,
-        *_parameters(weight, bias),
-        eps,
-        n,
-        sums,
-    )
-    _over(x, "input_gradient", at, elementwise(at), *arguments, bits_stride=at.bits_stride, RELU=relu is not None)
+    tensors = (memory.ordered(dy, at.rows), x, bits, dx, dresidual, *statistics, *_parameters(weight, bias), n, sums)
+    _over("input_gradient", elementwise(at), tensors, eps, relu is not None)
     return dx, dresidual
 
 
@@ -270,7 +275,15 @@ def elementwise(at: Shape) -> Plan:
 def _plan(at: Shape, b: int, columns: int, programs: int) -> Plan:
     a = max(1, min(_TILE // b, _power(at.outer)))
     splits = max(1, min(-(-at.outer // a), round(programs / columns)))
-    return Plan(a, b, columns, splits, splits if at.rows else splits * (columns // at.channels))
+    parts = splits if at.rows else splits * (columns // at.channels)
+    layout = (at.outer, at.positions, at.channels, at.stride, at.bits_stride)
+    tile = (a, b, at.rows, at.stages)
+    return Plan(a, b, columns, splits, parts, (*layout, *tile), (*_kind(*layout), *tile))
+
+
+def _kind(*sizes: int) -> tuple[Any, ...]:
+    """What Triton makes of whole numbers: it compiles anew where they are 1, divide by 16, or do not fit 32 bits."""
+    return tuple((size == 1, size % 16 == 0, size < 2**31) for size in sizes)
 
 
 def _columns(positions: int) -> int:
@@ -288,39 +301,59 @@ def _power(size: int) -> int:
 _BLOCK = 128  # channels of a program that computes per channel
 
 
-def _blocks(channels: int) -> tuple[int]:
-    return (-(-channels // _BLOCK),)
+def _blocks(channels: int) -> tuple[int, int, int]:
+    return -(-channels // _BLOCK), 1, 1
 
 
-def _over(x: Tensor, name: str, at: Shape, plan: Plan, *arguments: Any, **more: Any) -> None:
+def _over(name: str, plan: Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool) -> None:
     """Runs a pass over the data."""
-    layout = {"outer": at.outer, "positions": at.positions, "channels": at.channels, "stride": at.stride}
-    tile = {"A": plan.a, "B": plan.b, "ROWS": at.rows, "STAGES": at.stages}
-    _launch(x, name, (plan.columns, plan.splits), *arguments, **layout, **more, **tile, num_warps=_WARPS)
+    numbers = (eps, *plan.numbers, relu)
+    _launch(name, (plan.columns, plan.splits, 1), tensors, numbers, (plan.kind, relu), _WARPS)
 
 
-def _merge(
-    partial: Tensor,
-    plan: Plan,
-    out: Tensor,
-    number: Tensor | None = None,
-    rounded: Tensor | None = None,
-    count: int = 0,
+def _merge(partial: Tensor, plan: Plan, out: Tensor, number: Tensor | None, rounded: Tensor | None, count: int) -> None:
+    width, a, b = len(out), min(512, _power(plan.parts)), 8
+    grid = (-(-width // b), 1, 1)
+    numbers = (count, plan.parts, width, a, b)
+    _launch("merge", grid, (partial, out, number, rounded), numbers, (*_kind(count, plan.parts, width), a))
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def _launch(
+    name: str,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[float, ...],
+    kind: tuple[Any, ...],
+    warps: int = 4,
 ) -> None:
-    width = len(out)
-    a, b = min(512, _power(plan.parts)), 8
-    grid = (-(-width // b),)
-    _launch(partial, "merge", grid, partial, out, number, rounded, count, plan.parts, width, A=a, B=b)
+    """Starts a kernel on the device and the stream of its first tensor.
 
-
-def _launch(x: Tensor, name: str, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:
-    """Starts a kernel on the device and the stream of ``x``."""
-    kernel = getattr(_passes(), name)
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            kernel[grid](*arguments, **keywords)
+    Triton looks each time whether it has compiled for such arguments, which takes it longer than the launch. So what it
+    has compiled is kept here, by all that it would look at: ``kind`` for the numbers, types and alignment for tensors.
+    """
+    device = tensors[0].device.index  # type: ignore[union-attr]
+    seen = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
+    key = (name, device, kind, *seen)
+    kernel = _compiled.get(key)
+    if device is not None and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            _start(key, kernel, name, grid, (*tensors, *numbers), warps)
     else:
-        kernel[grid](*arguments, **keywords)
+        _start(key, kernel, name, grid, (*tensors, *numbers), warps)
+
+
+def _start(
+    key: Any, kernel: Any, name: str, grid: tuple[int, int, int], arguments: tuple[Any, ...], warps: int
+) -> None:
+    if kernel is not None:
+        kernel[grid](*arguments)
+        return
+    kernel = getattr(_passes(), name)[grid](*arguments, num_warps=warps)
+    if kernel is not None:  # the interpreter compiles nothing
+        _compiled[key] = kernel
 
 
 def interprets() -> bool:
@@ -357,10 +390,6 @@ def _device(index: int | None) -> tuple[int, int]:
 
 def _parameters(*parameters: Tensor | None) -> list[Tensor | None]:
     return [None if p is None else p.detach().contiguous() for p in parameters]
-
-
-def _contiguous(*tensors: Tensor) -> bool:
-    return all(t.is_contiguous() for t in tensors)
 
 
 def _empty(x: Tensor, size: int) -> Tensor:

@@ -82,7 +82,7 @@ def _place(begin, B: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"])
 def sums(
-    x, out, number, count, outer, positions, channels, stride,
+    x, out, number, count, outer, positions, channels, stride, bits_stride,
     A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds up values and their squares, as distances from the first value that a lane sees, in float32.
@@ -138,35 +138,41 @@ def merge(partial, out, number, rounded, count, parts, width, A: tl.constexpr, B
 
 
 @triton.jit
-def _moments(sums, channel, channels, within):
-    """Count, mean and biased variance, in float64; an empty set has mean 0 and variance 0, and a NaN stays one."""
+def _unpack(sums, out, channel, channels, within):
+    """Count, mean and biased variance, in float64; writes them as :func:`statistics` does.
+
+    An empty set has mean 0 and variance 0, and a NaN stays one.
+    """
     n = tl.load(sums)
     divisor = tl.where(n > 0, n, 1)
     mean = tl.load(sums + 1 + channel, mask=within, other=0) / divisor
     var = tl.load(sums + 1 + channels + channel, mask=within, other=0) / divisor - mean * mean
-    return n, mean, tl.where(var < 0, 0, var)
+    var = tl.where(var < 0, 0, var)
+    rounded = mean.to(tl.float32)
+    tl.store(out + channel, rounded, mask=within)
+    tl.store(out + channels + channel, var, mask=within)
+    tl.store(out + 2 * channels + channel, mean - rounded.to(tl.float64), mask=within)
+    return n, mean, var
 
 
 @triton.jit
 def statistics(sums, out, channels, B: tl.constexpr):
     """Mean, biased variance, and what the mean lost in rounding: float32, shape ``(3, channels)``."""
     channel = tl.program_id(0) * B + tl.arange(0, B)
-    within = channel < channels
-    _, mean, var = _moments(sums, channel, channels, within)
-    rounded = mean.to(tl.float32)
-    tl.store(out + channel, rounded, mask=within)
-    tl.store(out + channels + channel, var, mask=within)
-    tl.store(out + 2 * channels + channel, mean - rounded.to(tl.float64), mask=within)
+    _unpack(sums, out, channel, channels, channel < channels)
 
 
 @triton.jit
 def update_running(
-    sums, running_mean, running_var, tracked, momentum, channels, BIASED: tl.constexpr, B: tl.constexpr
+    sums, out, running_mean, running_var, tracked, momentum, channels, BIASED: tl.constexpr, B: tl.constexpr
 ):  # fmt: skip
-    """``running += momentum * (batch - running)`` in float64; n = 0 moves nothing, n = 1 not the variance."""
+    """As :func:`statistics`; and ``running += momentum * (batch - running)`` in float64.
+
+    n = 0 moves nothing, n = 1 not the variance.
+    """
     channel = tl.program_id(0) * B + tl.arange(0, B)
     within = channel < channels
-    n, mean, var = _moments(sums, channel, channels, within)
+    n, mean, var = _unpack(sums, out, channel, channels, within)
     if not BIASED:
         var = var * (n / tl.where(n > 2, n - 1, 1))
     was = tl.load(running_mean + channel, mask=within, other=0).to(tl.float64)
@@ -214,7 +220,7 @@ def _byte(t, outer, positions, bits_stride, channel, begin, left, A: tl.constexp
 @triton.jit
 def normalize(
     x, residual, y, bits, mean, var, rest, weight, bias, eps, outer, positions, channels, stride, bits_stride,
-    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """``y = (x - mean) / sqrt(var + eps) * weight + bias``, plus the residual, through the ReLU; rounded once."""
     channel, begin, left = _columns(positions, channels, B, ROWS)
@@ -256,9 +262,8 @@ def _gradient(
 
 @triton.jit
 def gradient_sums(
-    dy, x, bits, mean, var, rest, weight, bias, eps, out, rounded,
-    outer, positions, channels, stride, bits_stride,
-    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    dy, x, bits, mean, var, rest, weight, bias, out, rounded, eps, outer, positions, channels, stride, bits_stride,
+    A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """Adds up ``dy`` and ``dy * xhat``."""
     channel, begin, left = _columns(positions, channels, B, ROWS)
@@ -283,9 +288,9 @@ def gradient_sums(
 
 @triton.jit
 def input_gradient(
-    dy, x, bits, dx, dresidual, mean, var, rest, weight, bias, eps, n, sums,
+    dy, x, bits, dx, dresidual, mean, var, rest, weight, bias, n, sums, eps,
     outer, positions, channels, stride, bits_stride,
-    RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """``dx = scale * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)``; and ``dy`` gone back through the ReLU."""
     channel, begin, left = _columns(positions, channels, B, ROWS)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncbn.nn import gpu, native
+from syncbn.nn import gpu, memory, native
 from syncbn.nn.statistics import known, may_read, unpack
 
 
@@ -110,10 +110,10 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     return Local(torch.cat([n, total, squares + mean * (remainder + total)]), None, shift, shifted)
 
 
-def rounded(sums: Tensor, x: Tensor) -> Statistics:
+def rounded(sums: Tensor, x: Tensor, local: Local) -> Statistics:
     """The statistics of the set with these sums, in the type that the passes over ``x`` compute in."""
     dtype = statistics_dtype(x)
-    if dtype == torch.float32 and gpu.takes(sums):
+    if isinstance(local.at, gpu.Shape):
         return Statistics(*gpu.statistics(sums))
     if dtype == torch.float32 and native.takes(sums):
         return Statistics(*native.statistics(sums))
@@ -137,11 +137,11 @@ def normalize(
     Returns:
         That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
     """
-    at = None if local is None else local.at
-    if isinstance(at, gpu.Shape) and gpu.takes(weight, bias, channels=x.shape[1]) and gpu.takes(residual):
+    at = None if local is None or not _as_memory(x, weight, bias) else local.at
+    if isinstance(at, gpu.Shape) and memory.are_plain(residual, device=x.device.type):
         y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
         return _laid_out(y, x), bits
-    if isinstance(at, native.Shape) and native.takes(weight, bias, channels=x.shape[1]):
+    if isinstance(at, native.Shape):
         y = _laid_out(native.normalize(x, at, statistics, weight, bias, eps), x)
         if residual is not None:
             y.add_(residual)
@@ -177,17 +177,15 @@ def pair(
     relu: Relu | None = None,
 ) -> Pair:
     """Both as the backward passes take them."""
-    channels = x.shape[1]
-    at = None if x.numel() == 0 else _shape(x)
-    on_gpu = isinstance(at, gpu.Shape) and gpu.takes(dy) and gpu.takes(weight, channels=channels)
+    at = None if x.numel() == 0 or not _as_memory(x, weight) else _shape(x)
+    if at is not None and not memory.are_plain(dy, device=x.device.type):
+        at = None
     # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
-    if not (on_gpu and relu is not None and (relu.passed is None or relu.passed.dtype == torch.uint8)):
+    told = relu is not None and (relu.passed is None or relu.passed.dtype == torch.uint8)
+    if not (told and isinstance(at, gpu.Shape)):
         dy, relu = let_through(dy, x, statistics, weight, eps, relu), None
     x, dy = blank(x, mask), blank(dy, mask)
-    if not on_gpu and not (
-        isinstance(at, native.Shape) and native.takes(dy) and native.takes(weight, channels=channels)
-    ):
-        at = None
+    if at is None:
         x, dy = (t.to(statistics_dtype(x)) for t in (x, dy))
     return Pair(x, dy, at, relu)
 
@@ -248,6 +246,11 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 def _shape(x: Tensor) -> native.Shape | gpu.Shape | None:
     """How ``x`` lies in memory, for whoever takes it there."""
     return gpu.shape(x) or native.shape(x)
+
+
+def _as_memory(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether compiled code that takes ``x`` takes these, one a channel, too."""
+    return memory.are_plain(*parameters, device=x.device.type, channels=x.shape[1])
 
 
 def _affine(

@@ -7,14 +7,18 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def is_plain(*tensors: Tensor | None, device: str, channels: int | None = None) -> bool:
-    """Whether these may be handed on as memory: on such a device, and nobody watches or traces what becomes of them.
+def unwatched() -> bool:
+    """Whether nobody watches or traces what becomes of tensors: who looks on sees torch's operations alone."""
+    return not (
+        torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
+    )
 
-    Whoever looks on sees torch's operations alone. With ``channels`` each must be of shape ``(channels,)``: torch
-    broadcasts or refuses what is not.
+
+def are_plain(*tensors: Tensor | None, device: str, channels: int | None = None) -> bool:
+    """Whether these are nothing but memory of such a device.
+
+    With ``channels`` each must be of shape ``(channels,)``: torch broadcasts or refuses what is not.
     """
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():
-        return False
     return all(t is None or _is_plain(t, device, channels) for t in tensors)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import exchange, functional, groups
+from syncbn.nn.kernels import Statistics
 from syncbn.nn.statistics import Moments, known
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var", "act")
@@ -122,8 +123,8 @@ class Synchronized(_BatchNorm):
         if partners is None and mask is None and not self.biased_running_var:
             return functional.finished(self._as_torch_does(x), act, residual)
         batch = functional.measure(x, partners, mask, self._place())
-        self._learn(batch.sums)
-        return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual)
+        found = self._learn(batch.sums)
+        return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual, found)
 
     def _place(self) -> str:
         """What errors call this layer: its name where ``convert`` knew one."""
@@ -139,14 +140,14 @@ class Synchronized(_BatchNorm):
         # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
         return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
 
-    def _learn(self, seen: Tensor | Moments) -> None:
+    def _learn(self, seen: Tensor | Moments) -> Statistics | None:
         """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
 
-        Not where activation checkpointing runs the batch a second time.
+        Not where activation checkpointing runs the batch a second time. Returns what ``update_running`` does.
         """
         mean, var = self.running_mean, self.running_var
         if mean is None or var is None or functional.recomputing():
-            return
+            return None
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         tracked = self.num_batches_tracked
         if tracked is not None and (self.momentum is None or isinstance(seen, Moments)):
@@ -156,8 +157,8 @@ class Synchronized(_BatchNorm):
             tracked = None
         if isinstance(seen, Moments):
             functional.move(mean, var, seen, momentum)
-        else:
-            functional.update_running(mean, var, seen, momentum, self.biased_running_var, tracked)
+            return None
+        return functional.update_running(mean, var, seen, momentum, self.biased_running_var, tracked)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -56,8 +56,10 @@ def built() -> bool:
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
-    """Whether the library is there for these; see :func:`syncbn.nn.memory.is_plain`."""
-    return bool(_functions) and not _disabled and memory.is_plain(*tensors, device="cpu", channels=channels)
+    """Whether these may be handed on as memory, to a library that is there; see :mod:`syncbn.nn.memory`."""
+    if not _functions or _disabled or not memory.unwatched():
+        return False
+    return memory.are_plain(*tensors, device="cpu", channels=channels)
 
 
 def shape(x: Tensor) -> Shape | None:

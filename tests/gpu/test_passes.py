@@ -121,7 +121,9 @@ def test_running_statistics_move_as_torchs_do(device: str) -> None:
         sums = pack(Moments(torch.tensor(float(n)), mean * bool(n), var * bool(n))).to(device)
         running = [torch.full((3,), 10.0, device=device) for _ in range(2)]
         tracked = torch.tensor(7, device=device)
-        assert gpu.update_running(*running, tracked, sums, 0.25, biased)
+        assert gpu.takes_running(*running, tracked, sums)
+        found = gpu.update_running(*running, tracked, sums, 0.25, biased)
+        assert all(torch.equal(a, b) for a, b in zip(found, gpu.statistics(sums), strict=True))
         assert tracked == 7 + (n > 0)
         share = 0.25 * (n > 0)
         torch.testing.assert_close(running[0].cpu(), 10 + share * (mean - 10))

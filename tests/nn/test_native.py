@@ -69,7 +69,7 @@ def step(x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     """The layer's numbers: y, dx, dbeta, dgamma, as the compiled road gives them, and no other."""
     local = kernels.local_sums(x)
     assert local.at is not None
-    found = kernels.rounded(local.sums, x)
+    found = kernels.rounded(local.sums, x, local)
     y, _ = kernels.normalize(x, found, weight, bias, eps, local)
     data = kernels.pair(x, dy, None, found, weight, eps)
     assert data.at is not None
@@ -335,7 +335,7 @@ def forgotten(rank: int, world_size: int, which: str) -> None:
 def test_a_weight_for_all_channels_is_broadcast() -> None:
     x = normal(4, 6, 5, 5, seed=0)
     local = kernels.local_sums(x)
-    got, _ = kernels.normalize(x, kernels.rounded(local.sums, x), torch.ones(1), None, 0.1, local)
+    got, _ = kernels.normalize(x, kernels.rounded(local.sums, x, local), torch.ones(1), None, 0.1, local)
     torch.testing.assert_close(got, F.batch_norm(x, None, None, training=True, eps=0.1), rtol=1e-5, atol=1e-5)
 
 
