@@ -12,8 +12,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +24,7 @@ import torch.multiprocessing as mp
 
 from syncbn.nn import native
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 # Kept memory, as with jemalloc and tcmalloc. With glibc's defaults it is luck which of two alike calls gets its
 # megabytes back from the kernel, page by page, and that takes longer than to compute on them.
@@ -49,26 +53,49 @@ def keep_memory() -> None:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
-    """Seconds that each call took, round by round, in a random order that is new each round, after two rounds unseen.
-
-    A candidate that is timed alone in a loop runs in warm memory and looks up to twice as fast as it is.
-    """
+    """Seconds that each call took, round by round; see :func:`in_turns`."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
+
+    def timed(call: Callable[[], Any]) -> float:
+        wait()
+        start = time.perf_counter()
+        result = call()
+        wait()
+        took = time.perf_counter() - start
+        del result
+        return took
+
+    return in_turns({name: partial(timed, call) for name, call in calls.items()}, seconds, least)
+
+
+def in_turns(takes: dict[str, Callable[[], T]], seconds: float, least: int = 5) -> dict[str, list[T]]:
+    """What each call says of itself, round by round, in a random order that is new each round, after two rounds unseen.
+
+    A candidate that is timed alone in a loop runs in warm memory and looks up to twice as fast as it is. Several ranks
+    take the same order and number of rounds: the first one's clock ends them.
+    """
+    seen: dict[str, list[T]] = {name: [] for name in takes}
+    order, shuffle = list(takes), random.Random(0).shuffle
     end, done = time.perf_counter() + seconds, 0
-    while done < least + 2 or time.perf_counter() < end:
+    while _first_ranks(done < least + 2 or time.perf_counter() < end):
         shuffle(order)
         for name in order:
-            wait()
-            start = time.perf_counter()
-            result = calls[name]()
-            wait()
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                dist.barrier()
+            value = takes[name]()
             if done >= 2:
-                times[name].append(time.perf_counter() - start)
-            del result
+                seen[name].append(value)
         done += 1
-    return times
+    return seen
+
+
+def _first_ranks(answer: bool) -> bool:
+    """The first rank's answer, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return answer
+    given = torch.tensor([answer], dtype=torch.int32, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(given, 0)
+    return bool(given.item())
 
 
 def agreed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -111,9 +138,34 @@ def _rank(rank: int, world_size: int, place: str, fn: Callable[..., Any], args: 
 def alone(device: str) -> None:
     """A process group of one."""
     store = tempfile.NamedTemporaryFile(delete=False)  # noqa: SIM115  # lives as long as the group
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=f"file://{store.name}", rank=0, world_size=1
-    )
+    _join(device, init_method=f"file://{store.name}", rank=0, world_size=1)
+
+
+def together(device: str) -> tuple[int, int]:
+    """This rank and how many there are: those of torchrun, a GPU each; a process group of one where it is alone.
+
+    Ends the program with a line that says what would work, where the device is missing.
+    """
+    here, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit(f"error: torch {torch.__version__} sees no GPU: run this where there is one, or with --device cpu")
+        gpus = torch.cuda.device_count()
+        if here >= gpus:
+            sys.exit(f"error: a GPU each for the ranks of this machine, which has {gpus}: --nproc-per-node {gpus}")
+        torch.cuda.set_device(here)
+    if ranks == 1:
+        alone(device)
+    else:
+        _join(device, init_method="env://")
+    return dist.get_rank(), ranks
+
+
+def _join(device: str, **how: Any) -> None:
+    if device == "cuda":
+        dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()), **how)
+    else:
+        dist.init_process_group("gloo", **how)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -128,7 +180,7 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "compiled passes": native.built() and os.environ.get("SYNCBN_NATIVE") != "0",
         "system": platform.platform(aliased=True, terse=True),
-    }
+    } | (_gpu() if device == "cuda" else {})
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
@@ -140,6 +192,26 @@ def save(path: Path, result: dict[str, Any]) -> None:
 def _commit() -> str:
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    except OSError:
+        driver = []
+    return {
+        "GPUs here": torch.cuda.device_count(),
+        "GB": round(properties.total_memory / 1e9, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "L2 MB": round(properties.L2_cache_size / 1e6, 1),
+        "driver": driver[0] if driver else "unknown",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "triton": version("triton") if find_spec("triton") else "none",
+    }
 
 
 def _cpu() -> str:

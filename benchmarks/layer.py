@@ -1,27 +1,32 @@
 """What the layer costs: forward and backward pass, against torch's per-device batch norm and a textbook layer.
 
-    python benchmarks/layer.py                    on a GPU where there is one
+    python benchmarks/layer.py                    on a GPU where there is one: see cells.py for what is measured there
     python benchmarks/layer.py --seconds 0.1      a quick look
+    torchrun --nproc-per-node N benchmarks/layer.py --device cuda          with the message between N GPUs
+    python benchmarks/layer.py --device cpu --parts cells --seconds 0.1    what is measured on GPUs, tried out on a CPU
 
-Prints tables, and writes results/layer-DEVICE.json and .png.
+Prints tables, and writes results/layer-DEVICE.json and .png (layer-cuda-N.json with N GPUs).
 """
 
 import argparse
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cells
+import cells_report
 import common
 import matplotlib as mpl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from goals import of_layer
 from rich.console import Console
 from rich.table import Table
 from textbook import textbook
 from torch import Tensor, nn
-from torch.nn.modules._functions import SyncBatchNorm
 
 import syncbn
 from syncbn.testing import force_exchange
@@ -29,7 +34,7 @@ from syncbn.testing import force_exchange
 LARGE = [(16, 64, 56, 56), (32, 128, 16, 16), (8, 256, 14, 14), (16, 2048, 7, 7)]
 TINY = [(2, 64, 8, 8), (64, 64)]
 MOMENTUM, EPS = 0.1, 1e-5
-PARTS = ("one_process", "two_ranks", "compiled")
+PARTS = {"cpu": ("one_process", "two_ranks", "compiled"), "cuda": ("cells", "inductor")}
 
 
 def per_device(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -42,12 +47,6 @@ def ours(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> 
 
 def by_the_book(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return textbook(x, mean, var, weight, bias, MOMENTUM, EPS)
-
-
-def torchs_synchronized(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What torch.nn.SyncBatchNorm does with more than one rank; with one it would leave all this out. GPUs only."""
-    y: Tensor = SyncBatchNorm.apply(x, weight, bias, mean, var, EPS, MOMENTUM, dist.group.WORLD, 1)
-    return y
 
 
 LAYERS = {"per-device": per_device, "ours": ours, "textbook": by_the_book}
@@ -95,8 +94,7 @@ def one_process(device: str, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for shape in LARGE + TINY:
         for layout in ("contiguous", "channels_last")[: 1 + (len(shape) == 4)]:
-            layers = LAYERS | ({"torch's synchronized": torchs_synchronized} if device == "cuda" else {})
-            calls = {name: step(layer, shape, layout, device) for name, layer in layers.items()}
+            calls = {name: step(layer, shape, layout, device) for name, layer in LAYERS.items()}
             calls["floor"] = copies(shape, layout, device)
             with force_exchange():
                 times = common.interleaved(calls, seconds)
@@ -205,19 +203,42 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def on_gpu_shapes(args: argparse.Namespace, console: Console, result: dict[str, Any]) -> bool:
+    """The parts ``cells`` and ``inductor``; whether every candidate could be measured."""
+    every = {"cells": cells.chosen(args.device, args.cells == "all"), "inductor": cells.chosen(args.device, True)[2:4]}
+    make = {"cells": lambda: cells.candidates(args.device), "inductor": cells.compiled_candidates}
+    for part in every.keys() & set(args.parts):
+        with force_exchange(), console.status("") as status:
+            result[part] = cells.measure(every[part], args.device, args.seconds, make[part], status.update)
+    for part in ("cells", "inductor"):
+        for shown in cells_report.tables(part, result.get(part, [])):
+            console.print(shown)
+    if "cells" in result:
+        console.print(cells_report.goals_table(of_layer(result["cells"])))
+        if dist.get_world_size() == 1:
+            console.print(cells_report.SEVERAL.format(script="layer.py"))
+    return not any(row.get("failed") for part in every for row in result.get(part, []))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="to measure each row of a table for (default 5)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)")
+    every = sorted({*PARTS["cpu"], *PARTS["cuda"]})
+    parser.add_argument("--parts", nargs="+", choices=every, help="what to measure (default: what suits the device)")
+    parser.add_argument("--cells", choices=("some", "all"), default="some", help="16 of the cells, or all 24")
     parser.add_argument("--out", type=Path, help="the results, as .json and .png (default results/layer-DEVICE)")
     args = parser.parse_args()
     common.keep_memory()
     warnings.filterwarnings("ignore", module="torch._inductor")
     torch.set_num_threads(1)
-    common.alone(args.device)
-    console = Console(width=150)
+    rank, ranks = common.together(args.device)
+    args.parts = args.parts or PARTS[args.device][: 1 if ranks > 1 else None]
+    if ranks > 1 and list(args.parts) != ["cells"]:
+        sys.exit("error: under torchrun --parts cells alone is measured, which every rank takes part in")
+    console = Console(width=150, quiet=rank > 0)
     result: dict[str, Any] = {"machine": common.machine(args.device), "threads": 1}
+    complete = on_gpu_shapes(args, console, result)
     if "one_process" in args.parts:
         result["one_process"] = one_process(args.device, args.seconds)
         title = "One process, the exchange forced; floor: the least memory traffic, as copies"
@@ -228,9 +249,12 @@ def main() -> None:
     if "compiled" in args.parts:
         result["compiled"] = compiled_blocks(args.device, args.seconds)
         console.print(table("Compiled conv-bn-relu, the exchange forced", result["compiled"]))
-    out = args.out or common.RESULTS / f"layer-{args.device}"
-    common.save(out.with_suffix(".json"), result)
-    plot(result, out.with_suffix(".png"))
+    if rank == 0:
+        out = args.out or common.RESULTS / f"layer-{args.device}{f'-{ranks}' if ranks > 1 else ''}"
+        common.save(out.with_suffix(".json"), result)
+        (cells_report if "cells" in result else sys.modules[__name__]).plot(result, out.with_suffix(".png"))
+    dist.destroy_process_group()
+    sys.exit(not complete)
 
 
 if __name__ == "__main__":
