@@ -3,7 +3,6 @@
 ``layer.py --device cuda`` calls it; ``layer.py --device cpu --parts cells`` tries it out.
 """
 
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from clocks import Clock, clock_of, device_seconds, host_seconds
-from goals import LOCAL, OURS, OURS_BLOCK, OURS_RELU, TORCH, TORCH_BLOCK, TORCH_RELU
+from goals import LOCAL, OURS, OURS_BLOCK, OURS_RELU, SMALL, TORCH, TORCH_BLOCK, TORCH_RELU
 from torch import Tensor
 from torch.nn.modules._functions import SyncBatchNorm
 
@@ -22,7 +21,7 @@ import syncbn
 from syncbn import testing
 
 SHAPES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (2048, 7, 7)]
-BATCHES = [256, 32, 2]
+BATCHES = [256, 32, SMALL]
 LAYOUTS = [("channels_last", torch.bfloat16), ("contiguous", torch.float32)]
 MOMENTUM, EPS = 0.1, 1e-5
 ATEN, UNFUSED = "ours by ATen", "ours, add, relu"
@@ -175,22 +174,23 @@ def compiled_candidates() -> dict[str, Candidate]:
 
 
 def measure(
-    cells: list[Cell], device: str, seconds: float, make: Callable[[], dict[str, Candidate]], say: Callable[[str], None]
+    cells: list[Cell], make: Callable[[], dict[str, Candidate]], device: str, seconds: float, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """A row a cell, every candidate in turns.
+    """A row a cell, every candidate in turns; ``say`` is told what is going on.
 
     Returns:
         Rows of: shape, layout, dtype, ranks, ``bytes`` of one tensor, rounds; of each candidate ``NAME_us``, the time
-        on the device of forward and backward pass; ``A/B``, the ratio of two's times round by round;
-        ``NAME_floor_us``, the least memory traffic at the bandwidth of a long copy, and ``NAME_bandwidth``, its share
-        of the time; at batch 2 ``host``, with the same keys for the host's time, and ``launches`` by name, None where
-        the profiler gives nothing; ``memory``; ``failed``, reasons by name. ``skipped`` says why there are no figures
-        where that is no failure. Spreads are :class:`common.Spread`.
+        on the device of forward and backward pass; ``A/B``, the ratio of two's times round by round; ``copies_us``, the
+        time of four copies of one tensor; ``copy bytes/s``, the bandwidth of a long copy, read and written, and
+        ``NAME_bandwidth``, the time of the least memory traffic at that bandwidth as a share of the time; at batch 2
+        ``host``, with the same keys for the host's time, and ``launches`` by name, None where the profiler gives
+        nothing; ``memory``; ``failed``, reasons by name. ``skipped`` says why there are no figures where that is no
+        failure. Spreads are :class:`common.Spread`.
     """
     clock = clock_of(device)
     rows = []
     for cell in cells:
-        say(str(cell))
+        say(f"{cell} ...")
         row: dict[str, Any] = {
             "shape": cell.shape,
             "layout": cell.layout,
@@ -199,9 +199,9 @@ def measure(
             "ranks": dist.get_world_size(),
         }
         try:
-            row |= _row(cell, device, clock, seconds, make)
+            row |= _row(cell, make, device, clock, seconds)
         except Exception as error:  # what was measured before, and what can be after, is not to be lost
-            row["failed"] = {"everything": told(error)}
+            row["failed"] = {"everything": common.told(error)}
         rows.append(row)
     for cell, row in zip(cells, rows, strict=True):  # last: a profiler that has run once slows down every launch
         if device == "cuda" and "host" in row:
@@ -213,7 +213,7 @@ def measure(
 
 
 def _row(
-    cell: Cell, device: str, clock: Clock, seconds: float, make: Callable[[], dict[str, Candidate]]
+    cell: Cell, make: Callable[[], dict[str, Candidate]], device: str, clock: Clock, seconds: float
 ) -> dict[str, Any]:
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -236,10 +236,9 @@ def _row(
     times[COPIES] = [4 * copy for copy in times[COPIES]]
     row: dict[str, Any] = {"rounds": len(times[COPIES]), "failed": failed, "copy bytes/s": bandwidth}
     row |= figures(times, (*tried, COPIES))
-    for name in PASSES.keys() & tried.keys():
-        floor = PASSES[name] * cell.bytes / bandwidth
-        row |= {f"{name}_floor_us": floor * 1e6, f"{name}_bandwidth": floor * 1e6 / row[f"{name}_us"][0]}
-    if cell.shape[0] == BATCHES[-1]:
+    for name in [name for name in PASSES if name in tried]:
+        row[f"{name}_bandwidth"] = PASSES[name] * cell.bytes / bandwidth * 1e6 / row[f"{name}_us"][0]
+    if cell.shape[0] == SMALL:
         takes = {name: lambda c=c: host_seconds(clock, *c.passes(data)) for name, c in tried.items()}
         row["host"] = figures(common.in_turns(takes, seconds / 4), tried)
     return row | {"memory": {name: memory(candidate, data, device) for name, candidate in tried.items()}}
@@ -265,7 +264,7 @@ def broken(candidate: Candidate, data: Data) -> str | None:
         y = forward(None)
         found = [y.detach(), *backward(y)]
     except Exception as error:
-        return told(error)
+        return common.told(error)
     exact = data._replace(**{name: getattr(data, name).detach().float().requires_grad_() for name in data._fields[:5]})
     z = per_device(exact)
     if candidate.residual:
@@ -317,10 +316,3 @@ def launches(candidate: Candidate, data: Data) -> float | None:
     except RuntimeError:
         return None
     return len(seen) / steps or None
-
-
-def told(error: Exception) -> str:
-    """An error in a line; all of it goes to the standard error stream."""
-    traceback.print_exception(error)
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}"[:200]

@@ -1,5 +1,6 @@
 """What was measured on a GPU, as tables and a plot."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ def tables(part: str, rows: list[dict[str, Any]]) -> Iterator[Table | str]:
     for row in rows:
         if "skipped" in row:
             yield f"{label(row)}: {UNKNOWN}, {row['skipped']}"
-        for name, why in row.get("failed", {}).items():
-            yield f"{label(row)}, {name}: {UNKNOWN}, {why}"
+    failures = Counter((name, why) for row in rows for name, why in row.get("failed", {}).items())
+    for (name, why), cells in failures.items():
+        yield f"{name}: {UNKNOWN} in {cells} of {len(rows)} cells, {why}"
     if part == "inductor" and measured:
         names, ratios = [OURS, COMPILED, OURS_BLOCK, COMPILED_BLOCK], [(OURS, COMPILED), (OURS_BLOCK, COMPILED_BLOCK)]
         yield _times("What the compiler makes of the layer", measured, names, ratios, [])
@@ -37,7 +39,7 @@ def tables(part: str, rows: list[dict[str, Any]]) -> Iterator[Table | str]:
         of += f"; {BLANK}: {UNKNOWN}"
         yield _times(f"The layer: {of}", measured, PLAIN, [(OURS, TORCH), (OURS, LOCAL)], [OURS])
         ratios = [(OURS_RELU, TORCH_RELU), (OURS_BLOCK, TORCH_BLOCK)]
-        yield _times(f"Fused: {of}", measured, FUSED, ratios, [OURS_RELU, OURS_BLOCK])
+        yield _times(f"Fused: {of}", measured, FUSED, ratios, [OURS_BLOCK])
         small = [row for row in measured if "host" in row]
         yield _host(small)
         yield _launches(small)
@@ -108,7 +110,9 @@ def _memory(rows: list[dict[str, Any]]) -> Table:
 def _table(title: str, columns: list[str], lines: list[list[str]]) -> Table:
     result = Table(title=title, title_justify="left", box=box.SIMPLE)
     for i, column in enumerate(columns):
-        result.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+        result.add_column(
+            column, justify="right" if i else "left", no_wrap=i == 0, min_width=16 if "/" in column else None
+        )
     for line in lines:
         result.add_row(*line)
     return result
@@ -147,14 +151,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
             faster = [1 / spread[0] for _, spread in at]
             error = [[f - 1 / s[2] for f, (_, s) in zip(faster, at, strict=True)]]
             error += [[1 / s[1] - f for f, (_, s) in zip(faster, at, strict=True)]]
-            left.errorbar(faster, [k for k, _ in at], xerr=error, fmt="o", markersize=4, label=f"{a} / {b}")
+            left.errorbar(faster, [k for k, _ in at], xerr=error, fmt="o", markersize=4, label=f"{a} against {b}")
     for i, name in enumerate(PASSES):
         shares = [100 * row.get(f"{name}_bandwidth", 0) for row in rows]
         right.barh([k - 0.27 + 0.27 * i for k in range(len(rows))], shares, 0.25, label=name)
     left.axvline(1, color="black", linewidth=1)
     left.set_xscale("log")
     left.set_xlabel("times as fast (right of the line: ours is faster)")
-    left.legend(fontsize=8)
+    if left.containers:
+        left.legend(fontsize=8)
     right.axvline(85, color="black", linewidth=1)
     right.set_xlabel("% of the copy bandwidth")
     right.legend(fontsize=8)

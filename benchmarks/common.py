@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -25,6 +26,7 @@ import torch.multiprocessing as mp
 from syncbn.nn import native
 
 T = TypeVar("T")
+_told: set[str] = set()
 RESULTS = Path(__file__).parent / "results"
 # Kept memory, as with jemalloc and tcmalloc. With glibc's defaults it is luck which of two alike calls gets its
 # megabytes back from the kernel, page by page, and that takes longer than to compute on them.
@@ -168,6 +170,16 @@ def _join(device: str, **how: Any) -> None:
         dist.init_process_group("gloo", **how)
 
 
+def told(error: Exception) -> str:
+    """An error in a line; all of it goes to the standard error stream, the first time."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    line = f"{type(error).__name__}: {first}"[:160]
+    if line not in _told:
+        _told.add(line)
+        traceback.print_exception(error)
+    return line
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
     return {
@@ -191,16 +203,20 @@ def save(path: Path, result: dict[str, Any]) -> None:
 
 def _commit() -> str:
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return _says(git) or "unknown"
+
+
+def _says(command: list[str]) -> str:
+    """What a program prints; nothing where there is no such program."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _gpu() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    except OSError:
-        driver = []
+    driver = _says(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).split()
     return {
         "GPUs here": torch.cuda.device_count(),
         "GB": round(properties.total_memory / 1e9, 1),

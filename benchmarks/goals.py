@@ -9,6 +9,7 @@ OURS, TORCH, LOCAL = "ours", "torch sync", "per-device"
 OURS_RELU, TORCH_RELU = "ours relu", "torch sync, relu"
 OURS_BLOCK, TORCH_BLOCK = "ours add relu", "torch sync, add, relu"
 LARGE = 100e6  # bytes from which the memory's bandwidth is what counts
+SMALL = 2  # the batch at which the host's time is
 
 
 class Goal(NamedTuple):
@@ -32,7 +33,7 @@ def of_layer(rows: list[dict[str, Any]]) -> list[Goal]:
     faster = [_inverse(ratio) for ratio in _get(rows, f"{OURS}/{TORCH}")]
     large = [row for row in rows if row["bytes"] > LARGE]
     bandwidth = _get(large, f"{OURS}_bandwidth", first=False)
-    small = [row["host"] for row in rows if "host" in row]
+    small = [row.get("host", {}) for row in rows if row["shape"][0] == SMALL]
     host = [_inverse(ratio) for ratio in _get(small, f"{OURS}/{TORCH}")]
     fused = [_inverse(ratio) for ratio in _get(rows, f"{OURS_BLOCK}/{TORCH_BLOCK}")]
     return [

@@ -204,20 +204,24 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def on_gpu_shapes(args: argparse.Namespace, console: Console, result: dict[str, Any]) -> bool:
-    """The parts ``cells`` and ``inductor``; whether every candidate could be measured."""
-    every = {"cells": cells.chosen(args.device, args.cells == "all"), "inductor": cells.chosen(args.device, True)[2:4]}
-    make = {"cells": lambda: cells.candidates(args.device), "inductor": cells.compiled_candidates}
-    for part in every.keys() & set(args.parts):
-        with force_exchange(), console.status("") as status:
-            result[part] = cells.measure(every[part], args.device, args.seconds, make[part], status.update)
-    for part in ("cells", "inductor"):
-        for shown in cells_report.tables(part, result.get(part, [])):
+    """The parts ``cells`` and ``inductor``, into ``result``; whether every candidate could be measured."""
+    parts = {
+        "cells": (cells.chosen(args.device, args.cells == "all"), lambda: cells.candidates(args.device)),
+        "inductor": (
+            cells.chosen(args.device, True)[2:4],
+            cells.compiled_candidates,
+        ),  # the largest that has a residual
+    }
+    for part in [part for part in parts if part in args.parts]:
+        with force_exchange():
+            result[part] = cells.measure(*parts[part], args.device, args.seconds, say=Console(stderr=True).print)
+        for shown in cells_report.tables(part, result[part]):
             console.print(shown)
     if "cells" in result:
         console.print(cells_report.goals_table(of_layer(result["cells"])))
         if dist.get_world_size() == 1:
             console.print(cells_report.SEVERAL.format(script="layer.py"))
-    return not any(row.get("failed") for part in every for row in result.get(part, []))
+    return not any(row.get("failed") for part in parts for row in result.get(part, []))
 
 
 def main() -> None:
@@ -236,7 +240,7 @@ def main() -> None:
     args.parts = args.parts or PARTS[args.device][: 1 if ranks > 1 else None]
     if ranks > 1 and list(args.parts) != ["cells"]:
         sys.exit("error: under torchrun --parts cells alone is measured, which every rank takes part in")
-    console = Console(width=150, quiet=rank > 0)
+    console = Console(width=160, quiet=rank > 0)
     result: dict[str, Any] = {"machine": common.machine(args.device), "threads": 1}
     complete = on_gpu_shapes(args, console, result)
     if "one_process" in args.parts:

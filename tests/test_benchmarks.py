@@ -1,9 +1,11 @@
 """The benchmarks run; what they measure is for those who run them."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,11 @@ ROOT = Path(__file__).parents[1]
             "layer.py --device cpu --seconds 0 --parts one_process",
             "one_process",
             {"per-device", "ours", "textbook", "floor"},
+        ),
+        (
+            "layer.py --device cpu --seconds 0 --parts cells",
+            "cells",
+            {"per-device", "ours", "ours by ATen", "ours relu", "ours add relu", "ours, add, relu", "copies"},
         ),
         ("collectives.py --rounds 5 --ranks 2", "rows", {"ours", "gathered"}),
     ],
@@ -35,3 +42,57 @@ def test_a_benchmark_prints_a_table_and_leaves_results(
     for row in result[part]:
         assert {key.removesuffix("_us") for key in row if key.endswith("_us")} == measured
         assert all(0 < low <= median <= high for median, low, high in (row[f"{name}_us"] for name in measured))
+
+
+@pytest.fixture
+def goals(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("goals")
+
+
+BROKEN = {"shape": [2], "bytes": 2 * 10**8}
+
+
+def cell(
+    ratio: float, *, upper: float = 0.0, bandwidth: float = 0.9, host: float | None = None, megabytes: int = 200
+) -> Any:
+    """A row in which ours takes ``ratio`` of torch's time, at most ``upper``, fused 0.6, and ``host`` of its host's."""
+    spread = [ratio, ratio - 0.1, upper or ratio + 0.1]
+    row = {
+        "shape": [256 if host is None else 2],
+        "bytes": megabytes * 10**6,
+        "ours/torch sync": spread,
+        "ours_bandwidth": bandwidth,
+    }
+    row["ours add relu/torch sync, add, relu"] = [0.6, 0.5, 0.7]
+    return row | ({} if host is None else {"host": {"ours/torch sync": [host, host, host]}})
+
+
+def test_goals_are_met_where_every_figure_says_so(goals: Any) -> None:
+    rows = [cell(0.7), cell(0.75, host=0.4), cell(0.9, bandwidth=0.2, megabytes=2), {"skipped": "no room"}]
+    assert [goal.verdict for goal in goals.of_layer(rows)] == ["met"] * 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdicts"),
+    [
+        # Slower in the median, but within the spread: not slower beyond it.
+        ([cell(1.05, host=0.4), cell(0.5), cell(0.5)], ["met", "met", "met", "met", "met"]),
+        ([cell(1.3, host=0.4), cell(0.5), cell(0.5)], ["not met", "met", "met", "met", "met"]),
+        ([cell(0.8, host=0.6, bandwidth=0.8)], ["met", "not met", "not met", "not met", "met"]),
+        # What could not be measured leaves a goal open, unless something else is against it.
+        ([cell(0.7), BROKEN], ["not measured"] * 5),
+        ([cell(1.3), BROKEN], ["not met", *["not measured"] * 4]),
+        ([], ["not measured"] * 5),
+    ],
+)
+def test_a_goal_is_judged_by_all_cells(goals: Any, rows: list[Any], verdicts: list[str]) -> None:
+    assert [goal.verdict for goal in goals.of_layer(rows)] == verdicts
+
+
+def test_the_goal_of_the_training_step_is_about_the_large_batch(goals: Any) -> None:
+    small = {"batch": 32, "ours/per-device": [0.5, 0.5, 0.5]}
+    (good,) = goals.of_training([small, {"batch": 256, "ours/per-device": [0.98, 0.9, 1.0]}])
+    (bad,) = goals.of_training([small, {"batch": 256, "ours/per-device": [0.96, 0.9, 1.0]}])
+    (open_,) = goals.of_training([small])
+    assert [good.verdict, bad.verdict, open_.verdict] == ["met", "not met", "not measured"]
