@@ -225,7 +225,7 @@ def table(row: dict[str, Any]) -> Table:
     for name in CANDIDATES:
         rate, ratio = row.get(f"{name}_images/s"), row.get(f"{name}/{LOCAL}")
         if rate is None:
-            result.add_row(name, UNKNOWN, row["failed"].get(name, ""), "")
+            result.add_row(name, UNKNOWN, "", "")
             continue
         bytes_at_most = row.get("peak", {}).get(name)
         result.add_row(
@@ -273,6 +273,7 @@ def main() -> None:
     args = parser.parse_args()
     common.keep_memory()
     warnings.filterwarnings("ignore", module="torch._inductor")
+    warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not in torch 2.11
     rank, ranks = common.together(args.device)
     torch.backends.cudnn.benchmark = True
     console = Console(width=120, quiet=rank > 0)
@@ -286,6 +287,8 @@ def main() -> None:
         if args.device == "cuda":
             torch.cuda.empty_cache()
         console.print(table(rows[-1]))
+        for name, why in rows[-1]["failed"].items():
+            console.print(f"{name}: {UNKNOWN}, {why}")
         if rank == 0:
             common.save(out.with_suffix(".json"), result)
     console.print(goals_table(of_training(rows)))
