@@ -34,7 +34,12 @@ from syncbn.testing import force_exchange
 LARGE = [(16, 64, 56, 56), (32, 128, 16, 16), (8, 256, 14, 14), (16, 2048, 7, 7)]
 TINY = [(2, 64, 8, 8), (64, 64)]
 MOMENTUM, EPS = 0.1, 1e-5
-PARTS = {"cpu": ("one_process", "two_ranks", "compiled"), "cuda": ("cells", "inductor")}
+TITLES = {
+    "one_process": "one process, exchange forced",
+    "two_ranks": "two ranks, with the message",
+    "compiled": "compiled conv-bn-relu",
+}
+PARTS = {"cpu": tuple(TITLES), "cuda": ("cells", "inductor")}
 
 
 def per_device(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -176,12 +181,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    titles = {
-        "one_process": "one process, exchange forced",
-        "two_ranks": "two ranks, with the message",
-        "compiled": "compiled conv-bn-relu",
-    }
-    parts = [(titles[key], result[key]) for key in titles if result.get(key)]
+    parts = [(TITLES[key], result[key]) for key in TITLES if result.get(key)]
     figure, axes = plt.subplots(1, len(parts), figsize=(6 * len(parts), 5.2), squeeze=False, layout="constrained")
     for axis, (title, rows) in zip(axes[0], parts, strict=True):
         labels = ["x".join(map(str, r["shape"])) + (", c.last" if r["layout"] != "contiguous" else "") for r in rows]
@@ -254,9 +254,15 @@ def main() -> None:
         result["compiled"] = compiled_blocks(args.device, args.seconds)
         console.print(table("Compiled conv-bn-relu, the exchange forced", result["compiled"]))
     if rank == 0:
-        out = args.out or common.RESULTS / f"layer-{args.device}{f'-{ranks}' if ranks > 1 else ''}"
+        of = f"{args.device}-{ranks}" if ranks > 1 else args.device
+        if not set(args.parts) <= set(PARTS[args.device]):  # tried out, and no result of this device
+            of = f"{'-'.join(args.parts)}-{of}"
+        out = args.out or common.RESULTS / f"layer-{of}"
         common.save(out.with_suffix(".json"), result)
-        (cells_report if "cells" in result else sys.modules[__name__]).plot(result, out.with_suffix(".png"))
+        if "cells" in result:
+            cells_report.plot(result, out.with_suffix(".png"))
+        elif set(result) & set(TITLES):
+            plot(result, out.with_suffix(".png"))
     dist.destroy_process_group()
     sys.exit(not complete)
 
