@@ -87,9 +87,9 @@ class Plan(NamedTuple):
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be handed on as memory, to kernels that are there; see :mod:`syncbn.nn.memory`."""
     device = "cpu" if _interpreted else "cuda"
-    if _disabled or not memory.are_plain(*tensors, device=device, channels=channels):
+    if _disabled or any(t is not None and t.device.type != device for t in tensors):
         return False
-    return memory.unwatched() and _usable(_interpreted)
+    return memory.unwatched() and memory.are_plain(*tensors, device=device, channels=channels) and _usable(_interpreted)
 
 
 def shape(x: Tensor) -> Shape | None:

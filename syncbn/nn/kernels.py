@@ -137,7 +137,9 @@ def normalize(
     Returns:
         That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
     """
-    at = None if local is None or not _as_memory(x, weight, bias) else local.at
+    at = None if local is None else local.at
+    if at is not None and not _as_memory(x, weight, bias):
+        at = None
     if isinstance(at, gpu.Shape) and memory.are_plain(residual, device=x.device.type):
         y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
         return _laid_out(y, x), bits
@@ -177,8 +179,8 @@ def pair(
     relu: Relu | None = None,
 ) -> Pair:
     """Both as the backward passes take them."""
-    at = None if x.numel() == 0 or not _as_memory(x, weight) else _shape(x)
-    if at is not None and not memory.are_plain(dy, device=x.device.type):
+    at = None if x.numel() == 0 else _shape(x)
+    if at is not None and not (_as_memory(x, weight) and memory.are_plain(dy, device=x.device.type)):
         at = None
     # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
     told = relu is not None and (relu.passed is None or relu.passed.dtype == torch.uint8)
