@@ -1,5 +1,7 @@
 import pytest
 from syncbn.testing import interpreted
+
+
 @pytest.fixture
 def device():
     with interpreted():

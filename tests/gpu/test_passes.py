@@ -14,7 +14,17 @@ from syncbn.nn.statistics import pack, unpack
 Lay = Callable[[Tensor], Tensor]
 EPS = 1e-3
 # Some rows, columns, channels and bytes of bits that do not fill a tile; more programs than one for a channel.
-SHAPES = [(5, 3), (2, 3, 1), (3, 17, 29), (7, 3, 5, 9), (2, 70, 3, 3), (40, 5, 2, 2), (2, 2, 41, 40), (2, 5, 4, 3, 2), (9, 1, 5)]
+SHAPES = [
+    (5, 3),
+    (2, 3, 1),
+    (3, 17, 29),
+    (7, 3, 5, 9),
+    (2, 70, 3, 3),
+    (40, 5, 2, 2),
+    (2, 2, 41, 40),
+    (2, 5, 4, 3, 2),
+    (9, 1, 5),
+]
 
 
 def rows(x: Tensor) -> Tensor:
@@ -59,7 +69,14 @@ def passes(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: An
     assert torch.equal(both.float(), torch.cat([dbeta, dgamma]))
     if bits is not None:
         assert torch.equal(gpu.unpacked(bits, x), y > 0)
-    return {"sums": sums, "y": y, "dx": dx, "dbeta": dbeta, "dgamma": dgamma, "dr": dy if dresidual is None else dresidual}
+    return {
+        "sums": sums,
+        "y": y,
+        "dx": dx,
+        "dbeta": dbeta,
+        "dgamma": dgamma,
+        "dr": dy if dresidual is None else dresidual,
+    }
 
 
 def exactly(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: Any, relu: bool) -> dict[str, Tensor]:
@@ -78,7 +95,9 @@ def check(got: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtyp
     rounding = torch.finfo(dtype).eps
     for name in expected.keys() - {"kink"}:
         actual, right = got[name].double(), expected[name]
-        where = expected["kink"] if actual.shape == expected["kink"].shape else torch.zeros_like(right, dtype=torch.bool)
+        where = (
+            expected["kink"] if actual.shape == expected["kink"].shape else torch.zeros_like(right, dtype=torch.bool)
+        )
         tolerance = 2e-6 * count**0.5 if actual.dim() == 1 else 2e-6 + rounding
         off = ((actual - right).abs() / (1 + right.abs())).masked_fill(where, 0)
         assert actual.isfinite().all(), name
@@ -92,7 +111,13 @@ def test_each_pass_gives_the_numbers_of_float64(device: str, dealt: str, shape: 
     number = SHAPES.index(shape) + len(added) + len(dealt)
     dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
     x, dy, residual, weight, bias = case(shape, lay, dtype, device, offset=100.0 if dtype == torch.float32 else 2.0)
-    given = (x, dy, residual if "residual" in added else None, weight if number % 4 else None, bias if number % 5 else None)
+    given = (
+        x,
+        dy,
+        residual if "residual" in added else None,
+        weight if number % 4 else None,
+        bias if number % 5 else None,
+    )
     relu = "relu" in added
     check(passes(*given, relu), exactly(*given, relu), dtype, x.numel() // x.shape[1])
 
@@ -150,7 +175,12 @@ def test_twice_the_same_is_bitwise_the_same(device: str, dealt: str) -> None:
 
 
 def test_plans_cover_every_value_once() -> None:
-    for rows_, outer, channels, positions in ((True, 8193, 70, 1), (False, 7, 3, 50176), (False, 1, 2048, 49), (True, 1, 2, 1)):
+    for rows_, outer, channels, positions in (
+        (True, 8193, 70, 1),
+        (False, 7, 3, 50176),
+        (False, 1, 2048, 49),
+        (True, 1, 2, 1),
+    ):
         at = gpu.Shape(rows_, outer, channels, positions, 2, processors=132)
         for plan in (gpu.reduction(at), gpu.elementwise(at)):
             per_channel = channels if rows_ else positions
