@@ -1,5 +1,5 @@
 # make help says what there is. Everything runs in .venv, which is made on first use and again when its recipe changes.
-# Tests with torchvision, timm and ONNX run in .venv-extras, which has these and sees the packages of .venv.
+# Tests with torchvision, timm, ONNX and Triton run in .venv-extras, which has these and sees the packages of .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -65,5 +65,5 @@ $(EXTRAS)/ready: $(VENV)/ready tests/extras/cpu_torchvision.py
 		&& $(BIN)/python -c "$$packages" > $$here/venv.pth \
 		&& cp tests/extras/cpu_torchvision.py $$here \
 		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
-	$(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,export]' onnxruntime
+	$(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,export,triton]' onnxruntime
 	@touch $@
