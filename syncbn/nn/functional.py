@@ -238,7 +238,7 @@ def update_running(
         The set's statistics, where they came out on the way.
     """
     number = not isinstance(momentum, Tensor)
-    if number and gpu.takes_running(running_mean, running_var, tracked, sums):
+    if number and gpu.serves(sums) and gpu.takes_running(running_mean, running_var, tracked, sums):
         found = gpu.update_running(running_mean, running_var, tracked, sums, float(momentum), biased)
         return kernels.Statistics(*found)
     if tracked is not None:

@@ -86,15 +86,20 @@ class Plan(NamedTuple):
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be handed on as memory, to kernels that are there; see :mod:`syncbn.nn.memory`."""
-    device = "cpu" if _interpreted else "cuda"
-    if _disabled or any(t is not None and t.device.type != device for t in tensors):
+    if _disabled or not serves(tensors[0]):
         return False
+    device = "cpu" if _interpreted else "cuda"
     return memory.unwatched() and memory.are_plain(*tensors, device=device, channels=channels) and _usable(_interpreted)
+
+
+def serves(x: Tensor | None) -> bool:
+    """Whether ``x`` is on a device that the kernels are for: asked first, since on the CPU nothing else counts."""
+    return x is not None and (x.is_cuda or _interpreted)
 
 
 def shape(x: Tensor) -> Shape | None:
     """How ``x`` lies in memory, if it is taken: 32 or 16 bits, dense, channels or positions innermost."""
-    if x.dtype not in _TYPES or not takes(x) or x.numel() == 0:
+    if x.dtype not in _TYPES or x.numel() == 0 or not takes(x):
         return None
     n, c, s = x.shape[0], x.shape[1], memory.positions(x)
     if c > 1 and memory.channels_innermost(x):

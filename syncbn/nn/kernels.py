@@ -138,7 +138,7 @@ def normalize(
         That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
     """
     at = None if local is None else local.at
-    if at is not None and not _as_memory(x, weight, bias):
+    if at is not None and not memory.are_plain(weight, bias, device=x.device.type, channels=x.shape[1]):
         at = None
     if isinstance(at, gpu.Shape) and memory.are_plain(residual, device=x.device.type):
         y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
@@ -247,7 +247,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 def _shape(x: Tensor) -> native.Shape | gpu.Shape | None:
     """How ``x`` lies in memory, for whoever takes it there."""
-    return gpu.shape(x) or native.shape(x)
+    return gpu.shape(x) if gpu.serves(x) else native.shape(x)
 
 
 def _as_memory(x: Tensor, *parameters: Tensor | None) -> bool:

@@ -19,13 +19,14 @@ def are_plain(*tensors: Tensor | None, device: str, channels: int | None = None)
 
     With ``channels`` each must be of shape ``(channels,)``: torch broadcasts or refuses what is not.
     """
-    return all(t is None or _is_plain(t, device, channels) for t in tensors)
-
-
-def _is_plain(t: Tensor, device: str, channels: int | None) -> bool:
-    if type(t) not in _PLAIN or t.device.type != device or t.is_neg() or t._is_zerotensor():
-        return False
-    return channels is None or t.shape == (channels,)
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) not in _PLAIN or t.device.type != device or t.is_neg() or t._is_zerotensor():
+            return False
+        if channels is not None and t.shape != (channels,):
+            return False
+    return True
 
 
 def positions(x: Tensor) -> int:
