@@ -287,7 +287,8 @@ def test_only_what_is_asked_for_gets_a_gradient(
 def penalty(layer: nn.Module, piece: Piece, act: str | None) -> dict[str, Tensor]:
     """The gradients of the square norm of the first gradients; the one that comes in depends on the input too."""
     x, residual = leaves(piece)
-    loss = (layer(x, piece.mask, residual=residual, act=act).pow(3) * piece.dy).sum()
+    y = layer(x, piece.mask, residual=residual, act=act)
+    loss = ((y + 1).pow(3) * piece.dy).sum()  # its gradient is not zero where y is
     by = [t for t in (x, residual) if t is not None]
     sum(first.square().sum() for first in torch.autograd.grad(loss, by, create_graph=True)).backward()
     return {"x": x.grad} | ({} if residual is None else {"residual": residual.grad})
