@@ -285,13 +285,15 @@ def test_only_what_is_asked_for_gets_a_gradient(
 
 
 def penalty(layer: nn.Module, piece: Piece, act: str | None) -> dict[str, Tensor]:
-    """The gradients of the square norm of the first gradients; the one that comes in depends on the input too."""
+    """The first gradients and those of their square norm; the one that comes in depends on the input too."""
     x, residual = leaves(piece)
     y = layer(x, piece.mask, residual=residual, act=act)
     loss = ((y + 1).pow(3) * piece.dy).sum()  # its gradient is not zero where y is
     by = [t for t in (x, residual) if t is not None]
-    sum(first.square().sum() for first in torch.autograd.grad(loss, by, create_graph=True)).backward()
-    return {"x": x.grad} | ({} if residual is None else {"residual": residual.grad})
+    first = torch.autograd.grad(loss, by, create_graph=True)
+    sum(gradient.square().sum() for gradient in first).backward()
+    names = [f"{name}, {order}" for order in ("first", "second") for name in ("x", "residual")[: len(by)]]
+    return dict(zip(names, [*(t.detach() for t in first), *(t.grad for t in by)], strict=True))
 
 
 def penalty_on_a_rank(rank: int, world_size: int, layer: nn.Module, given: list[Piece], act: str | None) -> dict:
