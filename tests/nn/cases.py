@@ -123,15 +123,22 @@ def cases(draw: st.DrawFn, world_size: int) -> Case:
 def make_layer(case: Case) -> torch.nn.Module:
     """The layer, on each rank the same, with a state that is not the neutral one."""
     layer = LAYERS[2 + len(case.spatial[0])](
-        case.channels, case.eps, case.momentum, case.affine, case.track, bias=case.bias,
+        case.channels, case.eps, case.momentum, case.affine, case.track,
         biased_running_var=case.biased, dtype=case.parameters,
     )  # fmt: skip
+    drop_bias(layer, case)
     generator = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for name, value in layer.state_dict().items():
             if name != "num_batches_tracked":
                 value.copy_(torch.rand(case.channels, generator=generator) + 0.5)
     return layer
+
+
+def drop_bias(layer: torch.nn.Module, case: Case) -> None:
+    """As the keyword bias=False does, which torch has from 2.13 on."""
+    if not case.bias:
+        layer.bias = None
 
 
 def make_piece(case: Case, step: int, rank: int) -> Piece:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests.nn.cases import Case, make_layer
+from tests.nn.cases import Case, drop_bias, make_layer
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32)}
 # By the type that computes: float32 for half precision too.
@@ -31,9 +31,8 @@ class OneProcess:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.twin = nn.BatchNorm1d(
-            case.channels, case.eps, case.momentum, case.affine, case.track, bias=case.bias, dtype=torch.float64
-        )
+        self.twin = nn.BatchNorm1d(case.channels, case.eps, case.momentum, case.affine, case.track, dtype=torch.float64)
+        drop_bias(self.twin, case)
         self.twin.load_state_dict(make_layer(case).state_dict())
         self.bounds = {name: torch.zeros(case.channels, dtype=torch.float64) for name in RUNNING}
 
