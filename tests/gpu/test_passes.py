@@ -10,6 +10,7 @@ from torch import Tensor
 
 from syncbn.nn import gpu, kernels
 from syncbn.nn.statistics import pack, unpack
+from tests.gpu.steps import road
 
 Lay = Callable[[Tensor], Tensor]
 EPS = 1e-3
@@ -29,6 +30,12 @@ SHAPES = [
 
 def rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@pytest.fixture(autouse=True)
+def by_triton(device: str) -> Iterator[None]:
+    with road("triton", device):
+        yield
 
 
 @pytest.fixture(params=["whole", "split"])

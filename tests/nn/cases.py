@@ -167,10 +167,10 @@ def make_piece(case: Case, step: int, rank: int) -> Piece:
         size = [case.samples[rank], *case.spatial[rank]]
         mask = random(*(size if case.mask == "values" else [size[0], *[1] * len(size[1:])])) < keep
         x, dy = (t.masked_fill(~mask.unsqueeze(1), math.nan) for t in (x, dy))
-    return Piece(_lay_out(x, case.x_layout), _lay_out(dy, case.dy_layout), mask)
+    return Piece(lay_out(x, case.x_layout), lay_out(dy, case.dy_layout), mask)
 
 
-def _lay_out(t: Tensor, layout: str) -> Tensor:
+def lay_out(t: Tensor, layout: str) -> Tensor:
     if layout == "channels_last":
         return t.movedim(1, -1).contiguous().movedim(-1, 1)
     if layout == "transposed":
