@@ -98,6 +98,21 @@ def test_everything_added_in_every_layout_and_type(
         run_and_check(training, device, name)
 
 
+@pytest.mark.parametrize("added", ["", "relu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@by_each_road
+def test_a_mean_far_from_zero_costs_no_digits(group: None, device: str, name: str, layout: str, added: str) -> None:
+    # What float32 drops of the mean is up to 5e-4 standard deviations here; a few values, for their sums to be large.
+    run_and_check(prepare(Case((2,), ((1, 3),), (False,), x_layout=layout, offset=1e4, steps=4), added), device, name)
+
+
+@pytest.mark.parametrize("added", ["relu", "residual", "residual, relu"])
+@pytest.mark.parametrize("affine", [True, False])
+@by_each_road
+def test_an_input_that_needs_no_gradient(group: None, device: str, name: str, affine: bool, added: str) -> None:
+    run_and_check(prepare(Case((4,), ((3, 5),), (True,), affine=affine), added), device, name)
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("samples", [0, 1], ids=["empty", "one value"])
 @by_each_road
