@@ -8,10 +8,10 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras test-gpu test-slurm prove-layer prove-faults prove-slurm lint format clean
+.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm prove-layer prove-faults prove-slurm lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/ready ## train the default network; settings: make train ARGS="norm=local seed=1"
 	@$(BIN)/python train.py $(ARGS)
@@ -25,8 +25,11 @@ test: $(VENV)/ready ## run the tests, two files at a time; a choice of them: mak
 test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
 
-test-gpu: $(VENV)/ready ## run the tests of the layer on a GPU; in Triton's interpreter: make test-gpu ARGS="--device cpu"
+test-gpu: $(VENV)/ready ## run the tests of the layer on a GPU
 	@$(BIN)/python -m pytest tests/gpu $(ARGS)
+
+test-interpreter: $(EXTRAS)/ready ## run what they try that needs no GPU, in Triton's interpreter and with its compiler
+	@$(EXTRAS)/bin/python -m pytest tests/gpu --device cpu $(ARGS)
 
 test-slurm: $(VENV)/ready ## run the tests on a Slurm that is started on this machine; installs Debian's packages, as root
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/slurm $(ARGS)

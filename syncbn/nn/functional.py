@@ -128,7 +128,8 @@ def measure(
         if observer is not None and own is not None:
             observer.measured(name, own, sums)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
-    if (mask is not None or x.numel() <= x.shape[1]) and _may_look(x, mask) and sums[0].item() == 1:
+    eager = not torch.compiler.is_compiling()  # in a graph the question alone would be a condition on the shape
+    if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_look(x, mask) and sums[0].item() == 1:
         ranks = 1 if partners is None else partners.size()
         raise ValueError(
             f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
@@ -142,11 +143,7 @@ def _may_look(x: Tensor, mask: Tensor | None) -> bool:
 
     There the running update leaves the variance alone instead.
     """
-    if may_read(x):
-        return True
-    if mask is not None or torch.compiler.is_compiling():
-        return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return may_read(x) or (mask is None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def normalize(

@@ -129,13 +129,13 @@ def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
-    """Whether :func:`update_running` may have these."""
+    """Whether :func:`update_running` may have these: contiguous, and float32 as its momentum is."""
     if not takes(sums, tracked):
         return False
-    buffers, device = (running_mean, running_var), sums.device.type
-    return memory.are_plain(*buffers, device=device, channels=len(sums) // 2) and all(
-        b.is_contiguous() for b in buffers
-    )
+    for buffer in (running_mean, running_var):
+        if buffer.dtype != torch.float32 or not buffer.is_contiguous():
+            return False
+    return memory.are_plain(running_mean, running_var, device=sums.device.type, channels=len(sums) // 2)
 
 
 def update_running(

@@ -9,23 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syncbn.nn import gpu, kernels
-from syncbn.nn.statistics import pack, unpack
+from syncbn.nn.statistics import Moments, pack, unpack
 from tests.gpu.steps import road
 
 Lay = Callable[[Tensor], Tensor]
 EPS = 1e-3
 # Some rows, columns, channels and bytes of bits that do not fill a tile; more programs than one for a channel.
-SHAPES = [
-    (5, 3),
-    (2, 3, 1),
-    (3, 17, 29),
-    (7, 3, 5, 9),
-    (2, 70, 3, 3),
-    (40, 5, 2, 2),
-    (2, 2, 41, 40),
-    (2, 5, 4, 3, 2),
-    (9, 1, 5),
-]
+SHAPES = [(5, 3), (2, 3, 1), (3, 17, 29), (7, 3, 5, 9), (2, 70, 3, 3), (2, 2, 21, 20), (2, 5, 4, 3, 2), (9, 1, 5)]
+ADDED = ("nothing", "relu", "residual", "residual+relu")
 
 
 def rows(x: Tensor) -> Tensor:
@@ -73,9 +64,9 @@ def passes(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: An
     gate = (bias, bits) if relu else None
     both, dbeta, dgamma = gpu.gradient_sums(dy, x, at, found, weight, EPS, gate)
     dx, dresidual = gpu.input_gradient(dy, x, at, sums[0], found, weight, both, EPS, gate)
-    assert torch.equal(both.float(), torch.cat([dbeta, dgamma]))
+    torch.testing.assert_close(both.float(), torch.cat([dbeta, dgamma]), rtol=0, atol=0, equal_nan=True)
     if bits is not None:
-        assert torch.equal(gpu.unpacked(bits, x), y > 0)
+        assert torch.equal(gpu.unpacked(bits, x), ~(y <= 0))
     return {
         "sums": sums,
         "y": y,
@@ -111,22 +102,17 @@ def check(got: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtyp
         assert off.max() < tolerance, (name, off.max())
 
 
-@pytest.mark.parametrize("added", ["nothing", "relu", "residual", "relu+residual"])
 @pytest.mark.parametrize("lay", [Tensor.contiguous, rows], ids=["planes", "rows"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_each_pass_gives_the_numbers_of_float64(device: str, dealt: str, shape: Any, lay: Lay, added: str) -> None:
-    number = SHAPES.index(shape) + len(added) + len(dealt)
+def test_each_pass_gives_the_numbers_of_float64(device: str, dealt: str, shape: Any, lay: Lay) -> None:
+    number = SHAPES.index(shape) + len(dealt) + (lay is rows)
     dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
     x, dy, residual, weight, bias = case(shape, lay, dtype, device, offset=100.0 if dtype == torch.float32 else 2.0)
-    given = (
-        x,
-        dy,
-        residual if "residual" in added else None,
-        weight if number % 4 else None,
-        bias if number % 5 else None,
-    )
-    relu = "relu" in added
-    check(passes(*given, relu), exactly(*given, relu), dtype, x.numel() // x.shape[1])
+    for added in ADDED[number % 2 :: 2]:
+        of_channels = (weight if number % 4 else None, bias if number % 5 else None)
+        given = (x, dy, residual if "residual" in added else None, *of_channels)
+        relu = "relu" in added
+        check(passes(*given, relu), exactly(*given, relu), dtype, x.numel() // x.shape[1])
 
 
 @pytest.mark.parametrize("lay", [Tensor.contiguous, rows], ids=["planes", "rows"])
@@ -148,8 +134,6 @@ def test_sums_keep_the_variance_whatever_the_offset(device: str, dealt: str, lay
 def test_running_statistics_move_as_torchs_do(device: str) -> None:
     mean, var = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 4.0, 9.0])
     for n, biased in ((5, False), (5, True), (2, False), (1, False), (0, False)):
-        from syncbn.nn.statistics import Moments
-
         sums = pack(Moments(torch.tensor(float(n)), mean * bool(n), var * bool(n))).to(device)
         running = [torch.full((3,), 10.0, device=device) for _ in range(2)]
         tracked = torch.tensor(7, device=device)
@@ -176,7 +160,7 @@ def test_a_nan_stays_one_and_passes_the_relu(device: str) -> None:
 
 def test_twice_the_same_is_bitwise_the_same(device: str, dealt: str) -> None:
     for lay in (Tensor.contiguous, rows):
-        given = case((30, 3, 4, 5), lay, torch.float32, device, 1.0)
+        given = case((9, 3, 4, 5), lay, torch.float32, device, 1.0)
         once, again = (passes(*given, relu=True) for _ in range(2))
         assert all(torch.equal(once[name], again[name]) for name in once)
 
