@@ -137,17 +137,14 @@ def normalize(
     Returns:
         That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
     """
-    at = None if local is None else local.at
-    if at is not None and not memory.are_plain(weight, bias, device=x.device.type, channels=x.shape[1]):
-        at = None
-    if isinstance(at, gpu.Shape) and memory.are_plain(residual, device=x.device.type):
-        y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
-        return _laid_out(y, x), bits
-    if isinstance(at, native.Shape):
-        y = _laid_out(native.normalize(x, at, statistics, weight, bias, eps), x)
-        if residual is not None:
-            y.add_(residual)
-        return (y.relu_(), y) if relu else (y, None)
+    at, device = None if local is None else local.at, x.device.type
+    plain = memory.are_plain(weight, bias, device=device, channels=x.shape[1])
+    if at is not None and plain and memory.are_plain(residual, device=device):
+        if isinstance(at, gpu.Shape):
+            y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
+            return _laid_out(y, x), bits
+        y = _laid_out(native.normalize(x, at, statistics, weight, bias, eps, residual, relu), x)
+        return y, y if relu else None
     values = _affine(x, statistics, weight, bias, eps, local)
     if residual is not None:
         values.add_(residual)

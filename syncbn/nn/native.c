@@ -21,7 +21,8 @@ enum { GRAIN = 32768, RUN = 256, LINES = 32, MAP_WIDTH = 64, REDUCE_WIDTH = 2048
 
 // A channel's normalization as y = ((x - mean) - rest) * slope + offset, each an array of `width`.
 typedef struct {
-    float *mean, *rest, *slope, *offset, *gain; // gain: of dy, in the gradient alone
+    float *mean, *rest, *slope, *offset, *gain; // gain: of what is added, where something is
+    float least; // what y is at least
 } Affine;
 
 // The data: n * s positions of c channels. Rows: a position's channels are neighbours. Else a channel's s positions are.
@@ -95,12 +96,12 @@ static int allocate(Affine *by, Shape d, int64_t *width) {
     return 0;
 }
 
-static void run_map(int type, const void *dy, const void *x, void *y, Affine *by, Shape d, int64_t width) {
+static void run_map(int type, const void *z, const void *x, void *y, Affine *by, Shape d, int64_t width) {
     float *arrays[] = {by->mean, by->rest, by->slope, by->offset, by->gain};
-    for (int k = 0; k < (dy ? 5 : 4); k++)
+    for (int k = 0; k < (z ? 5 : 4); k++)
         for (int64_t i = d.c; i < width; i++) arrays[k][i] = arrays[k][i - d.c];
-    if (type == BFLOAT16) map_bfloat16(dy, x, y, by, d);
-    else map_float32(dy, x, y, by, d);
+    if (type == BFLOAT16) map_bfloat16(z, x, y, by, d);
+    else map_float32(z, x, y, by, d);
     free(by->mean);
 }
 
@@ -156,9 +157,9 @@ int syncbn_gradient_sums(int type, const void *dy, const void *x, const float *m
     return failed;
 }
 
-// y = (x - mean - rest) / sqrt(var + eps) * weight + bias; weight and bias may be NULL.
-int syncbn_normalize(int type, const void *x, void *y, const float *mean, const float *var, const float *rest,
-                     const float *weight, const float *bias, double eps, Shape d) {
+// y = (x - mean - rest) / sqrt(var + eps) * weight + bias + residual, not below 0 with relu; these three may be NULL.
+int syncbn_normalize(int type, const void *x, const void *residual, void *y, const float *mean, const float *var,
+                     const float *rest, const float *weight, const float *bias, double eps, int relu, Shape d) {
     Affine by;
     int64_t width;
     if (allocate(&by, d, &width)) return OUT_OF_MEMORY;
@@ -167,8 +168,10 @@ int syncbn_normalize(int type, const void *x, void *y, const float *mean, const 
         by.rest[i] = rest[i];
         by.slope[i] = (weight ? weight[i] : 1) / sqrt(var[i] + eps);
         by.offset[i] = bias ? bias[i] : 0;
+        by.gain[i] = 1;
     }
-    run_map(type, NULL, x, y, &by, d, width);
+    by.least = relu ? 0 : -INFINITY;
+    run_map(type, residual, x, y, &by, d, width);
     return 0;
 }
 
@@ -187,6 +190,7 @@ int syncbn_input_gradient(int type, const void *dy, const void *x, void *dx, con
         by.offset[i] = -gain * sums[i] / *n;
         by.gain[i] = gain;
     }
+    by.least = -INFINITY;
     run_map(type, dy, x, dx, &by, d, width);
     return 0;
 }

@@ -40,7 +40,7 @@ def _load() -> dict[str, Callable[..., int]]:
     library.syncbn_sums.argtypes = [flag, array, Shape, array]
     library.syncbn_statistics.argtypes = [array, size, *[array] * 3]
     library.syncbn_update_running.argtypes = [array, size, array, array, number, flag]
-    library.syncbn_normalize.argtypes = [flag, *[array] * 7, number, Shape]
+    library.syncbn_normalize.argtypes = [flag, *[array] * 8, number, flag, Shape]
     library.syncbn_gradient_sums.argtypes = [flag, *[array] * 5, number, Shape, *[array] * 3]
     library.syncbn_input_gradient.argtypes = [flag, *[array] * 9, number, Shape]
     names = ("sums", "statistics", "update_running", "normalize", "gradient_sums", "input_gradient")
@@ -105,11 +105,20 @@ def update_running(
 
 
 def normalize(
-    x: Tensor, at: Shape, statistics: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    at: Shape,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """``(x - mean - rest) / sqrt(var + eps) * weight + bias``, laid out as ``x`` is; see :func:`statistics`."""
+    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``, by a ReLU if asked."""
     y = torch.empty_like(x)
-    _run("normalize", _TYPES[x.dtype], x, y, *statistics, _float32(weight), _float32(bias), eps, at)
+    residual = None if residual is None else memory.ordered(residual, bool(at.rows))
+    parameters = (*statistics, _float32(weight), _float32(bias))
+    _run("normalize", _TYPES[x.dtype], x, residual, y, *parameters, eps, relu, at)
     return y
 
 

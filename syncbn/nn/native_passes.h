@@ -34,16 +34,21 @@ PASS NAME(plane_gradients)(const T *dy, const T *x, float mean, float rest, int6
     }
 }
 
-PASS NAME(plane_affine)(const T *x, T *y, float mean, float rest, float slope, float offset, int64_t s) {
+PASS NAME(plane_affine)(const T *x, T *y, float mean, float rest, float slope, float offset, float least, int64_t s) {
 #pragma omp simd
-    for (int64_t i = 0; i < s; i++) y[i] = STORE(((LOAD(x[i]) - mean) - rest) * slope + offset);
+    for (int64_t i = 0; i < s; i++) {
+        const float v = ((LOAD(x[i]) - mean) - rest) * slope + offset;
+        y[i] = STORE(v < least ? least : v); // not a number stays none
+    }
 }
 
-PASS NAME(plane_input_gradient)(const T *dy, const T *x, T *dx, float mean, float rest, float slope, float offset,
-                                float gain, int64_t s) {
+PASS NAME(plane_affine_sum)(const T *z, const T *x, T *y, float mean, float rest, float slope, float offset, float gain,
+                            float least, int64_t s) {
 #pragma omp simd
-    for (int64_t i = 0; i < s; i++)
-        dx[i] = STORE(gain * LOAD(dy[i]) + (((LOAD(x[i]) - mean) - rest) * slope + offset));
+    for (int64_t i = 0; i < s; i++) {
+        const float v = gain * LOAD(z[i]) + (((LOAD(x[i]) - mean) - rest) * slope + offset);
+        y[i] = STORE(v < least ? least : v);
+    }
 }
 
 // Four rows at a time, since what is added to goes through memory. Each four are asked for while the last are added up:
@@ -103,19 +108,26 @@ PASS NAME(rows_gradients)(const T *dy, const T *x, const float *restrict mean, c
 PASS NAME(rows_affine)(const T *x, T *y, const Affine *by, int64_t rows, int64_t c) {
     const float *restrict mean = by->mean, *restrict rest = by->rest;
     const float *restrict slope = by->slope, *restrict offset = by->offset;
+    const float least = by->least;
     for (int64_t r = 0; r < rows; r++, x += c, y += c) {
 #pragma omp simd
-        for (int64_t i = 0; i < c; i++) y[i] = STORE(((LOAD(x[i]) - mean[i]) - rest[i]) * slope[i] + offset[i]);
+        for (int64_t i = 0; i < c; i++) {
+            const float v = ((LOAD(x[i]) - mean[i]) - rest[i]) * slope[i] + offset[i];
+            y[i] = STORE(v < least ? least : v);
+        }
     }
 }
 
-PASS NAME(rows_input_gradient)(const T *dy, const T *x, T *dx, const Affine *by, int64_t rows, int64_t c) {
+PASS NAME(rows_affine_sum)(const T *z, const T *x, T *y, const Affine *by, int64_t rows, int64_t c) {
     const float *restrict mean = by->mean, *restrict rest = by->rest, *restrict gain = by->gain;
     const float *restrict slope = by->slope, *restrict offset = by->offset;
-    for (int64_t r = 0; r < rows; r++, x += c, dy += c, dx += c) {
+    const float least = by->least;
+    for (int64_t r = 0; r < rows; r++, x += c, z += c, y += c) {
 #pragma omp simd
-        for (int64_t i = 0; i < c; i++)
-            dx[i] = STORE(gain[i] * LOAD(dy[i]) + (((LOAD(x[i]) - mean[i]) - rest[i]) * slope[i] + offset[i]));
+        for (int64_t i = 0; i < c; i++) {
+            const float v = gain[i] * LOAD(z[i]) + (((LOAD(x[i]) - mean[i]) - rest[i]) * slope[i] + offset[i]);
+            y[i] = STORE(v < least ? least : v);
+        }
     }
 }
 
@@ -164,17 +176,19 @@ static int NAME(reduce)(const T *dy, const T *x, const float *mean, const float 
     return 0;
 }
 
-// y from x; or dx, where dy is given.
-static void NAME(map)(const T *dy, const T *x, T *y, const Affine *by, Shape d) {
+// y = (x - mean - rest) * slope + offset, plus gain * z where z is given; at least by->least.
+static void NAME(map)(const T *z, const T *x, T *y, const Affine *by, Shape d) {
     const int threads = threads_for(d);
     if (!d.rows) {
 #pragma omp parallel for num_threads(threads)
         for (int64_t p = 0; p < d.n * d.c; p++) {
             const int64_t j = p % d.c, at = p * d.s;
-            if (dy)
-                NAME(plane_input_gradient)(dy + at, x + at, y + at, by->mean[j], by->rest[j], by->slope[j],
-                                           by->offset[j], by->gain[j], d.s);
-            else NAME(plane_affine)(x + at, y + at, by->mean[j], by->rest[j], by->slope[j], by->offset[j], d.s);
+            if (z)
+                NAME(plane_affine_sum)(z + at, x + at, y + at, by->mean[j], by->rest[j], by->slope[j], by->offset[j],
+                                       by->gain[j], by->least, d.s);
+            else
+                NAME(plane_affine)(x + at, y + at, by->mean[j], by->rest[j], by->slope[j], by->offset[j], by->least,
+                                   d.s);
         }
         return;
     }
@@ -183,9 +197,9 @@ static void NAME(map)(const T *dy, const T *x, T *y, const Affine *by, Shape d) 
     for (int t = 0; t < threads; t++) {
         const int64_t first = positions * t / threads, count = positions * (t + 1) / threads - first;
         const int64_t rows = count / beside, at = first * d.c, left = at + rows * width;
-        if (dy) {
-            NAME(rows_input_gradient)(dy + at, x + at, y + at, by, rows, width);
-            NAME(rows_input_gradient)(dy + left, x + left, y + left, by, count % beside, d.c);
+        if (z) {
+            NAME(rows_affine_sum)(z + at, x + at, y + at, by, rows, width);
+            NAME(rows_affine_sum)(z + left, x + left, y + left, by, count % beside, d.c);
         } else {
             NAME(rows_affine)(x + at, y + at, by, rows, width);
             NAME(rows_affine)(x + left, y + left, by, count % beside, d.c);
