@@ -39,6 +39,11 @@ CELLS = [
 ]
 # What a processor of the architecture has: registers, bytes of shared memory; and how many there are of a usual GPU.
 PROCESSOR = {80: (65536, 164 << 10, 108), 90: (65536, 227 << 10, 132), 100: (65536, 227 << 10, 148)}
+# Values of a tile, warps, tiles on their way, values of a channel that are few. The first are the layer's, for rows.
+SETTINGS = [
+    (4096, 8, 3, 2048), (4096, 8, 1, 2048), (4096, 8, 2, 2048), (4096, 8, 4, 2048),
+    (2048, 4, 3, 2048), (8192, 8, 3, 2048), (4096, 8, 3, 512), (4096, 8, 3, 8192),
+]  # fmt: skip
 _TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
     torch.uint8: "u8", torch.int64: "i64",
@@ -73,7 +78,10 @@ def every_pass(x: Tensor, at: gpu.Shape, added: str) -> Iterator[tuple[str, Any]
         yield "update_running", lambda: gpu.update_running(mean, var, tracked, sums, 0.1)
     yield "normalize", lambda: gpu.normalize(x, at, found, weight, bias, 1e-5, residual, bool(added))
     yield "gradient_sums", lambda: gpu.gradient_sums(dy, x, at, found, weight, 1e-5, gate)
-    yield "input_gradient", lambda: gpu.input_gradient(dy, x, at, sums[0], found, weight, sums[1:], 1e-5, gate)
+    yield (
+        "input_gradient",
+        lambda: gpu.input_gradient(dy, x, at, sums[0], found, weight, sums[1:], 1e-5, gate, bits is not None),
+    )
 
 
 def launches(shape: tuple[int, ...], layout: str, dtype: torch.dtype, added: str, arch: int) -> list[Launch]:
@@ -92,7 +100,8 @@ def launches(shape: tuple[int, ...], layout: str, dtype: torch.dtype, added: str
         names = [parameter.name for parameter in getattr(gpu_passes, name).params]
         seen.append(Launch(name, grid, dict(zip(names, (*tensors, *numbers), strict=True)), warps))
 
-    with mock.patch.object(gpu, "_launch", note), mock.patch.object(gpu, "_interpreted", True):
+    usable = mock.patch.object(gpu, "_usable", return_value=True)
+    with mock.patch.object(gpu, "_launch", note), mock.patch.object(gpu, "_interpreted", True), usable:
         for _, call in every_pass(x, at, added):
             call()
     return seen
@@ -173,9 +182,9 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
 
 
 @contextmanager
-def settings(tile: int, warps: int, stages: int) -> Iterator[None]:
+def settings(tile: int, warps: int, stages: int, few: int) -> Iterator[None]:
     """Within this context passes are dealt out otherwise."""
-    values = {"_TILE": tile, "_WARPS": warps, "_STAGES": stages}
+    values = {"_TILE": tile, "_WARPS": warps, "_STAGES": stages, "_FEW": {True: few, False: few}}
     with mock.patch.multiple(gpu, **values):
         for known in (gpu.reduction, gpu.elementwise, gpu._device):
             known.cache_clear()
@@ -186,10 +195,10 @@ def settings(tile: int, warps: int, stages: int) -> Iterator[None]:
 
 def microseconds(call: Any, repeats: int = 30) -> common.Spread:
     """Of the device, with its second-level cache full of something else each time."""
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    flush = torch.zeros(256 << 18, dtype=torch.int32, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats + 3)]
     for begin, end in events:
-        flush.zero_()
+        flush.sum()  # reads: what is written would be on its way to memory meanwhile
         begin.record()
         call()
         end.record()
@@ -208,15 +217,15 @@ def measured(cells: list[Any]) -> list[dict[str, Any]]:
     for (shape, layout, dtype), added in product(cells, ("", "relu", "residual+relu")):
         x = torch.randn(shape, device="cuda").to(dtype)
         x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
-        for tile, warps, stages in ((4096, 8, 3), (4096, 8, 1), (4096, 8, 2), (4096, 8, 4), (2048, 4, 3), (8192, 8, 3)):
-            with settings(tile, warps, stages):
+        for tile, warps, stages, few in SETTINGS:
+            with settings(tile, warps, stages, few):
                 at = gpu.shape(x)
                 for name, call in every_pass(x, at, added):
                     if name not in passes:
                         continue
                     least = x.numel() * x.element_size() * (passes[name] + ("residual" in added) * more.get(name, 0))
                     row = {"shape": shape, "layout": layout, "dtype": _TYPES[dtype], "added": added, "kernel": name}
-                    row["settings"] = f"tile {tile}, {warps} warps, {stages} stages"
+                    row["settings"] = f"tile {tile}, {warps} warps, {stages} stages, few {few}"
                     try:
                         spread = microseconds(call)
                         row |= {"us": spread, "median_us": spread.median}

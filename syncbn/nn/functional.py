@@ -295,6 +295,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *found, *((bias, passed) if relu else ()))
         ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.rows = local is not None and local.at is not None and bool(local.at.rows)
         return y
 
     @staticmethod
@@ -302,7 +303,7 @@ class _Normalize(torch.autograd.Function):
         x, weight, mask, n, mean, var, rest, *gate = ctx.saved_tensors
         statistics = kernels.Statistics(mean, var, rest)
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
-        relu = kernels.Relu(*gate) if gate else None
+        relu = kernels.Relu(gate[0], gate[1], ctx.rows) if gate else None
         dx: Tensor | None
         dresidual: Tensor | None
         if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
@@ -316,7 +317,7 @@ class _Normalize(torch.autograd.Function):
                 sums = exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
             dx, dresidual = None, data.dy
             if need_x or (need_residual and data.relu is not None):
-                dx, dresidual = kernels.input_gradient(data, n, statistics, weight, sums, ctx.eps)
+                dx, dresidual = kernels.input_gradient(data, n, statistics, weight, sums, ctx.eps, need_residual)
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
         return (

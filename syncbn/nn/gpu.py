@@ -6,6 +6,8 @@ all, in more passes over the data and more launches. Nothing here waits for the 
 
 import importlib.util
 import os
+import struct
+import warnings
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from types import ModuleType
@@ -22,7 +24,9 @@ _WARPS = 8  # so 16 values a thread
 # Tiles on their way to a program while it computes on one. A memory of 4 TB/s that answers in 800 ns wants 25 KB on
 # their way for each of 132 processors, and two programs with 100 registers a thread are all that one has room for.
 _STAGES = 3
-_SMALL = 8192  # values of a channel that one program adds up by itself, so that there is nothing to merge
+# Values of a channel that one program adds up by itself, so that there is nothing to merge: in rows, where it takes
+# some channels at once, and in planes.
+_FEW = {True: 2048, False: 8192}
 _disabled = False  # see syncbn.testing.without_gpu
 _interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
 
@@ -88,7 +92,7 @@ def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be handed on as memory, to kernels that are there; see :mod:`syncbn.nn.memory`."""
     if _disabled or not serves(tensors[0]):
         return False
-    device = "cpu" if _interpreted else "cuda"
+    device = tensors[0].device  # type: ignore[union-attr]
     return memory.unwatched() and memory.are_plain(*tensors, device=device, channels=channels) and _usable(_interpreted)
 
 
@@ -135,7 +139,7 @@ def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | N
     for buffer in (running_mean, running_var):
         if buffer.dtype != torch.float32 or not buffer.is_contiguous():
             return False
-    return memory.are_plain(running_mean, running_var, device=sums.device.type, channels=len(sums) // 2)
+    return memory.are_plain(running_mean, running_var, device=sums.device, channels=len(sums) // 2)
 
 
 def update_running(
@@ -154,7 +158,7 @@ def update_running(
     channels = len(sums) // 2
     out = sums.new_empty((3, channels), dtype=torch.float32)
     tensors = (sums, out, running_mean, running_var, tracked)
-    numbers = (momentum, channels, biased, _BLOCK)
+    numbers = (*_in_two(momentum), channels, biased, _BLOCK)
     _launch("update_running", _blocks(channels), tensors, numbers, (*_kind(channels), biased))
     # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
     torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
@@ -224,23 +228,23 @@ def input_gradient(
     sums: Tensor,
     eps: float,
     relu: tuple[Tensor | None, Tensor | None] | None = None,
+    of_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of ``x`` and, through a ReLU with a residual, of the residual, laid out as ``x`` is.
+    """The gradient of ``x``; and, where asked for, of a residual that went through a ReLU; laid out as ``x`` is.
 
     ``n`` and ``sums`` are the group's, both float64; ``relu`` as for :func:`gradient_sums`.
     """
     bias, bits = relu or (None, None)
     dx = torch.empty_like(x)
-    dresidual = None if bits is None else torch.empty_like(x)
+    dresidual = torch.empty_like(x) if of_residual and bits is not None else None
     tensors = (memory.ordered(dy, at.rows), x, bits, dx, dresidual, *statistics, *_parameters(weight, bias), n, sums)
     _over("input_gradient", elementwise(at), tensors, eps, relu is not None)
     return dx, dresidual
 
 
-def unpacked(bits: Tensor, x: Tensor) -> Tensor:
-    """The bits of :func:`normalize` as bools of the shape of ``x``; by torch's operations alone."""
+def unpacked(bits: Tensor, x: Tensor, rows: bool) -> Tensor:
+    """The bits of :func:`normalize`, of :class:`Shape`'s ``rows``, as bools of the shape of ``x``; by torch alone."""
     n, c, s = x.shape[0], x.shape[1], memory.positions(x)
-    rows = c > 1 and memory.channels_innermost(x)
     columns = c if rows else s
     each = (bits.view(-1, -(-columns // 8), 1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     matrix = each.bool().flatten(1)[:, :columns]
@@ -252,38 +256,58 @@ def unpacked(bits: Tensor, x: Tensor) -> Tensor:
 @lru_cache(maxsize=4096)
 def reduction(at: Shape) -> Plan:
     """How sums over each channel are dealt out: if it has few values to a program alone, else to all that there are."""
-    few = at.values <= _SMALL
+    few = at.values <= _FEW[at.rows]
     if at.rows:
-        # A row of a tile is a line of the cache; with few values half a line, for there to be enough programs.
-        b = max(16, min((32 if few else 128) // at.itemsize, _power(at.channels)))
+        b = _columns_in_a_row(at)
+        if few and at.channels < b * at.processors:  # parts of a line, for there to be more programs
+            b = max(16, min(b, 32 // at.itemsize))
         columns = -(-at.channels // b)
     else:
-        b = max(16, _power(at.positions)) if few else _columns(at.positions)
+        b = max(16, _power(at.positions)) if few else _columns_in_a_plane(at)
         columns = at.channels * -(-at.positions // b)
     # Two programs a processor, and all of them at once; or columns by so many that the last ones do not count.
     programs = 2 * at.processors
-    return _plan(at, b, columns, 1 if few else programs if columns <= programs else 4 * programs)
+    if few:
+        return _plan(at, b, columns, 1)
+    return _plan(at, b, columns, programs // columns if columns <= programs else -(-4 * programs // columns))
 
 
 @lru_cache(maxsize=4096)
 def elementwise(at: Shape) -> Plan:
-    """How a pass in which values do not meet is dealt out."""
+    """How a pass in which values do not meet is dealt out: in whole waves, of 2, 3 or 4 programs a processor."""
     if at.rows:
-        b = max(16, min(128 // at.itemsize, _power(at.channels)))
+        b = _columns_in_a_row(at)
         columns = -(-at.channels // b)
     else:
-        b = _columns(at.positions)
+        b = _columns_in_a_plane(at)
         columns = at.channels * -(-at.positions // b)
-    return _plan(at, b, columns, 16 * at.processors)
+    return _plan(at, b, columns, -(-24 * at.processors // columns))
 
 
-def _plan(at: Shape, b: int, columns: int, programs: int) -> Plan:
+def _plan(at: Shape, b: int, columns: int, splits: int) -> Plan:
     a = max(1, min(_TILE // b, _power(at.outer)))
-    splits = max(1, min(-(-at.outer // a), round(programs / columns)))
+    splits = max(1, min(-(-at.outer // a), splits))
     parts = splits if at.rows else splits * (columns // at.channels)
     layout = (at.outer, at.positions, at.channels, at.stride, at.bits_stride)
     tile = (a, b, at.rows, at.stages)
     return Plan(a, b, columns, splits, parts, (*layout, *tile), (*_kind(*layout), *tile))
+
+
+def _columns_in_a_row(at: Shape) -> int:
+    """Columns of a tile: a line of the cache."""
+    return max(16, min(128 // at.itemsize, _power(at.channels)))
+
+
+def _columns_in_a_plane(at: Shape) -> int:
+    """Columns of a tile: all of a channel's if they are few, else as many as leave the fewest threads idle.
+
+    And no fewer than a tile must have that is to be whole with so few rows.
+    """
+    least = max(256, min(_TILE // _power(at.outer), _TILE))
+    if at.positions <= max(1024, least):
+        return max(16, _power(at.positions))
+    choice = [b for b in (4096, 2048, 1024, 512, 256) if b >= least]
+    return min(choice, key=lambda b: (-(-at.positions // b) * b, -b))
 
 
 def _kind(*sizes: int) -> tuple[Any, ...]:
@@ -291,11 +315,11 @@ def _kind(*sizes: int) -> tuple[Any, ...]:
     return tuple((size == 1, size % 16 == 0, size < 2**31) for size in sizes)
 
 
-def _columns(positions: int) -> int:
-    """Columns of a tile within a channel: all if they are few, else as many as leave the fewest threads idle."""
-    if positions <= 1024:
-        return max(16, _power(positions))
-    return min((1024, 512, 256), key=lambda b: (-(-positions // b) * b, -b))
+@lru_cache(maxsize=64)
+def _in_two(number: float) -> tuple[float, float]:
+    """As a sum of two of float32, which is what Triton makes of numbers."""
+    first: float = struct.unpack("f", struct.pack("f", number))[0]
+    return first, number - first
 
 
 def _power(size: int) -> int:
@@ -312,7 +336,7 @@ def _blocks(channels: int) -> tuple[int, int, int]:
 
 def _over(name: str, plan: Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool) -> None:
     """Runs a pass over the data."""
-    numbers = (eps, *plan.numbers, relu)
+    numbers = (float(eps), *plan.numbers, relu)
     _launch(name, (plan.columns, plan.splits, 1), tensors, numbers, (plan.kind, relu), _WARPS)
 
 
@@ -340,7 +364,9 @@ def _launch(
     has compiled is kept here, by all that it would look at: ``kind`` for the numbers, types and alignment for tensors.
     """
     device = tensors[0].device.index  # type: ignore[union-attr]
-    seen = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
+    seen: list[Any] = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
+    if torch.version.hip is not None:  # which addresses less memory by shorter offsets
+        seen += [None if t is None else t.untyped_storage().nbytes() < 2**31 for t in tensors]
     key = (name, device, kind, *seen)
     kernel = _compiled.get(key)
     if device is not None and device != torch.cuda.current_device():
@@ -375,12 +401,32 @@ def _passes() -> ModuleType:
 
 @cache
 def _usable(interpreted: bool) -> bool:
-    """Whether there is a Triton, and no GPU here that is older than it wants."""
+    """Whether there is a Triton that can start a kernel here; if not, says why, once."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if interpreted or torch.version.hip is not None:
+    if interpreted:
         return True
-    return all(torch.cuda.get_device_capability(i) >= (7, 0) for i in range(torch.cuda.device_count()))
+    devices = range(torch.cuda.device_count() if torch.version.hip is None else 0)
+    if any(torch.cuda.get_device_capability(device) < (7, 0) for device in devices):
+        return False
+    try:
+        _try()
+    except Exception as error:  # it has many: no C compiler, no place for what it compiles, a driver that is too old
+        said = next(iter(str(error).splitlines()), "")
+        warnings.warn(
+            f"Triton cannot start a kernel here ({type(error).__name__}: {said}): torch's kernels do the layer's work, "
+            "in more time. Triton wants a C compiler (CC) and a directory that it may write to (TRITON_CACHE_DIR).",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _try() -> None:
+    """Starts the least kernel there is."""
+    device = torch.device("cpu") if _interpreted else torch.device("cuda", torch.cuda.current_device())
+    sums, out = (torch.zeros(3, dtype=dtype, device=device) for dtype in (torch.float64, torch.float32))
+    _passes().statistics[1, 1, 1](sums, out, 1, _BLOCK)
 
 
 @cache

@@ -97,7 +97,7 @@ def sums(
     at, within = _tile(tl.program_id(1), outer, positions, stride, channel, begin, left, A, B, ROWS)
     shift = tl.load(x + at, mask=within, other=0).to(tl.float32)
     row = tl.arange(0, A).to(tl.int64)
-    seen = tl.zeros((A,), tl.float32)  # a lane's count; all columns but those outside have the same
+    seen = tl.zeros((A,), tl.int32)  # a lane's count; all columns but those outside have the same
     seen += tl.where(tl.program_id(1) * A + row < outer, 1, 0)
     total = tl.zeros((A, B), tl.float32)
     square = tl.zeros((A, B), tl.float32)
@@ -107,9 +107,13 @@ def sums(
         total += far
         square += far * far
         seen += tl.where(t * A + row < outer, 1, 0)
-    weight = seen[:, None] * tl.where(tl.arange(0, B) < left, 1.0, 0.0)[None, :]
-    n = _over_lanes(weight, ROWS)
-    mean = _over_lanes(weight * shift + total, ROWS) / tl.where(n > 0, n, 1)
+    n = tl.sum(seen, 0).to(tl.int64)
+    if not ROWS:
+        n *= tl.minimum(left, B)
+    weight = seen.to(tl.float32)[:, None] * tl.where(tl.arange(0, B) < left, 1.0, 0.0)[None, :]
+    mean = _over_lanes(weight * shift + total, ROWS) / n.to(
+        tl.float32
+    )  # some number near it, since the rest comes next
     far = shift - mean
     rest = _over_lanes(weight * far + total, ROWS).to(tl.float64)
     about = _over_lanes(square + far * (2 * total + weight * far), ROWS).to(tl.float64)
@@ -164,21 +168,23 @@ def statistics(sums, out, channels, B: tl.constexpr):
 
 @triton.jit
 def update_running(
-    sums, out, running_mean, running_var, tracked, momentum, channels, BIASED: tl.constexpr, B: tl.constexpr
+    sums, out, running_mean, running_var, tracked, momentum, and_rest, channels,
+    BIASED: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """As :func:`statistics`; and ``running += momentum * (batch - running)`` in float64.
 
-    n = 0 moves nothing, n = 1 not the variance.
+    n = 0 moves nothing, n = 1 not the variance. The momentum comes in two parts, to have float64's digits.
     """
+    share = tl.full((), 0, tl.float64) + momentum + and_rest
     channel = tl.program_id(0) * B + tl.arange(0, B)
     within = channel < channels
     n, mean, var = _unpack(sums, out, channel, channels, within)
     if not BIASED:
         var = var * (n / tl.where(n > 2, n - 1, 1))
     was = tl.load(running_mean + channel, mask=within, other=0).to(tl.float64)
-    tl.store(running_mean + channel, was + tl.where(n >= 1, momentum, 0) * (mean - was), mask=within)
+    tl.store(running_mean + channel, was + tl.where(n >= 1, share, 0) * (mean - was), mask=within)
     was = tl.load(running_var + channel, mask=within, other=0).to(tl.float64)
-    tl.store(running_var + channel, was + tl.where(n >= 2, momentum, 0) * (var - was), mask=within)
+    tl.store(running_var + channel, was + tl.where(n >= 2, share, 0) * (var - was), mask=within)
     if tracked is not None:
         first = tl.program_id(0) == 0
         tl.store(tracked, tl.load(tracked, mask=first) + tl.where(n > 0, 1, 0), mask=first)
@@ -195,9 +201,11 @@ def _factors(var, rest, weight, bias, eps, channel, left, B: tl.constexpr, ROWS:
     scale = invstd
     if weight is not None:
         scale = invstd * _values(weight, channel, left, B, ROWS).to(tl.float32)
-    offset = -scale * _values(rest, channel, left, B, ROWS)
-    if bias is not None:
-        offset += _values(bias, channel, left, B, ROWS).to(tl.float32)
+    lost = _values(rest, channel, left, B, ROWS)
+    if bias is None:
+        offset = -scale * lost
+    else:
+        offset = tl.fma(-scale, lost, _values(bias, channel, left, B, ROWS).to(tl.float32))
     return invstd, scale, offset
 
 

@@ -54,10 +54,18 @@ class Relu(NamedTuple):
         bias: of the batch norm before it, or None.
         passed: where it let through: its output, shape ``(N, C, *)``; or :mod:`syncbn.nn.gpu`'s bits; or None where
             that follows from the input alone.
+        rows: how the input of which these are the bits lay in memory (see :class:`syncbn.nn.gpu.Shape`). Hooks on saved
+            tensors may give it back otherwise.
     """
 
     bias: Tensor | None
     passed: Tensor | None
+    rows: bool
+
+    @property
+    def gate(self) -> tuple[Tensor | None, Tensor | None]:
+        """What :mod:`syncbn.nn.gpu` takes."""
+        return self.bias, self.passed
 
 
 class Pair(NamedTuple):
@@ -137,9 +145,8 @@ def normalize(
     Returns:
         That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
     """
-    at, device = None if local is None else local.at, x.device.type
-    plain = memory.are_plain(weight, bias, device=device, channels=x.shape[1])
-    if at is not None and plain and memory.are_plain(residual, device=device):
+    at = None if local is None else local.at
+    if at is not None and _as_memory(x, weight, bias) and memory.are_plain(residual, device=x.device):
         if isinstance(at, gpu.Shape):
             y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
             return _laid_out(y, x), bits
@@ -162,7 +169,9 @@ def let_through(
     if passed is not None and passed.dtype != torch.uint8:
         gated: Tensor = torch.ops.aten.threshold_backward(dy, passed, 0)
         return gated
-    closed = _affine(x, statistics, weight, relu.bias, eps) <= 0 if passed is None else ~gpu.unpacked(passed, x)
+    closed = (
+        _affine(x, statistics, weight, relu.bias, eps) <= 0 if passed is None else ~gpu.unpacked(passed, x, relu.rows)
+    )
     return torch.where(closed, 0, dy)
 
 
@@ -176,12 +185,14 @@ def pair(
     relu: Relu | None = None,
 ) -> Pair:
     """Both as the backward passes take them."""
+    bits = relu is not None and relu.passed is not None and relu.passed.dtype == torch.uint8
+    if relu is not None and bits:
+        x = memory.ordered(x, relu.rows)
     at = None if x.numel() == 0 else _shape(x)
-    if at is not None and not (_as_memory(x, weight) and memory.are_plain(dy, device=x.device.type)):
+    if at is not None and not (_as_memory(x, weight) and memory.are_plain(dy, device=x.device)):
         at = None
     # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
-    told = relu is not None and (relu.passed is None or relu.passed.dtype == torch.uint8)
-    if not (told and isinstance(at, gpu.Shape)):
+    if not (isinstance(at, gpu.Shape) and relu is not None and (bits or relu.passed is None)):
         dy, relu = let_through(dy, x, statistics, weight, eps, relu), None
     x, dy = blank(x, mask), blank(dy, mask)
     if at is None:
@@ -195,7 +206,7 @@ def gradient_sums(
     """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``; and each by itself."""
     x, dy, at, relu = data
     if isinstance(at, gpu.Shape):
-        return gpu.gradient_sums(dy, x, at, statistics, weight, eps, relu)
+        return gpu.gradient_sums(dy, x, at, statistics, weight, eps, None if relu is None else relu.gate)
     if at is not None:
         return native.gradient_sums(dy, x, at, statistics, eps)
     if x.numel() == 0:
@@ -210,16 +221,24 @@ def gradient_sums(
 
 
 def input_gradient(
-    data: Pair, n: Tensor, statistics: Statistics, weight: Tensor | None, sums: Tensor, eps: float
+    data: Pair,
+    n: Tensor,
+    statistics: Statistics,
+    weight: Tensor | None,
+    sums: Tensor,
+    eps: float,
+    of_residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of ``x``, in its layout, from ``gradient_sums`` added up over the group; and that of a residual.
+    """The gradient of ``x``, in its layout, from ``gradient_sums`` added up over the group; and that of a residual,
+    where asked for.
 
     ``dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)`` (Ioffe & Szegedy 2015, section 3, with the
     sums taken over every device that shared the statistics).
     """
     x, dy, at, relu = data
     if isinstance(at, gpu.Shape):
-        dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, relu)
+        gate = None if relu is None else relu.gate
+        dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, gate, of_residual)
         return _laid_out(dx, x), dy if dresidual is None else _laid_out(dresidual, x)
     if at is not None:
         return _laid_out(native.input_gradient(dy, x, at, n, statistics, weight, sums, eps), x), dy
@@ -249,7 +268,7 @@ def _shape(x: Tensor) -> native.Shape | gpu.Shape | None:
 
 def _as_memory(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether compiled code that takes ``x`` takes these, one a channel, too."""
-    return memory.are_plain(*parameters, device=x.device.type, channels=x.shape[1])
+    return memory.are_plain(*parameters, device=x.device, channels=x.shape[1])
 
 
 def _affine(

@@ -14,15 +14,15 @@ def unwatched() -> bool:
     )
 
 
-def are_plain(*tensors: Tensor | None, device: str, channels: int | None = None) -> bool:
-    """Whether these are nothing but memory of such a device.
+def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | None = None) -> bool:
+    """Whether these are nothing but memory of this device.
 
     With ``channels`` each must be of shape ``(channels,)``: torch broadcasts or refuses what is not.
     """
     for t in tensors:
         if t is None:
             continue
-        if type(t) not in _PLAIN or t.device.type != device or t.is_neg() or t._is_zerotensor():
+        if type(t) not in _PLAIN or t.device != device or t.is_neg() or t._is_zerotensor():
             return False
         if channels is not None and t.shape != (channels,):
             return False

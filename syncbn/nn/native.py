@@ -18,6 +18,7 @@ from syncbn.nn import memory
 LIBRARY = Path(__file__).with_name("libnative.so")
 SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "native_passes.h")]
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_CPU = torch.device("cpu")
 _disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
 
 
@@ -59,7 +60,7 @@ def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be handed on as memory, to a library that is there; see :mod:`syncbn.nn.memory`."""
     if not _functions or _disabled or not memory.unwatched():
         return False
-    return memory.are_plain(*tensors, device="cpu", channels=channels)
+    return memory.are_plain(*tensors, device=_CPU, channels=channels)
 
 
 def shape(x: Tensor) -> Shape | None:

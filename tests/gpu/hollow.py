@@ -31,16 +31,26 @@ def environment(place: Path) -> dict[str, str]:
 
 def install() -> ctypes.CDLL:
     """Makes Triton take it for an H200, and the layer take the CPU's tensors for its; returns the driver."""
-    torch.cuda.current_device = lambda: 0
-    torch.cuda.get_device_capability = lambda device=None: (9, 0)
-    torch._C._cuda_getCurrentRawStream = lambda device: 0
+    _pretend()
     import triton
     from triton.backends.nvidia.driver import CudaDriver
 
     triton.runtime.driver.set_active(CudaDriver())
-    gpu._interpreted = True
     gpu._usable = lambda interpreted: True
     gpu._device = lambda index: (132, gpu._STAGES)
     library = ctypes.CDLL(LIBRARY)
     library.hollow_launches.restype = ctypes.c_long
     return library
+
+
+def fail() -> None:
+    """The same, but that Triton has yet to find out that it cannot build its driver."""
+    _pretend()
+    torch.cuda.is_available = lambda: True
+
+
+def _pretend() -> None:
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)
+    torch._C._cuda_getCurrentRawStream = lambda device: 0
+    gpu._interpreted = True

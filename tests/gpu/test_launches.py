@@ -34,6 +34,19 @@ def test_what_is_kept_is_what_triton_takes(cuda: object, exchanging: None) -> No
     assert launches.check("cuda") > 100
 
 
+def test_where_triton_cannot_compile_torchs_kernels_are_taken_and_it_is_said_why(
+    without_a_gpu: dict[str, str], tmp_path: Path
+) -> None:
+    program = "from tests.gpu import hollow; from syncbn.nn import gpu; hollow.fail(); print(gpu._usable(False))"
+    environment = without_a_gpu | {"PATH": "/nowhere", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("CC", None)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+    assert "Triton cannot start a kernel here (" in done.stderr
+    assert "C compiler" in done.stderr
+
+
 @pytest.mark.parametrize("arch", [80, 90])
 def test_the_compiler_spills_nothing_and_loads_16_bytes_at_once(
     without_a_gpu: dict[str, str], tmp_path: Path, arch: int

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import syncbn
 from syncbn.nn import gpu, kernels
 from syncbn.nn.statistics import Moments, pack, unpack
 from tests.gpu.steps import road
@@ -33,7 +34,7 @@ def by_triton(device: str) -> Iterator[None]:
 def dealt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Tensors as small as these are dealt out to one program a channel, and to many."""
     if request.param == "split":
-        monkeypatch.setattr(gpu, "_SMALL", 4)
+        monkeypatch.setattr(gpu, "_FEW", {True: 4, False: 4})
         monkeypatch.setattr(gpu, "_TILE", 64)
     for plan in (gpu.reduction, gpu.elementwise):
         plan.cache_clear()
@@ -63,10 +64,10 @@ def passes(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: An
     y, bits = gpu.normalize(x, at, found, weight, bias, EPS, residual, relu)
     gate = (bias, bits) if relu else None
     both, dbeta, dgamma = gpu.gradient_sums(dy, x, at, found, weight, EPS, gate)
-    dx, dresidual = gpu.input_gradient(dy, x, at, sums[0], found, weight, both, EPS, gate)
+    dx, dresidual = gpu.input_gradient(dy, x, at, sums[0], found, weight, both, EPS, gate, residual is not None)
     torch.testing.assert_close(both.float(), torch.cat([dbeta, dgamma]), rtol=0, atol=0, equal_nan=True)
     if bits is not None:
-        assert torch.equal(gpu.unpacked(bits, x), ~(y <= 0))
+        assert torch.equal(gpu.unpacked(bits, x, at.rows), ~(y <= 0))
     return {
         "sums": sums,
         "y": y,
@@ -179,3 +180,39 @@ def test_plans_cover_every_value_once() -> None:
             assert 1 <= plan.splits <= -(-outer // plan.a)
             assert plan.a * plan.b <= 8192
             assert plan.b >= 16  # a byte of bits is never shared
+
+
+def test_more_values_than_float32_counts_are_counted(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_TILE", 2**20)  # so that the interpreter has few of them
+    monkeypatch.setattr(gpu, "_FEW", {True: 2**30, False: 2**30})
+    for plan in (gpu.reduction, gpu.elementwise):
+        plan.cache_clear()
+    if device == "cuda":
+        pytest.skip("a tile of that size is for the interpreter")
+    x = (torch.randn(16500, 1, generator=torch.Generator().manual_seed(0)) + 1000).expand(16500, 1031).unsqueeze(1)
+    x = x.contiguous()
+    at = gpu.shape(x)
+    assert at is not None
+    seen = unpack(gpu.sums(x, at))
+    gpu.reduction.cache_clear()
+    assert seen.n == 16500 * 1031 > 2**24
+    exact = x[:, 0, 0].double().var(unbiased=False)
+    torch.testing.assert_close(seen.var[0], exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("lay", [Tensor.contiguous, rows], ids=["planes", "rows"])
+@pytest.mark.parametrize("back", ["contiguous", "rows"])
+def test_a_hook_may_give_saved_tensors_back_in_another_layout(
+    exchanging: None, device: str, lay: Lay, back: str
+) -> None:
+    layer = syncbn.SyncBatchNorm2d(16, act="relu", device=device)
+    gradients = []
+    for other in (lambda t: t, rows if back == "rows" else Tensor.contiguous):
+        x, dy, residual, *_ = case((2, 16, 3, 3), lay, torch.float32, device, 0.0)
+        leaves = [t.requires_grad_() for t in (x, residual)]
+        give = lambda t, other=other: other(t) if t.dim() == 4 else t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), give):
+            layer(leaves[0], residual=leaves[1]).backward(dy)
+        gradients.append([leaf.grad for leaf in leaves])
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected)
