@@ -117,7 +117,8 @@ def sums(x: Tensor, at: Shape) -> Tensor:
     out = _empty(x, 2 * at.channels + 1)
     partial = out[1:] if plan.parts == 1 else _empty(x, plan.parts * 2 * at.channels)
     number = out if plan.parts == 1 else None
-    _launch("sums", (plan.columns, plan.splits, 1), (x, partial, number), (at.values, *plan.numbers), plan.kind, _WARPS)
+    kind = (plan.kind, at.values < 2**31)
+    _launch("sums", (plan.columns, plan.splits, 1), (x, partial, number), (at.values, *plan.numbers), kind, _WARPS)
     if plan.parts > 1:
         _merge(partial, plan, out[1:], out, None, at.values)
     return out

@@ -50,8 +50,6 @@ def step(device: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, a
 
 def check(device: str) -> int:
     """Asserts that what is kept for each launch is what Triton takes for its arguments; returns how many were made."""
-    from syncbn.nn import gpu_passes
-
     seen = []
     with force_exchange():
         for number, shape in enumerate(SHAPES):
@@ -59,10 +57,16 @@ def check(device: str) -> int:
                 dtype = (torch.float32, torch.bfloat16)[number % 2]
                 for added in ("relu", "residual+relu"):
                     seen += step(device, shape, layout, dtype, added)
+    compare(seen)
+    return len(seen)
+
+
+def compare(seen: list[tuple[Any, ...]]) -> None:
+    from syncbn.nn import gpu_passes
+
     for key, name, grid, arguments, warps in seen:
         taken = getattr(gpu_passes, name)[grid](*arguments, num_warps=warps)
         assert gpu._compiled[key] is taken, f"{name}: Triton takes another kernel than the one kept as {key}"
-    return len(seen)
 
 
 def names(launched: list[tuple[Any, ...]]) -> list[str]:
@@ -72,11 +76,12 @@ def names(launched: list[tuple[Any, ...]]) -> list[str]:
 def large() -> None:
     """More values than 32 bits count, of which a hollow GPU reads none."""
     x = torch.zeros(16, dtype=torch.bfloat16)
-    for rows, outer, positions in ((True, 2**33, 1), (False, 2**20, 2**13)):
-        at = gpu.Shape(rows, outer, 16, positions, 2, 132, 3)
-        with noted() as seen:
-            gpu.sums(x, at)
-        assert names(seen) == ["sums", "merge"]
+    with noted() as seen:
+        for rows, positions in ((True, 1), (False, 2**13)):
+            for outer in (2**10, 2**33 // positions):
+                gpu.sums(x, gpu.Shape(rows, outer, 16, positions, 2, 132, 3))
+    assert names(seen) == ["sums", "sums", "merge", "sums", "merge", "sums", "merge"]
+    compare(seen)
 
 
 def main() -> None:
