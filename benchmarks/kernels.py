@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from syncbn.nn import gpu, kernels
+from syncbn.nn import gpu, kernels, tiles
 
 # Of ResNet-50: rows of channels (channels_last) in bfloat16, and planes in float32.
 CELLS = [
@@ -59,7 +59,7 @@ class Launch(NamedTuple):
     warps: int
 
 
-def every_pass(x: Tensor, at: gpu.Shape, added: str) -> Iterator[tuple[str, Any]]:
+def every_pass(x: Tensor, at: tiles.Shape, added: str) -> Iterator[tuple[str, Any]]:
     """The passes of a training step as calls, in turn; ``added`` is "", "relu" or "residual+relu"."""
     channels = x.shape[1]
     weight, bias, mean, var = (torch.ones(channels, device=x.device) for _ in range(4))
@@ -93,7 +93,7 @@ def launches(shape: tuple[int, ...], layout: str, dtype: torch.dtype, added: str
     )
     rows = layout == "channels_last"
     n, c, s = shape[0], shape[1], shape[2] * shape[3]
-    at = gpu.Shape(rows, n * s if rows else n, c, 1 if rows else s, x.element_size(), PROCESSOR[arch][2], gpu._STAGES)
+    at = tiles.Shape(rows, n * s if rows else n, c, 1 if rows else s, x.element_size(), PROCESSOR[arch][2], gpu._STAGES)
     seen: list[Launch] = []
 
     def note(name: str, grid: Any, tensors: Any, numbers: Any, kind: Any, warps: int = 4) -> None:
@@ -184,12 +184,12 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
 @contextmanager
 def settings(tile: int, warps: int, stages: int, few: int) -> Iterator[None]:
     """Within this context passes are dealt out otherwise."""
-    values = {"_TILE": tile, "_WARPS": warps, "_STAGES": stages, "_FEW": {True: few, False: few}}
-    with mock.patch.multiple(gpu, **values):
-        for known in (gpu.reduction, gpu.elementwise, gpu._device):
+    dealing = mock.patch.multiple(tiles, _TILE=tile, _FEW={True: few, False: few})
+    with mock.patch.multiple(gpu, _WARPS=warps, _STAGES=stages), dealing:
+        for known in (tiles.reduction, tiles.elementwise, gpu._device):
             known.cache_clear()
         yield
-    for known in (gpu.reduction, gpu.elementwise, gpu._device):
+    for known in (tiles.reduction, tiles.elementwise, gpu._device):
         known.cache_clear()
 
 

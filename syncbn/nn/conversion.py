@@ -137,10 +137,10 @@ def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
     original = _ORIGINALS.get(type(layer)) or vars(type(layer)).get("original")
     if original is None:
         raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known")
-    if layer.act is not None:
+    if layer.fused_act is not None:
         raise TypeError(
-            f"{name or 'the module'} has act={layer.act!r}, which {original.__qualname__} would drop: set its act "
-            "to None and activate after it, by syncbn.norm_act(layer, x) for one"
+            f"{name or 'the module'} has act={layer.fused_act!r}, which {original.__qualname__} would drop: set its "
+            "fused_act to None and activate after it, by syncbn.norm_act(layer, x) for one"
         )
     return original
 

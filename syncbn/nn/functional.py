@@ -1,4 +1,4 @@
-"""The differentiable operation, and the update of the running statistics."""
+"""The differentiable operation."""
 
 from typing import Any, NamedTuple
 
@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import composite, exchange, gpu, groups, kernels, native, observing
-from syncbn.nn.statistics import Moments, known, may_read, unpack
+from syncbn.nn import added, composite, exchange, groups, kernels, observing, running
+from syncbn.nn.statistics import Moments, may_read, unpack
 
 # Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
 _ANCHOR = torch.empty(0, requires_grad=True)
@@ -50,7 +50,8 @@ def sync_batch_norm(
         mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
             out of the statistics, and its outputs and gradients are zero.
         biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.
-        act: "relu" for ``relu(batch norm + residual)``, None for no activation. On a GPU it costs no pass over data.
+        act: "relu" for ``relu(batch norm + residual)``, None for no activation. While ranks share it costs no pass over
+            the data on a GPU.
         residual: shape of ``x``; added before the activation.
         name: what errors call this layer.
 
@@ -64,13 +65,13 @@ def sync_batch_norm(
             biased variance, this is ``torch.nn.functional.batch_norm``, errors included.
     """
     spec = groups.parse(group)
-    check_added(x, act, residual)
+    added.check_added(x, act, residual)
     if mask is not None:
         mask = over_channels(mask, x)
     if not training and running_mean is not None:
         kept = x if mask is None else x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
         y = F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps)
-        return finished(y, act, residual, mask)
+        return added.finished(y, act, residual, mask)
     channels = x.shape[1]
     names = ("running_mean", "running_var", "weight", "bias")
     for what, tensor in zip(names, (running_mean, running_var, weight, bias), strict=True):
@@ -82,11 +83,13 @@ def sync_batch_norm(
     if partners is None and mask is None and not biased_running_var:
         # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
         momentum = 0.0 if recomputing() else momentum
-        return finished(F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual)
+        return added.finished(
+            F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual
+        )
     batch = measure(x, partners, mask, name)
     found = None
     if training and running_mean is not None and running_var is not None and not recomputing():
-        found = update_running(running_mean, running_var, batch.sums, momentum, biased_running_var)
+        found = running.update(running_mean, running_var, batch.sums, momentum, biased_running_var)
     return normalize(batch, weight, bias, eps, act, residual, found)
 
 
@@ -155,12 +158,12 @@ def normalize(
     residual: Tensor | None = None,
     found: kernels.Statistics | None = None,
 ) -> Tensor:
-    """The batch normalized with its statistics, and :func:`finished`, differentiable. ``batch`` is used up.
+    """The batch normalized with its statistics, and ``added.finished``, differentiable. ``batch`` is used up.
 
-    ``found`` is what :func:`update_running` may have found out already.
+    ``found`` is what :func:`syncbn.nn.running.update` may have found out already.
     """
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
-        return finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
+        return added.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
     # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
     # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
     anchor = None
@@ -169,28 +172,6 @@ def normalize(
     inputs = (batch.x, weight, bias, residual, eps, batch, found, act == "relu", anchor)
     y: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
     return y
-
-
-def finished(y: Tensor, act: str | None, residual: Tensor | None, mask: Tensor | None = None) -> Tensor:
-    """``act(y + residual)``, and zero where masked."""
-    if residual is not None:
-        y = y + residual
-    if act is not None:
-        y = F.relu(y)
-    return y if mask is None else y.masked_fill(~mask, 0)
-
-
-def check_act(act: str | None) -> None:
-    """Raises ValueError for an activation that there is none of."""
-    if act not in (None, "relu"):
-        raise ValueError(f"act={act!r}: use 'relu', or None and an activation of your own")
-
-
-def check_added(x: Tensor, act: str | None, residual: Tensor | None) -> None:
-    """Raises ValueError for what :func:`sync_batch_norm` cannot do to its output."""
-    check_act(act)
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"residual has shape {tuple(residual.shape)}, but the input {tuple(x.shape)}: make them alike")
 
 
 def normalize_chunks(
@@ -217,48 +198,6 @@ def normalize_chunks(
     share = counts / counts.sum().clamp_min(1)
     y = torch.cat([normalize(batch, weight, bias, eps) for batch in batches])
     return y, Moments(n.sum(), share @ mean, share @ var)
-
-
-def update_running(
-    running_mean: Tensor,
-    running_var: Tensor,
-    sums: Tensor,
-    momentum: float | Tensor,
-    biased: bool = False,
-    tracked: Tensor | None = None,
-) -> kernels.Statistics | None:
-    """:func:`move` by the mean and the variance of the set with these sums, the unbiased one unless ``biased``.
-
-    ``tracked``, a scalar, counts one batch more, unless there are no values.
-
-    Returns:
-        The set's statistics, where they came out on the way.
-    """
-    number = not isinstance(momentum, Tensor)
-    if number and gpu.serves(sums) and gpu.takes_running(running_mean, running_var, tracked, sums):
-        found = gpu.update_running(running_mean, running_var, tracked, sums, float(momentum), biased)
-        return kernels.Statistics(*found)
-    if tracked is not None:
-        tracked.add_(known(sums[0]) > 0)
-    if not number or not native.update_running(running_mean, running_var, sums, float(momentum), biased):
-        moments = unpack(sums)
-        move(running_mean, running_var, moments if biased else moments.unbiased(), momentum)
-    return None
-
-
-@torch.no_grad()
-def move(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, in place, and in float64.
-
-    Args:
-        running_mean, running_var: shape ``(C,)``, any floating type; only the result is rounded to it.
-        moments: what to move towards. ``n = 0`` moves neither, ``n = 1`` leaves ``running_var``.
-        momentum: a number, or a scalar tensor so that a cumulative average need not wait for the device.
-    """
-    n = known(moments.n)
-    for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.var, 2)):
-        share = (n >= least).double() * momentum if isinstance(n, Tensor) else (n >= least) * momentum
-        running.copy_(torch.lerp(running.double(), batch, share))
 
 
 def recomputing() -> bool:
@@ -292,7 +231,9 @@ class _Normalize(torch.autograd.Function):
         y, passed = kernels.normalize(x, found, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
-        ctx.save_for_backward(x, weight, batch.mask, batch.sums[0], *found, *((bias, passed) if relu else ()))
+        ctx.save_for_backward(
+            x, weight, batch.mask, batch.sums[0], *found, *((bias if passed is None else None, passed) if relu else ())
+        )
         ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rows = local is not None and local.at is not None and bool(local.at.rows)

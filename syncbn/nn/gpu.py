@@ -11,81 +11,20 @@ import warnings
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from syncbn.nn import memory
+from syncbn.nn import memory, tiles
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TILE = 4096  # values that a program holds at once
-_WARPS = 8  # so 16 values a thread
+_WARPS = 8  # of a program
 # Tiles on their way to a program while it computes on one. A memory of 4 TB/s that answers in 800 ns wants 25 KB on
 # their way for each of 132 processors, and two programs with 100 registers a thread are all that one has room for.
 _STAGES = 3
-# Values of a channel that one program adds up by itself, so that there is nothing to merge: in rows, where it takes
-# some channels at once, and in planes.
-_FEW = {True: 2048, False: 8192}
 _disabled = False  # see syncbn.testing.without_gpu
 _interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
-
-
-class Shape(NamedTuple):
-    """How a tensor lies in memory: ``outer`` rows, ``stride`` values apart; see :mod:`syncbn.nn.gpu_passes`.
-
-    Attributes:
-        rows: whether a row is a position and its columns are the channels; else it is a sample.
-        outer: rows.
-        channels: C.
-        positions: of a channel in a row; 1 with ``rows``.
-        itemsize: bytes of a value.
-        processors: of the GPU.
-        stages: tiles on their way at once.
-    """
-
-    rows: bool
-    outer: int
-    channels: int
-    positions: int
-    itemsize: int
-    processors: int = 2
-    stages: int = 1
-
-    @property
-    def stride(self) -> int:
-        return self.channels * self.positions
-
-    @property
-    def bits_stride(self) -> int:
-        """Bytes a row of a tensor that has a bit for each value; each channel's begin with a byte of their own."""
-        return -(-self.channels // 8) if self.rows else self.channels * -(-self.positions // 8)
-
-    @property
-    def values(self) -> int:
-        """How many values a channel has."""
-        return self.outer * self.positions
-
-
-class Plan(NamedTuple):
-    """How a pass is dealt out.
-
-    Attributes:
-        a, b: rows and columns of a tile.
-        columns: ranges of columns, of ``b`` each.
-        splits: programs that share the rows of such a range.
-        parts: programs that see a part of the same channel.
-        numbers: what the kernels are told of it all, constants last.
-        kind: what Triton compiles anew for.
-    """
-
-    a: int
-    b: int
-    columns: int
-    splits: int
-    parts: int
-    numbers: tuple[int | bool, ...]
-    kind: tuple[Any, ...]
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
@@ -101,19 +40,19 @@ def serves(x: Tensor | None) -> bool:
     return x is not None and (x.is_cuda or _interpreted)
 
 
-def shape(x: Tensor) -> Shape | None:
+def shape(x: Tensor) -> tiles.Shape | None:
     """How ``x`` lies in memory, if it is taken: 32 or 16 bits, dense, channels or positions innermost."""
     if x.dtype not in _TYPES or x.numel() == 0 or not takes(x):
         return None
     n, c, s = x.shape[0], x.shape[1], memory.positions(x)
     if c > 1 and memory.channels_innermost(x):
-        return Shape(True, n * s, c, 1, x.element_size(), *_device(x.device.index))
-    return Shape(False, n, c, s, x.element_size(), *_device(x.device.index)) if x.is_contiguous() else None
+        return tiles.Shape(True, n * s, c, 1, x.element_size(), *_device(x.device.index))
+    return tiles.Shape(False, n, c, s, x.element_size(), *_device(x.device.index)) if x.is_contiguous() else None
 
 
-def sums(x: Tensor, at: Shape) -> Tensor:
+def sums(x: Tensor, at: tiles.Shape) -> Tensor:
     """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``."""
-    plan = reduction(at)
+    plan = tiles.reduction(at)
     out = _empty(x, 2 * at.channels + 1)
     partial = out[1:] if plan.parts == 1 else _empty(x, plan.parts * 2 * at.channels)
     number = out if plan.parts == 1 else None
@@ -128,7 +67,7 @@ def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
     channels = len(sums) // 2
     out = sums.new_empty((3, channels), dtype=torch.float32)
-    _launch("statistics", _blocks(channels), (sums, out), (channels, _BLOCK), _kind(channels))
+    _launch("statistics", _blocks(channels), (sums, out), (channels, _BLOCK), tiles.kind(channels))
     mean, var, rest = out.unbind()
     return mean, var, rest
 
@@ -160,7 +99,7 @@ def update_running(
     out = sums.new_empty((3, channels), dtype=torch.float32)
     tensors = (sums, out, running_mean, running_var, tracked)
     numbers = (*_in_two(momentum), channels, biased, _BLOCK)
-    _launch("update_running", _blocks(channels), tensors, numbers, (*_kind(channels), biased))
+    _launch("update_running", _blocks(channels), tensors, numbers, (*tiles.kind(channels), biased))
     # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
     torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
     mean, var, rest = out.unbind()
@@ -169,7 +108,7 @@ def update_running(
 
 def normalize(
     x: Tensor,
-    at: Shape,
+    at: tiles.Shape,
     statistics: Sequence[Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
@@ -187,14 +126,16 @@ def normalize(
     if relu and residual is not None:
         bits = torch.empty(at.outer * at.bits_stride, dtype=torch.uint8, device=x.device)
     residual = None if residual is None else memory.ordered(residual, at.rows)
-    _over("normalize", elementwise(at), (x, residual, y, bits, *statistics, *_parameters(weight, bias)), eps, relu)
+    _over(
+        "normalize", tiles.elementwise(at), (x, residual, y, bits, *statistics, *_parameters(weight, bias)), eps, relu
+    )
     return y, bits
 
 
 def gradient_sums(
     dy: Tensor,
     x: Tensor,
-    at: Shape,
+    at: tiles.Shape,
     statistics: Sequence[Tensor],
     weight: Tensor | None,
     eps: float,
@@ -204,7 +145,7 @@ def gradient_sums(
 
     ``relu`` is the bias, and the bits that :func:`normalize` gave, of a ReLU that ``dy`` is to go back through first.
     """
-    plan = reduction(at)
+    plan = tiles.reduction(at)
     out = _empty(x, 2 * at.channels)
     rounded = torch.empty(2 * at.channels, dtype=torch.float32, device=x.device)
     bias, bits = relu or (None, None)
@@ -222,7 +163,7 @@ def gradient_sums(
 def input_gradient(
     dy: Tensor,
     x: Tensor,
-    at: Shape,
+    at: tiles.Shape,
     n: Tensor,
     statistics: Sequence[Tensor],
     weight: Tensor | None,
@@ -239,12 +180,12 @@ def input_gradient(
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if of_residual and bits is not None else None
     tensors = (memory.ordered(dy, at.rows), x, bits, dx, dresidual, *statistics, *_parameters(weight, bias), n, sums)
-    _over("input_gradient", elementwise(at), tensors, eps, relu is not None)
+    _over("input_gradient", tiles.elementwise(at), tensors, eps, relu is not None)
     return dx, dresidual
 
 
 def unpacked(bits: Tensor, x: Tensor, rows: bool) -> Tensor:
-    """The bits of :func:`normalize`, of :class:`Shape`'s ``rows``, as bools of the shape of ``x``; by torch alone."""
+    """The bits of :func:`normalize`, laid out by ``rows``, as bools of the shape of ``x``; by torch alone."""
     n, c, s = x.shape[0], x.shape[1], memory.positions(x)
     columns = c if rows else s
     each = (bits.view(-1, -(-columns // 8), 1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
@@ -254,78 +195,11 @@ def unpacked(bits: Tensor, x: Tensor, rows: bool) -> Tensor:
     return matrix.reshape(x.shape)
 
 
-@lru_cache(maxsize=4096)
-def reduction(at: Shape) -> Plan:
-    """How sums over each channel are dealt out: if it has few values to a program alone, else to all that there are."""
-    few = at.values <= _FEW[at.rows]
-    if at.rows:
-        b = _columns_in_a_row(at)
-        if few and at.channels < b * at.processors:  # parts of a line, for there to be more programs
-            b = max(16, min(b, 32 // at.itemsize))
-        columns = -(-at.channels // b)
-    else:
-        b = max(16, _power(at.positions)) if few else _columns_in_a_plane(at)
-        columns = at.channels * -(-at.positions // b)
-    # Two programs a processor, and all of them at once; or columns by so many that the last ones do not count.
-    programs = 2 * at.processors
-    if few:
-        return _plan(at, b, columns, 1)
-    return _plan(at, b, columns, programs // columns if columns <= programs else -(-4 * programs // columns))
-
-
-@lru_cache(maxsize=4096)
-def elementwise(at: Shape) -> Plan:
-    """How a pass in which values do not meet is dealt out: in whole waves, of 2, 3 or 4 programs a processor."""
-    if at.rows:
-        b = _columns_in_a_row(at)
-        columns = -(-at.channels // b)
-    else:
-        b = _columns_in_a_plane(at)
-        columns = at.channels * -(-at.positions // b)
-    return _plan(at, b, columns, -(-24 * at.processors // columns))
-
-
-def _plan(at: Shape, b: int, columns: int, splits: int) -> Plan:
-    a = max(1, min(_TILE // b, _power(at.outer)))
-    splits = max(1, min(-(-at.outer // a), splits))
-    parts = splits if at.rows else splits * (columns // at.channels)
-    layout = (at.outer, at.positions, at.channels, at.stride, at.bits_stride)
-    tile = (a, b, at.rows, at.stages)
-    return Plan(a, b, columns, splits, parts, (*layout, *tile), (*_kind(*layout), *tile))
-
-
-def _columns_in_a_row(at: Shape) -> int:
-    """Columns of a tile: a line of the cache."""
-    return max(16, min(128 // at.itemsize, _power(at.channels)))
-
-
-def _columns_in_a_plane(at: Shape) -> int:
-    """Columns of a tile: all of a channel's if they are few, else as many as leave the fewest threads idle.
-
-    And no fewer than a tile must have that is to be whole with so few rows.
-    """
-    least = max(256, min(_TILE // _power(at.outer), _TILE))
-    if at.positions <= max(1024, least):
-        return max(16, _power(at.positions))
-    choice = [b for b in (4096, 2048, 1024, 512, 256) if b >= least]
-    return min(choice, key=lambda b: (-(-at.positions // b) * b, -b))
-
-
-def _kind(*sizes: int) -> tuple[Any, ...]:
-    """What Triton makes of whole numbers: it compiles anew where they are 1, divide by 16, or do not fit 32 bits."""
-    return tuple((size == 1, size % 16 == 0, size < 2**31) for size in sizes)
-
-
 @lru_cache(maxsize=64)
 def _in_two(number: float) -> tuple[float, float]:
     """As a sum of two of float32, which is what Triton makes of numbers."""
     first: float = struct.unpack("f", struct.pack("f", number))[0]
     return first, number - first
-
-
-def _power(size: int) -> int:
-    """The least power of two that is not below ``size``."""
-    return 1 << (size - 1).bit_length()
 
 
 _BLOCK = 128  # channels of a program that computes per channel
@@ -335,17 +209,19 @@ def _blocks(channels: int) -> tuple[int, int, int]:
     return -(-channels // _BLOCK), 1, 1
 
 
-def _over(name: str, plan: Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool) -> None:
+def _over(name: str, plan: tiles.Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool) -> None:
     """Runs a pass over the data."""
     numbers = (float(eps), *plan.numbers, relu)
     _launch(name, (plan.columns, plan.splits, 1), tensors, numbers, (plan.kind, relu), _WARPS)
 
 
-def _merge(partial: Tensor, plan: Plan, out: Tensor, number: Tensor | None, rounded: Tensor | None, count: int) -> None:
-    width, a, b = len(out), min(512, _power(plan.parts)), 8
+def _merge(
+    partial: Tensor, plan: tiles.Plan, out: Tensor, number: Tensor | None, rounded: Tensor | None, count: int
+) -> None:
+    width, a, b = len(out), min(512, tiles.power(plan.parts)), 8
     grid = (-(-width // b), 1, 1)
     numbers = (count, plan.parts, width, a, b)
-    _launch("merge", grid, (partial, out, number, rounded), numbers, (*_kind(count, plan.parts, width), a))
+    _launch("merge", grid, (partial, out, number, rounded), numbers, (*tiles.kind(count, plan.parts, width), a))
 
 
 _compiled: dict[Any, Any] = {}

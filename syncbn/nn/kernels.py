@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncbn.nn import gpu, memory, native
+from syncbn.nn import gpu, memory, native, tiles
 from syncbn.nn.statistics import known, may_read, unpack
 
 
@@ -29,7 +29,7 @@ class Local(NamedTuple):
     """
 
     sums: Tensor
-    at: native.Shape | gpu.Shape | None = None
+    at: native.Shape | tiles.Shape | None = None
     shift: Tensor | None = None
     shifted: Tensor | None = None
 
@@ -54,8 +54,8 @@ class Relu(NamedTuple):
         bias: of the batch norm before it, or None.
         passed: where it let through: its output, shape ``(N, C, *)``; or :mod:`syncbn.nn.gpu`'s bits; or None where
             that follows from the input alone.
-        rows: how the input of which these are the bits lay in memory (see :class:`syncbn.nn.gpu.Shape`). Hooks on saved
-            tensors may give it back otherwise.
+        rows: how the input of which these are the bits lay in memory (see :class:`syncbn.nn.tiles.Shape`). Hooks on
+            saved tensors may give it back otherwise.
     """
 
     bias: Tensor | None
@@ -79,7 +79,7 @@ class Pair(NamedTuple):
 
     x: Tensor
     dy: Tensor
-    at: native.Shape | gpu.Shape | None
+    at: native.Shape | tiles.Shape | None
     relu: Relu | None = None
 
 
@@ -97,31 +97,35 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
         return Local(_nothing(x).repeat(3)[channels - 1 :])
     values, at = blank(x, mask), _shape(x)
-    if mask is not None and isinstance(at, gpu.Shape):  # it sums float32 distances from the mean, blanks included
+    if mask is not None and isinstance(at, tiles.Shape):  # it sums float32 distances from the mean, blanks included
         at = None
     n = None if mask is None else mask.expand_as(x[:, :1]).sum().double().reshape(1)
     if at is not None:
-        sums = gpu.sums(values, at) if isinstance(at, gpu.Shape) else native.sums(values, at)
+        sums = gpu.sums(values, at) if isinstance(at, tiles.Shape) else native.sums(values, at)
         if n is not None:
             sums[:1] = n
         return Local(sums, at)
-    if n is None:
-        n = torch.full((1,), x.numel() // channels, dtype=torch.float64, device=x.device)
+    # The number itself where it is known, and its tensor in the message alone: inductor would have one constant for
+    # all layers of that size, keep it in the first one's message, and read from there what ranks have added up.
+    number = x.numel() // channels
+    count = number if n is None else n.clamp_min(1)
     values = values.to(statistics_dtype(x))
-    shift = (values.sum(dim=[d for d in range(x.dim()) if d != 1]) / n.clamp_min(1)).to(values.dtype)
+    shift = (values.sum(dim=[d for d in range(x.dim()) if d != 1]) / count).to(values.dtype)
     shifted = values - _per_channel(shift, x)
     if mask is not None:
         shifted.masked_fill_(~mask, 0)
     remainder, squares = _sums(shifted, shifted).split(channels)
     mean = shift.double()
-    total = n * mean + remainder
+    total = (number if n is None else n) * mean + remainder
+    if n is None:
+        n = torch.full((1,), number, dtype=torch.float64, device=x.device)
     return Local(torch.cat([n, total, squares + mean * (remainder + total)]), None, shift, shifted)
 
 
 def rounded(sums: Tensor, x: Tensor, local: Local) -> Statistics:
     """The statistics of the set with these sums, in the type that the passes over ``x`` compute in."""
     dtype = statistics_dtype(x)
-    if isinstance(local.at, gpu.Shape):
+    if isinstance(local.at, tiles.Shape):
         return Statistics(*gpu.statistics(sums))
     if dtype == torch.float32 and native.takes(sums):
         return Statistics(*native.statistics(sums))
@@ -147,7 +151,7 @@ def normalize(
     """
     at = None if local is None else local.at
     if at is not None and _as_memory(x, weight, bias) and memory.are_plain(residual, device=x.device):
-        if isinstance(at, gpu.Shape):
+        if isinstance(at, tiles.Shape):
             y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
             return _laid_out(y, x), bits
         y = _laid_out(native.normalize(x, at, statistics, weight, bias, eps, residual, relu), x)
@@ -192,7 +196,7 @@ def pair(
     if at is not None and not (_as_memory(x, weight) and memory.are_plain(dy, device=x.device)):
         at = None
     # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
-    if not (isinstance(at, gpu.Shape) and relu is not None and (bits or relu.passed is None)):
+    if not (isinstance(at, tiles.Shape) and relu is not None and (bits or relu.passed is None)):
         dy, relu = let_through(dy, x, statistics, weight, eps, relu), None
     x, dy = blank(x, mask), blank(dy, mask)
     if at is None:
@@ -205,7 +209,7 @@ def gradient_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``; and each by itself."""
     x, dy, at, relu = data
-    if isinstance(at, gpu.Shape):
+    if isinstance(at, tiles.Shape):
         return gpu.gradient_sums(dy, x, at, statistics, weight, eps, None if relu is None else relu.gate)
     if at is not None:
         return native.gradient_sums(dy, x, at, statistics, eps)
@@ -236,7 +240,7 @@ def input_gradient(
     sums taken over every device that shared the statistics).
     """
     x, dy, at, relu = data
-    if isinstance(at, gpu.Shape):
+    if isinstance(at, tiles.Shape):
         gate = None if relu is None else relu.gate
         dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, gate, of_residual)
         return _laid_out(dx, x), dy if dresidual is None else _laid_out(dresidual, x)
@@ -261,7 +265,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _shape(x: Tensor) -> native.Shape | gpu.Shape | None:
+def _shape(x: Tensor) -> native.Shape | tiles.Shape | None:
     """How ``x`` lies in memory, for whoever takes it there."""
     return gpu.shape(x) if gpu.serves(x) else native.shape(x)
 

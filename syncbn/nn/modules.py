@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import exchange, functional, groups
+from syncbn.nn import added, exchange, functional, groups, running
 from syncbn.nn.kernels import Statistics
 from syncbn.nn.statistics import Moments, known
 
-OPTIONS = ("group", "ghost_batch", "biased_running_var", "act")
+OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
 
 
 def options(
@@ -21,7 +21,7 @@ def options(
     Raises:
         ValueError: a group that is none, a ghost batch below 1, or an activation that the layer does not have.
     """
-    functional.check_act(act)
+    added.check_act(act)
     if ghost_batch is not None and ghost_batch < 1:
         raise ValueError(f"ghost_batch={ghost_batch}: use 1 sample or more, or None")
     chosen = zip(OPTIONS, (groups.parse(group), ghost_batch, biased_running_var, act), strict=True)
@@ -45,7 +45,8 @@ class Synchronized(_BatchNorm):
             2017): the batch is cut into chunks of so many, the rest joining the last, and nothing is exchanged. The
             running statistics move once, by the means over the chunks of their means and unbiased variances.
         biased_running_var: keep the variance divided by ``n``, as some published recipes do, not by ``n - 1``.
-        act: "relu" for an activation after the batch norm, which on a GPU costs no pass over the data; None for none.
+        act: "relu" for an activation after the batch norm, or None. While ranks share it costs no pass over the data on
+            a GPU.
         device, dtype: of parameters and buffers.
         bias: with ``affine``, learn a bias; torch's keyword, from the version on that has it (2.13).
 
@@ -53,7 +54,7 @@ class Synchronized(_BatchNorm):
         Input and output ``(N, C)`` or ``(N, C, *)`` as the torch class takes them; ``N`` may be 0 on some ranks.
         ``mask``, optional: bool, broadcasts to ``(N, *)``; True counts. What is masked is left out of the statistics,
         on every rank, and its outputs and gradients are zero. ``residual``, optional: the shape of the input; added
-        before the activation, as a residual block does. A call's own ``act`` takes the place of the layer's.
+        before the activation, as a residual block does. ``act``, optional: for a layer that was made without.
 
     Raises:
         ValueError: an input with another number of channels or dimensions, before any message; one value per channel
@@ -63,7 +64,7 @@ class Synchronized(_BatchNorm):
     group: groups.GroupSpec
     ghost_batch: int | None = None
     biased_running_var: bool = False
-    act: str | None = None
+    fused_act: str | None = None  # not act: subclasses of torch's have an activation of their own by that name
     name_in_model: str = ""
 
     def __init__(
@@ -93,11 +94,12 @@ class Synchronized(_BatchNorm):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
-        act = act or self.act
-        functional.check_added(x, act, residual)
+        if act is None:
+            act = self.fused_act
+        added.check_added(x, act, residual)
         if not self.training:
             if mask is None:
-                return functional.finished(super().forward(x), act, residual)
+                return added.finished(super().forward(x), act, residual)
             mean, var = self.running_mean, self.running_var
             return functional.sync_batch_norm(
                 x,
@@ -118,10 +120,10 @@ class Synchronized(_BatchNorm):
                 x, self.weight, self.bias, self.eps, self.ghost_batch, mask, self.biased_running_var
             )
             self._learn(moments)
-            return functional.finished(y, act, residual, None if residual is None else mask)
+            return added.finished(y, act, residual, None if residual is None else mask)
         partners = exchange.partners(self.group)
         if partners is None and mask is None and not self.biased_running_var:
-            return functional.finished(self._as_torch_does(x), act, residual)
+            return added.finished(self._as_torch_does(x), act, residual)
         batch = functional.measure(x, partners, mask, self._place())
         found = self._learn(batch.sums)
         return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual, found)
@@ -143,7 +145,7 @@ class Synchronized(_BatchNorm):
     def _learn(self, seen: Tensor | Moments) -> Statistics | None:
         """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
 
-        Not where activation checkpointing runs the batch a second time. Returns what ``update_running`` does.
+        Not where activation checkpointing runs the batch a second time. Returns what ``running.update`` does.
         """
         mean, var = self.running_mean, self.running_var
         if mean is None or var is None or functional.recomputing():
@@ -156,9 +158,9 @@ class Synchronized(_BatchNorm):
                 momentum = 1 / tracked.clamp_min(1).double()
             tracked = None
         if isinstance(seen, Moments):
-            functional.move(mean, var, seen, momentum)
+            running.move(mean, var, seen, momentum)
             return None
-        return functional.update_running(mean, var, seen, momentum, self.biased_running_var, tracked)
+        return running.update(mean, var, seen, momentum, self.biased_running_var, tracked)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -214,7 +216,7 @@ class SyncBatchNorm(Synchronized):
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
 
-def norm_act(layer: nn.Module, x: Tensor, act: str = "relu", residual: Tensor | None = None) -> Tensor:
+def norm_act(layer: nn.Module, x: Tensor, act: str | None = "relu", residual: Tensor | None = None) -> Tensor:
     """``relu(layer(x) + residual)``: in one, where ``layer`` is synchronized; else one after the other.
 
     For models whose layers may be converted or not: :func:`syncbn.convert` makes theirs the fused form.
@@ -222,7 +224,7 @@ def norm_act(layer: nn.Module, x: Tensor, act: str = "relu", residual: Tensor | 
     Args:
         layer: a batch norm, or what took its place.
         x: its input.
-        act: "relu".
+        act: "relu", or None for no activation.
         residual: shape of ``x``, added before the activation; None for nothing.
 
     Raises:
@@ -231,5 +233,5 @@ def norm_act(layer: nn.Module, x: Tensor, act: str = "relu", residual: Tensor | 
     if isinstance(layer, Synchronized) and type(layer).forward is Synchronized.forward:
         y: Tensor = layer(x, residual=residual, act=act)
         return y
-    functional.check_act(act)
-    return functional.finished(layer(x), act, residual)
+    added.check_act(act)
+    return added.finished(layer(x), act, residual)

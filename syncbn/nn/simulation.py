@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import functional
+from syncbn.nn import functional, running
 from syncbn.nn.conversion import Only, batch_norms
 from syncbn.nn.statistics import Moments, pack, unpack
 
@@ -88,10 +88,10 @@ class Simulated(_BatchNorm):
         mean, var = (torch.einsum("a,agc->gc", weights, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
-            functional.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
+            running.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
         else:
             of_devices = (each.repeat_interleave(self.sharing, dim=0) for each in (mean, var))
-            functional.move(*self.rows, Moments(count, *of_devices), momentum)
+            running.move(*self.rows, Moments(count, *of_devices), momentum)
 
     @torch.no_grad()
     def pool(self) -> None:
@@ -101,8 +101,8 @@ class Simulated(_BatchNorm):
         one = torch.ones((), dtype=torch.float64, device=self.running_mean.device)
         sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]
         _, mean, var = unpack(torch.stack(sums).sum(0))
-        for running, row, pooled in zip((self.running_mean, self.running_var), self.rows, (mean, var), strict=True):
-            running.copy_(pooled)
+        for own, row, pooled in zip((self.running_mean, self.running_var), self.rows, (mean, var), strict=True):
+            own.copy_(pooled)
             row.copy_(pooled)
 
 

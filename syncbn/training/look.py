@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import anova, exchange, functional, kernels, observing
+from syncbn.nn import anova, exchange, functional, kernels, observing, subclasses
 from syncbn.nn.modules import Synchronized
 
 Mark = float | torch.cuda.Event
@@ -82,10 +82,8 @@ class Look:
             given = [*args, *kwargs.values()]
             if _exchanges(layer) or not _fits(layer, given) or _captures(given[0]):
                 return
-            x: Tensor = given[0]
-            mask = given[1] if isinstance(layer, Synchronized) and len(given) > 1 else None
+            x, mask = subclasses.inputs(layer, args, kwargs)
             with torch.no_grad():
-                mask = functional.over_channels(mask, x) if isinstance(mask, Tensor) else None
                 sums = kernels.local_sums(x.detach(), mask).sums
                 self._seen[name] = sums, sums[:1] * _shared(layer, len(x))
 

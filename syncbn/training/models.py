@@ -33,7 +33,7 @@ class ResNet(nn.Module):
         self, in_channels: int = 1, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (1, 1, 1)
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv3x3(in_channels, width), nn.BatchNorm2d(width))
+        self.stem = _Stem(_conv3x3(in_channels, width), nn.BatchNorm2d(width))
         stages: list[nn.Module] = []
         channels = width
         for stage, count in enumerate(blocks):
@@ -46,8 +46,7 @@ class ResNet(nn.Module):
         _he_init(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self.stem
-        scores: Tensor = self.head(self.stages(norm_act(norm, conv(x))).mean(dim=(2, 3)))
+        scores: Tensor = self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
         return scores
 
 
@@ -106,6 +105,12 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(self.body(x.flatten(1)))
         return scores
+
+
+class _Stem(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        return norm_act(norm, conv(x))
 
 
 class _Block(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import syncbn
-from syncbn.nn import gpu
+from syncbn.nn import gpu, tiles
 from syncbn.testing import force_exchange
 from tests.gpu import hollow
 
@@ -79,7 +79,7 @@ def large() -> None:
     with noted() as seen:
         for rows, positions in ((True, 1), (False, 2**13)):
             for outer in (2**10, 2**33 // positions):
-                gpu.sums(x, gpu.Shape(rows, outer, 16, positions, 2, 132, 3))
+                gpu.sums(x, tiles.Shape(rows, outer, 16, positions, 2, 132, 3))
     assert names(seen) == ["sums", "sums", "merge", "sums", "merge", "sums", "merge"]
     compare(seen)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import syncbn
-from syncbn.nn import gpu, kernels
+from syncbn.nn import gpu, kernels, tiles
 from syncbn.nn.statistics import Moments, pack, unpack
 from tests.gpu.steps import road
 
@@ -34,12 +34,12 @@ def by_triton(device: str) -> Iterator[None]:
 def dealt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Tensors as small as these are dealt out to one program a channel, and to many."""
     if request.param == "split":
-        monkeypatch.setattr(gpu, "_FEW", {True: 4, False: 4})
-        monkeypatch.setattr(gpu, "_TILE", 64)
-    for plan in (gpu.reduction, gpu.elementwise):
+        monkeypatch.setattr(tiles, "_FEW", {True: 4, False: 4})
+        monkeypatch.setattr(tiles, "_TILE", 64)
+    for plan in (tiles.reduction, tiles.elementwise):
         plan.cache_clear()
     yield request.param
-    for plan in (gpu.reduction, gpu.elementwise):
+    for plan in (tiles.reduction, tiles.elementwise):
         plan.cache_clear()
 
 
@@ -173,8 +173,8 @@ def test_plans_cover_every_value_once() -> None:
         (False, 1, 2048, 49),
         (True, 1, 2, 1),
     ):
-        at = gpu.Shape(rows_, outer, channels, positions, 2, processors=132)
-        for plan in (gpu.reduction(at), gpu.elementwise(at)):
+        at = tiles.Shape(rows_, outer, channels, positions, 2, processors=132)
+        for plan in (tiles.reduction(at), tiles.elementwise(at)):
             per_channel = channels if rows_ else positions
             assert plan.columns == (1 if rows_ else channels) * -(-per_channel // plan.b)
             assert 1 <= plan.splits <= -(-outer // plan.a)
@@ -183,9 +183,9 @@ def test_plans_cover_every_value_once() -> None:
 
 
 def test_more_values_than_float32_counts_are_counted(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_TILE", 2**20)  # so that the interpreter has few of them
-    monkeypatch.setattr(gpu, "_FEW", {True: 2**30, False: 2**30})
-    for plan in (gpu.reduction, gpu.elementwise):
+    monkeypatch.setattr(tiles, "_TILE", 2**20)  # so that the interpreter has few of them
+    monkeypatch.setattr(tiles, "_FEW", {True: 2**30, False: 2**30})
+    for plan in (tiles.reduction, tiles.elementwise):
         plan.cache_clear()
     if device == "cuda":
         pytest.skip("a tile of that size is for the interpreter")
@@ -194,7 +194,7 @@ def test_more_values_than_float32_counts_are_counted(device: str, monkeypatch: p
     at = gpu.shape(x)
     assert at is not None
     seen = unpack(gpu.sums(x, at))
-    gpu.reduction.cache_clear()
+    tiles.reduction.cache_clear()
     assert seen.n == 16500 * 1031 > 2**24
     exact = x[:, 0, 0].double().var(unbiased=False)
     torch.testing.assert_close(seen.var[0], exact, rtol=1e-4, atol=0)

@@ -450,17 +450,17 @@ def test_revert_refuses_what_it_would_drop_and_leaves_the_model_as_it_was() -> N
     with pytest.raises(TypeError, match="1 has act='relu', which BatchNorm2d would drop"):
         syncbn.revert(model)
     assert [type(layer) for layer in model] == [syncbn.SyncBatchNorm2d] * 2
-    assert model[1].act == "relu"
+    assert model[1].fused_act == "relu"
     syncbn.revert(model, only="0")
     assert type(model[0]) is nn.BatchNorm2d
-    model[1].act = None
+    model[1].fused_act = None
     assert [type(layer) for layer in syncbn.revert(model)] == [nn.BatchNorm2d] * 2
     assert "act" not in vars(model[1])
 
 
 def test_convert_leaves_a_layer_that_activates_as_it_is() -> None:
     model = nn.Sequential(nn.BatchNorm2d(CHANNELS), syncbn.SyncBatchNorm2d(CHANNELS, act="relu"))
-    assert [layer.act for layer in syncbn.convert(model)] == [None, "relu"]
+    assert [layer.fused_act for layer in syncbn.convert(model)] == [None, "relu"]
 
 
 class Doubling(nn.BatchNorm2d):
@@ -503,7 +503,7 @@ def test_a_copy_activates_too(pickled: bool) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, act="relu"))
     again = pickle.loads(pickle.dumps(layer)) if pickled else copy.deepcopy(layer)
     (piece,) = pieces([4], False)
-    assert again.act == "relu"
+    assert again.fused_act == "relu"
     assert (again(piece.x) >= 0).all()
     assert torch.equal(again(piece.x), layer(piece.x))
     assert "act='relu'" in repr(again)

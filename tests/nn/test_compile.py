@@ -41,6 +41,23 @@ class Net(nn.Module):
         return torch.relu(self.norm(self.conv(x), mask))
 
 
+class Deep(nn.Module):
+    """Several batch norms whose messages are of one size, and say that there are as many values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(3):
+            layers += [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, dtype=torch.float64)]
+            layers += [parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64)), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.norm = layers[-2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result
+
+
 def a_net(**options: object) -> Net:
     torch.manual_seed(0)
     return Net(**options)
@@ -93,6 +110,12 @@ def compare(
     for name in ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"):
         if name in results[0][0] and net.norm.group == "world" and net.norm.ghost_batch is None:
             assert all(torch.equal(results[0][1][name], compiled[name]) for _, compiled in results), name
+
+
+@pytest.mark.parametrize("cut", [[4, 4], [2, 6]], ids=named)
+def test_inductor_takes_several_layers_of_one_size(ranks: Ranks, cut: list[int]) -> None:
+    torch.manual_seed(0)
+    compare(ranks, Deep(), cut, backend="inductor")
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import syncbn
 from syncbn.nn import functional, kernels, native, statistics
+from syncbn.nn import running as moving
 from syncbn.testing import force_exchange, without_native
 from tests.harness import Ranks
 from tests.nn.oracle import Step, check, on_a_rank, one_process
@@ -178,7 +179,7 @@ def test_running_statistics_are_torchs() -> None:
             sums = kernels.local_sums(x).sums
             assert native.update_running(*ours, sums, momentum, biased)
             with without_native():
-                functional.update_running(*torchs, sums, momentum, biased)
+                moving.update(*torchs, sums, momentum, biased)
             torch.testing.assert_close(ours, torchs, rtol=2e-7, atol=1e-7)
 
 
@@ -249,7 +250,7 @@ def forward_backward(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor) -> lis
     running = [torch.zeros(x.shape[1], dtype=torch.float32, device="cpu") for _ in range(2)]
     with force_exchange():
         batch = functional.measure(leaves[0], None)
-        functional.update_running(*running, batch.sums, 0.1)
+        moving.update(*running, batch.sums, 0.1)
         y = functional.normalize(batch, *leaves[1:], 1e-3)
     y.backward(dy)
     return [y.detach(), *(leaf.grad for leaf in leaves), *running]

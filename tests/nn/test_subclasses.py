@@ -220,3 +220,31 @@ def test_a_checkpointed_subclass_counts_a_batch_once() -> None:
     assert layer.num_batches_tracked == 1
     expected = 0.1 * x.detach().mean((0, 2, 3))
     torch.testing.assert_close(layer.running_mean, expected)
+
+
+class Activates(nn.BatchNorm2d):
+    """Has an activation by the name that ours has for its own, as timm's BatchNormAct2d does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.act(super().forward(x))
+        return result
+
+
+class Says(nn.BatchNorm2d):
+    """Has a word by that name, for somebody else."""
+
+    act = "leaky_relu"
+
+
+@pytest.mark.parametrize("kind", [Activates, Says])
+def test_an_attribute_called_act_stays_whose_it_is(kind: type[nn.BatchNorm2d]) -> None:
+    torch.manual_seed(0)
+    layer, x = kind(3), torch.randn(4, 3, 2, 2)
+    act, expected = layer.act, layer(x)
+    assert syncbn.convert(layer).act is act
+    torch.testing.assert_close(layer(x), expected)
+    assert syncbn.revert(layer).act is act

@@ -255,6 +255,16 @@ def test_a_look_is_not_in_the_way_of_selective_checkpointing(ranks: Ranks) -> No
         assert len(seen) == 1
 
 
+def test_a_residual_is_not_taken_for_a_mask() -> None:
+    layer = syncbn.SyncBatchNorm2d(C, ghost_batch=2)
+    look = Look({"layer": layer}, torch.device("cpu"))
+    x = torch.randn(4, C, 3, 3)
+    layer(x, residual=x, act="relu")
+    look.close()
+    ((sums, _),) = look._seen.values()
+    torch.testing.assert_close(sums[1 : C + 1], x.double().sum((0, 2, 3)))
+
+
 # In training
 
 
