@@ -10,10 +10,12 @@ autocast computes in bfloat16, images are channels_last. Prints a table, and wri
 """
 
 import argparse
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ import syncbn
 from syncbn.testing import force_exchange
 
 try:
-    from torchvision.models.resnet import Bottleneck, resnet50
+    from torchvision.models.resnet import Bottleneck, ResNet, resnet50
 except (ImportError, RuntimeError) as error:  # the second, where it does not go with this torch
     sys.exit(f"error: torchvision's ResNet-50 is what is trained here: install torchvision for this torch ({error})")
 
@@ -66,6 +68,15 @@ class FusedBottleneck(Bottleneck):
         return syncbn.norm_act(self.bn3, self.conv3(y), residual=identity)
 
 
+class FusedResNet(ResNet):
+    """Torchvision's, the stem's activation given to its batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.maxpool(syncbn.norm_act(self.bn1, self.conv1(x)))
+        y = self.layer4(self.layer3(self.layer2(self.layer1(y))))
+        return self.fc(torch.flatten(self.avgpool(y), 1))
+
+
 def torchs_synchronized(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
@@ -75,10 +86,8 @@ def torchs_synchronized(model: nn.Module) -> nn.Module:
 
 def fused(model: nn.Module) -> nn.Module:
     syncbn.convert(model)
-    model.bn1.act, model.relu = "relu", nn.Identity()
     for module in model.modules():
-        if type(module) is Bottleneck:
-            module.__class__ = FusedBottleneck
+        module.__class__ = {ResNet: FusedResNet, Bottleneck: FusedBottleneck}.get(type(module), type(module))
     return model
 
 
@@ -164,9 +173,22 @@ def measure(names: list[str], device: str, batch: int, size: int, seconds: float
 
     ``failed`` says why there is nothing of a candidate.
     """
+    row = {"batch": batch, "size": size, "ranks": dist.get_world_size(), "failed": {}}
+    try:
+        _into(row, names, device, seconds, console)
+    except Exception as error:  # what was measured before is not to be lost
+        row["failed"]["everything"] = common.told(error)
+    return row
+
+
+def _into(row: dict[str, Any], names: list[str], device: str, seconds: float, console: Console) -> None:
+    batch, size, failed = row["batch"], row["size"], row["failed"]
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    torch._dynamo.reset()
+    clock = clock_of(device)
     steps: dict[str, Callable[[], Any]] = {}
     losses: dict[str, float] = {}
-    failed: dict[str, str] = {}
     for name in names:
         if device == "cpu" and name in NEED_GPU:
             continue
@@ -180,20 +202,30 @@ def measure(names: list[str], device: str, batch: int, size: int, seconds: float
         except Exception as error:  # the others are not to be lost
             steps.pop(name, None)
             failed[name] = common.told(error)
-    clock = clock_of(device)
-    times = common.in_turns(
-        {name: lambda step=step: seconds_a_step(clock, step) for name, step in steps.items()}, seconds
-    )
-    ranks = dist.get_world_size()
-    row = {"batch": batch, "size": size, "ranks": ranks, "first loss": losses, "failed": failed}
+    row["first loss"] = losses
+
+    def timed(name: str) -> float:
+        """NaN once the candidate has failed, which keeps its turns: ranks take them together."""
+        try:
+            return seconds_a_step(clock, steps[name]) if name in steps else math.nan
+        except Exception as error:
+            failed[name] = common.told(error)
+            del steps[name]
+            return math.nan
+
+    times = common.in_turns({name: partial(timed, name) for name in steps}, seconds)
     row["rounds"] = min(map(len, times.values()), default=0)
-    for name, took in times.items():
-        row[f"{name}_images/s"] = common.Spread.of([ranks * batch / t for t in took])
-        if LOCAL in times:
-            row[f"{name}/{LOCAL}"] = common.ratios(times[LOCAL], took)
+    for name in steps:
+        row[f"{name}_images/s"] = common.Spread.of([row["ranks"] * batch / t for t in times[name]])
+        if LOCAL in steps:
+            row[f"{name}/{LOCAL}"] = common.ratios(times[LOCAL], times[name])
     if device == "cuda":
-        row["peak"] = {name: peak(step) for name, step in steps.items() if name != GRAPH}  # which has its own memory
-    return row
+        row["peak"] = {}
+        for name in [name for name in steps if name != GRAPH]:  # which has its own memory
+            try:
+                row["peak"][name] = peak(steps[name])
+            except Exception as error:
+                failed[f"{name}, peak"] = common.told(error)
 
 
 def seconds_a_step(clock: Clock, step: Callable[[], Any]) -> float:
@@ -281,16 +313,13 @@ def main() -> None:
     out = args.out or common.RESULTS / f"resnet50-{args.device}{f'-{ranks}' if ranks > 1 else ''}"
     result = {"machine": common.machine(args.device), "steps in a row": IN_A_ROW, "rows": rows}
     for batch in args.batch:
-        torch._dynamo.reset()
         with force_exchange():
             rows.append(measure(args.candidates, args.device, batch, args.size, args.seconds, console))
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
+        if rank == 0:
+            common.save(out.with_suffix(".json"), result)
         console.print(table(rows[-1]))
         for name, why in rows[-1]["failed"].items():
             console.print(f"{name}: {UNKNOWN}, {why}")
-        if rank == 0:
-            common.save(out.with_suffix(".json"), result)
     console.print(goals_table(of_training(rows)))
     if ranks == 1:
         console.print(SEVERAL.format(script="resnet50.py"))

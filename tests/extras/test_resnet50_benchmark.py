@@ -21,6 +21,27 @@ def test_the_fused_network_computes_what_torchvisions_does(monkeypatch: pytest.M
     torch.testing.assert_close(benchmark.fused(copy.deepcopy(model))(x), model(x))
 
 
+def test_a_candidate_that_breaks_while_it_is_timed_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    benchmark = importlib.import_module("resnet50")
+    steps = iter(range(4))
+
+    def breaks(*_: object) -> tuple[object, float]:
+        return (lambda: 1 / (3 - next(steps))), 1.0  # at the fourth step
+
+    candidates = {"per-device": (lambda *_: (lambda: None, 1.0), None), "ours": (breaks, None)}
+    monkeypatch.setattr(benchmark, "CANDIDATES", candidates)
+    monkeypatch.setattr(benchmark.dist, "get_world_size", lambda: 1)
+    row = benchmark.measure(list(candidates), "cpu", 2, 32, 0.0, benchmark.Console(quiet=True))
+    assert row["per-device/per-device"][0] == 1
+    assert "ours_images/s" not in row
+    assert row["failed"]["ours"].startswith("ZeroDivisionError")
+    monkeypatch.setattr(benchmark, "clock_of", lambda _: 1 / 0)
+    row = benchmark.measure(list(candidates), "cpu", 2, 32, 0.0, benchmark.Console(quiet=True))
+    assert row["failed"]["everything"].startswith("ZeroDivisionError")
+    benchmark.table(row)
+
+
 def test_a_run_leaves_results(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--size", "32", "--batch", "4", "--seconds", "0", "--candidates"]
     command = [sys.executable, str(SCRIPT), *options, "per-device", "ours fused", "--out", str(tmp_path / "result")]
