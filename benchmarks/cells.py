@@ -174,9 +174,14 @@ def compiled_candidates() -> dict[str, Candidate]:
 
 
 def measure(
-    cells: list[Cell], make: Callable[[], dict[str, Candidate]], device: str, seconds: float, say: Callable[[str], None]
+    cells: list[Cell],
+    make: Callable[[], dict[str, Candidate]],
+    device: str,
+    seconds: float,
+    say: Callable[[str], None],
+    keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """A row a cell, every candidate in turns; ``say`` is told what is going on.
+    """A row a cell, every candidate in turns; ``say`` is told what is going on, ``keep`` given all rows at each change.
 
     Returns:
         Rows of: shape, layout, dtype, ranks, ``bytes`` of one tensor, rounds; of each candidate ``NAME_us``, the time
@@ -203,12 +208,16 @@ def measure(
         except Exception as error:  # what was measured before, and what can be after, is not to be lost
             row["failed"] = {"everything": common.told(error)}
         rows.append(row)
+        keep(rows)
     for cell, row in zip(cells, rows, strict=True):  # last: a profiler that has run once slows down every launch
         if device == "cuda" and "host" in row:
-            data = data_of(cell, device)
-            row["launches"] = {
-                name: launches(candidate, data) for name, candidate in make().items() if name not in row["failed"]
-            }
+            try:
+                data = data_of(cell, device)
+                tried = {name: candidate for name, candidate in make().items() if name not in row["failed"]}
+                row["launches"] = {name: launches(candidate, data) for name, candidate in tried.items()}
+            except Exception as error:
+                row["failed"]["launches"] = common.told(error)
+            keep(rows)
     return rows
 
 

@@ -196,9 +196,11 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
-    """Writes ``result`` as JSON."""
+    """Writes ``result`` as JSON, all of it or nothing: what was there stays until the new file is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(json.dumps(result, indent=1) + "\n")
+    draft.replace(path)
 
 
 def _commit() -> str:

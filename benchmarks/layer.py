@@ -5,13 +5,15 @@
     torchrun --nproc-per-node N benchmarks/layer.py --device cuda          with the message between N GPUs
     python benchmarks/layer.py --device cpu --parts cells --seconds 0.1    what is measured on GPUs, tried out on a CPU
 
-Prints tables, and writes results/layer-DEVICE.json and .png (layer-cuda-N.json with N GPUs).
+Prints tables, and writes results/layer-DEVICE.json (layer-cuda-N.json with N GPUs), which grows row by row and has all
+that was measured should the program be ended early, and .png in the end.
 """
 
 import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +205,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def on_gpu_shapes(args: argparse.Namespace, console: Console, result: dict[str, Any]) -> bool:
+def on_gpu_shapes(args: argparse.Namespace, console: Console, result: dict[str, Any], save: Callable[[], None]) -> bool:
     """The parts ``cells`` and ``inductor``, into ``result``; whether every candidate could be measured."""
+
+    def keep(part: str, rows: list[dict[str, Any]]) -> None:
+        result[part] = rows
+        save()
+
     parts = {
         "cells": (cells.chosen(args.device, args.cells == "all"), lambda: cells.candidates(args.device)),
         "inductor": (
@@ -214,7 +221,8 @@ def on_gpu_shapes(args: argparse.Namespace, console: Console, result: dict[str, 
     }
     for part in [part for part in parts if part in args.parts]:
         with force_exchange():
-            result[part] = cells.measure(*parts[part], args.device, args.seconds, say=Console(stderr=True).print)
+            say = Console(stderr=True).print
+            cells.measure(*parts[part], args.device, args.seconds, say, keep=partial(keep, part))
         for shown in cells_report.tables(part, result[part]):
             console.print(shown)
     if "cells" in result:
@@ -242,23 +250,30 @@ def main() -> None:
         sys.exit("error: under torchrun --parts cells alone is measured, which every rank takes part in")
     console = Console(width=160, quiet=rank > 0)
     result: dict[str, Any] = {"machine": common.machine(args.device), "threads": 1}
-    complete = on_gpu_shapes(args, console, result)
+    of = f"{args.device}-{ranks}" if ranks > 1 else args.device
+    if not set(args.parts) <= set(PARTS[args.device]):  # tried out, and no result of this device
+        of = f"{'-'.join(args.parts)}-{of}"
+    out = args.out or common.RESULTS / f"layer-{of}"
+
+    def save() -> None:
+        if rank == 0:
+            common.save(out.with_suffix(".json"), result)
+
+    complete = on_gpu_shapes(args, console, result, save)
     if "one_process" in args.parts:
         result["one_process"] = one_process(args.device, args.seconds)
+        save()
         title = "One process, the exchange forced; floor: the least memory traffic, as copies"
         console.print(table(title, result["one_process"]))
     if "two_ranks" in args.parts and args.device == "cpu":  # a GPU each would be needed
         result["two_ranks"] = common.on_ranks(2, two_ranks, max(3, int(args.seconds * 20)))
+        save()
         console.print(table("Two ranks of one thread, with the message", result["two_ranks"]))
     if "compiled" in args.parts:
         result["compiled"] = compiled_blocks(args.device, args.seconds)
+        save()
         console.print(table("Compiled conv-bn-relu, the exchange forced", result["compiled"]))
     if rank == 0:
-        of = f"{args.device}-{ranks}" if ranks > 1 else args.device
-        if not set(args.parts) <= set(PARTS[args.device]):  # tried out, and no result of this device
-            of = f"{'-'.join(args.parts)}-{of}"
-        out = args.out or common.RESULTS / f"layer-{of}"
-        common.save(out.with_suffix(".json"), result)
         if "cells" in result:
             cells_report.plot(result, out.with_suffix(".png"))
         elif set(result) & set(TITLES):

@@ -46,9 +46,63 @@ def test_a_benchmark_prints_a_table_and_leaves_results(
 
 
 @pytest.fixture
-def goals(monkeypatch: pytest.MonkeyPatch) -> Any:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports one."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("goals")
+    return importlib.import_module
+
+
+@pytest.fixture
+def goals(benchmark: Any) -> Any:
+    return benchmark("goals")
+
+
+def raises(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_rows_outlive_what_comes_after_them(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layer, common = benchmark("layer"), benchmark("common")
+    for module, name in ((common, "keep_memory"), (layer.torch, "set_num_threads")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(common, "together", lambda _: (0, 1))
+    monkeypatch.setattr(layer.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(layer.cells, "clock_of", lambda _: None)
+    rows = iter([{"host": {}}])
+    monkeypatch.setattr(layer.cells, "_row", lambda *_: next(rows))
+    monkeypatch.setattr(layer.cells_report, "tables", raises)
+    monkeypatch.setattr(sys, "argv", ["layer.py", "--device", "cpu", "--parts", "cells", "--out", str(tmp_path / "r")])
+    with pytest.raises(RuntimeError, match="illegal"):
+        layer.main()
+    first, *others = json.loads((tmp_path / "r.json").read_text())["cells"]
+    assert first["host"] == {}
+    assert ["everything" in row["failed"] for row in others] == [True] * 3
+
+
+def test_launches_that_cannot_be_counted_are_a_reason_and_no_end(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, kept = benchmark("cells"), []
+    monkeypatch.setattr(cells.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(cells, "clock_of", lambda _: None)
+    monkeypatch.setattr(cells, "_row", lambda *_: {"host": {}, "failed": {}})
+    monkeypatch.setattr(cells, "data_of", raises)
+    some = cells.chosen("cpu", False)[:1]
+    (row,) = cells.measure(some, dict, "cuda", 0.0, lambda _: None, keep=lambda rows: kept.append(len(rows)))
+    assert "illegal" in row["failed"]["launches"]
+    assert kept == [1, 1]
+
+
+def test_results_stay_until_new_ones_are_complete(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    common, path = benchmark("common"), tmp_path / "result.json"
+    common.save(path, {"rows": [1]})
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda self, text: write(self, text[:3]) and raises())
+    with pytest.raises(RuntimeError):
+        common.save(path, {"rows": [1, 2]})
+    assert json.loads(path.read_text()) == {"rows": [1]}
 
 
 BROKEN = {"shape": [2], "bytes": 2 * 10**8}
