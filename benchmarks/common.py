@@ -14,8 +14,6 @@ import traceback
 from collections.abc import Callable
 from datetime import date
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -227,9 +225,22 @@ def _gpu() -> dict[str, Any]:
         "driver": driver[0] if driver else "unknown",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        "triton": version("triton") if find_spec("triton") else "none",
+        "nccl": _nccl(),
+        "triton": _triton(),
     }
+
+
+def _nccl() -> str:
+    return ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none"
+
+
+def _triton() -> str:
+    """The module's version: its distribution goes by several names."""
+    try:
+        import triton
+    except Exception:  # one that does not start here is none
+        return "none"
+    return str(getattr(triton, "__version__", "unknown"))
 
 
 def _cpu() -> str:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -103,6 +104,16 @@ def test_results_stay_until_new_ones_are_complete(
     with pytest.raises(RuntimeError):
         common.save(path, {"rows": [1, 2]})
     assert json.loads(path.read_text()) == {"rows": [1]}
+
+
+def test_versions_are_those_of_what_imports(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    common, triton = benchmark("common"), ModuleType("triton")
+    triton.__version__ = "3.6.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    assert common._triton() == "3.6.0"
+    monkeypatch.setitem(sys.modules, "triton", None)  # there is none to import
+    monkeypatch.setattr(common.dist, "is_nccl_available", lambda: False)
+    assert (common._triton(), common._nccl()) == ("none", "none")
 
 
 BROKEN = {"shape": [2], "bytes": 2 * 10**8}
