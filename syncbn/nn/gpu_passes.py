@@ -87,9 +87,9 @@ def sums(
 ):  # fmt: skip
     """Adds up values and their squares, as distances from the first value that a lane sees, in float32.
 
-    A value of the data is at most ``sqrt(k)`` standard deviations of the ``k`` that a lane sees from their mean, so no
-    more than that can cancel, whatever the offset (Chan, Golub & LeVeque 1983, section 4, on shifting). Lanes are
-    merged about their common mean, and only then does the offset come in, in float64.
+    A value is at most ``sqrt(k)`` standard deviations from the mean of the ``k`` that a lane sees, itself among them, so
+    no more than that can cancel, whatever the offset (shifting by a value of the data: Chan, Golub & LeVeque 1983).
+    Lanes are merged about their common mean, and only then does the offset come in, in float64.
     """
     channel, begin, left = _columns(positions, channels, B, ROWS)
     tiles = tl.cdiv(outer, A)
@@ -111,9 +111,8 @@ def sums(
     if not ROWS:
         n *= tl.minimum(left, B)
     weight = seen.to(tl.float32)[:, None] * tl.where(tl.arange(0, B) < left, 1.0, 0.0)[None, :]
-    mean = _over_lanes(weight * shift + total, ROWS) / n.to(
-        tl.float32
-    )  # some number near it, since the rest comes next
+    # A number near the mean is as good, since the rest comes next.
+    mean = _over_lanes(weight * shift + total, ROWS) / n.to(tl.float32)
     far = shift - mean
     rest = _over_lanes(weight * far + total, ROWS).to(tl.float64)
     about = _over_lanes(square + far * (2 * total + weight * far), ROWS).to(tl.float64)
