@@ -87,8 +87,8 @@ def sums(
 ):  # fmt: skip
     """Adds up values and their squares, as distances from the first value that a lane sees, in float32.
 
-    A value is at most ``sqrt(k)`` standard deviations from the mean of the ``k`` that a lane sees, itself among them, so
-    no more than that can cancel, whatever the offset (shifting by a value of the data: Chan, Golub & LeVeque 1983).
+    A value is at most ``sqrt(k)`` standard deviations from the mean of the ``k`` that a lane sees, itself among them.
+    So no more than that can cancel, whatever the offset (shifting by one of the data: Chan, Golub & LeVeque 1983).
     Lanes are merged about their common mean, and only then does the offset come in, in float64.
     """
     channel, begin, left = _columns(positions, channels, B, ROWS)
