@@ -278,25 +278,32 @@ def _passes() -> ModuleType:
 
 @cache
 def _usable(interpreted: bool) -> bool:
-    """Whether there is a Triton that can start a kernel here; if not, says why, once."""
-    if importlib.util.find_spec("triton") is None:
-        return False
+    """Whether kernels can be started; if not, and there is a Triton to do so, says why, once."""
     if interpreted:
-        return True
+        return importlib.util.find_spec("triton") is not None
+    reason = why_not()
+    if reason.startswith("Triton"):
+        warnings.warn(f"{reason}: torch's kernels do the layer's work, in more time. {WANTS}", stacklevel=2)
+    return not reason
+
+
+WANTS = "Triton wants a C compiler (CC) and a directory that it may write to (TRITON_CACHE_DIR)."
+
+
+@cache
+def why_not() -> str:
+    """Why no kernel can be started on the GPUs here; empty where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "there is no Triton"
     devices = range(torch.cuda.device_count() if torch.version.hip is None else 0)
     if any(torch.cuda.get_device_capability(device) < (7, 0) for device in devices):
-        return False
+        return "a GPU is older than Triton's oldest (compute capability 7.0)"
     try:
         _try()
     except Exception as error:  # it has many: no C compiler, no place for what it compiles, a driver that is too old
         said = next(iter(str(error).splitlines()), "")
-        warnings.warn(
-            f"Triton cannot start a kernel here ({type(error).__name__}: {said}): torch's kernels do the layer's work, "
-            "in more time. Triton wants a C compiler (CC) and a directory that it may write to (TRITON_CACHE_DIR).",
-            stacklevel=2,
-        )
-        return False
-    return True
+        return f"Triton cannot start a kernel here ({type(error).__name__}: {said})"
+    return ""
 
 
 def _try() -> None:

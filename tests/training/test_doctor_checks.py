@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from syncbn.nn import native
+from syncbn.nn import gpu, native
 from syncbn.training.doctor import Row, Status, machine, surroundings
 
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -109,6 +109,16 @@ def test_compiled_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert the(machine.passes()).fix == "unset SYNCBN_NATIVE"
     monkeypatch.setattr(native, "built", lambda: False)
     assert "C compiler" in the(machine.passes()).fix
+
+
+def test_gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.kernels() == []  # where there is no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "why_not", lambda: "")
+    assert the(machine.kernels()).status == Status.ok
+    monkeypatch.setattr(gpu, "why_not", lambda: "there is no Triton")
+    assert "there is no Triton" in the(machine.kernels()).found
+    assert "C compiler" in the(machine.kernels()).fix
 
 
 def test_few_open_files_and_little_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

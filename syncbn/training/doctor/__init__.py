@@ -33,6 +33,7 @@ def examine(
         "GPUs": machine.gpus,
         "backend": machine.backends,
         "compiled passes": machine.passes,
+        "GPU kernels": machine.kernels,
         "open files": machine.open_files,
         "shared memory": machine.shared_memory,
         "disk": lambda: machine.disk(outputs),

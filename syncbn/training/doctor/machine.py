@@ -15,7 +15,7 @@ import torch.distributed as dist
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from syncbn.nn import native
+from syncbn.nn import gpu, native
 from syncbn.training.doctor.report import Row, failed, ok, warning
 
 INSTALL = "pip install -c constraints.txt ."
@@ -118,6 +118,15 @@ def backends() -> list[Row]:
         fix = "install a build of torch that has it (Linux); gloo is slow on GPUs"
         return [warning("backend", "gloo; no nccl for the GPUs", fix)]
     return [ok("backend", "gloo; no nccl, which GPUs would need")]
+
+
+def kernels() -> list[Row]:
+    """The layer's own code for GPUs."""
+    if not torch.cuda.is_available():
+        return []
+    if reason := gpu.why_not():
+        return [warning("GPU kernels", f"none, torch's take longer: {reason}", gpu.WANTS)]
+    return [ok("GPU kernels", "Triton starts them")]
 
 
 def passes() -> list[Row]:
