@@ -92,6 +92,9 @@ def cases(draw: st.DrawFn, world_size: int) -> Case:
     parameters = draw(st.sampled_from(PARAMETERS[dtype]))
     half = {dtype, parameters} & {torch.bfloat16, torch.float16}
     layouts = ["contiguous", "channels_last", "transposed", "sliced"]
+    shift = draw(st.sampled_from([0.0, 1.0, 30.0]))
+    # Float16 ends at 65504, which the variance of ranks 30 standard deviations of 10 apart is beyond.
+    spans = [0, 3] if torch.float16 not in half else [0, 1] if shift < 30 else [0]
     return Case(
         samples=tuple(samples),
         spatial=tuple(spatial),
@@ -110,8 +113,8 @@ def cases(draw: st.DrawFn, world_size: int) -> Case:
         dy_layout=draw(st.sampled_from([*layouts, "expanded"])),
         # Float16 ends at 65504; and values of 8 or 11 bits do not vary at 1e4 standard deviations.
         offset=draw(st.sampled_from([0.0, 1.0, 100.0] if half else [0.0, 1.0, 100.0, 1e4])),
-        shift=draw(st.sampled_from([0.0, 1.0, 30.0])),
-        span=draw(st.sampled_from([0, 1] if torch.float16 in half else [0, 3])),
+        shift=shift,
+        span=draw(st.sampled_from(spans)),
         constant=draw(rarely),
         frozen=tuple(draw(st.lists(rarely, min_size=world_size, max_size=world_size))),
         steps=draw(st.integers(1, 3)),
