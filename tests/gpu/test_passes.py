@@ -10,13 +10,14 @@ from torch import Tensor
 
 import syncbn
 from syncbn.nn import gpu, kernels, tiles
+from syncbn.nn import running as moving
 from syncbn.nn.statistics import Moments, pack, unpack
 from tests.gpu.steps import road
 
 Lay = Callable[[Tensor], Tensor]
 EPS = 1e-3
 # Some rows, columns, channels and bytes of bits that do not fill a tile; more programs than one for a channel.
-SHAPES = [(5, 3), (2, 3, 1), (3, 17, 29), (7, 3, 5, 9), (2, 70, 3, 3), (2, 2, 21, 20), (2, 5, 4, 3, 2), (9, 1, 5)]
+SHAPES = [(5, 3), (2, 3, 1), (3, 17, 29), (7, 3, 5, 9), (2, 70, 3, 3), (2, 2, 33, 32), (2, 5, 4, 3, 2), (9, 1, 5)]
 ADDED = ("nothing", "relu", "residual", "residual+relu")
 
 
@@ -148,6 +149,28 @@ def test_running_statistics_move_as_torchs_do(device: str) -> None:
         torch.testing.assert_close(running[1].cpu(), 10 + share * (var * bessel - 10))
 
 
+def test_a_momentum_reaches_the_kernels_with_float64s_digits() -> None:
+    for momentum in (0.1, 0.3, 1.0, 0.0, 1e-3):
+        parts = torch.tensor(gpu._in_two(momentum), dtype=torch.float64)
+        assert abs(parts.float().double().sum().item() - momentum) <= 2**-46 * momentum
+
+
+def test_torchs_kernels_move_running_statistics_to_the_same_bits(device: str) -> None:
+    """A rank whose operations are watched takes them, and its buffers are to stay those of the others."""
+    generator = torch.Generator().manual_seed(0)
+    channels, n = 2000, torch.tensor(7.0)
+    mean, var = torch.randn(channels, generator=generator), torch.rand(channels, generator=generator)
+    sums = pack(Moments(n, mean, var)).to(device)
+    moved = []
+    for name in ("triton", "aten"):
+        running = [torch.rand(channels, generator=generator.manual_seed(1)).to(device) for _ in range(2)]
+        with road(name, device):
+            moving.update(*running, sums, 0.1)
+        moved.append(running)
+    for by_triton, by_torch in zip(*moved, strict=True):
+        assert torch.equal(by_triton, by_torch)
+
+
 def test_a_nan_stays_one_and_passes_the_relu(device: str) -> None:
     x, dy, residual, weight, bias = case((3, 4, 5, 2), Tensor.contiguous, torch.float32, device, 0.0)
     x[1, 2, 3, 1] = float("nan")
@@ -189,13 +212,13 @@ def test_more_values_than_float32_counts_are_counted(device: str, monkeypatch: p
         plan.cache_clear()
     if device == "cuda":
         pytest.skip("a tile of that size is for the interpreter")
-    x = (torch.randn(16500, 1, generator=torch.Generator().manual_seed(0)) + 1000).expand(16500, 1031).unsqueeze(1)
+    x = (torch.randn(16501, 1, generator=torch.Generator().manual_seed(0)) + 1000).expand(16501, 1031).unsqueeze(1)
     x = x.contiguous()
     at = gpu.shape(x)
     assert at is not None
     seen = unpack(gpu.sums(x, at))
     tiles.reduction.cache_clear()
-    assert seen.n == 16500 * 1031 > 2**24
+    assert seen.n == 16501 * 1031 > 2**24
     exact = x[:, 0, 0].double().var(unbiased=False)
     torch.testing.assert_close(seen.var[0], exact, rtol=1e-4, atol=0)
 
