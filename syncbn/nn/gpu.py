@@ -244,7 +244,7 @@ def _launch(
     seen: list[Any] = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
     if torch.version.hip is not None:  # which addresses less memory by shorter offsets
         seen += [None if t is None else t.untyped_storage().nbytes() < 2**31 for t in tensors]
-    key = (name, device, kind, *seen)
+    key = (name, device, warps, kind, *seen)
     kernel = _compiled.get(key)
     if device is not None and device != torch.cuda.current_device():
         with torch.cuda.device(device):
@@ -324,7 +324,7 @@ def _device(index: int | None) -> tuple[int, int]:
 
 
 def _parameters(*parameters: Tensor | None) -> list[Tensor | None]:
-    return [None if p is None else p.detach().contiguous() for p in parameters]
+    return [None if p is None else p.contiguous() for p in parameters]
 
 
 def _empty(x: Tensor, size: int) -> Tensor:

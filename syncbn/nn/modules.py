@@ -228,10 +228,10 @@ def norm_act(layer: nn.Module, x: Tensor, act: str | None = "relu", residual: Te
         residual: shape of ``x``, added before the activation; None for nothing.
 
     Raises:
-        ValueError: another activation; a residual of another shape, in the fused form.
+        ValueError: another activation; a residual of another shape, or on another device.
     """
     if isinstance(layer, Synchronized) and type(layer).forward is Synchronized.forward:
         y: Tensor = layer(x, residual=residual, act=act)
         return y
-    added.check_act(act)
+    added.check_added(x, act, residual)
     return added.finished(layer(x), act, residual)

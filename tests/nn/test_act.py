@@ -498,6 +498,12 @@ def test_norm_act_refuses_an_unknown_activation_whatever_the_layer(layer: nn.Mod
         syncbn.norm_act(layer, torch.randn(4, CHANNELS, 2, 2), "gelu")
 
 
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.BatchNorm2d(CHANNELS), syncbn.SyncBatchNorm2d(CHANNELS)], ids=str)
+def test_norm_act_refuses_a_residual_of_another_shape_whatever_the_layer(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match="make them alike"):
+        syncbn.norm_act(layer, torch.randn(4, CHANNELS, 2, 2), residual=torch.randn(1, CHANNELS, 1, 1))
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_copy_activates_too(pickled: bool) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, act="relu"))
