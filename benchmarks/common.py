@@ -122,7 +122,7 @@ def on_ranks(world_size: int, fn: Callable[..., Any], *args: Any) -> Any:
     """What ``fn(rank, world_size, *args)`` returns on rank 0 of ``world_size`` processes of one thread, by gloo."""
     with tempfile.TemporaryDirectory() as place:
         mp.spawn(_rank, (world_size, place, fn, args), nprocs=world_size)
-        return json.loads((Path(place) / "result").read_text())
+        return json.loads((Path(place) / "result").read_text(encoding="utf-8"))
 
 
 def _rank(rank: int, world_size: int, place: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -130,7 +130,7 @@ def _rank(rank: int, world_size: int, place: str, fn: Callable[..., Any], args: 
     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=world_size)
     result = fn(rank, world_size, *args)
     if rank == 0:
-        (Path(place) / "result").write_text(json.dumps(result))
+        (Path(place) / "result").write_text(json.dumps(result), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -197,7 +197,7 @@ def save(path: Path, result: dict[str, Any]) -> None:
     """Writes ``result`` as JSON, all of it or nothing: what was there stays until the new file is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(result, indent=1) + "\n")
+    draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)
 
 
@@ -209,7 +209,7 @@ def _commit() -> str:
 def _says(command: list[str]) -> str:
     """What a program prints; nothing where there is no such program."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8").stdout.strip()
     except OSError:
         return ""
 
@@ -245,7 +245,7 @@ def _triton() -> str:
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

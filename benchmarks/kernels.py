@@ -147,11 +147,11 @@ def compiled(launch: Launch, arch: int) -> dict[str, Any]:
 def resources(ptx: str, arch: int) -> dict[str, int]:
     """Registers a thread, and bytes of them that do not fit."""
     ptxas = Path(importlib.util.find_spec("triton").submodule_search_locations[0]) / "backends/nvidia/bin/ptxas"
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx", encoding="utf-8") as file:
         file.write(ptx)
         file.flush()
         command = [str(ptxas), "-v", f"-arch=sm_{arch}{'a' if arch >= 90 else ''}", file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        said = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stderr
     counts = {"registers": r"Used (\d+) registers", "spilled": r"(\d+) bytes spill stores"}
     return {name: int(re.search(pattern, said)[1]) for name, pattern in counts.items()}
 

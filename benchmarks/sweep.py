@@ -33,7 +33,9 @@ def swept(jobs: int, logger: str) -> dict[str, float]:
         seeds = ",".join(map(str, range(jobs)))
         command = ["-m", *SETTINGS, f"logger={logger}", f"seed={seeds}", "hydra.sweep.dir=sweep"]
         begin = time.monotonic()
-        process = subprocess.Popen([sys.executable, str(TRAIN), *command], cwd=place, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, str(TRAIN), *command], cwd=place, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
         assert process.stdout is not None
         starts = [time.monotonic() for line in process.stdout if line.startswith("job ")]
         assert process.wait() == 0
@@ -54,7 +56,7 @@ def called(logger: str) -> float:
 
 
 def _trained(run_dir: Path) -> float:
-    return float(json.loads((run_dir / "result.json").read_text())["seconds"])
+    return float(json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["seconds"])
 
 
 def measure(rounds: int, jobs: int, logger: str) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def compare(
 
 def main() -> None:
     """The entry point."""
+    from syncbn.training import output
+
+    output.accept_any_text()
     app()
 
 

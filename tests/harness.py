@@ -200,7 +200,7 @@ class _Member:
         os.kill(self.process.pid, signal.SIGUSR1)
         text, deadline = "", time.monotonic() + 3
         while time.monotonic() < deadline:
-            before, text = text, self._stacks.read_text()
+            before, text = text, self._stacks.read_text(encoding="utf-8")
             if text and text == before:
                 return text
             time.sleep(0.1)
@@ -217,7 +217,7 @@ def _serve(rank: int, pipe: Connection, stacks: str) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test's process, which then kills this one
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    with Path(stacks).open("w") as file:
+    with Path(stacks).open("w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         answer = _Answer()
         while True:
@@ -283,7 +283,10 @@ def _let_threads_finish() -> None:
     quiet = 0
     for _ in range(2000):
         try:
-            states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path("/proc/self/task").glob("*/stat")]
+            states = [
+                stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+                for stat in Path("/proc/self/task").glob("*/stat")
+            ]
         except OSError:  # a thread has just ended
             continue
         quiet = quiet + 1 if states.count("R") <= 1 else 0

@@ -32,7 +32,9 @@ class Proof:
     def pytest(self, *arguments: str, **environment: str) -> None:
         """Runs tests, and notes each by its name; what is printed of those that fail is printed."""
         command = [sys.executable, "-m", "pytest", *arguments, "-q", "-rA", "--tb=short", "-p", "no:cacheprovider"]
-        printed = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True).stdout
+        printed = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8"
+        ).stdout
         found = re.findall(r"^(PASSED|FAILED|ERROR) \S+::test_([^\s\[]+)", printed, re.MULTILINE)
         for word, name in found:
             self.note(name.replace("_", " "), word == "PASSED")

@@ -34,12 +34,12 @@ def test_a_benchmark_prints_a_table_and_leaves_results(
 ) -> None:
     script, *options = arguments.split()
     command = [sys.executable, str(ROOT / "benchmarks" / script), *options, "--out", str(tmp_path / "result")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert "ours" in run.stdout
     assert part != "cells" or run.stdout.count(": bandw.") == 3  # no column cropped, of three tables
     assert (tmp_path / "result.png").stat().st_size > 10_000
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["machine"]["torch"]
     for row in result[part]:
         assert {key.removesuffix("_us") for key in row if key.endswith("_us")} == measured
@@ -75,7 +75,7 @@ def test_rows_outlive_what_comes_after_them(benchmark: Any, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["layer.py", "--device", "cpu", "--parts", "cells", "--out", str(tmp_path / "r")])
     with pytest.raises(RuntimeError, match="illegal"):
         layer.main()
-    first, *others = json.loads((tmp_path / "r.json").read_text())["cells"]
+    first, *others = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["cells"]
     assert first["host"] == {}
     assert ["everything" in row["failed"] for row in others] == [True] * 3
 
@@ -103,7 +103,7 @@ def test_results_stay_until_new_ones_are_complete(
     monkeypatch.setattr(Path, "write_text", lambda self, text: write(self, text[:3]) and raises())
     with pytest.raises(RuntimeError):
         common.save(path, {"rows": [1, 2]})
-    assert json.loads(path.read_text()) == {"rows": [1]}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}
 
 
 def test_versions_are_those_of_what_imports(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.test_import import HEAVY, modules_after
 def syncbn(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")}
     command = [sys.executable, "-m", "syncbn.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env, encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["compare", "--help"]])
@@ -48,5 +48,5 @@ def test_a_mistake_is_told_plainly(arguments: list[str], last: str) -> None:
 
 
 def test_the_script_calls_it() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert EntryPoint("syncbn", project["scripts"]["syncbn"], "console_scripts").load() is cli.main

@@ -10,7 +10,11 @@ HEAVY = ("lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "sklearn", 
 
 def modules_after(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+        ).stdout.split()
+    )
 
 
 def test_import_syncbn_imports_torch_and_nothing_heavy() -> None:

@@ -14,7 +14,7 @@ from syncbn.training import launch  # noqa: F401  # registers the types and name
 from tests.harness import Ranks
 
 REPO = Path(__file__).parents[1]
-README = (REPO / "README.md").read_text()
+README = (REPO / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"train\.py ([^#\n`]*=[^#\n`]*)", README) + re.findall(r'ARGS="(.*?)"', README)
 
 
@@ -47,7 +47,9 @@ def test_the_layer_in_five_lines_runs_and_synchronizes(ranks: Ranks) -> None:
 
 
 def test_the_nine_verdicts_are_those_of_the_page() -> None:
-    rows = list(csv.DictReader((REPO / "docs/results/claims/tables/verdicts.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader((REPO / "docs/results/claims/tables/verdicts.csv").read_text(encoding="utf-8").splitlines())
+    )
     lines = [line for line in README.splitlines() if re.match(r"\| \d ", line)]
     assert len(lines) == 9
     for row in rows:

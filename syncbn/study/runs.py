@@ -179,7 +179,7 @@ def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
     if not path.exists():
         return {}, "is missing"
     try:
-        contents = load(path.read_text())
+        contents = load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}, "cannot be read: it is damaged"
     return (contents, "") if isinstance(contents, dict) else ({}, "cannot be read: it is damaged")
@@ -192,7 +192,7 @@ def _yaml(text: str) -> Any:
 def _reason(path: Path) -> str:
     """The last line of ``error.txt``, where the run has left one."""
     try:
-        lines = (path / "error.txt").read_text(errors="replace").split("\n")
+        lines = (path / "error.txt").read_text(errors="replace", encoding="utf-8").split("\n")
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -202,7 +202,7 @@ def _reason(path: Path) -> str:
 def _table(path: Path) -> pd.DataFrame:
     """A CSV file without its last line where that is half written; empty where it cannot be read."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         return pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))
     except (OSError, ValueError, csv.Error):  # pandas' own errors are ValueErrors
         return pd.DataFrame()

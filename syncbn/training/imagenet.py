@@ -123,7 +123,7 @@ def _torchvision() -> Any:
     """Imported late: it is no dependency, but an extra."""
     try:
         import torchvision
-        import torchvision.transforms.v2
+        import torchvision.transforms.v2  # noqa: F401  # torchvision alone does not import it
     except ModuleNotFoundError as error:
         raise SettingError(
             "data=imagenet: torchvision reads its images and is not installed; pip install '.[vision]', with the build "

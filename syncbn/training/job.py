@@ -157,7 +157,7 @@ def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
     trace = run_dir / "ranks" / f"{rank}-error.txt"
     with suppress(OSError):
         trace.parent.mkdir(exist_ok=True)
-        trace.write_text(about["trace"])
+        trace.write_text(about["trace"], encoding="utf-8", errors="backslashreplace")
     where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {identity.host()}"
     what = outcome.what(about, trace, silent.to_blame(error, timeout))
     return _ended(f"{where} failed: {what}; {_how_to_go_on(run_dir)}")

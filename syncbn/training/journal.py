@@ -33,13 +33,13 @@ class Journal:
         self._run_dir, self.path = run_dir, run_dir / "wandb-lines.jsonl"
 
     def add(self, line: Line) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[Line]:
         if not self.path.exists():
             return []
-        text = self.path.read_text()  # without a line that was written by half
+        text = self.path.read_text(encoding="utf-8")  # without a line that was written by half
         return [Line(*json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def arrived(self, on_server: int | None) -> tuple[set[tuple[int, str]], int]:
@@ -62,7 +62,7 @@ class Journal:
                 ours.append(line)
         if lines:
             with replacing(self.path) as draft:
-                draft.write_text("".join(json.dumps(line) + "\n" for line in ours))
+                draft.write_text("".join(json.dumps(line) + "\n" for line in ours), encoding="utf-8")
         free = max([on_server or 0, *ends.values(), *(line.number + 1 for line in ours)])
         return {(line.step, name) for line in ours for name in line.names}, free
 

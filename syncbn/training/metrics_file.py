@@ -65,7 +65,7 @@ class MetricsFile(Logger):
         if not names <= set(columns):
             self._columns = [*self._first, *sorted({*columns, *names} - set(self._first))]
             self._replace(read(self.path))
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns or ()).writerows(rows)
         self._rows += len(rows)
 
@@ -110,7 +110,7 @@ class MetricsFile(Logger):
         return self._columns
 
     def _replace(self, rows: Iterable[Mapping[str, str]]) -> None:
-        with replacing(self.path) as draft, draft.open("w", newline="") as file:
+        with replacing(self.path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns or ())
             writer.writeheader()
             writer.writerows(rows)

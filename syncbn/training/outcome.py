@@ -76,7 +76,7 @@ def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
     trace = run_dir / "error.txt"
     try:
-        trace.write_text(traces)
+        trace.write_text(traces, encoding="utf-8", errors="backslashreplace")
     except OSError:  # no space left, perhaps
         _say(traces)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -95,7 +95,7 @@ def _about(end: End, ends: list[End], run_dir: Path) -> str:
     """Which rank this is; the last that it printed is shown, where it went into a file."""
     log = run_dir / "ranks" / f"{end.rank}.log"
     if log.exists():
-        for line in log.read_text(errors="replace").splitlines()[-5:]:
+        for line in log.read_text(errors="replace", encoding="utf-8").splitlines()[-5:]:
             _say(f"rank {end.rank} | {line}")
     return f"rank {end.rank} of {len(ends)} (pid {end.pid})"
 

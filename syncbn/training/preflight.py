@@ -48,7 +48,7 @@ def _lacks(cfg: DictConfig, run_dir: Path) -> str:
     """What this rank cannot work with; empty where it can."""
     draft = run_dir / f".rank-{os.environ['RANK']}"
     try:
-        draft.write_text("")
+        draft.write_text("", encoding="utf-8")
         draft.unlink()
     except OSError as error:
         return (
@@ -128,10 +128,11 @@ class CompareRanks(pl.Callback):
         word = [secrets.token_hex(8)]
         mark = self.run_dir / ".same"
         if trainer.is_global_zero:
-            mark.write_text(word[0])
+            mark.write_bytes(word[0].encode())
         dist.broadcast_object_list(word)
         deadline = time.monotonic() + 10  # a network file system may be late
-        while not (seen := mark.exists() and mark.read_text() == word[0]) and time.monotonic() < deadline:
+        expected = word[0].encode()
+        while not (seen := mark.exists() and mark.read_bytes() == expected) and time.monotonic() < deadline:
             time.sleep(0.2)
         found: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(found, seen)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from syncbn.training import stopping
+from syncbn.training import output, stopping
 from syncbn.training.stopping import Stopped
 
 STACKS = signal.SIGRTMIN + 4  # asks a rank for its stacks; SIGUSR1 and 2 are Slurm's and submitit's
@@ -183,12 +183,15 @@ class Ranks:
         time.sleep(0.5)
         for rank in asked:
             stacks = self._logs / f"{rank}.stacks"
-            doing[rank] = f"is busy or waiting (its stacks: {stacks})" if stacks.read_text() else "does not answer"
+            answered = stacks.stat().st_size > 0
+            doing[rank] = f"is busy or waiting (its stacks: {stacks})" if answered else "does not answer"
         return doing
 
     def _is_stopped(self, rank: int) -> bool:
         state = Path(f"/proc/{self._processes[rank].pid}/stat")
-        return state.exists() and state.read_text().rpartition(")")[2].split()[0] in "Tt"
+        return (
+            state.exists() and state.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] in "Tt"
+        )
 
 
 class Requests:
@@ -270,13 +273,14 @@ def _be(
 ) -> None:
     """A rank's life."""
     stopping.listen()
+    output.accept_any_text()
     multiprocessing.set_start_method(None, force=True)  # for loaders: the platform's, not ours
     os.environ.clear()  # the server has the one that it was started with
     os.environ.update(environment)
     threading.Thread(target=_leave_with_launcher, daemon=True).start()
     if rank > 0 or silent:
         _redirect(logs / f"{rank}.log")
-    with (logs / f"{rank}.stacks").open("w") as stacks:
+    with (logs / f"{rank}.stacks").open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACKS, file=stacks, all_threads=True)
         code = 0
         try:

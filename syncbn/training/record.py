@@ -93,14 +93,14 @@ def end(run_dir: Path, status: str, **more: Any) -> None:
 def read(run_dir: Path, name: str) -> dict[str, Any]:
     """The contents of ``name.json`` in the run directory; empty where there is none."""
     path = run_dir / f"{name}.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def write(run_dir: Path, name: str, contents: dict[str, Any]) -> None:
     """Replaces ``name.json`` in the run directory, whole or not at all."""
     text = json.dumps(contents, indent=2) + "\n"
     with replacing(run_dir / f"{name}.json") as draft:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
 
 
 def headline(cfg: DictConfig) -> str:
@@ -208,7 +208,9 @@ def _git() -> dict[str, Any] | None:
     """The commit of the working directory, and whether anything in it had changed since, when first asked."""
     try:
         commit, status = (
-            subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            subprocess.run(
+                ["git", *arguments], capture_output=True, check=True, timeout=10, encoding="utf-8", errors="replace"
+            ).stdout.strip()
             for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
     except (OSError, subprocess.SubprocessError):

@@ -117,7 +117,9 @@ def _own_id() -> str:
 
 def _scontrol(*arguments: str) -> str:
     try:
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(
+            ["scontrol", *arguments], capture_output=True, check=True, timeout=60, encoding="utf-8", errors="replace"
+        )
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise SettingError(

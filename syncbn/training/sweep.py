@@ -155,7 +155,7 @@ def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
     found: dict[tuple[str, ...], int] = {}
     for job in _directories(sweep_dir):
         try:
-            settings = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text())
+            settings = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):  # a job that was killed in its first moment
             continue
         if isinstance(settings, list):
@@ -171,7 +171,7 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
-    with draft.open("w", newline="") as file:
+    with draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

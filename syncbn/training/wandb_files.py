@@ -13,7 +13,7 @@ HEADER = 7  # bytes
 
 def directories(run_dir: Path) -> list[Path]:
     """All that belong to this W&B run, the earliest first."""
-    wandb_id = json.loads((run_dir / "run.json").read_text())["wandb_id"]
+    wandb_id = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["wandb_id"]
     found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{glob.escape(wandb_id)}.wandb")}
     return sorted(found, key=lambda d: d.name.removeprefix("offline-"))
 
@@ -50,7 +50,9 @@ def history(directory: Path) -> list[dict[str, Any]]:
     """The lines that one attempt has logged, up to the place where it was killed."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(_log(directory).resolve())]
     offline = os.environ | {"WANDB_MODE": "offline"}  # nothing is reported to W&B
-    printed = subprocess.run(command, cwd=directory.parents[1], env=offline, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        command, cwd=directory.parents[1], env=offline, capture_output=True, encoding="utf-8", errors="replace"
+    ).stdout
     return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
 
 
@@ -62,7 +64,7 @@ def mark_unsent(directory: Path) -> None:
 def _gave_up(directory: Path) -> bool:
     """Whether not all was uploaded: time ran out, or W&B's process gave up before, which it says in its log alone."""
     log = directory / "logs" / "debug-internal.log"
-    fatal = log.exists() and "filestream: fatal error" in log.read_text(errors="replace")
+    fatal = log.exists() and "filestream: fatal error" in log.read_text(errors="replace", encoding="utf-8")
     return fatal or (directory / "unsent").exists()
 
 

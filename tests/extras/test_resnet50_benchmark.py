@@ -45,9 +45,9 @@ def test_a_candidate_that_breaks_while_it_is_timed_leaves_the_others(monkeypatch
 def test_a_run_leaves_results(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--size", "32", "--batch", "4", "--seconds", "0", "--candidates"]
     command = [sys.executable, str(SCRIPT), *options, "per-device", "ours fused", "--out", str(tmp_path / "result")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert "not measured" in run.stdout  # the goal, at another batch and on another device
-    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["rows"]
     assert row["ours fused/per-device"][0] > 0
     assert (tmp_path / "result.png").stat().st_size > 10_000

@@ -22,7 +22,9 @@ def without_a_gpu(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 def test_kernels_compile_launch_and_are_kept_by_all_that_triton_looks_at(without_a_gpu: dict[str, str]) -> None:
     command = [sys.executable, "-m", "tests.gpu.launches"]
-    done = subprocess.run(command, cwd=ROOT, env=without_a_gpu, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=without_a_gpu, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     few, many = done.stdout.splitlines()
     # One launch to pack, one to unpack and move the running statistics, one a pass; where many packed, one to merge.
@@ -41,7 +43,9 @@ def test_where_triton_cannot_compile_torchs_kernels_are_taken_and_it_is_said_why
     environment = without_a_gpu | {"PATH": "/nowhere", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("CC", None)
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.stdout.strip() == "False", done.stderr
     assert "Triton cannot start a kernel here (" in done.stderr
     assert "C compiler" in done.stderr
@@ -54,7 +58,7 @@ def test_the_compiler_spills_nothing_and_loads_16_bytes_at_once(
     out = tmp_path / "kernels.json"
     command = [sys.executable, "benchmarks/kernels.py", "--arch", str(arch), "--cells", "1", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, env=without_a_gpu | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    rows = json.loads(out.read_text())["rows"]
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert {row["kernel"] for row in rows} >= {"sums", "normalize", "gradient_sums", "input_gradient", "merge"}
     for row in rows:
         assert row["spilled"] == 0, row

@@ -288,7 +288,7 @@ REPO = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in sorted(REPO.glob("docs/*.md"))
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 
 

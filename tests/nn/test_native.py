@@ -315,7 +315,9 @@ def test_an_environment_variable_turns_it_off() -> None:
     code = "import torch; from syncbn.nn import native; print(native.shape(torch.zeros(2, 3)))"
     for value, expected in (("0", True), ("1", not native.built())):
         environment = os.environ | {"SYNCBN_NATIVE": value}
-        said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         assert (said.stdout == "None\n") == expected
 
 
@@ -368,18 +370,20 @@ def test_the_build_makes_do_with_what_there_is(
 ) -> None:
     """hatchling is there while packages are built only: the hook's base class stands in for it."""
     library = copy / "syncbn/nn/libnative.so"
-    library.write_text("of another machine")
+    library.write_text("of another machine", encoding="utf-8")
     stub = copy / "hatchling/builders/hooks/plugin/interface.py"
     stub.parent.mkdir(parents=True)
-    stub.write_text("BuildHookInterface = object\n")
+    stub.write_text("BuildHookInterface = object\n", encoding="utf-8")
     if compiler == "-no-openmp":
         script = copy / "cc"
-        script.write_text('#!/bin/sh\ncase "$*" in *-fopenmp\\ *) exit 1;; esac\nexec gcc "$@"\n')
+        script.write_text('#!/bin/sh\ncase "$*" in *-fopenmp\\ *) exit 1;; esac\nexec gcc "$@"\n', encoding="utf-8")
         script.chmod(0o755)
         compiler = str(script)
     if compiler is not None:
         monkeypatch.setenv("CC", compiler)
-    said = subprocess.run([sys.executable, "-c", BUILD], cwd=copy, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", BUILD], cwd=copy, capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     works = compiler is None or compiler.endswith("cc")
     assert said == f"{works}\n"
     assert library.exists() == works
@@ -390,7 +394,7 @@ def test_the_build_makes_do_with_what_there_is(
 def test_a_library_from_other_sources_is_not_taken(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "SOURCES", [copy / "syncbn/nn" / path.name for path in native.SOURCES])
     assert native._load()
-    with (copy / "syncbn/nn/native.c").open("a") as source:
+    with (copy / "syncbn/nn/native.c").open("a", encoding="utf-8") as source:
         source.write("// changed\n")
     assert not native._load()
     monkeypatch.setattr(native, "LIBRARY", copy / "none.so")

@@ -71,12 +71,16 @@ class Cluster:
         }
 
     def script(self, *arguments: str) -> str:
-        done = subprocess.run([SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def call(self, *command: str) -> str:
-        done = subprocess.run(command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=60, encoding="utf-8"
+        )
         assert done.returncode == 0, (command, done.stdout + done.stderr)
         return done.stdout
 
@@ -96,11 +100,13 @@ class Cluster:
         return dict(re.findall(r"(\w+(?:/\w+)?)=(\S*)", self.call("scontrol", "show", "job", "--oneliner", job)))
 
     def log(self, job: str) -> str:
-        return "".join(path.read_text() for path in sorted(self.place.glob(f"*-{job}.out")))
+        return "".join(path.read_text(encoding="utf-8") for path in sorted(self.place.glob(f"*-{job}.out")))
 
     def logs(self) -> str:
         """What all jobs of this directory have printed."""
-        return "".join(f"{path.name}:\n{path.read_text()}\n" for path in sorted(self.place.glob("*.out")))
+        return "".join(
+            f"{path.name}:\n{path.read_text(encoding='utf-8')}\n" for path in sorted(self.place.glob("*.out"))
+        )
 
     def until(self, job: str, what: Callable[[], bool], timeout: float = 90) -> None:
         """Waits until it holds."""
@@ -124,4 +130,4 @@ class Cluster:
         return Ended(job, about, self.log(job), [p.parent for p in self.place.glob("outputs/*/run.json")])
 
     def tail(self) -> str:
-        return (self.directory / "log" / "slurmctld.log").read_text()[-2000:]
+        return (self.directory / "log" / "slurmctld.log").read_text(encoding="utf-8")[-2000:]

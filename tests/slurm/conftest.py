@@ -24,7 +24,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if is_worker(session.config) or session.config.option.collectonly:
         return
     command = [SCRIPT, "up", str(NODES), *(["--network"] if LONG else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, encoding="utf-8")
     if done.returncode:
         pytest.exit(f"no local Slurm: {done.stdout}{done.stderr}".strip(), returncode=1)
 

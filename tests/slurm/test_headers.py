@@ -52,7 +52,7 @@ def test_nodes_that_differ_are_told_of(cluster: Cluster) -> None:
 
 def test_python_without_srun_is_told_of(cluster: Cluster) -> None:
     script = cluster.place / "mine.sbatch"
-    script.write_text(f"#!/bin/sh\n{sys.executable} train.py model=mlp\n")
+    script.write_text(f"#!/bin/sh\n{sys.executable} train.py model=mlp\n", encoding="utf-8")
     job = cluster.sbatch(str(script), options=("--nodes=2", "--ntasks-per-node=1", "--output=%x-%j.out"))
     ended = cluster.ended(job)
     assert ended.state == "FAILED"

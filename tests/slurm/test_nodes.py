@@ -10,8 +10,8 @@ VICTIM = APART.split(",")[1]
 def test_a_job_that_is_preempted_comes_back(cluster: Cluster, straight: Run) -> None:
     """Without --signal: it is told by SIGTERM, which it has to tell from that of scancel."""
     script = cluster.place / "unwarned.sbatch"
-    lines = (REPO / "slurm" / "train.sbatch").read_text().splitlines(keepends=True)
-    script.write_text("".join(line for line in lines if not line.startswith("#SBATCH --signal")))
+    lines = (REPO / "slurm" / "train.sbatch").read_text(encoding="utf-8").splitlines(keepends=True)
+    script.write_text("".join(line for line in lines if not line.startswith("#SBATCH --signal")), encoding="utf-8")
     job = submit_and_wait(cluster, script=str(script), apart=True)
     cluster.call("srun", "--partition=high", f"--nodelist={APART}", "--nodes=2", "--ntasks-per-node=4", "true")
     check(cluster.ended(job), straight, restarts=1)

@@ -32,6 +32,7 @@ def test_a_shell_in_an_allocation_runs_one_thing_after_another(cluster: Cluster)
         capture_output=True,
         text=True,
         timeout=120,
+        encoding="utf-8",
     )
     assert shell.returncode == 7
     assert shell.stdout.count("2 nodes of 1 process on the CPU") == 2, shell.stderr

@@ -34,7 +34,7 @@ def test_a_job_that_is_signalled_comes_back_and_ends_as_if_nothing_had_happened(
 def test_a_signal_before_training_begins_waits(cluster: Cluster, straight: Run) -> None:
     """It comes while a task has not even begun with Python. Bash leaves blocked signals blocked, dash does not."""
     python, begun = cluster.place / "python", cluster.place / "begun"
-    python.write_text(f'#!/usr/bin/env bash\ntouch {begun}\nsleep 3\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/usr/bin/env bash\ntouch {begun}\nsleep 3\nexec {sys.executable} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
     cluster.environment["SYNCBN_PYTHON"] = str(python)
     job = submit(cluster)

@@ -24,7 +24,7 @@ def test_an_array_of_four_is_a_sweep_and_a_task_that_failed_is_done_alone(cluste
 
     directory = cluster.place / f"multirun/slurm-{array}"
     assert sorted(path.parent.name for path in directory.glob("*/run.json")) == list("0123")
-    about = [json.loads((directory / f"{number}/run.json").read_text()) for number in range(4)]
+    about = [json.loads((directory / f"{number}/run.json").read_text(encoding="utf-8")) for number in range(4)]
     chosen = [set(each["overrides"]) & {"norm=local", "norm=sync", "seed=0", "seed=1"} for each in about]
     assert len(set(map(frozenset, chosen))) == 4
     assert about[failed]["status"] == "failed"
@@ -34,5 +34,5 @@ def test_an_array_of_four_is_a_sweep_and_a_task_that_failed_is_done_alone(cluste
     ended = cluster.ended(f"{job}_{failed}")
     assert ended.state == "COMPLETED", cluster.logs()
     command = [sys.executable, "-m", "syncbn.cli", "table", str(directory)]
-    table = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    table = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8").stdout
     assert table.count("finished") == 4

@@ -68,7 +68,7 @@ def run(
         _put(config, name, value)
     shares = {"none": None, "group_norm": None, "sync": batch_size * (simulate or devices)}
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     about = {
         "id": directory.name,
         "attempt": 1,
@@ -104,7 +104,7 @@ def run(
     if layers:
         columns = list(layer("").keys())
         rows = [",".join(str(row[column]) for column in columns) for row in layers]
-        (directory / "statistics.csv").write_text("\n".join([",".join(columns), *rows]) + "\n")
+        (directory / "statistics.csv").write_text("\n".join([",".join(columns), *rows]) + "\n", encoding="utf-8")
     return directory
 
 
@@ -131,8 +131,8 @@ def layer(name: str, *, step: int = 10, **figures: float) -> dict[str, Any]:
 
 def damage(path: Path) -> None:
     """Leaves the first half of a file, as a full disk may."""
-    text = path.read_text()
-    path.write_text(text[: len(text) // 2])
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: len(text) // 2], encoding="utf-8")
 
 
 def _config(
@@ -177,8 +177,8 @@ def _metrics(path: Path, curve: Sequence[float]) -> None:
     for epoch, error in enumerate(curve):
         step = 100 * (epoch + 1) - 1
         lines += [f"{epoch},{step},,{1 - error / 100},{error / 10}", f"{epoch},{step},{error / 10},,"]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _json(path: Path, contents: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=2) + "\n")
+    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ def test_several_comparisons_on_one_page(browser: Browser, tmp_path: Path, width
         assert each.verdict in text
         assert browser.evaluate(f"!!document.querySelector('.answers a[href=\"#{name}-top\"]')")
         assert (tmp_path / name / "report.html").exists()
-        assert f"({name}/" in (tmp_path / "report.md").read_text()
+        assert f"({name}/" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:
@@ -144,7 +144,8 @@ def test_what_would_be_wrong_with_a_page_is_seen(browser: Browser, tmp_path: Pat
         "<!doctype html><body style='background: #fff'><div style='width: 3000px'>"
         "<p style='font-size: 8px; color: #ccc'>small</p></div>"
         "<figure><svg viewBox='0 0 100 100' width='100'><text x='90' y='50'>clipped</text></svg></figure>"
-        "<img src='http://127.0.0.1:9/x.png'><script>console.error('said'); undefined_function()</script>"
+        "<img src='http://127.0.0.1:9/x.png'><script>console.error('said'); undefined_function()</script>",
+        encoding="utf-8",
     )
     browser.open(tmp_path / "bad.html", 400)
     assert browser.evaluate(OVERFLOW) > 2000

@@ -22,12 +22,12 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def html(nine: Path) -> Page:
-    return Page((nine / "report.html").read_text())
+    return Page((nine / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def markdown(nine: Path) -> Page:
-    return read((nine / "report.md").read_text())
+    return read((nine / "report.md").read_text(encoding="utf-8"))
 
 
 def read(text: str) -> Page:
@@ -203,7 +203,10 @@ def test_no_such_case_is_said_too(tmp_path: Path) -> None:
     ):
         made = [findings.finding("x", 1, "X", versus=versus[:1]), findings.finding("y", 2, "Y", versus=versus[1:])]
         page.write(made, "A title", "", tmp_path)
-        for shown in (Page((tmp_path / "report.html").read_text()), read((tmp_path / "report.md").read_text())):
+        for shown in (
+            Page((tmp_path / "report.html").read_text(encoding="utf-8")),
+            read((tmp_path / "report.md").read_text(encoding="utf-8")),
+        ):
             assert shown.text.count(said) == 2
             assert not [heading for heading in shown.headings if "to know before believing" in heading]
 
@@ -239,7 +242,7 @@ def test_what_matters_comes_first_and_nothing_is_missing(html: Page, markdown: P
 
 def test_the_page_stands_alone(nine: Path, html: Page) -> None:
     assert not {tag for tag, _ in html.tags} & {"script", "img", "iframe", "object", "base", "form"}
-    text = (nine / "report.html").read_text()
+    text = (nine / "report.html").read_text(encoding="utf-8")
     identifiers = [value for _, attributes in html.tags if (value := attributes.get("id"))]
     assert len(identifiers) == len(set(identifiers))
     used = re.findall(r"url\(#(.*?)\)", text) + re.findall(r'href="#(.*?)"', text)
@@ -308,7 +311,7 @@ def test_the_same_findings_give_the_same_bytes_and_nothing_of_an_older_page_stay
     shutil.copytree(nine, tmp_path, dirs_exist_ok=True)
     others = ["plots/mine.png", "plots/gradients-start-2.png", "tables/mine.csv", "plots/seeds.svg"]
     for other in others:
-        (tmp_path / other).write_text(other)
+        (tmp_path / other).write_text(other, encoding="utf-8")
     few = [NINE[4], replace(NINE[7], plots=NINE[7].plots)]
     page.write(few, "Two claims", "", tmp_path)
     first = files(tmp_path)
@@ -324,19 +327,19 @@ def test_the_same_findings_give_the_same_bytes_and_nothing_of_an_older_page_stay
 
 def test_a_table_that_names_other_places_deletes_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
-    (tmp_path / "mine.png").write_text("mine")
+    (tmp_path / "mine.png").write_text("mine", encoding="utf-8")
     for contents in (f"plot\n../mine\n{tmp_path}/mine\n", "no,such\n1,2\n", ""):
-        (tmp_path / "tables" / "plots.csv").write_text(contents)
+        (tmp_path / "tables" / "plots.csv").write_text(contents, encoding="utf-8")
         page.write([findings.finding("x", 1, "X")], "A title", "", tmp_path)
-    assert (tmp_path / "mine.png").read_text() == "mine"
+    assert (tmp_path / "mine.png").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_page_of_one_claim_lies_beside_a_report(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("a report")
+    (tmp_path / "report.html").write_text("a report", encoding="utf-8")
     sole: Finding = replace(NINE[1], plots=[])
     assert page.write([sole], sole.text, "", tmp_path, name="claim") == tmp_path / "claim.html"
-    assert (tmp_path / "report.html").read_text() == "a report"
-    shown = Page((tmp_path / "claim.html").read_text())
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "a report"
+    shown = Page((tmp_path / "claim.html").read_text(encoding="utf-8"))
     assert shown.headings[0] == sole.text
     assert sole.problems[0] in shown.text
     assert len(cells(shown)[0]) == 2

@@ -152,7 +152,7 @@ def test_a_real_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pa
     assert done.exit_code == 0, done.output
     ((_, c, directory),) = pages.calls
     assert directory == tmp_path / "multirun/a/compare"
-    results = [json.loads((tmp_path / f"multirun/a/{n}/result.json").read_text()) for n in range(4)]
+    results = [json.loads((tmp_path / f"multirun/a/{n}/result.json").read_text(encoding="utf-8")) for n in range(4)]
     errors = [100 * (1 - result["test"]["test/acc"]) for result in results]
     assert c.runs["value"].tolist() == pytest.approx(errors)
     assert c.runs["side"].tolist() == ["local", "local", "sync", "sync"]

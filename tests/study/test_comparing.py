@@ -92,7 +92,7 @@ def test_a_run_that_is_deleted_is_missed(tmp_path: Path) -> None:
     assert list(alone["why"]) == [
         "no partner: there is no run of sync in its settings with seed 3 (processes on the CPU)"
     ]
-    (path / "6/result.json").write_text((path / "5/result.json").read_text())
+    (path / "6/result.json").write_text((path / "5/result.json").read_text(encoding="utf-8"), encoding="utf-8")
     assert compare([path]).effects["difference"][0] == pytest.approx(-(54 + 56 + 54.5) / 3)
 
 

@@ -111,7 +111,7 @@ def finished(study: dict[str, Any], root: Path) -> list[tuple[Path, int, list[Ex
             elsewhere.settle(cfg)
             directory.mkdir(parents=True)
             OmegaConf.save(cfg, directory / "config.yaml")
-            (directory / "run.json").write_text(json.dumps({"status": "finished"}))
+            (directory / "run.json").write_text(json.dumps({"status": "finished"}), encoding="utf-8")
             of_side = [each for each in expected.parse(part.get("expected", [])) if each.is_of(cell.side, cfg)]
             made.append((directory, list(map(str, part["sides"])).index(cell.side), of_side))
     return made
@@ -123,7 +123,7 @@ def write_result(directory: Path, expects: list[Expected], off: float) -> None:
     ratio = next((each.at_most for each in expects if each.at_most is not None), 1.0) * (1 + off)
     result: dict[str, Any] = {"seconds": 1.0, "epochs": 1, "steps": 1, "images_per_second": 1000 / ratio}
     result |= {"test": {"test/acc": 1 - error / 100}, "precise": {"precise/acc": 1 - error / 100}}
-    (directory / "result.json").write_text(json.dumps(result))
+    (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -179,7 +179,7 @@ def test_what_has_finished_elsewhere_is_no_reason_to_refuse(tmp_path: Path) -> N
     for side in ("local", "sync"):
         directory = tmp_path / "s/node/16" / side / "0"
         directory.mkdir(parents=True)
-        (directory / "run.json").write_text(json.dumps({"status": "finished"}))
+        (directory / "run.json").write_text(json.dumps({"status": "finished"}), encoding="utf-8")
     assert "error: trainer.num_nodes=4: " in train(tmp_path, *only).err
 
 

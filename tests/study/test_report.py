@@ -31,11 +31,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def page(directory: Path) -> Page:
-    return Page((directory / "report.html").read_text())
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
 
 
 def markdown(directory: Path) -> Page:
-    text = (directory / "report.md").read_text()
+    text = (directory / "report.md").read_text(encoding="utf-8")
     return Page(MarkdownIt("commonmark").enable("table").render(text))
 
 
@@ -184,7 +184,9 @@ def test_all_that_is_said_is_on_the_page(change: dict[str, Any], tmp_path: Path)
     for directory, comparison in (("before", made), ("after", replace(made, **change))):
         report.write(comparison, tmp_path / directory)
     for name in ("report.html", "report.md"):
-        assert (tmp_path / "before" / name).read_text() != (tmp_path / "after" / name).read_text()
+        assert (tmp_path / "before" / name).read_text(encoding="utf-8") != (tmp_path / "after" / name).read_text(
+            encoding="utf-8"
+        )
 
 
 def test_the_same_comparison_gives_the_same_bytes(written: dict[str, Path], tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_the_page_stands_alone(written: dict[str, Path], name: str) -> None:
                 assert value is not None
                 assert value.startswith(("#", "data:")), (tag, value)
             assert not attribute.startswith("on")
-    html = (written[name] / "report.html").read_text()
+    html = (written[name] / "report.html").read_text(encoding="utf-8")
     style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     assert len(style) == 1
     assert "@import" not in html
@@ -239,7 +241,7 @@ def test_the_page_stands_alone(written: dict[str, Path], name: str) -> None:
 
 
 def test_identifiers_are_there_once_and_what_refers_to_one_finds_it(written: dict[str, Path], name: str) -> None:
-    html = (written[name] / "report.html").read_text()
+    html = (written[name] / "report.html").read_text(encoding="utf-8")
     identifiers = [value for _, attributes in Page(html).tags if (value := attributes.get("id"))]
     assert len(identifiers) == len(set(identifiers))
     used = re.findall(r"url\(#(.*?)\)", html) + re.findall(r'href="#(.*?)"', html)
@@ -273,7 +275,7 @@ def test_labels_are_text_not_markup(written: dict[str, Path]) -> None:
 
 def test_labels_are_text_in_plots_too(written: dict[str, Path]) -> None:
     for plot in ("metric", "seeds"):
-        drawing = (written["nasty"] / "plots" / f"{plot}.svg").read_text()
+        drawing = (written["nasty"] / "plots" / f"{plot}.svg").read_text(encoding="utf-8")
         assert "_local $x$ &lt;b&gt;&amp;|</text>" in drawing
         assert '>sync ["*layer3*"] `y`</text>' in drawing.replace("&quot;", '"')
 
@@ -331,9 +333,9 @@ def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
     others = ["plots/mine.png", "plots/effects-talk.svg", "plots/curves-mine.png", "tables/mine.csv", "tables/note.txt"]
     for other in others:
         (tmp_path / other).parent.mkdir(exist_ok=True)
-        (tmp_path / other).write_text(other)
+        (tmp_path / other).write_text(other, encoding="utf-8")
     report.write(comparisons.without_axis(), tmp_path)
-    assert [(tmp_path / other).read_text() for other in others] == others
+    assert [(tmp_path / other).read_text(encoding="utf-8") for other in others] == others
 
 
 def test_every_plot_has_a_name_that_a_later_report_knows_again(written: dict[str, Path], name: str) -> None:
@@ -379,7 +381,9 @@ def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
     place = Path(command.removeprefix("wandb sync "))
     (log,) = place.glob("run-*.wandb")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    lines = subprocess.run(inspect, env=environment(), capture_output=True, text=True, timeout=60).stdout.splitlines()
+    lines = subprocess.run(
+        inspect, env=environment(), capture_output=True, text=True, timeout=60, encoding="utf-8"
+    ).stdout.splitlines()
     (run,) = (json.loads(line)["run"] for line in lines if '"type":"run"' in line)
     assert (run["project"], run["run_group"], run["job_type"]) == ("mine", "together", "comparison")
     (row,) = (json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line)
@@ -388,7 +392,7 @@ def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
     assert {key for key in logged if key.startswith("tables/")} == {f"tables/{name}" for name in tables_there}
     assert {key for key in logged if key.startswith("plots/")} == {"plots/metric", "plots/effects", "plots/seeds"}
     media = {path.name.split("_")[0]: path for path in (place / "files/media/table/tables").iterdir()}
-    effects = json.loads(media["effects"].read_text())
+    effects = json.loads(media["effects"].read_text(encoding="utf-8"))
     assert effects["columns"] == comparisons.COLUMNS["effects"].split()
     assert effects["data"][0][5] == made.effects.difference[0]
     assert len(list((place / "files/media/images").rglob("*.png"))) == 3

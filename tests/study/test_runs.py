@@ -42,7 +42,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
 )
 def test_a_run_that_came_to_no_end(tmp_path: Path, status: str, trouble: str) -> None:
     path = hand_made.run(tmp_path / "a", status=status, error=None)
-    (path / "error.txt").write_text("Traceback ...\n\nRuntimeError: no\n")
+    (path / "error.txt").write_text("Traceback ...\n\nRuntimeError: no\n", encoding="utf-8")
     (run,) = read([path])
     assert (run.status, run.trouble) == (status, trouble)
     assert run.config["norm"] == {"name": "local"}
@@ -55,11 +55,11 @@ def test_a_damaged_run_is_kept(tmp_path: Path, name: str, how: str) -> None:
     if how == "half":
         hand_made.damage(path / name)
         if name == "config.yaml":
-            (path / name).write_text("data: [1,\n")  # half of a YAML file is one too
+            (path / name).write_text("data: [1,\n", encoding="utf-8")  # half of a YAML file is one too
     elif how == "gone":
         (path / name).unlink()
     else:
-        (path / name).write_text("" if how == "empty" else "[1]")
+        (path / name).write_text("" if how == "empty" else "[1]", encoding="utf-8")
     (run,) = read([path])
     gone = how == "gone"
     assert run.status == ("failed" if gone and name == "run.json" else "no result")
@@ -70,7 +70,7 @@ def test_a_damaged_run_is_kept(tmp_path: Path, name: str, how: str) -> None:
 def test_a_job_that_failed_before_it_had_a_record(tmp_path: Path) -> None:
     sweep = hand_made.sweep(tmp_path / "a", {"local": {0: 2.0}})
     (sweep / "1/.hydra").mkdir(parents=True)
-    (sweep / "1/.hydra/overrides.yaml").write_text("- norm=sync\n- data.global_batch_size=63\n")
+    (sweep / "1/.hydra/overrides.yaml").write_text("- norm=sync\n- data.global_batch_size=63\n", encoding="utf-8")
     _, refused = read([sweep])
     assert refused.status == "failed"
     assert "norm=sync data.global_batch_size=63" in refused.trouble
@@ -78,16 +78,16 @@ def test_a_job_that_failed_before_it_had_a_record(tmp_path: Path) -> None:
 
 def test_metrics_that_are_no_numbers(tmp_path: Path) -> None:
     path = hand_made.run(tmp_path / "a", test={"test/acc": float("nan"), "test/note": "x", "test/flag": True})
-    assert "NaN" in (path / "result.json").read_text()
+    assert "NaN" in (path / "result.json").read_text(encoding="utf-8")
     (run,) = read([path])
     assert run.number("test/acc") != run.number("test/acc")
     assert {"test/note", "test/flag"}.isdisjoint(run.numbers())
-    lines = (path / "metrics.csv").read_text()
-    (path / "metrics.csv").write_text(lines + "3,399,,0.9")  # the last line is half of 0.95
+    lines = (path / "metrics.csv").read_text(encoding="utf-8")
+    (path / "metrics.csv").write_text(lines + "3,399,,0.9", encoding="utf-8")  # the last line is half of 0.95
     assert len(run.metrics()) == 6
-    (path / "metrics.csv").write_text("\0\0")
+    (path / "metrics.csv").write_text("\0\0", encoding="utf-8")
     assert run.metrics().empty
-    (path / "statistics.csv").write_text("step,layer\n1,x\n")
+    (path / "statistics.csv").write_text("step,layer\n1,x\n", encoding="utf-8")
     assert run.statistics().empty
 
 

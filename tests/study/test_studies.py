@@ -42,19 +42,21 @@ def test_it_does_what_is_missing(tmp_path: Path) -> None:
     assert other.err.startswith("error: study.directory=s: its runs were made with other settings (")
     assert "trainer.max_epochs=1 -> 2" in other.err
     assert {path: written(tmp_path)[path] for path in done} == done
-    status = [json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/*/*/*/run.json")]
+    status = [
+        json.loads(path.read_text(encoding="utf-8"))["status"] for path in (tmp_path / "s").glob("*/*/*/*/run.json")
+    ]
     assert status == ["finished"] * 6
 
 
 def test_the_report_is_of_the_runs_that_are_there(tmp_path: Path) -> None:
     assert of_study(tmp_path).code == 0
     page = tmp_path / "s" / "report" / "report.html"
-    before = page.read_text()
+    before = page.read_text(encoding="utf-8")
     check_tables(page.parent / "scaled_step-test-acc", rounding=7)  # a test image is 3.1
     shutil.rmtree(tmp_path / "s" / "scaled_step" / "8" / "sync" / "0")
     run = train(tmp_path, *STUDY, "study.report_only=true")
     assert run.code == 0, run.err
-    assert page.read_text() != before
+    assert page.read_text(encoding="utf-8") != before
 
 
 def test_it_lists_its_runs(tmp_path: Path) -> None:

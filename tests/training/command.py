@@ -33,7 +33,7 @@ class Run:
 
     def json(self, name: str) -> dict[str, Any]:
         assert self.directory is not None, self.err
-        return json.loads((self.directory / f"{name}.json").read_text())
+        return json.loads((self.directory / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def train(
@@ -54,7 +54,7 @@ def train(
         return DRIVER.run(where, *overrides, env=environment(full_error), timeout=timeout)
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
     # A session of its own: whatever it leaves behind is found by it, and stopped.
-    options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "text": True}
+    options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "encoding": "utf-8"}
     if terminal:
         ours, theirs = pty.openpty()
         process = subprocess.Popen(command, stdout=theirs, stderr=theirs, **options)
@@ -112,7 +112,7 @@ class Driver:
         finally:  # also where the test's own time is up: an answer that nobody took would be the next call's
             _kill(pid)
             code = int(self._answers.readline())
-        out, err = (path.read_text() for path in files)
+        out, err = (path.read_text(encoding="utf-8") for path in files)
         if not answered:
             raise AssertionError(f"{program.name} {arguments} has not ended in {timeout:g} s\n{out}\n{err}")
         return Run(code, out, err, _newest(where), left)
@@ -130,7 +130,7 @@ class Driver:
         ours, answers = os.pipe()
         self._answers = os.fdopen(ours, "rb", buffering=0)
         command = [sys.executable, "-m", "tests.training.driver", str(answers)]
-        options = {"cwd": REPO, "env": self._environment, "start_new_session": True, "text": True}
+        options = {"cwd": REPO, "env": self._environment, "start_new_session": True, "encoding": "utf-8"}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[answers], **options)
         os.close(answers)
 
@@ -163,7 +163,7 @@ def _session(leader: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            state, _, _, session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            state, _, _, session = stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[:4]
             if int(session) == leader and state != "Z":
                 found.append(int(stat.parent.name))
     return found

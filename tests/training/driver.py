@@ -18,7 +18,7 @@ from contextlib import suppress
 from multiprocessing import util
 from pathlib import Path
 
-import syncbn.training.job
+import syncbn.training.job  # noqa: F401
 import syncbn.training.preload  # noqa: F401
 
 

@@ -249,7 +249,7 @@ def test_a_run_neither_trains_after_a_test_nor_tests_after_a_training(tmp_path: 
 
 def test_what_is_tested_need_be_no_resume_point(tmp_path: Path) -> None:
     cfg = a_test(tmp_path)
-    (tmp_path / "base/best.ckpt").write_text("no")
+    (tmp_path / "base/best.ckpt").write_text("no", encoding="utf-8")
     with pytest.raises(SettingError, match=r"best\.ckpt: no checkpoint of a training run can be read from it"):
         attempts.go_on(cfg, tmp_path / "a", lambda line: None)
 

@@ -84,10 +84,12 @@ def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: py
     """Stands in for the wheel for CUDA beside torch for the CPU, which says this when it is imported."""
     package = tmp_path / "packages/torchvision"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (package / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')", encoding="utf-8"
+    )
     about = package.with_name("torchvision-0.28.0.dist-info")
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=":")
     run = train(tmp_path)
     assert run.code == 1

@@ -35,7 +35,7 @@ class Doctor:
         clean = {k: v for k, v in environment().items() if not k.startswith(dropped)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "syncbn.cli", "doctor", *arguments], cwd=where, env=clean | env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, encoding="utf-8",
         )  # fmt: skip
 
     def end(self) -> None:
@@ -139,7 +139,7 @@ def test_killed_it_leaves_no_rank_that_hangs(tmp_path: Path) -> None:
     env = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, env=env, start_new_session=True)
     try:
-        while not any("asleep" in log.read_text() for log in tmp_path.glob("*/rank-1.txt")):
+        while not any("asleep" in log.read_text(encoding="utf-8") for log in tmp_path.glob("*/rank-1.txt")):
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()

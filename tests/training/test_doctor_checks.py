@@ -67,15 +67,17 @@ def test_a_package_that_is_not_installed_has_no_ranges(monkeypatch: pytest.Monke
 def test_a_broken_torchvision_is_one_row(tmp_path: Path, error: str, found: str, fix: str) -> None:
     package = tmp_path / "torchvision"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text(f"raise RuntimeError({error!r})")
+    (package / "__init__.py").write_text(f"raise RuntimeError({error!r})", encoding="utf-8")
     about = tmp_path / "torchvision-0.28.0.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n", encoding="utf-8")
     code = (
         "from syncbn.training.doctor.machine import imports; (row,) = imports(); print(row.status, row.found, row.fix)"
     )
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, encoding="utf-8"
+    )
     assert re.match(rf"FAILED {found}.* .*{fix}", done.stdout), done.stdout
 
 
@@ -229,7 +231,7 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sinfo: str | Non
     monkeypatch.setenv("PATH", str(tmp_path))
     assert the(surroundings.slurm()).found == "not here"
     for name, script in scripts.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     row = the(surroundings.slurm(limit=3))
     assert row.status == status
@@ -259,7 +261,7 @@ def server() -> Iterator[str]:
 def test_wandb_is_offline_unless_told(wandb_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surroundings, "_ask", lambda *_: pytest.fail("offline, no server is asked"))
     assert the(surroundings.wandb(wandb_here)).found == "mode offline (the default); no API key"
-    wandb_here.write_text("mode: disabled")
+    wandb_here.write_text("mode: disabled", encoding="utf-8")
     assert the(surroundings.wandb(wandb_here)).found.startswith(f"mode disabled ({wandb_here})")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     row = the(surroundings.wandb(wandb_here))
@@ -268,11 +270,11 @@ def test_wandb_is_offline_unless_told(wandb_here: Path, monkeypatch: pytest.Monk
 
 
 def test_wandb_online(wandb_here: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    wandb_here.write_text("mode: online")
+    wandb_here.write_text("mode: online", encoding="utf-8")
     row = the(surroundings.wandb(wandb_here))
     assert row.status == Status.failed
     assert row.fix.startswith("wandb login")
-    (wandb_here.parent / "netrc").write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
+    (wandb_here.parent / "netrc").write_text(f"machine 127.0.0.1:9 login user password {KEY}\n", encoding="utf-8")
     start = time.monotonic()
     row = the(surroundings.wandb(wandb_here, limit=2))
     assert time.monotonic() - start < 20

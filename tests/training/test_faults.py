@@ -63,7 +63,7 @@ def test_an_exception_in_the_middle_of_one_ranks_forward_pass(tmp_path: Path) ->
     assert " failed: ValueError: a layer of the user's (" in line
     assert "faults.py:" in line
     assert run.err.count("\n") == 1
-    trace = (run.directory / "error.txt").read_text()  # type: ignore[operator]
+    trace = (run.directory / "error.txt").read_text(encoding="utf-8")  # type: ignore[operator]
     assert "faults.py" in trace
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")}  # type: ignore[operator]
     assert wandb_summary(wandb)["state"] == "failed"
@@ -82,7 +82,7 @@ def test_a_rank_that_is_busy_for_ever_is_named_with_its_stacks(tmp_path: Path) -
     line = check(run, first="error: rank 0 of 2 (pid ")
     assert " is busy or waiting (its stacks: " in line
     stacks = Path(line.split("its stacks: ")[1].split(")")[0])
-    assert "faults.py" in (tmp_path / stacks).read_text()
+    assert "faults.py" in (tmp_path / stacks).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_under_torchrun_an_exception_is_one_line_of_its_rank(tmp_path: Path) -> 
     assert "go on with: torchrun ... " in line
     others = [line for line in run.err.splitlines() if line.startswith("error: rank 0 ")]  # torchrun may have ended it
     assert all(f" failed: rank 1 on {socket.gethostname()} failed: ValueError (" in line for line in others)
-    trace = (run.directory / "ranks" / "1-error.txt").read_text()  # type: ignore[operator]
+    trace = (run.directory / "ranks" / "1-error.txt").read_text(encoding="utf-8")  # type: ignore[operator]
     assert "a layer of the user's" in trace
     assert "Error executing job" not in run.err  # Hydra's
 

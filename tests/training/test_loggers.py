@@ -71,7 +71,9 @@ def wandb_lines(run_dir: Path) -> list[dict[str, Any]]:
 def upload(run_dir: Path) -> subprocess.CompletedProcess[str]:
     options, directories = wandb_files.upload(run_dir)
     command = [sys.executable, "-m", "wandb", *options, *map(str, directories)]
-    return subprocess.run(command, cwd=run_dir, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=run_dir, env=environment(), capture_output=True, text=True, timeout=120, encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +187,9 @@ def test_names_with_brackets_are_names_like_others(tmp_path: Path) -> None:
     (directory,) = wandb_files.directories(tmp_path / "x[a] b")
     assert len(wandb_files.history(directory)) == 3
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
-    shown = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60).stdout
+    shown = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=60, encoding="utf-8"
+    ).stdout
     (run,) = (json.loads(line)["run"] for line in shown.splitlines() if '"type":"run"' in line)
     assert (run["run_id"], run["display_name"]) == ("x[a] b", "x[a] b")
 

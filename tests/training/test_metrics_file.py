@@ -59,7 +59,7 @@ def test_a_last_line_that_was_written_by_half_is_dropped(tmp_path: Path, cut: in
 
 
 def test_a_header_written_by_half_is_no_file_yet(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("lo")
+    (tmp_path / "metrics.csv").write_text("lo", encoding="utf-8")
     file = MetricsFile(tmp_path)
     assert file.rows() == 0
     file.log_metrics({"loss": 1.0}, 0)
@@ -77,7 +77,7 @@ def test_it_is_cut_back_to_a_number_of_rows_but_for_earlier_steps(tmp_path: Path
     file.cut(1, 5)
     assert file.rows() == 2
     file.log_metrics({"loss": 3.0}, 5)
-    found = list(csv.DictReader(file.path.read_text().splitlines()))
+    found = list(csv.DictReader(file.path.read_text(encoding="utf-8").splitlines()))
     assert [(row["step"], row["loss"]) for row in found] == [("0", "0.1"), ("4", ""), ("5", "3.0")]
     assert float(found[1]["val/acc"]) == 1 / 3
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]

@@ -380,7 +380,7 @@ def batches(count: int, sizes: list[int]) -> tuple[list[list[Tensor]], list[list
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
-    with (directory / "statistics.csv").open() as file:
+    with (directory / "statistics.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -551,6 +551,6 @@ def test_a_run_that_is_killed_and_goes_on_tells_what_an_undisturbed_one_tells(tm
     about = straight.json("result")["collectives"]
     assert about["seconds_per_step"] == pytest.approx(np.mean(spent))
     assert (0 < about["share"] < 1) == (norm == "sync")
-    with (straight.directory / "metrics.csv").open() as file:  # type: ignore[operator]
+    with (straight.directory / "metrics.csv").open(encoding="utf-8") as file:  # type: ignore[operator]
         logged = [row for row in csv.DictReader(file) if row["statistics/network.2/spread"]]
     assert [row["step"] for row in logged] == [row["step"] for row in told(straight)]

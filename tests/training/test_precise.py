@@ -410,7 +410,7 @@ def test_a_run_tests_once_more_alike_on_one_and_on_two_devices(tmp_path: Any) ->
         assert run.code == 0, run.err
         assert "precise accuracy" in run.out
         results.append(run.json("result"))
-        with (run.directory / "metrics.csv").open() as file:
+        with (run.directory / "metrics.csv").open(encoding="utf-8") as file:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
         assert rows[-1] == {"step": rows[-2]["step"]} | {k: str(v) for k, v in results[-1]["precise"].items()}
         assert rows[-2].keys() >= {"test/acc", "test/loss"}

@@ -58,7 +58,7 @@ def test_a_launcher_that_started_another_number_is_told_of(rank: pytest.MonkeyPa
 
 
 def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(SettingError, match=r"^hydra.run.dir=.*/file: rank 1 cannot write there \(Not a directory\)"):
         preflight.look(CFG, tmp_path / "file")
 

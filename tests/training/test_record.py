@@ -43,7 +43,7 @@ def finished(run_dir: Path) -> Path:
     record.begin(settings(), run_dir, run_dir.name, ["first"])
     (run_dir / "checkpoints").mkdir()
     torch.save(CHECKPOINT, run_dir / "checkpoints" / "last.ckpt")
-    (run_dir / "metrics.csv").write_text("step\n0\n")
+    (run_dir / "metrics.csv").write_text("step\n0\n", encoding="utf-8")
     (run_dir / "ranks").mkdir()
     record.write(run_dir, "result", RESULT)
     record.write(run_dir, "wandb", {"url": None})
@@ -104,7 +104,7 @@ def test_a_kill_while_a_run_begins_once_more_loses_nothing(tmp_path: Path, monke
                 *("run-1.json", "result-1.json", "wandb-1.json", "config-1.yaml", "ranks-1")
             }
             assert not (run_dir / "result.json").exists()
-            assert (run_dir / "metrics.csv").read_text() == "step\n0\n"
+            assert (run_dir / "metrics.csv").read_text(encoding="utf-8") == "step\n0\n"
             assert not list(run_dir.glob(".*"))
             if through:
                 break
@@ -124,7 +124,7 @@ def test_a_directory_that_an_earlier_version_left_goes_on(tmp_path: Path) -> Non
 def test_tables_of_an_attempt_that_began_anew_are_kept_apart(tmp_path: Path) -> None:
     run_dir = finished(tmp_path / "a")
     for name in ("statistics", "gradients"):
-        (run_dir / f"{name}.csv").write_text("step\n0\n")
+        (run_dir / f"{name}.csv").write_text("step\n0\n", encoding="utf-8")
     record.begin(settings(), run_dir, run_dir.name, [])
     assert {each.name for each in run_dir.glob("*.csv")} == {"metrics-1.csv", "statistics-1.csv", "gradients-1.csv"}
 

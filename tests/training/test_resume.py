@@ -130,7 +130,7 @@ def test_two_processes_cannot_be_at_one_run(tmp_path: Path) -> None:
     nested = f"+callbacks.nested={{_target_: faults.Nested, path: {tmp_path / 'said'}}}"
     run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=1", nested, fresh=True)
     assert run.code == 0, run.err
-    code, said = (tmp_path / "said").read_text().split(" ", 1)
+    code, said = (tmp_path / "said").read_text(encoding="utf-8").split(" ", 1)
     assert code == "1"
     assert said.startswith("error: run.id=a: process ")
     assert "is at this run already; wait for it, or stop it" in said

@@ -26,7 +26,7 @@ def resumed(where: Path, at: dict[str, object], *settings: str, what: str = "kil
 
 
 def logged(run: Run, name: str) -> list[float]:
-    with (run.directory / "metrics.csv").open() as file:
+    with (run.directory / "metrics.csv").open(encoding="utf-8") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 

@@ -97,7 +97,7 @@ def test_a_run_on_two_processes_measures_what_one_does_by_hand(tmp_path: Path) -
     assert "corrupted accuracy" in run.out
     assert result["precise"]["precise/count"] == 360
     assert run.directory is not None
-    with (run.directory / "metrics.csv").open() as file:
+    with (run.directory / "metrics.csv").open(encoding="utf-8") as file:
         rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
     logged = [row for row in rows if "corrupted/acc" in row]
     assert [float(row["corrupted/acc"]) for row in logged] == [result["corrupted"]["corrupted/acc"]]

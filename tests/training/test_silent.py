@@ -31,7 +31,9 @@ time.sleep(120)
 @pytest.fixture
 def server() -> Iterator[tuple[subprocess.Popen, int]]:
     """A process that has the store, and its port."""
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         assert process.stdout is not None
         yield process, int(process.stdout.readline())
         process.kill()

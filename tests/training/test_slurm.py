@@ -101,7 +101,7 @@ def scontrol(where: Path, says: str, code: int = 0) -> Path:
     """A scontrol that says this of the job, and writes down every call."""
     program = where / "bin" / "scontrol"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho \"$@\" >> {where}/calls\necho '{says}'\nexit {code}\n")
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {where}/calls\necho '{says}'\nexit {code}\n", encoding="utf-8")
     program.chmod(0o755)
     return program.parent
 
@@ -137,6 +137,7 @@ def tasks(where: Path, *settings: str) -> list[subprocess.Popen]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
         for node in range(2)
     ]
@@ -150,10 +151,10 @@ def test_a_signal_at_the_very_begin_stops_both_tasks_and_puts_the_job_back(tmp_p
     out = [task.communicate(timeout=120)[0] for task in both]
     assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
     assert "stopped by SIGUSR1: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
-    assert (tmp_path / "calls").read_text().splitlines() == ["show job --oneliner 7", "requeue 7"]
+    assert (tmp_path / "calls").read_text(encoding="utf-8").splitlines() == ["show job --oneliner 7", "requeue 7"]
     (run_dir,) = tmp_path.glob("outputs/*")
     assert run_dir.name == "slurm-7"
-    about = json.loads((run_dir / "run.json").read_text())
+    about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     assert (about["status"], about["world_size"], about["normalization_batch"]) == ("interrupted", 2, 32)
 
 
@@ -185,5 +186,7 @@ def test_what_has_finished_is_not_killed_by_word_that_its_time_is_nearly_up() ->
     """Python ends with signals as they were by default; a program that takes its place begins with them so too."""
     code = "import os; from syncbn.training import stopping; stopping.listen(); stopping.done(); "
     code += "os.execvp('sh', ['sh', '-c', 'kill -USR1 $$; kill -USR2 $$; echo alive'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60, encoding="utf-8"
+    )
     assert done.stdout == "alive\n", done.stderr

@@ -25,13 +25,18 @@ def sweep(where: Path, *overrides: str, at: str = "multirun/a", **options: Any) 
 def group(run: Path) -> str:
     """W&B's group of an offline run, as its own reader has it."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    lines = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8"
+    ).stdout.splitlines()
     (found,) = {json.loads(line)["run"]["run_group"] for line in lines if '"type":"run"' in line}
     return found
 
 
 def status(where: Path, at: str = "multirun/a") -> dict[str, str]:
-    return {path.parent.name: json.loads(path.read_text())["status"] for path in (where / at).glob("*/run.json")}
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["status"]
+        for path in (where / at).glob("*/run.json")
+    }
 
 
 def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) -> None:
@@ -41,7 +46,7 @@ def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) 
     assert run.code == 0, run.err
     assert run.left == []
     assert status(tmp_path) == dict.fromkeys("0123", "finished")
-    lines = pids.read_text().split()
+    lines = pids.read_text(encoding="utf-8").split()
     assert len(lines) == len(set(lines)) == 4 * 2  # no rank is another job's, and none replays the sweep
     assert not (tmp_path / "outputs").exists()
     assert len(list(tmp_path.glob("multirun/*"))) == 1
@@ -54,9 +59,9 @@ def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) 
         *(("local", 0), ("local", 1), ("sync", 0), ("sync", 1))
     ]
 
-    with (tmp_path / "multirun/a/sweep.csv").open() as file:
+    with (tmp_path / "multirun/a/sweep.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    results = [json.loads((tmp_path / f"multirun/a/{job}/result.json").read_text()) for job in range(4)]
+    results = [json.loads((tmp_path / f"multirun/a/{job}/result.json").read_text(encoding="utf-8")) for job in range(4)]
     assert [(row["job"], row["norm"], row["seed"], row["status"]) for row in rows] == [
         ("0", "local", "0", "finished"),
         ("1", "local", "1", "finished"),
@@ -75,7 +80,9 @@ def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) 
     assert wider.out.count("has finished before") == 2
     assert status(tmp_path) == dict.fromkeys("012345", "finished")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    new = [json.loads((tmp_path / f"multirun/a/{job}/run.json").read_text())["overrides"] for job in (4, 5)]
+    new = [
+        json.loads((tmp_path / f"multirun/a/{job}/run.json").read_text(encoding="utf-8"))["overrides"] for job in (4, 5)
+    ]
     assert [{"norm=local", "norm=sync", "seed=2"} & set(each) for each in new] == [
         {"norm=local", "seed=2"},
         {"norm=sync", "seed=2"},
@@ -123,8 +130,8 @@ def test_a_second_sweep_in_the_directory_of_one_that_runs_is_refused(tmp_path: P
     assert re.fullmatch(
         r"1 error: hydra\.sweep\.dir=multirun/a: process \d+ on \S+ is at this sweep already; "
         r"wait for it, or use another directory\n",
-        said.read_text(),
-    ), said.read_text()
+        said.read_text(encoding="utf-8"),
+    ), said.read_text(encoding="utf-8")
     assert status(tmp_path) == {"0": "finished"}
 
 
@@ -132,9 +139,9 @@ def test_a_second_sweep_in_the_directory_of_one_that_runs_is_refused(tmp_path: P
 def test_a_job_that_was_killed_in_its_first_moment_keeps_its_number(tmp_path: Path, left: str) -> None:
     file = tmp_path / "3/.hydra/overrides.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(left)
+    file.write_text(left, encoding="utf-8")
     (tmp_path / "1/.hydra").mkdir(parents=True)
-    (tmp_path / "1/.hydra/overrides.yaml").write_text("- seed=1")
+    (tmp_path / "1/.hydra/overrides.yaml").write_text("- seed=1", encoding="utf-8")
     (tmp_path / "007").mkdir()
     numbers = _numbers(tmp_path)
     assert numbers == {("seed=1",): 1}

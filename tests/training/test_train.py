@@ -50,7 +50,7 @@ def test_what_is_for_rank_0_to_say_is_said_once(tmp_path: Path) -> None:
     run = train(tmp_path, *QUICK, "logger=csv", "+callbacks.speak={_target_: mine.Speak}")
     assert run.code == 0, run.err
     assert run.directory is not None
-    others = (run.directory / "ranks" / "1.log").read_text()
+    others = (run.directory / "ranks" / "1.log").read_text(encoding="utf-8")
     for word in ("a word by Lightning", "a word by torchmetrics"):
         assert f"UserWarning: {word}\n" in run.err
         assert word not in others
@@ -66,7 +66,7 @@ def test_the_run_directory_tells_the_whole_story(default_run: Run) -> None:
     assert default_run.directory is not None
     names = {p.name for p in default_run.directory.iterdir()}
     assert {"config.yaml", "run.json", "metrics.csv", "checkpoints", "wandb", "result.json"} <= names
-    with (default_run.directory / "metrics.csv").open() as file:
+    with (default_run.directory / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for column in ("train/loss_step", "train/loss", "val/loss", "val/acc", "test/acc", "lr-SGD/pg1"):
         assert any(row.get(column) for row in rows), column
@@ -238,7 +238,7 @@ def test_more_epochs_than_planned_follow_the_longer_schedule(tmp_path: Path) -> 
         tmp_path, "model=mlp", "trainer.max_epochs=4", f"ckpt_path={last}", "trainer.log_every_n_steps=1", "logger=csv"
     )
     assert second.code == 0, second.err
-    with (second.directory / "metrics.csv").open() as file:  # type: ignore[operator]
+    with (second.directory / "metrics.csv").open(encoding="utf-8") as file:  # type: ignore[operator]
         rows = [row for row in csv.DictReader(file) if int(row["step"]) >= 2 * 18]
     rates = [float(row["lr-SGD/pg1"]) for row in rows if row["lr-SGD/pg1"]]
     expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (2, 3)]
@@ -284,7 +284,7 @@ def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
     if settings == "debug=overfit":
         assert " train/acc 1.0000 " in run.out
     if settings == "debug=profile":
-        assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text()  # type: ignore[operator]
+        assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text(encoding="utf-8")  # type: ignore[operator]
 
 
 def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     out = [node.communicate(timeout=120)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], out
     (directory,) = tmp_path.glob("outputs/*")
-    about = json.loads((directory / "run.json").read_text())
+    about = json.loads((directory / "run.json").read_text(encoding="utf-8"))
     assert about["world_size"] == 2
     assert about["status"] == "finished"
     assert "test accuracy" in "".join(out)
@@ -318,7 +318,7 @@ def probe(where: Path, name: str = "seen", freeze: str = "null") -> list[str]:
 
 def seen(where: Path) -> list[dict]:
     """What the probe wrote down on each rank."""
-    return [json.loads((where / f"seen.{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((where / f"seen.{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 def free_port() -> int:
@@ -331,4 +331,6 @@ def wandb_summary(run: Path) -> dict:
     """What wandb's own reader finds in an offline run."""
     wandb = Path(sys.executable).parent / "wandb"
     command = [str(wandb), "leet", "inspect", "--summary", "--json", str(run)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+    return json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8").stdout
+    )

@@ -224,7 +224,7 @@ def trained(where: Path, name: str, *settings: str) -> Run:
 
 def measures(run: Run) -> list[float]:
     assert run.directory is not None
-    with (run.directory / "metrics.csv").open() as file:
+    with (run.directory / "metrics.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     return [float(row[name]) for name in MEASURES for row in table if row.get(name)]
 

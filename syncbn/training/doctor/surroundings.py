@@ -102,7 +102,7 @@ def slurm(limit: float = 10) -> list[Row]:
 
 
 def _output(*command: str, limit: float) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=limit, encoding="utf-8", errors="replace")
     return done.stdout
 
 

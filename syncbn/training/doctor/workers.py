@@ -117,7 +117,7 @@ class _Rank:
 
     def explain(self) -> RankError:
         what = f"raised {self.error}" if self.error else self.death
-        said = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
+        said = self.log.read_text(errors="replace", encoding="utf-8").split("\n") if self.log.exists() else []
         last = next((line.strip() for line in reversed(said) if line.strip()), "")
         tail = f"; its last line: {last[:300]}" if last and not self.error else ""
         return RankError(

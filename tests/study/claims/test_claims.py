@@ -9,12 +9,12 @@ import yaml
 from syncbn.study.claims import rule
 
 REPO = Path(__file__).parents[3]
-CLAIMS = yaml.safe_load((REPO / "conf/study/claims.yaml").read_text())["study"]["studies"]
-PAGE = (REPO / "docs/claims.md").read_text()
+CLAIMS = yaml.safe_load((REPO / "conf/study/claims.yaml").read_text(encoding="utf-8"))["study"]["studies"]
+PAGE = (REPO / "docs/claims.md").read_text(encoding="utf-8")
 
 
 def study(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((REPO / f"conf/study/{name}.yaml").read_text())["study"])
+    return dict(yaml.safe_load((REPO / f"conf/study/{name}.yaml").read_text(encoding="utf-8"))["study"])
 
 
 def test_there_are_nine() -> None:

@@ -92,7 +92,9 @@ def test_a_plot_over_layers(tmp_path: Path) -> None:
             for step in (0, 50)
             for i, norm in enumerate([0 if step else norms[0], norms[1]])
         ]
-        (at / "gradients.csv").write_text("\n".join(["step,layer,depth,norm,weight_norm", *rows]) + "\n")
+        (at / "gradients.csv").write_text(
+            "\n".join(["step,layer,depth,norm,weight_norm", *rows]) + "\n", encoding="utf-8"
+        )
     asked = {
         "kind": "layers",
         "conditions": ["1", "10"],

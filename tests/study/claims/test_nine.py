@@ -28,7 +28,7 @@ def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
     assert {*asked.study} == {*CLAIMS}
     assert (asked.effect != "").all()
     assert {*plots.study} == {*CLAIMS}
-    page = (tmp_path / "s/report/report.html").read_text()
+    page = (tmp_path / "s/report/report.html").read_text(encoding="utf-8")
     for number, name in enumerate(CLAIMS, start=1):
         assert any(line.startswith(f"{number} ") for line in run.out.splitlines()), name
     assert page.count("<svg") == len(plots["plot"].unique())

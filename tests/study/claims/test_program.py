@@ -43,9 +43,9 @@ def test_a_study_of_two(tmp_path: Path) -> None:
     assert len(results(tmp_path)) == 4
     assert done.items() <= results(tmp_path).items()
     assert "failed" not in again.out
-    assert {json.loads(path.read_text())["status"] for path in (tmp_path / "s").glob("*/only/**/run.json")} == {
-        "finished"
-    }
+    assert {
+        json.loads(path.read_text(encoding="utf-8"))["status"] for path in (tmp_path / "s").glob("*/only/**/run.json")
+    } == {"finished"}
     alone = of(tmp_path, "tiny", "study.directory=s/tiny", "study.report_only=true", stop)
     assert alone.code == 0, alone.err
     assert "7 Lower loss   sync: not decided by 1 seed" in alone.out

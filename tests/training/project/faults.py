@@ -24,7 +24,7 @@ def kill_everything() -> None:
     ours = os.getsid(0)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            session = int(stat.read_text().rsplit(")", 1)[1].split()[3])
+            session = int(stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[3])
         except OSError:
             continue
         pid = int(stat.parent.name)
@@ -121,7 +121,7 @@ class Fault(pl.Callback):
         if trainer.global_rank != self.rank or self.where != (hook, epoch, batch):
             return
         with suppress(FileExistsError):
-            with self.once.open("x") as file:  # of runs that come here at once, one
+            with self.once.open("x", encoding="utf-8") as file:  # of runs that come here at once, one
                 file.write(str(trainer.global_step))
             self.do(trainer)
 
@@ -166,11 +166,13 @@ class Nested(pl.Callback):
 
     def on_train_start(self, trainer, pl_module):
         if trainer.is_global_zero:
-            command = Path(f"/proc/{os.getsid(0)}/cmdline").read_text().split("\0")[:-1]
+            command = Path(f"/proc/{os.getsid(0)}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
             ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
             environment = {name: value for name, value in os.environ.items() if name not in ranks}
-            second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-            self.path.write_text(f"{second.returncode} {second.stderr}")
+            second = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=60, encoding="utf-8"
+            )
+            self.path.write_text(f"{second.returncode} {second.stderr}", encoding="utf-8")
 
 
 class WritePid(pl.Callback):
@@ -180,7 +182,7 @@ class WritePid(pl.Callback):
         self.path = path
 
     def on_fit_start(self, trainer, pl_module):
-        with Path(self.path).open("a") as file:
+        with Path(self.path).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
 
 

@@ -78,7 +78,7 @@ class Probe(pl.Callback):
 
     def teardown(self, trainer, pl_module, stage):
         self._look(f"teardown_{stage.value}", pl_module)
-        Path(f"{self.path}.{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+        Path(f"{self.path}.{trainer.global_rank}.json").write_text(json.dumps(self.seen), encoding="utf-8")
         torch.save(pl_module.state_dict(), f"{self.path}.{trainer.global_rank}.pt")
 
     def _look(self, when, pl_module):
