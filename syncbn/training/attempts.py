@@ -15,6 +15,7 @@ from syncbn.training.schema import Config, SettingError
 HARMLESS = [
     "run",
     "ckpt_path",
+    "trust",
     "resume",
     "timeouts",
     "cluster",

@@ -44,6 +44,7 @@ from syncbn.training.saving import AtomicCheckpointIO
 from syncbn.training.schema import SettingError
 from syncbn.training.stopping import Stopped
 from syncbn.training.target import TimeToTarget
+from syncbn.training.trust import INSTALL
 
 Kind = TypeVar("Kind", bound=pl.Callback)
 
@@ -218,10 +219,7 @@ def build(cfg: Any) -> Any:
         missing = None if cause is None else cause.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
             target = str(cause).split("'")[1]
-            raise SettingError(
-                f"_target_={target}: there is no package {missing.name} here; install it (torchvision and timm: pip "
-                "install '.[vision]')"
-            ) from error
+            raise SettingError(f"_target_={target}: there is no package {missing.name} here; {INSTALL}") from error
         raise
 
 

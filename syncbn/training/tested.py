@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from syncbn.training import record, trust
 from syncbn.training.attempts import DEFAULTS
 from syncbn.training.flat import COPIES, flat
 from syncbn.training.identity import run_of
@@ -16,6 +18,7 @@ from syncbn.training.schema import AgreedError
 KINDS = {"model": "model._target_", "norm": "norm.name", "module": "module._target_", "data": "data._target_"}
 SPLIT = ("data._target_", "data.split_seed", "data.val_fraction", "data.test_fraction")
 SHARE = {"norm.group", "norm.batch_size", "norm.ghost_batch"}  # of training alone, and bound to its devices
+SHOWN = 3  # settings in an error
 ORIGIN = {"module.network": "${model}", "module.optimizer": "${optimizer}", "module.scheduler": "${scheduler}"}
 
 
@@ -31,13 +34,15 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         say: takes a line on what was taken.
 
     Raises:
-        AgreedError: the user has said something else, or the data are others.
+        AgreedError: the user has said something else, or the data are others; the run's settings cannot be read, or
+            they could run code or read files here and the user has not set ``trust``.
     """
     run_dir = run_of(Path(cfg.ckpt_path)) if cfg.get("mode") == "test" and cfg.ckpt_path else None
-    if run_dir is None or not (run_dir / "config.yaml").exists():
+    if run_dir is None or not (file := run_dir / "config.yaml").exists():
         return
-    earlier = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(earlier, DictConfig)
+    earlier = _load(file, cfg)
+    if not cfg.trust:
+        _refuse_untrusted(earlier, cfg, file)
     said = {each.lstrip("+~").partition("=")[0] for each in overrides}
     taken: dict[str, Any] = {}
     against: dict[str, Any] = {}
@@ -64,7 +69,11 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         if another and group in KINDS:
             cfg[group] = OmegaConf.merge(earlier[group], _originals(earlier, group))
         for name, value in differ.items():
-            OmegaConf.update(cfg, name, value, force_add=True)
+            try:
+                OmegaConf.update(cfg, name, value, force_add=True)
+            except OmegaConfBaseException as error:
+                why = " ".join(str(error).split())
+                raise AgreedError(f"{name}={_text(value)[:80]}: {record.short(file)} sets it: {why}") from error
         taken |= differ
     if against:
         raise AgreedError(
@@ -73,6 +82,46 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         )
     if taken:
         say(f"as in the run of the checkpoint: {_listed(taken)}")
+
+
+def _load(file: Path, cfg: DictConfig) -> DictConfig:
+    """The settings of the checkpoint's run, with interpolations as they are written."""
+    try:
+        earlier = OmegaConf.load(file)  # PyYAML's safe loader: a tag such as !!python/object is an error
+        written = OmegaConf.to_container(earlier)
+        if isinstance(written, dict) and all(isinstance(written.get(group), dict) for group in KINDS):
+            assert isinstance(earlier, DictConfig)
+            return earlier
+        why = f"it lacks one of {', '.join(KINDS)}"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        why = " ".join(str(error).split())[:200]
+    raise AgreedError(
+        f"ckpt_path={cfg.ckpt_path}: {file} does not hold the settings of a run ({why}); move it away and set model, "
+        "norm and module yourself"
+    )
+
+
+def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
+    written: Any = OmegaConf.to_container(earlier)
+    refused: dict[str, Any] = {}
+    for group in (*KINDS, "seed"):
+        theirs = written.get(group)
+        if group == "data":  # the rest is the user's
+            theirs = {key: theirs[key] for key in theirs if f"data.{key}" in SPLIT[1:]}
+        elif isinstance(theirs, dict):
+            theirs = {key: each for key, each in theirs.items() if f"{group}.{key}" not in COPIES}
+        try:
+            ours = _plain(cfg.get(group))
+        except OmegaConfBaseException:
+            return  # config.settle says what it is
+        refused |= trust.refused(theirs, ours, group)
+    if refused:
+        shown = {name: _text(value)[:80] for name, value in list(refused.items())[:SHOWN]}
+        more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+        raise AgreedError(
+            f"{_listed(shown)}{more}: {record.short(file)} sets it, and it could run code or read files here; set it "
+            "yourself too, or add trust=true if you trust that file"
+        )
 
 
 def _of(cfg: DictConfig, group: str) -> dict[str, Any]:
