@@ -27,7 +27,8 @@ NAMED = re.compile(
     re.ASCII,
 )
 DEFINED = re.compile(
-    r"(syncbn|torch\.nn\.modules|torch\.optim|torchvision\.(models|ops|transforms)|timm\.(models|layers|loss|optim))\b.*"
+    r"(syncbn|torch\.nn\.modules|torch\.optim|torchvision\.(models|ops|transforms))(\.\w+)*"
+    r"|timm\.(models|layers|loss|optim)(\.[a-z]\w*)*"  # timm.models._features_fx generates code from names
 )
 KINDS = (nn.Module, Optimizer, LRScheduler)
 # Arguments of torchvision and timm that load weights from a file or an address. The checkpoint has the weights anyway.
@@ -69,7 +70,11 @@ def is_safe(target: Any) -> bool:
     except Exception:  # no such module; torchvision raises RuntimeError beside another build of torch
         return False
     if isinstance(found, type):
-        return issubclass(found, KINDS) and not issubclass(found, GraphModule) and bool(DEFINED.match(found.__module__))
+        return (
+            issubclass(found, KINDS)
+            and not issubclass(found, GraphModule)
+            and bool(DEFINED.fullmatch(found.__module__))
+        )
     return found is not None and _is_constructor(found, target)
 
 
