@@ -88,15 +88,15 @@ def compare(
         comparison = comparing.compare(
             runs, factor=factor, baseline=baseline, metric=metric, margin=margin, alpha=alpha
         )
+        directory = None if no_report else report or comparing.directory_of_report(runs)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     terminal.show(comparison, Console(highlight=False))
-    if no_report:
+    if directory is None:
         return
     from syncbn.study import report as pages
 
-    directory = report or comparing.directory_of_report(runs)
     page, here = pages.write(comparison, directory), Path.cwd()
     print(f"\nreport: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:

@@ -109,8 +109,17 @@ def compare(
 
 
 def directory_of_report(paths: Sequence[Path]) -> Path:
-    """Where the report goes if nobody says: ``compare`` in the directory that all runs lie in."""
-    return runs.root(runs.directories(paths)) / "compare"
+    """Where the report goes if nobody says: ``compare`` in the directory that all runs lie in.
+
+    Raises:
+        SettingError: that is a symbolic link, and the user may not know where it leads.
+    """
+    directory = runs.root(runs.directories(paths)) / "compare"
+    if directory.is_symlink():
+        raise SettingError(
+            f"--report={directory}: this is a symbolic link; use --report with the directory it leads to"
+        )
+    return directory
 
 
 def _who(p: pairing.Placed) -> str:

@@ -13,7 +13,7 @@ from syncbn.study import drawing, markdown, plots, tables, templates
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
 from syncbn.study.wording import interval, plural, signed, times
-from syncbn.training.files import replacing
+from syncbn.training.files import replacing, unlinked
 from syncbn.training.schema import SettingError
 
 
@@ -125,7 +125,7 @@ def log_to_wandb(
             project=project,
             entity=entity,
             group=group,
-            dir=directory,
+            dir=unlinked(directory / "wandb").parent,
             config={
                 "factor": comparison.factor,
                 "metric": comparison.metric.name,
@@ -180,22 +180,22 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
-    directory.mkdir(parents=True, exist_ok=True)
+    unlinked(directory).mkdir(parents=True, exist_ok=True)
     for path in [path for kind in ("png", "svg") for path in _plots_in(directory, kind)]:
         path.unlink()  # what an earlier report had and this one has not must not stay beside it
     with drawing.style():
         drawn = plots.draw(comparison)
         for plot in drawn:
             if plot.figure is not None:
-                drawing.png(plot.figure, directory / f"{plot.name}.png")
-                drawing.svg(plot.figure, directory / f"{plot.name}.svg")
+                drawing.png(plot.figure, unlinked(directory / f"{plot.name}.png"))
+                drawing.svg(plot.figure, unlinked(directory / f"{plot.name}.svg"))
     return drawn
 
 
 def _write_tables(comparison: Comparison, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+    unlinked(directory).mkdir(parents=True, exist_ok=True)
     for name in tables.FRAMES:
-        _flat(getattr(comparison, name)).to_csv(directory / f"{name}.csv", index=False)
+        _flat(getattr(comparison, name)).to_csv(unlinked(directory / f"{name}.csv"), index=False)
 
 
 def _plots_in(directory: Path, kind: str) -> list[Path]:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import checkpoints, config, record, slurm
 from syncbn.training.flat import COPIES, flat
+from syncbn.training.identity import real
 from syncbn.training.schema import Config, SettingError
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
@@ -118,7 +119,7 @@ def _refuse_second_run(cfg: DictConfig, run_dir: Path, changes: Sequence[str]) -
 
 def begun_from(cfg: DictConfig) -> str | None:
     """The checkpoint that the user named, for the record."""
-    return None if cfg.ckpt_path is None else str(Path(cfg.ckpt_path).resolve())
+    return None if cfg.ckpt_path is None else str(real(Path(cfg.ckpt_path)))
 
 
 def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
@@ -135,7 +136,8 @@ def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> lis
 
     A setting that one of the two does not have yet has its default there.
     """
-    before, now = (DEFAULTS | flat(OmegaConf.to_container(each, resolve=True)) for each in (earlier, cfg))
+    # Both are settled. An interpolation in a config.yaml is not ours, and would show what is in the environment.
+    before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
     skipped = tuple(f"{name}." for name in (*free, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
     return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
@@ -161,15 +163,16 @@ def _check(path: Path, cfg: DictConfig, max_epochs: int | None, say: Callable[[s
             f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
             "the data carry over exactly, random numbers (dropout) begin anew"
         )
-    return path.resolve()
+    return path.absolute()  # a symbolic link in the run directory is the run's, wherever it leads
 
 
 def _load(path: Path, *names: str) -> tuple[dict[str, Any], Any]:
     """A checkpoint, and what it has under these names, one within the other."""
     if not path.is_file():
-        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt") if p.is_file())
         hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-        raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
+        what = "this is a symbolic link to a file that is not there" if path.is_symlink() else "there is no such file"
+        raise SettingError(f"ckpt_path={path}: {what}; {hint}")
     try:
         checkpoint = part = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for name in names:

@@ -12,6 +12,7 @@ from time import strftime
 from typing import Any
 
 from syncbn.training import slurm
+from syncbn.training.files import unlinked
 from syncbn.training.schema import AgreedError, SettingError
 
 START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
@@ -28,8 +29,15 @@ def run_dir(parent: str, run_id: str | None, ckpt_path: str | None, mode: str = 
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in."""
-    return next((d for d in checkpoint.resolve().parents if (d / "run.json").exists()), None)
+    """The run directory that a checkpoint lies in. Of a symbolic link, that of its target if it lies in one."""
+    places = (*real(checkpoint).parents, *checkpoint.absolute().parents)
+    found = next((d for d in places if (d / "run.json").exists()), None)
+    return None if found is None else real(found)
+
+
+def real(path: Path) -> Path:
+    """``path`` without symbolic links. ``Path.resolve`` does this too, and raises where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 @cache
@@ -148,7 +156,7 @@ def hold(run_dir: Path) -> None:
         SettingError: another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
+    file = os.open(unlinked(run_dir / ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

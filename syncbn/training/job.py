@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, identity, outcome, ranks, record, silent, slurm, stopping, tested
+from syncbn.training import attempts, config, files, identity, outcome, ranks, record, silent, slurm, stopping, tested
 from syncbn.training.ranks import Ranks, Requests
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
@@ -102,6 +102,8 @@ def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> b
             identity.release(run_dir)
             return False
         named = named or record.read(run_dir, "run").get("begun_from")
+        for link in files.detach(run_dir):
+            _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
         record.begin(cfg, run_dir, name, overrides)
         record.write(run_dir, "run", record.read(run_dir, "run") | {"begun_from": named})
     except BaseException:

@@ -144,6 +144,7 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
                 finish_timeout_raises=True,
                 console="off",
                 silent=True,
+                git_root=str(Path.cwd()),  # else it runs git in the run directory, which may bring its own .git
             ),
         )
     except (wandb.Error, TimeoutError) as error:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from syncbn.training import config, identity, silent
+from syncbn.training.files import unlinked
 from syncbn.training.schema import AgreedError, SettingError
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -46,7 +47,7 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
 
 def _lacks(cfg: DictConfig, run_dir: Path) -> str:
     """What this rank cannot work with; empty where it can."""
-    draft = run_dir / f".rank-{os.environ['RANK']}"
+    draft = unlinked(run_dir / f".rank-{os.environ['RANK']}")
     try:
         draft.write_text("", encoding="utf-8")
         draft.unlink()
@@ -128,7 +129,7 @@ class CompareRanks(pl.Callback):
         word = [secrets.token_hex(8)]
         mark = self.run_dir / ".same"
         if trainer.is_global_zero:
-            mark.write_bytes(word[0].encode())
+            unlinked(mark).write_bytes(word[0].encode())
         dist.broadcast_object_list(word)
         deadline = time.monotonic() + 10  # a network file system may be late
         expected = word[0].encode()

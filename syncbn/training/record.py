@@ -26,7 +26,7 @@ from rich.text import Text
 
 from syncbn.training import config, wandb_files
 from syncbn.training.files import replacing
-from syncbn.training.identity import run_of
+from syncbn.training.identity import real, run_of
 
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
 
@@ -220,7 +220,7 @@ def _git() -> dict[str, Any] | None:
 
 def short(path: Path, *, resolve: bool = True) -> str:
     """Relative to the working directory where it lies below it."""
-    path, here = path.resolve() if resolve else path, Path.cwd()
+    path, here = real(path) if resolve else path, Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 

@@ -5,6 +5,7 @@ rank, the position in the data, and metrics that an epoch has accumulated so far
 two batches, or between two epochs, after everything that belongs to the first has been logged.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,12 +16,14 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
 from syncbn.training import checkpoints, loggers, randomness, stopping
 from syncbn.training.finite import NonFiniteError, first_non_finite_parameter, stopper
+from syncbn.training.identity import real
 from syncbn.training.stopping import Stopped
 
 KEY = "resume"  # in the checkpoint
@@ -234,6 +237,29 @@ class ResumePoints(pl.Callback):
         limits = self._loaded.get("should_stop")
         if limits:  # by early stopping, say, which stands as long as no more is asked for
             trainer.should_stop = limits == [trainer.max_epochs, trainer.max_steps]
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and isinstance(states.get(callback.state_key), dict):
+                states[callback.state_key] = self._at_home(trainer, str(callback.dirpath), states[callback.state_key])
+
+    def _at_home(self, trainer: pl.Trainer, home: str, state: State) -> State:
+        """ModelCheckpoint's state with paths in its directory alone: it deletes what they name, and the best is tested.
+
+        Of a run that was moved, they are those of the same names where it is now; of another run, none is kept.
+        """
+        before = os.path.normpath(str(state.get("dirpath")))
+        resumed = Path(str(trainer.ckpt_path)).parent
+        is_ours = before == os.path.normpath(home) or real(resumed) == real(self.directory)
+
+        def here(path: Any) -> str:
+            path = os.path.normpath(str(path))
+            there = home + path.removeprefix(before)
+            inside = is_ours and path.startswith(f"{before}{os.sep}")
+            return there if inside and ("://" in home or Path(there).is_file()) else ""
+
+        paths = {name: here(state.get(name)) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {here(path): score for path, score in dict(state.get("best_k_models", {})).items() if here(path)}
+        return state | paths | {"best_k_models": models} | ({"dirpath": home} if is_ours else {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -298,7 +324,8 @@ class ResumePoints(pl.Callback):
         results = trainer.fit_loop.epoch_loop._results
         for key in self._unlogged.keys() & results.keys():
             before, now = self._unlogged.pop(key), results[key]
-            for name, value in before["states"].items():
+            for name in now._defaults.keys() & before["states"].keys():
+                value = before["states"][name]
                 setattr(now, name, _fold(before["fold"], getattr(now, name), value.to(now.value.device)))
 
 
@@ -356,8 +383,8 @@ def _set_metrics(trainer: pl.Trainer, saved: State) -> None:
     for name, metric in _metric_modules(trainer):
         if name in saved:
             metric._update_count, metric._computed = saved[name]["updates"], None
-            for state, value in saved[name]["states"].items():
-                setattr(metric, state, _on_device(value, metric.device))
+            for state in metric.metric_state.keys() & saved[name]["states"].keys():
+                setattr(metric, state, _on_device(saved[name]["states"][state], metric.device))
 
 
 def _merge_metrics(trainer: pl.Trainer, other: State) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from syncbn.training.files import unlinked
+
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # of save_hyperparameters()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.Size, torch.dtype)
 
@@ -37,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path, checkpoint = Path(path), self._without_objects(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
-        draft = path.with_name(f".{path.name}.part")
+        draft = unlinked(path.with_name(f".{path.name}.part"))
         try:
             torch.save(checkpoint, draft)
             _flush(draft)

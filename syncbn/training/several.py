@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from syncbn.training import attempts, identity, outcome, record
+from syncbn.training import attempts, files, identity, outcome, record
 from syncbn.training.job import close_wandb, rank
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Ranks, Requests
@@ -88,6 +88,7 @@ def _begin(run: Run) -> Ranks | Outcome:
         held = True
         if attempts.go_on(run.cfg, run.directory, lambda line: None):
             began = True
+            files.detach(run.directory)
             record.begin(run.cfg, run.directory, run.directory.name, run.overrides)
             return Ranks(run.cfg.trainer.devices, rank, (run.directory,), run.directory / "ranks", silent=True)
     except Exception as error:

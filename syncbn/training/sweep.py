@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from syncbn.training import identity, record
+from syncbn.training.files import unlinked
 from syncbn.training.job import RunError
 from syncbn.training.schema import SettingError
 
@@ -171,7 +172,7 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with unlinked(draft).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -14,6 +14,8 @@ HEADER = 7  # bytes
 def directories(run_dir: Path) -> list[Path]:
     """All that belong to this W&B run, the earliest first."""
     wandb_id = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["wandb_id"]
+    if not isinstance(wandb_id, str) or "/" in wandb_id:  # no file that this program wrote
+        return []
     found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{glob.escape(wandb_id)}.wandb")}
     return sorted(found, key=lambda d: d.name.removeprefix("offline-"))
 
@@ -48,11 +50,10 @@ def is_offline(directory: Path) -> bool:
 
 def history(directory: Path) -> list[dict[str, Any]]:
     """The lines that one attempt has logged, up to the place where it was killed."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(_log(directory).resolve())]
+    # -P and no cwd: else Python would import what is in the run directory, wandb/__init__.py or json.py
+    command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(_log(directory).resolve())]
     offline = os.environ | {"WANDB_MODE": "offline"}  # nothing is reported to W&B
-    printed = subprocess.run(
-        command, cwd=directory.parents[1], env=offline, capture_output=True, encoding="utf-8", errors="replace"
-    ).stdout
+    printed = subprocess.run(command, env=offline, capture_output=True, encoding="utf-8", errors="replace").stdout
     return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
 
 

@@ -1,4 +1,4 @@
-"""Of torchvision and timm, another run's config.yaml may name networks, layers and losses, without weights from a file."""
+"""Of torchvision and timm, another run may name networks, layers and losses, and no weights from a file."""
 
 from typing import Any
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from syncbn.training.metrics_file import MetricsFile, read
+from tests.training.full_disk import fill_disk_for
 
 ROWS = [({"loss": 0.1, "lr": 0.5}, 0), ({"val/acc": 1 / 3, "epoch": 0}, 4), ({"loss": 2.5e-7, "a,b": -1.0}, 9)]
 
@@ -117,11 +118,13 @@ def test_a_row_that_is_logged_again_takes_the_place_of_an_earlier_attempts_unles
     assert goes_on.rows() == len(read(goes_on.path)) == 5
 
 
-def test_new_columns_that_find_no_room_leave_the_file_as_it_was(tmp_path: Path) -> None:
+def test_new_columns_that_find_no_room_leave_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = MetricsFile(tmp_path)
     file.log_metrics({"loss": 1.0}, 0)
     before = file.path.read_bytes()
-    (tmp_path / ".metrics.csv").symlink_to("/dev/full")
+    fill_disk_for(".metrics.csv", monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         file.log_metrics({"other": 1.0}, 1)
     assert list(tmp_path.iterdir()) == [file.path]

@@ -17,6 +17,7 @@ from rich.console import Console
 from syncbn.training import attempts, record, wandb_files
 from syncbn.training.journal import Journal, Line
 from tests.training.command import train
+from tests.training.full_disk import fill_disk_for
 from tests.training.settled import settled
 
 CHECKPOINT = {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}}
@@ -220,15 +221,15 @@ def test_names_with_brackets_and_spaces_run_and_are_printed_as_a_shell_takes_the
     assert tmp_path / command[2] == wandb_files.directories(run.directory)[0]
 
 
-def test_a_write_that_finds_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_write_that_finds_no_room_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = finished(tmp_path / "a")
     before = (run_dir / "run.json").read_bytes()
-    (run_dir / ".run.json").symlink_to("/dev/full")
+    fill_disk_for(".run.json", monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         record.end(run_dir, "failed")
     assert not list(run_dir.glob(".*"))
     assert (run_dir / "run.json").read_bytes() == before
-    (run_dir / ".config.yaml").symlink_to("/dev/full")
+    fill_disk_for(".config.yaml", monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         go_on(run_dir)
     assert not list(run_dir.glob(".*"))

@@ -12,7 +12,7 @@ from syncbn.study.claims import drawings, markdown, tables
 from syncbn.study.claims.finding import Finding, Versus
 from syncbn.study.plots import Plot
 from syncbn.study.wording import plural
-from syncbn.training.files import replacing
+from syncbn.training.files import replacing, unlinked
 
 NORMS = {
     "none": "no norm",
@@ -44,9 +44,9 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
     """
     directory = Path(directory)
     drawn = _write_plots(findings, directory)
-    (directory / "tables").mkdir(exist_ok=True)
+    unlinked(directory / "tables").mkdir(exist_ok=True)
     for table, frame in tables.frames(findings, [[plot.name for plot in each] for each in drawn]).items():
-        frame.to_csv(directory / "tables" / f"{table}.csv", index=False)
+        frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False)
     content = _content(findings, drawn, directory) | {"title": title, "question": question}
     page = templates.environment().get_template("claims/page.html.jinja").render(content)
     for file, text in {f"{name}.html": page, f"{name}.md": markdown.render(content)}.items():
@@ -124,7 +124,7 @@ def _counted(finding: Finding) -> str:
 
 
 def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot]]:
-    plots = directory / "plots"
+    plots = unlinked(directory / "plots")
     plots.mkdir(parents=True, exist_ok=True)
     for name in _plots_before(directory / "tables" / "plots.csv"):
         for kind in ("png", "svg"):
@@ -136,8 +136,8 @@ def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot
             drawn.append([drawings.draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
             for plot in drawn[-1]:
                 if plot.figure is not None:
-                    drawing.png(plot.figure, plots / f"{plot.name}.png")
-                    drawing.svg(plot.figure, plots / f"{plot.name}.svg")
+                    drawing.png(plot.figure, unlinked(plots / f"{plot.name}.png"))
+                    drawing.svg(plot.figure, unlinked(plots / f"{plot.name}.svg"))
     return drawn
 
 
