@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from syncbn.training.console import print_line
+
 app = typer.Typer(
     name="syncbn",
     add_completion=False,
@@ -38,7 +40,8 @@ def doctor(
     else:
         rows = doctor.examine(outputs, timeout)
     if as_json:
-        print(doctor.to_json(rows))
+        for line in doctor.to_json(rows).splitlines():
+            print_line(line)
     else:
         doctor.show(rows, console)
     if any(row.status == doctor.Status.failed for row in rows):
@@ -55,9 +58,8 @@ def table(
     from syncbn.training import sweep
 
     if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
-        print(
-            f"error: {directory}: there is no job of a sweep in it; give the directory that has 0, 1, ...",
-            file=sys.stderr,
+        print_line(
+            f"error: {directory}: there is no job of a sweep in it; give the directory that has 0, 1, ...", error=True
         )
         sys.exit(1)
 
@@ -90,7 +92,7 @@ def compare(
         )
         directory = None if no_report else report or comparing.directory_of_report(runs)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         sys.exit(1)
     terminal.show(comparison, Console(highlight=False))
     if directory is None:
@@ -98,12 +100,13 @@ def compare(
     from syncbn.study import report as pages
 
     page, here = pages.write(comparison, directory), Path.cwd()
-    print(f"\nreport: {page.relative_to(here) if page.is_relative_to(here) else page}")
+    print_line()
+    print_line(f"report: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:
         try:
-            print(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
+            print_line(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
         except SettingError as error:
-            print(f"error: --wandb: {error}", file=sys.stderr)
+            print_line(f"error: --wandb: {error}", error=True)
             sys.exit(1)
 
 

@@ -16,6 +16,7 @@ from syncbn.study.comparison import Comparison
 from syncbn.study.members import Member
 from syncbn.study.plan import Cell
 from syncbn.training import record
+from syncbn.training.console import cell, print_line
 from syncbn.training.schema import SettingError
 
 
@@ -45,17 +46,19 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
             comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
     console = Console(soft_wrap=True, highlight=False)
     for each in comparisons.values():
-        console.print(f"\n{each.title}", markup=False, style="bold")
-        console.print(each.verdict, markup=False)
-        console.print("".join(f"! {line}\n" for line in each.problems), markup=False, end="")
+        console.print()
+        console.print(cell(each.title, "bold"))
+        for line in [each.verdict, *(f"! {problem}" for problem in each.problems)]:
+            console.print(cell(line))
     path = report.write_several(study["title"], study["question"].strip(), comparisons, root / "report")
-    print(f"\nreport: {record.short(path)}")
+    print_line()
+    print_line(f"report: {record.short(path)}")
     logger = cfg.logger
     if logger.name == "wandb" and str(logger.mode) != "disabled":
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
             shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # of the report before
-            print(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
+            print_line(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
 
 
 def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, command: str = "") -> None:
@@ -73,9 +76,10 @@ def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, com
 def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Path, command: str) -> None:
     listed = [findings.find(each.study, each.cells, each.root, command) for each in found]
     for line in printing.lines(listed):
-        print(line)
+        print_line(line)
     path = page.write(listed, study["title"], study["question"].strip(), directory)
-    print(f"\nclaims: {record.short(path)}")
+    print_line()
+    print_line(f"claims: {record.short(path)}")
 
 
 def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:

@@ -20,6 +20,7 @@ from syncbn.study import elsewhere, expected, members, plan
 from syncbn.study.members import Member
 from syncbn.study.plan import Cell
 from syncbn.training import attempts, config, identity, record, several
+from syncbn.training.console import print_line
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
@@ -63,7 +64,7 @@ def main(cfg: DictConfig) -> None:
             else:
                 pages.write(cfg, study, found[0].cells, root, command)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         code = 1
     if code:
         sys.exit(code)
@@ -127,10 +128,10 @@ def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
     for job in jobs:
         figures = expected.parse(job.study["parts"][job.cell.part].get("expected", []))
         beside = [str(each) for each in figures if each.is_of(job.cell.side, job.run.cfg)]
-        print(elsewhere.command(job.run), *(["  # expected:", "; ".join(beside)] if beside else []))
+        print_line(" ".join([elsewhere.command(job.run), *(["  # expected:", "; ".join(beside)] if beside else [])]))
     numbers = sorted(Counter(config.world_size(job.run.cfg) for job in jobs).items())
     how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
-    print(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
+    print_line(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
 
 
 def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
@@ -152,16 +153,16 @@ def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
     identity.hold(root)
     progress = _Progress(len(runs), root)
-    with Requests(lambda signum: print("stopping the runs that are under way ...", file=sys.stderr)) as requests:
+    with Requests(lambda signum: print_line("stopping the runs that are under way ...", error=True)) as requests:
         outcomes = several.run_all(runs, slots, requests, progress.ended)
     progress.say()
     if requests.seen:
         left = len(runs) - sum(each.status == "finished" for each in outcomes.values())
-        print(f"error: stopped with {left} of {len(runs)} runs to do; the same command does them", file=sys.stderr)
+        print_line(f"error: stopped with {left} of {len(runs)} runs to do; the same command does them", error=True)
         return 128 + requests.seen[0]
     failed = sum(each.status != "finished" for each in outcomes.values())
     if failed:
-        print(f"error: {failed} of {len(runs)} runs failed; the same command does them again", file=sys.stderr)
+        print_line(f"error: {failed} of {len(runs)} runs failed; the same command does them again", error=True)
     return int(failed > 0)
 
 
@@ -175,7 +176,7 @@ class _Progress:
     def ended(self, run: Run, outcome: Outcome) -> None:
         self.ends[outcome.status] += 1
         if outcome.status == "failed":
-            print(f"{run.directory.relative_to(self.root)}: {outcome.message}", file=sys.stderr, flush=True)
+            print_line(f"{run.directory.relative_to(self.root)}: {outcome.message}", error=True)
         if time.monotonic() - self.told > 10:
             self.told = time.monotonic()
             self.say()
@@ -183,4 +184,4 @@ class _Progress:
     def say(self) -> None:
         failed = f" ({self.ends['failed']} failed)" if self.ends["failed"] else ""
         seconds = time.monotonic() - self.began
-        print(f"{self.ends['finished']} of {self.total} runs{failed}, {seconds:.0f} s", flush=True)
+        print_line(f"{self.ends['finished']} of {self.total} runs{failed}, {seconds:.0f} s")

@@ -7,13 +7,13 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from syncbn.study.answer import p_value, signed
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
 from syncbn.study.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
 from syncbn.study.wording import plural
+from syncbn.training.console import cell, printable
 
 WIDTH = 100  # where the output is a file or a pipe
 MOST_LAYERS = 8
@@ -37,16 +37,16 @@ def show(comparison: Comparison, console: Console) -> None:
         console.width = WIDTH
     c, unit = comparison, f" {comparison.metric.unit}" if comparison.metric.unit else ""
     finished = int((c.runs["status"] == "finished").sum())
-    console.print(Text(c.title, "bold"))
+    console.print(cell(c.title, "bold"))
     counts = f"{len(c.runs)} runs, {finished} of them finished, {int(c.runs['used'].sum())} of them in pairs"
-    for line in [*([c.question] if c.question else []), counts, *c.differs]:
-        console.print(Text(line))
+    for line in [*c.question.splitlines(), counts, *c.differs]:
+        console.print(cell(line))
     several = c.effects["how"].nunique() > 1
     _print(console, f"{c.metric.label}{unit}: mean ± standard deviation over seeds", _means(c, several))
     points = f" in {c.metric.difference_unit}" if c.metric.difference_unit else ""
     _print(console, f"difference to {c.baseline}{points}, over pairs of one seed", _effects(c, several))
     console.print(
-        Text(
+        cell(
             f"p: paired t test; p same: that the difference is beyond {margin_text(c)} (TOST); both by Holm for all "
             f"rows, at {c.alpha:g}",
             "dim",
@@ -56,30 +56,34 @@ def show(comparison: Comparison, console: Console) -> None:
     where = next(iter(ran)) if len(ran) == 1 else "where every device is a process"
     _print(console, f"time of a step, {where}", _cost(c, len(ran) > 1))
     if not c.cost.empty:
-        console.print(Text(COST_NOTE, "dim"))
+        console.print(cell(COST_NOTE, "dim"))
     _print(console, "layers, those that need shared statistics first", _layers(c))
     if c.suggestion:
-        console.print(Text(c.suggestion))
+        console.print(cell(c.suggestion))
     ours = f" ({TOLERANCE_NOTE})" if has_tolerances(c) else ""
     _print(console, f"published or expected figures{ours}", _expected(c))
     if not c.confirmations.empty:
+        console.print()
         count, most = len(c.confirmations), c.confirmations["difference"].abs().max()
         console.print(
-            Text(
-                f"\n{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes: "
+            cell(
+                f"{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes: "
                 f"at most {most:.3g}{f' {c.metric.difference_unit}'.rstrip()} apart"
             )
         )
-    console.print(Text(f"\n{c.verdict}", "bold"))
+    console.print()
+    console.print(cell(c.verdict, "bold"))
     if c.problems:
-        console.print(Text(f"\nKNOW BEFORE YOU BELIEVE IT ({len(c.problems)}):", "bold red"))
+        console.print()
+        console.print(cell(f"KNOW BEFORE YOU BELIEVE IT ({len(c.problems)}):", "bold red"))
         for line in c.problems:
-            console.print(Text(f"! {line}", "red"))
+            console.print(cell(f"! {line}", "red"))
 
 
 def _print(console: Console, title: str, table: Table) -> None:
     if table.row_count:
-        console.print(Text(f"\n{title}"))
+        console.print()
+        console.print(cell(title))
         console.print(table)
 
 
@@ -93,14 +97,14 @@ def _table(
     for place in kept:
         is_word = columns[place] in WORDS
         table.add_column(
-            Text(columns[place]),
+            cell(columns[place]),
             justify="left" if is_word else "right",
             no_wrap=not is_word,
             overflow="fold" if is_word else "ellipsis",
-            min_width=None if is_word else max(len(str(row[place])) for row in listed),
+            min_width=None if is_word else max(len(printable(row[place])) for row in listed),
         )
     for row in listed:
-        table.add_row(*(Text(str(row[place]), STYLES.get(str(row[place]), "")) for place in kept))
+        table.add_row(*(cell(str(row[place]), STYLES.get(str(row[place]), "")) for place in kept))
     return table
 
 

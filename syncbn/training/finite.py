@@ -1,6 +1,5 @@
 """A loss that is nan or inf ends the training before it spoils the weights, and the message says where it began."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
+from syncbn.training.console import print_line
 from syncbn.training.replay import Seen, all_finite, replay
 from syncbn.training.schema import SettingError
 
@@ -151,7 +151,7 @@ class StopOnNonFinite(pl.Callback):
         message, _ = max(filter(None, everybody), key=lambda each: each[1])
         if trainer.is_global_zero:
             line = f"warning: {message}; training ends here, as callbacks.finite.action=stop says"
-            print(line, file=sys.stderr, flush=True)
+            print_line(line, error=True)
 
     def _what(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, value: float) -> tuple[str, bool]:
         """What happened, where and why, in words, and whether this rank is to blame."""

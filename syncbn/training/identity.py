@@ -37,7 +37,10 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def real(path: Path) -> Path:
     """``path`` without symbolic links. ``Path.resolve`` does this too, and raises where links lead in a circle."""
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL, which no file has in its name
+        return path.absolute()
 
 
 @cache

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from syncbn.training import attempts, config, files, identity, outcome, ranks, record, silent, slurm, stopping, tested
+from syncbn.training.console import print_line
 from syncbn.training.ranks import Ranks, Requests
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
@@ -252,8 +253,8 @@ def _print_summary(run_dir: Path) -> None:
 
 
 def _tell(line: str) -> None:
-    print(line, flush=True)
+    print_line(line)
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print_line(message, error=True)

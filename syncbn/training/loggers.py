@@ -5,7 +5,6 @@ it has from earlier attempts is not sent again, and what it lacks, since one was
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from wandb.errors import AuthenticationError, UsageError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from syncbn.training import record, wandb_files
+from syncbn.training.console import print_line
 from syncbn.training.journal import Journal, Line
 from syncbn.training.metrics_file import MetricsFile, read
 from syncbn.training.schema import SettingError
@@ -223,4 +223,4 @@ def _is_number(text: str) -> bool:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print_line(message, error=True)

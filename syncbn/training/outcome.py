@@ -2,11 +2,11 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from syncbn.training import record, silent
+from syncbn.training.console import print_line
 from syncbn.training.ranks import End, stopped
 
 
@@ -78,9 +78,9 @@ def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
     try:
         trace.write_text(traces, encoding="utf-8", errors="backslashreplace")
     except OSError:  # no space left, perhaps
-        _say(traces)
+        _show(traces)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        _say(traces)
+        _show(traces)
     said = what({"kind": f"exit code {first.code}", **first.error}, trace)
     return f"{_about(first, ends, run_dir)} failed: {said}; {go_on}"
 
@@ -100,5 +100,10 @@ def _about(end: End, ends: list[End], run_dir: Path) -> str:
     return f"rank {end.rank} of {len(ends)} (pid {end.pid})"
 
 
+def _show(traces: str) -> None:
+    for line in traces.split("\n"):
+        _say(line)
+
+
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print_line(message, error=True)

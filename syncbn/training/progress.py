@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.data import extract_batch_size
 
+from syncbn.training.console import print_line
 from syncbn.training.uneven import global_samples
 
 
@@ -65,7 +66,7 @@ class LogLines(pl.Callback):
             numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
             epoch = f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
             chosen = sorted(name for name in numbers if not name.startswith("lr-") and not name.endswith("_step"))
-            print(epoch, where, *(f"{name} {numbers[name]:.4f}" for name in chosen), sep="  ", flush=True)
+            print_line("  ".join([epoch, where, *(f"{name} {numbers[name]:.4f}" for name in chosen)]))
 
 
 class Throughput(pl.Callback):

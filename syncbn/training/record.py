@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from syncbn.training import config, wandb_files
+from syncbn.training.console import cell
 from syncbn.training.files import replacing
 from syncbn.training.identity import real, run_of
 
@@ -150,12 +150,12 @@ def summary(run_dir: Path) -> Group:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
     for label, value in rows:
-        table.add_row(label, Text(value))  # as it is: a path may have brackets, which are rich's markup
+        table.add_row(label, cell(value))
     lines: list[RenderableType] = [table]
     options, directories = wandb_files.upload(run_dir)
     if directories:
         command = shlex.join([_program("wandb"), *options, *map(short, directories)])
-        lines.append(Text(f"upload it:  {command}"))
+        lines.append(cell(f"upload it:  {command}"))
     return Group(*lines)
 
 

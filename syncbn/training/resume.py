@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
 from syncbn.training import checkpoints, loggers, randomness, stopping
+from syncbn.training.console import print_line
 from syncbn.training.finite import NonFiniteError, first_non_finite_parameter, stopper
 from syncbn.training.identity import real
 from syncbn.training.stopping import Stopped
@@ -60,7 +61,7 @@ class ResumePoints(pl.Callback):
         counted_in: State | None = None,
         own_buffers: bool = False,
         timeout: timedelta = timedelta(minutes=10),
-        on_missing: Callable[[str], None] = print,
+        on_missing: Callable[[str], None] = print_line,
     ) -> None:
         self.directory, self.keep, self.global_batch_size = directory, keep, global_batch_size
         self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing

@@ -33,6 +33,7 @@ from syncbn.training import (
     simulated,
 )
 from syncbn.training.adapt import AdaptStatistics
+from syncbn.training.console import print_line
 from syncbn.training.finite import stopper
 from syncbn.training.gradients import GradientMonitor
 from syncbn.training.monitor import StatisticsMonitor
@@ -192,7 +193,7 @@ def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
         counted_in=config.counted_in(cfg),
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
-        on_missing=lambda line: print(line, flush=True),
+        on_missing=print_line,
         **_plain(cfg.resume),
     )
 

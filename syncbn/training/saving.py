@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from syncbn.training.console import print_line
 from syncbn.training.files import unlinked
 
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # of save_hyperparameters()
@@ -67,7 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if left_out:
                 self._left_out |= left_out
                 names = ", ".join(sorted(left_out))
-                print(f"save_hyperparameters(): not in checkpoints, as no plain data: {names}", flush=True)
+                print_line(f"save_hyperparameters(): not in checkpoints, as no plain data: {names}")
         return kept
 
 

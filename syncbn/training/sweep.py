@@ -9,7 +9,6 @@ import csv
 import os
 import re
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from omegaconf import OmegaConf, open_dict
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from syncbn.training import identity, record
+from syncbn.training.console import cell, print_line, printable
 from syncbn.training.files import unlinked
 from syncbn.training.job import RunError
 from syncbn.training.schema import SettingError
@@ -54,13 +53,14 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
         numbers, chosen = _begin(settings, jobs, sweep_dir)
     except SettingError as error:
         if not console.quiet:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print_line(f"error: {error}", error=True)
         raise SystemExit(1) from None
     try:
         for index in chosen:
             overrides, job = job_overrides[index], jobs[index]
             number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
-            console.print(f"\njob {number} ({index + 1} of {len(jobs)}): {' '.join(job)}", markup=False)
+            console.print()
+            console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
             results.append(_run(launcher, list(overrides), number))
             if results[-1].status == JobStatus.FAILED:
                 failed.append(number)
@@ -71,10 +71,10 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
             summarize(sweep_dir, console)
         identity.release(sweep_dir)
     if failed and not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
-        print(
+        print_line(
             f"error: {len(failed)} of {len(jobs)} jobs failed (job {', '.join(map(str, failed))}); "
             f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing",
-            file=sys.stderr,
+            error=True,
         )
     if failed:
         raise SystemExit(1)
@@ -143,7 +143,7 @@ def _run(launcher: Any, overrides: list[str], number: int) -> JobReturn:
 def _tell(error: BaseException) -> None:
     """What job.py has not said by itself: what came up before it, in composing the settings say."""
     if not isinstance(error, SettingError | RunError):
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print_line(f"error: {type(error).__name__}: {' '.join(str(error).split())}", error=True)
 
 
 def _directories(sweep_dir: Path) -> list[Path]:
@@ -169,6 +169,10 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     rows = [_row(settings, number, sweep_dir / str(number)) for settings, number in _numbers(sweep_dir).items()]
     if not rows:
         return False
+    rows = [
+        {printable(name): each if isinstance(each, int | float) else printable(each) for name, each in row.items()}
+        for row in rows
+    ]
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
@@ -179,14 +183,16 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     draft.replace(sweep_dir / "sweep.csv")
     constant = {name for name in columns if len({row[name] for row in rows if name in row}) == 1}
     kept = [name for name in columns if name in ("job", "status", "test/acc") or name not in constant]
-    table = Table(*map(escape, kept), box=box.HORIZONTALS)  # overrides have brackets, which are rich's markup too
+    table = Table(box=box.HORIZONTALS)
+    for name in kept:
+        table.add_column(cell(name))
     for row in rows:
-        table.add_row(*(escape(_cell(name, row.get(name, ""))) for name in kept))
+        table.add_row(*(cell(_shown(name, row.get(name, ""))) for name in kept))
     if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
         console.width = 1000
     console.print()
     console.print(table)
-    console.print(f"{sweep_dir}/sweep.csv", markup=False)
+    console.print(cell(f"{sweep_dir}/sweep.csv"))
     return True
 
 
@@ -197,7 +203,7 @@ def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
     return {"job": number, **chosen, "status": about.get("status", "failed"), **came_out}
 
 
-def _cell(name: str, value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if name == "test/acc" and isinstance(value, float):
         return f"{100 * value:.2f} %"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,5 @@
 """How long training takes until the validation is as good as asked for: steps and seconds."""
 
-import sys
 import time
 from typing import Any
 
@@ -8,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from syncbn.training.console import print_line
 from syncbn.training.schema import AgreedError, SettingError
 
 
@@ -57,11 +57,10 @@ class TimeToTarget(pl.Callback):
             )
         self._counted = self._counted and (trainer.global_step == 0 or self._seconds > 0)
         if not self._counted and trainer.is_global_zero:
-            print(
+            print_line(
                 f"warning: target={self.target}: the checkpoint that training goes on from was made without this "
                 "target, which may have been reached before; nothing is told of it",
-                file=sys.stderr,
-                flush=True,
+                error=True,
             )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from syncbn.training.console import cell
+
 
 class Status(StrEnum):
     """How good it is. Training may still go well with a warning."""
@@ -73,9 +75,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
     table.add_column("what was found", overflow="fold")
     for row in rows:
         advice = f"\nfix: {row.fix}" if row.fix else ""
-        table.add_row(Text(row.check), Text(row.status.value, styles[row.status]), Text(row.found + advice))
+        found = Text("\n").join(map(cell, (row.found + advice).split("\n")))
+        table.add_row(cell(row.check), cell(row.status.value, styles[row.status]), found)
     console.print(table)
-    console.print(Text(verdict(rows)))
+    console.print(cell(verdict(rows)))
 
 
 def to_json(rows: Sequence[Row]) -> str:
