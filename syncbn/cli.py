@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from syncbn.training.console import print_line
-
 app = typer.Typer(
     name="syncbn",
     add_completion=False,
@@ -32,6 +30,7 @@ def doctor(
     from rich.console import Console
 
     from syncbn.training import doctor
+    from syncbn.training.console import print_line
 
     console = Console(highlight=False)
     if console.is_terminal and not as_json:
@@ -56,6 +55,7 @@ def table(
     from rich.console import Console
 
     from syncbn.training import sweep
+    from syncbn.training.console import print_line
 
     if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
         print_line(
@@ -82,6 +82,7 @@ def compare(
     from rich.console import Console
 
     from syncbn.study import comparing, terminal
+    from syncbn.training.console import print_line
     from syncbn.training.schema import SettingError
 
     try:

@@ -151,10 +151,13 @@ def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs("plain", 1)
     failed = hand_made.run(tmp_path / "runs/failed", seed=9, status="failed", error=None)
     (failed / "error.txt").write_text(f"Traceback\nValueError: {NASTY.splitlines()[0]}", encoding="utf-8")
-    done = CliRunner().invoke(app, ["compare", "runs", "--factor", "model.kind", "--baseline", "plain", "--no-report"])
+    done = CliRunner().invoke(app, ["compare", "runs", "--factor", "model.kind", "--baseline", "plain"])
     assert done.exit_code == 0, done.output
     assert is_harmless(done.output)
     assert SEEN in letters(done.output).replace(" ", "")
+    for file in (tmp_path / "runs/compare").rglob("*.*"):
+        if file.suffix in (".html", ".md", ".csv", ".svg"):
+            assert is_harmless(file.read_text(encoding="utf-8")), file
     wrong = CliRunner().invoke(app, ["compare", f"runs/{NASTY.replace(chr(0), '')}"])
     assert wrong.exit_code == 1
     assert is_harmless(wrong.output)

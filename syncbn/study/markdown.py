@@ -7,6 +7,7 @@ from typing import Any
 from syncbn.study import wording
 from syncbn.study.plots import Plot
 from syncbn.study.tables import Table
+from syncbn.training.console import printable
 
 
 def render(content: dict[str, Any]) -> str:
@@ -28,7 +29,7 @@ def index(title: str, question: str, contents: Sequence[dict[str, Any]]) -> str:
 
 def escape(text: str) -> str:
     """As text that is no markup, in one line."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     text = re.sub(r"([\\`*\[\]<>|~&$!])", r"\\\1", text)
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it is a letter
     return re.sub(r"^(\d+)?([-+#=.)])(?= |$|#)", r"\1\\\2", text)

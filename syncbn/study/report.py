@@ -13,6 +13,7 @@ from syncbn.study import drawing, markdown, plots, tables, templates
 from syncbn.study.comparison import Comparison
 from syncbn.study.effects import is_within
 from syncbn.study.wording import interval, plural, signed, times
+from syncbn.training.console import printable
 from syncbn.training.files import replacing, unlinked
 from syncbn.training.schema import SettingError
 
@@ -204,5 +205,11 @@ def _plots_in(directory: Path, kind: str) -> list[Path]:
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without tuples in cells."""
-    return frame.map(lambda cell: "; ".join(map(repr, map(float, cell))) if isinstance(cell, tuple) else cell)
+    """Without tuples in cells, and each text in one line."""
+
+    def flat(cell: Any) -> Any:
+        if isinstance(cell, tuple):
+            return "; ".join(map(repr, map(float, cell)))
+        return printable(cell) if isinstance(cell, str) else cell
+
+    return frame.map(flat)

@@ -3,12 +3,14 @@
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from syncbn.study import drawing
 from syncbn.study.plots import Plot
+from syncbn.training.console import printable
 
 LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
 
@@ -21,14 +23,22 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_readable,
     )
     environment.filters["breakable"] = _breakable
     return environment
 
 
+def _readable(value: Any) -> Any:
+    """Text of a run as it can be read; line breaks are spaces in HTML, and markup is ours."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
+
+
 def svg(plots: Path, plot: Plot, prefix: str) -> Markup:
     """A plot of that directory as part of a page; ``prefix`` is of its identifiers."""
-    return Markup(drawing.inline(plots / f"{plot.name}.svg", str(escape(plot.title)), prefix))
+    return Markup(drawing.inline(plots / f"{plot.name}.svg", str(escape(printable(plot.title))), prefix))
 
 
 def computed() -> str:
@@ -41,4 +51,4 @@ def computed() -> str:
 
 def _breakable(text: str) -> Markup:
     """A line may break after the slashes of paths and the commas of settings."""
-    return Markup(re.sub(r"([/,])(?=\w{3})", r"\1<wbr>", str(escape(text))))
+    return Markup(re.sub(r"([/,])(?=\w{3})", r"\1<wbr>", str(escape(printable(text)))))

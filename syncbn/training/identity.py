@@ -29,8 +29,8 @@ def run_dir(parent: str, run_id: str | None, ckpt_path: str | None, mode: str = 
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in. Of a symbolic link, that of its target if it lies in one."""
-    places = (*real(checkpoint).parents, *checkpoint.absolute().parents)
+    """The run directory that a checkpoint lies in; of a symbolic link outside of all runs, that of its target."""
+    places = (*Path(os.path.normpath(checkpoint.absolute())).parents, *real(checkpoint).parents)
     found = next((d for d in places if (d / "run.json").exists()), None)
     return None if found is None else real(found)
 

@@ -12,6 +12,7 @@ from syncbn.study.claims import drawings, markdown, tables
 from syncbn.study.claims.finding import Finding, Versus
 from syncbn.study.plots import Plot
 from syncbn.study.wording import plural
+from syncbn.training.console import printable
 from syncbn.training.files import replacing, unlinked
 
 NORMS = {
@@ -46,6 +47,7 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
     drawn = _write_plots(findings, directory)
     unlinked(directory / "tables").mkdir(exist_ok=True)
     for table, frame in tables.frames(findings, [[plot.name for plot in each] for each in drawn]).items():
+        frame = frame.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
         frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False)
     content = _content(findings, drawn, directory) | {"title": title, "question": question}
     page = templates.environment().get_template("claims/page.html.jinja").render(content)
