@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typer.testing import CliRunner
 
 from syncbn.cli import app
-from syncbn.training import attempts, checkpoints, files, identity, metrics_file, record, wandb_files
+from syncbn.training import attempts, checkpoints, files, identity, loggers, metrics_file, record, wandb_files
 from syncbn.training.resume import ResumePoints
 from syncbn.training.saving import AtomicCheckpointIO
 from syncbn.training.schema import SettingError
@@ -284,6 +284,17 @@ def test_wandbs_reader_imports_nothing_from_a_run_directory(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert wandb_files.history(attempt) == []
     assert not (tmp_path / "imported").exists()
+
+
+def test_wandb_runs_no_git_in_a_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its .git/config may name programs, of which ``git diff`` starts some."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(loggers.wandb, "setup", lambda settings: None)
+    monkeypatch.setattr(loggers.wandb, "init", lambda **options: seen.update(options))
+    cfg = settled()
+    record.begin(cfg, tmp_path / "run", "run", [])
+    loggers._init(cfg, tmp_path / "run", "offline")
+    assert seen["settings"].git_root == str(Path.cwd())
 
 
 @pytest.mark.parametrize("wandb_id", ["../../x", 5, None, ["a"]])

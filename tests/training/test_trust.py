@@ -33,6 +33,7 @@ UNSAFE = [
     *("torch.optim.lr_scheduler.warnings.warn", "torch.distributed.init_process_group", "torch.nn.NoSuchLayer"),
     *("syncbn.training.config.os.system", "syncbn.training.record.subprocess.run", "syncbn.training.record.begin"),
     *("syncbn.training.import_module", "syncbn.cli.main", "syncbn.training.Digits", "syncbn.training.no_such.Module"),
+    *("syncbn.training.trust.nn.Linear", "torch.nn.modules.module.torch.nn.Linear"),
     *("torch.nn.Linear\n", "torch..nn.Linear", ".torch.nn.Linear", "", None, 5, True, ["torch.nn.Linear"]),
 ]
 OWN = {"_target_": "mine.Net", "hidden": 8, "file": "/data/words.txt", "parts": [{"_target_": "mine.Part"}]}
