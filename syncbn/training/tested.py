@@ -67,7 +67,8 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         against |= {name: value for name, value in differ.items() if name in spoken - SHARE}
         differ = {name: value for name, value in differ.items() if name not in spoken}
         if another and group in KINDS:
-            cfg[group] = OmegaConf.merge(earlier[group], _originals(earlier, group))
+            own = [key for key in earlier[group] if f"{group}.{key}" not in COPIES]
+            cfg[group] = OmegaConf.merge(OmegaConf.masked_copy(earlier[group], own), _originals(earlier, group))
         for name, value in differ.items():
             try:
                 OmegaConf.update(cfg, name, value, force_add=True)
@@ -106,14 +107,16 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
     refused: dict[str, Any] = {}
     for group in (*KINDS, "seed"):
         theirs = written.get(group)
-        if group == "data":  # the rest is the user's
-            theirs = {key: theirs[key] for key in theirs if f"data.{key}" in SPLIT[1:]}
-        elif isinstance(theirs, dict):
-            theirs = {key: each for key, each in theirs.items() if f"{group}.{key}" not in COPIES}
         try:
-            ours = _plain(cfg.get(group))
+            ours: Any = _plain(cfg.get(group))
         except OmegaConfBaseException:
             return  # config.settle says what it is
+        if group == "data":  # the rest is the user's, and other data are refused
+            theirs = {key: theirs[key] for key in theirs if f"data.{key}" in SPLIT}
+            if theirs.get("_target_") != (ours or {}).get("_target_"):
+                refused |= trust.refused(theirs.pop("_target_", None), None, "data._target_")
+        elif isinstance(theirs, dict):
+            theirs = {key: each for key, each in theirs.items() if f"{group}.{key}" not in COPIES}
         refused |= trust.refused(theirs, ours, group)
     if refused:
         shown = {name: _text(value)[:80] for name, value in list(refused.items())[:SHOWN]}

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from syncbn.training import record, run, tested, trust
-from syncbn.training.schema import AgreedError, SettingError
+from syncbn.training.schema import AgreedError, Config, SettingError
 from tests.training.command import train
 from tests.training.settled import composed, settled
 
@@ -196,6 +196,9 @@ def test_trust_is_not_taken_from_the_other_run(foreign: Path) -> None:
         ("norm", {"name": {"_target_": "os.getcwd"}}, "norm.name._target_=os.getcwd"),
         ("seed", "${oc.env:SECRET}", "seed=${oc.env:SECRET}"),
         ("data", {"split_seed": "${oc.env:SECRET}"}, "data.split_seed=${oc.env:SECRET}"),
+        ("data", {"split_seed": "/etc/passwd"}, "data.split_seed=/etc/passwd"),
+        ("data", {"_target_": "${oc.env:SECRET}"}, "data._target_=${oc.env:SECRET}"),
+        ("data", {"_target_": "mine.${oc.env:SECRET}"}, "data._target_=mine.${oc.env:SECRET}"),
         ("module", {"_target_": "mine.Lit"}, "module._target_=mine.Lit"),
     ],
 )
@@ -208,6 +211,23 @@ def test_what_is_refused_is_named_and_never_resolved(
         take(foreign)
     assert "42" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_value_of_another_type_is_named(foreign: Path) -> None:
+    change(foreign, "seed", "one")
+    overrides = ["mode=test", f"ckpt_path={foreign / 'checkpoints/best.ckpt'}"]
+    typed = OmegaConf.merge(OmegaConf.structured(Config), composed(*overrides))  # as Hydra has it
+    with pytest.raises(AgreedError, match=r"^seed=one: \S+config\.yaml sets it: Value 'one' .* Integer"):
+        tested.take(typed, overrides, lambda line: None)
+
+
+@pytest.mark.parametrize("network", [{"_target_": "os.getcwd"}, [{"_target_": "os.getcwd"}], "os.getcwd", None])
+def test_the_network_of_a_module_is_the_model(foreign: Path, network: Any) -> None:
+    change(foreign, "module", {"_target_": "syncbn.training.classifier.Classifier", "network": network})
+    cfg = take(foreign)
+    assert cfg.module._target_ == "syncbn.training.classifier.Classifier"
+    assert cfg.module.network == cfg.model
+    assert "os.getcwd" not in OmegaConf.to_yaml(cfg, resolve=True)
 
 
 def test_several_are_named_in_one_line(foreign: Path) -> None:
