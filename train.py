@@ -1,5 +1,11 @@
 """Train one network: ``python train.py [group=choice] [setting=value] ...``; ``python train.py --help`` lists them."""
 
+from syncbn.training import output, stopping
+
+if __name__ == "__main__":  # before all other imports, which take seconds
+    stopping.begin()
+    output.outlive_reader()
+
 import hydra
 from omegaconf import DictConfig
 
@@ -15,4 +21,7 @@ def train(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    train()
+    try:
+        train()
+    finally:
+        stopping.ignore()

@@ -1,8 +1,15 @@
 """The command ``syncbn``. A subcommand imports what it needs when it is called, so that ``--help`` need not wait."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
+
+if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":  # the program: a signal ends it from here on
+    from syncbn.training import output, stopping
+
+    stopping.end_at_once()
+    output.outlive_reader()
 
 import typer
 
@@ -31,13 +38,18 @@ def doctor(
 
     from syncbn.training import doctor
     from syncbn.training.console import print_line
+    from syncbn.training.ranks import Requests
+    from syncbn.training.stopping import Interrupted
 
     console = Console(highlight=False)
-    if console.is_terminal and not as_json:
-        with console.status("looking at this machine, and running the layer on it ..."):
+    status = console.status("looking at this machine, and running the layer on it ...")
+    try:
+        shown = status if console.is_terminal and not as_json else nullcontext()
+        with Requests() as signals, signals.raising(), shown:  # the ranks of the self-test are to be ended
             rows = doctor.examine(outputs, timeout)
-    else:
-        rows = doctor.examine(outputs, timeout)
+    except Interrupted as stop:
+        print_line(f"error: {stop}", error=True)
+        sys.exit(128 + stop.signum)
     if as_json:
         for line in doctor.to_json(rows).splitlines():
             print_line(line)

@@ -47,6 +47,23 @@ def test_a_mistake_is_told_plainly(arguments: list[str], last: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_signal_while_it_starts_is_one_line() -> None:
+    code = "import signal, sys\nclass Finder:\n    def find_spec(self, name, *_):\n"
+    code += "        name == 'typer' and signal.raise_signal(signal.SIGINT)\nsys.meta_path.insert(0, Finder())\n"
+    code += "sys.argv = ['syncbn', 'doctor']; import syncbn.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "error: stopped by SIGINT\n")
+
+
+def test_a_reader_that_is_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "syncbn.cli", "compare", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_script_calls_it() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert EntryPoint("syncbn", project["scripts"]["syncbn"], "console_scripts").load() is cli.main

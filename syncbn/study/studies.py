@@ -151,9 +151,9 @@ def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
     cores = os.cpu_count() or 1
     slots = study["slots"] or cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
-    identity.hold(root)
-    progress = _Progress(len(runs), root)
     with Requests(lambda signum: print_line("stopping the runs that are under way ...", error=True)) as requests:
+        identity.hold(root)
+        progress = _Progress(len(runs), root)
         outcomes = several.run_all(runs, slots, requests, progress.ended)
     progress.say()
     if requests.seen:

@@ -20,11 +20,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import attempts, config, files, identity, outcome, ranks, record, silent, slurm, stopping, tested
+from syncbn.training import (
+    attempts,
+    config,
+    files,
+    identity,
+    network,
+    outcome,
+    ranks,
+    record,
+    silent,
+    slurm,
+    stopping,
+    tested,
+)
 from syncbn.training.console import print_line
-from syncbn.training.ranks import Ranks, Requests
+from syncbn.training.ranks import Ranks, Requests, StartError
 from syncbn.training.schema import AgreedError, SettingError
-from syncbn.training.stopping import Stopped
+from syncbn.training.stopping import Interrupted, Stopped
+
+CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
 
 
 class RunError(RuntimeError):
@@ -73,23 +88,38 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
             f"trainer.num_nodes={nodes}: python train.py starts the ranks of one machine; on each node call "
             f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
         )
-    if not _begin(cfg, run_dir, name, overrides):
-        return
+    with Requests(_say_that_it_stops) as requests:
+        try:
+            with requests.raising():
+                if not _begin(cfg, run_dir, name, overrides):
+                    return
+            _watch(cfg, run_dir, requests)
+        except Interrupted as stop:
+            raise _ended(f"{stop}; {_how_to_go_on(run_dir)}", 128 + stop.signum) from None
+        except StartError as error:
+            raise _ended(f"{error}; {_how_to_go_on(run_dir)}") from error
+    _print_summary(run_dir)
+
+
+def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
+    """Starts the ranks of a run that has begun, waits for them, and writes down how it ended."""
     status = "failed"
     try:
-        with Requests(_say_that_it_stops) as requests:
-            ends = Ranks(devices, rank, (run_dir,), run_dir / "ranks").watch(requests, cfg.timeouts.stop)
+        ranks = Ranks(cfg.trainer.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
+        ends = ranks.watch(requests, cfg.timeouts.stop)
         end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
         status = end.status
         if end.code:
             raise _ended(end.message, end.code)
+    except Interrupted:
+        status = "interrupted"
+        raise
     finally:
         with suppress(OSError):  # the disk may be full, which has been said
             record.end(run_dir, status)
         if status != "finished":
-            close_wandb(cfg, run_dir)
+            close_wandb(run_dir, requests)
         identity.release(run_dir)
-    _print_summary(run_dir)
 
 
 def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> bool:
@@ -107,10 +137,13 @@ def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> b
             _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
         record.begin(cfg, run_dir, name, overrides)
         record.write(run_dir, "run", record.read(run_dir, "run") | {"begun_from": named})
-    except BaseException:
+        _tell(record.headline(cfg))
+    except BaseException as error:
+        with suppress(Exception):
+            if record.read(run_dir, "run").get("status") == "running":
+                record.end(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed")
         identity.release(run_dir)
         raise
-    _tell(record.headline(cfg))
     return True
 
 
@@ -127,6 +160,8 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
     go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides) else "no") == "yes"
     if not go:
         return
+    if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+        os.environ.update(network.within_machine())
     cfg.ckpt_path = identity.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
     status = "failed"
     try:
@@ -199,13 +234,25 @@ def import_run() -> Callable[[DictConfig, Path], None]:
     return run.run
 
 
-def close_wandb(cfg: DictConfig, run_dir: Path) -> None:
-    """Marks the W&B run as failed, where rank 0 did not live to do it; that a server is gone is no news by now."""
-    if record.read(run_dir, "wandb").get("finished") is False:
-        from syncbn.training import loggers
+def close_wandb(run_dir: Path, requests: Requests) -> None:
+    """Marks the W&B run as failed, where rank 0 did not live to do it, and nobody wants an end at once.
 
-        with suppress(SettingError):
-            loggers.mark_failed(cfg, run_dir)
+    In a process that is forked for it: imports that take seconds are done there, and it can be killed.
+    """
+    if record.read(run_dir, "wandb").get("finished") is not False or requests.enough:
+        return
+    with suppress(OSError, RuntimeError, Interrupted):
+        closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
+        closing.watch(requests, CLOSING, limit=CLOSING)
+
+
+def _mark_failed(run_dir: Path) -> None:
+    from syncbn.training import loggers
+
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    with suppress(SettingError):  # that a server is gone is no news by now
+        loggers.mark_failed(cfg, run_dir)
 
 
 def _how_to_go_on(run_dir: Path) -> str:

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training import identity, output, ranks, schema, stopping
+from syncbn.training import identity, output, ranks, schema, stopping, temporary
 
 output.accept_any_text()  # here: Hydra prints before main() is called
 schema.register()
@@ -16,9 +16,11 @@ def main(cfg: DictConfig) -> None:
     ``HYDRA_FULL_ERROR=1`` gives the traceback instead.
     """
     if identity.launcher() is None:
+        stopping.end_at_once()  # also in an interactive step of Slurm
         ranks.start_server("syncbn.training.preload")  # it imports what ranks need, while this process imports torch
     else:
         stopping.listen()  # before imports, which take seconds
+        temporary.make()
     from syncbn.training import job
 
     job.run(cfg)

@@ -4,6 +4,7 @@ A run that goes on writes on in both. The CSV file is cut back to the checkpoint
 it has from earlier attempts is not sent again, and what it lacks, since one was killed, is sent from the CSV file.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, UsageError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-from syncbn.training import record, wandb_files
+from syncbn.training import record, stopping, temporary, wandb_files
 from syncbn.training.console import print_line
 from syncbn.training.journal import Journal, Line
 from syncbn.training.metrics_file import MetricsFile, read
@@ -125,7 +126,7 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
     logger, about = cfg.logger, record.read(run_dir, "run")
     batch = about["normalization_batch"]
     tags = [cfg.norm.name, f"world_size={about['world_size']}", f"normalization_batch={batch}"]
-    wandb.setup(wandb.Settings(silent=True))
+    _start_service()
     try:
         return wandb.init(
             id=about["wandb_id"],
@@ -154,6 +155,18 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
             raise _UnreachableError(says) from error
         instead = "logger.mode=offline" if mode == "online" else "logger=csv"
         raise SettingError(f"logger.mode={mode}: W&B says: {says}; use {instead}") from error
+
+
+def _start_service() -> None:
+    """Starts W&B's process: no signal to all processes of a run ends it, and its sockets are removed with the run's."""
+    before = dict(os.environ)
+    os.environ.update(temporary.for_sockets())
+    try:
+        with stopping.held():
+            wandb.setup(wandb.Settings(silent=True))
+    finally:
+        os.environ.pop("TMPDIR", None)
+        os.environ.update({name: value for name, value in before.items() if name == "TMPDIR"})
 
 
 class _WandbLogger(WandbLogger):

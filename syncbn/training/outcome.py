@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from syncbn.training import record, silent
+from syncbn.training import memory, record, silent
 from syncbn.training.console import print_line
 from syncbn.training.ranks import End, stopped
 
@@ -37,7 +37,7 @@ def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
         return Outcome("finished")
     if any(end.error for end in ends):  # that it was asked to stop as well is no excuse
         return Outcome("failed", _explain(ends, run_dir, go_on), 1)
-    signum = (asked or [end.code - 128 for end in ends if stopped(end.code)] or [0])[0]
+    signum = (asked or [end.code - 128 for end in ends if end.code and stopped(end.code)] or [0])[0]
     if not signum:
         return Outcome("failed", _explain(ends, run_dir, go_on), 1)
     message = f"stopped by {signal.Signals(signum).name}"
@@ -60,17 +60,29 @@ def what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
     return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
 
 
+def _how_it_died(end: End) -> str:
+    """A rank that has reported no exception."""
+    if end.code is None:
+        return "has ended, and with what is not known: the process that ranks are forked from was killed before"
+    if end.code >= 0:
+        return f"ended with exit code {end.code}"
+    died = f"was killed by {signal.Signals(-end.code).name}"
+    if end.short_of_memory:
+        return f"{died}: the kernel ran out of memory; {memory.ADVICE}"
+    return f"{died}, perhaps for lack of memory (see dmesg)" if end.code == -signal.SIGKILL else died
+
+
 def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
     for end in ends:
         end.error.setdefault("message", "")
-    hung = [end for end in ends if end.hung is not None and end.code < 0]
+    hung = [end for end in ends if end.hung is not None and (end.code or -1) < 0]
     failed = [end for end in ends if end.code != 0 and end not in hung]
     first = min(failed, key=_blame)
     if silent.is_timeout(first.error["message"]) and hung:
         waited = f"{hung[0].hung}, and the others have waited too long for it"
         return f"{_about(hung[0], ends, run_dir)} {waited}; {go_on}"
-    if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
-        return f"{_about(first, ends, run_dir)} was killed by {signal.Signals(-first.code).name}; {go_on}"
+    if "kind" not in first.error:  # gloo's thread may abort a process that ends
+        return f"{_about(first, ends, run_dir)} {_how_it_died(first)}; {go_on}"
     if first.error.get("kind") in ("SettingError", "AgreedError"):
         return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
@@ -81,14 +93,16 @@ def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
         _show(traces)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _show(traces)
-    said = what({"kind": f"exit code {first.code}", **first.error}, trace)
+    said = what(first.error, trace)
+    if any(end.short_of_memory for end in ends):
+        said += f"; the kernel has killed a process meanwhile, as it ran out of memory; {memory.ADVICE}"
     return f"{_about(first, ends, run_dir)} failed: {said}; {go_on}"
 
 
 def _blame(end: End) -> tuple[bool, bool, bool, int]:
     """Sorts ranks that failed by how near to the cause they are: those that only lost another rank come last."""
     victim = any(word in end.error["message"] for word in (*silent.LOST, "gloo", "NCCL", "Socket"))
-    return not end.error.get("guilty", False), victim, end.code > 0 and not end.error.get("trace"), end.rank
+    return not end.error.get("guilty", False), victim, (end.code or 0) > 0 and not end.error.get("trace"), end.rank
 
 
 def _about(end: End, ends: list[End], run_dir: Path) -> str:

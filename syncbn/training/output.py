@@ -1,10 +1,20 @@
-"""Makes standard output and standard error take any text, so that a name with accents cannot end a run."""
+"""Standard output and standard error that nothing printed can make raise: any text, and no reader.
+
+``python train.py | head`` ends the reader of a pipe; a dropped connection ends a terminal. Python then raises at the
+next print, as it does for a name with accents on a terminal that has none. Neither may end a run.
+"""
 
 import codecs
+import errno
+import io
+import os
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
+from typing import Any
 
 ERRORS = "syncbn.escape"
+GONE = (errno.EPIPE, errno.EIO)  # no reader of the pipe, no terminal
 
 
 def accept_any_text() -> None:
@@ -28,3 +38,66 @@ def _escaped(error: UnicodeError) -> tuple[bytes, int]:
 def _byte(character: str) -> bytes:
     """The byte that this character represents; empty if it represents none."""
     return bytes([ord(character) - 0xDC00]) if "\udc80" <= character <= "\udcff" else b""
+
+
+class _Stream(io.FileIO):
+    """Drops what cannot be written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno in GONE:
+                _to_null(self.fileno())
+            return memoryview(data).nbytes  # a full disk may have room again for the next line
+
+
+def outlive_reader() -> None:
+    """Replaces ``sys.stdout`` and ``sys.stderr`` by streams whose ``write`` never raises for a reader that is gone.
+
+    A standard stream that is closed (``>&-``) becomes the null device, so that no other file gets its number.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None or _is_plain(stream, descriptor):
+            setattr(sys, name, _lasting(stream, descriptor, name))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+
+
+def _is_plain(stream: Any, descriptor: int) -> bool:
+    """Whether this is Python's own stream of the descriptor; a test runner's is left alone."""
+    with suppress(OSError, ValueError, AttributeError):
+        return bool(stream.fileno() == descriptor) and not isinstance(stream.buffer, _Stream | _Buffer)
+    return False
+
+
+class _Buffer(io.BufferedWriter):
+    """Only a name, to recognize a stream that has been replaced."""
+
+
+def _lasting(stream: Any, descriptor: int, name: str) -> io.TextIOWrapper:
+    raw = _Stream(descriptor, "wb", closefd=False)
+    raw.name = f"<{name}>"  # as Python names its own
+    unbuffered = stream is not None and isinstance(stream.buffer, io.RawIOBase)  # python -u
+    if stream is not None:
+        with suppress(OSError):
+            stream.flush()
+    return io.TextIOWrapper(
+        raw if unbuffered else _Buffer(raw),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        errors=getattr(stream, "errors", "backslashreplace"),
+        line_buffering=name == "stderr" or raw.isatty(),
+        write_through=unbuffered,
+    )
+
+
+def _to_null(descriptor: int) -> None:
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)

@@ -11,24 +11,27 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from syncbn.training import output, stopping
-from syncbn.training.stopping import Stopped
+from syncbn.training import memory, network, output, stopping, temporary
+from syncbn.training.console import print_line
+from syncbn.training.stopping import Interrupted, Stopped
 
 STACKS = signal.SIGRTMIN + 4  # asks a rank for its stacks; SIGUSR1 and 2 are Slurm's and submitit's
 GRACE = 5.0  # seconds in which the others may end by themselves once one has failed
+NO_SERVER = 255  # what multiprocessing takes for a rank's exit code where the fork server is gone (popen_forkserver.py)
 
 
 @dataclass
@@ -38,16 +41,27 @@ class End:
     Attributes:
         rank: of the machine's ranks.
         pid: its process.
-        code: exit code; negative: killed by that signal.
+        code: exit code; negative: killed by that signal; None: not known, as the fork server had been killed before.
         error: ``kind``, ``message``, ``place``, ``trace`` and ``guilty`` of the exception that ended it, if one did.
         hung: what it was doing when its time was up and it was killed, where no exception had ended it.
+        short_of_memory: whether the kernel has killed a process for lack of memory while the ranks ran.
     """
 
     rank: int
     pid: int
-    code: int
+    code: int | None
     error: dict[str, Any] = field(default_factory=dict)
     hung: str | None = None
+    short_of_memory: bool = False
+
+
+class StartError(RuntimeError):
+    """The fork server ended while it started ranks."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the process that ranks are forked from ended while it started them, killed perhaps (see dmesg)"
+        )
 
 
 class Ranks:
@@ -59,31 +73,44 @@ class Ranks:
         args: for it; they must pickle.
         logs: directory for what ranks other than 0 print.
         silent: what rank 0 prints goes there too.
+        signals: a request that comes before the ranks have started raises :class:`Interrupted`. The first start waits
+            for the fork server's imports, which take seconds.
     """
 
     def __init__(
-        self, count: int, entry: Callable[..., None], args: tuple[Any, ...], logs: Path, *, silent: bool = False
+        self,
+        count: int,
+        entry: Callable[..., None],
+        args: tuple[Any, ...],
+        logs: Path,
+        *,
+        silent: bool = False,
+        signals: "Requests | None" = None,
     ) -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
-
         self._logs = logs
         logs.mkdir(parents=True, exist_ok=True)
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = network.start_store()
         shared = {
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": network.LOCALHOST,
             "MASTER_PORT": str(self._store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store above; no rank has to live for it
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "GROUP_RANK": "0",
+            **network.within_machine(),
         }
         self._processes: list[BaseProcess] = []
         self._reports: list[Connection] = []  # no files: a full disk is to be reported too
         self._errors: dict[int, dict[str, Any]] = {}
+        self._codes: dict[int, int] = {}  # as ranks themselves report them
+        self._gone: set[int] = set()  # ranks whose report has ended, as it does with the process
         self._deadline, self._asked_at = float("inf"), float("-inf")
         self._hung: dict[int, str] = {}
+        self._kills = memory.kills()
+        self._lost_server = False
         try:
-            self._start(count, shared, entry, args, silent)
+            with signals.raising() if signals else nullcontext():
+                self._start(count, shared, entry, args, silent)
         except BaseException:  # nobody else knows of those that have started
             self.kill()
             raise
@@ -91,6 +118,7 @@ class Ranks:
     def _start(
         self, count: int, shared: dict[str, str], entry: Callable[..., None], args: tuple[Any, ...], silent: bool
     ) -> None:
+        start_server()
         context = multiprocessing.get_context("forkserver" if _can_fork() else "spawn")
         for rank in range(count):
             environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -98,20 +126,25 @@ class Ranks:
             process = context.Process(  # type: ignore[attr-defined]
                 target=_be, args=(rank, environment, self._logs, theirs, entry, args, silent), name=f"rank {rank}"
             )
-            process.start()
-            theirs.close()
             self._processes.append(process)
             self._reports.append(ours)
+            try:
+                process.start()
+            except (EOFError, ConnectionError) as error:
+                raise StartError from error
+            theirs.close()
 
-    def watch(self, signals: "Requests", stop_timeout: float) -> list[End]:
+    def watch(self, signals: "Requests", stop_timeout: float, limit: float = float("inf")) -> list[End]:
         """Waits until all have ended, or been ended; how each did, by rank.
 
         Args:
             signals: what this process has been asked; the first request goes on to the ranks, the second kills them.
             stop_timeout: seconds that the ranks have to stop once they are asked to.
+            limit: seconds after which they are killed in any case.
         """
+        end = time.monotonic() + limit
         try:
-            while self.live(signals, stop_timeout):
+            while self.live(signals, stop_timeout) and time.monotonic() < end:
                 wait(self.sentinels(), timeout=0.1)
         finally:
             self.close()
@@ -119,15 +152,17 @@ class Ranks:
 
     def live(self, signals: "Requests", stop_timeout: float) -> bool:
         """One look, as :meth:`watch` takes again and again: whether there is anybody to wait for still."""
-        living = [rank for rank, p in enumerate(self._processes) if p.exitcode is None]
+        self._listen()
+        living = self._living()
         if not living:
             return False
         if signals.seen and time.monotonic() > self._asked_at + 1:  # again and again: a rank may not listen yet
             self._deadline = min(self._deadline, time.monotonic() + stop_timeout)
             self._asked_at = time.monotonic()
             self._signal(living, signals.seen[0])
-        failed = any(p.exitcode not in (None, 0) and not stopped(p.exitcode) for p in self._processes)
-        self._listen()
+        signals.announce()
+        ended = [self._code(rank) for rank in range(len(self._processes)) if rank not in living]
+        failed = any(code != 0 and not stopped(code) for code in ended)
         if failed or self._errors:  # a rank that has raised something may still hang in its end
             self._deadline = min(self._deadline, time.monotonic() + GRACE)
         if not signals.enough and time.monotonic() > self._deadline:
@@ -135,9 +170,11 @@ class Ranks:
             return False
         return not signals.enough
 
-    def sentinels(self) -> list[int]:
+    def sentinels(self) -> list[Any]:
         """What :func:`multiprocessing.connection.wait` waits for, of those that live."""
-        return [p.sentinel for p in self._processes if p.exitcode is None]
+        return [
+            (self._reports[rank] if self._orphaned(rank) else self._processes[rank].sentinel) for rank in self._living()
+        ]
 
     def close(self) -> None:
         """Ends all that still live, and takes in what they had to say."""
@@ -152,10 +189,37 @@ class Ranks:
 
     def kill(self) -> None:
         """Ends all that still live, at once."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        for rank, process in enumerate(self._processes):
+            if self._orphaned(rank):
+                self._signal([rank], signal.SIGKILL)
+            elif process.pid is not None:  # else it has not started
+                process.kill()
+        for rank, process in enumerate(self._processes):
+            if self._orphaned(rank):
+                wait([self._reports[rank]], timeout=10)
+            elif process.pid is not None:
+                process.join()
+
+    def _living(self) -> list[int]:
+        return [rank for rank, p in enumerate(self._processes) if p.exitcode is None or self._orphaned(rank)]
+
+    def _orphaned(self, rank: int) -> bool:
+        """Whether this rank lives, and multiprocessing has lost it, as the fork server was killed.
+
+        Its report tells both: it ends with the process, and the exit code is the last message.
+        """
+        if self._processes[rank].exitcode != NO_SERVER:
+            return False
+        self._listen()
+        if rank not in self._gone and not self._lost_server:
+            self._lost_server = True
+            _say("warning: the process that ranks are forked from was killed; they continue without it")
+        return rank not in self._gone
+
+    def _code(self, rank: int) -> int | None:
+        """The exit code of a rank that has ended; None if nobody knows it."""
+        code = self._processes[rank].exitcode
+        return self._codes.get(rank) if code == NO_SERVER else code
 
     def _signal(self, ranks: list[int], signum: int) -> None:
         for rank in ranks:
@@ -165,15 +229,24 @@ class Ranks:
     def _end(self, rank: int, hung: str | None) -> End:
         process, error = self._processes[rank], self._errors.get(rank, {})
         assert process.pid is not None
-        assert process.exitcode is not None
-        return End(rank, process.pid, process.exitcode, error, None if error else hung)
+        short = memory.kills() > self._kills
+        return End(rank, process.pid, self._code(rank), error, None if error else hung, short)
 
     def _listen(self) -> None:
-        """Takes in what ranks have to say, which are errors."""
+        """Takes in what ranks report: the exception that ends one, then its exit code."""
         for rank, report in enumerate(self._reports):
-            with suppress(EOFError, OSError):  # it has ended
-                if report.poll():
-                    self._errors[rank] = report.recv()
+            while rank not in self._gone:
+                try:
+                    if not report.poll():
+                        break
+                    said = report.recv()
+                except (EOFError, OSError):  # it has ended
+                    self._gone.add(rank)
+                    break
+                if isinstance(said, int):
+                    self._codes[rank] = said
+                else:
+                    self._errors[rank] = said
 
     def _doing(self, ranks: list[int]) -> dict[int, str]:
         """In words, what ranks that do not end are doing; their stacks go into the logs."""
@@ -195,31 +268,63 @@ class Ranks:
 
 
 class Requests:
-    """Counts SIGINT and SIGTERM while the context lasts: one asks for a stop, a second SIGINT for an end at once."""
+    """Counts signals that ask for a stop while the context lasts; a second SIGINT asks for an end at once.
 
-    def __init__(self, note: Callable[[int], None]) -> None:
+    A context within another, a job of a sweep, continues its count.
+
+    Args:
+        note: called with the first, outside of the handler, by whoever acts on it.
+    """
+
+    _outer: "Requests | None" = None
+
+    def __init__(self, note: Callable[[int], None] = lambda signum: None) -> None:
         self.seen: list[int] = []
         self._note = note
+        self._noted = self._raises = False
+        self._within: Requests | None = None
         self._before: dict[int, Any] = {}
 
     @property
     def enough(self) -> bool:
         """Whether a second request has come."""
-        return signal.SIGINT in self.seen[1:]
+        return any(signum in stopping.AGAIN for signum in self.seen[1:])
+
+    def announce(self) -> None:
+        """Calls ``note``, once, if anything was asked."""
+        if self.seen and not self._noted:
+            self._noted = True
+            self._note(self.seen[0])
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within it the first request raises :class:`Interrupted`: there is no step that could be finished."""
+        self._raises = True
+        try:
+            if self.seen:
+                raise Interrupted(self.seen[0])
+            yield
+        finally:
+            self._raises = False
 
     def __enter__(self) -> "Requests":
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._count) for signum in stopping.SIGNALS}
+            self._within, Requests._outer = Requests._outer, self
+            if self._within is not None:
+                self.seen = self._within.seen
+            self._before = stopping.handle(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if Requests._outer is self:
+            Requests._outer = self._within
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
     def _count(self, signum: int, frame: FrameType | None) -> None:
         self.seen.append(signum)
-        if len(self.seen) == 1:
-            self._note(signum)
+        if self._raises and len(self.seen) == 1:
+            raise Interrupted(signum)
 
 
 def stopped(code: int | None) -> bool:
@@ -227,32 +332,59 @@ def stopped(code: int | None) -> bool:
     return code in [128 + signum for signum in stopping.SIGNALS]
 
 
-def start_server(preload: str) -> None:
-    """Starts the process that ranks are forked from, once in the life of this one, and does not wait for it.
+def start_server(preload: str | None = None) -> None:
+    """Starts the process that ranks are forked from, if it does not run yet, and does not wait for it.
 
     Args:
-        preload: a module that it imports.
+        preload: a module that it imports; at a later call the one of the first.
     """
-    if not _can_fork():
+    if not _can_fork() or _server_lives():
         return
     # A process that has asked CUDA anything must not fork. Asked through NVML, "is there a GPU" asks CUDA nothing.
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["TMPDIR"] = str(temporary.make())  # it ends by SIGKILL, and leaves what W&B's import makes there
+    if preload is not None:
+        multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
+        stopping.at_end(_end_server)
+        atexit.register(_end_server)
+    start_tracker()
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # and it is to import what this process would
     try:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
-        forkserver.ensure_running()
+        with stopping.held():
+            forkserver.ensure_running()
     finally:
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-    atexit.register(_end_server)
+
+
+def start_tracker() -> None:
+    """Starts multiprocessing's resource tracker where no signal to the group reaches it.
+
+    It ignores two signals itself, and unblocks these in this process (CPython 3.11), so it comes before any other.
+    """
+    with stopping.held():
+        resource_tracker.ensure_running()
+
+
+def _server() -> int | None:
+    """The fork server's process (CPython 3.11)."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
+def _server_lives() -> bool:
+    pid = _server()
+    with suppress(ChildProcessError):
+        return pid is not None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    return False
 
 
 def _end_server() -> None:
     """It would end by itself, but only when its imports are done."""
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    pid = _server()
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -273,24 +405,32 @@ def _be(
 ) -> None:
     """A rank's life."""
     stopping.listen()
-    output.accept_any_text()
+    os.register_at_fork(after_in_child=report.close)  # so that it ends with this process
     multiprocessing.set_start_method(None, force=True)  # for loaders: the platform's, not ours
     os.environ.clear()  # the server has the one that it was started with
     os.environ.update(environment)
-    threading.Thread(target=_leave_with_launcher, daemon=True).start()
-    if rank > 0 or silent:
-        _redirect(logs / f"{rank}.log")
-    with (logs / f"{rank}.stacks").open("w", encoding="utf-8") as stacks:
-        faulthandler.register(STACKS, file=stacks, all_threads=True)
-        code = 0
-        try:
-            entry(*args)
-        except Stopped as stop:
-            code = 128 + stop.signum
-        except BaseException as error:
-            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code else 1
+    tempfile.tempdir = None  # likewise
+    code = 0
+    try:
+        threading.Thread(target=_leave_with_launcher, daemon=True).start()
+        if rank > 0 or silent:
+            _redirect(logs / f"{rank}.log")
+        output.outlive_reader()
+        output.accept_any_text()
+        with (logs / f"{rank}.stacks").open("w", encoding="utf-8") as stacks:
+            faulthandler.register(STACKS, file=stacks, all_threads=True)
+            try:
+                entry(*args)
+            finally:
+                faulthandler.unregister(STACKS)
+    except Stopped as stop:
+        code = 128 + stop.signum
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code else 1
+        with suppress(OSError):  # the launcher is gone
             report.send(about(error))
-        faulthandler.unregister(STACKS)
+    with suppress(OSError):
+        report.send(code)
     sys.exit(code)
 
 
@@ -326,4 +466,9 @@ def _leave_with_launcher() -> None:
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     launcher.join()
+    temporary.remove()
     os._exit(1)
+
+
+def _say(message: str) -> None:
+    print_line(message, error=True)

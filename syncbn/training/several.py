@@ -13,6 +13,7 @@ from syncbn.training.job import close_wandb, rank
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Ranks, Requests
 from syncbn.training.schema import SettingError
+from syncbn.training.stopping import Interrupted
 
 GO_ON = "the same command goes on with it"
 
@@ -56,7 +57,7 @@ def run_all(
                 waiting = []
             while waiting and (not live or _processes(live) + waiting[0].cfg.trainer.devices <= slots):
                 run = waiting.pop(0)
-                begun = _begin(run)
+                begun = _begin(run, None if live else requests)
                 if isinstance(begun, Ranks):
                     live.append((run, begun))
                 else:
@@ -78,9 +79,13 @@ def _processes(live: list[tuple[Run, Ranks]]) -> int:
     return sum(run.cfg.trainer.devices for run, _ in live)
 
 
-def _begin(run: Run) -> Ranks | Outcome:
+def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
     """Takes the run directory, writes the beginning of its record and starts the ranks; how the run has ended, where it
     has finished before or cannot begin.
+
+    Args:
+        run: to begin.
+        requests: what interrupts the start; None where a start takes no time, as another run has begun before.
     """
     began, held, end = False, False, Outcome("finished")
     try:
@@ -90,13 +95,16 @@ def _begin(run: Run) -> Ranks | Outcome:
             began = True
             files.detach(run.directory)
             record.begin(run.cfg, run.directory, run.directory.name, run.overrides)
-            return Ranks(run.cfg.trainer.devices, rank, (run.directory,), run.directory / "ranks", silent=True)
-    except Exception as error:
+            logs = run.directory / "ranks"
+            return Ranks(run.cfg.trainer.devices, rank, (run.directory,), logs, silent=True, signals=requests)
+    except (Exception, Interrupted) as error:
         said = " ".join(str(error).split())
         end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
+        if isinstance(error, Interrupted):
+            end = Outcome("interrupted", f"{said}; {GO_ON}", 128 + error.signum)
         with suppress(OSError):  # the disk may be full
             if began and record.read(run.directory, "run").get("status") == "running":
-                record.end(run.directory, "failed")
+                record.end(run.directory, end.status)
     if held:
         identity.release(run.directory)
     return end
@@ -113,5 +121,5 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
         with suppress(OSError):  # the disk may be full
             record.end(run.directory, status)
         if status != "finished":
-            close_wandb(run.cfg, run.directory)
+            close_wandb(run.directory, requests)
         identity.release(run.directory)

@@ -12,6 +12,7 @@ import subprocess
 from functools import cache
 from typing import Any
 
+from syncbn.training import network
 from syncbn.training.schema import SettingError
 
 SHELLS = ("bash", "sh", "zsh", "fish", "interactive")  # names that salloc and srun --pty give a job
@@ -83,6 +84,8 @@ def join() -> None:
     rank = os.environ["SLURM_PROCID"]
     os.environ |= {"RANK": rank, "LOCAL_RANK": os.environ["SLURM_LOCALID"], "GROUP_RANK": os.environ["SLURM_NODEID"]}
     os.environ |= {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(per_node[0])}
+    if len(per_node) == 1:
+        os.environ.setdefault("MASTER_ADDR", network.LOCALHOST)
     os.environ.setdefault("MASTER_ADDR", _first_host())
     os.environ.setdefault("MASTER_PORT", str(_port()))
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store below; the process group does not start one
@@ -162,11 +165,9 @@ def _port() -> int:
 
 
 def _start_store(address: str, port: int) -> Any:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
-
     try:
-        return TCPStore(address, port, is_master=True, wait_for_workers=False)
-    except RuntimeError as error:
+        return network.start_store(address, port)
+    except (OSError, RuntimeError) as error:
         raise SettingError(
             f"MASTER_PORT={port}: rank 0 cannot listen there ({' '.join(str(error).split())[:200]}); set another with "
             "export MASTER_PORT=... in the job script"

@@ -8,8 +8,10 @@ so a job starts in about a second. In a Slurm job array (``slurm/sweep.sbatch``)
 import csv
 import os
 import re
+import signal
 import socket
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from syncbn.training import identity, record
 from syncbn.training.console import cell, print_line, printable
 from syncbn.training.files import unlinked
 from syncbn.training.job import RunError
+from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
 
 
@@ -56,16 +59,19 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
             print_line(f"error: {error}", error=True)
         raise SystemExit(1) from None
     try:
-        for index in chosen:
-            overrides, job = job_overrides[index], jobs[index]
-            number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
-            console.print()
-            console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
-            results.append(_run(launcher, list(overrides), number))
-            if results[-1].status == JobStatus.FAILED:
-                failed.append(number)
-                _tell(results[-1]._return_value)
-            configure_log(settings.hydra_logging, settings.verbose)
+        with Requests() if identity.launcher() is None else nullcontext() as requests:
+            for index in chosen:
+                overrides, job = job_overrides[index], jobs[index]
+                number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
+                console.print()
+                console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
+                results.append(_run(launcher, list(overrides), number))
+                if results[-1].status == JobStatus.FAILED:
+                    failed.append(number)
+                    _tell(results[-1]._return_value)
+                configure_log(settings.hydra_logging, settings.verbose)
+                if requests and requests.seen:  # between two jobs, or when one was as good as over
+                    _stop(requests.seen[0], sweep_dir)
     finally:
         if not console.quiet:
             summarize(sweep_dir, console)
@@ -79,6 +85,14 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     if failed:
         raise SystemExit(1)
     return results
+
+
+def _stop(signum: int, sweep_dir: Path) -> None:
+    name = signal.Signals(signum).name
+    print_line(
+        f"error: stopped by {name}; the same sweep with hydra.sweep.dir={sweep_dir} does what is missing", error=True
+    )
+    raise SystemExit(128 + signum)
 
 
 def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[tuple[str, ...], int], range]:

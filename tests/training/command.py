@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,29 @@ def train(
     terminal: bool = False,
     fresh: bool = False,
     timeout: float = 120,
+    meanwhile: Callable[[int], None] | None = None,
+    gone: Path | None = None,
 ) -> Run:
     """``python train.py OVERRIDES`` in ``where``; the run directory is the one that was made or changed last.
 
     With ``terminal`` its standard output is one, and ``err`` is part of ``out``. Where nothing asks for an interpreter
     of its own (``fresh`` does), it is the fork of one that has imported everything: five seconds less.
+
+    Args:
+        where: the directory.
+        overrides: the arguments.
+        launcher: what the program is an argument of; Python by default.
+        full_error: sets HYDRA_FULL_ERROR.
+        terminal: whether standard output is one.
+        fresh: whether it is an interpreter of its own.
+        timeout: seconds.
+        meanwhile: called in a thread with the process, which leads a session and a process group.
+        gone: output goes into a pipe, whose reader ends once there is this file.
     """
     if not (launcher or terminal or fresh) and DRIVER.can_have(environment(full_error)):
-        return DRIVER.run(where, *overrides, env=environment(full_error), timeout=timeout)
+        more: dict[str, Any] = {"meanwhile": meanwhile, "gone": gone}
+        return DRIVER.run(where, *overrides, env=environment(full_error), timeout=timeout, **more)
+    assert gone is None
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
     # A session of its own: whatever it leaves behind is found by it, and stopped.
     options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "encoding": "utf-8"}
@@ -62,6 +78,7 @@ def train(
         reader = _Reader(ours)
     else:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    _beside(meanwhile, process.pid)
     try:
         out, err = process.communicate(timeout=timeout)
         left = _left(process.pid)
@@ -95,7 +112,14 @@ class Driver:
         return not any(name.startswith(("PYTHON", "OMP_", "CUDA_", "TORCH_", "SYNCBN_")) for name in names)
 
     def run(
-        self, where: Path, *arguments: str, env: dict[str, str], timeout: float, program: Path = REPO / "train.py"
+        self,
+        where: Path,
+        *arguments: str,
+        env: dict[str, str],
+        timeout: float,
+        program: Path = REPO / "train.py",
+        meanwhile: Callable[[int], None] | None = None,
+        gone: Path | None = None,
     ) -> Run:
         if self._process is None:
             self._start()
@@ -103,16 +127,21 @@ class Driver:
         files = [self._place / name for name in ("out", "err")]
         for path in files:
             path.unlink(missing_ok=True)
+        if gone is not None:
+            os.mkfifo(files[0])
+            files[1] = files[0]
+            threading.Thread(target=_read_until, args=(files[0], gone), daemon=True).start()
         call = {"program": str(program), "arguments": arguments, "where": str(where), "environment": env}
         print(json.dumps(call | {"files": list(map(str, files))}), file=self._process.stdin, flush=True)
         pid = int(self._answers.readline())
+        _beside(meanwhile, pid)
         try:
             answered, _, _ = select.select([self._answers], [], [], timeout)
             left = _left(pid) if answered else []
         finally:  # also where the test's own time is up: an answer that nobody took would be the next call's
             _kill(pid)
             code = int(self._answers.readline())
-        out, err = (path.read_text(encoding="utf-8") for path in files)
+        out, err = ("", "") if gone is not None else (path.read_text(encoding="utf-8") for path in files)
         if not answered:
             raise AssertionError(f"{program.name} {arguments} has not ended in {timeout:g} s\n{out}\n{err}")
         return Run(code, out, err, _newest(where), left)
@@ -133,6 +162,31 @@ class Driver:
         options = {"cwd": REPO, "env": self._environment, "start_new_session": True, "encoding": "utf-8"}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[answers], **options)
         os.close(answers)
+
+
+def _beside(meanwhile: Callable[[int], None] | None, leader: int) -> None:
+    if meanwhile is not None:
+        threading.Thread(target=meanwhile, args=(leader,), daemon=True).start()
+
+
+def _read_until(pipe: Path, gone: Path) -> None:
+    """The reader of a pipe, which ends once there is this file."""
+    reader = os.open(pipe, os.O_RDONLY)
+    os.set_blocking(reader, False)
+    while not gone.exists():
+        with suppress(BlockingIOError):
+            os.read(reader, 65536)
+        time.sleep(0.02)
+    os.close(reader)
+
+
+def handles_signals(leader: int) -> bool:
+    """Whether train.py has come to its first lines: until then signals are the interpreter's."""
+    with suppress(OSError):
+        status = Path(f"/proc/{leader}/status").read_text(encoding="utf-8")
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        return bool(int(fields["SigCgt"], 16) >> (signal.SIGHUP - 1) & 1)
+    return False
 
 
 DRIVER = Driver()

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -26,11 +27,13 @@ def call(program: str, arguments: list[str], where: str, environment: dict[str, 
     """Ends this process as the interpreter would, but takes nothing apart that is imported: that takes a second."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    opened = {path: os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) for path in dict.fromkeys(files)}
     for descriptor, path in enumerate(files, start=1):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
+        os.dup2(opened[path], descriptor)
     close_all_but(0, 1, 2)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # as TMPDIR says
     os.chdir(where)
     warnings.resetwarnings()
     util.spawnv_passfds = forked

@@ -1,6 +1,10 @@
 """Runs of a training in which everything that can be forgotten matters, with faults; and whether two ended alike."""
 
+import os
 import random
+import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ from typing import Any
 import torch
 
 from syncbn.training.metrics_file import read
-from tests.training.command import PROJECT, Run, train
+from tests.training.command import PROJECT, Run, handles_signals, train
 
 EPOCHS, BATCHES = 3, 18
 SETTINGS = (
@@ -64,6 +68,69 @@ def draw(source: random.Random, where: str, workers: int, ranks: int) -> Draw:
         "any moment": {"hook": "clock", "after": round(source.uniform(0, 3), 3)},
     }[where]
     return Draw(workers, ranks, source.randint(1, 9), {**at, "rank": source.randrange(ranks)})
+
+
+STOPS = {  # what reaches the whole process group, or is lost, and the signal that the run ends by
+    "control_c": signal.SIGINT,
+    "terminate_group": signal.SIGTERM,
+    "hang_up": signal.SIGHUP,
+    "lose_reader_and_control_c": signal.SIGINT,
+}
+MOMENTS: dict[str, dict[str, Any]] = {
+    "the start": {},
+    "a step": {"hook": "on_train_batch_start", "epoch": 1, "batch": 4},
+    "validation": {"hook": "on_validation_batch_end", "epoch": 1, "batch": 1},
+    "a save": {"hook": "on_save_checkpoint", "epoch": 1},
+}
+
+
+def stopped(where: Path, what: str, moment: str, *overrides: str, delay: float = 0.0) -> tuple[Run, list[str]]:
+    """A run that is stopped in this way at this moment, and what is wrong with how it ended.
+
+    Args:
+        where: an empty directory.
+        what: of ``STOPS``.
+        moment: of ``MOMENTS``.
+        overrides: more settings.
+        delay: seconds from train.py's first line to a signal at the start.
+    """
+
+    def hit(leader: int) -> None:
+        while not handles_signals(leader):
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.killpg(leader, STOPS[what])
+
+    gone, options, same = None, {}, ["run.id=a", "data.num_workers=1", *overrides]
+    if what == "lose_reader_and_control_c":
+        gone = where / "once"
+    if moment != "the start":
+        same.append(fault(where, what, rank=1 if moment == "a step" else 0, **MOMENTS[moment]))
+    elif gone is None:
+        options = {"fresh": True, "meanwhile": hit}
+    else:  # nobody reads the first line
+        gone.touch()
+        same.append(f"+callbacks.fault={{_target_: faults.Fault, what: control_c, once: {where / 'then'}, epoch: 1}}")
+    run = faulty(where, *same, gone=gone, **options)
+    return run, list(_ended_wrongly(run, STOPS[what], moment, read=gone is None))
+
+
+def _ended_wrongly(run: Run, number: signal.Signals, moment: str, *, read: bool) -> Iterator[str]:
+    if run.code != 128 + number:
+        yield f"exit code {run.code}: {run.err}"
+    if run.left:
+        yield f"left {run.left}"
+    if "Traceback" in run.err or (read and f"error: stopped by {number.name}" not in run.err.splitlines()[-1]):
+        yield run.err
+    if run.directory is None:
+        if moment != "the start":
+            yield "no run directory"
+        return
+    if run.json("run")["status"] != "interrupted":
+        yield f"status {run.json('run')['status']}"
+    checkpoints = [torch.load(path, weights_only=True) for path in (run.directory / "checkpoints").glob("step-*.ckpt")]
+    if moment == "a step" and max(each["global_step"] for each in checkpoints) != BATCHES + 5:
+        yield "no checkpoint of the step"
 
 
 def uninterrupted(where: Path, workers: int, ranks: int) -> Run:

@@ -1,5 +1,6 @@
 """Things that go wrong: each comes to a clear end in a bounded time, leaves no process, and loses nothing saved."""
 
+import os
 import re
 import signal
 import socket
@@ -13,7 +14,7 @@ import torch
 
 from syncbn.training import wandb_files
 from tests.training.command import PROJECT, Run, train
-from tests.training.faulty import fault, faulty
+from tests.training.faulty import fault, faulty, stopped
 from tests.training.test_train import wandb_summary
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -38,7 +39,7 @@ def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "erro
 def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
     run = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill", epoch=1, batch=3, rank=rank), logger="wandb")
     check(run, first=f"error: rank {rank} of 2 (pid ")
-    assert " was killed by SIGKILL; go on with: " in run.err
+    assert " was killed by SIGKILL, perhaps for lack of memory (see dmesg); go on with: " in run.err
     assert run.err.count("\n") == 1
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")} if rank else [None]
     if wandb is not None:
@@ -101,10 +102,64 @@ def test_a_signal_stops_all_ranks_after_the_step(tmp_path: Path, what: str, code
 
 
 def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+    """W&B's run is left as it is: to open it once more would take seconds."""
     begin = time.monotonic()
-    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "interrupt_twice", epoch=1))
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "interrupt_twice", epoch=1), logger="wandb")
     check(run, code=130, status="interrupted", first="error: stopped by SIGINT, some ranks in the middle of a step; ")
     assert time.monotonic() - begin < 45
+    assert run.directory is not None
+    assert len(wandb_files.directories(run.directory)) == 1
+
+
+def test_output_that_nobody_reads_any_more_changes_nothing(tmp_path: Path) -> None:
+    """``python train.py | head``: epochs end, with lines that go nowhere, until a signal stops it as ever."""
+    lost = fault(tmp_path, "lose_reader", batch=1)
+    at = "hook: on_train_batch_start, epoch: 1, batch: 4"
+    stop = f"+callbacks.stop={{_target_: faults.Fault, what: control_c, once: stop, {at}}}"
+    run = faulty(tmp_path, "run.id=a", lost, stop, gone=tmp_path / "once")
+    assert (run.code, run.left) == (130, [])
+    assert run.json("run")["status"] == "interrupted"
+    assert run.directory is not None
+    assert torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 18 + 5
+
+
+@pytest.mark.parametrize(  # make prove-faults tries each at each moment
+    ("what", "moment"),
+    [
+        ("control_c", "the start"),
+        ("terminate_group", "validation"),
+        ("control_c", "a save"),
+        ("hang_up", "a step"),
+        ("lose_reader_and_control_c", "the start"),
+    ],
+)
+def test_a_stop_of_the_whole_group_ends_well(tmp_path: Path, what: str, moment: str) -> None:
+    run, wrong = stopped(tmp_path, what, moment, delay=0.5)
+    assert not wrong
+    assert moment != "the start" or run.directory is None or what.startswith("lose_reader")
+
+
+def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path) -> None:
+    def hit(leader: int) -> None:
+        while not (tmp_path / "outputs" / "a" / "run.json").exists():
+            time.sleep(0.01)
+        os.killpg(leader, signal.SIGHUP)
+
+    run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=300", meanwhile=hit)
+    check(run, code=129, status="interrupted", first="error: stopped by SIGHUP; ", points=False)
+
+
+def test_what_is_left_running_by_nohup_stays(tmp_path: Path) -> None:
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable]
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "hang_up"), "trainer.max_epochs=1", launcher=nohup)
+    assert (run.code, run.err, run.left) == (0, "", [])
+
+
+def test_a_killed_fork_server_does_not_end_the_run(tmp_path: Path) -> None:
+    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill_server"), "trainer.max_epochs=1")
+    assert (run.code, run.left) == (0, [])
+    assert run.err == "warning: the process that ranks are forked from was killed; they continue without it\n"
+    assert run.json("run")["status"] == "finished"
 
 
 def test_ranks_that_do_not_stop_are_killed_in_the_end(tmp_path: Path) -> None:
@@ -181,14 +236,22 @@ def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:
     assert "step-00000023.ckpt" in again.out
 
 
-def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path) -> None:
-    same = ("run.id=a", fault(tmp_path, "kill_launcher", epoch=1, batch=4))
+@pytest.mark.parametrize("what", ["kill_launcher", "kill_everything"])
+def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """And what they keep in the temporary directory; where nobody survives, the next start removes that."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    same = ("run.id=a", "data.num_workers=1", fault(tmp_path, what, epoch=1, batch=4))
     run = faulty(tmp_path, *same, fresh=True, timeout=45)  # ranks would sleep for a minute
     assert run.code == -signal.SIGKILL
     assert run.left == []
+    left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # a cache
+    assert [name.startswith("syncbn-run-") for name in left] == [True] * (what == "kill_everything")
     again = faulty(tmp_path, *same)
     assert again.code == 0, again.err
     assert "this run was killed before; it goes on from " in again.out
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from syncbn.training import identity, loggers, record, several
+from syncbn.training import identity, job, loggers, record, several
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import End, Ranks, Requests
 from syncbn.training.several import Run
@@ -19,7 +19,7 @@ KILLED = End(0, 1, -9)
 class Ended:
     """Ranks that have ended already, as the name of their run says."""
 
-    def __init__(self, count: int, entry: Any, args: tuple[Path], logs: Path, *, silent: bool) -> None:
+    def __init__(self, count: int, entry: Any, args: tuple[Path], logs: Path, *, silent: bool, signals: Any) -> None:
         self.name = args[0].name
         if self.name == "unstarted":
             raise RuntimeError("the server\nsocket")
@@ -41,11 +41,22 @@ class Ended:
         return [KILLED] if self.name == "killed" else []
 
 
+class Here:
+    """A rank that does its work at once, in this process."""
+
+    def __init__(self, count: int, entry: Any, args: tuple[Path], logs: Path, *, silent: bool) -> None:
+        entry(*args)
+
+    def watch(self, *_: Any, limit: float) -> None:
+        pass
+
+
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Run directories whose W&B run was closed as failed."""
     directories: list[Path] = []
     monkeypatch.setattr(several, "Ranks", Ended)
+    monkeypatch.setattr(job, "Ranks", Here)
     monkeypatch.setattr(loggers, "mark_failed", lambda cfg, run_dir: directories.append(run_dir))
     return directories
 
@@ -68,7 +79,7 @@ def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: 
     assert below.message.startswith("NotADirectoryError: ")
     assert "run has finished with other settings (data.global_batch_size=8 -> 16)" in other.message
     assert unstarted.message == "RuntimeError: the server socket"
-    assert "was killed by SIGKILL; the same command goes on with it" in killed.message
+    assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command goes on" in killed.message
     assert good.message == ""
     status = {name: record.read(tmp_path / name, "run")["status"] for name in names[1:]}
     assert status == {"other": "finished", "unstarted": "failed", "killed": "failed", "good": "finished"}

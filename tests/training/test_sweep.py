@@ -95,7 +95,7 @@ def test_a_failed_job_is_marked_and_does_not_stop_the_rest(tmp_path: Path) -> No
     assert run.code == 1
     assert run.left == []
     assert "error: data.global_batch_size=63: 2 devices cannot share it equally; " in run.err
-    assert "was killed by SIGKILL; there was no checkpoint yet" in run.err
+    assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); there was no checkpoint yet" in run.err
     assert run.err.splitlines()[-1] == (
         "error: 2 of 3 jobs failed (job 0, 1); the same sweep with hydra.sweep.dir=multirun/a does what is missing"
     )

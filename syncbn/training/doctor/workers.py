@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from syncbn.training import network, stopping
 from syncbn.training.doctor.machine import cores
+from syncbn.training.ranks import start_tracker
 
 GRACE = 1.0  # seconds: when a rank dies the others fail in a moment, and which came first is not what matters
 STARTING, JOINING = "starting", "joining the process group"
@@ -65,8 +67,10 @@ def on_ranks(plan: Plan, work: Callable[[int, Plan, Say], Any], timeout: float) 
         ranks: list[_Rank] = []
         try:
             spawn = multiprocessing.get_context("spawn")
+            start_tracker()
             for number in range(plan.ranks):
-                ranks.append(_Rank(number, plan, work, Path(place), spawn, timeout))
+                with stopping.held():  # signals are for this process, which ends the ranks
+                    ranks.append(_Rank(number, plan, work, Path(place), spawn, timeout))
             _collect(ranks, time.monotonic() + timeout)
         finally:
             for rank in ranks:
@@ -154,7 +158,9 @@ def _advice(ranks: Sequence[_Rank], plan: Plan) -> str:
     if any(rank.stage == JOINING for rank in ranks):
         if plan.backend == "nccl":
             return "NCCL_DEBUG=INFO syncbn doctor says what NCCL is about"
-        return "processes of this machine do not find each other: GLOO_SOCKET_IFNAME=lo, or a host name that resolves"
+        return (
+            "processes of this machine do not find each other: see GLOO_SOCKET_IFNAME, and whether lo is up (ip link)"
+        )
     return "SYNCBN_DEBUG=1 syncbn doctor names the layer where ranks differ; more time: --timeout 300"
 
 
@@ -163,7 +169,6 @@ def _serve(rank: int, plan: Plan, work: Callable[..., Any], place: Path, pipe: C
     log = os.open(place / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, and kills it
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
     def tell(kind: str, content: Any) -> None:
@@ -171,6 +176,7 @@ def _serve(rank: int, plan: Plan, work: Callable[..., Any], place: Path, pipe: C
 
     try:
         tell("stage", JOINING)
+        os.environ.update(network.within_machine())
         torch.set_num_threads(max(1, cores() // plan.ranks))
         if plan.device == "cuda":
             torch.cuda.set_device(rank)

@@ -44,6 +44,9 @@ def fill_disk(directory: Path) -> None:
                 continue
 
 
+GROUP = {"control_c": signal.SIGINT, "terminate_group": signal.SIGTERM, "hang_up": signal.SIGHUP}
+
+
 class Fault(pl.Callback):
     """Does ``what`` once, on one rank: at a hook, in an epoch, at a batch of it; or so many seconds after the start.
 
@@ -87,9 +90,17 @@ class Fault(pl.Callback):
         elif self.what in ("terminate", "interrupt"):
             os.kill(launcher, signal.SIGTERM if self.what == "terminate" else signal.SIGINT)
             time.sleep(1)  # so that it arrives in this step
-        elif self.what == "control_c":  # what a terminal does: to the whole group, wandb's process too
+        elif self.what in GROUP:  # what a terminal, timeout and others do: to the whole process group
+            os.killpg(os.getpgid(launcher), GROUP[self.what])
+            time.sleep(1)
+        elif self.what == "lose_reader":  # of the output: it ends once it sees the file that has just been written
+            time.sleep(1)
+        elif self.what == "lose_reader_and_control_c":  # what a terminal does where the reader is tee
+            time.sleep(1)
             os.killpg(os.getpgid(launcher), signal.SIGINT)
             time.sleep(1)
+        elif self.what == "kill_server":  # which ranks are forked from
+            os.kill(os.getppid(), signal.SIGKILL)
         elif self.what == "interrupt_twice":
             os.kill(launcher, signal.SIGINT)
             time.sleep(1)

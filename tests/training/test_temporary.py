@@ -1,0 +1,40 @@
+"""What a launcher keeps in the temporary directory ends with it, or is removed by the next."""
+
+import subprocess
+import sys
+from multiprocessing import connection, process
+from pathlib import Path
+
+import pytest
+
+from syncbn.training import temporary
+
+MAKE = "from syncbn.training import temporary; print(temporary.make(), flush=True); import sys"
+
+
+def test_the_next_start_removes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:
+    command, env = [sys.executable, "-c", f"{MAKE}; sys.stdin.read()"], {"TMPDIR": str(tmp_path)}
+    options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    lives, dies = (subprocess.Popen(command, **options) for _ in range(2))  # type: ignore[call-overload]
+    places = [Path(each.stdout.readline().strip()) for each in (lives, dies)]
+    (places[1] / "socket").touch()
+    (tmp_path / "syncbn-runs").mkdir()
+    dies.kill()
+    dies.communicate()
+    assert places[1].exists()
+    subprocess.run([sys.executable, "-c", MAKE], env=env, check=True, capture_output=True, timeout=60)
+    assert {path.name for path in tmp_path.iterdir()} == {places[0].name, "syncbn-runs"}
+    lives.communicate()
+    assert not places[0].exists()
+
+
+def test_multiprocessing_takes_it_for_its_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The private attribute still means what it did."""
+    monkeypatch.setattr(process.current_process(), "_config", {"tempdir": f"{tmp_path}/syncbn-run-a"})
+    assert temporary.inherited() == tmp_path / "syncbn-run-a"
+    (tmp_path / "syncbn-run-a").mkdir()
+    assert Path(connection.arbitrary_address("AF_UNIX")).parent == tmp_path / "syncbn-run-a"
+    temporary.remove()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(process.current_process(), "_config", {"tempdir": f"{tmp_path}/pymp-a"})
+    assert temporary.inherited() is None
