@@ -51,7 +51,8 @@ def test_a_signal_while_it_starts_is_one_line() -> None:
     code = "import signal, sys\nclass Finder:\n    def find_spec(self, name, *_):\n"
     code += "        name == 'typer' and signal.raise_signal(signal.SIGINT)\nsys.meta_path.insert(0, Finder())\n"
     code += "sys.argv = ['syncbn', 'doctor']; import syncbn.cli"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=60)
     assert (done.returncode, done.stderr) == (130, "error: stopped by SIGINT\n")
 
 
@@ -59,7 +60,7 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "syncbn.cli", "compare", "--help"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, encoding="utf-8", check=False, timeout=60)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 

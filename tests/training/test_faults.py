@@ -149,12 +149,6 @@ def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path) -> None:
     check(run, code=129, status="interrupted", first="error: stopped by SIGHUP; ", points=False)
 
 
-def test_what_is_left_running_by_nohup_stays(tmp_path: Path) -> None:
-    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable]
-    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "hang_up"), "trainer.max_epochs=1", launcher=nohup)
-    assert (run.code, run.err, run.left) == (0, "", [])
-
-
 def test_a_killed_fork_server_does_not_end_the_run(tmp_path: Path) -> None:
     run = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill_server"), "trainer.max_epochs=1")
     assert (run.code, run.left) == (0, [])
@@ -243,7 +237,7 @@ def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path, monkeypatch: 
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     same = ("run.id=a", "data.num_workers=1", fault(tmp_path, what, epoch=1, batch=4))
-    run = faulty(tmp_path, *same, fresh=True, timeout=45)  # ranks would sleep for a minute
+    run = faulty(tmp_path, *same, fresh=what == "kill_launcher", timeout=45)  # ranks would sleep for a minute
     assert run.code == -signal.SIGKILL
     assert run.left == []
     left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # a cache

@@ -36,7 +36,7 @@ def listening() -> set[str]:
 def listen_in_groups() -> dict[str, object]:
     """Of a rank that has sent something in the world, and in a group."""
     dist.all_reduce(torch.ones(1))
-    dist.all_reduce(torch.ones(1), group=dist.new_group([0, 1]))
+    dist.all_reduce(torch.ones(1), group=dist.new_group([*range(dist.get_world_size())]))
     return {"at": sorted(listening()), "by": os.environ["GLOO_SOCKET_IFNAME"]}
 
 
@@ -67,9 +67,9 @@ def test_a_runs_launcher_and_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_self_test_of_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    for said in workers.on_ranks(Plan("cpu", "gloo", 2), tell_where, 100):
-        assert said["by"] == "lo"
-        assert set(said["at"]) <= ADDRESSES
+    (said,) = workers.on_ranks(Plan("cpu", "gloo", 1), tell_where, 100)
+    assert said["by"] == "lo"
+    assert set(said["at"]) <= ADDRESSES
 
 
 def test_the_store_listens_where_it_is_asked_to() -> None:

@@ -27,7 +27,7 @@ sys.exit(7)
 
 def call(where: Path, code: str, *options: str, begin: str = BEGIN, **files: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *options, "-c", f"{begin}\n{code}"]
-    return subprocess.run(command, cwd=where, text=True, timeout=60, **files)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, cwd=where, encoding="utf-8", timeout=60, **files)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.mark.parametrize("options", [[], ["-u"]])

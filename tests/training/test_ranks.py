@@ -158,6 +158,16 @@ def test_a_request_ends_the_wait_for_the_first_rank(tmp_path: Path) -> None:
         assert inner.enough
 
 
+@pytest.mark.parametrize(("environment", "heard"), [({}, 130), ({"TORCHELASTIC_RUN_ID": "a"}, 2)])
+def test_what_is_left_running_by_nohup_stays(environment: dict[str, str], heard: int) -> None:
+    """In the launcher, and in a rank, which notes a signal: the first of SIGNALS, SIGINT."""
+    code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom syncbn.training import stopping\n"
+    code += "stopping.begin(); signal.raise_signal(signal.SIGHUP); stopping.asked() and sys.exit(9)\n"
+    code += "signal.raise_signal(signal.SIGINT); sys.exit(1 + stopping.asked())"
+    options = {"env": dict(os.environ) | environment, "check": False, "timeout": 60}
+    assert subprocess.run([sys.executable, "-c", code], **options).returncode == heard
+
+
 def test_multiprocessing_still_has_what_is_reached_for() -> None:
     """Private attributes of CPython 3.11."""
     assert hasattr(forkserver._forkserver, "_forkserver_pid")

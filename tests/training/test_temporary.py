@@ -14,7 +14,7 @@ MAKE = "from syncbn.training import temporary; print(temporary.make(), flush=Tru
 
 def test_the_next_start_removes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:
     command, env = [sys.executable, "-c", f"{MAKE}; sys.stdin.read()"], {"TMPDIR": str(tmp_path)}
-    options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     lives, dies = (subprocess.Popen(command, **options) for _ in range(2))  # type: ignore[call-overload]
     places = [Path(each.stdout.readline().strip()) for each in (lives, dies)]
     (places[1] / "socket").touch()
