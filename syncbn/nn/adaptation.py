@@ -147,7 +147,7 @@ class _Mixed:
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
         message = torch.cat([_samples(x, mask), kernels.local_sums(x, mask).sums])
-        if (partners := exchange.partners(self._group)) is not None:
+        if (partners := exchange.partners(self._group, self._place)) is not None:
             message = exchange.all_sum(message, partners, self._place)
         if self._streaming:
             message = self._before = message if self._before is None else self._before + message

@@ -6,8 +6,9 @@ built before still works), hooks, attributes, the training flag, a layer shared 
 
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,8 +49,9 @@ def convert(
 
     Args:
         module: a model, or a batch norm itself. Layers that are synchronized by this package already stay as they are.
-        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, or a ProcessGroup.
-            It takes the place of a ``torch.nn.SyncBatchNorm``'s own until that is reverted.
+        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
+            a DeviceMesh of one dimension (see :mod:`syncbn.nn.groups`). It takes the place of a
+            ``torch.nn.SyncBatchNorm``'s own until that is reverted.
         only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``).
         ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
         biased_running_var: keep the running variance divided by ``n``.
@@ -60,19 +62,19 @@ def convert(
     Raises:
         TypeError: a layer, by name, that cannot be synchronized: a lazy one, or one whose own forward pass has
             no batch norm in it that could be found. Nothing is dropped in silence, and the model is as it was.
-        ValueError: a group that is none, or a ghost batch below 1.
+        ValueError: a group that is none or that this rank is not a member of, or a ghost batch below 1.
     """
     chosen_options = options(group, ghost_batch, biased_running_var)
     chosen = [
-        (name, layer, _twin(name, layer, ghost_batch))
+        (name, layer, _twin(name, layer, ghost_batch), _torch_group(name, layer))
         for name, layer in batch_norms(module, only)
         if not _is_ours(layer)
     ]
-    for name, layer, twin in chosen:
+    for name, layer, twin, torch_group in chosen:
         attributes = layer.__dict__
         if isinstance(layer, nn.SyncBatchNorm):
-            process_group = attributes.pop("process_group")
-            attributes["_torch_group"] = None if process_group is None else groups.parse(process_group)
+            del attributes["process_group"]
+            attributes["_torch_group"] = torch_group
         layer.__class__ = twin
         attributes |= chosen_options | ({"name_in_model": name} if name else {})
     return module
@@ -91,15 +93,20 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
     Raises:
         TypeError: a layer, by name, that activates too (``act``), which torch's class would drop; a subclass of one of
             this package's layers, of which the torch class is not known. The model is as it was.
+        ValueError: a torch.nn.SyncBatchNorm had a process group that this process does not have.
     """
-    chosen = [(layer, _original(name, layer)) for name, layer in batch_norms(module, only) if _is_ours(layer)]
-    for layer, original in chosen:
+    chosen = [
+        (layer, _original(name, layer), _process_group(name, layer))
+        for name, layer in batch_norms(module, only)
+        if _is_ours(layer)
+    ]
+    for layer, original, process_group in chosen:
         attributes = layer.__dict__
         for option in (*OPTIONS, "name_in_model"):
             attributes.pop(option, None)
         if original is nn.SyncBatchNorm:
-            ranks = attributes.pop("_torch_group", None)
-            attributes["process_group"] = None if ranks is None else groups.resolve(ranks)
+            attributes.pop("_torch_group", None)
+            attributes["process_group"] = process_group
         layer.__class__ = original  # type: ignore[assignment]
     return module
 
@@ -143,6 +150,28 @@ def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
             "fused_act to None and activate after it, by syncbn.norm_act(layer, x) for one"
         )
     return original
+
+
+def _torch_group(name: str, layer: _BatchNorm) -> Any:
+    """The process group of a torch.nn.SyncBatchNorm as plain data; what is no process group as it is."""
+    process_group = layer.process_group if isinstance(layer, nn.SyncBatchNorm) else None
+    if not isinstance(process_group, dist.ProcessGroup):
+        return process_group  # None, or what new_group gives to ranks that are not members
+    try:
+        return groups.parse(process_group)
+    except ValueError as error:
+        raise ValueError(f"{name or 'the module'} is a {type(layer).__qualname__}: {error}") from None
+
+
+def _process_group(name: str, layer: _BatchNorm) -> Any:
+    """What :func:`_torch_group` was given: the same process group, or in another process one of the same ranks."""
+    torch_group = layer.__dict__.get("_torch_group")
+    if not isinstance(torch_group, tuple):
+        return torch_group
+    try:
+        return groups.resolve(torch_group)
+    except ValueError as error:
+        raise ValueError(f"{name or 'the module'} was a torch.nn.SyncBatchNorm: {error}") from None
 
 
 def _predicate(only: Only) -> Callable[[str, nn.Module], bool]:

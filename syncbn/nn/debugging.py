@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # exported, but not by name
 
+from syncbn.nn import c10d
+
 _enabled = os.environ.get("SYNCBN_DEBUG", "0") not in ("", "0")
 _calls: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 
@@ -26,6 +28,11 @@ def debug(enabled: bool = True) -> None:
     """
     global _enabled
     _enabled = enabled
+
+
+def patience(limit: timedelta) -> timedelta:
+    """How long ranks wait for each other to make a group: ``limit``, or what debug mode waits where that is less."""
+    return min(limit, timedelta(seconds=_seconds())) if _enabled else limit
 
 
 def check_in_step(message: Tensor, group: dist.ProcessGroup, place: str) -> None:
@@ -42,8 +49,8 @@ def check_in_step(message: Tensor, group: dist.ProcessGroup, place: str) -> None
     if not _enabled:
         return
     call = _calls[group] = _calls.get(group, 0) + 1
-    seconds = float(os.environ.get("SYNCBN_DEBUG_TIMEOUT", "10"))
-    store = PrefixStore(f"syncbn/{group.group_name}", dist.distributed_c10d._get_default_store())
+    seconds = _seconds()
+    store = PrefixStore(f"syncbn/{group.group_name}", c10d.default_store())
     mine = f"{place}, {message.numel()} numbers of {str(message.dtype).removeprefix('torch.')}"
     ranks = dist.get_process_group_ranks(group)
     keys = {rank: f"{call}/{rank}" for rank in ranks}
@@ -61,6 +68,10 @@ def check_in_step(message: Tensor, group: dist.ProcessGroup, place: str) -> None
     if len(places) > 1:
         others = "; ".join(f"{_ranks(at)} is at {where}" for where, at in places.items() if where != mine)
         raise RuntimeError(f"layer {mine}: {others} (call {call})")
+
+
+def _seconds() -> float:
+    return float(os.environ.get("SYNCBN_DEBUG_TIMEOUT", "10"))
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -13,7 +13,7 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from syncbn.nn import debugging, groups, observing
+from syncbn.nn import c10d, debugging, groups, observing
 
 _options = dist.AllreduceOptions()
 _options.asyncOp = False
@@ -35,12 +35,19 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def partners(spec: groups.GroupSpec) -> dist.ProcessGroup | None:
-    """The process group to exchange with, or None where there is nobody to exchange with."""
-    group = groups.resolve(spec)
-    if group is None or (group.size() == 1 and not _forced):
-        return None
-    return group
+def partners(spec: groups.GroupSpec | dist.ProcessGroup, place: str = "sync_batch_norm") -> dist.ProcessGroup | None:
+    """The process group to exchange with, or None where there is nobody to exchange with.
+
+    Raises:
+        ValueError, RuntimeError: what :func:`syncbn.nn.groups.resolve` raises, after the name of the layer, ``place``.
+    """
+    try:
+        group = spec if isinstance(spec, dist.ProcessGroup) else groups.resolve(spec)
+    except (ValueError, RuntimeError) as error:
+        raise type(error)(f"layer {place} forward: {error}") from error
+    if _forced:
+        return group or groups.alone()
+    return None if group is None or group.size() == 1 else group
 
 
 def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
@@ -52,13 +59,14 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         place: the layer and the direction, for errors.
 
     Raises:
-        RuntimeError: the exchange failed, or a rank is somewhere else (see :mod:`syncbn.nn.debugging`); it names the
-            layer.
+        RuntimeError: the exchange failed, a rank is somewhere else (see :mod:`syncbn.nn.debugging`), or this is within
+            a ``join()`` of DistributedDataParallel's that cannot work; it names the layer.
     """
     if torch.compiler.is_compiling():
         return _functional(x, group)
     if _alone:
         return x.mul_(group.size())
+    _refuse_join(place)
     debugging.check_in_step(x, group, place)
     try:
         if observing.observer is None:
@@ -67,6 +75,17 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
             return _sent(x, group)
     except RuntimeError as error:
         raise RuntimeError(f"layer {place}: {error}") from error
+
+
+def _refuse_join(place: str) -> None:
+    """A rank that ran out of batches takes part in DistributedDataParallel's collectives, and not in the layers'."""
+    join = c10d.active_join()
+    if join is None or (join.throw_on_early_termination and join.is_first_joinable):
+        return
+    works = "use join(throw_on_early_termination=True), or give each rank as many batches (N=0 counts) without join()"
+    if join.throw_on_early_termination:
+        works = "list the DistributedDataParallel first in Join([...])"  # the first one asks before each batch
+    raise RuntimeError(f"layer {place}: join(): a rank out of batches would skip this layer's all-reduce; {works}")
 
 
 def _sent(x: Tensor, group: dist.ProcessGroup) -> Tensor:

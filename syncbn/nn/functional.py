@@ -79,7 +79,7 @@ def sync_batch_norm(
             raise ValueError(
                 f"{what} has shape {tuple(tensor.shape)}, but the input {tuple(x.shape)}: {channels} channels"
             )
-    partners = exchange.partners(spec) if training else None
+    partners = exchange.partners(spec, name) if training else None
     if partners is None and mask is None and not biased_running_var:
         # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
         momentum = 0.0 if recomputing() else momentum

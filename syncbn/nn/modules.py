@@ -121,10 +121,11 @@ class Synchronized(_BatchNorm):
             )
             self._learn(moments)
             return added.finished(y, act, residual, None if residual is None else mask)
-        partners = exchange.partners(self.group)
+        place = self._place()
+        partners = exchange.partners(self.group, place)
         if partners is None and mask is None and not self.biased_running_var:
             return added.finished(self._as_torch_does(x), act, residual)
-        batch = functional.measure(x, partners, mask, self._place())
+        batch = functional.measure(x, partners, mask, place)
         found = self._learn(batch.sums)
         return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual, found)
 

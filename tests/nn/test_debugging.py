@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import syncbn
+from syncbn.nn import groups
 from tests.harness import Ranks
 
 
@@ -74,6 +75,7 @@ def test_a_rank_that_does_not_come_is_named(ranks: Ranks) -> None:
 
 
 def late(rank: int, world_size: int) -> str:
+    groups.resolve("world")  # making the group has a wait of its own, see tests/nn/test_groups.py
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYNCBN_DEBUG_TIMEOUT", "2")
         return out_of_step(rank, world_size, "rank gone")
@@ -99,6 +101,7 @@ def test_the_store_does_not_grow(ranks: Ranks) -> None:
 def failing_exchange(rank: int, world_size: int) -> str:
     """Without debug mode: the others are gone, and the error names our layer."""
     model = net()
+    model(torch.randn(2, 3, 4, 4))
     if rank == 1:
         dist.destroy_process_group()
         return ""
