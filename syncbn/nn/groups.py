@@ -170,8 +170,15 @@ def _resolve(spec: GroupSpec) -> dist.ProcessGroup | str | None:
 def _world(default: dist.ProcessGroup) -> _World:
     global _latest
     world = _worlds.setdefault(default, _World())
-    _latest = weakref.ref(default), world
+    _latest = weakref.ref(default, _forget), world
     return world
+
+
+def _forget(default: weakref.ref[dist.ProcessGroup]) -> None:
+    """The world was destroyed: lets go of its groups, so that other ranks see their connections close."""
+    global _latest
+    if _latest[0] is default:
+        _latest = (None, _World())
 
 
 def _whole_number(group: object) -> int | None:
@@ -260,8 +267,8 @@ def _make_together(wanted: GroupSpec, default: dist.ProcessGroup, world: _World)
             world.made[spec] = _made(spec, blocks, default, world, limit)
     except RuntimeError as error:
         raise RuntimeError(
-            f"group={json.dumps(wanted)}: {error}; all ranks make this group together, at first use: run the layer on every "
-            "rank, or pass a ProcessGroup"
+            f"group={json.dumps(wanted)}: {error}; all ranks make this group together, at first use: run the layer on "
+            "every rank, or pass a ProcessGroup"
         ) from error
 
 

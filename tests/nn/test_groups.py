@@ -73,6 +73,9 @@ def assert_shared_within(ranks: Ranks, nodes: list[list[int]], group: object, na
         (True, TypeError),
         (False, TypeError),
         (2.0, TypeError),
+        (np.float64(2), TypeError),
+        (np.bool_(True), TypeError),
+        (torch.tensor(True), TypeError),
         (None, TypeError),
         ([0, 1], TypeError),
         ((), TypeError),
@@ -130,7 +133,15 @@ def test_a_size_that_does_not_divide_the_world_is_refused_with_those_that_do(ran
         assert "[1, 3]" in message
 
 
+@pytest.mark.parametrize("group", [np.int64(2), np.uint8(2), torch.tensor(2), np.array(2)], ids=repr)
+def test_a_number_may_be_numpys_or_torchs(group: object) -> None:
+    kept = syncbn.SyncBatchNorm2d(CHANNELS, group=group).group
+    assert type(kept) is int
+    assert kept == 2
+
+
 def outside_its_group(rank: int, world_size: int, layer: nn.Module, x: Tensor) -> tuple[int, str] | None:
+    _ = dist.new_group([0, 1])  # found by its ranks
     if rank == 2:
         return first_use(rank, world_size, layer, x)
     layer(x)
@@ -188,15 +199,6 @@ def test_a_process_group_is_kept_as_its_ranks(ranks: Ranks) -> None:
     first, _, last = ranks.run(with_a_process_group, steps, world_size=3)
     assert first[0] == last[0] == first[2].group == (0, 2)
     check([first[1], last[1]], one_process(a_layer("world"), of_ranks(steps, [0, 2])), 1e-10)
-
-
-def kept_groups(rank: int, world_size: int) -> tuple:
-    layers = [syncbn.SyncBatchNorm2d(CHANNELS, group=dist.group.WORLD), syncbn.SyncBatchNorm2d(CHANNELS)]
-    return layers[0].group, *[groups.resolve(layer.group) is dist.group.WORLD for layer in layers]
-
-
-def test_the_process_group_of_all_ranks_is_the_world(ranks: Ranks) -> None:
-    assert ranks.run(kept_groups, world_size=2) == [((0, 1), True, True)] * 2
 
 
 @pytest.mark.parametrize("group", [(0, 1, 2), (0, 0, 1), (-1, 0, 1)], ids=str)
