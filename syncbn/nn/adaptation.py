@@ -47,7 +47,8 @@ def adapt(
         prior: N, how many samples the running statistics count for; 0 for the batch alone, which wants batches that are
             fair samples, of 32 or more.
         streaming: the batch is all samples since it began, pooled, so that batches may be small.
-        group: whose samples are the batch: "world", "node", a number of consecutive ranks, or a ProcessGroup.
+        group: whose samples are the batch: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
+            DeviceMesh of one dimension.
         only: which layers, as for :func:`syncbn.convert`.
 
     Returns:

@@ -62,11 +62,13 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         RuntimeError: the exchange failed, a rank is somewhere else (see :mod:`syncbn.nn.debugging`), or this is within
             a ``join()`` of DistributedDataParallel's that cannot work; it names the layer.
     """
-    if torch.compiler.is_compiling():
-        return _functional(x, group)
-    if _alone:
+    compiling = torch.compiler.is_compiling()
+    if not compiling and _alone:
         return x.mul_(group.size())
-    _refuse_join(place)
+    if problem := _join_problem():
+        raise RuntimeError(f"layer {place}: {problem}")
+    if compiling:
+        return _functional(x, group)
     debugging.check_in_step(x, group, place)
     try:
         if observing.observer is None:
@@ -77,15 +79,19 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         raise RuntimeError(f"layer {place}: {error}") from error
 
 
-def _refuse_join(place: str) -> None:
-    """A rank that ran out of batches takes part in DistributedDataParallel's collectives, and not in the layers'."""
+@c10d.constant_in_graphs
+def _join_problem() -> str:
+    """Why this layer cannot be in the ``join()`` around it, if it is in one; a graph asks once, when it is traced.
+
+    A rank that ran out of batches takes part in DistributedDataParallel's all-reduces, and not in the layers'.
+    """
     join = c10d.active_join()
     if join is None or (join.throw_on_early_termination and join.is_first_joinable):
-        return
+        return ""
     works = "use join(throw_on_early_termination=True), or give each rank as many batches (N=0 counts) without join()"
     if join.throw_on_early_termination:
         works = "list the DistributedDataParallel first in Join([...])"  # the first one asks before each batch
-    raise RuntimeError(f"layer {place}: join(): a rank out of batches would skip this layer's all-reduce; {works}")
+    return f"join(): a rank out of batches would skip this layer's all-reduce; {works}"
 
 
 def _sent(x: Tensor, group: dist.ProcessGroup) -> Tensor:

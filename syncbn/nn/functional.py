@@ -46,7 +46,8 @@ def sync_batch_norm(
             rank's batch).
         momentum: share of the new value in the running statistics, as torch means it.
         eps: added to the variance.
-        group: "world", "node", a number of consecutive ranks, or a ProcessGroup (see :mod:`syncbn.nn.groups`).
+        group: "world", "node", a number of consecutive ranks, a ProcessGroup, or a DeviceMesh of one dimension (see
+            :mod:`syncbn.nn.groups`). For a word or a number the layer makes its own process groups, on all ranks.
         mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
             out of the statistics, and its outputs and gradients are zero.
         biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.

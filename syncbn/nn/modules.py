@@ -40,7 +40,8 @@ class Synchronized(_BatchNorm):
         momentum: share of the new batch in the running statistics; None for the average over all batches.
         affine: learn a weight and a bias per channel.
         track_running_stats: keep running statistics; without them evaluation uses this rank's batch, as torch does.
-        group: "world", "node", a number of consecutive ranks, or a ProcessGroup (see :mod:`syncbn.nn.groups`).
+        group: "world", "node", a number of consecutive ranks, a ProcessGroup, or a DeviceMesh of one dimension (see
+            :mod:`syncbn.nn.groups`). For a word or a number the layer makes its own process groups, on all ranks.
         ghost_batch: samples that share statistics, where that is to be fewer than the device holds (Hoffer et al.
             2017): the batch is cut into chunks of so many, the rest joining the last, and nothing is exchanged. The
             running statistics move once, by the means over the chunks of their means and unbiased variances.

@@ -28,7 +28,8 @@ class AdaptStatistics(pl.Callback):
     Args:
         prior: how many samples the running statistics count for; 0 for the test data alone.
         streaming: statistics of all samples since the test began, not of one batch.
-        group: whose samples these are: "world", "node", a number of consecutive ranks, or a ProcessGroup.
+        group: whose samples these are: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
+            DeviceMesh of one dimension.
         only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
 
     Raises:

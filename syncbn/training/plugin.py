@@ -16,7 +16,8 @@ class SyncBatchNormPlugin(LayerSync):
     the start, and DistributedDataParallel need not broadcast them before every forward pass.
 
     Args:
-        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, or a ProcessGroup.
+        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
+            a DeviceMesh of one dimension. Process groups that the layers need are made when fitting begins.
         only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
         ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
 
@@ -32,7 +33,7 @@ class SyncBatchNormPlugin(LayerSync):
         self._found_ignored: list[str] | None = None
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Converts; the subgroup is built here, where all ranks are, and not in the middle of the first batch."""
+        """Converts; process groups are made here, where all ranks are, and not in the middle of the first batch."""
         groups.resolve(self.group)
         self._found_synchronized = _synchronized(model)
         conversion.convert(model, group=self.group, only=self.only, ghost_batch=self.ghost_batch)

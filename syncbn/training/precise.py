@@ -64,7 +64,8 @@ def precise_statistics(
             ``update_bn``. Equally many on each rank where layers are synchronized; torch's own layers refuse a batch
             of one value per channel, as in training.
         num_batches: of each rank, at most.
-        group: whose samples count: "world", "node", a number of consecutive ranks, or a ProcessGroup.
+        group: whose samples count: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
+            DeviceMesh of one dimension.
         only: which layers, as for :func:`syncbn.convert`.
         forward: called with each batch instead, to run the model on it.
 

@@ -14,10 +14,10 @@ from tests.harness import Ranks
 WORKS = r"use join\(throw_on_early_termination=True\), or give each rank as many batches"
 
 
-def a_model(group: object = "world") -> DistributedDataParallel:
+def a_model(group: object = "world", compiled: bool = False) -> DistributedDataParallel:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    return DistributedDataParallel(syncbn.convert(net, group=group))
+    net = syncbn.convert(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), group=group)
+    return DistributedDataParallel(torch.compile(net, backend="eager") if compiled else net)
 
 
 class Other(Joinable):
@@ -50,9 +50,10 @@ def batch() -> Tensor:
 
 
 def refused(rank: int, world_size: int, how: str) -> str:
-    model = a_model()
+    model = a_model(compiled="compiled" in how)
     contexts = {
         "join": lambda: model.join(),
+        "compiled join": lambda: model.join(),
         "Join": lambda: Join([model, Other(model)]),
         "second": lambda: Join([Other(model), model], throw_on_early_termination=True),
     }
@@ -61,9 +62,16 @@ def refused(rank: int, world_size: int, how: str) -> str:
     return str(refusal.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # what torch sets off
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     ("how", "works"),
-    [("join", WORKS), ("Join", WORKS), ("second", r"list the DistributedDataParallel first in Join\(\[\.\.\.\]\)")],
+    [
+        ("join", WORKS),
+        ("compiled join", WORKS),
+        ("Join", WORKS),
+        ("second", r"list the DistributedDataParallel first in Join\(\[\.\.\.\]\)"),
+    ],
 )
 def test_a_join_that_cannot_work_is_refused_on_every_rank(ranks: Ranks, how: str, works: str) -> None:
     for message in ranks.run(refused, how, world_size=2, timeout=30, fresh=True):
