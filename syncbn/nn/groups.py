@@ -108,9 +108,10 @@ def resolve(spec: GroupSpec) -> dist.ProcessGroup | None:
             process does not have; before anything is sent.
         RuntimeError: a rank did not come to make the groups with the others.
     """
-    if not _AVAILABLE or dist.group.WORLD is None:  # torch.compile guards it: another world compiles anew
+    default = dist.group.WORLD if _AVAILABLE else None  # torch.compile guards it: another world compiles anew
+    if default is None:
         return None
-    group = _resolve(spec)
+    group = _resolve(spec, default)
     if isinstance(group, str):
         raise ValueError(group)
     return group
@@ -143,11 +144,11 @@ def alone() -> dist.ProcessGroup | None:
 
 
 @c10d.constant_in_graphs
-def _resolve(spec: GroupSpec) -> dist.ProcessGroup | str | None:
+def _resolve(spec: GroupSpec, default: Any) -> dist.ProcessGroup | str | None:
     """The group, or what is wrong with ``spec``: torch.compile reports an error from in here as one of its own."""
-    default: Any = dist.group.WORLD  # not an argument: torch.compile would hand over a fake one
     known, world = _latest
     if known is None or known() is not default:
+        default = dist.group.WORLD  # torch.compile (2.13) has handed over a fake one
         world = _world(default)
     if isinstance(spec, tuple):
         name: str = getattr(spec, "name", "")
