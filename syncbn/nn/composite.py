@@ -50,6 +50,16 @@ def gradients(
     return dx.to(x.dtype), dweight, dbias
 
 
+def parameter_gradients(
+    dy: Tensor, x: Tensor, mask: Tensor | None, statistics: kernels.Statistics, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``(dweight, dbias)``, differentiable in ``dy``, where no rank's ``x`` needs a gradient; nothing is sent."""
+    mean, var, rest = (values.view([1, -1] + [1] * (x.dim() - 2)) for values in statistics)
+    xhat = (x.to(mean.dtype) - mean - rest) * (var + eps).rsqrt()
+    dy, xhat = (t if mask is None else torch.where(mask, t, 0) for t in (dy.to(mean.dtype), xhat))
+    return _channel_sum(dy * xhat), _channel_sum(dy)
+
+
 def _channel_sum(values: Tensor) -> Tensor:
     return values.sum(dim=[d for d in range(values.dim()) if d != 1], dtype=torch.float64)
 

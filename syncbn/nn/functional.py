@@ -10,8 +10,9 @@ from torch import Tensor
 from syncbn.nn import added, composite, exchange, groups, kernels, observing, running
 from syncbn.nn.statistics import Moments, may_read, unpack
 
-# Made once: torch.compile takes a tensor that it finds, and refuses to make one that requires a gradient.
+# An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
 _ANCHOR = torch.empty(0, requires_grad=True)
+_NO_GRAD = 2.0**20  # what a rank under torch.no_grad() adds to the number of ranks whose input needs a gradient
 
 
 def sync_batch_norm(
@@ -87,7 +88,7 @@ def sync_batch_norm(
         return added.finished(
             F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual
         )
-    batch = measure(x, partners, mask, name)
+    batch = measure(x, partners, mask, name, weight, bias)
     found = None
     if training and running_mean is not None and running_var is not None and not recomputing():
         found = running.update(running_mean, running_var, batch.sums, momentum, biased_running_var)
@@ -105,6 +106,7 @@ class Batch(NamedTuple):
         sums: ``[n, sum x, sum x^2]`` of all that the partners hold and no mask leaves out; see
             :mod:`syncbn.nn.statistics`.
         local: what this rank found out about ``x`` on the way.
+        shares_gradient: whether the partners exchange sums in the backward pass too: some rank's input needs a gradient.
     """
 
     x: Tensor
@@ -113,24 +115,32 @@ class Batch(NamedTuple):
     name: str
     sums: Tensor
     local: kernels.Local
+    shares_gradient: bool = False
 
 
 def measure(
-    x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None = None, name: str = "sync_batch_norm"
+    x: Tensor,
+    partners: dist.ProcessGroup | None,
+    mask: Tensor | None = None,
+    name: str = "sync_batch_norm",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Batch:
     """The sums of the batch that all ``partners`` hold together; see :class:`Batch` for the arguments.
 
+    Only the gradient of ``x`` needs other ranks, so partners exchange in the backward pass if the ``x`` of one of them
+    needs a gradient. On the CPU each rank's need rides in the forward message. Elsewhere reading it would wait for the
+    device, or break the graph: there a rank goes by what it knows, which ``weight`` and ``bias`` are for.
+
     Raises:
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
+        RuntimeError: on every rank, where one is under ``torch.no_grad()`` and the input of another needs a gradient.
     """
-    local = kernels.local_sums(x.detach(), mask)
-    sums = local.sums
-    if partners is not None:
-        observer = observing.present()
-        own = None if observer is None else local.sums.clone()  # the exchange uses them up
-        sums = exchange.all_sum(local.sums, partners, f"{name} forward")
-        if observer is not None and own is not None:
-            observer.measured(name, own, sums)
+    if partners is None:
+        local = kernels.local_sums(x.detach(), mask)
+        sums, shares = local.sums, False
+    else:
+        sums, local, shares = _exchanged(x, partners, mask, name, weight, bias)
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     eager = not torch.compiler.is_compiling()  # in a graph the question alone would be a condition on the shape
     if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_look(x, mask) and sums[0].item() == 1:
@@ -139,7 +149,43 @@ def measure(
             f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
             f"this rank's input size is {x.shape}"
         )
-    return Batch(x, mask, partners, name, sums, local)
+    return Batch(x, mask, partners, name, sums, local, shares)
+
+
+def _exchanged(
+    x: Tensor,
+    partners: dist.ProcessGroup,
+    mask: Tensor | None,
+    name: str,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, kernels.Local, bool]:
+    """The group's sums, what this rank found out about ``x``, and whether the backward pass exchanges too."""
+    values, grad = x.detach(), torch.is_grad_enabled()
+    rides = kernels.carries_need(values)
+    reads = rides and may_read(values)
+    shares = grad and x.requires_grad
+    if grad and not shares and not reads:  # parameters are alike on all ranks
+        shares = any(p is not None and p.requires_grad for p in (weight, bias))
+    local = kernels.local_sums(values, mask, float(shares) if grad else _NO_GRAD)
+    observer = observing.present()
+    own = None if observer is None else local.sums.clone()  # the exchange uses them up
+    place = f"{name} forward"
+    if not reads:  # debug mode compares places
+        place += ", with a backward message to come" if shares else ", with no backward message to come"
+    message = exchange.all_sum(local.message, partners, place)
+    sums = message[:-1] if rides else message
+    if observer is not None and own is not None:
+        observer.measured(name, own, sums)
+    if reads:
+        without, with_need = divmod(message[-1].item(), _NO_GRAD)
+        shares = with_need > 0
+        if without and shares:
+            raise RuntimeError(
+                f"layer {name}: {without:.0f} of {partners.size()} ranks run it under torch.no_grad(), but its input "
+                f"needs a gradient on {with_need:.0f}, which would wait for them; use no_grad() on all ranks or on none"
+            )
+    return sums, local, shares
 
 
 def _may_look(x: Tensor, mask: Tensor | None) -> bool:
@@ -165,10 +211,9 @@ def normalize(
     """
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
         return added.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
-    # Whether a backward message is sent must not depend on what one rank's input needs: the others would wait for it.
-    # Parameters are alike on all ranks; where they need no gradient, this makes the backward pass run on each.
+    # This rank takes part in the backward pass of the others, also where nothing of its own needs a gradient.
     anchor = None
-    if batch.partners is not None and torch.is_grad_enabled() and not (weight is not None and weight.requires_grad):
+    if batch.shares_gradient and not any(t is not None and t.requires_grad for t in (batch.x, weight, bias)):
         anchor = _ANCHOR
     inputs = (batch.x, weight, bias, residual, eps, batch, found, act == "relu", anchor)
     y: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
@@ -235,7 +280,9 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(
             x, weight, batch.mask, batch.sums[0], *found, *((bias if passed is None else None, passed) if relu else ())
         )
-        ctx.eps, ctx.partners, ctx.name, ctx.dtype = eps, batch.partners, batch.name, x.dtype
+        ctx.eps, ctx.name, ctx.dtype = eps, batch.name, x.dtype
+        ctx.partners = batch.partners if batch.shares_gradient else None
+        ctx.constant = batch.partners is not None and not batch.shares_gradient
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.rows = local is not None and local.at is not None and bool(local.at.rows)
         return y
@@ -251,7 +298,10 @@ class _Normalize(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
             dy = kernels.let_through(dy, x, statistics, weight, ctx.eps, relu)
             dresidual = dy if mask is None else dy.masked_fill(~mask, 0)
-            dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
+            if ctx.constant:
+                dx, (dweight, dbias) = None, composite.parameter_gradients(dy, x, mask, statistics, ctx.eps)
+            else:
+                dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
         else:
             data = kernels.pair(x, dy, mask, statistics, weight, ctx.eps, relu)
             sums, dbias, dweight = kernels.gradient_sums(data, statistics, weight, ctx.eps)

@@ -22,16 +22,21 @@ class Local(NamedTuple):
     """What one device knows of its values.
 
     Attributes:
-        sums: ``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``.
+        message: what an exchange sends: the sums, and where :func:`carries_need` says so ``need`` after them.
         at: how ``x`` lies in memory, where compiled code takes it.
         shift: the values' mean but for its rounding, shape ``(C,)``; None where they were not centred.
         shifted: ``x - shift``, a new tensor of the shape of ``x``; None where ``shift`` is.
     """
 
-    sums: Tensor
+    message: Tensor
     at: native.Shape | tiles.Shape | None = None
     shift: Tensor | None = None
     shifted: Tensor | None = None
+
+    @property
+    def sums(self) -> Tensor:
+        """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``; a view of the message."""
+        return sums_of(self.message)
 
 
 class Statistics(NamedTuple):
@@ -83,7 +88,17 @@ class Pair(NamedTuple):
     relu: Relu | None = None
 
 
-def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
+def carries_need(x: Tensor) -> bool:
+    """Whether a message about ``x`` ends with one number more, ``need``: on the CPU, where reading it is free."""
+    return x.is_cpu and not gpu.serves(x)
+
+
+def sums_of(message: Tensor) -> Tensor:
+    """The sums in a message, with or without a number after them."""
+    return message[: len(message) - 1 | 1]
+
+
+def local_sums(x: Tensor, mask: Tensor | None = None, need: float = 0.0) -> Local:
     """The sums of this device's values, to the digits of their type whatever their offset and count.
 
     With torch's kernels values are centred on their mean before they are squared, and what that mean lost in rounding
@@ -92,19 +107,21 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     Args:
         x: shape ``(N, C, *)``.
         mask: bool, broadcasts to ``x``; only where it is True does a value count.
+        need: the number after the sums; see :func:`carries_need`.
     """
     channels = x.shape[1]
     if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
-        return Local(_nothing(x).repeat(3)[channels - 1 :])
+        zeros = _nothing(x).repeat(3)[channels - 1 :]
+        return Local(torch.cat([zeros, zeros[:1] + need]) if carries_need(x) else zeros)
     values, at = blank(x, mask), _shape(x)
     if mask is not None and isinstance(at, tiles.Shape):  # it sums float32 distances from the mean, blanks included
         at = None
     n = None if mask is None else mask.expand_as(x[:, :1]).sum().double().reshape(1)
     if at is not None:
-        sums = gpu.sums(values, at) if isinstance(at, tiles.Shape) else native.sums(values, at)
+        message = gpu.sums(values, at) if isinstance(at, tiles.Shape) else native.sums(values, at, need)
         if n is not None:
-            sums[:1] = n
-        return Local(sums, at)
+            message[:1] = n
+        return Local(message, at)
     # The number itself where it is known, and its tensor in the message alone: inductor would have one constant for
     # all layers of that size, keep it in the first one's message, and read from there what ranks have added up.
     number = x.numel() // channels
@@ -119,7 +136,10 @@ def local_sums(x: Tensor, mask: Tensor | None = None) -> Local:
     total = (number if n is None else n) * mean + remainder
     if n is None:
         n = torch.full((1,), number, dtype=torch.float64, device=x.device)
-    return Local(torch.cat([n, total, squares + mean * (remainder + total)]), None, shift, shifted)
+    parts = [n, total, squares + mean * (remainder + total)]
+    if carries_need(x):
+        parts.append(torch.full((1,), need, dtype=torch.float64, device=x.device))
+    return Local(torch.cat(parts), None, shift, shifted)
 
 
 def rounded(sums: Tensor, x: Tensor, local: Local) -> Statistics:

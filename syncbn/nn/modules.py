@@ -126,7 +126,7 @@ class Synchronized(_BatchNorm):
         partners = exchange.partners(self.group, place)
         if partners is None and mask is None and not self.biased_running_var:
             return added.finished(self._as_torch_does(x), act, residual)
-        batch = functional.measure(x, partners, mask, place)
+        batch = functional.measure(x, partners, mask, place, self.weight, self.bias)
         found = self._learn(batch.sums)
         return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual, found)
 

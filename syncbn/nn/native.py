@@ -75,9 +75,9 @@ def shape(x: Tensor) -> Shape | None:
     return Shape(n, c, s, 0, torch.get_num_threads()) if x.is_contiguous() else None
 
 
-def sums(x: Tensor, at: Shape) -> Tensor:
-    """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``; a product of two values is exact in it."""
-    out = _empty(2 * at.c + 1, torch.float64)
+def sums(x: Tensor, at: Shape, need: float = 0.0) -> Tensor:
+    """``[n, sum x, sum x^2, need]``: float64, shape ``(2C + 2,)``; a product of two values is exact in it."""
+    out = torch.full((2 * at.c + 2,), need, dtype=torch.float64, device="cpu")
     _run("sums", _TYPES[x.dtype], x, at, out)
     return out
 
