@@ -1,7 +1,10 @@
-"""The gradients once more, out of differentiable pieces: slower, and right under ``create_graph=True``.
+"""The layer once more, out of differentiable pieces: slower, and right wherever more than one derivative is taken.
 
 The fused kernels take the statistics for constants of the backward pass. Their derivative is not zero, so a second
-derivative needs them as functions of the input, messages included.
+derivative needs them as functions of the input, messages included: :func:`gradients`, for ``create_graph=True``.
+
+Transforms of ``torch.func`` and forward-mode differentiation do not know the fused kernels at all. There the forward
+pass is made of such pieces too: :func:`measure` and :func:`normalize`.
 """
 
 from typing import Any
@@ -10,7 +13,48 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from syncbn.nn import exchange, kernels
+from syncbn.nn import exchange, kernels, memory
+from syncbn.nn.statistics import unpack
+
+
+def measure(
+    x: Tensor, mask: Tensor | None, partners: dist.ProcessGroup | None, name: str, refuse_one: str | None
+) -> Tensor:
+    """``[n, sum x, sum x^2]`` of all that the partners hold, float64, shape ``(2C + 1,)``, differentiable in ``x``.
+
+    One message, and one more of that size for every derivative.
+
+    Args:
+        x: shape ``(N, C, *)``.
+        mask: bool, broadcasts to ``x``; or None.
+        partners: who shares the batch; None for nobody.
+        name: what errors call the layer.
+        refuse_one: text of the ValueError where ``n`` is 1; None to not ask, which on a GPU would wait.
+    """
+    values = _kept(x, mask)
+    if mask is None:
+        n = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
+    else:
+        n = mask.expand_as(x[:, :1]).sum().double().reshape(1)
+    local = torch.cat([n, _channel_sum(values), _channel_sum(values.square())])
+    total: Tensor = _AllSum.apply(local, partners, f"{name} forward, in a transform", refuse_one)  # type: ignore[no-untyped-call]
+    return total
+
+
+def normalize(
+    x: Tensor, sums: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float
+) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` with the statistics of these sums, differentiable in all."""
+    channel = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    moments = unpack(sums)
+    scale = (moments.var + eps).rsqrt()
+    y = (_kept(x, mask) - moments.mean.view(channel)) * (scale if weight is None else scale * weight).view(channel)
+    return (y if bias is None else y + bias.view(channel)).to(x.dtype)
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    """In float64, zero where masked."""
+    return x.double() if mask is None else torch.where(mask, x.double(), 0)
 
 
 def gradients(
@@ -67,18 +111,59 @@ def _channel_sum(values: Tensor) -> Tensor:
 def _total(local: Tensor, partners: dist.ProcessGroup | None, place: str) -> Tensor:
     if partners is None:
         return local
-    total: Tensor = _AllSum.apply(local, partners, place)  # type: ignore[no-untyped-call]
+    total: Tensor = _AllSum.apply(local, partners, place, None)  # type: ignore[no-untyped-call]
     return total
 
 
 class _AllSum(torch.autograd.Function):
-    """Sum over ranks; every rank's loss depends on it, so its gradient is the sum over ranks too."""
+    """Sum over ranks; every rank's loss depends on it, so its gradient is the sum over ranks too.
+
+    For any derivative, of any mode, and for ``vmap``: the sum is linear, and each batch's the sum of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, partners: dist.ProcessGroup, place: str) -> Tensor:
-        ctx.partners, ctx.place = partners, place
-        return exchange.all_sum(x.clone(), partners, place)
+    def forward(x: Tensor, partners: dist.ProcessGroup | None, place: str, refuse_one: str | None) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        if partners is not None:
+            if memory.linearizes():
+                raise RuntimeError(
+                    f"layer {place}: torch.func.linearize cannot trace an all-reduce; use torch.func.jvp"
+                )
+            total = exchange.all_sum(total, partners, place)
+        if refuse_one is not None and bool((total[..., 0] == 1).any()):
+            raise ValueError(refuse_one)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _total(dy.contiguous(), ctx.partners, f"{ctx.place} again"), None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.partners, ctx.place, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        return _total(dy.contiguous(), ctx.partners, f"{ctx.place} again"), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
+        return _total(dx.contiguous(), ctx.partners, f"{ctx.place}, tangent")
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        partners: dist.ProcessGroup | None,
+        place: str,
+        refuse_one: str | None,
+    ) -> tuple[Tensor, int]:
+        assert in_dims[0] is not None
+        if partners is not None:  # unequal sizes would end the process
+            size = float(info.batch_size)
+            seen = torch.tensor([size, size * size], dtype=torch.float64, device=x.device)
+            total, squares = _total(seen, partners, f"{place}, size of vmap").tolist()
+            if total * total != squares * partners.size():
+                raise RuntimeError(
+                    f"layer {place}: vmap runs {info.batch_size} at once here and another number on other ranks; "
+                    "give each rank as many"
+                )
+        batched: Tensor = _AllSum.apply(x.movedim(in_dims[0], 0), partners, place, refuse_one)  # type: ignore[no-untyped-call]
+        return batched, 0

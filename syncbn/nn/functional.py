@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import added, composite, exchange, groups, kernels, observing, running
+from syncbn.nn import added, composite, exchange, groups, kernels, memory, observing, operands, running
 from syncbn.nn.statistics import Moments, may_read, unpack
 
 # An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
@@ -39,7 +39,7 @@ def sync_batch_norm(
     ``weight`` and ``bias`` are this rank's share: their sum over ranks is the gradient of the whole batch.
 
     Args:
-        x: shape ``(N, C)`` or ``(N, C, *)``, any floating type; ``N`` may be 0.
+        x: shape ``(N, C)`` or ``(N, C, *)``, float16, bfloat16, float32 or float64; ``N`` may be 0.
         running_mean, running_var: shape ``(C,)`` or None; updated in place in training, with the unbiased variance.
             A batch of ``n = 0`` values over the whole group moves neither; ``n = 1`` leaves the variance.
         weight, bias: shape ``(C,)`` or None.
@@ -63,26 +63,25 @@ def sync_batch_norm(
     Raises:
         ValueError: one value per channel over the whole group in training, on every rank; a group that does not fit the
             world; a parameter or a running statistic that is not of shape ``(C,)``, another activation, a residual of
-            another shape than ``x``, before any message. Without anyone to exchange with, and without a mask or the
-            biased variance, this is ``torch.nn.functional.batch_norm``, errors included.
+            another shape than ``x``, before any message.
+        NotImplementedError: an input of another type, as torch raises it.
+        RuntimeError: operands of no floating type, or on several devices.
+
+        Without anyone to exchange with, and without a mask or the biased variance, this is
+        ``torch.nn.functional.batch_norm``, errors included.
     """
     spec = groups.parse(group)
+    operands.check_input(x, name)
     added.check_added(x, act, residual)
     if mask is not None:
         mask = over_channels(mask, x)
-    if not training and running_mean is not None:
+    if not training and (running_mean is not None or running_var is not None):
         kept = x if mask is None else x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
         y = F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps)
         return added.finished(y, act, residual, mask)
-    channels = x.shape[1]
-    names = ("running_mean", "running_var", "weight", "bias")
-    for what, tensor in zip(names, (running_mean, running_var, weight, bias), strict=True):
-        if tensor is not None and tensor.shape != (channels,):
-            raise ValueError(
-                f"{what} has shape {tuple(tensor.shape)}, but the input {tuple(x.shape)}: {channels} channels"
-            )
+    operands.check(x, running_mean, running_var, weight, bias, name)
     partners = exchange.partners(spec, name) if training else None
-    if partners is None and mask is None and not biased_running_var:
+    if partners is None and mask is None and not biased_running_var and not memory.transformed():
         # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
         momentum = 0.0 if recomputing() else momentum
         return added.finished(
@@ -91,7 +90,7 @@ def sync_batch_norm(
     batch = measure(x, partners, mask, name, weight, bias)
     found = None
     if training and running_mean is not None and running_var is not None and not recomputing():
-        found = running.update(running_mean, running_var, batch.sums, momentum, biased_running_var)
+        found = running.learn(running_mean, running_var, None, batch.sums, momentum, biased_running_var, name)
     return normalize(batch, weight, bias, eps, act, residual, found)
 
 
@@ -106,7 +105,8 @@ class Batch(NamedTuple):
         sums: ``[n, sum x, sum x^2]`` of all that the partners hold and no mask leaves out; see
             :mod:`syncbn.nn.statistics`.
         local: what this rank found out about ``x`` on the way.
-        shares_gradient: whether the partners exchange sums in the backward pass too: some rank's input needs a gradient.
+        in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.composite`.
+        shares_gradient: whether partners exchange in the backward pass too: some rank's input needs a gradient.
     """
 
     x: Tensor
@@ -116,6 +116,7 @@ class Batch(NamedTuple):
     sums: Tensor
     local: kernels.Local
     shares_gradient: bool = False
+    in_transform: bool = False
 
 
 def measure(
@@ -133,9 +134,14 @@ def measure(
     device, or break the graph: there a rank goes by what it knows, which ``weight`` and ``bias`` are for.
 
     Raises:
+        NotImplementedError: a sparse or MKL-DNN input.
         ValueError: torch's own, on every rank, where the whole group holds one value per channel.
         RuntimeError: on every rank, where one is under ``torch.no_grad()`` and the input of another needs a gradient.
     """
+    if x.layout is not torch.strided:
+        raise NotImplementedError(f"layer {name}: the input has layout {x.layout}; use x.to_dense()")
+    if memory.transformed():
+        return _measured_in_transform(x, partners, mask, name)
     if partners is None:
         local = kernels.local_sums(x.detach(), mask)
         sums, shares = local.sums, False
@@ -144,12 +150,22 @@ def measure(
     # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
     eager = not torch.compiler.is_compiling()  # in a graph the question alone would be a condition on the shape
     if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_look(x, mask) and sums[0].item() == 1:
-        ranks = 1 if partners is None else partners.size()
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
-            f"this rank's input size is {x.shape}"
-        )
+        raise ValueError(_one_value(x, partners))
     return Batch(x, mask, partners, name, sums, local, shares)
+
+
+def _measured_in_transform(x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None, name: str) -> Batch:
+    ask = (mask is not None or x.numel() <= x.shape[1]) and (x.is_cpu or mask is None)
+    sums = composite.measure(x, mask, partners, name, _one_value(x, partners) if ask else None)
+    return Batch(x, mask, partners, name, sums, kernels.Local(sums), in_transform=True)
+
+
+def _one_value(x: Tensor, partners: dist.ProcessGroup | None) -> str:
+    ranks = 1 if partners is None else partners.size()
+    return (
+        f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
+        f"this rank's input size is {x.shape}"
+    )
 
 
 def _exchanged(
@@ -209,6 +225,9 @@ def normalize(
 
     ``found`` is what :func:`syncbn.nn.running.update` may have found out already.
     """
+    if batch.in_transform:
+        y = composite.normalize(batch.x, batch.sums, weight, bias, batch.mask, eps)
+        return added.finished(y, act, residual, batch.mask)
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
         return added.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
     # This rank takes part in the backward pass of the others, also where nothing of its own needs a gradient.
@@ -216,8 +235,8 @@ def normalize(
     if batch.shares_gradient and not any(t is not None and t.requires_grad for t in (batch.x, weight, bias)):
         anchor = _ANCHOR
     inputs = (batch.x, weight, bias, residual, eps, batch, found, act == "relu", anchor)
-    y: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
-    return y
+    normalized: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
+    return normalized
 
 
 def normalize_chunks(
@@ -277,9 +296,10 @@ class _Normalize(torch.autograd.Function):
         y, passed = kernels.normalize(x, found, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
-        ctx.save_for_backward(
-            x, weight, batch.mask, batch.sums[0], *found, *((bias if passed is None else None, passed) if relu else ())
-        )
+        gate = (bias if passed is None else None, passed) if relu else ()
+        saved = (x, weight, batch.mask, batch.sums[0], *found, *gate)
+        ctx.save_for_backward(*saved)
+        ctx.kinds = None if torch.compiler.is_compiling() else operands.kinds(saved)
         ctx.eps, ctx.name, ctx.dtype = eps, batch.name, x.dtype
         ctx.partners = batch.partners if batch.shares_gradient else None
         ctx.constant = batch.partners is not None and not batch.shares_gradient
@@ -289,8 +309,15 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask, n, mean, var, rest, *gate = ctx.saved_tensors
-        statistics = kernels.Statistics(mean, var, rest)
+        saved = ctx.saved_tensors
+        if ctx.kinds is not None:
+            saved = operands.given_back(saved, ctx.kinds, dy.device, ctx.name)
+        x, weight, mask, n, mean, var, rest, *gate = saved
+        if dy.shape != x.shape:
+            raise RuntimeError(
+                f"layer {ctx.name}: the gradient has shape {tuple(dy.shape)}, but the output {tuple(x.shape)}"
+            )
+        statistics = kernels.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         relu = kernels.Relu(gate[0], gate[1], ctx.rows) if gate else None
         dx: Tensor | None
@@ -303,7 +330,7 @@ class _Normalize(torch.autograd.Function):
             else:
                 dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
         else:
-            data = kernels.pair(x, dy, mask, statistics, weight, ctx.eps, relu)
+            data = kernels.pair(x, dy, mask, statistics, weight, ctx.eps, relu, n)
             sums, dbias, dweight = kernels.gradient_sums(data, statistics, weight, ctx.eps)
             if ctx.partners is not None:
                 sums = exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
@@ -326,11 +353,13 @@ def over_channels(mask: Tensor, x: Tensor) -> Tensor:
 
     Raises:
         TypeError: another type than bool.
-        ValueError: a shape that does not broadcast to ``x`` without its channels.
+        ValueError: another device; a shape that does not broadcast to ``x`` without its channels.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True counts), got {mask.dtype}")
     without_channels = (x.shape[0], *x.shape[2:])
+    if mask.device != x.device:
+        raise ValueError(f"the mask is on {mask.device}, but the input on {x.device}: move it there")
     try:
         return mask.expand(without_channels).unsqueeze(1)
     except RuntimeError:

@@ -73,8 +73,8 @@ def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
-    """Whether :func:`update_running` may have these: contiguous, and float32 as its momentum is."""
-    if not takes(sums, tracked):
+    """Whether :func:`update_running` may have these: contiguous, float32 as its momentum is, and one count."""
+    if not takes(sums, tracked) or (tracked is not None and tracked.numel() != 1):
         return False
     for buffer in (running_mean, running_var):
         if buffer.dtype != torch.float32 or not buffer.is_contiguous():

@@ -207,13 +207,18 @@ def pair(
     weight: Tensor | None,
     eps: float,
     relu: Relu | None = None,
+    n: Tensor | None = None,
 ) -> Pair:
-    """Both as the backward passes take them."""
-    bits = relu is not None and relu.passed is not None and relu.passed.dtype == torch.uint8
-    if relu is not None and bits:
+    """Both as the backward passes take them. All else that :func:`input_gradient` will take is checked here too."""
+    bias, passed = (None, None) if relu is None else relu.gate
+    bits = passed is not None and passed.dtype == torch.uint8
+    if relu is not None and passed is not None and bits:
+        relu = relu._replace(passed=passed.contiguous())
         x = memory.ordered(x, relu.rows)
-    at = None if x.numel() == 0 else _shape(x)
-    if at is not None and not (_as_memory(x, weight) and memory.are_plain(dy, device=x.device)):
+    at = None if x.numel() == 0 or dy.dtype != x.dtype else _shape(x)
+    if at is not None and not (
+        memory.are_plain(dy, n, passed, device=x.device) and _as_memory(x, weight, bias, *statistics)
+    ):
         at = None
     # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
     if not (isinstance(at, tiles.Shape) and relu is not None and (bits or relu.passed is None)):

@@ -2,16 +2,32 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` runs, or forward-mode differentiation: plain autograd does not see these.
+
+    Both attributes are private to torch (read in 2.13); this is the one place that asks them, and a test watches the
+    answers. What ``torch.compile`` traces is no matter of theirs.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def linearizes() -> bool:
+    """Whether ``torch.func.linearize`` traces: it would use what an all-reduce gives before that is there."""
+    return forward_ad._current_level >= 0 and proxy_tensor.get_proxy_mode() is not None
+
+
 def unwatched() -> bool:
     """Whether nobody watches or traces what becomes of tensors: who looks on sees torch's operations alone."""
-    return not (
-        torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
-    )
+    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transformed())
 
 
 def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | None = None) -> bool:
@@ -22,7 +38,9 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
     for t in tensors:
         if t is None:
             continue
-        if type(t) not in _PLAIN or t.device != device or t.is_neg() or t._is_zerotensor():
+        if type(t) not in _PLAIN or t.device != device or t.layout is not torch.strided:
+            return False
+        if t.is_neg() or t._is_zerotensor():
             return False
         if channels is not None and t.shape != (channels,):
             return False

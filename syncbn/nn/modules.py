@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import added, exchange, functional, groups, running
+from syncbn.nn import added, exchange, functional, groups, memory, operands, running
 from syncbn.nn.kernels import Statistics
-from syncbn.nn.statistics import Moments, known
+from syncbn.nn.statistics import Moments
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
 
@@ -98,10 +98,12 @@ class Synchronized(_BatchNorm):
         if act is None:
             act = self.fused_act
         added.check_added(x, act, residual)
+        place = self._place()
+        mean, var = self.running_mean, self.running_var
         if not self.training:
             if mask is None:
+                operands.check_input(x, place)
                 return added.finished(super().forward(x), act, residual)
-            mean, var = self.running_mean, self.running_var
             return functional.sync_batch_norm(
                 x,
                 mean,
@@ -113,7 +115,11 @@ class Synchronized(_BatchNorm):
                 mask=mask,
                 act=act,
                 residual=residual,
+                name=place,
             )
+        if not self.track_running_stats:
+            mean = var = None
+        operands.check(x, mean, var, self.weight, self.bias, place)
         if mask is not None:
             mask = functional.over_channels(mask, x)
         if self.ghost_batch is not None:
@@ -122,9 +128,8 @@ class Synchronized(_BatchNorm):
             )
             self._learn(moments)
             return added.finished(y, act, residual, None if residual is None else mask)
-        place = self._place()
         partners = exchange.partners(self.group, place)
-        if partners is None and mask is None and not self.biased_running_var:
+        if partners is None and mask is None and not self.biased_running_var and not memory.transformed():
             return added.finished(self._as_torch_does(x), act, residual)
         batch = functional.measure(x, partners, mask, place, self.weight, self.bias)
         found = self._learn(batch.sums)
@@ -138,7 +143,7 @@ class Synchronized(_BatchNorm):
         """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
         if x.numel() and not functional.recomputing():
             return super().forward(x)
-        mean, var = self.running_mean, self.running_var
+        mean, var = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         if x.numel() == 0:
             mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
         # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
@@ -147,22 +152,14 @@ class Synchronized(_BatchNorm):
     def _learn(self, seen: Tensor | Moments) -> Statistics | None:
         """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
 
-        Not where activation checkpointing runs the batch a second time. Returns what ``running.update`` does.
+        Not where activation checkpointing runs the batch a second time, nor where ``track_running_stats`` was set to
+        False later. Returns what ``running.learn`` does.
         """
         mean, var = self.running_mean, self.running_var
-        if mean is None or var is None or functional.recomputing():
+        if mean is None or var is None or not self.track_running_stats or functional.recomputing():
             return None
-        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        tracked = self.num_batches_tracked
-        if tracked is not None and (self.momentum is None or isinstance(seen, Moments)):
-            tracked.add_(known(seen[0]) > 0)
-            if self.momentum is None:  # a tensor, so that nobody waits for its value
-                momentum = 1 / tracked.clamp_min(1).double()
-            tracked = None
-        if isinstance(seen, Moments):
-            running.move(mean, var, seen, momentum)
-            return None
-        return running.update(mean, var, seen, momentum, self.biased_running_var, tracked)
+        tracked, biased = self.num_batches_tracked, self.biased_running_var
+        return running.learn(mean, var, tracked, seen, self.momentum, biased, self._place())
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -182,7 +183,15 @@ def _empty(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _run(name: str, *arguments: object) -> None:
-    """Calls the function of that name, with addresses for tensors."""
-    addresses = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    """Calls the function of that name, with addresses for tensors.
+
+    Raises:
+        RuntimeError: a tensor whose memory somebody has freed.
+    """
+    addresses = [(a.data_ptr() or _freed(name, a)) if isinstance(a, Tensor) else a for a in arguments]
     if _functions[name](*addresses):
         raise MemoryError(f"{name}: no memory for the sums of each channel")
+
+
+def _freed(name: str, t: Tensor) -> NoReturn:
+    raise RuntimeError(f"{name}: the storage of a tensor of shape {tuple(t.shape)} was freed; keep it until backward")

@@ -72,7 +72,9 @@ class Simulated(_BatchNorm):
     @torch.no_grad()
     def _learn(self, n: int, mean: Tensor, var: Tensor) -> None:
         """Moves running statistics by batches in turn, of means and unbiased variances ``(accumulate, groups, C)``."""
-        if self.running_mean is None or self.running_var is None or functional.recomputing():
+        if self.running_mean is None or self.running_var is None or not self.track_running_stats:
+            return
+        if functional.recomputing():
             return
         ages = torch.arange(self.accumulate - 1, -1, -1, dtype=torch.float64)
         if self.num_batches_tracked is not None:
@@ -96,7 +98,7 @@ class Simulated(_BatchNorm):
     @torch.no_grad()
     def pool(self) -> None:
         """Makes the running statistics those of all devices' pooled batches, the devices' own too; see ``rows``."""
-        if self.rows is None or self.running_mean is None or self.running_var is None:
+        if self.rows is None or self.running_mean is None or self.running_var is None or not self.track_running_stats:
             return
         one = torch.ones((), dtype=torch.float64, device=self.running_mean.device)
         sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from syncbn.nn import memory
+
 
 class Moments(NamedTuple):
     """Count, mean and variance per channel of one set of samples.
@@ -57,5 +59,5 @@ def known(n: Tensor) -> Tensor | float:
 
 
 def may_read(x: Tensor) -> bool:
-    """Whether the host may read a value of ``x``: it is there, and no device waits and no compiled graph breaks."""
-    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the host may read a value of ``x``: no device waits, and no compiled graph or transform breaks."""
+    return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling() and not memory.transformed()

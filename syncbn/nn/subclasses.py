@@ -105,7 +105,8 @@ class _Answers(TorchFunctionMode):
         self.layer, self.asked = layer, False
         # Batch norms within the layer (timm's SplitBatchNorm2d has some) answer for themselves, or were left out.
         within = (module for module in layer.modules() if module is not layer and isinstance(module, _BatchNorm))
-        self.not_its_own = [module.running_mean for module in within if module.running_mean is not None]
+        # Known by a tensor: with track_running_stats=False there is no running mean in the call.
+        self.not_its_own = [t for module in within for t in (module.running_mean, module.weight) if t is not None]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
@@ -122,7 +123,7 @@ class _Answers(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         """Takes what torch's takes, so that calls of any form fit."""
-        if not training or any(running_mean is mean for mean in self.not_its_own):
+        if not training or any(t is running_mean or t is weight for t in self.not_its_own):
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         self.asked = True
         if functional.recomputing():

@@ -78,7 +78,11 @@ def precise_statistics(
     if isinstance(model, DistributedDataParallel):  # which would broadcast the buffers before each batch
         model = model.module
     chosen = [layer for _, layer in batch_norms(model, only) if layer.training or not model.training]
-    measured = [layer for layer in chosen if layer.running_mean is not None and layer.running_var is not None]
+    measured = [
+        layer
+        for layer in chosen
+        if layer.running_mean is not None and layer.running_var is not None and layer.track_running_stats
+    ]
     if not measured:
         raise SettingError("precise statistics: there is no batch norm layer to measure that has running statistics")
     run = forward or (lambda batch: model(_input(batch)))
