@@ -19,8 +19,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.nn import compiled, exchange, functional, groups, kernels, statistics, subclasses
-from syncbn.nn.conversion import Only, batch_norms
+from syncbn.nn import (
+    compiled,
+    composite,
+    exchange,
+    functional,
+    groups,
+    kernels,
+    memory,
+    operands,
+    statistics,
+    subclasses,
+)
+from syncbn.nn.conversion import Only, batch_norms, refuse_hidden
 
 
 def adapt(
@@ -57,13 +68,14 @@ def adapt(
     Raises:
         ValueError: ``prior`` below 0; a group that is none; no batch norm with running statistics among the layers; a
             layer, by name, that is adapted already.
-        TypeError: a group of no such type.
+        TypeError: a group of no such type; batch norm, by name, that is in no layer (see :func:`syncbn.convert`).
     """
     if isinstance(prior, bool) or not prior >= 0:
         raise ValueError(f"prior={prior}: use a number of samples, 0 (the batch alone) or more")
     spec = groups.parse(group)
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    refuse_hidden(model, only)
     chosen = [(name, layer) for name, layer in batch_norms(model, only) if _has_source(layer)]
     if not chosen:
         raise ValueError("adapt: there is no batch norm layer to adapt that has running statistics")
@@ -117,7 +129,9 @@ class _Mixed:
         self.take_out(layer)  # which a KeyboardInterrupt has prevented
         assert isinstance(layer, _BatchNorm)
         x, mask = subclasses.inputs(layer, args, kwargs)
-        if layer.training or not _has_source(layer) or x.dim() < 2 or x.shape[1] != layer.num_features:
+        if layer.training or not _has_source(layer):
+            return
+        if x.dim() < 2 or x.shape[1] != layer.num_features or not operands.takes(x):
             return  # what is no input is for the layer to refuse
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -149,7 +163,10 @@ class _Mixed:
         """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
         message = torch.cat([_samples(x, mask), kernels.local_sums(x, mask).sums])
         if (partners := exchange.partners(self._group, self._place)) is not None:
-            message = exchange.all_sum(message, partners, self._place)
+            if memory.transformed():
+                message = composite.total(message, partners, self._place)
+            else:
+                message = exchange.all_sum(message, partners, self._place)
         if self._streaming:
             message = self._before = message if self._before is None else self._before + message
         return message

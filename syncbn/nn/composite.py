@@ -37,8 +37,9 @@ def measure(
     else:
         n = mask.expand_as(x[:, :1]).sum().double().reshape(1)
     local = torch.cat([n, _channel_sum(values), _channel_sum(values.square())])
-    total: Tensor = _AllSum.apply(local, partners, f"{name} forward, in a transform", refuse_one)  # type: ignore[no-untyped-call]
-    return total
+    place = f"{name} forward, in a transform"
+    sums: Tensor = _AllSum.apply(local, partners, place, refuse_one)  # type: ignore[no-untyped-call]
+    return sums
 
 
 def normalize(
@@ -75,20 +76,20 @@ def gradients(
     dtype = kernels.statistics_dtype(x)
     channel = [1, x.shape[1]] + [1] * (x.dim() - 2)
     kept = torch.ones_like(x[:, :1], dtype=torch.bool) if mask is None else mask.expand_as(x[:, :1])
-    n = _total(kept.sum().double().reshape(1), partners, place).clamp_min(1)
+    n = total(kept.sum().double().reshape(1), partners, place).clamp_min(1)
 
-    def total(values: Tensor) -> Tensor:
-        """Sum per channel over the group, in float64."""
-        return _total(_channel_sum(values), partners, place)
+    def summed(values: Tensor) -> Tensor:
+        """Per channel over the group, in float64."""
+        return total(_channel_sum(values), partners, place)
 
     dy, values = (torch.where(kept, t.to(dtype), 0) for t in (dy, x))
-    mean = (total(values) / n).view(channel)
+    mean = (summed(values) / n).view(channel)
     centred = torch.where(kept, values - mean.to(dtype), 0)
-    invstd = (total(centred.square()) / n + eps).rsqrt().to(dtype).view(channel)
+    invstd = (summed(centred.square()) / n + eps).rsqrt().to(dtype).view(channel)
     xhat = centred * invstd
     scale = invstd if weight is None else invstd * weight.to(dtype).view(channel)
     dweight, dbias = _channel_sum(dy * xhat), _channel_sum(dy)
-    both = _total(torch.cat([dweight, dbias]), partners, place) / n
+    both = total(torch.cat([dweight, dbias]), partners, place) / n
     mean_dy_xhat, mean_dy = (t.to(dtype).view(channel) for t in both.split(x.shape[1]))
     dx = torch.where(kept, scale * (dy - mean_dy - xhat * mean_dy_xhat), 0)
     return dx.to(x.dtype), dweight, dbias
@@ -108,11 +109,12 @@ def _channel_sum(values: Tensor) -> Tensor:
     return values.sum(dim=[d for d in range(values.dim()) if d != 1], dtype=torch.float64)
 
 
-def _total(local: Tensor, partners: dist.ProcessGroup | None, place: str) -> Tensor:
+def total(local: Tensor, partners: dist.ProcessGroup | None, place: str) -> Tensor:
+    """The sum over ranks, differentiable."""
     if partners is None:
         return local
-    total: Tensor = _AllSum.apply(local, partners, place, None)  # type: ignore[no-untyped-call]
-    return total
+    summed: Tensor = _AllSum.apply(local, partners, place, None)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _AllSum(torch.autograd.Function):
@@ -140,11 +142,11 @@ class _AllSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        return _total(dy.contiguous(), ctx.partners, f"{ctx.place} again"), None, None, None
+        return total(dy.contiguous(), ctx.partners, f"{ctx.place} again"), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
-        return _total(dx.contiguous(), ctx.partners, f"{ctx.place}, tangent")
+        return total(dx.contiguous(), ctx.partners, f"{ctx.place}, tangent")
 
     @staticmethod
     def vmap(
@@ -159,8 +161,8 @@ class _AllSum(torch.autograd.Function):
         if partners is not None:  # unequal sizes would end the process
             size = float(info.batch_size)
             seen = torch.tensor([size, size * size], dtype=torch.float64, device=x.device)
-            total, squares = _total(seen, partners, f"{place}, size of vmap").tolist()
-            if total * total != squares * partners.size():
+            sizes, squares = total(seen, partners, f"{place}, size of vmap").tolist()
+            if sizes * sizes != squares * partners.size():
                 raise RuntimeError(
                     f"layer {place}: vmap runs {info.batch_size} at once here and another number on other ranks; "
                     "give each rank as many"

@@ -4,6 +4,7 @@ Layers change their class in place. So everything that hangs on a layer stays: p
 built before still works), hooks, attributes, the training flag, a layer shared by two parents, two names for one layer.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import groups, subclasses
+from syncbn.nn import groups, hidden, subclasses
 from syncbn.nn.modules import (
     OPTIONS,
     SyncBatchNorm,
@@ -23,6 +24,7 @@ from syncbn.nn.modules import (
     options,
 )
 
+_LEAVE_OUT = "only=lambda name, module: ..."
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -60,11 +62,21 @@ def convert(
         The same object.
 
     Raises:
-        TypeError: a layer, by name, that cannot be synchronized: a lazy one, or one whose own forward pass has
-            no batch norm in it that could be found. Nothing is dropped in silence, and the model is as it was.
+        TypeError: a layer, by name, that cannot be synchronized: a lazy one; one whose own forward pass has no batch
+            norm in it that could be found; a scripted, traced, exported or fx module with batch norm in its graph; a
+            module of another class whose forward pass calls batch norm with running statistics. Nothing is dropped in
+            silence, and the model is as it was.
         ValueError: a group that is none or that this rank is not a member of, or a ghost batch below 1.
     """
     chosen_options = options(group, ghost_batch, biased_running_var)
+    refuse_hidden(module, only)
+    for name, each in module.named_modules():
+        if hidden.learns_by_itself(each) and _predicate(only)(name, each):
+            warnings.warn(
+                f"{name or 'the module'} is a {type(each).__qualname__}: it has running statistics, but is no "
+                "torch.nn.BatchNorm, so each device keeps its own statistics there",
+                stacklevel=2,
+            )
     chosen = [
         (name, layer, _twin(name, layer, ghost_batch), _torch_group(name, layer))
         for name, layer in batch_norms(module, only)
@@ -121,6 +133,15 @@ def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, _Ba
             yield name, layer
 
 
+def refuse_hidden(module: nn.Module, only: Only = None) -> None:
+    """Raises TypeError, by name, for batch norm that is in no layer that could be reached; see ``hidden``."""
+    accepts = _predicate(only)
+    for name, each in module.named_modules():
+        if (reason := hidden.reason(each)) is not None and accepts(name, each):
+            kind = getattr(each, "original_name", type(each).__name__)
+            raise TypeError(f"{name or 'the module'} is a {kind}: {reason}. Or leave it out: {_LEAVE_OUT}")
+
+
 def _is_ours(layer: nn.Module) -> bool:
     return isinstance(layer, Synchronized)
 
@@ -136,18 +157,21 @@ def _twin(name: str, layer: _BatchNorm, ghost_batch: int | None) -> type[Synchro
         return twin
     except TypeError as error:
         raise TypeError(
-            f"{name or 'the module'} is a {kind.__qualname__}: {error}. Or leave it out: only=lambda name, module: ..."
+            f"{name or 'the module'} is a {kind.__qualname__}: {error}. Or leave it out: {_LEAVE_OUT}"
         ) from None
 
 
 def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
     original = _ORIGINALS.get(type(layer)) or vars(type(layer)).get("original")
     if original is None:
-        raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known")
+        raise TypeError(
+            f"{name or 'the module'} is a {type(layer).__qualname__}: its torch class is not known. "
+            f"Leave it out: {_LEAVE_OUT}"
+        )
     if layer.fused_act is not None:
         raise TypeError(
             f"{name or 'the module'} has act={layer.fused_act!r}, which {original.__qualname__} would drop: set its "
-            "fused_act to None and activate after it, by syncbn.norm_act(layer, x) for one"
+            f"fused_act to None and activate after it, by syncbn.norm_act(layer, x). Or leave it out: {_LEAVE_OUT}"
         )
     return original
 

@@ -313,6 +313,10 @@ class _Normalize(torch.autograd.Function):
         if ctx.kinds is not None:
             saved = operands.given_back(saved, ctx.kinds, dy.device, ctx.name)
         x, weight, mask, n, mean, var, rest, *gate = saved
+        if ctx.partners is not None and memory.batched_by_autograd(dy):
+            raise RuntimeError(
+                f"layer {ctx.name}: is_grads_batched=True (vectorize=True) cannot send its batch; use torch.func.jacrev"
+            )
         if dy.shape != x.shape:
             raise RuntimeError(
                 f"layer {ctx.name}: the gradient has shape {tuple(dy.shape)}, but the output {tuple(x.shape)}"
@@ -322,7 +326,8 @@ class _Normalize(torch.autograd.Function):
         relu = kernels.Relu(gate[0], gate[1], ctx.rows) if gate else None
         dx: Tensor | None
         dresidual: Tensor | None
-        if torch.is_grad_enabled():  # create_graph=True: the statistics must be functions of x, not constants
+        # With create_graph=True the statistics must be functions of x, not constants; batched gradients have no memory.
+        if torch.is_grad_enabled() or memory.transformed() or memory.batched_by_autograd(dy):
             dy = kernels.let_through(dy, x, statistics, weight, ctx.eps, relu)
             dresidual = dy if mask is None else dy.masked_fill(~mask, 0)
             if ctx.constant:

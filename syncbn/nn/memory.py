@@ -25,6 +25,14 @@ def linearizes() -> bool:
     return forward_ad._current_level >= 0 and proxy_tensor.get_proxy_mode() is not None
 
 
+def batched_by_autograd(t: Tensor) -> bool:
+    """Whether ``t`` represents several, for ``is_grads_batched=True``: another mechanism than ``torch.func.vmap``.
+
+    The attribute is private to torch (read in 2.13).
+    """
+    return torch._C._functorch.is_legacy_batchedtensor(t)
+
+
 def unwatched() -> bool:
     """Whether nobody watches or traces what becomes of tensors: who looks on sees torch's operations alone."""
     return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transformed())
@@ -40,7 +48,7 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
             continue
         if type(t) not in _PLAIN or t.device != device or t.layout is not torch.strided:
             return False
-        if t.is_neg() or t._is_zerotensor():
+        if t.is_neg() or t._is_zerotensor() or batched_by_autograd(t):
             return False
         if channels is not None and t.shape != (channels,):
             return False

@@ -10,6 +10,11 @@ _NAMES = ("running_mean", "running_var", "weight", "bias")
 Kind = tuple[torch.dtype, torch.Size] | None
 
 
+def takes(x: Tensor) -> bool:
+    """Whether ``x`` is of a type that batch norm takes."""
+    return x.dtype in _TYPES
+
+
 def check_input(x: Tensor, name: str) -> None:
     """Refuses an input whose type torch's batch norm refuses, with torch's exception.
 

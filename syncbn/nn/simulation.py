@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import functional, running
-from syncbn.nn.conversion import Only, batch_norms
+from syncbn.nn.conversion import Only, batch_norms, refuse_hidden
 from syncbn.nn.statistics import Moments, pack, unpack
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -155,11 +155,13 @@ def simulate(
         The same object; :func:`unsimulate` takes it back.
 
     Raises:
-        TypeError: a layer, by name, that is another class than torch's BatchNorm1d, 2d and 3d.
+        TypeError: a layer, by name, that is another class than torch's BatchNorm1d, 2d and 3d; batch norm, by name,
+            that is in no layer (see :func:`syncbn.convert`).
         ValueError: devices that do not divide into such groups; groups of ghost batches.
     """
     if sharing < 1 or devices % sharing or (ghost_batch is not None and sharing != 1):
         raise ValueError(f"devices={devices} sharing={sharing} ghost_batch={ghost_batch}: these do not go together")
+    refuse_hidden(module, only)
     chosen = [(name, layer) for name, layer in batch_norms(module, only) if not isinstance(layer, Simulated)]
     for name, layer in chosen:
         if type(layer) not in _TWINS:

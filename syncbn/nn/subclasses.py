@@ -76,6 +76,13 @@ class KeepsForward(Synchronized):
         try:
             with answers:
                 result = self.original.forward(self, x, *arguments, **keywords)
+        except RuntimeError as error:
+            if "would mutate a captured Tensor" in str(error):  # torch's refusal under torch.func, of several lines
+                raise RuntimeError(
+                    f"layer {self._place()}: its own forward pass changes buffers that torch.func did not get; make "
+                    "the buffers an argument of the transformed function, or use track_running_stats=False or eval()"
+                ) from error
+            raise
         finally:  # checkpointing may stop a recomputation half-way
             if tracked is not None and counted is not None:
                 with checkpointing.unseen():

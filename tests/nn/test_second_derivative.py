@@ -224,7 +224,7 @@ def test_compiled_it_raises_or_is_right(ranks: Ranks, backend: str, cut: list[in
 def summed_over_ranks(rank: int, world_size: int) -> tuple[Tensor, Tensor, Tensor]:
     x = torch.full((3,), rank + 1.0, dtype=torch.float64, requires_grad=True)
     values = x * 1  # what a graph may need once more
-    total = composite._total(values, dist.group.WORLD, "here")
+    total = composite.total(values, dist.group.WORLD, "here")
     return values.detach(), total.detach(), torch.autograd.grad(total.sum() + values.square().sum(), x)[0]
 
 
