@@ -69,7 +69,7 @@ def _in_graph(module: fx.GraphModule) -> str | None:
     for node in module.graph.nodes:
         name = getattr(node.target, "overloadpacket", node.target)
         if node.op == "call_function" and getattr(name, "__name__", "") in _OPERATORS:
-            return f"its graph calls {name.__name__}; use the module that it was made from, or keep BatchNorm layers as leaves"
+            return f"its graph calls {name.__name__}; use the module that it was made from, or keep layers as leaves"
     return None
 
 

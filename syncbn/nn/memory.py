@@ -28,9 +28,9 @@ def linearizes() -> bool:
 def batched_by_autograd(t: Tensor) -> bool:
     """Whether ``t`` represents several, for ``is_grads_batched=True``: another mechanism than ``torch.func.vmap``.
 
-    The attribute is private to torch (read in 2.13).
+    The attribute is private to torch (read in 2.13). What ``torch.compile`` traces is no matter of its.
     """
-    return torch._C._functorch.is_legacy_batchedtensor(t)
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 def unwatched() -> bool:

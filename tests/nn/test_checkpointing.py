@@ -178,8 +178,8 @@ def test_the_second_pass_sends_again_and_no_more(ranks: Ranks, use_reentrant: bo
     layer = syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64)
     (step,) = make_steps([3, 5], SPATIAL["4d"])
     for forward, backward in ranks.run(two_passes, layer, step, use_reentrant, world_size=2):
-        assert [shape for _, shape, _ in forward.payloads] == [[2 * CHANNELS + 1]]
-        assert [shape for _, shape, _ in backward.payloads] == [[2 * CHANNELS + 1], [2 * CHANNELS]]
+        assert [shape for _, shape, _ in forward.payloads] == [[2 * CHANNELS + 2]]
+        assert [shape for _, shape, _ in backward.payloads] == [[2 * CHANNELS + 2], [2 * CHANNELS]]
 
 
 def keeping(net: nn.Module, x: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def test_with_our_contexts_the_recomputation_sends_nothing(ranks: Ranks, cut: li
     steps = make_steps(cut, SPATIAL["4d"], count=3)
     results = ranks.run(with_and_without_contexts, net, steps, world_size=len(cut))
     for plain, saving, (forward, backward) in results:
-        assert [shape for _, shape, _ in forward.payloads] == [[2 * width + 1] for width in widths]
+        assert [shape for _, shape, _ in forward.payloads] == [[2 * width + 2] for width in widths]
         assert [shape for _, shape, _ in backward.payloads] == [[2 * width] for width in reversed(widths)]
         for name in plain:
             if "running" in name or "tracked" in name:

@@ -53,7 +53,7 @@ def out_of_step(rank: int, world_size: int, how: str) -> str:
         ("middle skipped", "1.1 forward", "2.1 forward"),
         ("last skipped", "2.1 forward", "1.1 backward"),
         ("other order", "0.1 forward", "1.1 forward"),
-        ("other channels", "0.1 forward, 9 numbers", "0.1 forward, 11 numbers"),
+        ("other channels", "0.1 forward, 10 numbers", "0.1 forward, 12 numbers"),
     ],
 )
 def test_ranks_out_of_step_are_told_where_each_is(ranks: Ranks, how: str, here: str | None, there: str | None) -> None:

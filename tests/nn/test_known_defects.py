@@ -74,7 +74,7 @@ def test_d1_an_empty_rank_under_amp(ranks: Ranks, dtype: torch.dtype, tolerance:
     y, gradients, after = under_autocast(deepcopy(net), images(sum(cut)), dtype)
     results = ranks.run(on_a_cut_batch, syncbn.convert(net), cut, dtype, world_size=len(cut), timeout=20)
     # One type and size on all ranks, the empty one included, whatever the type of the activations.
-    layers = [[9], [5], [4], [8]]  # 2C + 1 of each layer forward, 2C of each backward
+    layers = [[10], [6], [4], [8]]  # 2C + 2 of each layer forward, 2C of each backward
     for *_, sent in results:
         assert sent.payloads == [("all_reduce", shape, "double") for shape in layers]
     close(torch.cat([mine for mine, *_ in results]), y, tolerance, "y")

@@ -1,19 +1,22 @@
 """Ranks that need different gradients still send the same messages: nobody waits for one that never comes."""
 
 from copy import deepcopy
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import syncbn
+from syncbn.nn import kernels
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
 from tests.nn.oracle import CHANNELS, SPATIAL, Step, check, close, make_steps, on_a_rank, one_process
 from tests.nn.oracle import with_parameters as parameters
 
-SUMS, GRADIENT_SUMS = [2 * CHANNELS + 1], [2 * CHANNELS]
+SUMS, GRADIENT_SUMS = [2 * CHANNELS + 2], [2 * CHANNELS]
 
 
 def named(cut: list[int]) -> str:
@@ -39,8 +42,10 @@ def with_or_without(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Messages]:
     x = step.x[rank].detach().requires_grad_(needs[rank])
     y = layer(x, torch.tensor(True) if masked else None)
+    assert y.requires_grad == (any(needs) or any(p is not None and p.requires_grad for p in (layer.weight, layer.bias)))
     with messages() as sent:
-        y.backward(step.dy[rank])
+        if y.requires_grad:
+            y.backward(step.dy[rank])
     gradients = [None if parameter is None else parameter.grad for parameter in (layer.weight, layer.bias)]
     return x.grad, *gradients, sent
 
@@ -67,7 +72,7 @@ def test_a_rank_whose_input_needs_no_gradient_serves_the_others(
     expected = one_process(layer, steps)
     results = ranks.run(with_or_without, layer, step, needs, masked, world_size=len(cut), timeout=20)
     for rank, (dx, _, _, sent) in enumerate(results):
-        assert shapes(sent) == [GRADIENT_SUMS]
+        assert shapes(sent) == ([GRADIENT_SUMS] if any(needs) else [])  # gradients of parameters are each rank's own
         if needs[rank]:
             close(dx, expected.dx[0][rank], 1e-10, f"dx, rank {rank}")
         else:
@@ -236,3 +241,140 @@ def test_the_biased_running_variance_of_a_lone_process_is_divided_by_n() -> None
     layer(x)
     close(layer.running_var, x.var(0, correction=0), 1e-6, "running_var")
     close(layer(x), nn.BatchNorm1d(CHANNELS)(x), 1e-5, "y")
+
+
+class Frozen(NamedTuple):
+    """What a network of three layers, of which none, or the last, needs a gradient, cost on one rank."""
+
+    kept: int  # bytes for the backward pass
+    forward: Messages
+    backward: Messages
+    needs: bool
+
+
+def a_backbone(trains: str) -> nn.Module:
+    body = nn.Sequential(
+        *[m for _ in range(2) for m in (nn.Conv2d(CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU())]
+    )
+    body.requires_grad_(False)
+    if trains == "last":
+        body[4].requires_grad_(True)
+    return body.double()
+
+
+def through_a_backbone(rank: int, world_size: int, net: nn.Module, step: Step, how: str) -> Frozen:
+    kept = 0
+
+    def pack(t: Tensor) -> Tensor:
+        nonlocal kept
+        kept += t.numel() * t.element_size()
+        return t
+
+    with force_exchange(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), messages() as forward:
+        y = checkpoint(net, step.x[rank], use_reentrant=False) if how == "checkpointed" else net(step.x[rank])
+    with messages() as backward, force_exchange():
+        if y.requires_grad:
+            y.backward(step.dy[rank])
+    if not y.requires_grad:
+        y.numpy()
+    return Frozen(kept, forward, backward, y.requires_grad)
+
+
+@pytest.mark.parametrize("how", ["plain", "checkpointed"])
+@pytest.mark.parametrize("trains", ["nothing", "last"])
+@pytest.mark.parametrize("cut", [[8], [3, 5], [0, 8]], ids=named)
+def test_a_frozen_backbone_costs_what_torchs_does(ranks: Ranks, cut: list[int], trains: str, how: str) -> None:
+    (step,) = make_steps(cut, SPATIAL["4d"])
+    for rank, cost in enumerate(
+        ranks.run(through_a_backbone, syncbn.convert(a_backbone(trains)), step, how, world_size=len(cut))
+    ):
+        assert cost.needs == (trains == "last")
+        assert shapes(cost.forward) == [SUMS] * 2
+        # Nobody's input needs a gradient; what is checkpointed is computed again, and that sends its sums.
+        again = how == "checkpointed" and trains == "last"
+        assert shapes(cost.backward) == ([SUMS] * 2 if again else [])
+        if how == "plain" and len(step.x[rank]):
+            torchs = through_a_backbone(rank, 1, a_backbone(trains), step, how)
+            assert cost.kept <= torchs.kept + (8 * (CHANNELS + 1) if trains == "last" else 0)  # a mean's rest, and n
+
+
+def under_no_grad(rank: int, world_size: int, layer: nn.Module, steps: list[Step]) -> str:
+    with torch.set_grad_enabled(rank > 0), pytest.raises(RuntimeError) as caught:
+        layer(steps[0].x[rank].requires_grad_())
+    return str(caught.value)
+
+
+def test_a_rank_under_no_grad_while_another_needs_a_gradient_is_told_on_every_rank(ranks: Ranks) -> None:
+    # The others would wait for its backward message.
+    steps = make_steps([3, 2, 3], SPATIAL["4d"])
+    told = "1 of 3 ranks run it under torch.no_grad(), but its input needs a gradient on 2"
+    for message in ranks.run(under_no_grad, a_layer("frozen"), steps, world_size=3, timeout=20):
+        assert message.startswith("layer SyncBatchNorm2d(3): ")
+        assert told in message
+        assert "\n" not in message
+
+
+def differentiated_once_more(rank: int, world_size: int, layer: nn.Module, step: Step, masked: bool) -> tuple:
+    """The gradient of the squared norm of the parameters' gradients, in something after the layer."""
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(len(step.x[rank]), 1, 1, dtype=torch.bool) if masked else None
+    with force_exchange(), messages() as sent:
+        y = layer(step.x[rank], mask) if masked else layer(step.x[rank])
+        first = torch.autograd.grad((y * scale * step.dy[rank]).sum(), list(layer.parameters()), create_graph=True)
+    return [t.detach() for t in first], torch.autograd.grad(first[0].sum() + first[1].sum(), scale)[0], shapes(sent)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("cut", [[8], [3, 5]], ids=named)
+def test_a_second_derivative_where_no_input_needs_one_sends_nothing(ranks: Ranks, cut: list[int], masked: bool) -> None:
+    layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64))
+    (step,) = make_steps(cut, SPATIAL["4d"])
+    whole = Step([torch.cat(step.x)], [torch.cat(step.dy)])
+    twin = nn.BatchNorm2d(CHANNELS, dtype=torch.float64)
+    twin.load_state_dict(layer.state_dict())
+    expected, second, _ = differentiated_once_more(0, 1, twin, whole, False)
+    results = ranks.run(differentiated_once_more, layer, step, masked, world_size=len(cut))
+    for index in (0, 1):
+        close(sum(first[index] for first, _, _ in results), expected[index], 1e-10, "first")
+    close(sum(again for _, again, _ in results), second, 1e-10, "second")
+    assert [sent for *_, sent in results] == [[SUMS]] * len(cut)
+
+
+def as_on_a_gpu(rank: int, world_size: int, layer: nn.Module, step: Step, needs: list[bool]) -> str:
+    """There the need does not ride in the message, which would be read."""
+    x = step.x[rank].requires_grad_(needs[rank])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "carries_need", lambda x: False)
+        syncbn.debug()
+        try:
+            with messages() as sent:
+                y = layer(x)
+                if y.requires_grad:
+                    y.backward(step.dy[rank])
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            syncbn.debug(False)
+    return str(shapes(sent))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "needs", "says"),
+    [
+        ("frozen", [True, True], [str([[7], [6]])] * 2),
+        ("frozen", [False, False], [str([[7]])] * 2),
+        ("bias_frozen", [False, False], [str([[7], [6]])] * 2),
+        ("bias_frozen", [False, True], [str([[7], [6]])] * 2),
+        ("frozen", [False, True], ["rank 1 is at", "rank 0 is at"]),
+    ],
+)
+def test_where_the_need_cannot_be_read_each_rank_goes_by_what_it_knows(
+    ranks: Ranks, frozen: str, needs: list[bool], says: list[str]
+) -> None:
+    # Parameters are alike on all ranks. Where they are frozen inputs must be, and debug mode names those that are not.
+    (step,) = make_steps([3, 5], SPATIAL["4d"])
+    for said, expected in zip(
+        ranks.run(as_on_a_gpu, a_layer(frozen), step, needs, world_size=2, fresh=True), says, strict=True
+    ):
+        assert expected in said
+        assert "rank" not in expected or "with no backward message to come" in said

@@ -425,6 +425,6 @@ def test_a_mask_adds_no_message(ranks: Ranks, world_size: int, blank: int | None
     masks = make_masks(steps, blank)
     layer = syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64)
     for forward, backward in ranks.run(one_step, layer, steps[0], masks[0], world_size=world_size):
-        assert forward.payloads == [("all_reduce", [2 * CHANNELS + 1], "double")]
+        assert forward.payloads == [("all_reduce", [2 * CHANNELS + 2], "double")]
         assert backward.payloads == [("all_reduce", [2 * CHANNELS], "double")]
         assert len(forward) == len(backward) == 1

@@ -13,7 +13,7 @@ from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
 from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
 
-SUMS = ("all_reduce", [2 * CHANNELS + 1], "double")  # count, sums, sums of squares
+SUMS = ("all_reduce", [2 * CHANNELS + 2], "double")  # count, sums, sums of squares, ranks that need a gradient
 GRADIENT_SUMS = ("all_reduce", [2 * CHANNELS], "double")
 
 

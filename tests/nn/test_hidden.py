@@ -1,0 +1,200 @@
+"""Batch norm that is in no layer of torch's class is named when a model is converted, and may be left out."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import syncbn
+from syncbn.nn import simulation
+from syncbn.nn.modules import Synchronized
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+
+class Statistics(nn.Module):
+    """Running statistics of a class of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.register_buffer("running_var", torch.ones(4))
+
+
+class Calls(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class CallsByAMethod(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalized(x)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training)
+
+
+class CallsWithAll(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        given = (x, self.running_mean, self.running_var)
+        return F.batch_norm(*given, training=True)
+
+
+class CallsTorchs(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.batch_norm(x, None, None, self.running_mean, self.running_var, self.training, 0.1, 1e-5, False)
+
+
+class GoesRound(nn.Module):
+    """Takes the values of a layer, and not its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training)
+
+
+class Frozen(Statistics):
+    """As detectron2 has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, training=False)
+
+
+class FrozenByDefault(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var)
+
+
+class FrozenByHand(Statistics):
+    """As torchvision has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean.view(1, -1, 1, 1)) * self.running_var.rsqrt().view(1, -1, 1, 1)
+
+
+class Standardized(nn.Conv2d):
+    """Normalizes its weight, as timm's StdConv2d does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        return F.conv2d(x, F.batch_norm(rows, None, None, training=True).reshape_as(self.weight))
+
+
+class ByHand(Statistics):
+    """Another normalization that learns, as InplaceABN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean.lerp_(x.mean((0, 2, 3)), 0.1)
+        return x - self.running_mean.view(1, -1, 1, 1)
+
+
+def within() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+
+def exported(train: bool) -> nn.Module:
+    return torch.export.export(within().train(train), (torch.randn(2, 4, 3, 3),)).module()
+
+
+def patched() -> nn.Module:
+    module, own = nn.Identity(), Calls()
+    module.forward = lambda x: F.batch_norm(x, own.running_mean, own.running_var, training=True)
+    return module
+
+
+def compiled_from_a_string() -> nn.Module:
+    space = {"F": F, "Statistics": Statistics, "Tensor": Tensor}
+    exec(
+        "class NoSource(Statistics):\n"
+        "    def forward(self, x): return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)",
+        space,
+    )
+    return space["NoSource"]()
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(within(), torch.randn(2, 4, 3, 3), check_trace=False)
+
+
+HIDDEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "scripted": (lambda: torch.jit.script(within()), "1.0.1", "BatchNorm2d"),
+    "scripted for evaluation": (lambda: torch.jit.script(within().eval()), "1.0.1", "BatchNorm2d"),
+    "scripted call": (lambda: torch.jit.script(Calls()), "1.0", "Calls"),
+    "traced": (traced, "1.0.1", "BatchNorm2d"),
+    "fx": (lambda: torch.fx.symbolic_trace(Calls()), "1.0", "Calls"),
+    "exported": (lambda: exported(True), "1.0", "GraphModule"),
+    "exported for evaluation": (lambda: exported(False), "1.0", "GraphModule"),
+    "calls": (Calls, "1.0", "Calls"),
+    "calls by a method": (CallsByAMethod, "1.0", "CallsByAMethod"),
+    "calls with *": (CallsWithAll, "1.0", "CallsWithAll"),
+    "calls torch.batch_norm": (CallsTorchs, "1.0", "CallsTorchs"),
+    "goes round a layer": (GoesRound, "1.0", "GoesRound"),
+    "no source": (compiled_from_a_string, "1.0", "NoSource"),
+    "patched": (patched, "1.0", "Identity"),
+}
+PASSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "frozen": (Frozen, []),
+    "frozen by default": (FrozenByDefault, []),
+    "frozen by hand": (FrozenByHand, []),
+    "scripted, frozen by hand": (lambda: torch.jit.script(FrozenByHand()), []),
+    "scripted, other": (lambda: torch.jit.script(nn.Conv2d(4, 4, 1)), []),
+    "scripted, no forward": (lambda: torch.jit.script(nn.ModuleList([nn.ReLU()])), []),
+    "standardized weights": (lambda: Standardized(4, 4, 1), []),
+    "instance norm": (lambda: nn.InstanceNorm2d(4, track_running_stats=True), []),
+    "fx": (lambda: torch.fx.symbolic_trace(within()), ["1.0.1"]),
+    "compiled": (lambda: torch.compile(within()), ["1.0._orig_mod.1"]),
+    "parallel": (lambda: nn.DataParallel(within()), ["1.0.module.1"]),
+}
+
+
+def a_net(part: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(part))
+
+
+def synchronized(net: nn.Module) -> list[str]:
+    return [name for name, layer in net.named_modules() if isinstance(layer, Synchronized)]
+
+
+@pytest.mark.parametrize("which", HIDDEN)
+def test_hidden_batch_norm_is_refused_by_name_and_can_be_left_out(which: str) -> None:
+    make, name, kind = HIDDEN[which]
+    net = a_net(make())
+    for change in (syncbn.convert, lambda net: simulation.simulate(net, 2), syncbn.adapt):
+        with pytest.raises(TypeError) as caught:
+            change(net)
+        assert str(caught.value).startswith(f"{name} is a {kind}: ")
+        assert str(caught.value).endswith("Or leave it out: only=lambda name, module: ...")
+        assert "\n" not in str(caught.value)
+        assert type(net[0]) is nn.BatchNorm2d
+    syncbn.convert(net, only=lambda each, module: each != name)
+    assert "0" in synchronized(net)
+    syncbn.revert(net)
+    assert synchronized(net) == []
+    assert synchronized(syncbn.convert(net, only=["0"])) == ["0"]
+
+
+@pytest.mark.parametrize("which", PASSED)
+def test_what_has_no_batch_norm_that_learns_is_left_as_it_is(which: str) -> None:
+    make, names = PASSED[which]
+    net = syncbn.convert(a_net(make()))  # a warning would be an error
+    assert synchronized(net) == ["0", *names]
+
+
+def test_another_normalization_that_learns_is_named_in_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"1\.0 is a ByHand: it has running statistics"):
+        net = syncbn.convert(a_net(ByHand()))
+    assert synchronized(net) == ["0"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        syncbn.convert(a_net(ByHand()), only="0")
