@@ -9,7 +9,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
-    """Keeps what was received in the first pass, so that the recomputation sends nothing: ``2C + 1`` numbers a layer.
+    """Keeps what was received in the first pass, so that the recomputation sends nothing: ``2C + 2`` numbers a layer.
 
     ``torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=syncbn.checkpoint_contexts)``, on all
     ranks alike. torch keeps the results of the collectives with the region that it will recompute, so none can be

@@ -35,8 +35,9 @@ def sync_batch_norm(
     """Batch norm with the statistics of the whole group's batch: ``torch.nn.functional.batch_norm`` over devices.
 
     Ranks may hold batches of different sizes, in samples and in pixels, and empty ones. In training one all-reduce of
-    ``2C + 1`` float64 numbers is sent forward and one of ``2C`` backward; in evaluation nothing is. The gradients of
-    ``weight`` and ``bias`` are this rank's share: their sum over ranks is the gradient of the whole batch.
+    ``2C + 1`` float64 numbers is sent forward (``2C + 2`` on the CPU) and one of ``2C`` backward, if some rank's input
+    needs a gradient; in evaluation nothing is. The gradients of ``weight`` and ``bias`` are this rank's share: their sum
+    over ranks is the gradient of the whole batch.
 
     Args:
         x: shape ``(N, C)`` or ``(N, C, *)``, float16, bfloat16, float32 or float64; ``N`` may be 0.
@@ -316,10 +317,6 @@ class _Normalize(torch.autograd.Function):
         if ctx.partners is not None and memory.batched_by_autograd(dy):
             raise RuntimeError(
                 f"layer {ctx.name}: is_grads_batched=True (vectorize=True) cannot send its batch; use torch.func.jacrev"
-            )
-        if dy.shape != x.shape:
-            raise RuntimeError(
-                f"layer {ctx.name}: the gradient has shape {tuple(dy.shape)}, but the output {tuple(x.shape)}"
             )
         statistics = kernels.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad

@@ -90,8 +90,13 @@ def pool(rank: int, world_size: int, means: list[float], variances: list[float])
     for layer in (net[0], net[2]):
         layer.running_mean.fill_(means[rank])
         layer.running_var.fill_(variances[rank])
+    frozen = nn.BatchNorm1d(2)
+    frozen.track_running_stats = False
+    frozen.running_mean.fill_(rank)
+    net.append(frozen)
     for _ in range(2):  # the second time everything is equal already, and nothing moves
         pool_running_statistics(net)
+    assert frozen.running_mean.tolist() == [rank, rank]
     return torch.cat([net[0].running_mean, net[2].running_mean]), torch.cat([net[0].running_var, net[2].running_var])
 
 

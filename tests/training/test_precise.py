@@ -234,6 +234,14 @@ def test_num_batches_and_only_leave_the_rest_alone() -> None:
     assert len(list(data)) == 1
 
 
+def test_a_layer_that_was_told_to_stop_tracking_keeps_what_it_has() -> None:
+    net = a_net()
+    net[1].track_running_stats = False
+    before = [statistic.clone() for statistic in state(net)]
+    precise_statistics(net, [pieces[0] for pieces in batches(CUTS[1])], 3)
+    assert [torch.equal(was, now) for was, now in zip(before, state(net), strict=True)] == [True, True, False, False]
+
+
 def test_a_layer_that_runs_twice_has_both_inputs_and_one_that_does_not_run_keeps_what_it_has() -> None:
     shared, idle, x = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double(), batches([[6]])[0][0]
     idle.running_mean.fill_(7)
