@@ -36,8 +36,8 @@ def sync_batch_norm(
 
     Ranks may hold batches of different sizes, in samples and in pixels, and empty ones. In training one all-reduce of
     ``2C + 1`` float64 numbers is sent forward (``2C + 2`` on the CPU) and one of ``2C`` backward, if some rank's input
-    needs a gradient; in evaluation nothing is. The gradients of ``weight`` and ``bias`` are this rank's share: their sum
-    over ranks is the gradient of the whole batch.
+    needs a gradient; in evaluation nothing is. The gradients of ``weight`` and ``bias`` are this rank's share: their
+    sum over ranks is the gradient of the whole batch.
 
     Args:
         x: shape ``(N, C)`` or ``(N, C, *)``, float16, bfloat16, float32 or float64; ``N`` may be 0.
