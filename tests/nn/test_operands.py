@@ -162,6 +162,9 @@ EQUAL: dict[str, Callable[[Tensor], Tensor]] = {
     "strided": strided,
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
     "subclass": lambda t: t.as_subclass(Wrapped),
+    "numbers per channel strided": lambda t: strided(t) if t.dim() == 1 else t,
+    "numbers per channel of a subclass": lambda t: t.as_subclass(Wrapped) if t.dim() == 1 else t,
+    "numbers per channel negative": lambda t: torch._neg_view(-t) if t.dim() == 1 else t,
     "negative": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,
 }
 CHANGED: dict[str, Callable[[Tensor], Tensor]] = {

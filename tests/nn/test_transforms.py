@@ -268,12 +268,15 @@ def test_batched_gradients_are_right_where_nothing_is_sent() -> None:
 
 
 def adapted(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+    """A gradient, and outputs for two batches at once; by transforms and without."""
     layer, x = syncbn.SyncBatchNorm1d(3, dtype=torch.float64).eval(), data().chunk(2)[rank]
-    with syncbn.adapt(layer, prior=3):
-        found = grad(lambda x: layer(x).pow(3).sum())(x)
-        leaf = x.clone().requires_grad_()
-        layer(leaf).pow(3).sum().backward()
-    return found, leaf.grad
+    with syncbn.adapt(layer, prior=3), torch.no_grad():
+        found = torch.cat([grad(lambda x: layer(x).pow(3).sum())(x), *vmap(layer)(torch.stack([x, x.cos()]))])
+        outputs = layer(x), layer(x.cos())
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            layer(leaf).pow(3).sum().backward()
+    return found, torch.cat([leaf.grad, *outputs])
 
 
 def test_adapted_layers_are_differentiated_too(ranks: Ranks) -> None:
