@@ -31,7 +31,7 @@ from syncbn.nn import (
     statistics,
     subclasses,
 )
-from syncbn.nn.conversion import Only, batch_norms, refuse_hidden
+from syncbn.nn.conversion import Only, batch_norms, predicate, refuse_hidden
 
 
 def adapt(
@@ -75,8 +75,9 @@ def adapt(
     spec = groups.parse(group)
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    refuse_hidden(model, only)
-    chosen = [(name, layer) for name, layer in batch_norms(model, only) if _has_source(layer)]
+    accepts = predicate(only)
+    refuse_hidden(model, accepts)
+    chosen = [(name, layer) for name, layer in batch_norms(model, accepts) if _has_source(layer)]
     if not chosen:
         raise ValueError("adapt: there is no batch norm layer to adapt that has running statistics")
     for name, layer in chosen:
@@ -161,7 +162,11 @@ class _Mixed:
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
-        message = torch.cat([_samples(x, mask), kernels.local_sums(x, mask).sums])
+        if memory.transformed():
+            sums = composite.measure(x, mask, None, self._place, None)
+        else:
+            sums = kernels.local_sums(x, mask).sums
+        message = torch.cat([_samples(x, mask), sums])
         if (partners := exchange.partners(self._group, self._place)) is not None:
             if memory.transformed():
                 message = composite.total(message, partners, self._place)

@@ -69,9 +69,10 @@ def convert(
         ValueError: a group that is none or that this rank is not a member of, or a ghost batch below 1.
     """
     chosen_options = options(group, ghost_batch, biased_running_var)
-    refuse_hidden(module, only)
+    accepts = predicate(only)
+    refuse_hidden(module, accepts)
     for name, each in module.named_modules():
-        if hidden.learns_by_itself(each) and _predicate(only)(name, each):
+        if hidden.learns_by_itself(each) and accepts(name, each):
             warnings.warn(
                 f"{name or 'the module'} is a {type(each).__qualname__}: it has running statistics, but is no "
                 "torch.nn.BatchNorm, so each device keeps its own statistics there",
@@ -79,7 +80,7 @@ def convert(
             )
     chosen = [
         (name, layer, _twin(name, layer, ghost_batch), _torch_group(name, layer))
-        for name, layer in batch_norms(module, only)
+        for name, layer in batch_norms(module, accepts)
         if not _is_ours(layer)
     ]
     for name, layer, twin, torch_group in chosen:
@@ -125,7 +126,7 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
 
 def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, _BatchNorm]]:
     """Each batch norm of ``module`` that ``only`` accepts, once, under the first of its names that it accepts."""
-    accepts = _predicate(only)
+    accepts = predicate(only)
     seen: set[nn.Module] = set()
     for name, layer in module.named_modules(remove_duplicate=False):
         if isinstance(layer, _BatchNorm) and layer not in seen and accepts(name, layer):
@@ -135,7 +136,7 @@ def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, _Ba
 
 def refuse_hidden(module: nn.Module, only: Only = None) -> None:
     """Raises TypeError, by name, for batch norm that is in no layer that could be reached; see ``hidden``."""
-    accepts = _predicate(only)
+    accepts = predicate(only)
     for name, each in module.named_modules():
         if (reason := hidden.reason(each)) is not None and accepts(name, each):
             kind = getattr(each, "original_name", type(each).__name__)
@@ -198,7 +199,8 @@ def _process_group(name: str, layer: _BatchNorm) -> Any:
         raise ValueError(f"{name or 'the module'} was a torch.nn.SyncBatchNorm: {error}") from None
 
 
-def _predicate(only: Only) -> Callable[[str, nn.Module], bool]:
+def predicate(only: Only) -> Callable[[str, nn.Module], bool]:
+    """Whether ``only`` accepts a layer, as a function that may be asked again; an iterator may not be."""
     if only is None:
         return lambda name, module: True
     if callable(only):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import functional, running
-from syncbn.nn.conversion import Only, batch_norms, refuse_hidden
+from syncbn.nn.conversion import Only, batch_norms, predicate, refuse_hidden
 from syncbn.nn.statistics import Moments, pack, unpack
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -161,8 +161,9 @@ def simulate(
     """
     if sharing < 1 or devices % sharing or (ghost_batch is not None and sharing != 1):
         raise ValueError(f"devices={devices} sharing={sharing} ghost_batch={ghost_batch}: these do not go together")
-    refuse_hidden(module, only)
-    chosen = [(name, layer) for name, layer in batch_norms(module, only) if not isinstance(layer, Simulated)]
+    accepts = predicate(only)
+    refuse_hidden(module, accepts)
+    chosen = [(name, layer) for name, layer in batch_norms(module, accepts) if not isinstance(layer, Simulated)]
     for name, layer in chosen:
         if type(layer) not in _TWINS:
             raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: simulated are torch's own alone")

@@ -95,8 +95,10 @@ def one_step(layer: nn.Module, case: Case, piece: Piece, frozen: bool) -> Step:
     except ValueError as error:
         assert "Expected more than 1 value per channel when training" in str(error)  # noqa: PT017
         return Step(copies(layer.named_buffers()))
-    with nullcontext() if case.native else without_native():
-        y.backward(piece.dy)
+    assert y.requires_grad == (case.affine or not all(case.frozen))
+    if y.requires_grad:
+        with nullcontext() if case.native else without_native():
+            y.backward(piece.dy)
     values["y"] = y.detach()
     values |= {"dgamma" if name == "weight" else "dbeta": p.grad for name, p in layer.named_parameters()}
     return Step(copies(layer.named_buffers()), copies(values.items()))
