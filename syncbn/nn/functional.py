@@ -183,7 +183,7 @@ def _exchanged(
     reads = rides and may_read(values)
     shares = grad and x.requires_grad
     if grad and not shares and not reads:  # parameters are alike on all ranks
-        shares = any(p is not None and p.requires_grad for p in (weight, bias))
+        shares = _trains(weight, bias)
     local = kernels.local_sums(values, mask, float(shares) if grad else _NO_GRAD)
     observer = observing.present()
     own = None if observer is None else local.sums.clone()  # the exchange uses them up
@@ -203,6 +203,10 @@ def _exchanged(
                 f"needs a gradient on {with_need:.0f}, which would wait for them; use no_grad() on all ranks or on none"
             )
     return sums, local, shares
+
+
+def _trains(weight: Tensor | None, bias: Tensor | None) -> bool:
+    return (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
 
 
 def _may_look(x: Tensor, mask: Tensor | None) -> bool:
@@ -233,7 +237,7 @@ def normalize(
         return added.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
     # This rank takes part in the backward pass of the others, also where nothing of its own needs a gradient.
     anchor = None
-    if batch.shares_gradient and not any(t is not None and t.requires_grad for t in (batch.x, weight, bias)):
+    if batch.shares_gradient and not batch.x.requires_grad and not _trains(weight, bias):
         anchor = _ANCHOR
     inputs = (batch.x, weight, bias, residual, eps, batch, found, act == "relu", anchor)
     normalized: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
@@ -248,6 +252,7 @@ def normalize_chunks(
     chunk: int,
     mask: Tensor | None = None,
     biased: bool = False,
+    name: str = "sync_batch_norm",
 ) -> tuple[Tensor, Moments]:
     """Ghost batches: ``x`` normalized ``chunk`` samples at a time, and the means over the chunks of their moments.
 
@@ -257,7 +262,7 @@ def normalize_chunks(
     sizes = [chunk] * max(len(x) // chunk, 1)
     sizes[-1] += len(x) - sum(sizes)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
-    batches = [measure(part, None, kept) for part, kept in zip(x.split(sizes), masks, strict=True)]
+    batches = [measure(part, None, kept, name) for part, kept in zip(x.split(sizes), masks, strict=True)]
     moments = [unpack(batch.sums) if biased else unpack(batch.sums).unbiased() for batch in batches]
     n, mean, var = map(torch.stack, zip(*moments, strict=True))
     counts = (n > 0).double()
@@ -312,7 +317,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if ctx.kinds is not None:
-            saved = operands.given_back(saved, ctx.kinds, dy.device, ctx.name)
+            saved = operands.given_back(saved, ctx.kinds, ctx.name)
         x, weight, mask, n, mean, var, rest, *gate = saved
         if ctx.partners is not None and memory.batched_by_autograd(dy):
             raise RuntimeError(

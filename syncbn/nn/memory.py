@@ -12,11 +12,13 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` runs, or forward-mode differentiation: plain autograd does not see these.
 
-    Both attributes are private to torch (read in 2.13); this is the one place that asks them, and a test watches the
-    answers. What ``torch.compile`` traces is no matter of theirs.
+    What ``torch.compile`` traces is no matter of theirs.
     """
-    if torch.compiler.is_compiling():
-        return False
+    return not torch.compiler.is_compiling() and _in_transform()
+
+
+def _in_transform() -> bool:
+    """Both attributes are private to torch (read in 2.13); nothing else asks them, and a test watches the answers."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -35,7 +37,7 @@ def batched_by_autograd(t: Tensor) -> bool:
 
 def unwatched() -> bool:
     """Whether nobody watches or traces what becomes of tensors: who looks on sees torch's operations alone."""
-    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transformed())
+    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or _in_transform())
 
 
 def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | None = None) -> bool:
@@ -48,9 +50,9 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
             continue
         if type(t) not in _PLAIN or t.device != device or t.layout is not torch.strided:
             return False
-        if t.is_neg() or t._is_zerotensor() or batched_by_autograd(t):
+        if t.is_neg() or t._is_zerotensor():
             return False
-        if channels is not None and t.shape != (channels,):
+        if channels is not None and (t.dim() != 1 or t.numel() != channels):
             return False
     return True
 

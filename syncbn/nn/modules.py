@@ -99,17 +99,17 @@ class Synchronized(_BatchNorm):
             act = self.fused_act
         added.check_added(x, act, residual)
         place = self._place()
-        mean, var = self.running_mean, self.running_var
+        if not self.training and mask is None:
+            operands.check_input(x, place)
+            return added.finished(super().forward(x), act, residual)
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         if not self.training:
-            if mask is None:
-                operands.check_input(x, place)
-                return added.finished(super().forward(x), act, residual)
             return functional.sync_batch_norm(
                 x,
                 mean,
                 var,
-                self.weight,
-                self.bias,
+                weight,
+                bias,
                 training=False,
                 eps=self.eps,
                 mask=mask,
@@ -119,47 +119,44 @@ class Synchronized(_BatchNorm):
             )
         if not self.track_running_stats:
             mean = var = None
-        operands.check(x, mean, var, self.weight, self.bias, place)
+        operands.check(x, mean, var, weight, bias, place)
         if mask is not None:
             mask = functional.over_channels(mask, x)
         if self.ghost_batch is not None:
             y, moments = functional.normalize_chunks(
-                x, self.weight, self.bias, self.eps, self.ghost_batch, mask, self.biased_running_var
+                x, weight, bias, self.eps, self.ghost_batch, mask, self.biased_running_var, place
             )
-            self._learn(moments)
+            self._learn(mean, var, moments, place)
             return added.finished(y, act, residual, None if residual is None else mask)
         partners = exchange.partners(self.group, place)
         if partners is None and mask is None and not self.biased_running_var and not memory.transformed():
-            return added.finished(self._as_torch_does(x), act, residual)
-        batch = functional.measure(x, partners, mask, place, self.weight, self.bias)
-        found = self._learn(batch.sums)
-        return functional.normalize(batch, self.weight, self.bias, self.eps, act, residual, found)
+            return added.finished(self._as_torch_does(x, mean, var), act, residual)
+        batch = functional.measure(x, partners, mask, place, weight, bias)
+        found = self._learn(mean, var, batch.sums, place)
+        return functional.normalize(batch, weight, bias, self.eps, act, residual, found)
 
     def _place(self) -> str:
         """What errors call this layer: its name where ``convert`` knew one."""
         return self.name_in_model or f"{type(self).__name__}({self.num_features})"
 
-    def _as_torch_does(self, x: Tensor) -> Tensor:
+    def _as_torch_does(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
         """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
         if x.numel() and not functional.recomputing():
             return super().forward(x)
-        mean, var = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         if x.numel() == 0:
             mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
         # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
         return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
 
-    def _learn(self, seen: Tensor | Moments) -> Statistics | None:
+    def _learn(self, mean: Tensor | None, var: Tensor | None, seen: Tensor | Moments, place: str) -> Statistics | None:
         """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
 
-        Not where activation checkpointing runs the batch a second time, nor where ``track_running_stats`` was set to
-        False later. Returns what ``running.learn`` does.
+        Not where activation checkpointing runs the batch a second time. Returns what ``running.learn`` does.
         """
-        mean, var = self.running_mean, self.running_var
-        if mean is None or var is None or not self.track_running_stats or functional.recomputing():
+        if mean is None or var is None or functional.recomputing():
             return None
         tracked, biased = self.num_batches_tracked, self.biased_running_var
-        return running.learn(mean, var, tracked, seen, self.momentum, biased, self._place())
+        return running.learn(mean, var, tracked, seen, self.momentum, biased, place)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -1,13 +1,14 @@
 """Which tensors the layer takes, and whether it gets for the backward pass what it saved."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 _TYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 _NAMES = ("running_mean", "running_var", "weight", "bias")
-Kind = tuple[torch.dtype, torch.Size] | None
+Kind = tuple[torch.dtype, torch.Size, torch.device] | None
 
 
 def takes(x: Tensor) -> bool:
@@ -53,43 +54,46 @@ def check(
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"layer {name}: running_mean and running_var must either both be None or neither be None")
     channels, device = x.shape[1], x.device
-    for what, tensor in zip(_NAMES, (running_mean, running_var, weight, bias), strict=True):
-        if tensor is None:
+    given = (running_mean, running_var, weight, bias)
+    for t in given:
+        if t is None or (t.dim() == 1 and t.numel() == channels and t.dtype in _TYPES and t.device == device):
             continue
-        if tensor.shape != (channels,):
-            raise ValueError(
-                f"layer {name}: {what} has shape {tuple(tensor.shape)}, but the input {tuple(x.shape)}: "
-                f"{channels} channels"
-            )
-        if tensor.dtype not in _TYPES:
-            raise RuntimeError(f"layer {name}: {what} is {tensor.dtype}; use the type of the input, {x.dtype}")
-        if tensor.device != device:
-            raise RuntimeError(f"layer {name}: {what} is on {tensor.device}, but the input on {device}; move it there")
+        _refuse(next(what for what, each in zip(_NAMES, given, strict=True) if each is t), t, x, name)
+
+
+def _refuse(what: str, t: Tensor, x: Tensor, name: str) -> NoReturn:
+    if t.shape != (x.shape[1],):
+        raise ValueError(
+            f"layer {name}: {what} has shape {tuple(t.shape)}, but the input {tuple(x.shape)}: {x.shape[1]} channels"
+        )
+    if t.dtype not in _TYPES:
+        raise RuntimeError(f"layer {name}: {what} is {t.dtype}; use the type of the input, {x.dtype}")
+    raise RuntimeError(f"layer {name}: {what} is on {t.device}, but the input on {x.device}; move it there")
 
 
 def kinds(saved: Sequence[Tensor | None]) -> list[Kind]:
-    """Type and shape of each, for :func:`given_back`."""
-    return [None if t is None else (t.dtype, t.shape) for t in saved]
+    """Type, shape and device of each, for :func:`given_back`."""
+    return [None if t is None else (t.dtype, t.shape, t.device) for t in saved]
 
 
-def given_back(
-    saved: Sequence[Tensor | None], expected: Sequence[Kind], device: torch.device, name: str
-) -> list[Tensor | None]:
-    """What autograd saved, as it was saved, on ``device``. Saved-tensor hooks may return anything in its place.
+def given_back(saved: Sequence[Tensor | None], expected: list[Kind], name: str) -> Sequence[Tensor | None]:
+    """What autograd saved, as it was saved. Saved-tensor hooks may return anything in its place.
 
     Raises:
         RuntimeError: another type or shape, or no values.
     """
-    found = []
+    if kinds(saved) == expected:
+        return saved
+    found: list[Tensor | None] = []
     for t, kind in zip(saved, expected, strict=True):
-        if t is not None and kind is not None:
-            elsewhere = t.device != device
-            if t.dtype != kind[0] or t.shape != kind[1] or (elsewhere and t.is_meta):
-                raise RuntimeError(
-                    f"layer {name}: a saved-tensor hook returned {t.dtype} {tuple(t.shape)} on {t.device} in place of "
-                    f"{kind[0]} {tuple(kind[1])} on {device}; its unpack must undo what its pack does"
-                )
-            if elsewhere:
-                t = t.to(device)
-        found.append(t)
+        if t is None or kind is None:
+            found.append(None)
+            continue
+        dtype, shape, device = kind
+        if t.dtype != dtype or t.shape != shape or (t.is_meta and device.type != "meta"):
+            raise RuntimeError(
+                f"layer {name}: a saved-tensor hook returned {t.dtype} {tuple(t.shape)} on {t.device} in place of "
+                f"{dtype} {tuple(shape)} on {device}; its unpack must undo what its pack does"
+            )
+        found.append(t.to(device))
     return found
