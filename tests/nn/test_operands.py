@@ -164,7 +164,7 @@ EQUAL: dict[str, Callable[[Tensor], Tensor]] = {
     "subclass": lambda t: t.as_subclass(Wrapped),
     "numbers per channel strided": lambda t: strided(t) if t.dim() == 1 else t,
     "numbers per channel of a subclass": lambda t: t.as_subclass(Wrapped) if t.dim() == 1 else t,
-    "numbers per channel negative": lambda t: torch._neg_view(-t) if t.dim() == 1 else t,
+    "statistics negative": lambda t: torch._neg_view(-t) if t.dim() == 1 and bool((t != 1).any()) else t,
     "negative": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,
 }
 CHANGED: dict[str, Callable[[Tensor], Tensor]] = {
