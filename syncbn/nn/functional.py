@@ -187,10 +187,10 @@ def _exchanged(
     local = kernels.local_sums(values, mask, float(shares) if grad else _NO_GRAD)
     observer = observing.present()
     own = None if observer is None else local.sums.clone()  # the exchange uses them up
-    place = f"{name} forward"
-    if not reads:  # debug mode compares places
-        place += ", with a backward message to come" if shares else ", with no backward message to come"
-    message = exchange.all_sum(local.message, partners, place)
+    state = ""
+    if not reads:  # where ranks cannot tell each other, debug mode compares what they go by
+        state = ", with a backward message to come" if shares else ", with no backward message to come"
+    message = exchange.all_sum(local.message, partners, f"{name} forward", state)
     sums = message[:-1] if rides else message
     if observer is not None and own is not None:
         observer.measured(name, own, sums)

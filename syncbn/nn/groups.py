@@ -310,14 +310,15 @@ def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: 
     try:
         store.wait(["plan"] if rank else keys, limit)
     except RuntimeError:  # each kind of store has an error of its own
-        answer: dict[str, Any] = {"late": [key for key in keys if not store.check([key])] or ["0"]}
+        late = [key for key in keys if not store.check([key])] or ["0"]
+        answer: dict[str, Any] = {"late": late, "seconds": limit.total_seconds()}
     else:
         answer = json.loads(store.get("plan")) if rank else {"plan": _plan([store.get(key).decode() for key in keys])}
     if rank == 0:
         store.set("plan", json.dumps(answer))
     if "late" in answer:
         raise RuntimeError(
-            f"timed out in the store: {_listed(answer['late'])} did not come within {limit.total_seconds():g} s"
+            f"timed out in the store: {_listed(answer['late'])} did not come within {answer['seconds']:g} s"
         )
     if store.add("read", 1) == ranks:
         for key in (*keys, "plan", "read"):
