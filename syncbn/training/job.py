@@ -21,9 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from syncbn.training import attempts, config, identity, outcome, ranks, record, silent, slurm, stopping, tested
+from syncbn.training.files import explain, printable
 from syncbn.training.ranks import Ranks, Requests
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Stopped
+
+NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # what says which run this is
 
 
 class RunError(RuntimeError):
@@ -42,20 +45,12 @@ def run(cfg: DictConfig) -> None:
     """Runs one job, as :func:`syncbn.training.launch.main` says."""
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
+    run_dir = Path(hydra.runtime.output_dir)
     try:
-        if in_sweep and identity.launcher() == "torchrun":
-            raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
-        overrides = list(hydra.overrides.task)
-        tested.take(cfg, overrides, _tell if identity.rank() == 0 else lambda line: None)
-        config.settle(cfg)
-        run_dir = Path(hydra.runtime.output_dir)
-        name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
-        if in_sweep and cfg.logger.get("group", "") is None:
-            cfg.logger.group = run_dir.parent.name
-        if identity.launcher():
-            _be_a_rank(cfg, run_dir, name, overrides)
-        else:
-            _start_ranks(cfg, run_dir, name, overrides)
+        try:
+            _run(cfg, run_dir, in_sweep)
+        except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
+            raise SettingError(f"run.id={printable(run_dir.name)}: {explain(error, run_dir)}") from error
     except (SettingError, RunError) as error:
         if isinstance(error, SettingError) and identity.rank() == 0:
             _say(f"error: {error}")
@@ -65,21 +60,37 @@ def run(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
+def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> None:
+    hydra = HydraConfig.get()
+    if in_sweep and identity.launcher() == "torchrun":
+        raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+    overrides = list(hydra.overrides.task)
+    tested.take(cfg, overrides, _tell if identity.rank() == 0 else lambda line: None)
+    config.settle(cfg)
+    name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
+    if in_sweep and cfg.logger.get("group", "") is None:
+        cfg.logger.group = run_dir.parent.name
+    named = in_sweep or cfg.run.id is not None
+    named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
+    start = _be_a_rank if identity.launcher() else _start_ranks
+    start(cfg, run_dir, name, overrides, named)
+
+
+def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
     nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
     if nodes > 1:
         raise SettingError(
             f"trainer.num_nodes={nodes}: python train.py starts the ranks of one machine; on each node call "
             f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
         )
-    if not _begin(cfg, run_dir, name, overrides):
+    if not _begin(cfg, run_dir, name, overrides, named):
         return
-    status = "failed"
+    status, refused = "failed", False
     try:
         with Requests(_say_that_it_stops) as requests:
             ends = Ranks(devices, rank, (run_dir,), run_dir / "ranks").watch(requests, cfg.timeouts.stop)
         end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
-        status = end.status
+        status, refused = end.status, end.refused
         if end.code:
             raise _ended(end.message, end.code)
     finally:
@@ -87,23 +98,24 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
             record.end(run_dir, status)
         if status != "finished":
             close_wandb(cfg, run_dir)
+            with suppress(OSError):
+                record.take_back(run_dir, refused=refused)
         identity.release(run_dir)
     _print_summary(run_dir)
 
 
-def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> bool:
+def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> bool:
     """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
     identity.hold(run_dir)
-    named = attempts.begun_from(cfg)
+    begun_from = attempts.begun_from(cfg)
     try:
-        if not attempts.go_on(cfg, run_dir, _tell):
+        if not attempts.go_on(cfg, run_dir, _tell, overrides, named=named):
+            record.mend(cfg, run_dir, name, overrides)
             _tell(f"run {name} has finished before; this is what came out")
             _print_summary(run_dir)
             identity.release(run_dir)
             return False
-        named = named or record.read(run_dir, "run").get("begun_from")
-        record.begin(cfg, run_dir, name, overrides)
-        record.write(run_dir, "run", record.read(run_dir, "run") | {"begun_from": named})
+        record.begin(cfg, run_dir, name, overrides, begun_from)
     except BaseException:
         identity.release(run_dir)
         raise
@@ -119,13 +131,14 @@ def rank(run_dir: Path) -> None:
     run(cfg, run_dir)
 
 
-def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
+def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
     first = identity.rank() == 0
-    go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides) else "no") == "yes"
+    go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides, named) else "no") == "yes"
     if not go:
         return
     cfg.ckpt_path = identity.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
-    status = "failed"
+    cfg.ckpt_restore = identity.shared("ckpt_restore", lambda: cfg.ckpt_restore or "") or None
+    status, refused = "failed", False
     try:
         import_run()(cfg, run_dir)
         status = "finished"
@@ -138,6 +151,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
             _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         sys.exit(128 + stop.signum)
     except SettingError as error:
+        refused = True
         if not first and not isinstance(error, AgreedError):
             _say(f"error: rank {identity.rank()}: {error}")
         raise
@@ -147,6 +161,8 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
         if first:
             with suppress(OSError):
                 record.end(run_dir, status)
+                if status != "finished":
+                    record.take_back(run_dir, refused=refused)
     if first:
         _print_summary(run_dir)
 
@@ -213,7 +229,7 @@ def _how_to_go_on(run_dir: Path) -> str:
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return f"the same sweep with hydra.sweep.dir={record.short(run_dir.parent)} goes on with it"
-    program, *settings = (each for each in sys.argv if not each.startswith(("run.id=", "ckpt_path=", "hydra.run.dir=")))
+    program, *settings = (each for each in sys.argv if not each.startswith(NAMES))
     settings.append(_name(run_dir))
     if identity.launcher() == "srun":
         return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"

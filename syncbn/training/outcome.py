@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from syncbn.training import record, silent
 from syncbn.training.ranks import End, stopped
 
+REFUSALS = ("SettingError", "AgreedError", "DamagedError")
+
 
 class Outcome(NamedTuple):
     """The end of a run.
@@ -17,11 +19,13 @@ class Outcome(NamedTuple):
         status: for ``run.json``: finished, interrupted or failed.
         message: one line for the user; empty where it finished.
         code: for the program, by convention: 0, 128 + the signal that stopped it, 1 for anything else.
+        refused: its settings cannot work, as a rank has found.
     """
 
     status: str
     message: str = ""
     code: int = 0
+    refused: bool = False
 
 
 def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
@@ -36,7 +40,7 @@ def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
     if all(end.code == 0 for end in ends):
         return Outcome("finished")
     if any(end.error for end in ends):  # that it was asked to stop as well is no excuse
-        return Outcome("failed", _explain(ends, run_dir, go_on), 1)
+        return Outcome("failed", _explain(ends, run_dir, go_on), 1, _refused(ends))
     signum = (asked or [end.code - 128 for end in ends if stopped(end.code)] or [0])[0]
     if not signum:
         return Outcome("failed", _explain(ends, run_dir, go_on), 1)
@@ -44,6 +48,10 @@ def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
     if not all(stopped(end.code) or end.code == 0 for end in ends):
         message += ", some ranks in the middle of a step"
     return Outcome("interrupted", f"{message}; {go_on}", 128 + signum)
+
+
+def _refused(ends: list[End]) -> bool:
+    return min((end for end in ends if end.error), key=_blame).error.get("kind") in REFUSALS
 
 
 def what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
@@ -71,12 +79,12 @@ def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
         return f"{_about(hung[0], ends, run_dir)} {waited}; {go_on}"
     if first.code < 0 and "kind" not in first.error:  # gloo's thread may abort a process that ends
         return f"{_about(first, ends, run_dir)} was killed by {signal.Signals(-first.code).name}; {go_on}"
-    if first.error.get("kind") in ("SettingError", "AgreedError"):
+    if first.error.get("kind") in REFUSALS:
         return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
     trace = run_dir / "error.txt"
     try:
-        trace.write_text(traces)
+        trace.write_text(traces, encoding="utf-8")
     except OSError:  # no space left, perhaps
         _say(traces)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -133,7 +133,11 @@ def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
 def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
     """Trains; what came out."""
     start = time.monotonic()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+    state = cfg.ckpt_path
+    if cfg.get("ckpt_restore") == "weights":
+        checkpoints.load_weights(module, cfg.ckpt_path)
+        state = None
+    trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
@@ -192,6 +196,7 @@ def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=lambda line: print(line, flush=True),
+        on_begin=lambda: record.trains(run_dir),
         **_plain(cfg.resume),
     )
 

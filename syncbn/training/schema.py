@@ -91,6 +91,7 @@ class Config:
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     cluster: Any = MISSING
     ckpt_path: str | None = None
+    ckpt_restore: str | None = None
     mode: str = "train"
     test: bool = True
     simulate: int | None = None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from syncbn.training import attempts, identity, outcome, record
+from syncbn.training.files import explain
 from syncbn.training.job import close_wandb, rank
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Ranks, Requests
@@ -86,31 +87,38 @@ def _begin(run: Run) -> Ranks | Outcome:
     try:
         identity.hold(run.directory)
         held = True
-        if attempts.go_on(run.cfg, run.directory, lambda line: None):
+        begun_from = attempts.begun_from(run.cfg)
+        if attempts.go_on(run.cfg, run.directory, lambda line: None, run.overrides):
             began = True
-            record.begin(run.cfg, run.directory, run.directory.name, run.overrides)
+            record.begin(run.cfg, run.directory, run.directory.name, run.overrides, begun_from)
             return Ranks(run.cfg.trainer.devices, rank, (run.directory,), run.directory / "ranks", silent=True)
+        record.mend(run.cfg, run.directory, run.directory.name, run.overrides)
     except Exception as error:
         said = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            error = SettingError(said := explain(error, run.directory))
         end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
         with suppress(OSError):  # the disk may be full
             if began and record.read(run.directory, "run").get("status") == "running":
                 record.end(run.directory, "failed")
+                record.take_back(run.directory, refused=False)
     if held:
         identity.release(run.directory)
     return end
 
 
 def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
-    status = "failed"
+    status, refused = "failed", False
     try:
         ranks.close()
         end = outcome.of(ranks.ends(), requests.seen, run.directory, GO_ON)
-        status = end.status
+        status, refused = end.status, end.refused
         return end
     finally:
         with suppress(OSError):  # the disk may be full
             record.end(run.directory, status)
         if status != "finished":
             close_wandb(run.cfg, run.directory)
+            with suppress(OSError):
+                record.take_back(run.directory, refused=refused)
         identity.release(run.directory)

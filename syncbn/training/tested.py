@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.training.attempts import DEFAULTS
 from syncbn.training.flat import COPIES, flat
 from syncbn.training.identity import run_of
+from syncbn.training.record import settings
 from syncbn.training.schema import AgreedError
 
 # What a group is: its other settings belong to that.
@@ -34,10 +35,9 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         AgreedError: the user has said something else, or the data are others.
     """
     run_dir = run_of(Path(cfg.ckpt_path)) if cfg.get("mode") == "test" and cfg.ckpt_path else None
-    if run_dir is None or not (run_dir / "config.yaml").exists():
+    earlier = None if run_dir is None else settings(run_dir)
+    if earlier is None:
         return
-    earlier = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(earlier, DictConfig)
     said = {each.lstrip("+~").partition("=")[0] for each in overrides}
     taken: dict[str, Any] = {}
     against: dict[str, Any] = {}
