@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -85,17 +86,21 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
         )
     if not _begin(cfg, run_dir, name, overrides, named):
         return
-    status, refused = "failed", False
+    status, refused, more = "failed", False, dict[str, Any]()
     try:
         with Requests(_say_that_it_stops) as requests:
             ends = Ranks(devices, rank, (run_dir,), run_dir / "ranks").watch(requests, cfg.timeouts.stop)
         end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
         status, refused = end.status, end.refused
+        if status == "interrupted" and _is_requeued():
+            more["requeued"] = slurm.job()
+            _say(_goes_back(end.message.partition(";")[0]))
+            raise RunError(end.message, end.code)
         if end.code:
             raise _ended(end.message, end.code)
     finally:
         with suppress(OSError):  # the disk may be full, which has been said
-            record.end(run_dir, status)
+            record.end(run_dir, status, **more)
         if status != "finished":
             close_wandb(cfg, run_dir)
             with suppress(OSError):
@@ -185,16 +190,34 @@ def _come_back(stop: Stopped, run_dir: Path) -> None:
     def requeue() -> str:
         record.end(run_dir, "interrupted")  # here, for Slurm ends this process
         try:
-            if slurm.comes_back(stop.signum):
-                _say(f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint")
-                slurm.requeue()
+            back = slurm.goes_back()
+            if back or slurm.comes_back(stop.signum):
+                record.end(run_dir, "interrupted", requeued=slurm.job())
+                _say(_goes_back(stop))
+                if not back:
+                    slurm.requeue()
                 return "yes"
         except SettingError as error:
+            record.end(run_dir, "interrupted", requeued=None)
             _say(f"error: {error}")
         _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         return "no"
 
     identity.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
+
+
+def _goes_back(stop: object) -> str:
+    return f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint"
+
+
+def _is_requeued() -> bool:
+    """Whether this process is the batch script of a job that Slurm starts again."""
+    if slurm.job() is None or slurm.is_interactive():
+        return False
+    try:
+        return slurm.goes_back()
+    except SettingError:  # no scontrol here
+        return False
 
 
 def import_run() -> Callable[[DictConfig, Path], None]:

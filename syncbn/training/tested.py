@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.attempts import DEFAULTS
+from syncbn.training.files import DamagedError
 from syncbn.training.flat import COPIES, flat
 from syncbn.training.identity import run_of
 from syncbn.training.record import settings
@@ -35,7 +36,11 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         AgreedError: the user has said something else, or the data are others.
     """
     run_dir = run_of(Path(cfg.ckpt_path)) if cfg.get("mode") == "test" and cfg.ckpt_path else None
-    earlier = None if run_dir is None else settings(run_dir)
+    try:
+        earlier = None if run_dir is None else settings(run_dir)
+    except DamagedError as error:
+        say(f"{error}: model, norm and data are not taken from it, but as they are set here")
+        return
     if earlier is None:
         return
     said = {each.lstrip("+~").partition("=")[0] for each in overrides}
