@@ -42,7 +42,7 @@ class Run:
 
     Attributes:
         path: it.
-        status: "finished", "failed", "interrupted", "requeued", "running", "killed" (its record says that it is running,
+        status: "finished", "failed", "interrupted", "requeued", "running", "killed" (its record says "running",
             and no process is at it), or "no result": it has finished, or nobody knows how it ended, and what came out
             cannot be read.
         trouble: what is wrong with it, for people; "" where it has finished and its files are whole.

@@ -190,11 +190,11 @@ def _come_back(stop: Stopped, run_dir: Path) -> None:
     def requeue() -> str:
         record.end(run_dir, "interrupted")  # here, for Slurm ends this process
         try:
-            back = slurm.goes_back()
-            if back or slurm.comes_back(stop.signum):
+            asks = slurm.comes_back(stop.signum)
+            if asks or slurm.goes_back():
                 record.end(run_dir, "interrupted", requeued=slurm.job())
                 _say(_goes_back(stop))
-                if not back:
+                if asks:
                     slurm.requeue()
                 return "yes"
         except SettingError as error:
