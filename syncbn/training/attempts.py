@@ -98,9 +98,9 @@ def go_on(
     if finished:
         further = _goes_further(cfg, before)
         if others := changes if further else changes_of(cfg, before, DONE):
+            which = f"run.id={run_dir.name}: this run" if named else f"ckpt_path={cfg.ckpt_path}: run {run_dir.name}"
             raise SettingError(
-                f"run.id={run_dir.name}: this run has finished with other settings ({', '.join(others)}); "
-                f"use another id{_to_begin(cfg)}"
+                f"{which} has finished with other settings ({', '.join(others)}); use another id{_to_begin(cfg)}"
             )
         wrong = record.damage(run_dir, "result")
         if not (further or wrong):
@@ -110,7 +110,7 @@ def go_on(
             _test_again(run_dir, wrong, newest, say)
     if changes and not named:
         raise SettingError(
-            f"ckpt_path={cfg.ckpt_path}: its run has other settings ({', '.join(changes)}); use another id"
+            f"ckpt_path={cfg.ckpt_path}: run {run_dir.name} has other settings ({', '.join(changes)}); use another id"
             f"{_to_begin(cfg)}"
         )
     if other and here and cfg.ckpt_restore == "weights":
@@ -173,14 +173,24 @@ def _before(
         before, wrong = None, str(error)
     if before is not None:
         return before
-    if about["status"] == "finished" and overrides is not None and about.get("overrides") != overrides:
-        said = " ".join(map(str, about["overrides"])) if isinstance(about["overrides"], list) else "unknown"
+    earlier = about.get("overrides")
+    if about["status"] == "finished" and overrides is not None and _that_matter(earlier) != _that_matter(overrides):
+        said = " ".join(map(str, earlier)) if isinstance(earlier, list) else "unknown"
         raise SettingError(
             f"run.id={run_dir.name}: {wrong}, so settings cannot be compared; use those of the run ({said}), "
             "or another id"
         )
-    say(f"{wrong}: settings are not compared, and today's are taken for those of the run")
+    say(f"{wrong}: settings are not compared, and config.yaml is written again from today's")
     return cfg
+
+
+def _that_matter(overrides: object) -> set[str] | None:
+    """Overrides that say what is trained; None where these are none."""
+    if not isinstance(overrides, list | tuple):
+        return None
+    harmless = tuple(f"{name}." for name in HARMLESS)
+    said = {str(each).lstrip("+") for each in overrides}
+    return {each for each in said if not f"{each.partition('=')[0]}.".startswith(harmless)}
 
 
 def _lies_in(ckpt_path: str | None, run_dir: Path) -> bool:
@@ -217,13 +227,8 @@ def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
             "ckpt_restore=weights"
         )
     if cfg.ckpt_restore == "weights" or (cfg.ckpt_restore is None and (lacks or others)):
-        why = (
-            f", for it has no {', '.join(lacks)}"
-            if lacks
-            else f", for its run has {', '.join(others)}"
-            if others
-            else ""
-        )
+        why = f", as settings differ: {', '.join(others)}" if others else ""
+        why = f", as it has no {', '.join(lacks)}" if lacks else why
         say(f"this run begins with the weights of {record.short(path)}, at epoch 1{why}")
         cfg.ckpt_path, cfg.ckpt_restore = str(path.resolve()), "weights"
         return

@@ -21,6 +21,8 @@ ADVICE = {
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ENOTDIR: "a part of this path is a file: remove that file, or use another directory",
     errno.EEXIST: "a file has this name: remove it, or use another directory",
+    errno.EISDIR: "a directory has this name: move it away",
+    errno.ENOTEMPTY: "a directory has this name: move it away",
     errno.ENOENT: "it was removed meanwhile: repeat the command, or use another directory",
     errno.EMFILE: "allow more open files (ulimit -n 1024)",
     errno.ENFILE: "this machine has too many open files: close some programs",
@@ -104,7 +106,8 @@ def explain(error: OSError, path: Path) -> str:
         error: as it was raised.
         path: the file, where the error names none.
     """
-    at = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    named = error.filename2 or error.filename  # the second is what a file was to be renamed to
+    at = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
     said = error.strerror or str(error)
     if error.errno == errno.EMFILE:
         said += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"

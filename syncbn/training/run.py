@@ -56,8 +56,6 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         run_dir: the run directory, begun by :func:`syncbn.training.record.begin`; the same on all ranks.
     """
     _quieten()
-    if cfg.mode == "test":  # nothing will be saved there
-        warnings.filterwarnings("ignore", "The dirpath has changed")
     if cfg.trainer.accelerator == "cpu":
         asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         share = (os.cpu_count() or 1) // cfg.trainer.devices
@@ -238,6 +236,7 @@ def _quieten() -> None:
         "does not have many workers",  # digits are in memory
         "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
+        "The dirpath has changed",  # a run that begins from another one's checkpoint, or tests it
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
         "You're resuming from a checkpoint that ended before the epoch ended",  # resume.py says what it does about it
         "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
