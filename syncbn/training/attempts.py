@@ -136,7 +136,8 @@ def _test_again(run_dir: Path, wrong: str, newest: Path | None, say: Callable[[s
     """For a run that has finished and whose results are damaged: what is trained is there still."""
     if newest is None:
         raise SettingError(
-            f"run.id={run_dir.name}: {wrong}, and no sound checkpoint is left to test; train again with another id"
+            f"run.id={run_dir.name}: {wrong}, and no sound checkpoint is left to test; to train it again "
+            f"remove {record.short(run_dir)}, or use another id"
         )
     say(f"{wrong}: the run is tested again, and its results are written again")
 

@@ -42,6 +42,8 @@ def _or_end(check: Callable[[], None]) -> None:
         return
     except SettingError as error:
         line = str(error)
+    except OSError as error:  # a name that no file can have, for example
+        line = f"run directory: {explain(error, Path.cwd())}"
     except OmegaConfBaseException as error:
         line = " ".join(printable(error).split())
     if os.environ.get("HYDRA_FULL_ERROR") == "1":

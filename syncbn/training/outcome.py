@@ -54,17 +54,17 @@ def _refused(ends: list[End]) -> bool:
     return min((end for end in ends if end.error), key=_blame).error.get("kind") in REFUSALS
 
 
-def what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
+def what(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
     """An exception as part of a line.
 
     Args:
         error: as :func:`syncbn.training.ranks.about` has it.
-        trace: the file with its traceback.
+        trace: the file with its traceback; None where it could not be written.
         cause: what it came from, to be said first.
     """
     message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
     place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
-    place += f"traceback: {record.short(trace)}"
+    place += f"traceback: {record.short(trace) if trace else 'not written; HYDRA_FULL_ERROR=1 prints it'}"
     return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
 
 
@@ -82,11 +82,11 @@ def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
     if first.error.get("kind") in REFUSALS:
         return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
-    trace = run_dir / "error.txt"
+    trace: Path | None = run_dir / "error.txt"
     try:
-        trace.write_text(traces, encoding="utf-8")
+        (run_dir / "error.txt").write_text(traces, encoding="utf-8")
     except OSError:  # no space left, perhaps
-        _say(traces)
+        trace = None
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _say(traces)
     said = what({"kind": f"exit code {first.code}", **first.error}, trace)

@@ -46,14 +46,16 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
 
 def _lacks(cfg: DictConfig, run_dir: Path) -> str:
     """What this rank cannot work with; empty where it can."""
-    draft = run_dir / f".rank-{os.environ['RANK']}"
-    try:
-        draft.write_text("")
-        draft.unlink()
-    except OSError as error:
-        return (
-            f"hydra.run.dir={run_dir}: rank {os.environ['RANK']} cannot write there ({error.strerror}); all ranks must"
-        )
+    for directory in filter(Path.is_dir, (run_dir, run_dir / "checkpoints")):
+        draft = directory / f".rank-{os.environ['RANK']}"
+        try:
+            draft.write_text("", encoding="utf-8")
+            draft.unlink()
+        except OSError as error:
+            return (
+                f"hydra.run.dir={run_dir}: rank {os.environ['RANK']} cannot write "
+                f"{'there' if directory == run_dir else f'in {directory}'} ({error.strerror}); all ranks must"
+            )
     precision = str(cfg.trainer.get("precision") or "32-true")
     if cfg.trainer.accelerator == "cpu" and precision.startswith("16"):
         return f"trainer.precision={precision}: float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"
