@@ -9,7 +9,6 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from syncbn.training import attempts, identity, outcome, record
-from syncbn.training.files import explain
 from syncbn.training.job import close_wandb, rank
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Ranks, Requests
@@ -95,8 +94,6 @@ def _begin(run: Run) -> Ranks | Outcome:
         record.mend(run.cfg, run.directory, run.directory.name, run.overrides)
     except Exception as error:
         said = " ".join(str(error).split())
-        if isinstance(error, OSError):
-            error = SettingError(said := explain(error, run.directory))
         end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
         with suppress(OSError):  # the disk may be full
             if began and record.read(run.directory, "run").get("status") == "running":
