@@ -1,7 +1,6 @@
 """What earlier attempts of a run left: whether there is anything to do, and the checkpoint to go on from."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -405,9 +404,9 @@ def _count(number: int, noun: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     """What is in a checkpoint."""
     if not identity.is_file(path):
-        beside = sorted(str(p) for p in path.parent.glob("*.ckpt")) if os.path.isdir(path.parent) else []
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
         hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-        what = "this is a directory" if os.path.isdir(path) else "there is no such file"
+        what = "this is a directory" if identity.is_directory(path) else "there is no such file"
         raise SettingError(f"ckpt_path={printable(path)}: {what}; {hint}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

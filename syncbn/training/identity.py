@@ -71,6 +71,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_directory(path: Path) -> bool:
+    """Likewise for a directory."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 @cache
 def new_id() -> str:
     """That of the Slurm job, which a requeue keeps, else date, time and a few letters: ``20260131-235959-3f9c``.
