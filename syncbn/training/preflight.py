@@ -46,7 +46,8 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
 
 def _lacks(cfg: DictConfig, run_dir: Path) -> str:
     """What this rank cannot work with; empty where it can."""
-    for directory in filter(Path.is_dir, (run_dir, run_dir / "checkpoints")):
+    kept = run_dir / "checkpoints"
+    for directory in (run_dir, kept) if kept.is_dir() else (run_dir,):
         draft = directory / f".rank-{os.environ['RANK']}"
         try:
             draft.write_text("", encoding="utf-8")

@@ -160,8 +160,10 @@ def test_a_signal_at_the_very_begin_stops_both_tasks_and_puts_the_job_back(tmp_p
 def test_a_job_that_slurm_has_put_back_itself_is_not_told_to_be_sent_again(tmp_path: Path) -> None:
     """After ``scontrol requeue``: a SIGTERM, and Slurm counts one more restart than this process is of."""
     scontrol(tmp_path, "JobState=COMPLETING PreemptTime=None Restarts=1")
-    both = tasks(tmp_path, "trainer.max_epochs=2", "logger=csv")
-    time.sleep(0.3)
+    both = tasks(tmp_path, "trainer.max_epochs=300", "logger=csv")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "outputs/slurm-7/run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     for task in both:
         task.send_signal(signal.SIGTERM)
     out = [task.communicate(timeout=120)[0] for task in both]
