@@ -113,7 +113,7 @@ def go_on(
             f"ckpt_path={cfg.ckpt_path}: run {run_dir.name} has other settings ({', '.join(changes)}); use another id"
             f"{_to_begin(cfg)}"
         )
-    if other and here and cfg.ckpt_restore == "weights":
+    if other and here and cfg.get("ckpt_restore") == "weights":
         raise SettingError(f"ckpt_restore=weights: {run_dir.name} continues with its whole state{_to_begin(cfg)}")
     _refuse_second_run(cfg, run_dir, changes)
     if other and here:
@@ -222,12 +222,12 @@ def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
         with suppress(DamagedError):
             before = record.settings(run_dir)
             others = [] if before is None else changes_of(cfg, before, CONTINUED)
-    if cfg.ckpt_restore == "all" and lacks:
+    if cfg.get("ckpt_restore") == "all" and lacks:
         raise SettingError(
             f"ckpt_restore=all: {path} has no {', '.join(lacks)}, so no training can be continued from it; use "
             "ckpt_restore=weights"
         )
-    if cfg.ckpt_restore == "weights" or (cfg.ckpt_restore is None and (lacks or others)):
+    if cfg.get("ckpt_restore") == "weights" or (cfg.get("ckpt_restore") is None and (lacks or others)):
         why = f", as settings differ: {', '.join(others)}" if others else ""
         why = f", as it has no {', '.join(lacks)}" if lacks else why
         say(f"this run begins with the weights of {record.short(path)}, at epoch 1{why}")

@@ -142,7 +142,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], 
     if not go:
         return
     cfg.ckpt_path = identity.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
-    cfg.ckpt_restore = identity.shared("ckpt_restore", lambda: cfg.ckpt_restore or "") or None
+    cfg.ckpt_restore = identity.shared("ckpt_restore", lambda: cfg.get("ckpt_restore") or "") or None
     status, refused = "failed", False
     try:
         import_run()(cfg, run_dir)

@@ -133,7 +133,7 @@ def take_back(run_dir: Path, *, refused: bool) -> bool:
 
 def trains(run_dir: Path) -> None:
     """Notes that this attempt changes the run from now on."""
-    write(run_dir, "run", read(run_dir, "run") | {"trained": True})
+    write(run_dir, "run", recovered(run_dir) | {"trained": True})
 
 
 def _put_back(run_dir: Path, last: int) -> None:
@@ -184,7 +184,7 @@ def _wandb_id(run_id: str) -> str:
 def end(run_dir: Path, status: str, **more: Any) -> None:
     """Writes how the run ended into ``run.json``: ``finished``, ``failed`` or ``interrupted``."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
-    write(run_dir, "run", read(run_dir, "run") | {"status": status, "ended": ended} | more)
+    write(run_dir, "run", recovered(run_dir) | {"status": status, "ended": ended} | more)
 
 
 def read(run_dir: Path, name: str) -> dict[str, Any]:
