@@ -14,10 +14,24 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from syncbn.training import identity, record
 from syncbn.training.schema import SettingError
 
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
+DAMAGED = "cannot be read: it is damaged"
+# What each file has to have for the rest of the program; other contents are damaged.
+NOTHING = type(None)
+KINDS: dict[str, dict[str, Any]] = {
+    "config.yaml": dict.fromkeys(record.GROUPS, dict),
+    "run.json": {
+        "status": str,
+        **dict.fromkeys(("versions", "git"), (dict, NOTHING)),
+        **dict.fromkeys(("started", "ended", "tests", "begun_from"), (str, NOTHING)),
+        "normalization_batch": (int, NOTHING),
+    },
+    "result.json": {"test": (dict, NOTHING)},
+}
 # libyaml's is ten times as fast, where PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -28,8 +42,9 @@ class Run:
 
     Attributes:
         path: it.
-        status: "finished", "failed", "interrupted", "running", or "no result": it has finished, or nobody knows how it
-            ended, and what came out cannot be read.
+        status: "finished", "failed", "interrupted", "requeued", "running", "killed" (its record says "running",
+            and no process is at it), or "no result": it has finished, or nobody knows how it ended, and what came out
+            cannot be read.
         trouble: what is wrong with it, for people; "" where it has finished and its files are whole.
         config: ``config.yaml``, empty where it cannot be read.
         about: ``run.json``, likewise.
@@ -155,6 +170,8 @@ def _read(path: Path) -> Run:
     parts, troubles = {}, []
     for name, load in (("config.yaml", _yaml), ("run.json", json.loads), ("result.json", json.loads)):
         parts[name], trouble = _load(path / name, load)
+        if parts[name] and not all(isinstance(parts[name].get(key), kind) for key, kind in KINDS[name].items()):
+            parts[name], trouble = {}, DAMAGED
         if trouble:
             troubles.append(f"{name} {trouble}")
     config, about, result = parts.values()
@@ -164,7 +181,12 @@ def _read(path: Path) -> Run:
         asked = " ".join(map(str, overrides.get("all") or [])) or "its settings are not known"
         return Run(path, "failed", f"it failed before training began, or has just started ({asked})", config)
     if status == "running":
-        trouble = "it had not ended when this was computed: it is running, or was killed"
+        held = identity.is_held(path)
+        status = "killed" if held is False else "running"
+        killed = "it was killed" if held is False else "it is running" if held else "it is running, or was killed"
+        trouble = f"it had not ended when this was computed: {killed}"
+    elif status == "interrupted" and about.get("requeued"):
+        status, trouble = "requeued", f"it was interrupted, and Slurm's queue has it again (job {about['requeued']})"
     elif status in ("failed", "interrupted"):
         trouble = f"it {'failed' if status == 'failed' else 'was interrupted'}{_reason(path)}"
     elif troubles or not result:
@@ -180,9 +202,9 @@ def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
         return {}, "is missing"
     try:
         contents = load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}, "cannot be read: it is damaged"
-    return (contents, "") if isinstance(contents, dict) else ({}, "cannot be read: it is damaged")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}, DAMAGED
+    return (contents, "") if isinstance(contents, dict) and contents else ({}, DAMAGED)
 
 
 def _yaml(text: str) -> Any:
@@ -192,7 +214,7 @@ def _yaml(text: str) -> Any:
 def _reason(path: Path) -> str:
     """The last line of ``error.txt``, where the run has left one."""
     try:
-        lines = (path / "error.txt").read_text(errors="replace", encoding="utf-8").split("\n")
+        lines = (path / "error.txt").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -202,7 +224,7 @@ def _reason(path: Path) -> str:
 def _table(path: Path) -> pd.DataFrame:
     """A CSV file without its last line where that is half written; empty where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         return pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))
     except (OSError, ValueError, csv.Error):  # pandas' own errors are ValueErrors
         return pd.DataFrame()

@@ -8,7 +8,8 @@ from syncbn.training.flat import COPIES, flat
 
 # Bookkeeping, a group or a name each: where, how, and what is looked at. It cannot change what is trained.
 BOOKKEEPING = [
-    *("run", "resume", "timeouts", "cluster", "logger", "study", "ckpt_path", "trust", "test", "precise_batches"),
+    *("run", "resume", "timeouts", "cluster", "logger", "study", "ckpt_path"),
+    *("ckpt_restore", "trust", "test", "precise_batches"),
     *("corruptions", "fit", "target"),
     *("callbacks.learning_rate", "callbacks.finite", "callbacks.statistics", "callbacks.gradients"),
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),

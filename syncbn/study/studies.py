@@ -21,6 +21,7 @@ from syncbn.study.members import Member
 from syncbn.study.plan import Cell
 from syncbn.training import attempts, config, identity, record, several
 from syncbn.training.console import print_line
+from syncbn.training.files import DamagedError, explain
 from syncbn.training.outcome import Outcome
 from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
@@ -63,8 +64,9 @@ def main(cfg: DictConfig) -> None:
                 pages.write_claims(study, found, root, command)
             else:
                 pages.write(cfg, study, found[0].cells, root, command)
-    except SettingError as error:
-        print_line(f"error: {error}", error=True)
+    except (SettingError, OSError) as error:
+        said = explain(error, root) if isinstance(error, OSError) else error
+        print_line(f"error: {said}", error=True)
         code = 1
     if code:
         sys.exit(code)
@@ -137,9 +139,10 @@ def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
 def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
     """Runs of this directory that were made, or begun, with other settings are of another study."""
     for run in runs:
-        file = run.directory / "config.yaml"
-        before = OmegaConf.load(file) if file.exists() else run.cfg
-        assert isinstance(before, DictConfig)
+        try:
+            before = record.settings(run.directory) or run.cfg
+        except DamagedError:  # which concerns this run alone, and is reported when it is its turn
+            continue
         if changes := attempts.changes_of(run.cfg, before, attempts.HARMLESS):
             raise SettingError(
                 f"study.directory={study['directory']}: its runs were made with other settings ({', '.join(changes)}); "

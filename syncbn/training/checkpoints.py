@@ -2,9 +2,13 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
 
 from syncbn.training.schema import AgreedError
 
@@ -54,15 +58,52 @@ def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
-@contextmanager
-def named(path: str | None) -> Iterator[None]:
-    """Within this context, that the checkpoint that the user named is of another model is told in a line.
+def load_weights(module: Any, path: str) -> None:
+    """Loads the weights of a checkpoint into a LightningModule, and nothing else of it.
 
     Raises:
-        AgreedError: it does not fit the model, as every rank finds.
+        RuntimeError: it is of another network, as torch says.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)  # as Lightning does: a module may keep more in it, or rename
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+
+
+def other_optimizer(states: Sequence[dict[str, Any]], optimizers: Sequence[Optimizer]) -> str | None:
+    """Why the optimizers cannot go on with what a checkpoint holds of its own; None where they can.
+
+    torch refuses another number of parameters by itself. It takes the state of another class without a word, and then
+    fails in the first step or computes something else. Each class has its own options, by whose names it is known
+    here; a version of torch that adds one, or leaves one out, makes no other class.
+    """
+    if len(states) != len(optimizers):
+        return f"it has {len(states)} of them, and this training {len(optimizers)}"
+    for state, optimizer in zip(states, optimizers, strict=True):
+        name, sizes = type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups]
+        groups = state.get("param_groups") or []
+        if [len(group["params"]) for group in groups] != sizes:
+            return f"its groups have {', '.join(str(len(g['params'])) for g in groups)} parameters, and here {sizes}"
+        own = {"params", "initial_lr", "param_names", *optimizer.defaults}
+        theirs = {key for group in groups for key in group}
+        if theirs - own and set(optimizer.defaults) - theirs:
+            return f"its options are {', '.join(sorted(theirs - {'params', 'initial_lr'}))}, not those of {name}"
+    return None
+
+
+@contextmanager
+def named(path: str | None) -> Iterator[None]:
+    """Within this context, that a checkpoint is of another model or optimizer is told in a line.
+
+    Raises:
+        AgreedError: it does not fit, as every rank finds.
     """
     try:
         yield
+    except OtherOptimizerError as error:
+        raise AgreedError(
+            f"ckpt_path={path}: it is of a training with another optimizer ({error}); use that one, or begin "
+            "another run with its weights (run.id=NAME ckpt_restore=weights)"
+        ) from error
     except RuntimeError as error:
         kind, *problems = str(error).splitlines() or [""]
         if path is None or "Error(s) in loading state_dict" not in kind:
@@ -71,3 +112,7 @@ def named(path: str | None) -> Iterator[None]:
         raise AgreedError(
             f"ckpt_path={path}: it is not of this model ({what}); use the model and norm that it was trained with"
         ) from error
+
+
+class OtherOptimizerError(Exception):
+    """A checkpoint holds the state of another optimizer; the message says how that is seen."""

@@ -1,7 +1,6 @@
 """Settings: one check of all of them before any work, and what follows from them."""
 
 import os
-import re
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync")
 DEFAULT_BATCH_SIZE = 32
-# What a directory, W&B, a glob and Hydra's command line all take.
-RUN_ID = r"\w([\w.+@ -]*[\w.+@-])?"
+RUN_ID = identity.RUN_ID
 
 
 def settle(cfg: DictConfig) -> None:
@@ -214,10 +212,11 @@ def _check_simulated_batches(cfg: DictConfig) -> None:
 
 
 def _check_resume(cfg: DictConfig) -> None:
-    if cfg.run.id is not None and not re.fullmatch(RUN_ID, cfg.run.id):
-        raise SettingError(
-            f"run.id={cfg.run.id}: use letters, digits, any of -_.+@, and blanks between them; a letter or digit first"
-        )
+    identity.check_id(cfg.run.id)
+    if cfg.get("ckpt_restore") not in (None, "all", "weights"):
+        raise SettingError(f"ckpt_restore={cfg.ckpt_restore}: use all, weights or null")
+    if cfg.get("ckpt_restore") is not None and cfg.ckpt_path is None:
+        raise SettingError(f"ckpt_restore={cfg.ckpt_restore}: there is nothing to restore; give ckpt_path too")
     if cfg.resume.every_n_steps is not None:
         _check_count("resume.every_n_steps", cfg.resume.every_n_steps)
     _check_count("resume.keep", cfg.resume.keep)

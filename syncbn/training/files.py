@@ -1,9 +1,39 @@
-"""Writes small files that are there whole or not at all, and never through a symbolic link."""
+"""Small files: written whole or not at all, never through a symbolic link; read with a line about what is wrong."""
 
+import errno
+import json
+import os
+import resource
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from syncbn.training.console import printable
+from syncbn.training.schema import SettingError
+
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # file systems that flush no directory, or do not let us open it
+ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within your quota",
+    errno.EACCES: "this user may not write there: change the permissions (chmod), or use another directory",
+    errno.EPERM: "this user may not change it, or it is immutable (lsattr, chattr -i): use another directory",
+    errno.EROFS: "mount it writable, or use another directory",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOTDIR: "a part of this path is a file: remove that file, or use another directory",
+    errno.EEXIST: "a file has this name: remove it, or use another directory",
+    errno.EISDIR: "a directory has this name: move it away",
+    errno.ENOTEMPTY: "a directory has this name: move it away",
+    errno.ENOENT: "it was removed meanwhile: repeat the command, or use another directory",
+    errno.EMFILE: "allow more open files (ulimit -n 1024)",
+    errno.ENFILE: "this machine has too many open files: close some programs",
+}
+
+
+class DamagedError(SettingError):
+    """A file is there, and its contents are not what was written."""
+
 
 # What a run writes to without replacing it. Other files of a run directory are replaced, which replaces a link too.
 APPENDED = ("metrics.csv", "statistics.csv", "gradients.csv", "wandb-lines.jsonl", "error.txt", "train.log")
@@ -14,14 +44,19 @@ FOLDERS = ("checkpoints", "ranks", "wandb")
 def replacing(path: Path) -> Iterator[Path]:
     """A draft to write, which then takes the place of ``path``; one that cannot be written leaves the old file alone.
 
-    A process that is killed may leave the draft, under one name for each ``path``: the next one writes over it.
+    It is flushed to the disk before it is renamed, and the directory after that: a power cut leaves the old file or the
+    new one, and no empty one. A process that is killed may leave the draft, under one name for each ``path``: the next
+    one writes over it.
     """
     draft = unlinked(path.with_name(f".{path.name}"))
     try:
         yield draft
+        flush(draft)
         draft.replace(path)
-    except OSError:  # no space left, say
-        draft.unlink(missing_ok=True)
+        flush(path.parent)
+    except OSError:  # no space left, for example
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise
 
 
@@ -57,3 +92,76 @@ def detach(run_dir: Path) -> list[str]:
         else:
             path.unlink()
     return names
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the entries of a directory, are on the disk."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_FLUSH):
+            raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DamagedError: it holds something else; the message says what, without the name of the file.
+        OSError: it cannot be read.
+    """
+    text = read_text(path)
+    try:
+        contents = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"is damaged (not JSON: {error})") from None
+    if not isinstance(contents, dict):
+        raise DamagedError(f"is damaged (it holds a {type(contents).__name__}, and should hold an object)")
+    return contents
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that is not empty.
+
+    Raises:
+        DamagedError: it is empty, or is not text.
+        OSError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DamagedError("is damaged (not text in UTF-8)") from None
+    if not text.strip("\0 \t\r\n"):
+        raise DamagedError("is damaged (empty)")
+    return text
+
+
+def explain(error: OSError, path: Path) -> str:
+    """One line: which file, what the system says about it, and what to do.
+
+    Args:
+        error: as it was raised.
+        path: the file, where the error names none.
+    """
+    named = error.filename2 or error.filename  # the second is what a file was to be renamed to
+    at = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
+    said = error.strerror or str(error)
+    if error.errno == errno.EMFILE:
+        said += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        said += f", {free(at)}"
+    return f"{printable(at)}: {said}; {ADVICE.get(error.errno or 0, 'use another directory')}"
+
+
+def free(path: Path) -> str:
+    """How much room there is beside a file, as a part of a line; empty where the system does not tell."""
+    try:
+        found = os.statvfs(next(each for each in path.absolute().parents if each.is_dir()))
+    except (OSError, StopIteration):
+        return ""
+    inodes = " and no inode" if found.f_files and not found.f_favail else ""  # some file systems count none
+    return f"{found.f_bavail * found.f_frsize / 2**20:,.0f} MiB{inodes} are free there"

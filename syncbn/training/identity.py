@@ -1,10 +1,14 @@
 """A run's name and directory, made once for all of its processes, and held by one of them at a time."""
 
+import errno
 import fcntl
 import os
+import re
 import secrets
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -12,27 +16,53 @@ from time import strftime
 from typing import Any
 
 from syncbn.training import slurm
-from syncbn.training.files import unlinked
+from syncbn.training.console import printable
 from syncbn.training.schema import AgreedError, SettingError
 
+# What a directory, W&B, a glob and Hydra's command line all take. File servers for Windows drop a dot at the end.
+RUN_ID = r"\w([\w.+@ -]*[\w+@-])?"
+LONGEST = 255  # bytes in one name, on nearly every file system
 START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
 _held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
 
 
 def run_dir(parent: str, run_id: str | None, ckpt_path: str | None, mode: str = "train") -> str:
-    """The directory of a run: the one that ``ckpt_path`` lies in, where it goes on from there, else by its id."""
-    if mode == "train" and ckpt_path is not None and Path(ckpt_path).is_file():
+    """The directory of a run: by its id; without one the run that ``ckpt_path`` lies in, else a new one.
+
+    So ``ckpt_path`` alone continues a run, and with ``run.id`` it is where another run begins.
+    """
+    if run_id is not None:
+        return str(Path(parent) / str(run_id))
+    if mode == "train" and ckpt_path is not None and is_file(Path(ckpt_path)):
         earlier = run_of(Path(ckpt_path))
         if earlier is not None:
             return str(earlier)
-    return str(Path(parent) / (new_id() if run_id is None else str(run_id)))
+    return str(Path(parent) / new_id())
+
+
+def check_id(run_id: str | None) -> None:
+    """Raises:
+    SettingError: no directory, or no W&B run, may have this name.
+    """
+    if run_id is not None and not re.fullmatch(RUN_ID, run_id):
+        raise SettingError(
+            f"run.id={printable(run_id)}: use letters, digits, any of -_.+@, and blanks between them; "
+            "no dot last, a letter or digit first"
+        )
+    if run_id is not None and len(os.fsencode(run_id)) > LONGEST:
+        raise SettingError(f"run.id={run_id[:20]}...: the name is too long; use at most {LONGEST} bytes")
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in; of a symbolic link outside of all runs, that of its target."""
-    places = (*Path(os.path.normpath(checkpoint.absolute())).parents, *real(checkpoint).parents)
-    found = next((d for d in places if (d / "run.json").exists()), None)
-    return None if found is None else real(found)
+    """The run directory that a checkpoint lies in, also one without ``run.json``.
+
+    Of a symbolic link outside of all runs it is that of the target.
+    """
+    for path in (Path(os.path.normpath(checkpoint.absolute())), real(checkpoint)):
+        found = next((d for d in path.parents if (d / "run.json").exists() or _is_run(d, path)), None)
+        if found is not None:
+            return real(found)
+    return None
 
 
 def real(path: Path) -> Path:
@@ -41,6 +71,26 @@ def real(path: Path) -> Path:
         return Path(os.path.realpath(path))
     except ValueError:  # a NUL, which no file has in its name
         return path.absolute()
+
+
+def _is_run(directory: Path, checkpoint: Path) -> bool:
+    return checkpoint.parent == directory / "checkpoints" and (directory / "config.yaml").exists()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
+def is_directory(path: Path) -> bool:
+    """Likewise for a directory."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 @cache
@@ -157,24 +207,76 @@ def hold(run_dir: Path) -> None:
 
     Raises:
         SettingError: another process holds it.
+        OSError: there can be no such directory.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = os.open(unlinked(run_dir / ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(file, 200).decode() or "another process"
-        os.close(file)
-        raise SettingError(f"run.id={run_dir.name}: {holder} is at this run already; wait for it, or stop it") from None
-    except OSError:  # a file system without locks
-        os.close(file)
-        return
-    os.truncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    patience = 5
+    while True:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = _open_lock(run_dir)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(file, run_dir / ".lock"):
+                break
+        except BlockingIOError:
+            if not patience:
+                holder = os.read(file, 200).decode(errors="replace") or "another process"
+                os.close(file)
+                raise SettingError(
+                    f"run.id={run_dir.name}: {printable(holder)} is at this run already; wait for it, or stop it"
+                ) from None
+            time.sleep(0.05)  # it may be nothing but a check (is_held), which is over at once
+        except OSError:  # a file system without locks
+            os.close(file)
+            return
+        patience -= 1
+        os.close(file)  # also where another has removed it, with a directory that it had made in vain
+    with suppress(OSError):  # no space left, or read-only; the lock holds all the same
+        os.truncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
     _held[run_dir] = file
 
 
 def release(run_dir: Path) -> None:
-    """Lets others have the run directory."""
-    if run_dir in _held:
-        os.close(_held.pop(run_dir))
+    """Lets others have the run directory. One that holds nothing but the lock loses that too."""
+    if run_dir not in _held:
+        return
+    file = _held.pop(run_dir)
+    with suppress(OSError):
+        if [path.name for path in run_dir.iterdir()] == [".lock"]:
+            (run_dir / ".lock").unlink()
+        os.truncate(file, 0)
+    os.close(file)
+
+
+def is_held(run_dir: Path) -> bool | None:
+    """Whether a process is at this run; None where no lock tells: in a copy, or on a file system without locks."""
+    try:
+        file = os.open(run_dir / ".lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return False
+
+
+def _open_lock(run_dir: Path) -> int:
+    path = run_dir / ".lock"
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)  # a run that has finished is shown from a read-only directory too
+
+
+def _is_same(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False

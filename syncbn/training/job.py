@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -34,12 +35,15 @@ from syncbn.training import (
     stopping,
     tested,
 )
-from syncbn.training.console import print_line
+from syncbn.training.console import print_line, printable
+from syncbn.training.files import explain
 from syncbn.training.ranks import Ranks, Requests, StartError
 from syncbn.training.schema import AgreedError, SettingError
 from syncbn.training.stopping import Interrupted, Stopped
 
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
+
+NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # what says which run this is
 
 
 class RunError(RuntimeError):
@@ -58,20 +62,12 @@ def run(cfg: DictConfig) -> None:
     """Runs one job, as :func:`syncbn.training.launch.main` says."""
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
+    run_dir = Path(hydra.runtime.output_dir)
     try:
-        if in_sweep and identity.launcher() == "torchrun":
-            raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
-        overrides = list(hydra.overrides.task)
-        tested.take(cfg, overrides, _tell if identity.rank() == 0 else lambda line: None)
-        config.settle(cfg)
-        run_dir = Path(hydra.runtime.output_dir)
-        name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
-        if in_sweep and cfg.logger.get("group", "") is None:
-            cfg.logger.group = run_dir.parent.name
-        if identity.launcher():
-            _be_a_rank(cfg, run_dir, name, overrides)
-        else:
-            _start_ranks(cfg, run_dir, name, overrides)
+        try:
+            _run(cfg, run_dir, in_sweep)
+        except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
+            raise SettingError(f"run.id={printable(run_dir.name)}: {explain(error, run_dir)}") from error
     except (SettingError, RunError) as error:
         if isinstance(error, SettingError) and identity.rank() == 0:
             _say(f"error: {error}")
@@ -81,7 +77,23 @@ def run(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
+def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> None:
+    hydra = HydraConfig.get()
+    if in_sweep and identity.launcher() == "torchrun":
+        raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+    overrides = list(hydra.overrides.task)
+    tested.take(cfg, overrides, _tell if identity.rank() == 0 else lambda line: None)
+    config.settle(cfg)
+    name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
+    if in_sweep and cfg.logger.get("group", "") is None:
+        cfg.logger.group = run_dir.parent.name
+    named = in_sweep or cfg.run.id is not None
+    named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
+    start = _be_a_rank if identity.launcher() else _start_ranks
+    start(cfg, run_dir, name, overrides, named)
+
+
+def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
     nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
     if nodes > 1:
         raise SettingError(
@@ -91,7 +103,7 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
     with Requests(_say_that_it_stops) as requests:
         try:
             with requests.raising():
-                if not _begin(cfg, run_dir, name, overrides):
+                if not _begin(cfg, run_dir, name, overrides, named):
                     return
             _watch(cfg, run_dir, requests)
         except Interrupted as stop:
@@ -103,12 +115,16 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
 
 def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
     """Starts the ranks of a run that has begun, waits for them, and writes down how it ended."""
-    status = "failed"
+    status, refused, more = "failed", False, dict[str, Any]()
     try:
         ranks = Ranks(cfg.trainer.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
         ends = ranks.watch(requests, cfg.timeouts.stop)
         end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
-        status = end.status
+        status, refused = end.status, end.refused
+        if status == "interrupted" and _is_requeued():
+            more["requeued"] = slurm.job()
+            _say(_goes_back(end.message.partition(";")[0]))
+            raise RunError(end.message, end.code)
         if end.code:
             raise _ended(end.message, end.code)
     except Interrupted:
@@ -116,31 +132,33 @@ def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
         raise
     finally:
         with suppress(OSError):  # the disk may be full, which has been said
-            record.end(run_dir, status)
+            record.end(run_dir, status, **more)
         if status != "finished":
             close_wandb(run_dir, requests)
+            with suppress(OSError):
+                record.take_back(run_dir, refused=refused)
         identity.release(run_dir)
 
 
-def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> bool:
+def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> bool:
     """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
     identity.hold(run_dir)
-    named = attempts.begun_from(cfg)
+    begun_from, began = attempts.begun_from(cfg), False
     try:
-        if not attempts.go_on(cfg, run_dir, _tell):
+        if not attempts.go_on(cfg, run_dir, _tell, overrides, named=named):
+            record.mend(cfg, run_dir, name, overrides)
             _tell(f"run {name} has finished before; this is what came out")
             _print_summary(run_dir)
             identity.release(run_dir)
             return False
-        named = named or record.read(run_dir, "run").get("begun_from")
         for link in files.detach(run_dir):
             _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
-        record.begin(cfg, run_dir, name, overrides)
-        record.write(run_dir, "run", record.read(run_dir, "run") | {"begun_from": named})
+        began = True
+        record.begin(cfg, run_dir, name, overrides, begun_from)
         _tell(record.headline(cfg))
     except BaseException as error:
         with suppress(Exception):
-            if record.read(run_dir, "run").get("status") == "running":
+            if began and record.read(run_dir, "run").get("status") == "running":
                 record.end(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed")
         identity.release(run_dir)
         raise
@@ -155,15 +173,16 @@ def rank(run_dir: Path) -> None:
     run(cfg, run_dir)
 
 
-def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) -> None:
+def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
     first = identity.rank() == 0
-    go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides) else "no") == "yes"
+    go = identity.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides, named) else "no") == "yes"
     if not go:
         return
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         os.environ.update(network.within_machine())
     cfg.ckpt_path = identity.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
-    status = "failed"
+    cfg.ckpt_restore = identity.shared("ckpt_restore", lambda: cfg.get("ckpt_restore") or "") or None
+    status, refused = "failed", False
     try:
         import_run()(cfg, run_dir)
         status = "finished"
@@ -176,6 +195,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
             _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         sys.exit(128 + stop.signum)
     except SettingError as error:
+        refused = True
         if not first and not isinstance(error, AgreedError):
             _say(f"error: rank {identity.rank()}: {error}")
         raise
@@ -185,6 +205,8 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]) 
         if first:
             with suppress(OSError):
                 record.end(run_dir, status)
+                if status != "finished":
+                    record.take_back(run_dir, refused=refused)
     if first:
         _print_summary(run_dir)
 
@@ -207,16 +229,34 @@ def _come_back(stop: Stopped, run_dir: Path) -> None:
     def requeue() -> str:
         record.end(run_dir, "interrupted")  # here, for Slurm ends this process
         try:
-            if slurm.comes_back(stop.signum):
-                _say(f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint")
-                slurm.requeue()
+            asks = slurm.comes_back(stop.signum)
+            if asks or slurm.goes_back():
+                record.end(run_dir, "interrupted", requeued=slurm.job())
+                _say(_goes_back(stop))
+                if asks:
+                    slurm.requeue()
                 return "yes"
         except SettingError as error:
+            record.end(run_dir, "interrupted", requeued=None)
             _say(f"error: {error}")
         _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         return "no"
 
     identity.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
+
+
+def _goes_back(stop: object) -> str:
+    return f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint"
+
+
+def _is_requeued() -> bool:
+    """Whether this process is the batch script of a job that Slurm starts again."""
+    if slurm.job() is None or slurm.is_interactive():
+        return False
+    try:
+        return slurm.goes_back()
+    except SettingError:  # no scontrol here
+        return False
 
 
 def import_run() -> Callable[[DictConfig, Path], None]:
@@ -263,7 +303,7 @@ def _how_to_go_on(run_dir: Path) -> str:
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return f"the same sweep with hydra.sweep.dir={record.short(run_dir.parent)} goes on with it"
-    program, *settings = (each for each in sys.argv if not each.startswith(("run.id=", "ckpt_path=", "hydra.run.dir=")))
+    program, *settings = (each for each in sys.argv if not each.startswith(NAMES))
     settings.append(_name(run_dir))
     if identity.launcher() == "srun":
         return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"

@@ -39,8 +39,9 @@ class Journal:
     def lines(self) -> list[Line]:
         if not self.path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8")  # without a line that was written by half
-        return [Line(*json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        whole = text[: text.rfind("\n") + 1]  # without a line that was written by half
+        return [line for line in map(_line, whole.split("\n")) if line is not None]
 
     def arrived(self, on_server: int | None) -> tuple[set[tuple[int, str]], int]:
         """Forgets the lines that did not arrive.
@@ -65,6 +66,15 @@ class Journal:
                 draft.write_text("".join(json.dumps(line) + "\n" for line in ours), encoding="utf-8")
         free = max([on_server or 0, *ends.values(), *(line.number + 1 for line in ours)])
         return {(line.step, name) for line in ours for name in line.names}, free
+
+
+def _line(text: str) -> Line | None:
+    """None for a line that is damaged: better a point that W&B gets twice than a run that cannot go on."""
+    try:
+        directory, number, step, names = json.loads(text)
+        return Line(str(directory), int(number), int(step), [str(name) for name in names])
+    except (ValueError, TypeError):
+        return None
 
 
 def _end(directory: Path) -> int:

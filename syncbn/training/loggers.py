@@ -94,7 +94,7 @@ def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         SettingError: the server does not answer.
     """
-    _init(cfg, run_dir, record.read(run_dir, "wandb")["mode"])
+    _init(cfg, run_dir, record.read(run_dir, "wandb").get("mode", str(cfg.logger.mode)))
     finish(run_dir, failed=True)
 
 

@@ -1,6 +1,9 @@
 """``metrics.csv`` and its like: one file per run, however often the run is stopped and goes on."""
 
 import csv
+import io
+import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from syncbn.training.console import print_line
 from syncbn.training.files import replacing
 
 
@@ -98,15 +102,19 @@ class MetricsFile(Logger):
             self._replace(kept)
 
     def _open(self) -> list[str]:
-        """The columns; at the first call those of the file, which loses what was written by half."""
+        """The columns; at the first call those of the file, which loses what was written by half, or is damaged."""
         if self._columns is None:
             whole = _whole_lines(self.path)
             if self.path.exists() and len(whole) < self.path.stat().st_size:
                 with self.path.open("r+b") as file:
                     file.truncate(len(whole))
-            lines = csv.reader(whole.decode().splitlines())
-            self._columns = next(lines, [])
-            self._rows = self._earlier = sum(1 for _ in lines)
+            self._columns, rows, damaged = _parse(whole)
+            self._rows = self._earlier = len(rows)
+            if damaged:
+                kept = self.path.with_name(f"damaged-{self.path.name}")
+                shutil.copyfile(self.path, kept)
+                print_line(f"{self.path} is damaged: {len(rows)} rows of it are kept, all of it is {kept.name}")
+                self._replace(rows) if self._columns else self.path.unlink()
         return self._columns
 
     def _replace(self, rows: Iterable[Mapping[str, str]]) -> None:
@@ -117,8 +125,27 @@ class MetricsFile(Logger):
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a ``metrics.csv`` by column, empty where there is no value; a half-written last one is left out."""
-    return list(csv.DictReader(_whole_lines(path).decode().splitlines()))
+    """The rows of a ``metrics.csv`` by column, empty where there is no value; damaged ones are left out."""
+    return _parse(_whole_lines(path))[1]
+
+
+def _parse(text: bytes) -> tuple[list[str], list[dict[str, str]], bool]:
+    """The columns, the rows, and whether something else is there as well: a row has its columns and a step."""
+    found = csv.reader(io.StringIO(text.decode(errors="replace"), newline=""))
+    rows, damaged = [], False
+    try:
+        columns = next(found, [])
+        if text and "step" not in columns:
+            return [], [], True
+        for values in filter(None, found):
+            row = dict(zip(columns, values, strict=False))
+            if len(values) == len(columns) and re.fullmatch("-?[0-9]+", row["step"]):
+                rows.append(row)
+            else:
+                damaged = True
+    except csv.Error:  # a field without an end
+        damaged = True
+    return columns, rows, damaged
 
 
 def _whole_lines(path: Path) -> bytes:

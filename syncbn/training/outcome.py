@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from syncbn.training import memory, record, silent
 from syncbn.training.console import print_line
+from syncbn.training.files import unlinked
 from syncbn.training.ranks import End, stopped
+
+REFUSALS = ("SettingError", "AgreedError", "DamagedError")
 
 
 class Outcome(NamedTuple):
@@ -17,11 +20,13 @@ class Outcome(NamedTuple):
         status: for ``run.json``: finished, interrupted or failed.
         message: one line for the user; empty where it finished.
         code: for the program, by convention: 0, 128 + the signal that stopped it, 1 for anything else.
+        refused: its settings cannot work, as a rank has found.
     """
 
     status: str
     message: str = ""
     code: int = 0
+    refused: bool = False
 
 
 def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
@@ -36,7 +41,7 @@ def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
     if all(end.code == 0 for end in ends):
         return Outcome("finished")
     if any(end.error for end in ends):  # that it was asked to stop as well is no excuse
-        return Outcome("failed", _explain(ends, run_dir, go_on), 1)
+        return Outcome("failed", _explain(ends, run_dir, go_on), 1, _refused(ends))
     signum = (asked or [end.code - 128 for end in ends if end.code and stopped(end.code)] or [0])[0]
     if not signum:
         return Outcome("failed", _explain(ends, run_dir, go_on), 1)
@@ -46,17 +51,21 @@ def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
     return Outcome("interrupted", f"{message}; {go_on}", 128 + signum)
 
 
-def what(error: dict[str, Any], trace: Path, cause: str = "") -> str:
+def _refused(ends: list[End]) -> bool:
+    return min((end for end in ends if end.error), key=_blame).error.get("kind") in REFUSALS
+
+
+def what(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
     """An exception as part of a line.
 
     Args:
         error: as :func:`syncbn.training.ranks.about` has it.
-        trace: the file with its traceback.
+        trace: the file with its traceback; None where it could not be written.
         cause: what it came from, to be said first.
     """
     message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
     place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
-    place += f"traceback: {record.short(trace)}"
+    place += f"traceback: {record.short(trace) if trace else 'not written; HYDRA_FULL_ERROR=1 prints it'}"
     return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
 
 
@@ -83,14 +92,14 @@ def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
         return f"{_about(hung[0], ends, run_dir)} {waited}; {go_on}"
     if "kind" not in first.error:  # gloo's thread may abort a process that ends
         return f"{_about(first, ends, run_dir)} {_how_it_died(first)}; {go_on}"
-    if first.error.get("kind") in ("SettingError", "AgreedError"):
+    if first.error.get("kind") in REFUSALS:
         return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
-    trace = run_dir / "error.txt"
+    trace: Path | None = run_dir / "error.txt"
     try:
-        trace.write_text(traces, encoding="utf-8", errors="backslashreplace")
+        unlinked(run_dir / "error.txt").write_text(traces, encoding="utf-8", errors="backslashreplace")
     except OSError:  # no space left, perhaps
-        _show(traces)
+        trace = None
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _show(traces)
     said = what(first.error, trace)

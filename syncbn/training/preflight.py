@@ -47,14 +47,17 @@ def look(cfg: DictConfig, run_dir: Path) -> None:
 
 def _lacks(cfg: DictConfig, run_dir: Path) -> str:
     """What this rank cannot work with; empty where it can."""
-    draft = unlinked(run_dir / f".rank-{os.environ['RANK']}")
-    try:
-        draft.write_text("", encoding="utf-8")
-        draft.unlink()
-    except OSError as error:
-        return (
-            f"hydra.run.dir={run_dir}: rank {os.environ['RANK']} cannot write there ({error.strerror}); all ranks must"
-        )
+    kept = run_dir / "checkpoints"
+    for directory in (run_dir, kept) if kept.is_dir() else (run_dir,):
+        draft = directory / f".rank-{os.environ['RANK']}"
+        try:
+            unlinked(draft).write_text("", encoding="utf-8")
+            draft.unlink()
+        except OSError as error:
+            return (
+                f"hydra.run.dir={run_dir}: rank {os.environ['RANK']} cannot write "
+                f"{'there' if directory == run_dir else f'in {directory}'} ({error.strerror}); all ranks must"
+            )
     precision = str(cfg.trainer.get("precision") or "32-true")
     if cfg.trainer.accelerator == "cpu" and precision.startswith("16"):
         return f"trainer.precision={precision}: float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"

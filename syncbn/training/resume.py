@@ -48,6 +48,7 @@ class ResumePoints(pl.Callback):
         own_buffers: each rank's running statistics are its own, so each keeps them.
         timeout: until ranks that wait for another give it up.
         on_missing: called with a line where a checkpoint says nothing of some part of the state.
+        on_begin: called on rank 0 when all checks have passed, before training changes any file.
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class ResumePoints(pl.Callback):
         own_buffers: bool = False,
         timeout: timedelta = timedelta(minutes=10),
         on_missing: Callable[[str], None] = print_line,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.keep, self.global_batch_size = directory, keep, global_batch_size
         self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing
         self.counted_in, self.own_buffers, self.timeout = counted_in, own_buffers, timeout
+        self.on_begin = on_begin
+        self._optimizers: list[State] | None = None  # their states in the checkpoint
         self._group: dist.ProcessGroup | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
@@ -82,6 +86,9 @@ class ResumePoints(pl.Callback):
     # Agreeing and saving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning 2.6 has made the optimizers by now, and gives them their states after this.
+        if self._optimizers is not None and (why := checkpoints.other_optimizer(self._optimizers, trainer.optimizers)):
+            raise checkpoints.OtherOptimizerError(why)
         self._meet(trainer)
         loop = trainer.fit_loop.epoch_loop
         fetches = loop._on_before_fetch
@@ -235,6 +242,7 @@ class ResumePoints(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         self._loaded = checkpoint.get(KEY, {})
+        self._optimizers = checkpoint.get("optimizer_states")
         limits = self._loaded.get("should_stop")
         if limits:  # by early stopping, say, which stands as long as no more is asked for
             trainer.should_stop = limits == [trainer.max_epochs, trainer.max_steps]
@@ -265,6 +273,8 @@ class ResumePoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         loaded = self._loaded
+        if trainer.is_global_zero:
+            self.on_begin()
         loggers.go_on(trainer, (loaded or {}).get("logged", {"rows": 0}))
         if trainer.is_global_zero:
             self._set_aside_later(trainer.global_step)

@@ -58,8 +58,6 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         run_dir: the run directory, begun by :func:`syncbn.training.record.begin`; the same on all ranks.
     """
     _quieten()
-    if cfg.mode == "test":  # nothing will be saved there
-        warnings.filterwarnings("ignore", "The dirpath has changed")
     if cfg.trainer.accelerator == "cpu":
         asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         share = (os.cpu_count() or 1) // cfg.trainer.devices
@@ -135,7 +133,11 @@ def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
 def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
     """Trains; what came out."""
     start = time.monotonic()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+    state = cfg.ckpt_path
+    if cfg.get("ckpt_restore") == "weights":
+        checkpoints.load_weights(module, cfg.ckpt_path)
+        state = None
+    trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
@@ -194,6 +196,7 @@ def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=print_line,
+        on_begin=lambda: record.trains(run_dir),
         **_plain(cfg.resume),
     )
 
@@ -232,6 +235,7 @@ def _quieten() -> None:
         "does not have many workers",  # digits are in memory
         "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
+        "The dirpath has changed",  # a run that begins from another one's checkpoint, or tests it
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
         "You're resuming from a checkpoint that ended before the epoch ended",  # resume.py says what it does about it
         "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for

@@ -1,6 +1,5 @@
 """Writes checkpoint files that are there whole or not at all, and hold nothing but plain data."""
 
-import os
 import pickle
 import re
 from contextlib import suppress
@@ -11,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from syncbn.training.console import print_line
-from syncbn.training.files import unlinked
+from syncbn.training.files import ADVICE, flush, free, unlinked
 
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # of save_hyperparameters()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.Size, torch.dtype)
@@ -38,22 +37,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         SaveError: the file system would not take it.
         """
         path, checkpoint = Path(path), self._without_objects(checkpoint)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        draft = unlinked(path.with_name(f".{path.name}.part"))
+        draft = path.with_name(f".{path.name}.part")
         try:
-            torch.save(checkpoint, draft)
-            _flush(draft)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path.parent)
+            torch.save(checkpoint, unlinked(draft))
+            flush(draft)
             if not self._read_back:
                 torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
                 self._read_back = True
             draft.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         except pickle.UnpicklingError as error:
             draft.unlink(missing_ok=True)
             raise SaveError(f"{path} would hold more than plain data: {_culprit(error)}") from error
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where there is no space
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise SaveError(_why(path, error)) from error
 
     def _without_objects(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -97,18 +97,24 @@ def _remove_leftovers(directory: Path) -> None:
             draft.unlink()
 
 
-def _flush(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 def _why(path: Path, error: BaseException) -> str:
-    free = os.statvfs(path.parent)
-    left = free.f_bavail * free.f_frsize / 2**20
-    return (
-        f"{path} could not be written ({' '.join(str(error).split())[:200]}; {left:,.0f} MiB are free there): "
-        "make room; checkpoints from before are whole"
-    )
+    cause = error if isinstance(error, OSError) and error.errno else _refusal(path.parent)
+    advice = ADVICE.get(cause.errno or 0, "use another directory") if cause else "make room"
+    said = " ".join(str(error).split())[:200]
+    if cause is not None and cause is not error:
+        said = f"{cause.strerror}: {said}"
+    return f"{path} could not be written ({said}; {free(path)}): {advice}; checkpoints from before are whole"
+
+
+def _refusal(directory: Path) -> OSError | None:
+    """What the system says to a file there: torch's writer passes on none of that."""
+    probe = directory / ".probe.part"
+    try:
+        probe.write_bytes(bytes(2**20))
+        flush(probe)
+    except OSError as error:
+        return error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None

@@ -92,6 +92,7 @@ class Config:
     cluster: Any = MISSING
     ckpt_path: str | None = None
     trust: bool = False
+    ckpt_restore: str | None = None
     mode: str = "train"
     test: bool = True
     simulate: int | None = None

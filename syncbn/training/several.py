@@ -91,12 +91,14 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
     try:
         identity.hold(run.directory)
         held = True
-        if attempts.go_on(run.cfg, run.directory, lambda line: None):
+        begun_from = attempts.begun_from(run.cfg)
+        if attempts.go_on(run.cfg, run.directory, lambda line: None, run.overrides):
             began = True
             files.detach(run.directory)
-            record.begin(run.cfg, run.directory, run.directory.name, run.overrides)
+            record.begin(run.cfg, run.directory, run.directory.name, run.overrides, begun_from)
             logs = run.directory / "ranks"
             return Ranks(run.cfg.trainer.devices, rank, (run.directory,), logs, silent=True, signals=requests)
+        record.mend(run.cfg, run.directory, run.directory.name, run.overrides)
     except (Exception, Interrupted) as error:
         said = " ".join(str(error).split())
         end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
@@ -105,21 +107,24 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
         with suppress(OSError):  # the disk may be full
             if began and record.read(run.directory, "run").get("status") == "running":
                 record.end(run.directory, end.status)
+                record.take_back(run.directory, refused=False)
     if held:
         identity.release(run.directory)
     return end
 
 
 def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
-    status = "failed"
+    status, refused = "failed", False
     try:
         ranks.close()
         end = outcome.of(ranks.ends(), requests.seen, run.directory, GO_ON)
-        status = end.status
+        status, refused = end.status, end.refused
         return end
     finally:
         with suppress(OSError):  # the disk may be full
             record.end(run.directory, status)
         if status != "finished":
             close_wandb(run.directory, requests)
+            with suppress(OSError):
+                record.take_back(run.directory, refused=refused)
         identity.release(run.directory)

@@ -105,6 +105,12 @@ def comes_back(signum: int) -> bool:
     return signum in NEARLY_UP or (preempted is not None and preempted[1] not in ("None", "Unknown"))
 
 
+def goes_back() -> bool:
+    """Whether Slurm has put this job back into the queue already (``scontrol requeue``, preemption): it counts that."""
+    restarts = re.search(r"\bRestarts=(\d+)", _scontrol("show", "job", "--oneliner", _own_id()))
+    return restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
 def requeue() -> None:
     """Puts this job back into the queue; Slurm then ends what still runs of it.
 

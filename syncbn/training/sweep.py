@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from syncbn.training import identity, record
 from syncbn.training.console import cell, print_line, printable
-from syncbn.training.files import unlinked
+from syncbn.training.files import explain, replacing, unlinked
 from syncbn.training.job import RunError
 from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
@@ -65,7 +65,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
                 console.print()
                 console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
-                results.append(_run(launcher, list(overrides), number))
+                results.append(_run(launcher, list(overrides), number, sweep_dir))
                 if results[-1].status == JobStatus.FAILED:
                     failed.append(number)
                     _tell(results[-1]._return_value)
@@ -141,17 +141,36 @@ def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_
     return range(int(task), int(task) + 1)
 
 
-def _run(launcher: Any, overrides: list[str], number: int) -> JobReturn:
-    config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
-    with open_dict(config):
-        config.hydra.job.id, config.hydra.job.num = str(number), number
-    return run_job(
-        hydra_context=launcher.hydra_context,
-        task_function=launcher.task_function,
-        config=config,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> JobReturn:
+    """Runs one job; one whose directory cannot be made has failed."""
+    try:
+        config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        _note(sweep_dir / str(number), list(config.hydra.overrides.task))
+        return run_job(
+            hydra_context=launcher.hydra_context,
+            task_function=launcher.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    except OSError as error:
+        failed = SettingError(f"job {number}: {explain(error, sweep_dir / str(number))}")
+        print_line(f"error: {failed}", error=True)
+        return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=failed)
+
+
+def _note(job: Path, overrides: list[str]) -> None:
+    """Writes a job's settings where its number is found by; Hydra does, but a kill leaves half of what it writes."""
+    path = job / ".hydra" / "overrides.yaml"
+    text = yaml.safe_dump(overrides, allow_unicode=True) if overrides else "[]\n"
+    with suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _tell(error: BaseException) -> None:
@@ -166,13 +185,15 @@ def _directories(sweep_dir: Path) -> list[Path]:
 
 
 def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
-    """The jobs that this directory has seen, by their settings: Hydra writes them into each job's."""
+    """The jobs that this directory has seen, by their settings."""
     found: dict[tuple[str, ...], int] = {}
     for job in _directories(sweep_dir):
         try:
             settings = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):  # a job that was killed in its first moment
-            continue
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):  # a job that was killed in its first moment
+            settings = None
+        if not isinstance(settings, list):  # they are said twice
+            settings = record.read(job, "run").get("overrides")
         if isinstance(settings, list):
             found[tuple(map(str, settings))] = int(job.name)
     return found
@@ -211,10 +232,12 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
 
 
 def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
-    about, result = record.read(run_dir, "run"), record.read(run_dir, "result")
+    result, status = record.read(run_dir, "result"), record.status(run_dir)
+    if status == "finished" and record.damage(run_dir, "result"):
+        result, status = {}, "damaged"
     chosen = dict(each.split("=", 1) for each in settings if "=" in each)
     came_out = {**result.get("test", {}), "seconds": result.get("seconds")} if result else {}
-    return {"job": number, **chosen, "status": about.get("status", "failed"), **came_out}
+    return {"job": number, **chosen, "status": status, **came_out}
 
 
 def _shown(name: str, value: Any) -> str:

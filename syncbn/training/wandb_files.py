@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from syncbn.training.files import DamagedError, read_json
+
 HEADER = 7  # bytes
 
 
 def directories(run_dir: Path) -> list[Path]:
-    """All that belong to this W&B run, the earliest first."""
-    wandb_id = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["wandb_id"]
+    """All that belong to this W&B run, the earliest first; none where the run directory does not name it."""
+    try:
+        wandb_id = read_json(run_dir / "run.json")["wandb_id"]
+    except (OSError, DamagedError, KeyError):
+        return []
     if not isinstance(wandb_id, str) or "/" in wandb_id:  # no file that this program wrote
         return []
     found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{glob.escape(wandb_id)}.wandb")}

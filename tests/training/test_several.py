@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from syncbn.training import identity, job, loggers, record, several
 from syncbn.training.outcome import Outcome
@@ -117,3 +118,19 @@ class Once:
             raise TypeError("no more")
         self.mark.touch()
         return float, (20,)
+
+
+def test_runs_that_begin_from_a_checkpoint_are_done_once(tmp_path: Path, closed: list[Path]) -> None:
+    """And the run that the checkpoint is of is left alone."""
+    base = finished(tmp_path / "base")
+    torch.save({"state_dict": {}}, base / "checkpoints/best.ckpt")
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    attempts = []
+    for _ in range(2):
+        run = Run(settings(base / "checkpoints/best.ckpt"), tmp_path / "good", [])
+        run.cfg.timeouts = {"stop": 1}
+        outcomes = several.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
+        assert [each.status for each in outcomes.values()] == ["finished"]
+        attempts.append(record.read(run.directory, "run")["attempt"])
+    assert attempts == [1, 1]
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before

@@ -158,6 +158,24 @@ def test_a_signal_at_the_very_begin_stops_both_tasks_and_puts_the_job_back(tmp_p
     assert (about["status"], about["world_size"], about["normalization_batch"]) == ("interrupted", 2, 32)
 
 
+def test_a_job_that_slurm_has_put_back_itself_is_not_told_to_be_sent_again(tmp_path: Path) -> None:
+    """After ``scontrol requeue``: a SIGTERM, and Slurm counts one more restart than this process is of."""
+    scontrol(tmp_path, "JobState=COMPLETING PreemptTime=None Restarts=1")
+    both = tasks(tmp_path, "trainer.max_epochs=300", "logger=csv")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "outputs/slurm-7/run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for task in both:
+        task.send_signal(signal.SIGTERM)
+    out = [task.communicate(timeout=120)[0] for task in both]
+    assert [task.returncode for task in both] == [128 + signal.SIGTERM] * 2, out
+    assert "stopped by SIGTERM: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
+    assert "error: " not in out[0]
+    assert "requeue" not in (tmp_path / "calls").read_text()
+    about = json.loads((tmp_path / "outputs/slurm-7/run.json").read_text())
+    assert (about["status"], about["requeued"]) == ("interrupted", "7")
+
+
 def test_where_slurm_says_no_the_line_says_so(tmp_path: Path) -> None:
     scontrol(tmp_path, "JobState=RUNNING PreemptTime=None", code=1)
     both = tasks(tmp_path, "trainer.max_epochs=2", "logger=csv")
