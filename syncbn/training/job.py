@@ -38,8 +38,8 @@ class RunError(RuntimeError):
         self.code = code
 
 
-def run(cfg: DictConfig) -> None:
-    """Runs one job, as :func:`syncbn.training.launch.main` says."""
+def run(cfg: DictConfig) -> float | None:
+    """Runs one job, as :func:`syncbn.training.launch.main` says; the best value of the monitored metric."""
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     try:
@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> None:
             _be_a_rank(cfg, run_dir, name, overrides)
         else:
             _start_ranks(cfg, run_dir, name, overrides)
+        return record.monitored(run_dir) if identity.rank() == 0 else None
     except (SettingError, RunError) as error:
         if isinstance(error, SettingError) and identity.rank() == 0:
             _say(f"error: {error}")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -34,6 +35,7 @@ from syncbn.training import (
     simulated,
 )
 from syncbn.training.adapt import AdaptStatistics
+from syncbn.training.best_metric import BestMetric
 from syncbn.training.finite import stopper
 from syncbn.training.gradients import GradientMonitor
 from syncbn.training.monitor import StatisticsMonitor
@@ -157,6 +159,7 @@ def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool)
         settings["accumulate_grad_batches"] = 1  # they are in one
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
     callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, Throughput()]
+    callbacks.append(BestMetric(measured.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(fit.RefuseUnfit())
     if cfg.target is not None:
@@ -197,6 +200,7 @@ def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datam
         "epochs_before": throughput.epochs_before,
         "images_per_second": throughput.images_per_second,
         "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
+        "monitored": _monitored(trainer),
     }
     if stops is not None:
         result["diverged"] = int(stops.diverged)
@@ -225,6 +229,14 @@ def _test(cfg: DictConfig, sessions: _Sessions, checkpoint: str | None) -> dict[
         batches = cfg.precise_batches // config.in_one(cfg)
         result["precise"] = precise.test_precisely(trainer, module, batches, datamodule=datamodule, **options)
     return result
+
+
+def _monitored(trainer: pl.Trainer) -> dict[str, float]:
+    """The best value of the monitored metric, by its name."""
+    checkpoint, best = trainer.checkpoint_callback, _callback(trainer, BestMetric)
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor and checkpoint.best_model_score is not None:
+        return {checkpoint.monitor: float(checkpoint.best_model_score)}
+    return {} if best is None else best.result
 
 
 def _callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
