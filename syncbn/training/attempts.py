@@ -20,6 +20,7 @@ HARMLESS = [
     "cluster",
     "logger",
     "data.num_workers",
+    *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
 # Of callbacks those that look; others may change the weights.

@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
@@ -24,6 +23,7 @@ from torchmetrics.utilities import prints
 from syncbn.training import (
     checkpoints,
     config,
+    ddp,
     fit,
     loggers,
     measured,
@@ -170,7 +170,7 @@ def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool)
     if cfg.corruptions and suite:
         callbacks.append(build(cfg.corruptions))
     trainer = pl.Trainer(
-        strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **exchange.ddp_arguments),
+        strategy=ddp.Strategy(cfg.ddp, exchange.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
         plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
         logger=logs,
         callbacks=callbacks,
@@ -183,8 +183,11 @@ def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool)
 
 def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
     """Trains; what came out."""
+    if cfg.ddp.comm_hook == "powersgd" and cfg.ckpt_path is not None and trainer.is_global_zero:
+        print("ddp.comm_hook=powersgd: its error feedback is not in checkpoints and begins anew", flush=True)
     start = time.monotonic()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+    with ddp.explained(trainer.strategy):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     seconds = time.monotonic() - start
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
