@@ -109,9 +109,9 @@ def compare(
 
 def main() -> None:
     """The entry point."""
-    from syncbn.training import output
+    from syncbn.training import escaping
 
-    output.accept_any_text()
+    escaping.accept_any_text()
     app()
 
 

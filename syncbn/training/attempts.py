@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import checkpoints, config, record, slurm
@@ -171,7 +170,7 @@ def _load(path: Path, *names: str) -> tuple[dict[str, Any], Any]:
         hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
         raise SettingError(f"ckpt_path={path}: there is no such file; {hint}")
     try:
-        checkpoint = part = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = part = checkpoints.load(path)
         for name in names:
             part = part[name]
     except Exception as error:

@@ -5,6 +5,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from syncbn.training.schema import AgreedError
 
@@ -52,6 +55,19 @@ def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
             return path
         report(f"{path.name} is damaged ({wrong}): it is passed over for the one before")
     return None
+
+
+def load(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, if that is plain data; tensors are mapped from the file where they can be.
+
+    torch 2.13 opens a file to be mapped by its name in UTF-8, and a name may be in another encoding.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 @contextmanager

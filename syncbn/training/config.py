@@ -14,8 +14,8 @@ from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync")
 DEFAULT_BATCH_SIZE = 32
-# What a directory, W&B, a glob and Hydra's command line all take.
-RUN_ID = r"\w([\w.+@ -]*[\w.+@-])?"
+# What a directory, W&B, a glob and Hydra's command line all take. Letters that the locale lacks come as surrogates.
+RUN_ID = r"[\w\udc80-\udcff]([\w\udc80-\udcff.+@ -]*[\w\udc80-\udcff.+@-])?"
 
 
 def settle(cfg: DictConfig) -> None:

@@ -2,9 +2,9 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training import identity, output, ranks, schema, stopping
+from syncbn.training import escaping, identity, ranks, schema, stopping
 
-output.accept_any_text()  # here: Hydra prints before main() is called
+escaping.accept_any_text()  # here: Hydra prints before main() is called
 schema.register()
 OmegaConf.register_new_resolver("run_dir", identity.run_dir)
 OmegaConf.register_new_resolver("sweep_dir", identity.sweep_dir, use_cache=True)

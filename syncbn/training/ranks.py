@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from syncbn.training import output, stopping
+from syncbn.training import escaping, stopping
 from syncbn.training.stopping import Stopped
 
 STACKS = signal.SIGRTMIN + 4  # asks a rank for its stacks; SIGUSR1 and 2 are Slurm's and submitit's
@@ -273,7 +273,7 @@ def _be(
 ) -> None:
     """A rank's life."""
     stopping.listen()
-    output.accept_any_text()
+    escaping.accept_any_text()
     multiprocessing.set_start_method(None, force=True)  # for loaders: the platform's, not ours
     os.environ.clear()  # the server has the one that it was started with
     os.environ.update(environment)

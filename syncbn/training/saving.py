@@ -1,5 +1,6 @@
 """Writes checkpoint files that are there whole or not at all, and hold nothing but plain data."""
 
+import errno
 import os
 import pickle
 import re
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from syncbn.training import checkpoints
 
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # of save_hyperparameters()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.Size, torch.dtype)
@@ -39,10 +42,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _remove_leftovers(path.parent)
         draft = path.with_name(f".{path.name}.part")
         try:
-            torch.save(checkpoint, draft)
+            with draft.open("wb") as file:  # not by its name, which torch encodes in UTF-8
+                torch.save(checkpoint, file)
             _flush(draft)
             if not self._read_back:
-                torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
+                checkpoints.load(draft)
                 self._read_back = True
             draft.replace(path)
             _flush(path.parent)
@@ -103,9 +107,12 @@ def _flush(path: Path) -> None:
 
 
 def _why(path: Path, error: BaseException) -> str:
+    cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the system's error
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else " ".join(str(error).split())[:200]
     free = os.statvfs(path.parent)
     left = free.f_bavail * free.f_frsize / 2**20
+    advice = "" if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT) else "make room; "
     return (
-        f"{path} could not be written ({' '.join(str(error).split())[:200]}; {left:,.0f} MiB are free there): "
-        "make room; checkpoints from before are whole"
+        f"{path} could not be written ({reason}; {left:,.0f} MiB are free there): {advice}checkpoints from before are "
+        "whole"
     )

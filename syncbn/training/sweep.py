@@ -179,7 +179,7 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
-    with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -1,6 +1,7 @@
 """Makes standard output and standard error take any text, so that a name with accents cannot end a run."""
 
 import codecs
+import logging
 import sys
 from io import TextIOWrapper
 
@@ -12,6 +13,8 @@ def accept_any_text() -> None:
 
     Bytes of a file name that are not in the locale's encoding (PEP 383) are written as they are.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # the log files of libraries may lack characters too
+        logging.raiseExceptions = False
     codecs.register_error(ERRORS, _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a notebook or a test may have put another object there
