@@ -14,10 +14,16 @@ from syncbn.training import main
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def train(cfg: DictConfig) -> None:
-    """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, a study's jobs."""
-    run = main if cfg.study is None else study
-    run(cfg)
+def train(cfg: DictConfig) -> float | None:
+    """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, a study's jobs.
+
+    Returns the best value of the monitored metric, which a sweeper such as Optuna's optimizes.
+    """
+    if cfg.study is not None:
+        study(cfg)
+        return None
+    best: float | None = main(cfg)
+    return best
 
 
 if __name__ == "__main__":

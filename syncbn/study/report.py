@@ -83,7 +83,7 @@ def _page(title: str, question: str, contents: list[dict[str, Any]], directory: 
     text = markdown.index(title, question, contents) if several else markdown.render(contents[0])
     for name, written in {"report.html": page, "report.md": text}.items():
         with replacing(directory / name) as draft:
-            draft.write_text(written, encoding="utf-8")
+            draft.write_text(written, encoding="utf-8", errors="surrogateescape")
 
 
 def log_to_wandb(
@@ -113,8 +113,9 @@ def log_to_wandb(
     """
     import wandb  # a second, for what few ask for
 
-    from syncbn.training import record
+    from syncbn.training import record, wandb_files
 
+    wandb_files.check_names(directory)
     if mode not in ("offline", "online"):
         raise SettingError(f"mode={mode}: there is offline and online")
     wandb.setup(wandb.Settings(silent=True))
@@ -196,7 +197,9 @@ def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
 def _write_tables(comparison: Comparison, directory: Path) -> None:
     unlinked(directory).mkdir(parents=True, exist_ok=True)
     for name in tables.FRAMES:
-        _flat(getattr(comparison, name)).to_csv(unlinked(directory / f"{name}.csv"), index=False)
+        _flat(getattr(comparison, name)).to_csv(
+            unlinked(directory / f"{name}.csv"), index=False, errors="surrogateescape"
+        )
 
 
 def _plots_in(directory: Path, kind: str) -> list[Path]:

@@ -208,7 +208,10 @@ def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # a safe one
+    try:
+        return yaml.load(text, _Loader)  # a safe one
+    except yaml.YAMLError:  # libyaml does not take surrogates, which stand for bytes of a path in another encoding
+        return yaml.safe_load(text)
 
 
 def _reason(path: Path) -> str:

@@ -94,17 +94,18 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
     Raises:
         SettingError: settings that cannot be composed, or cannot work.
     """
-    composed: dict[tuple[str, ...], str] = {}
+    composed: dict[tuple[str, ...], Any] = {}
     runs = []
     for cell in cells:
         # Cells that differ in their seed alone are composed once: that takes a tenth of a second.
         key = tuple(each for each in cell.overrides if not each.startswith("seed="))
         if key not in composed:
             try:
-                composed[key] = OmegaConf.to_yaml(hydra.compose(HydraConfig.get().job.config_name, list(key)))
+                cfg = hydra.compose(HydraConfig.get().job.config_name, list(key))
+                composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
             except (HydraException, OmegaConfBaseException) as error:
                 raise SettingError(f"study.parts.{cell.part}: {' '.join(str(error).split())}") from error
-        cfg = OmegaConf.create(composed[key].replace(OUTPUT_DIR, str(cell.directory)))
+        cfg = OmegaConf.create(_placed(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
         if here and record.read(cell.directory, "run").get("status") != "finished":
@@ -114,6 +115,15 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
             elsewhere.settle(cfg)
         runs.append(Run(cfg, cell.directory, cell.overrides))
     return runs
+
+
+def _placed(value: Any, directory: str) -> Any:
+    """The settings with the run directory in the place of Hydra's resolver, which knows only that of the study."""
+    if isinstance(value, dict):
+        return {key: _placed(each, directory) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_placed(each, directory) for each in value]
+    return value.replace(OUTPUT_DIR, directory) if isinstance(value, str) else value
 
 
 def _check() -> None:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import checkpoints, config, identity, record, slurm
@@ -28,6 +27,7 @@ HARMLESS = [
     "cluster",
     "logger",
     "data.num_workers",
+    *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
 # Of callbacks those that look; others may change the weights.
@@ -412,7 +412,7 @@ def _load(path: Path) -> dict[str, Any]:
         what = "this is a directory" if identity.is_directory(path) else "there is no such file"
         raise SettingError(f"ckpt_path={printable(path)}: {what}; {hint}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = checkpoints.load(path)
         if not isinstance(checkpoint, dict):
             raise TypeError(f"it holds a {type(checkpoint).__name__}")
     except Exception as error:

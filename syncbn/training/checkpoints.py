@@ -58,6 +58,19 @@ def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def load(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, if that is plain data; tensors are mapped from the file where they can be.
+
+    torch 2.13 opens a file to be mapped by its name in UTF-8, and a name may be in another encoding.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 def load_weights(module: Any, path: str) -> None:
     """Loads the weights of a checkpoint into a LightningModule, and nothing else of it.
 

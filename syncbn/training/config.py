@@ -1,6 +1,7 @@
 """Settings: one check of all of them before any work, and what follows from them."""
 
 import os
+import re
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def settle(cfg: DictConfig) -> None:
         )
     _check_trainer(cfg.trainer)
     _check_simulated(cfg)
+    _check_ddp(cfg)
     _settle_batch_size(cfg.data, devices(cfg))
     _settle_shards(cfg.data, devices(cfg))
     _settle_norm(cfg.norm, cfg.data.batch_size, devices(cfg))
@@ -161,7 +163,9 @@ def _take_launched(trainer: DictConfig, gpus: int) -> None:
 def _check_trainer(trainer: DictConfig) -> None:
     if trainer.get("sync_batchnorm"):
         raise SettingError("trainer.sync_batchnorm=true: drop it; norm=sync synchronizes, on the CPU too")
-    for name in ("strategy", "plugins", "logger", "callbacks", "default_root_dir"):
+    if "strategy" in trainer:
+        raise SettingError(_advice_for_strategy(trainer.strategy))
+    for name in ("plugins", "logger", "callbacks", "default_root_dir"):
         if name in trainer:
             raise SettingError(
                 f"trainer.{name}: drop it; it follows from norm, logger, callbacks and the run directory"
@@ -173,6 +177,54 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
     if trainer.get("max_epochs") is not None and trainer.max_epochs != -1:
         _check_count("trainer.max_epochs", trainer.max_epochs)
+
+
+def _advice_for_strategy(strategy: Any) -> str:
+    found = re.search(r"find_unused_parameters['\"_:= ]+(true|false)", str(strategy), re.IGNORECASE)
+    if found:
+        return f"trainer.strategy={strategy}: use ddp.find_unused_parameters={found[1].lower()}"
+    return (
+        f"trainer.strategy={strategy}: drop it; the ranks use DistributedDataParallel, whose settings are "
+        "ddp.find_unused_parameters and others (python train.py --cfg job --package ddp)"
+    )
+
+
+def _check_ddp(cfg: DictConfig) -> None:
+    ddp = cfg.ddp
+    if ddp.static_graph and ddp.find_unused_parameters:
+        raise SettingError(
+            "ddp.static_graph=true: it finds unused parameters itself, once; use ddp.find_unused_parameters=false"
+        )
+    batches = cfg.trainer.get("accumulate_grad_batches") or 1
+    if ddp.static_graph and batches != 1 and not cfg.get("simulate"):  # DDP's no_sync() before its first all-reduce
+        raise SettingError(
+            f"ddp.static_graph=true: with trainer.accumulate_grad_batches={batches} torch's DistributedDataParallel "
+            "fails; use ddp.static_graph=false, or trainer.accumulate_grad_batches=1"
+        )
+    for name in ("comm_hook", "comm_wrapper"):
+        if ddp[name] == "bf16" and cfg.trainer.accelerator == "cpu":
+            raise SettingError(f"ddp.{name}=bf16: torch has it for GPUs only; use ddp.{name}=fp16 or null")
+    if ddp.bucket_cap_mb is not None and not ddp.bucket_cap_mb > 0:
+        raise SettingError(f"ddp.bucket_cap_mb={ddp.bucket_cap_mb}: use a number above 0, in MiB, or null")
+    for name, words in (("comm_hook", ("fp16", "bf16", "powersgd")), ("comm_wrapper", ("fp16", "bf16"))):
+        if ddp[name] not in (None, *words):
+            raise SettingError(f"ddp.{name}={ddp[name]}: use null, {', '.join(words[:-1])} or {words[-1]}")
+    if ddp.comm_wrapper is not None and ddp.comm_hook != "powersgd":
+        hook = "null" if ddp.comm_hook is None else ddp.comm_hook
+        raise SettingError(
+            f"ddp.comm_wrapper={ddp.comm_wrapper}: it wraps ddp.comm_hook=powersgd, but that is {hook}; use "
+            f"ddp.comm_hook={ddp.comm_wrapper} alone, or powersgd"
+        )
+    _check_count("ddp.powersgd_rank", ddp.powersgd_rank)
+    if ddp.powersgd_start < 2:
+        raise SettingError(
+            f"ddp.powersgd_start={ddp.powersgd_start}: use 2 or more, since DDP changes its buckets before that"
+        )
+    if cfg.get("simulate") and ddp.comm_hook is not None:
+        raise SettingError(
+            f"ddp.comm_hook={ddp.comm_hook}: it compresses what processes send, and with simulate={cfg.simulate} one "
+            "process sends nothing; use ddp.comm_hook=null"
+        )
 
 
 def _check_simulated(cfg: DictConfig) -> None:

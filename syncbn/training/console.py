@@ -4,6 +4,7 @@ Names of runs, settings, file names and messages of exceptions may hold escape s
 change what stands above, line breaks, which make a second line, and marks that turn the direction of a line.
 """
 
+import re
 import sys
 import unicodedata
 from typing import TYPE_CHECKING
@@ -11,15 +12,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
+SURROGATES = re.compile("([\udc80-\udcff]+)")
+
 
 def printable(text: object) -> str:
-    """``text`` as one line: what is not a letter, sign or space becomes an escape, such as ``\\x1b`` or ``\\n``."""
+    """``text`` as one line: what is not a letter, sign or space becomes an escape, such as ``\\x1b`` or ``\\n``.
+
+    Letters of a file name that the locale lacks come as surrogates (PEP 383), and stay.
+    """
     return "".join(
-        each
-        if each.isprintable() or unicodedata.category(each) == "Zs"
-        else each.encode("unicode_escape").decode("ascii")
-        for each in str(text)
+        part if _is_text(part) else "".join(map(_escaped, part)) for part in SURROGATES.split(str(text)) if part
     )
+
+
+def _escaped(character: str) -> str:
+    harmless = character.isprintable() or unicodedata.category(character) == "Zs"
+    return character if harmless else character.encode("unicode_escape").decode("ascii")
+
+
+def _is_text(part: str) -> bool:
+    """Whether these are surrogates that represent printable characters in UTF-8."""
+    if not SURROGATES.fullmatch(part):
+        return False
+    return part.encode("ascii", "surrogateescape").decode("utf-8", "replace").replace("\ufffd", "\0").isprintable()
 
 
 def print_line(text: object = "", *, error: bool = False) -> None:

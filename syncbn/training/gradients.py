@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,8 @@ class GradientMonitor(pl.Callback):
     ``gradients/first`` and ``gradients/last``, and the numbers of :func:`flow`. Norms are taken in float64, so a
     gradient whose square would vanish in float32 is seen. The first step of training is always looked at: there the
     network is as it was initialized. Between looks nothing is done. A weight that has no gradient in a step has no row.
+    With several optimizers (manual optimization) each step of one has rows of its own weights, of the batches whose
+    number is due.
 
     Args:
         every_n_steps: optimizer steps between two looks; None for ``trainer.log_every_n_steps``.
@@ -162,7 +164,10 @@ class GradientMonitor(pl.Callback):
             return
         norms = self._backward.norms(_scale(trainer))
         self._drop()
-        if not trainer.is_global_zero or not (found := look(pl_module, norms)):
+        if self._several(trainer):
+            self._backward = Backward(pl_module)
+        weights = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if not trainer.is_global_zero or not (found := look(pl_module, norms, weights)):
             return
         numbers = flow(found)
         if trainer.global_step == 0:
@@ -177,6 +182,10 @@ class GradientMonitor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, _step(trainer))
 
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self._several(trainer):
+            self._drop()
+
     def on_train_end(self, *_: Any) -> None:
         self._drop()
 
@@ -189,6 +198,10 @@ class GradientMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first, self._last = state_dict["first"], state_dict["last"]
 
+    def _several(self, trainer: pl.Trainer) -> bool:
+        """Whether more than one optimizer may step within a batch (manual optimization)."""
+        return len(trainer.optimizers) > 1
+
     def _drop(self) -> None:
         if self._backward is not None:
             self._backward.close()
@@ -196,7 +209,9 @@ class GradientMonitor(pl.Callback):
 
 
 @torch.no_grad()
-def look(module: nn.Module, norms: Mapping[nn.Module, float]) -> list[Gradient]:
+def look(
+    module: nn.Module, norms: Mapping[nn.Module, float], only: Collection[nn.Parameter] | None = None
+) -> list[Gradient]:
     """The gradients of linear and convolutional layers whose weights have one; waits for the device once.
 
     A weight that two layers share counts once, where the first of them is.
@@ -204,13 +219,18 @@ def look(module: nn.Module, norms: Mapping[nn.Module, float]) -> list[Gradient]:
     Args:
         module: after a backward pass.
         norms: of the gradients with respect to outputs, by layer.
+        only: weights of these parameters; None for all.
     """
     weights: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
         weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear | _ConvNd) else None
         if weight is not None:
             weights.setdefault(weight, (name, layer))
-    found = [(depth, *of, weight) for depth, (weight, of) in enumerate(weights.items()) if weight.grad is not None]
+    found = [
+        (depth, *of, weight)
+        for depth, (weight, of) in enumerate(weights.items())
+        if weight.grad is not None and (only is None or weight in only)
+    ]
     if not found:
         return []
     of_weights = torch.stack([_norm(of) for *_, weight in found for of in (weight.grad, weight) if of is not None])

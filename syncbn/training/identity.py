@@ -20,7 +20,8 @@ from syncbn.training.console import printable
 from syncbn.training.schema import AgreedError, SettingError
 
 # What a directory, W&B, a glob and Hydra's command line all take. File servers for Windows drop a dot at the end.
-RUN_ID = r"\w([\w.+@ -]*[\w+@-])?"
+# Letters that the locale lacks come as surrogates (PEP 383).
+RUN_ID = r"[\w\udc80-\udcff]([\w\udc80-\udcff.+@ -]*[\w\udc80-\udcff+@-])?"
 LONGEST = 255  # bytes in one name, on nearly every file system
 START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
 _held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends

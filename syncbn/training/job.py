@@ -58,14 +58,14 @@ class RunError(RuntimeError):
         self.code = code
 
 
-def run(cfg: DictConfig) -> None:
-    """Runs one job, as :func:`syncbn.training.launch.main` says."""
+def run(cfg: DictConfig) -> float | None:
+    """Runs one job, as :func:`syncbn.training.launch.main` says; the best value of the monitored metric."""
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     run_dir = Path(hydra.runtime.output_dir)
     try:
         try:
-            _run(cfg, run_dir, in_sweep)
+            return _run(cfg, run_dir, in_sweep)
         except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
             raise SettingError(f"run.id={printable(run_dir.name)}: {explain(error, run_dir)}") from error
     except (SettingError, RunError) as error:
@@ -77,7 +77,7 @@ def run(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> None:
+def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
     hydra = HydraConfig.get()
     if in_sweep and identity.launcher() == "torchrun":
         raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
@@ -91,6 +91,7 @@ def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> None:
     named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
     start = _be_a_rank if identity.launcher() else _start_ranks
     start(cfg, run_dir, name, overrides, named)
+    return record.monitored(run_dir) if identity.rank() == 0 else None
 
 
 def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:

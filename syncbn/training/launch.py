@@ -10,10 +10,14 @@ OmegaConf.register_new_resolver("run_dir", identity.run_dir)
 OmegaConf.register_new_resolver("sweep_dir", identity.sweep_dir, use_cache=True)
 
 
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Runs one job under Hydra. A setting that cannot work, or a rank that fails, ends it with one line and code 1.
 
     ``HYDRA_FULL_ERROR=1`` gives the traceback instead.
+
+    Returns:
+        The best value of the metric that ``callbacks.checkpoint.monitor`` names, for a sweeper that searches; the
+        recorded one if the run had finished before. None if there is no such value, and on ranks other than 0.
     """
     if identity.launcher() is None:
         stopping.end_at_once()  # also in an interactive step of Slurm
@@ -23,4 +27,4 @@ def main(cfg: DictConfig) -> None:
         temporary.make()
     from syncbn.training import job
 
-    job.run(cfg)
+    return job.run(cfg)

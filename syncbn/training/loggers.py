@@ -124,6 +124,7 @@ class _UnreachableError(SettingError):
 
 def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
     logger, about = cfg.logger, record.read(run_dir, "run")
+    wandb_files.check_names(run_dir)
     batch = about["normalization_batch"]
     tags = [cfg.norm.name, f"world_size={about['world_size']}", f"normalization_batch={batch}"]
     _start_service()

@@ -7,6 +7,7 @@ next print, as it does for a name with accents on a terminal that has none. Neit
 import codecs
 import errno
 import io
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -22,6 +23,8 @@ def accept_any_text() -> None:
 
     Bytes of a file name that are not in the locale's encoding (PEP 383) are written as they are.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # the log files of libraries may lack characters too
+        logging.raiseExceptions = False
     codecs.register_error(ERRORS, _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a notebook or a test may have put another object there

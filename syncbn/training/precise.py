@@ -16,6 +16,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ from syncbn.training.data import train_loader
 from syncbn.training.loaders import TrainLoader
 from syncbn.training.retest import retest
 from syncbn.training.schema import AgreedError, SettingError
+
+FROZEN = "frozen_norms"  # in a checkpoint: the layers that training left in evaluation mode
 
 
 @torch.no_grad()
@@ -246,6 +249,11 @@ class PreciseStatistics(pl.Callback):
             with _synchronized(trainer, pl_module):
                 self._measure(trainer, pl_module)
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._frozen |= set(checkpoint.get(FROZEN, ()))
+
     def _look_for_frozen(self, pl_module: pl.LightningModule) -> None:
         """Layers that training leaves in evaluation mode; in an evaluation all are."""
         if pl_module.training:
@@ -311,9 +319,11 @@ def _synchronized(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterato
 
 
 def _training_batches(trainer: Any) -> Iterator[Any]:
-    """Batches of the training data without end, epoch after epoch from the one that it is; the same on each call."""
+    """Batches of the training data without end, epoch after epoch: from the one that is trained, in a test from the
+    first, so that the result does not depend on which run tests a checkpoint. The same on each call.
+    """
     loader = own_loader(training_loader(trainer))
-    for epoch in count(trainer.current_epoch):
+    for epoch in count(trainer.current_epoch if trainer.state.fn == TrainerFn.FITTING else 0):
         loader.sampler.go_to(epoch, 0)
         yield from loader
 
@@ -321,7 +331,12 @@ def _training_batches(trainer: Any) -> Iterator[Any]:
 def training_loader(trainer: Any) -> Any:
     """The loader of the training data, also in a test."""
     loader = trainer.train_dataloader
-    return trainer.datamodule.train_dataloader() if loader is None and trainer.datamodule is not None else loader
+    if loader is not None or trainer.datamodule is None:
+        return loader
+    with randomness.untouched():
+        reset_seed()  # as DDPStrategy does before setup("fit"): a split that is drawn there is the same
+        trainer.datamodule.setup("fit")
+        return trainer.datamodule.train_dataloader()
 
 
 def own_loader(

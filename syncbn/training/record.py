@@ -338,6 +338,8 @@ def summary(run_dir: Path) -> Group:
     rows.append(("run directory", short(run_dir)))
     if result.get("checkpoint"):
         rows.append(("best checkpoint", short(Path(result["checkpoint"]))))
+    elif result.get("tested") == "final weights":
+        rows.append(("tested", "the weights at the end of training: there is no best checkpoint"))
     attempts = wandb_files.directories(run_dir) if wandb else []
     if wandb.get("url") or attempts:  # its directories may have been removed
         rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
@@ -352,6 +354,12 @@ def summary(run_dir: Path) -> Group:
         command = shlex.join([_program("wandb"), *options, *map(short, directories)])
         lines.append(cell(f"upload it:  {command}"))
     return Group(*lines)
+
+
+def monitored(run_dir: Path) -> float | None:
+    """The best value of the monitored metric; None if it was never logged, and for a run that only tests."""
+    found = read(run_dir, "result").get("monitored") or {}
+    return next(iter(found.values()), None)
 
 
 def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
+from syncbn.nn.conversion import batch_norms
 from syncbn.training import checkpoints, loggers, randomness, stopping
 from syncbn.training.console import print_line
 from syncbn.training.finite import NonFiniteError, first_non_finite_parameter, stopper
 from syncbn.training.identity import real
+from syncbn.training.precise import FROZEN
 from syncbn.training.stopping import Stopped
 
 KEY = "resume"  # in the checkpoint
@@ -80,6 +82,7 @@ class ResumePoints(pl.Callback):
         self._earlier: list[State] | None = None  # of the loaders, a batch ago
         self._random: State | None = None  # to be put back when training goes on
         self._writing = False
+        self._frozen: list[str] | None = None  # batch norm layers in evaluation mode; None until a batch was trained on
         self._loaded: State | None = None
         self._unlogged: State = {}
 
@@ -109,6 +112,8 @@ class ResumePoints(pl.Callback):
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if self._frozen is None:
+            self._frozen = [name for name, layer in batch_norms(pl_module) if not layer.training]
         self._add_unlogged(trainer)
         self._agree(trainer)
         self._due = bool(self._stop or self._save) and _between_steps(trainer)
@@ -131,7 +136,7 @@ class ResumePoints(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._put_random_back()
-        self._earlier = None
+        self._earlier = self._frozen = None
         if trainer.current_epoch > 0:
             self._after_epoch(trainer)
 
@@ -214,6 +219,8 @@ class ResumePoints(pl.Callback):
         return found
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
+        if self._frozen is not None:
+            checkpoint[FROZEN] = self._frozen
         if not self._writing or self._point is None:  # somebody else's checkpoint, ModelCheckpoint's perhaps
             return
         point = dict(self._point)

@@ -6,7 +6,7 @@ import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +14,8 @@ import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
@@ -22,6 +23,7 @@ from torchmetrics.utilities import prints
 from syncbn.training import (
     checkpoints,
     config,
+    ddp,
     fit,
     loggers,
     measured,
@@ -33,6 +35,7 @@ from syncbn.training import (
     simulated,
 )
 from syncbn.training.adapt import AdaptStatistics
+from syncbn.training.best_metric import BestMetric
 from syncbn.training.console import print_line
 from syncbn.training.finite import stopper
 from syncbn.training.gradients import GradientMonitor
@@ -66,7 +69,6 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
     rank = int(os.environ["RANK"])
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
         of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         with checkpoints.named(cfg.ckpt_path):
             result = _fit_and_test(cfg, run_dir, rank)
@@ -84,24 +86,72 @@ def run(cfg: DictConfig, run_dir: Path) -> None:
         dist.destroy_process_group()
 
 
+class _Session(NamedTuple):
+    """What one fit or one test needs."""
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    datamodule: Any
+
+
+class _Sessions:
+    """Builds sessions from the settings, each as it would be in a new process; they share the loggers.
+
+    A trainer that has fitted is not used for a test. Its callbacks, EMA for one, may replace the weights that the test
+    has loaded, so the result would not be that of the checkpoint.
+    """
+
+    def __init__(self, cfg: DictConfig, run_dir: Path, rank: int) -> None:
+        self._cfg, self._run_dir, self._rank = cfg, run_dir, rank
+        self._loggers: list[Logger] | None = None
+        self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
+        self._fitted: pl.LightningModule | None = None
+
+    def begin(self, *, suite: bool = True) -> _Session:
+        """A new session. ``suite=False`` leaves the test on corrupted images out."""
+        cfg = self._cfg
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
+        if cfg.simulate:
+            data.batch_size = config.loader_batch(cfg)
+        datamodule, module = build(data), self._fitted or self._module()
+        if self._loggers is None:
+            self._loggers = loggers.build(cfg, self._run_dir, self._rank)
+        trainer = _trainer(cfg, self._run_dir, self._loggers, suite=suite)
+        if self._progress is not None:  # a test is logged at the step and epoch of the fit
+            trainer.fit_loop.load_state_dict(self._progress)
+        # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
+        trainer.precision_plugin.convert_module(module)
+        return _Session(trainer, module, datamodule)
+
+    def fitted(self, session: _Session, checkpoint: str | None) -> None:
+        """Later sessions are tests after this fit: of ``checkpoint``, or, without one, of the weights as they are."""
+        self._progress = session.trainer.fit_loop.state_dict()
+        self._fitted = session.module if checkpoint is None else None
+
+    def _module(self) -> pl.LightningModule:
+        module: pl.LightningModule = build(self._cfg.module)
+        norms.prepare_model(module, _plain(self._cfg.norm))
+        if self._cfg.simulate:
+            simulated.refuse(module)
+        return module
+
+
 def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
-    data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
-    if cfg.simulate:
-        data.batch_size = config.loader_batch(cfg)
-    datamodule, module = build(data), build(cfg.module)
-    norms.prepare_model(module, _plain(cfg.norm))
-    if cfg.simulate:
-        simulated.refuse(module)
-    trainer = _trainer(cfg, run_dir, rank)
-    # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
-    trainer.precision_plugin.convert_module(module)
+    sessions = _Sessions(cfg, run_dir, rank)
     if cfg.mode == "test":
-        return _test(cfg, trainer, module, datamodule, cfg.ckpt_path)
-    result = _fit(cfg, trainer, module, datamodule)
-    return result | (_test(cfg, trainer, module, datamodule, result["checkpoint"]) if cfg.test else {})
+        return _test(cfg, sessions, cfg.ckpt_path)
+    session = sessions.begin()
+    result = _fit(cfg, *session)
+    if not cfg.test:
+        return result
+    sessions.fitted(session, result["checkpoint"])
+    del session  # frees the memory of the optimizer
+    result["tested"] = "final weights" if result["checkpoint"] is None else "checkpoint"
+    return result | _test(cfg, sessions, result["checkpoint"])
 
 
-def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
+def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool) -> pl.Trainer:
     exchange = simulated.parts(cfg) if cfg.simulate else norms.parts(_plain(cfg.norm))
     settings = dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
@@ -109,6 +159,7 @@ def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
         settings["accumulate_grad_batches"] = 1  # they are in one
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
     callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, Throughput()]
+    callbacks.append(BestMetric(measured.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(fit.RefuseUnfit())
     if cfg.target is not None:
@@ -116,12 +167,12 @@ def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
     callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
     if cfg.adapt is not None:
         callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
-    if cfg.corruptions:
+    if cfg.corruptions and suite:
         callbacks.append(build(cfg.corruptions))
     trainer = pl.Trainer(
-        strategy=DDPStrategy(timeout=timedelta(seconds=cfg.timeouts.collective), **exchange.ddp_arguments),
+        strategy=ddp.Strategy(cfg.ddp, exchange.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
         plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
-        logger=loggers.build(cfg, run_dir, rank),
+        logger=logs,
         callbacks=callbacks,
         default_root_dir=run_dir,
         **settings,
@@ -132,12 +183,15 @@ def _trainer(cfg: DictConfig, run_dir: Path, rank: int) -> pl.Trainer:
 
 def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
     """Trains; what came out."""
+    if cfg.ddp.comm_hook == "powersgd" and cfg.ckpt_path is not None and trainer.is_global_zero:
+        print_line("ddp.comm_hook=powersgd: its error feedback is not in checkpoints and begins anew")
     start = time.monotonic()
     state = cfg.ckpt_path
     if cfg.get("ckpt_restore") == "weights":
         checkpoints.load_weights(module, cfg.ckpt_path)
         state = None
-    trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
+    with ddp.explained(trainer.strategy):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
@@ -153,6 +207,7 @@ def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datam
         "epochs_before": throughput.epochs_before,
         "images_per_second": throughput.images_per_second,
         "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
+        "monitored": _monitored(trainer),
     }
     if stops is not None:
         result["diverged"] = int(stops.diverged)
@@ -165,22 +220,30 @@ def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datam
     return result
 
 
-def _test(
-    cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any, checkpoint: str | None
-) -> dict[str, Any]:
+def _test(cfg: DictConfig, sessions: _Sessions, checkpoint: str | None) -> dict[str, Any]:
     """Tests the checkpoint, or the weights as they are; and again in every way that was asked for."""
-    again: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": checkpoint, "weights_only": True}
-    metrics = trainer.test(module, verbose=False, **again)
+    options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
+    trainer, module, datamodule = sessions.begin()
+    metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
-        trainer.callbacks.remove(suite)  # type: ignore[attr-defined]  # it would measure in the next test too
     if cfg.fit:
-        result["fit"] = fit.test_fit(trainer, module, result["test"], **again)
+        trainer, module, datamodule = sessions.begin(suite=False)
+        result["fit"] = fit.test_fit(trainer, module, result["test"], datamodule=datamodule, **options)
     if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
+        trainer, module, datamodule = sessions.begin(suite=False)
         batches = cfg.precise_batches // config.in_one(cfg)
-        result["precise"] = precise.test_precisely(trainer, module, batches, **again)
+        result["precise"] = precise.test_precisely(trainer, module, batches, datamodule=datamodule, **options)
     return result
+
+
+def _monitored(trainer: pl.Trainer) -> dict[str, float]:
+    """The best value of the monitored metric, by its name."""
+    checkpoint, best = trainer.checkpoint_callback, _callback(trainer, BestMetric)
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor and checkpoint.best_model_score is not None:
+        return {checkpoint.monitor: float(checkpoint.best_model_score)}
+    return {} if best is None else best.result
 
 
 def _callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
@@ -239,6 +302,7 @@ def _quieten() -> None:
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
         "You're resuming from a checkpoint that ended before the epoch ended",  # resume.py says what it does about it
         "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
+        "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",  # in the test
     ):
         warnings.filterwarnings("ignore", f".*{about}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from syncbn.training import checkpoints
 from syncbn.training.console import print_line
 from syncbn.training.files import ADVICE, flush, free, unlinked
 
@@ -41,10 +42,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path.parent)
-            torch.save(checkpoint, unlinked(draft))
+            with unlinked(draft).open("wb") as file:  # not by its name, which torch encodes in UTF-8
+                torch.save(checkpoint, file)
             flush(draft)
             if not self._read_back:
-                torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
+                checkpoints.load(draft)
                 self._read_back = True
             draft.replace(path)
             flush(path.parent)

@@ -63,6 +63,20 @@ class TimeoutsConfig:
 
 
 @dataclass
+class DDPConfig:
+    """The types of ``ddp`` in ``conf/config.yaml``."""
+
+    find_unused_parameters: bool = False
+    static_graph: bool = False
+    gradient_as_bucket_view: bool = False
+    bucket_cap_mb: float | None = None
+    comm_hook: str | None = None
+    comm_wrapper: str | None = None
+    powersgd_rank: int = 1
+    powersgd_start: int = 1000
+
+
+@dataclass
 class ClusterConfig:
     """The types of ``conf/cluster``."""
 
@@ -89,6 +103,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    ddp: DDPConfig = field(default_factory=DDPConfig)
     cluster: Any = MISSING
     ckpt_path: str | None = None
     trust: bool = False

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import OmegaConf, open_dict
 from rich import box
 from rich.console import Console
@@ -28,6 +30,8 @@ from syncbn.training.files import explain, replacing, unlinked
 from syncbn.training.job import RunError
 from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra 1.3
 
 
 def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
@@ -41,7 +45,8 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
         job_overrides: of each job.
 
     Returns:
-        What each job returned. Where some failed the program ends here, with one line and code 1.
+        What each job returned. If some failed the program ends here, with one line and code 1; but another sweeper
+        than Hydra's own gets their errors, since it may go on without them.
     """
     setup_globals()
     settings = launcher.config.hydra
@@ -51,7 +56,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     jobs = [list(filter_overrides(each)) for each in job_overrides]
     console = Console(soft_wrap=True, highlight=False, quiet=os.environ.get("SLURM_PROCID", "0") != "0")
     results: list[JobReturn] = []
-    failed: list[int] = []
+    failed: list[tuple[int, JobReturn]] = []
     try:
         numbers, chosen = _begin(settings, jobs, sweep_dir)
     except SettingError as error:
@@ -67,7 +72,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
                 results.append(_run(launcher, list(overrides), number, sweep_dir))
                 if results[-1].status == JobStatus.FAILED:
-                    failed.append(number)
+                    failed.append((number, results[-1]))
                     _tell(results[-1]._return_value)
                 configure_log(settings.hydra_logging, settings.verbose)
                 if requests and requests.seen:  # between two jobs, or when one was as good as over
@@ -76,15 +81,18 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
         if not console.quiet:
             summarize(sweep_dir, console)
         identity.release(sweep_dir)
-    if failed and not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
-        print_line(
-            f"error: {len(failed)} of {len(jobs)} jobs failed (job {', '.join(map(str, failed))}); "
-            f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing",
-            error=True,
-        )
-    if failed:
-        raise SystemExit(1)
-    return results
+    if not failed:
+        return results
+    again = f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing"
+    if str(settings.sweeper._target_) != BASIC_SWEEPER:  # it decides itself how many jobs may fail
+        for number, result in failed:
+            why = " ".join(str(result._return_value).split())
+            result.return_value = CompactHydraException(f"error: job {number} failed: {why}; {again}")
+        return results
+    if not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
+        numbers_of_failed = ", ".join(str(number) for number, _ in failed)
+        print_line(f"error: {len(failed)} of {len(jobs)} jobs failed (job {numbers_of_failed}); {again}", error=True)
+    raise SystemExit(1)
 
 
 def _stop(signum: int, sweep_dir: Path) -> None:
@@ -211,7 +219,7 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
-    with unlinked(draft).open("w", newline="", encoding="utf-8") as file:
+    with unlinked(draft).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -235,9 +243,30 @@ def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
     result, status = record.read(run_dir, "result"), record.status(run_dir)
     if status == "finished" and record.damage(run_dir, "result"):
         result, status = {}, "damaged"
-    chosen = dict(each.split("=", 1) for each in settings if "=" in each)
-    came_out = {**result.get("test", {}), "seconds": result.get("seconds")} if result else {}
+    chosen = dict(map(_name_and_value, settings))
+    came_out = (
+        {**result.get("monitored", {}), **result.get("test", {}), "seconds": result.get("seconds")} if result else {}
+    )
     return {"job": number, **chosen, "status": status, **came_out}
+
+
+def _name_and_value(override: str) -> tuple[str, str]:
+    """Of an override without Hydra's syntax: ``+x='a b'`` is ``x`` and ``a b``, ``~x`` is ``x`` and ``removed``."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:  # written by another version, or damaged
+        name, _, value = override.lstrip("+~").partition("=")
+        return name, value
+    name = parsed.key_or_group if parsed.package is None else f"{parsed.key_or_group}@{parsed.package}"
+    return name, "removed" if parsed.is_delete() else _text(parsed.value())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_text(key)}: {_text(each)}' for key, each in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _shown(name: str, value: Any) -> str:

@@ -9,8 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from syncbn.training.files import DamagedError, read_json
+from syncbn.training.schema import SettingError
 
 HEADER = 7  # bytes
+
+
+def check_names(directory: Path) -> None:
+    """Raises:
+    SettingError: W&B could not be given the directory or the command, which have to be UTF-8.
+    """
+    for text in (str(directory), *sys.argv):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise SettingError(
+                f"logger=wandb: W&B takes UTF-8 only, and this is not UTF-8 for Python, which uses "
+                f"{sys.getfilesystemencoding()} here: {text}; use PYTHONUTF8=1, another name, or logger=csv"
+            ) from None
 
 
 def directories(run_dir: Path) -> list[Path]:

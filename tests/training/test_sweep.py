@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
-from syncbn.training.sweep import _free, _numbers, summarize
+from syncbn.training.sweep import _free, _name_and_value, _numbers, summarize
 from tests.training.command import Run, train
 from tests.training.test_train import wandb_summary
 
@@ -133,6 +134,65 @@ def test_a_second_sweep_in_the_directory_of_one_that_runs_is_refused(tmp_path: P
         said.read_text(encoding="utf-8"),
     ), said.read_text(encoding="utf-8")
     assert status(tmp_path) == {"0": "finished"}
+
+
+def test_a_sweeper_that_searches_gets_the_best_value_of_the_monitored_metric(tmp_path: Path) -> None:
+    batches = '[["optimizer.lr=0.01", "optimizer.lr=-1", "optimizer.lr=-1"], ["optimizer.lr=0.01"]]'
+    sweeper = ("hydra/sweeper=searching", f"hydra.sweeper.batches={batches}", f"hydra.sweeper.path={tmp_path}/answers")
+    monitor = ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min")
+    run = sweep(tmp_path, *sweeper, "trainer.max_epochs=2", "logger=csv", *monitor)
+    assert run.code == 0, run.err
+    best, *failed, again = json.loads((tmp_path / "answers").read_text(encoding="utf-8"))
+    with (tmp_path / "multirun/a/0/metrics.csv").open(encoding="utf-8") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert len(losses) == 2
+    assert best == again == min(losses)  # a job that has finished before returns what it had
+    line = "error: job 1 failed: optimizer.lr=-1: use a number, 0 or more; the same sweep with "
+    for kind, message in failed:
+        assert kind == "CompactHydraException"  # of which Hydra prints one line
+        assert message.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("x=1", "x", "1"),
+        ("+x=1", "x", "1"),
+        ("++x=1", "x", "1"),
+        ("+note='a b'", "note", "a b"),
+        ('note="1, 2"', "note", "1, 2"),
+        (r"note='it\'s'", "note", "it's"),
+        ("note='é'", "note", "é"),
+        ("note=''", "note", ""),
+        ("note=", "note", ""),
+        ("note='null'", "note", "null"),
+        ("only=null", "only", "null"),
+        ("norm.only=['*layer1*','a b']", "norm.only", "[*layer1*, a b]"),
+        ("+c={a:1,b:[true,null]}", "c", "{a: 1, b: [true, null]}"),
+        ("nesterov=True", "nesterov", "true"),
+        ("lr=1.0e-3", "lr", "0.001"),
+        ("~callbacks.checkpoint", "callbacks.checkpoint", "removed"),
+        ("~seed=1", "seed", "removed"),
+        ("norm@other=sync", "norm@other", "sync"),
+        ("x=${seed}", "x", "${seed}"),
+        ("+x=(", "x", "("),
+    ],
+)
+def test_the_table_has_plain_names_and_values(override: str, name: str, value: str) -> None:
+    assert _name_and_value(override) == (name, value)
+
+
+def test_the_table_of_jobs_whose_settings_are_written_in_several_ways(tmp_path: Path) -> None:
+    jobs = {"0": ["+x='a,\"b\"'", "seed=1"], "1": ["++x=é", "seed=2"], "2": ["x=[1,2]"], "3": ["+x='\udcc3\udca9'"]}
+    for number, settings in jobs.items():
+        (tmp_path / number / ".hydra").mkdir(parents=True)
+        (tmp_path / number / ".hydra/overrides.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert summarize(tmp_path, Console(quiet=True))
+    with (tmp_path / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["x"] for row in rows] == ['a,"b"', "é", "[1, 2]", "é"]
+    assert [row["seed"] for row in rows] == ["1", "2", "", ""]
+    assert rows[0].keys() == {"job", "x", "seed", "status"}
 
 
 @pytest.mark.parametrize("left", ["", "- model=ml\n- 'trainer", "model: mlp", "\0\0"])

@@ -48,12 +48,12 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
     unlinked(directory / "tables").mkdir(exist_ok=True)
     for table, frame in tables.frames(findings, [[plot.name for plot in each] for each in drawn]).items():
         frame = frame.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
-        frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False)
+        frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False, errors="surrogateescape")
     content = _content(findings, drawn, directory) | {"title": title, "question": question}
     page = templates.environment().get_template("claims/page.html.jinja").render(content)
     for file, text in {f"{name}.html": page, f"{name}.md": markdown.render(content)}.items():
         with replacing(directory / file) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", errors="surrogateescape")
     return directory / f"{name}.html"
 
 

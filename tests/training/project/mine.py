@@ -78,7 +78,10 @@ class Probe(pl.Callback):
 
     def teardown(self, trainer, pl_module, stage):
         self._look(f"teardown_{stage.value}", pl_module)
-        Path(f"{self.path}.{trainer.global_rank}.json").write_text(json.dumps(self.seen), encoding="utf-8")
+        file = Path(f"{self.path}.{trainer.global_rank}.json")
+        if stage.value == "test" and file.exists():  # of the fit, which has a callback of its own
+            self.seen = json.loads(file.read_text(encoding="utf-8")) | self.seen
+        file.write_text(json.dumps(self.seen), encoding="utf-8")
         torch.save(pl_module.state_dict(), f"{self.path}.{trainer.global_rank}.pt")
 
     def _look(self, when, pl_module):
