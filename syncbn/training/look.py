@@ -94,7 +94,7 @@ def _exchanges(layer: _BatchNorm) -> bool:
     """Whether the layer will tell by itself."""
     if not isinstance(layer, Synchronized) or layer.ghost_batch is not None:
         return False
-    return exchange.partners(layer.group) is not None
+    return exchange.partners(layer.group, layer._place()) is not None
 
 
 def _fits(layer: _BatchNorm, given: list[Any]) -> bool:

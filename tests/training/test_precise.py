@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
@@ -84,7 +85,8 @@ def state(net: nn.Module) -> list[Tensor]:
 
 def measure(rank: int, world_size: int, net: nn.Sequential, groups: list[Any], cuts: list[list[int]]) -> list[Tensor]:
     if groups:
-        syncbn.convert(net, group=groups[rank])
+        group = dist.new_subgroups_by_enumeration([[0, 1], [2]])[0] if groups[rank] == "pair or rest" else groups[rank]
+        syncbn.convert(net, group=group)
     precise_statistics(net, (pieces[rank] for pieces in batches(cuts)))
     return state(net)
 
@@ -92,7 +94,7 @@ def measure(rank: int, world_size: int, net: nn.Sequential, groups: list[Any], c
 MODES = {
     "sync": (3, everyone, ["world"] * 3, {}),
     "local": (3, each_alone, [], {}),
-    "groups": (3, two_and_one, [(0, 1), (0, 1), (2,)], {}),
+    "groups": (3, two_and_one, ["pair or rest"] * 3, {}),
     "ghost": (2, twos, [], {"ghost_batch": 2}),
     "sync of 2": (2, everyone, ["world"] * 2, {}),
     "one process": (1, everyone, [], {}),
