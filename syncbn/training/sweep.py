@@ -241,8 +241,8 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
 
 def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
     result, status = record.read(run_dir, "result"), record.status(run_dir)
-    if status == "finished" and record.damage(run_dir, "result"):
-        result, status = {}, "damaged"
+    if record.damage(run_dir, "result"):
+        result, status = {}, "damaged" if status == "finished" else status
     chosen = dict(map(_name_and_value, settings))
     came_out = (
         {**result.get("monitored", {}), **result.get("test", {}), "seconds": result.get("seconds")} if result else {}
