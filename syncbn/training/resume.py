@@ -93,6 +93,8 @@ class ResumePoints(pl.Callback):
         if self._optimizers is not None and (why := checkpoints.other_optimizer(self._optimizers, trainer.optimizers)):
             raise checkpoints.OtherOptimizerError(why)
         self._meet(trainer)
+        if self._loaded is not None:
+            self._forget_damaged(trainer)
         loop = trainer.fit_loop.epoch_loop
         fetches = loop._on_before_fetch
 
@@ -306,6 +308,29 @@ class ResumePoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._add_unlogged(trainer)
         self._unlogged = {}
+
+    def _forget_damaged(self, trainer: pl.Trainer) -> None:
+        """Takes damaged files out of what ModelCheckpoint knows: the best of them would be tested in the end."""
+        for each in trainer.checkpoint_callbacks:
+            if not isinstance(each, ModelCheckpoint):
+                continue
+            known = sorted({*each.best_k_models, *filter(None, [each.best_model_path])})
+            read = known if trainer.is_global_zero else []  # all ranks must decide alike
+            damaged = {path: wrong for path in read if (wrong := checkpoints.damage(Path(path)))}
+            damaged = trainer.strategy.broadcast(damaged)
+            if not damaged:
+                continue
+            for path, wrong in damaged.items() if trainer.is_global_zero else ():
+                self.on_missing(
+                    f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested"
+                )
+            sound = {path: score for path, score in each.best_k_models.items() if path not in damaged}
+            best = min if each.mode == "min" else max
+            each.best_k_models = sound
+            each.best_model_path = best(sound, key=sound.__getitem__) if sound else ""
+            each.best_model_score = sound.get(each.best_model_path)
+            each.kth_best_model_path = (min if best is max else max)(sound, key=sound.__getitem__) if sound else ""
+            each.kth_value = sound.get(each.kth_best_model_path, each.kth_value)
 
     def _set_aside_later(self, step: int) -> None:
         """Resume points of later steps are damaged, or of a way that is left now: the next resume must not take one."""

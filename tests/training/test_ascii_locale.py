@@ -39,7 +39,7 @@ def test_a_sweep_and_its_comparison_in_a_directory_with_accents(tmp_path: Path) 
     assert (where / "multirun/ü/0/checkpoints/best.ckpt").exists()
     compared = called(where, "-m", "syncbn.cli", "compare", "multirun/ü")
     assert compared.returncode == 0, compared.stderr
-    assert b"\\u2212" in compared.stdout  # a minus, escaped
+    assert b"\\u2014" in compared.stdout  # a dash, escaped
     page = (where / "multirun/ü/compare/report.html").read_text(encoding="utf-8")
     assert "multirun/ü" in page
 

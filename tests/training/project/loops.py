@@ -1,5 +1,6 @@
 """Trainings that are not ours in some way, and are to resume all the same; all by _target_."""
 
+import subprocess
 from pathlib import Path
 
 import faults
@@ -8,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from syncbn.training import Digits
+from syncbn.training.data import train_loader
 
 
 class Draws(pl.Callback):
@@ -72,3 +74,61 @@ class Object(pl.Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         checkpoint["mine"] = Path("somewhere")
+
+
+class FromFiles(torch.utils.data.Dataset):
+    """Each image wants the file of its label."""
+
+    def __init__(self, dataset, directory):
+        self.dataset, self.directory = dataset, Path(directory)
+        self.directory.mkdir(exist_ok=True)
+        for name in range(10):
+            torch.save(name, self.directory / f"{name}.pt")
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        x, y = self.dataset[i]
+        assert torch.load(self.directory / f"{y}.pt") == int(y)
+        return x, y
+
+
+class Files(Digits):
+    """``ours``: read by our loader, else by torch's."""
+
+    def __init__(self, directory, ours, **options):
+        super().__init__(**options)
+        self.directory, self.ours = directory, ours
+
+    def train_dataloader(self):
+        dataset = FromFiles(self.train, self.directory)
+        if self.ours:
+            return train_loader(dataset, self.batch_size, seed=self.seed, num_workers=self.num_workers)
+        return DataLoader(dataset, self.batch_size, shuffle=True, num_workers=self.num_workers)
+
+
+class Removes(pl.Callback):
+    """Removes a file in the second epoch."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            self.path.unlink(missing_ok=True)
+
+
+class ReadOnly(pl.Callback):
+    """Makes the file system of the working directory read-only, once."""
+
+    def __init__(self, once):
+        self.once = Path(once)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 6 and not self.once.exists():
+            self.once.touch()
+            here = str(Path.cwd())
+            # A mount with files that are open for writing stays writable, so it is a second one, above the first.
+            subprocess.run(["mount", "--bind", here, here], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", here], check=True)
