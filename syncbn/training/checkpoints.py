@@ -40,7 +40,7 @@ def damage(path: Path) -> str | None:
         if broken is None:
             load(path)  # zipfile overlooks changes in headers that torch reads
     except Exception as error:  # zipfile raises a dozen classes, of zlib, of text and its own
-        return " ".join(str(error).split())[:200]
+        return " ".join(str(error).split())[:200] or type(error).__name__
     return None if broken is None else f"{broken} is not what was written"
 
 

@@ -87,7 +87,7 @@ def _sweep(config: DictConfig) -> None:
 
 def _path(config: DictConfig, name: str) -> Path:
     text = str(OmegaConf.select(config, name))
-    if not text.isprintable():
+    if not os.fsencode(text).decode("utf-8", "replace").isprintable():  # not surrogates: letters the locale lacks
         raise SettingError(f"{name}={printable(text)}: it has control characters; leave them out")
     path = Path(text)
     if not text.strip() or Path.cwd().is_relative_to(path.absolute().resolve()):

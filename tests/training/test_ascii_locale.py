@@ -47,7 +47,7 @@ def test_a_sweep_and_its_comparison_in_a_directory_with_accents(tmp_path: Path) 
 def test_streams_take_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = BytesIO()
     for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, TextIOWrapper(raw, "ascii", write_through=True))
+        monkeypatch.setattr(sys, name, TextIOWrapper(raw, encoding="ascii", write_through=True))
     accept_any_text()
     print("±1 → é \udcc3\udca9", file=sys.stderr)
     assert raw.getvalue() == b"\\xb11 \\u2192 \\xe9 \xc3\xa9\n"

@@ -197,13 +197,15 @@ def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(tmp_p
     script = f'mount -t tmpfs -o {options} tmpfs {mount}; "$@"; code=$?; find {mount} > {listing}; exit $code'
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable]
     command += [str(REPO / "train.py"), *SAME, "hydra.run.dir=mount/a"]
-    run = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, encoding="utf-8"
+    )
     assert run.returncode == 1
     assert run.stderr.startswith("error: run.id=a: ")
     assert ": No space left on device, 0 MiB" in run.stderr
     assert run.stderr.endswith(" are free there; make room\n")
     assert run.stderr.count("\n") == 1
-    assert listing.read_text().split() == [str(mount)]
+    assert listing.read_text(encoding="utf-8").split() == [str(mount)]
 
 
 # Damaged files
@@ -243,7 +245,7 @@ def test_an_interrupted_run_with_a_damaged_file_goes_on_from_its_checkpoint(run_
     record.write(run_dir, "wandb", {"id": "A-123456", "finished": False})
     wandb_id = record.read(interrupted(run_dir), "run")["wandb_id"]
     if name == "result.json":
-        (run_dir / name).write_text("{}")
+        (run_dir / name).write_text("{}", encoding="utf-8")
     if name != "run.json":
         record.write(run_dir, "run", record.read(run_dir, "run") | {"wandb_id": "A-123456"})
     damage(run_dir / name, how)
@@ -266,7 +268,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def test_settings_that_are_lost_are_not_those_of_another_command(run_dir: Path) -> None:
-    (run_dir / "config.yaml").write_text("")
+    (run_dir / "config.yaml").write_text("", encoding="utf-8")
     with pytest.raises(
         SettingError, match=r"config\.yaml is damaged \(empty\), so settings cannot be compared; use those"
     ):
@@ -281,7 +283,7 @@ def test_a_file_that_cannot_be_read_is_no_damage(run_dir: Path) -> None:
 
 
 def test_results_that_are_lost_with_the_checkpoints_are_named(run_dir: Path) -> None:
-    (run_dir / "result.json").write_text("")
+    (run_dir / "result.json").write_text("", encoding="utf-8")
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(
         SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no sound checkpoint is left"
@@ -364,7 +366,7 @@ def test_a_sweep_with_damaged_jobs_does_the_others_and_marks_them(tmp_path: Path
     assert first.code == 0, first.err
     jobs = tmp_path / "multirun/s"
     (jobs / "0/run.json").write_bytes(b"")
-    (jobs / "1/result.json").write_text("[]")
+    (jobs / "1/result.json").write_text("[]", encoding="utf-8")
     shutil.rmtree(jobs / "1/checkpoints")
     shutil.rmtree(jobs / "2/.hydra")
     shutil.rmtree(jobs / "3")
@@ -373,17 +375,17 @@ def test_a_sweep_with_damaged_jobs_does_the_others_and_marks_them(tmp_path: Path
     assert "Traceback" not in again.err
     assert again.err.splitlines()[0].startswith("error: run.id=1: multirun/s/1/result.json is damaged (")
     assert again.err.splitlines()[-1].startswith("error: 1 of 4 jobs failed (job 1); ")
-    rows = [line.split(",") for line in (jobs / "sweep.csv").read_text().splitlines()[1:]]
+    rows = [line.split(",") for line in (jobs / "sweep.csv").read_text(encoding="utf-8").splitlines()[1:]]
     status = 6
     assert [(row[0], row[status]) for row in rows] == [
         *(("0", "finished"), ("1", "damaged"), ("2", "finished"), ("3", "finished"))
     ]
-    assert json.loads((jobs / "0/run.json").read_text())["status"] == "finished"
+    assert json.loads((jobs / "0/run.json").read_text(encoding="utf-8"))["status"] == "finished"
 
 
 def test_a_job_whose_directory_is_a_file_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "multirun/s").mkdir(parents=True)
-    (tmp_path / "multirun/s/0").write_text("")
+    (tmp_path / "multirun/s/0").write_text("", encoding="utf-8")
     run = train(tmp_path, "-m", *SAME[:-1], "trainer.max_epochs=1", "hydra.sweep.dir=multirun/s", "seed=0,1")
     assert run.code == 0, run.err  # the number is taken, so the jobs have those after it
     assert {path.parent.name for path in tmp_path.glob("multirun/s/*/run.json")} == {"1", "2"}
@@ -465,11 +467,11 @@ def test_the_table_of_a_sweep_tells_killed_jobs(tmp_path: Path, run_dir: Path) -
     shutil.copytree(run_dir, job)
     record.write(job, "run", record.read(job, "run") | {"status": "running"})
     assert sweep.summarize(job.parent, Console(quiet=True))
-    assert ",killed," in (job.parent / "sweep.csv").read_text()
+    assert ",killed," in (job.parent / "sweep.csv").read_text(encoding="utf-8")
 
 
 def test_a_check_does_not_keep_a_run_from_beginning(run_dir: Path) -> None:
-    with (run_dir / ".lock").open() as file:
+    with (run_dir / ".lock").open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
 
         def free(seconds: float) -> None:
@@ -478,9 +480,9 @@ def test_a_check_does_not_keep_a_run_from_beginning(run_dir: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("syncbn.training.identity.time.sleep", free)
             identity.hold(run_dir)
-    assert (run_dir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert (run_dir / ".lock").read_text(encoding="utf-8").startswith(f"process {os.getpid()} on ")
     identity.release(run_dir)
-    assert (run_dir / ".lock").read_text() == ""
+    assert (run_dir / ".lock").read_text(encoding="utf-8") == ""
 
 
 def test_a_directory_that_was_made_in_vain_is_left_empty_and_its_lock_is_nobodys(tmp_path: Path) -> None:

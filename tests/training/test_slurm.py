@@ -171,8 +171,8 @@ def test_a_job_that_slurm_has_put_back_itself_is_not_told_to_be_sent_again(tmp_p
     assert [task.returncode for task in both] == [128 + signal.SIGTERM] * 2, out
     assert "stopped by SIGTERM: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
     assert "error: " not in out[0]
-    assert "requeue" not in (tmp_path / "calls").read_text()
-    about = json.loads((tmp_path / "outputs/slurm-7/run.json").read_text())
+    assert "requeue" not in (tmp_path / "calls").read_text(encoding="utf-8")
+    about = json.loads((tmp_path / "outputs/slurm-7/run.json").read_text(encoding="utf-8"))
     assert (about["status"], about["requeued"]) == ("interrupted", "7")
 
 
