@@ -38,7 +38,9 @@ def study(cases: Mapping[str, Mapping[str, Any]] | None = None, *, seeds: int = 
 def write(directory: Path, status: str = "finished", **parts: Any) -> None:
     """A run directory with what is read of it, and ``result.json`` where it has parts."""
     directory.mkdir(parents=True)
-    (directory / "config.yaml").write_text(f"seed: {directory.name}\n", encoding="utf-8")
+    (directory / "config.yaml").write_text(
+        f"seed: {directory.name}\ndata: {{}}\nnorm: {{}}\ntrainer: {{}}\n", encoding="utf-8"
+    )
     (directory / "run.json").write_text(json.dumps({"status": status}), encoding="utf-8")
     if parts:
         (directory / "result.json").write_text(json.dumps(parts), encoding="utf-8")
