@@ -100,7 +100,7 @@ def test_results_stay_until_new_ones_are_complete(
     common, path = benchmark("common"), tmp_path / "result.json"
     common.save(path, {"rows": [1]})
     write = Path.write_text
-    monkeypatch.setattr(Path, "write_text", lambda self, text: write(self, text[:3]) and raises())
+    monkeypatch.setattr(Path, "write_text", lambda self, text, **how: write(self, text[:3], **how) and raises())
     with pytest.raises(RuntimeError):
         common.save(path, {"rows": [1, 2]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from syncbn.training import identity, record
-from syncbn.training.schema import SettingError
+from syncbn.training import identity
+from syncbn.training.schema import GROUPS, SettingError
 
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
@@ -23,7 +23,7 @@ DAMAGED = "cannot be read: it is damaged"
 # What each file has to have for the rest of the program; other contents are damaged.
 NOTHING = type(None)
 KINDS: dict[str, dict[str, Any]] = {
-    "config.yaml": dict.fromkeys(record.GROUPS, dict),
+    "config.yaml": dict.fromkeys(GROUPS, dict),
     "run.json": {
         "status": str,
         **dict.fromkeys(("versions", "git"), (dict, NOTHING)),

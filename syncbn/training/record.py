@@ -31,9 +31,9 @@ from syncbn.training import config, identity, wandb_files
 from syncbn.training.console import cell
 from syncbn.training.files import DamagedError, read_json, read_text, replacing
 from syncbn.training.identity import real, run_of
+from syncbn.training.schema import GROUPS
 
 STATUSES = ("running", "finished", "failed", "interrupted")
-GROUPS = ("data", "norm", "trainer")  # what the settings of any run have
 NUMBERED = ("config.yaml", "result.json", "wandb.json", "error.txt", "ranks")  # each attempt has its own
 TABLES = ("metrics.csv", "statistics.csv", "gradients.csv")  # of all attempts, unless one begins anew
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")

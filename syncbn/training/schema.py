@@ -7,6 +7,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+GROUPS = ("data", "norm", "trainer")  # what the settings of any run have
+
 
 class SettingError(ValueError):
     """A setting that cannot work. The message names it, its value, and what would work, in one line."""
