@@ -35,6 +35,11 @@ def patience(limit: timedelta) -> timedelta:
     return min(limit, timedelta(seconds=_seconds())) if _enabled else limit
 
 
+def enabled() -> bool:
+    """Whether debug mode is on."""
+    return _enabled
+
+
 def check_in_step(message: Tensor, group: dist.ProcessGroup, place: str) -> None:
     """In debug mode, raises unless every rank of ``group`` is about to send a message of this shape from ``place``.
 

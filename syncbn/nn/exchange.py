@@ -50,14 +50,13 @@ def partners(spec: groups.GroupSpec | dist.ProcessGroup, place: str = "sync_batc
     return None if group is None or group.size() == 1 else group
 
 
-def all_sum(x: Tensor, group: dist.ProcessGroup, place: str, state: str = "") -> Tensor:
+def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
     """The sum of ``x`` over the ranks of ``group``, bitwise the same on each; the host does not wait for a GPU.
 
     Args:
         x: the same shape and type on every rank; used up.
         group: the ranks.
         place: the layer and the direction, for errors.
-        state: what else must agree between ranks; debug mode compares it.
 
     Raises:
         RuntimeError: the exchange failed, a rank is somewhere else (see :mod:`syncbn.nn.debugging`), or this is within
@@ -70,7 +69,7 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str, state: str = "") ->
         raise RuntimeError(f"layer {place}: {problem}")
     if compiling:
         return _functional(x, group)
-    debugging.check_in_step(x, group, place + state)
+    debugging.check_in_step(x, group, place)
     try:
         if observing.observer is None:
             return _sent(x, group)

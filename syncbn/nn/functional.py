@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import added, composite, exchange, groups, kernels, memory, observing, operands, running
+from syncbn.nn import added, composite, debugging, exchange, groups, kernels, memory, observing, operands, running
 from syncbn.nn.statistics import Moments, may_read, unpack
 
 # An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
@@ -187,10 +187,10 @@ def _exchanged(
     local = kernels.local_sums(values, mask, float(shares) if grad else _NO_GRAD)
     observer = observing.present()
     own = None if observer is None else local.sums.clone()  # the exchange uses them up
-    state = ""
-    if not reads:  # where ranks cannot tell each other, debug mode compares what they go by
-        state = ", with a backward message to come" if shares else ", with no backward message to come"
-    message = exchange.all_sum(local.message, partners, f"{name} forward", state)
+    place = f"{name} forward"
+    if not reads and debugging.enabled():  # it compares places, so that ranks that decide otherwise are named
+        place += ", with a backward message to come" if shares else ", with no backward message to come"
+    message = exchange.all_sum(local.message, partners, place)
     sums = message[:-1] if rides else message
     if observer is not None and own is not None:
         observer.measured(name, own, sums)
