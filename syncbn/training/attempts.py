@@ -407,9 +407,11 @@ def _count(number: int, noun: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     """What is in a checkpoint."""
     if not identity.is_file(path):
-        beside = sorted(str(p) for p in path.parent.glob("*.ckpt"))
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt") if identity.is_file(p))
         hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
         what = "this is a directory" if identity.is_directory(path) else "there is no such file"
+        if identity.is_link(path):
+            what = "this is a symbolic link to a file that is not there"
         raise SettingError(f"ckpt_path={printable(path)}: {what}; {hint}")
     try:
         checkpoint = checkpoints.load(path)

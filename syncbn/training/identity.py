@@ -17,6 +17,7 @@ from typing import Any
 
 from syncbn.training import slurm
 from syncbn.training.console import printable
+from syncbn.training.files import unlinked
 from syncbn.training.schema import AgreedError, SettingError
 
 # What a directory, W&B, a glob and Hydra's command line all take. File servers for Windows drop a dot at the end.
@@ -83,6 +84,14 @@ def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
+def is_link(path: Path) -> bool:
+    """Likewise for a symbolic link."""
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):
         return False
 
 
@@ -269,11 +278,12 @@ def is_held(run_dir: Path) -> bool | None:
 def _open_lock(run_dir: Path) -> int:
     path = run_dir / ".lock"
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(unlinked(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not path.exists():
             raise
-        return os.open(path, os.O_RDONLY)  # a run that has finished is shown from a read-only directory too
+        # A run that has finished is shown from a read-only directory too.
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _is_same(file: int, path: Path) -> bool:

@@ -241,7 +241,9 @@ def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path, monkeypatch: 
     assert run.code == -signal.SIGKILL
     assert run.left == []
     left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # a cache
-    assert [name.startswith("syncbn-run-") for name in left] == [True] * (what == "kill_everything")
+    # The last rank removes it, if it notices the end of the launcher before it is killed itself.
+    assert len(left) <= (what == "kill_everything")
+    assert all(name.startswith("syncbn-run-") for name in left)
     again = faulty(tmp_path, *same)
     assert again.code == 0, again.err
     assert "this run was killed before; it goes on from " in again.out

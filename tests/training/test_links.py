@@ -65,7 +65,7 @@ def test_no_writer_follows_a_link(tmp_path: Path, outside: Path, target: str) ->
     assert contents(outside) == before
     assert record.read(run_dir, "run")["status"] == "failed"
     links = {path.name for path in run_dir.iterdir() if path.is_symlink()}
-    assert links <= {"config-0.yaml"}  # put aside, and only read
+    assert links <= {"config-0.yaml", "damaged-run.json"}  # put aside, and only read
     if target == "file":
         assert (run_dir / "wandb-lines.jsonl").read_text(encoding="utf-8") == "preciousmore\n"
 
