@@ -90,7 +90,10 @@ def one_step(layer: nn.Module, training: Training, given: Given, frozen: bool, d
     except ValueError as error:
         assert "Expected more than 1 value per channel when training" in str(error)  # noqa: PT017
         return _back(layer, None)
-    y.backward(dy)
+    needed = not frozen or residual is not None or any(p.requires_grad for p in layer.parameters())
+    assert y.requires_grad or not needed
+    if y.requires_grad:  # not where everything is frozen
+        y.backward(dy)
     values["y"] = y.detach()
     values |= {"dgamma" if name == "weight" else "dbeta": p.grad for name, p in layer.named_parameters()}
     return _back(layer, values)
