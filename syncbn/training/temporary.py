@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from syncbn.training import stopping
 
 PREFIX = "syncbn-run-"
+LONGEST_PARENT = 66  # characters; below it come our directory (20), and the fork server's socket in it (19)
 LONGEST = 60  # characters; the path of a socket has at most 107, and W&B's adds 40
 
 _mine: tuple[Path, FileLock, int] | None = None
@@ -27,7 +28,7 @@ def make() -> Path:
     global _mine
     if _mine is None or _mine[2] != os.getpid():
         _sweep()
-        draft = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+        draft = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=_parent()))
         lock = FileLock(draft / "lock")
         with suppress(OSError, NotImplementedError):  # a file system without locks
             lock.acquire(blocking=False)
@@ -60,8 +61,14 @@ def remove() -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _parent() -> Path:
+    """The directory for temporary files; a short one where the fork server's socket would get too long a path."""
+    place = Path(tempfile.gettempdir())
+    return place if len(str(place)) <= LONGEST_PARENT else Path("/tmp")
+
+
 def _sweep() -> None:
-    for place in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for place in _parent().glob(f"{PREFIX}*"):
         with suppress(OSError, Timeout, NotImplementedError):
             if place.is_symlink() or place.stat().st_uid != os.getuid():
                 continue

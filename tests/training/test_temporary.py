@@ -9,7 +9,7 @@ import pytest
 
 from syncbn.training import temporary
 
-MAKE = "from syncbn.training import temporary; print(temporary.make(), flush=True); import sys"
+MAKE = "from syncbn.training import temporary; temporary.LONGEST_PARENT = 999; print(temporary.make(), flush=True); import sys"
 
 
 def test_the_next_start_removes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:
@@ -38,3 +38,10 @@ def test_multiprocessing_takes_it_for_its_sockets(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(process.current_process(), "_config", {"tempdir": f"{tmp_path}/pymp-a"})
     assert temporary.inherited() is None
+
+
+def test_a_socket_never_gets_too_long_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    monkeypatch.setattr(temporary.tempfile, "gettempdir", lambda: str(long))
+    assert len(str(temporary._parent() / "syncbn-run-12345678" / "listener-12345678")) < 108
