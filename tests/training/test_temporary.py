@@ -9,11 +9,14 @@ import pytest
 
 from syncbn.training import temporary
 
-MAKE = "from syncbn.training import temporary; temporary.LONGEST_PARENT = 999; print(temporary.make(), flush=True); import sys"
+MAKE = """import sys
+from syncbn.training import temporary
+temporary.LONGEST_PARENT = 999
+print(temporary.make(), flush=True)"""
 
 
 def test_the_next_start_removes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:
-    command, env = [sys.executable, "-c", f"{MAKE}; sys.stdin.read()"], {"TMPDIR": str(tmp_path)}
+    command, env = [sys.executable, "-c", f"{MAKE}\nsys.stdin.read()"], {"TMPDIR": str(tmp_path)}
     options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     lives, dies = (subprocess.Popen(command, **options) for _ in range(2))  # type: ignore[call-overload]
     places = [Path(each.stdout.readline().strip()) for each in (lives, dies)]
