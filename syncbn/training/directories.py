@@ -73,6 +73,8 @@ def _run(config: DictConfig) -> None:
 
 
 def _sweep(config: DictConfig) -> None:
+    if identity.launcher() == "torchrun":
+        raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
     if config.run.id is not None:
         raise SettingError(
             f"run.id={printable(config.run.id)}: the jobs of a sweep are named by their numbers; use hydra.sweep.dir"

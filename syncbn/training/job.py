@@ -79,8 +79,6 @@ def run(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
     hydra = HydraConfig.get()
-    if in_sweep and identity.launcher() == "torchrun":
-        raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
     overrides = list(hydra.overrides.task)
     tested.take(cfg, overrides, _tell if identity.rank() == 0 else lambda line: None)
     config.settle(cfg)

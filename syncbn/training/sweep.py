@@ -155,7 +155,8 @@ def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> J
         config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-        _note(sweep_dir / str(number), list(config.hydra.overrides.task))
+        if identity.rank() == 0:  # of the ranks of torchrun and srun, which all come here
+            _note(sweep_dir / str(number), list(config.hydra.overrides.task))
         return run_job(
             hydra_context=launcher.hydra_context,
             task_function=launcher.task_function,

@@ -114,6 +114,16 @@ def test_names_that_can_be_are_taken(
         assert (tmp_path / "outputs" / name).is_dir()
 
 
+def test_a_sweep_under_torchrun_is_refused_once_and_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("RANK", "0")
+    assert checked(capsys, sweep="multirun/a").startswith("error: -m: torchrun starts the ranks of one run, not of a ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_py_refuses_them_so(tmp_path: Path) -> None:
     where = tmp_path / "a/b"
     where.mkdir(parents=True)

@@ -6,13 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from syncbn.training.sweep import _free, _name_and_value, _numbers, summarize
+import syncbn.training.sweep
+from syncbn.training.sweep import _free, _name_and_value, _numbers, _run, summarize
 from tests.training.command import Run, train
 from tests.training.test_train import wandb_summary
 
@@ -208,6 +212,20 @@ def test_a_job_that_was_killed_in_its_first_moment_keeps_its_number(tmp_path: Pa
     assert _free(numbers, tmp_path) == 4
     assert _free(numbers | {("seed=2",): 6}, tmp_path) == 7  # one that has made no directory
     assert summarize(tmp_path, Console(quiet=True))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_the_ranks_of_a_job_one_writes_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """Two that write at once take each other's draft away, and then the job fails."""
+    config = OmegaConf.create({"hydra": {"job": {}, "overrides": {"task": ["seed=1"]}}})
+    loader = SimpleNamespace(load_sweep_config=lambda master, overrides: config)
+    launcher = SimpleNamespace(hydra_context=SimpleNamespace(config_loader=loader), config=config, task_function=None)
+    monkeypatch.setattr(syncbn.training.sweep, "run_job", lambda **_: JobReturn(status=JobStatus.COMPLETED))
+    monkeypatch.setenv("RANK", rank)
+    assert _run(launcher, ["seed=1"], 0, tmp_path).status == JobStatus.COMPLETED
+    assert _numbers(tmp_path) == ({("seed=1",): 0} if rank == "0" else {})
 
 
 def test_directories_by_another_name_than_the_jobs_number_are_refused(tmp_path: Path) -> None:
