@@ -54,7 +54,8 @@ def convert(
         group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
             a DeviceMesh of one dimension (see :mod:`syncbn.nn.groups`). It takes the place of a
             ``torch.nn.SyncBatchNorm``'s own until that is reverted.
-        only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``).
+        only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``). A
+            module of another class that would be refused or warned of is asked about too.
         ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
         biased_running_var: keep the running variance divided by ``n``.
 
@@ -62,17 +63,19 @@ def convert(
         The same object.
 
     Raises:
-        TypeError: a layer, by name, that cannot be synchronized: a lazy one; one whose own forward pass has no batch
-            norm in it that could be found; a scripted, traced, exported or fx module with batch norm in its graph; a
-            module of another class whose forward pass calls batch norm with running statistics. Nothing is dropped in
-            silence, and the model is as it was.
+        TypeError: ``module`` is no module; or a layer in it, by name, cannot be synchronized: a lazy one; one whose own
+            forward pass has no batch norm in it that could be found; a scripted, traced, exported or fx module with
+            batch norm in its graph; a module of another class whose forward pass calls batch norm with running
+            statistics. Nothing is dropped in silence, and the model is as it was.
         ValueError: a group that is none or that this rank is not a member of, or a ghost batch below 1.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"convert takes a torch.nn.Module, got {type(module).__qualname__}")
     chosen_options = options(group, ghost_batch, biased_running_var)
     accepts = predicate(only)
     refuse_hidden(module, accepts)
     for name, each in module.named_modules():
-        if hidden.learns_by_itself(each) and accepts(name, each):
+        if hidden.learns_by_itself(each) and not _is_left_out(name, each, accepts):
             warnings.warn(
                 f"{name or 'the module'} is a {type(each).__qualname__}: it has running statistics, but is no "
                 "torch.nn.BatchNorm, so each device keeps its own statistics there",
@@ -138,9 +141,17 @@ def refuse_hidden(module: nn.Module, only: Only = None) -> None:
     """Raises TypeError, by name, for batch norm that is in no layer that could be reached; see ``hidden``."""
     accepts = predicate(only)
     for name, each in module.named_modules():
-        if (reason := hidden.reason(each)) is not None and accepts(name, each):
+        if (reason := hidden.reason(each)) is not None and not _is_left_out(name, each, accepts):
             kind = getattr(each, "original_name", type(each).__name__)
             raise TypeError(f"{name or 'the module'} is a {kind}: {reason}. Or leave it out: {_LEAVE_OUT}")
+
+
+def _is_left_out(name: str, module: nn.Module, accepts: Callable[[str, nn.Module], bool]) -> bool:
+    """Whether ``accepts`` leaves out a module that is no batch norm; if it asks for attributes of one, it does not."""
+    try:
+        return not accepts(name, module)
+    except AttributeError:
+        return False
 
 
 def _is_ours(layer: nn.Module) -> bool:

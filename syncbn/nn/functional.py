@@ -131,8 +131,9 @@ def measure(
     """The sums of the batch that all ``partners`` hold together; see :class:`Batch` for the arguments.
 
     Only the gradient of ``x`` needs other ranks, so partners exchange in the backward pass if the ``x`` of one of them
-    needs a gradient. On the CPU each rank's need rides in the forward message. Elsewhere reading it would wait for the
-    device, or break the graph: there a rank goes by what it knows, which ``weight`` and ``bias`` are for.
+    needs a gradient. On the CPU each rank's need is part of the forward all-reduce. On a device it is so where
+    ``weight`` and ``bias`` are frozen or None, and only a rank that needs no gradient waits to read it. Where it cannot
+    be read, in a compiled graph or a CUDA graph, each rank decides by what it knows.
 
     Raises:
         NotImplementedError: a sparse or MKL-DNN input.
@@ -178,19 +179,21 @@ def _exchanged(
     bias: Tensor | None,
 ) -> tuple[Tensor, kernels.Local, bool]:
     """The group's sums, what this rank found out about ``x``, and whether the backward pass exchanges too."""
-    values, grad = x.detach(), torch.is_grad_enabled()
+    values, grad, trains = x.detach(), torch.is_grad_enabled(), _trains(weight, bias)
+    shares = grad and (x.requires_grad or trains)  # what this rank knows by itself
+    need = float(x.requires_grad) if grad else _NO_GRAD
     rides = kernels.carries_need(values)
-    reads = rides and may_read(values)
-    shares = grad and x.requires_grad
-    if grad and not shares and not reads:  # parameters are alike on all ranks
-        shares = _trains(weight, bias)
-    local = kernels.local_sums(values, mask, float(shares) if grad else _NO_GRAD)
+    local = kernels.local_sums(values, mask, need)
+    message = local.message
+    if not rides and not trains:  # parameters are alike on all ranks, and so is this message's length
+        message, rides = torch.cat([message, message.new_full((1,), need)]), True
+    reads = rides and _reads_need(values, shares)
     observer = observing.present()
     own = None if observer is None else local.sums.clone()  # the exchange uses them up
     place = f"{name} forward"
     if not reads and debugging.enabled():  # it compares places, so that ranks that decide otherwise are named
         place += ", with a backward message to come" if shares else ", with no backward message to come"
-    message = exchange.all_sum(local.message, partners, place)
+    message = exchange.all_sum(message, partners, place)
     sums = message[:-1] if rides else message
     if observer is not None and own is not None:
         observer.measured(name, own, sums)
@@ -203,6 +206,17 @@ def _exchanged(
                 f"needs a gradient on {with_need:.0f}, which would wait for them; use no_grad() on all ranks or on none"
             )
     return sums, local, shares
+
+
+def _reads_need(x: Tensor, shares: bool) -> bool:
+    """Whether this rank reads how many need a gradient: always where that is free.
+
+    On a device the host would wait for it, and so only a rank does that has no other reason to take part in backward.
+    """
+    if kernels.carries_need(x):
+        return may_read(x)
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return (not shares or debugging.enabled()) and not capturing and not torch.compiler.is_compiling()
 
 
 def _trains(weight: Tensor | None, bias: Tensor | None) -> bool:

@@ -2,11 +2,14 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import syncbn
 from syncbn.nn import simulation
@@ -15,6 +18,7 @@ from syncbn.nn.modules import Synchronized
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning"),  # torch.export.unflatten, torch 2.13
 ]
 
 
@@ -49,6 +53,117 @@ class CallsWithAll(Statistics):
 class CallsTorchs(Statistics):
     def forward(self, x: Tensor) -> Tensor:
         return torch.batch_norm(x, None, None, self.running_mean, self.running_var, self.training, 0.1, 1e-5, False)
+
+
+class CallsWithoutWeights(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        where = (self.running_mean, self.running_var)
+        return torch.ops.aten.batch_norm(x, None, None, where[0], where[1], self.training, 0.1, 1e-5, False)
+
+
+class CallsNative(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.native_batch_norm(x, None, None, self.running_mean, self.running_var, self.training, 0.1, 1e-5)
+        return found[0]
+
+
+class Inherits(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class InheritsByName(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return Calls.forward(self, x).relu()
+
+
+class CallsByAnotherName(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        norm = F.batch_norm
+        return norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class HandsOn(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(F.batch_norm, x, self.running_mean, self.running_var, None, None, True, use_reentrant=False)
+
+
+def helper(x: Tensor, layer: nn.Module) -> Tensor:
+    return F.batch_norm(x, layer.running_mean, layer.running_var, training=layer.training)
+
+
+class CallsAHelper(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return helper(x, self)
+
+
+class GoesRoundByAHelper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return helper(x, self.norm)
+
+
+class GoesRoundByTheClass(GoesRoundByAHelper):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.BatchNorm2d.forward(self.norm, x)
+
+
+alias = F.batch_norm
+
+
+class CallsAnAlias(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return alias(x, self.running_mean, self.running_var, training=self.training)
+
+
+class CallsByAProperty(Statistics):
+    @property
+    def norm(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: helper(x, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class CallsByATable(Statistics):
+    KINDS: ClassVar = {"batch": F.batch_norm}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.KINDS["batch"](x, self.running_mean, self.running_var, training=self.training)
+
+
+class OfAutograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, var, training=True)
+
+
+class CallsByAutograd(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return OfAutograd.apply(x, self.running_mean, self.running_var)
+
+
+class Stores(Statistics):
+    """Calls what it was given."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.running_mean, self.running_var)
+
+
+def scripted(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, var, None, None, True)
+
+
+def closed_over() -> nn.Module:
+    norm = F.batch_norm
+    return Stores(lambda x, mean, var: norm(x, mean, var, training=True))
 
 
 class GoesRound(nn.Module):
@@ -90,6 +205,32 @@ class Standardized(nn.Conv2d):
         return F.conv2d(x, F.batch_norm(rows, None, None, training=True).reshape_as(self.weight))
 
 
+class NamesALayerSo(nn.Module):
+    """A layer of torch's, by the name of the operator, of which more is asked than to be called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.batch_norm
+        return norm(x) if self.batch_norm.affine else self.batch_norm(x)
+
+
+class OverridesAll(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+class CallsAFrozenHelper(Statistics):
+    def forward(self, x: Tensor) -> Tensor:
+        return frozen_helper(x, self)
+
+
+def frozen_helper(x: Tensor, layer: nn.Module) -> Tensor:
+    return F.batch_norm(x, layer.running_mean, layer.running_var, training=False)
+
+
 class ByHand(Statistics):
     """Another normalization that learns, as InplaceABN."""
 
@@ -105,6 +246,10 @@ def within() -> nn.Module:
 
 def exported(train: bool) -> nn.Module:
     return torch.export.export(within().train(train), (torch.randn(2, 4, 3, 3),)).module()
+
+
+def unflattened() -> nn.Module:
+    return torch.export.unflatten(torch.export.export(within(), (torch.randn(2, 4, 3, 3),)))
 
 
 def patched() -> nn.Module:
@@ -140,6 +285,24 @@ HIDDEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "calls with *": (CallsWithAll, "1.0", "CallsWithAll"),
     "calls torch.batch_norm": (CallsTorchs, "1.0", "CallsTorchs"),
     "goes round a layer": (GoesRound, "1.0", "GoesRound"),
+    "unflattened": (unflattened, "1.0.1", "InterpreterModule"),
+    "calls torch.ops": (CallsWithoutWeights, "1.0", "CallsWithoutWeights"),
+    "calls native_batch_norm": (CallsNative, "1.0", "CallsNative"),
+    "inherits": (Inherits, "1.0", "Inherits"),
+    "inherits by name": (InheritsByName, "1.0", "InheritsByName"),
+    "calls by another name": (CallsByAnotherName, "1.0", "CallsByAnotherName"),
+    "hands on": (HandsOn, "1.0", "HandsOn"),
+    "calls a helper": (CallsAHelper, "1.0", "CallsAHelper"),
+    "goes round a layer by a helper": (GoesRoundByAHelper, "1.0", "GoesRoundByAHelper"),
+    "goes round a layer by its class": (GoesRoundByTheClass, "1.0", "GoesRoundByTheClass"),
+    "calls an alias": (CallsAnAlias, "1.0", "CallsAnAlias"),
+    "calls by a property": (CallsByAProperty, "1.0", "CallsByAProperty"),
+    "calls by a table": (CallsByATable, "1.0", "CallsByATable"),
+    "calls by autograd": (CallsByAutograd, "1.0", "CallsByAutograd"),
+    "stores": (lambda: Stores(F.batch_norm), "1.0", "Stores"),
+    "stores a partial": (lambda: Stores(partial(F.batch_norm, training=True)), "1.0", "Stores"),
+    "stores a scripted function": (lambda: Stores(torch.jit.script(scripted)), "1.0", "Stores"),
+    "stores a closure": (closed_over, "1.0", "Stores"),
     "no source": (compiled_from_a_string, "1.0", "NoSource"),
     "patched": (patched, "1.0", "Identity"),
 }
@@ -151,6 +314,10 @@ PASSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "scripted, other": (lambda: torch.jit.script(nn.Conv2d(4, 4, 1)), []),
     "scripted, no forward": (lambda: torch.jit.script(nn.ModuleList([nn.ReLU()])), []),
     "standardized weights": (lambda: Standardized(4, 4, 1), []),
+    "named as the operator": (NamesALayerSo, ["1.0.batch_norm"]),
+    "overrides all": (OverridesAll, []),
+    "frozen helper": (CallsAFrozenHelper, []),
+    "stores another function": (lambda: Stores(torch.lerp), []),
     "instance norm": (lambda: nn.InstanceNorm2d(4, track_running_stats=True), []),
     "fx": (lambda: torch.fx.symbolic_trace(within()), ["1.0.1"]),
     "compiled": (lambda: torch.compile(within()), ["1.0._orig_mod.1"]),
@@ -189,6 +356,34 @@ def test_what_has_no_batch_norm_that_learns_is_left_as_it_is(which: str) -> None
     make, names = PASSED[which]
     net = syncbn.convert(a_net(make()))  # a warning would be an error
     assert synchronized(net) == ["0", *names]
+
+
+def test_a_predicate_on_attributes_of_batch_norms_leaves_out_no_other_class() -> None:
+    def wide(name: str, module: nn.Module) -> bool:
+        return module.num_features >= 4
+
+    with pytest.raises(TypeError, match=r"1\.0 is a Calls"):
+        syncbn.convert(a_net(Calls()), only=wide)
+    with pytest.warns(UserWarning, match=r"1\.0 is a ByHand"):
+        assert synchronized(syncbn.convert(a_net(ByHand()), only=wide)) == ["0"]
+
+
+@pytest.mark.parametrize("other", [None, [nn.BatchNorm2d(4)], nn.BatchNorm2d])
+def test_what_is_no_module_is_refused(other: Any) -> None:
+    with pytest.raises(TypeError, match=r"^convert takes a torch\.nn\.Module, got "):
+        syncbn.convert(other)
+
+
+@pytest.mark.parametrize("name", ["running_var", "moving_mean"])
+def test_another_normalization_with_one_statistic_is_named_in_a_warning(name: str) -> None:
+    class OneStatistic(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if self.training else x
+
+    part = OneStatistic()
+    part.register_buffer(name, torch.ones(4))
+    with pytest.warns(UserWarning, match=r"1\.0 is a .*OneStatistic: it has running statistics"):
+        syncbn.convert(a_net(part))
 
 
 def test_another_normalization_that_learns_is_named_in_a_warning() -> None:

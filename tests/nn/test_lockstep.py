@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
-from syncbn.nn import kernels
+from syncbn.nn import functional, kernels
 from syncbn.testing import force_exchange
 from tests.harness import Messages, Ranks, messages
 from tests.nn.oracle import CHANNELS, SPATIAL, Step, check, close, make_steps, on_a_rank, one_process
@@ -340,14 +340,17 @@ def test_a_second_derivative_where_no_input_needs_one_sends_nothing(ranks: Ranks
     assert [sent for *_, sent in results] == [[SUMS]] * len(cut)
 
 
-def as_on_a_gpu(rank: int, world_size: int, layer: nn.Module, step: Step, needs: list[bool]) -> str:
-    """There the need does not ride in the message, which would be read."""
-    x = step.x[rank].requires_grad_(needs[rank])
+def as_on_a_gpu(rank: int, world_size: int, layer: nn.Module, step: Step, needs: list[bool | None], how: str) -> str:
+    """There a message has the need only where parameters are frozen, and a CUDA graph cannot read it. None: no_grad."""
+    need = needs[rank]
+    x = step.x[rank].requires_grad_(need is True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "carries_need", lambda x: False)
-        syncbn.debug()
+        if how == "graph":
+            patch.setattr(functional, "_reads_need", lambda x, shares: False)
+        syncbn.debug(how != "eager")
         try:
-            with messages() as sent:
+            with messages() as sent, torch.set_grad_enabled(need is not None):
                 y = layer(x)
                 if y.requires_grad:
                     y.backward(step.dy[rank])
@@ -359,22 +362,28 @@ def as_on_a_gpu(rank: int, world_size: int, layer: nn.Module, step: Step, needs:
 
 
 @pytest.mark.parametrize(
-    ("frozen", "needs", "says"),
+    ("frozen", "needs", "how", "says"),
     [
-        ("frozen", [True, True], [str([[7], [6]])] * 2),
-        ("frozen", [False, False], [str([[7]])] * 2),
-        ("bias_frozen", [False, False], [str([[7], [6]])] * 2),
-        ("bias_frozen", [False, True], [str([[7], [6]])] * 2),
-        ("frozen", [False, True], ["rank 1 is at", "rank 0 is at"]),
+        ("frozen", [True, True], "eager", [str([[8], [6]])] * 2),
+        ("frozen", [False, False], "eager", [str([[8]])] * 2),
+        ("frozen", [False, True], "eager", [str([[8], [6]])] * 2),
+        ("frozen", [False, None], "eager", [str([[8]])] * 2),
+        ("frozen", [False, True], "debug", [str([[8], [6]])] * 2),
+        ("frozen", [None, True], "debug", ["1 of 2 ranks run it under torch.no_grad()"] * 2),
+        ("bias_frozen", [False, False], "eager", [str([[7], [6]])] * 2),
+        ("bias_frozen", [False, True], "eager", [str([[7], [6]])] * 2),
+        ("frozen", [True, True], "graph", [str([[8], [6]])] * 2),
+        ("frozen", [False, False], "graph", [str([[8]])] * 2),
+        ("frozen", [False, True], "graph", ["rank 1 is at", "rank 0 is at"]),
     ],
 )
-def test_where_the_need_cannot_be_read_each_rank_goes_by_what_it_knows(
-    ranks: Ranks, frozen: str, needs: list[bool], says: list[str]
+def test_on_a_gpu_ranks_that_need_no_gradient_read_whether_another_does(
+    ranks: Ranks, frozen: str, needs: list[bool | None], how: str, says: list[str]
 ) -> None:
-    # Parameters are alike on all ranks. Where they are frozen inputs must be, and debug mode names those that are not.
+    # Parameters are alike on all ranks. In a graph with frozen ones inputs must be alike too; debug mode says so.
     (step,) = make_steps([3, 5], SPATIAL["4d"])
     for said, expected in zip(
-        ranks.run(as_on_a_gpu, a_layer(frozen), step, needs, world_size=2, fresh=True), says, strict=True
+        ranks.run(as_on_a_gpu, a_layer(frozen), step, needs, how, world_size=2, fresh=True), says, strict=True
     ):
         assert expected in said
-        assert "rank" not in expected or "with no backward message to come" in said
+        assert "rank " not in expected or "with no backward message to come" in said
