@@ -117,6 +117,11 @@ def total(local: Tensor, partners: dist.ProcessGroup | None, place: str) -> Tens
     return summed
 
 
+def cannot_be_batched(place: str) -> str:
+    """What is wrong with ``is_grads_batched=True`` at a layer that needs an all-reduce."""
+    return f"layer {place}: is_grads_batched=True (vectorize=True) cannot all-reduce its batch; use torch.func.jacrev"
+
+
 class _AllSum(torch.autograd.Function):
     """Sum over ranks; every rank's loss depends on it, so its gradient is the sum over ranks too.
 
@@ -125,6 +130,8 @@ class _AllSum(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, partners: dist.ProcessGroup | None, place: str, refuse_one: str | None) -> Tensor:
+        if partners is not None and memory.batched_by_autograd(x):
+            raise RuntimeError(cannot_be_batched(place))
         total = x.clone(memory_format=torch.contiguous_format)
         if partners is not None:
             if memory.linearizes():

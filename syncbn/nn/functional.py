@@ -334,9 +334,7 @@ class _Normalize(torch.autograd.Function):
             saved = operands.given_back(saved, ctx.kinds, ctx.name)
         x, weight, mask, n, mean, var, rest, *gate = saved
         if ctx.partners is not None and memory.batched_by_autograd(dy):
-            raise RuntimeError(
-                f"layer {ctx.name}: is_grads_batched=True (vectorize=True) cannot send its batch; use torch.func.jacrev"
-            )
+            raise RuntimeError(composite.cannot_be_batched(ctx.name))
         statistics = kernels.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         relu = kernels.Relu(gate[0], gate[1], ctx.rows) if gate else None

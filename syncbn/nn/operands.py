@@ -92,8 +92,9 @@ def given_back(saved: Sequence[Tensor | None], expected: list[Kind], name: str) 
         dtype, shape, device = kind
         if t.dtype != dtype or t.shape != shape or (t.is_meta and device.type != "meta"):
             raise RuntimeError(
-                f"layer {name}: a saved-tensor hook returned {t.dtype} {tuple(t.shape)} on {t.device} in place of "
-                f"{dtype} {tuple(shape)} on {device}; its unpack must undo what its pack does"
+                f"layer {name}: a saved tensor is {t.dtype} {tuple(t.shape)} on {t.device} in backward, and was "
+                f"{dtype} {tuple(shape)} on {device} in forward; a saved-tensor hook must return what it was given, "
+                "and parameters keep their type between the two"
             )
         found.append(t.to(device))
     return found

@@ -217,7 +217,7 @@ def test_a_saved_tensor_may_come_back_anyhow_but_not_as_another(
 ) -> None:
     (said,) = ranks.run(with_hooks, masked, act, again, route, world_size=1)
     for name, message in said.items():
-        assert message.startswith("layer SyncBatchNorm2d(5): a saved-tensor hook returned "), name
+        assert message.startswith("layer SyncBatchNorm2d(5): a saved tensor is "), name
         assert "\n" not in message
 
 

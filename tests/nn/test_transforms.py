@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as fwd
+import torch.autograd.functional as autograd
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
@@ -227,6 +228,12 @@ def what_is_refused(rank: int, world_size: int) -> dict[str, str]:
         leaf = x.clone().requires_grad_()
         torch.autograd.grad(layer(leaf), leaf, several, is_grads_batched=True)
 
+    def vectorized(derivative: Callable[..., Any], **how: Any) -> Callable[[], Any]:
+        return lambda: derivative(lambda x: untracked(x).square().sum(0), x, vectorize=True, **how)
+
+    def batched_twice() -> None:
+        autograd.hessian(lambda x: untracked(x).pow(3).sum(), x, vectorize=True)
+
     said = {}
     for name, how in {
         "shared": lambda: vmap(layer)(torch.stack([x, x])),
@@ -236,6 +243,9 @@ def what_is_refused(rank: int, world_size: int) -> dict[str, str]:
         "own": lambda: grad(lambda x: own(x).sum())(x),
         "one value": lambda: grad(lambda x: layer(x[rank:1]).sum())(x),
         "batched gradients": batched,
+        "vectorized": vectorized(autograd.jacobian),
+        "vectorized forward": vectorized(autograd.jacobian, strategy="forward-mode"),
+        "vectorized twice": batched_twice,
     }.items():
         with pytest.raises((RuntimeError, ValueError)) as caught:
             how()
@@ -253,6 +263,9 @@ def test_what_cannot_be_done_is_refused_in_one_line_that_names_the_layer(ranks: 
             "own": "layer 0: its own forward pass changes buffers that torch.func did not get",
             "one value": "Expected more than 1 value per channel when training, got 1 on the 2 ranks together",
             "batched gradients": "layer SyncBatchNorm1d(3): is_grads_batched=True",
+            "vectorized": "is_grads_batched=True (vectorize=True) cannot all-reduce its batch; use torch.func.jacrev",
+            "vectorized forward": "is_grads_batched=True (vectorize=True) cannot all-reduce",
+            "vectorized twice": "is_grads_batched=True (vectorize=True) cannot all-reduce",
         }
         for name, text in expected.items():
             assert text in said[name], name
