@@ -111,8 +111,13 @@ def compare(
     if directory is None:
         return
     from syncbn.study import report as pages
+    from syncbn.training.files import explain
 
-    page, here = pages.write(comparison, directory), Path.cwd()
+    try:
+        page, here = pages.write(comparison, directory), Path.cwd()
+    except OSError as error:
+        print_line(f"error: --report={directory}: {explain(error, directory)}", error=True)
+        sys.exit(1)
     print_line()
     print_line(f"report: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:

@@ -210,6 +210,7 @@ def _curves(pairs: Pairs) -> pd.DataFrame:
             rows = (
                 table[["epoch", name]]
                 .apply(pd.to_numeric, errors="coerce")
+                .replace([np.inf, -np.inf], np.nan)
                 .dropna()
                 .drop_duplicates("epoch", keep="last")
             )

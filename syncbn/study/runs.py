@@ -14,24 +14,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from syncbn.training import identity
+from syncbn.training import identity, record
+from syncbn.training.files import explain, out_of_range, read_bytes, read_text
 from syncbn.training.schema import GROUPS, SettingError
 
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
 DAMAGED = "cannot be read: it is damaged"
-# What each file has to have for the rest of the program; other contents are damaged.
-NOTHING = type(None)
-KINDS: dict[str, dict[str, Any]] = {
-    "config.yaml": dict.fromkeys(GROUPS, dict),
-    "run.json": {
-        "status": str,
-        **dict.fromkeys(("versions", "git"), (dict, NOTHING)),
-        **dict.fromkeys(("started", "ended", "tests", "begun_from"), (str, NOTHING)),
-        "normalization_batch": (int, NOTHING),
-    },
-    "result.json": {"test": (dict, NOTHING)},
-}
 # libyaml's is ten times as fast, where PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -149,9 +138,12 @@ def short(path: Path, above: Path) -> str:
 
 def _directories(path: Path) -> list[Path]:
     """The run directories at ``path`` and below it; none lies within another."""
-    if _is_run(path):
-        return [path]
-    inside = sorted(each for each in path.iterdir() if each.is_dir() and not each.is_symlink())
+    try:
+        if _is_run(path):
+            return [path]
+        inside = sorted(each for each in path.iterdir() if each.is_dir() and not each.is_symlink())
+    except OSError as error:  # of another user, for example
+        raise SettingError(f"RUNS: {explain(error, path)}") from error
     return [found for each in inside for found in _directories(each)]
 
 
@@ -170,7 +162,7 @@ def _read(path: Path) -> Run:
     parts, troubles = {}, []
     for name, load in (("config.yaml", _yaml), ("run.json", json.loads), ("result.json", json.loads)):
         parts[name], trouble = _load(path / name, load)
-        if parts[name] and not all(isinstance(parts[name].get(key), kind) for key, kind in KINDS[name].items()):
+        if parts[name] and not _is_whole(name, parts[name]):
             parts[name], trouble = {}, DAMAGED
         if trouble:
             troubles.append(f"{name} {trouble}")
@@ -196,15 +188,22 @@ def _read(path: Path) -> Run:
     return Run(path, str(status), trouble, config, about, result)
 
 
+def _is_whole(name: str, contents: dict[str, Any]) -> bool:
+    if name == "config.yaml":
+        return all(isinstance(contents.get(group), dict) for group in GROUPS)
+    return not record.lacks(name.removesuffix(".json"), contents)
+
+
 def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
     """The contents, and what is wrong with them."""
-    if not path.exists():
-        return {}, "is missing"
     try:
-        contents = load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        contents = load(read_text(path))
+    except FileNotFoundError:
+        return {}, "is missing"
+    except (OSError, SettingError, ValueError, RecursionError, yaml.YAMLError):
         return {}, DAMAGED
-    return (contents, "") if isinstance(contents, dict) and contents else ({}, DAMAGED)
+    whole = isinstance(contents, dict) and contents and not out_of_range(contents)
+    return (contents, "") if whole else ({}, DAMAGED)
 
 
 def _yaml(text: str) -> Any:
@@ -217,8 +216,8 @@ def _yaml(text: str) -> Any:
 def _reason(path: Path) -> str:
     """The last line of ``error.txt``, where the run has left one."""
     try:
-        lines = (path / "error.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
+        lines = read_bytes(path / "error.txt").decode("utf-8", "replace").split("\n")
+    except (OSError, SettingError):
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f": {last[:200]}" if last else ""
@@ -227,7 +226,7 @@ def _reason(path: Path) -> str:
 def _table(path: Path) -> pd.DataFrame:
     """A CSV file without its last line where that is half written; empty where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(path).decode("utf-8", "replace")
         return pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))
-    except (OSError, ValueError, csv.Error):  # pandas' own errors are ValueErrors
+    except (OSError, SettingError, ValueError, csv.Error):  # pandas' own errors are ValueErrors
         return pd.DataFrame()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import checkpoints, config, identity, record, slurm
 from syncbn.training.console import printable
-from syncbn.training.files import DamagedError, explain
+from syncbn.training.files import DamagedError, explain, read_bytes
 from syncbn.training.flat import COPIES, flat
 from syncbn.training.identity import real, run_of
 from syncbn.training.schema import Config, SettingError
@@ -152,9 +152,8 @@ def _recovered(run_dir: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """
     path = run_dir / "run.json"
     try:
-        with path.open("rb"):
-            pass
-    except FileNotFoundError:
+        read_bytes(path)
+    except (FileNotFoundError, DamagedError):
         pass
     except OSError as error:
         raise SettingError(f"run.id={run_dir.name}: {explain(error, path)}") from error

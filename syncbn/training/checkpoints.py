@@ -1,6 +1,7 @@
 """Checkpoint files: which are sound, and the newest of a run that is."""
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ def _copy(path: Path, draft: Path) -> None:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file; None where it can be loaded and its contents are as written (CRC-32)."""
+    if path.exists() and not path.is_file():  # the opening of a named pipe would wait for a writer
+        return "it is no file"
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
@@ -44,6 +47,17 @@ def damage(path: Path) -> str | None:
     return None if broken is None else f"{broken} is not what was written"
 
 
+def points(directory: Path) -> list[Path]:
+    """The resume points in ``directory``, oldest first: ``step-00000036.ckpt``. Other names are of other callbacks."""
+    found = [path for path in directory.glob("step-*.ckpt") if re.fullmatch(r"step-[0-9]{8,}", path.stem)]
+    return sorted(found, key=step_of)
+
+
+def step_of(point: Path) -> int:
+    """The training step after which a resume point was saved."""
+    return int(point.stem.removeprefix("step-"))
+
+
 def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
     """The newest resume point in ``directory`` that is sound; others are reported and passed over.
 
@@ -51,8 +65,7 @@ def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
         directory: of ``step-*.ckpt``, and of ``last.ckpt`` for where none of these is sound.
         report: takes a line about each file that is damaged.
     """
-    points = sorted(directory.glob("step-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
-    for path in [*points, *(p for p in (directory / "last.ckpt",) if p.exists())]:
+    for path in [*reversed(points(directory)), *(p for p in (directory / "last.ckpt",) if p.exists())]:
         wrong = damage(path)
         if wrong is None:
             return path

@@ -13,8 +13,15 @@ from syncbn.training import identity, measured, shards, slurm
 from syncbn.training.schema import SettingError
 
 NORMS = ("sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync")
+NEEDED = {
+    "sync": ("group", "batch_size", "ghost_batch"),
+    "ghost": ("batch_size",),
+    "group_norm": ("num_groups", "min_channels"),
+}
 DEFAULT_BATCH_SIZE = 32
 RUN_ID = identity.RUN_ID
+LONGEST_TIMEOUT = 2_000_000  # seconds, 23 days; torch counts milliseconds in 32 bits
+LARGEST_BUCKET = 1_000_000  # MiB; torch counts bytes in 64 bits
 
 
 def settle(cfg: DictConfig) -> None:
@@ -204,8 +211,10 @@ def _check_ddp(cfg: DictConfig) -> None:
     for name in ("comm_hook", "comm_wrapper"):
         if ddp[name] == "bf16" and cfg.trainer.accelerator == "cpu":
             raise SettingError(f"ddp.{name}=bf16: torch has it for GPUs only; use ddp.{name}=fp16 or null")
-    if ddp.bucket_cap_mb is not None and not ddp.bucket_cap_mb > 0:
-        raise SettingError(f"ddp.bucket_cap_mb={ddp.bucket_cap_mb}: use a number above 0, in MiB, or null")
+    if ddp.bucket_cap_mb is not None and not 0 < ddp.bucket_cap_mb <= LARGEST_BUCKET:
+        raise SettingError(
+            f"ddp.bucket_cap_mb={ddp.bucket_cap_mb}: use a number above 0 and up to {LARGEST_BUCKET}, in MiB, or null"
+        )
     for name, words in (("comm_hook", ("fp16", "bf16", "powersgd")), ("comm_wrapper", ("fp16", "bf16"))):
         if ddp[name] not in (None, *words):
             raise SettingError(f"ddp.{name}={ddp[name]}: use null, {', '.join(words[:-1])} or {words[-1]}")
@@ -276,6 +285,8 @@ def _check_resume(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if value is not None and not value > 0:
             raise SettingError(f"{name}={value}: use a number above 0")
+        if value is not None and name.startswith("timeouts.") and value > LONGEST_TIMEOUT:
+            raise SettingError(f"{name}={value}: use at most {LONGEST_TIMEOUT} seconds")
 
 
 def _settle_batch_size(data: DictConfig, ranks: int) -> None:
@@ -317,6 +328,9 @@ def _settle_shards(data: DictConfig, ranks: int) -> None:
 def _settle_norm(norm: DictConfig, device_batch: int, ranks: int) -> None:
     if norm.name not in NORMS:
         raise SettingError(f"norm.name={norm.name}: use one of {', '.join(NORMS)}")
+    for name in NEEDED.get(norm.name, ()):
+        if name not in norm:  # settings of another run, for example
+            raise SettingError(f"norm.{name}: norm.name={norm.name} needs it, and it is missing")
     if norm.name == "group_norm":
         for name in ("num_groups", "min_channels"):
             _check_count(f"norm.{name}", norm[name])

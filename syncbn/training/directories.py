@@ -6,10 +6,11 @@ Hydra makes the directory before it calls the program. So this is a Hydra callba
 
 import atexit
 import os
+import re
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def _or_end(check: Callable[[], None]) -> None:
 
 def _run(config: DictConfig) -> None:
     run_id = config.run.id
+    _check_spelling(run_id, config.hydra.get("overrides", {}).get("task", ()))
     identity.check_id(run_id)
     _allow_open_files()
     path = _path(config, "hydra.run.dir")
@@ -70,6 +72,17 @@ def _run(config: DictConfig) -> None:
     else:
         _refuse_nested("hydra.run.dir", path)
     _make("hydra.run.dir", path)
+
+
+def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
+    """Hydra reads a value as a number where it can, so that ``1.50`` and ``1.5`` would be one run."""
+    for each in overrides:
+        name, _, given = each.partition("=")
+        if name == "run.id" and run_id is not None and re.fullmatch(r"[\w.+-]+", given) and given != run_id:
+            raise SettingError(
+                f"run.id={given}: Hydra reads this as {run_id}; put it into quotes (\"run.id='{given}'\"), or use "
+                "another id"
+            )
 
 
 def _sweep(config: DictConfig) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +15,14 @@ from syncbn.training.console import printable
 from syncbn.training.schema import SettingError
 
 NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # file systems that flush no directory, or do not let us open it
+DEPTH = 50  # objects within objects in a file of a run; settings have fewer than 10
 ADVICE = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within your quota",
     errno.EACCES: "this user may not write there: change the permissions (chmod), or use another directory",
     errno.EPERM: "this user may not change it, or it is immutable (lsattr, chattr -i): use another directory",
     errno.EROFS: "mount it writable, or use another directory",
+    errno.EFBIG: "allow larger files (ulimit -f unlimited)",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ENOTDIR: "a part of this path is a file: remove that file, or use another directory",
     errno.EEXIST: "a file has this name: remove it, or use another directory",
@@ -75,7 +78,13 @@ def detach(run_dir: Path) -> list[str]:
 
     Returns:
         The names of what was a link.
+
+    Raises:
+        SettingError: a file that is written to is a pipe, a socket or a device.
     """
+    for path in (run_dir / name for name in APPENDED):
+        if path.exists() and not path.is_file():
+            raise SettingError(f"{printable(path)}: this is no regular file, and the run writes to it; remove it")
     names = [name for name in (*APPENDED, *FOLDERS) if (run_dir / name).is_symlink()]
     for name in names:
         path, draft = run_dir / name, run_dir / f".{name}.part"
@@ -108,7 +117,7 @@ def flush(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file, whose numbers and depth are such that the rest of the program can compute with it.
 
     Raises:
         DamagedError: it holds something else; the message says what, without the name of the file.
@@ -121,7 +130,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DamagedError(f"is damaged (not JSON: {error})") from None
     if not isinstance(contents, dict):
         raise DamagedError(f"is damaged (it holds a {type(contents).__name__}, and should hold an object)")
+    if wrong := out_of_range(contents):
+        raise DamagedError(f"is damaged ({wrong})")
     return contents
+
+
+def out_of_range(contents: Any, depth: int = 0) -> str:
+    """What in JSON or YAML no file of a run has: numbers of more than 64 bits, or depth, as of an alias to itself."""
+    if depth > DEPTH:
+        return f"its objects are nested more than {DEPTH} deep"
+    if isinstance(contents, int) and not -(2**63) <= contents < 2**63:
+        return "it has a number of more than 64 bits"
+    parts = contents.values() if isinstance(contents, dict) else contents if isinstance(contents, list) else ()
+    return next((wrong for each in parts if (wrong := out_of_range(each, depth + 1))), "")
 
 
 def read_text(path: Path) -> str:
@@ -132,12 +153,25 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError:
         raise DamagedError("is damaged (not text in UTF-8)") from None
     if not text.strip("\0 \t\r\n"):
         raise DamagedError("is damaged (empty)")
     return text
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file. What is no file, such as a named pipe, is not waited for.
+
+    Raises:
+        DamagedError: it is a pipe, a socket or a device.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe would wait
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DamagedError("is damaged (it is no regular file)")
+        return file.read()
 
 
 def explain(error: OSError, path: Path) -> str:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +34,27 @@ from syncbn.training.identity import real, run_of
 from syncbn.training.schema import GROUPS
 
 STATUSES = ("running", "finished", "failed", "interrupted")
+
+
+class Each(NamedTuple):
+    """An object whose values are of this kind."""
+
+    kind: Any
+
+
+NUMBER = (int, float)
+# What the values are that are read again, where they are there.
+KINDS: dict[str, dict[str, Any]] = {
+    "run": {
+        **dict.fromkeys(("started", "ended", "tests", "begun_from", "goes_on_from"), str),
+        **{"versions": Each(str), "git": dict, "normalization_batch": int, "overrides": list},
+    },
+    "result": {
+        **dict.fromkeys(("monitored", "test", "precise", "fit", "corrupted", "adapted"), Each(NUMBER)),
+        **dict.fromkeys(("seconds", "epochs", "steps", "epochs_before", "images_per_second"), NUMBER),
+        **{"target": dict, "checkpoint": str, "tested": str},
+    },
+}
 NUMBERED = ("config.yaml", "result.json", "wandb.json", "error.txt", "ranks")  # each attempt has its own
 TABLES = ("metrics.csv", "statistics.csv", "gradients.csv")  # of all attempts, unless one begins anew
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
@@ -98,7 +119,7 @@ def _about(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
 
 def mend(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> None:
     """Writes ``run.json`` and ``config.yaml`` again where a run that has finished with these settings has lost them."""
-    if _lacks("run", read(run_dir, "run")):
+    if lacks("run", read(run_dir, "run")):
         about = _about(cfg, overrides) | recovered(run_dir)
         if (run_dir / "run.json").exists():
             (run_dir / "run.json").replace(run_dir / "damaged-run.json")
@@ -199,23 +220,33 @@ def damage(run_dir: Path, name: str) -> str:
     """What is wrong with ``name.json``, in one line with its path; empty where it is whole, or not there."""
     path = run_dir / f"{name}.json"
     try:
-        lacks = _lacks(name, read_json(path))
+        missing = lacks(name, read_json(path))
     except FileNotFoundError:
         return ""
     except OSError as error:
         return f"{short(path, resolve=False)} cannot be read ({error.strerror})"
     except DamagedError as error:
         return f"{short(path, resolve=False)} {error}"
-    return f"{short(path, resolve=False)} is damaged (it has no {lacks})" if lacks else ""
+    return f"{short(path, resolve=False)} is damaged (it has no {missing})" if missing else ""
 
 
-def _lacks(name: str, contents: dict[str, Any]) -> str:
-    """What a file has to have, and this one has not."""
-    if name == "run":
-        return "" if contents.get("status") in STATUSES else "status that is known"
-    if name == "result":
-        return "" if contents and isinstance(contents.get("test", {}), dict) else "results"
-    return ""
+def lacks(name: str, contents: dict[str, Any]) -> str:
+    """What ``run.json`` or ``result.json`` has to have, and this one has not; "" where it is as it was written."""
+    if name == "run" and contents.get("status") not in STATUSES:
+        return "status that is known"
+    if name == "result" and not contents:
+        return "results"
+    wrong = (key for key, kind in KINDS.get(name, {}).items() if not _is(contents.get(key), kind))
+    return next((f"{key} of its kind" for key in wrong), "")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind of ``KINDS``; None is of each."""
+    if value is None:
+        return True
+    if isinstance(kind, Each):
+        return isinstance(value, dict) and all(_is(each, kind.kind) for each in value.values())
+    return isinstance(value, kind) and not (kind is NUMBER and isinstance(value, bool))
 
 
 def settings(run_dir: Path) -> DictConfig | None:
@@ -253,7 +284,7 @@ def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) 
         report: takes a line where something was recovered.
     """
     found = read(run_dir, "run")
-    if found and not _lacks("run", found):
+    if found and not lacks("run", found):
         return found
     wrong = damage(run_dir, "run")
     try:
@@ -263,7 +294,7 @@ def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) 
     if not (wrong or before or (run_dir / "result.json").exists() or list(run_dir.glob("checkpoints/*.ckpt"))):
         return {}
     report(f"{wrong or short(run_dir / 'run.json', resolve=False) + ' is missing'}: recovered from the other files")
-    attempts = {int(path.stem[4:]): path.stem for path in run_dir.glob("run-*.json") if path.stem[4:].isdigit()}
+    attempts = {int(path.stem[4:]): path.stem for path in run_dir.glob("run-*.json") if path.stem[4:].isdecimal()}
     last = max(attempts, default=0)
     about = read(run_dir, attempts[last]) if last else {}
     named = None if before is None else before.get("ckpt_path")
@@ -273,14 +304,14 @@ def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) 
         elif run_of(Path(named)) != run_dir.resolve():
             about["begun_from"] = named
     wandb_id = about.get("wandb_id") or read(run_dir, "wandb").get("id")
-    status = "finished" if not _lacks("result", read(run_dir, "result")) else "running"
+    status = "finished" if not lacks("result", read(run_dir, "result")) else "running"
     return about | {"attempt": last + 1, "wandb_id": wandb_id, "status": status}
 
 
 def status(run_dir: Path) -> str:
     """How a run ended. One that says ``running``, and that no process holds, was ``killed``."""
     about = read(run_dir, "run")
-    if _lacks("run", about):
+    if lacks("run", about):
         return "damaged" if damage(run_dir, "run") or (run_dir / "result.json").exists() else "failed"
     said = str(about["status"])
     if said == "interrupted" and about.get("requeued"):
@@ -328,12 +359,14 @@ def summary(run_dir: Path) -> Group:
 
     A run of an earlier version has perhaps not all of it, one that was ended by ``sys.exit`` no result.
     """
-    result, wandb = read(run_dir, "result"), read(run_dir, "wandb")
+    result, wandb, about = _whole(run_dir, "result"), read(run_dir, "wandb"), _whole(run_dir, "run")
     try:
         rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
     except (TypeError, ValueError, AttributeError, KeyError):  # names that are known, with values that are not numbers
+        result = {}
+    if not result and damage(run_dir, "result"):
         rows = [("result", f"{short(run_dir / 'result.json')} is damaged")]
-    if tested := read(run_dir, "run").get("tests"):
+    if tested := about.get("tests"):
         rows.append(("checkpoint tested", short(Path(tested))))
     rows.append(("run directory", short(run_dir)))
     if result.get("checkpoint"):
@@ -358,8 +391,13 @@ def summary(run_dir: Path) -> Group:
 
 def monitored(run_dir: Path) -> float | None:
     """The best value of the monitored metric; None if it was never logged, and for a run that only tests."""
-    found = read(run_dir, "result").get("monitored") or {}
-    return next(iter(found.values()), None)
+    return next(iter((_whole(run_dir, "result").get("monitored") or {}).values()), None)
+
+
+def _whole(run_dir: Path, name: str) -> dict[str, Any]:
+    """The contents of ``name.json``, empty where they lack something too."""
+    found = read(run_dir, name)
+    return {} if lacks(name, found) else found
 
 
 def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:

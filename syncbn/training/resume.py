@@ -191,11 +191,11 @@ class ResumePoints(pl.Callback):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             checkpoints.link(path, "last.ckpt")
-            for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
+            for old in checkpoints.points(self.directory)[: -self.keep]:
                 old.unlink()
 
     def _kept(self) -> str:
-        points = sorted(self.directory.glob("step-*.ckpt"))
+        points = checkpoints.points(self.directory)
         return f"nothing is saved of it, {points[-1].name} is kept" if points else "nothing is saved of it"
 
     def _gathered(self, trainer: pl.Trainer, random_state: State) -> State:
@@ -334,8 +334,8 @@ class ResumePoints(pl.Callback):
 
     def _set_aside_later(self, step: int) -> None:
         """Resume points of later steps are damaged, or of a way that is left now: the next resume must not take one."""
-        for path in self.directory.glob("step-*.ckpt"):
-            if int(path.stem.split("-")[1]) > step:
+        for path in checkpoints.points(self.directory):
+            if checkpoints.step_of(path) > step:
                 path.replace(path.with_name(f"aside-{path.name}"))
 
     def _go_on(self, trainer: pl.Trainer, loaded: State) -> None:

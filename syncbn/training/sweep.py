@@ -26,7 +26,7 @@ from rich.table import Table
 
 from syncbn.training import identity, record
 from syncbn.training.console import cell, print_line, printable
-from syncbn.training.files import explain, replacing, unlinked
+from syncbn.training.files import DamagedError, explain, read_text, replacing, unlinked
 from syncbn.training.job import RunError
 from syncbn.training.ranks import Requests
 from syncbn.training.schema import SettingError
@@ -174,8 +174,8 @@ def _note(job: Path, overrides: list[str]) -> None:
     """Writes a job's settings where its number is found by; Hydra does, but a kill leaves half of what it writes."""
     path = job / ".hydra" / "overrides.yaml"
     text = yaml.safe_dump(overrides, allow_unicode=True) if overrides else "[]\n"
-    with suppress(OSError, ValueError):
-        if path.read_text(encoding="utf-8") == text:
+    with suppress(OSError, DamagedError):
+        if read_text(path) == text:
             return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
@@ -198,8 +198,8 @@ def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
     found: dict[tuple[str, ...], int] = {}
     for job in _directories(sweep_dir):
         try:
-            settings = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):  # a job that was killed in its first moment
+            settings = yaml.safe_load(read_text(job / ".hydra" / "overrides.yaml"))
+        except (OSError, DamagedError, ValueError, RecursionError, yaml.YAMLError):  # killed in its first moment
             settings = None
         if not isinstance(settings, list):  # they are said twice
             settings = record.read(job, "run").get("overrides")
@@ -219,12 +219,6 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     ]
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
-    with unlinked(draft).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    draft.replace(sweep_dir / "sweep.csv")
     constant = {name for name in columns if len({row[name] for row in rows if name in row}) == 1}
     kept = [name for name in columns if name in ("job", "status", "test/acc") or name not in constant]
     table = Table(box=box.HORIZONTALS)
@@ -236,8 +230,26 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
         console.width = 1000
     console.print()
     console.print(table)
-    console.print(cell(f"{sweep_dir}/sweep.csv"))
+    try:
+        _write(rows, columns, sweep_dir)
+    except OSError as error:
+        print_line(f"error: {explain(error, sweep_dir / 'sweep.csv')}", error=True)
+    else:
+        console.print(cell(f"{sweep_dir}/sweep.csv"))
     return True
+
+
+def _write(rows: list[dict[str, Any]], columns: list[str], sweep_dir: Path) -> None:
+    draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
+    try:
+        with unlinked(draft).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        draft.replace(sweep_dir / "sweep.csv")
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
@@ -248,14 +260,15 @@ def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
     came_out = (
         {**result.get("monitored", {}), **result.get("test", {}), "seconds": result.get("seconds")} if result else {}
     )
-    return {"job": number, **chosen, "status": status, **came_out}
+    row = {"job": number, **chosen, "status": status, **came_out}
+    return row | {"job": number, "status": status}  # whatever settings or metrics bear these names
 
 
 def _name_and_value(override: str) -> tuple[str, str]:
     """Of an override without Hydra's syntax: ``+x='a b'`` is ``x`` and ``a b``, ``~x`` is ``x`` and ``removed``."""
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:  # written by another version, or damaged
+    except (HydraException, RecursionError):  # written by another version, or damaged
         name, _, value = override.lstrip("+~").partition("=")
         return name, value
     name = parsed.key_or_group if parsed.package is None else f"{parsed.key_or_group}@{parsed.package}"

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from syncbn.training import stopping
 
 PREFIX = "syncbn-run-"
-LONGEST_PARENT = 66  # characters; below it come our directory (20), and the fork server's socket in it (19)
-LONGEST = 60  # characters; the path of a socket has at most 107, and W&B's adds 40
+LONGEST_PARENT = 66  # bytes; below it come our directory (20), and the fork server's socket in it (19)
+LONGEST = 60  # bytes; the path of a socket has at most 107, and W&B's adds 40
 
 _mine: tuple[Path, FileLock, int] | None = None
 
@@ -51,7 +51,7 @@ def inherited() -> Path | None:
 def for_sockets() -> dict[str, str]:
     """``TMPDIR`` for a process that makes sockets there, if their paths would not be too long."""
     place = inherited()
-    return {"TMPDIR": str(place)} if place is not None and len(str(place)) <= LONGEST else {}
+    return {"TMPDIR": str(place)} if place is not None and len(os.fsencode(place)) <= LONGEST else {}
 
 
 def remove() -> None:
@@ -64,7 +64,7 @@ def remove() -> None:
 def _parent() -> Path:
     """The directory for temporary files; a short one where the fork server's socket would get too long a path."""
     place = Path(tempfile.gettempdir())
-    return place if len(str(place)) <= LONGEST_PARENT else Path("/tmp")
+    return place if len(os.fsencode(place)) <= LONGEST_PARENT else Path("/tmp")
 
 
 def _sweep() -> None:

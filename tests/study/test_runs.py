@@ -48,6 +48,17 @@ def test_a_run_that_came_to_no_end(tmp_path: Path, status: str, trouble: str) ->
     assert run.config["norm"] == {"name": "local"}
 
 
+@pytest.mark.parametrize(
+    "settings", ["model: &a\n  again: *a\n", f"seed: {10**30}\n", "model: " + "{a: " * 60 + "1" + "}" * 60 + "\n"]
+)
+def test_settings_that_nobody_can_compute_with_are_damage(tmp_path: Path, settings: str) -> None:
+    path = hand_made.run(tmp_path / "a")
+    text = (path / "config.yaml").read_text(encoding="utf-8")
+    (path / "config.yaml").write_text(text + settings, encoding="utf-8")
+    (run,) = read([path])
+    assert run.trouble == "config.yaml cannot be read: it is damaged"
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "result.json"])
 @pytest.mark.parametrize("how", ["half", "gone", "empty", "list"])
 def test_a_damaged_run_is_kept(tmp_path: Path, name: str, how: str) -> None:

@@ -37,6 +37,11 @@ BAD = {
     "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: there is no such file; .*",
     "optimizer.lr=fast": r"optimizer\.lr=fast: use a number, 0 or more",
     "trainer.max_epochs=0": r"trainer\.max_epochs=0: use a whole number, 1 or more",
+    "timeouts.collective=1e300": r"timeouts\.collective=1e\+300: use at most 2000000 seconds",
+    "timeouts.stop=inf": r"timeouts\.stop=inf: use at most 2000000 seconds",
+    "ddp.bucket_cap_mb=1e300": r"ddp\.bucket_cap_mb=1e\+300: use a number above 0 and up to 1000000, in MiB, or null",
+    "~norm.group": r"norm\.group: norm\.name=sync needs it, and it is missing",
+    "norm=group_norm ~norm.num_groups": r"norm\.num_groups: norm\.name=group_norm needs it, and it is missing",
     # These are found by the ranks, which alone know the data and the model.
     "norm=ghost norm.only=bn9": r"norm\.only=\['bn9'\]: no batch norm layer .* there are network\.stem\.1, .*",
     "data.batch_size=700": r"data\.batch_size=700: a global batch is 1400 samples .* has 1167; use at most 583",

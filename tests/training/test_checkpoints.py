@@ -1,5 +1,6 @@
 """Checkpoint files: whole or not there, and what is wrong with one that is damaged."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_a_whole_one_is_sound_and_nothing_else_is_left(points: list[Path]) -> No
     assert [checkpoints.damage(path) for path in points] == [None] * 3
     assert sorted(points[0].parent.iterdir()) == points
     assert torch.equal(torch.load(points[0], weights_only=True)["weights"], STATE["weights"])
+
+
+def test_files_of_other_names_are_no_resume_points(points: list[Path]) -> None:
+    for name in ("step-step=4.ckpt", "step-4.ckpt", "step-00000011-v1.ckpt", "step-.ckpt"):
+        points[0].with_name(name).write_bytes(b"of another callback")
+    far = points[0].with_name("step-100000000.ckpt")
+    AtomicCheckpointIO().save_checkpoint(STATE, far)
+    assert checkpoints.points(points[0].parent) == [*points, far]
+    assert checkpoints.newest(points[0].parent, pytest.fail) == far
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "last.ckpt")
+    assert checkpoints.damage(tmp_path / "last.ckpt") == "it is no file"
 
 
 @pytest.mark.parametrize("how", DAMAGES)

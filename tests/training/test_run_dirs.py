@@ -124,6 +124,20 @@ def test_a_sweep_under_torchrun_is_refused_once_and_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("given", "read_as"), [("1.50", 1.5), ("1e3", 1000.0), ("true", True), ("1_000", 1000)])
+def test_an_id_that_would_be_another_is_refused(given: str, read_as: object) -> None:
+    with pytest.raises(SettingError, match=rf"^run\.id={given}: Hydra reads this as {read_as}; put it into quotes"):
+        directories._check_spelling(str(read_as), ["seed=1", f"run.id={given}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "read_as"),
+    [("'1.50'", "1.50"), ("007", "007"), ("a.b", "a.b"), ("null", None), ("${seed}", "1"), ("a\\ b", "a b")],
+)
+def test_an_id_that_is_as_it_was_given_is_taken(given: str, read_as: str | None) -> None:
+    directories._check_spelling(read_as, [f"run.id={given}"])
+
+
 def test_train_py_refuses_them_so(tmp_path: Path) -> None:
     where = tmp_path / "a/b"
     where.mkdir(parents=True)
@@ -219,6 +233,75 @@ def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(tmp_p
 
 
 # Damaged files
+
+
+ODD: dict[str, tuple[str, str]] = {
+    "a list where numbers are by name": ("result", '"monitored": [1]'),
+    "nothing where numbers are by name": ("result", '"monitored": {"val/acc": "x"}'),
+    "text for a number": ("result", '"test": {"test/acc": "x"}'),
+    "more than 64 bits": ("result", '"test": {"test/acc": ' + "9" * 400 + "}"),
+    "a number for a path": ("result", '"checkpoint": 5'),
+    "text for seconds": ("result", '"seconds": "x"'),
+    "a number for a checkpoint tested": ("run", '"tests": 5'),
+    "an object for a version": ("run", '"versions": {"torch": {"a": [1]}}'),
+    "deep": ("run", '"more": ' + '{"a": ' * 60 + "1" + "}" * 60),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_values_of_another_kind_are_damage_for_every_reader(run_dir: Path, what: str) -> None:
+    name, put = ODD[what]
+    path = run_dir / f"{name}.json"
+    path.write_text(f"{path.read_text(encoding='utf-8').rstrip().removesuffix('}')}, {put}}}\n", encoding="utf-8")
+    assert f"{name}.json is damaged" in record.damage(run_dir, name)
+    if name == "run":
+        assert record.recovered(run_dir)["status"] == "finished"
+    else:
+        assert record.monitored(run_dir) is None
+    text = Console(width=200)
+    with text.capture() as shown:
+        text.print(record.summary(run_dir))
+    assert ("result.json is damaged" in shown.get()) is (name == "result")
+    (found,) = runs.read([run_dir])
+    assert (found.status, found.trouble) == ("no result", f"{name}.json cannot be read: it is damaged")
+    place = run_dir.parent / "sweep"
+    place.mkdir()
+    run_dir.rename(place / "0")
+    (place / "0/.hydra").mkdir(exist_ok=True)
+    (place / "0/.hydra/overrides.yaml").write_text("- seed=1\n", encoding="utf-8")
+    assert sweep.summarize(place, Console(quiet=True))
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "result.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run_dir: Path, name: str) -> None:
+    (run_dir / name).unlink()
+    os.mkfifo(run_dir / name)
+    again = train(run_dir.parents[1], "run.id=A", *SAME, timeout=60)
+    assert (again.code, again.err) == (0, "")
+    assert (run_dir / name).is_file()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "train.log"])
+def test_a_pipe_that_would_be_written_to_is_refused(run_dir: Path, name: str) -> None:
+    (run_dir / name).unlink(missing_ok=True)
+    os.mkfifo(run_dir / name)
+    with pytest.raises(SettingError, match=rf"{name}: this is no regular file, and the run writes to it; remove it"):
+        files.detach(run_dir)
+
+
+def test_pipes_in_runs_of_others_are_damage(run_dir: Path) -> None:
+    for name in ("metrics.csv", "result.json", "config.yaml", "error.txt"):
+        (run_dir / name).unlink(missing_ok=True)
+        os.mkfifo(run_dir / name)
+    (found,) = runs.read([run_dir])
+    assert found.trouble == "config.yaml cannot be read: it is damaged; result.json cannot be read: it is damaged"
+    assert found.metrics().empty
+
+
+def test_numbers_of_earlier_attempts_are_written_in_digits(run_dir: Path) -> None:
+    (run_dir / "run-\u00b2.json").write_text("{}", encoding="utf-8")
+    (run_dir / "run.json").write_text("", encoding="utf-8")
+    assert record.recovered(run_dir)["status"] == "finished"
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "gone"])

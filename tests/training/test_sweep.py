@@ -228,6 +228,28 @@ def test_of_the_ranks_of_a_job_one_writes_its_settings(
     assert _numbers(tmp_path) == ({("seed=1",): 0} if rank == "0" else {})
 
 
+def test_the_table_of_damaged_jobs(tmp_path: Path) -> None:
+    jobs = {0: ["+job=abc", "+status=mine"], 1: ["+x=" + "[" * 2000 + "]" * 2000], 2: ["seed=1"]}
+    for number, settings in jobs.items():
+        (tmp_path / f"{number}/.hydra").mkdir(parents=True)
+        (tmp_path / f"{number}/.hydra/overrides.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        (tmp_path / f"{number}/result.json").write_text('{"test": {"job": 7.5}}', encoding="utf-8")
+    assert summarize(tmp_path, Console(quiet=True))
+    with (tmp_path / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["job"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_a_table_that_cannot_be_written_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "0/.hydra").mkdir(parents=True)
+    (tmp_path / "0/.hydra/overrides.yaml").write_text("- seed=1\n", encoding="utf-8")
+    (tmp_path / "sweep.csv").mkdir()
+    assert summarize(tmp_path, Console())
+    shown = capsys.readouterr()
+    assert "failed" in shown.out
+    assert shown.err == f"error: {tmp_path}/sweep.csv: Is a directory; a directory has this name: move it away\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "sweep.csv"]
+
+
 def test_directories_by_another_name_than_the_jobs_number_are_refused(tmp_path: Path) -> None:
     run = sweep(tmp_path, "seed=0,1", "logger=csv", "hydra.sweep.subdir=${hydra.job.override_dirname}")
     assert run.code == 1

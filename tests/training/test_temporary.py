@@ -1,5 +1,6 @@
 """What a launcher keeps in the temporary directory ends with it, or is removed by the next."""
 
+import os
 import subprocess
 import sys
 from multiprocessing import connection, process
@@ -44,7 +45,7 @@ def test_multiprocessing_takes_it_for_its_sockets(tmp_path: Path, monkeypatch: p
 
 
 def test_a_socket_never_gets_too_long_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = tmp_path / ("long" * 20)
-    long.mkdir()
-    monkeypatch.setattr(temporary.tempfile, "gettempdir", lambda: str(long))
-    assert len(str(temporary._parent() / "syncbn-run-12345678" / "listener-12345678")) < 108
+    for name in ("long" * 20, "é" * 30):  # two bytes each
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(temporary.tempfile, "gettempdir", lambda name=name: str(tmp_path / name))
+        assert len(os.fsencode(temporary._parent() / "syncbn-run-12345678" / "listener-12345678")) < 108
