@@ -139,7 +139,7 @@ def _is_operator(found: Any) -> bool:
 
 def _trains_from(function: types.FunctionType, seen: frozenset[Any] = frozenset()) -> bool:
     """Whether this calls ``batch_norm`` by itself, or through a function that it has from around it or its module."""
-    if function.__code__ in seen or str(function.__module__).partition(".")[0] == "torch":
+    if function.__code__ in seen or str(function.__module__).partition(".")[0] in ("torch", "syncbn"):
         return False
     return _trains(function) or any(
         _is_batch_norm(each, seen | {function.__code__})
@@ -183,8 +183,10 @@ def _trains(function: types.FunctionType) -> bool:
     others = (node for node in ast.walk(tree) if _name_of(node) in _OPERATORS and id(node) not in called)
     if any(_is_operator(_resolved(node, function)) for node in others):  # handed on, or called by another name
         return True
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "forward"]
-    owners = [_resolved(attribute.value, function) for attribute in attributes]
+    every = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    owners = [
+        _resolved(each.value, function) for each in every if isinstance(each, ast.Attribute) and each.attr == "forward"
+    ]
     return any(isinstance(each, type) and issubclass(each, _BatchNorm) for each in owners)  # of a layer, not called
 
 

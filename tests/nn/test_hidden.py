@@ -217,6 +217,26 @@ class NamesALayerSo(nn.Module):
         return norm(x) if self.batch_norm.affine else self.batch_norm(x)
 
 
+class CallsSyncbn(nn.Module):
+    """A model for layers that may be converted or not, as those of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return syncbn.norm_act(self.norm, x)
+
+
+class AsksForAForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) if type(self.norm).forward is nn.BatchNorm2d.forward else self.norm(x).relu()
+
+
 class OverridesAll(Calls):
     def forward(self, x: Tensor) -> Tensor:
         return x.relu()
@@ -315,6 +335,8 @@ PASSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "scripted, no forward": (lambda: torch.jit.script(nn.ModuleList([nn.ReLU()])), []),
     "standardized weights": (lambda: Standardized(4, 4, 1), []),
     "named as the operator": (NamesALayerSo, ["1.0.batch_norm"]),
+    "calls syncbn": (CallsSyncbn, ["1.0.norm"]),
+    "asks for a forward": (AsksForAForward, ["1.0.norm"]),
     "overrides all": (OverridesAll, []),
     "frozen helper": (CallsAFrozenHelper, []),
     "stores another function": (lambda: Stores(torch.lerp), []),
