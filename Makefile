@@ -35,13 +35,13 @@ test-slurm: $(VENV)/ready ## run the tests on a Slurm that is started on this ma
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/slurm $(ARGS)
 
 prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
-	@$(BIN)/python -m tests.prove_layer $(ARGS)
+	@$(BIN)/python -m tests.soak.layer $(ARGS)
 
 prove-faults: $(VENV)/ready ## kill 20 runs and compare what is resumed bit by bit; and every other fault, twice
-	@$(BIN)/python -m tests.prove_faults $(ARGS)
+	@$(BIN)/python -m tests.soak.faults $(ARGS)
 
 prove-slurm: $(VENV)/ready ## the same with nodes that have a network each, whose links are cut; and ten signals at drawn moments
-	@$(BIN)/python -m tests.prove_slurm $(ARGS)
+	@$(BIN)/python -m tests.soak.slurm $(ARGS)
 
 lint: $(VENV)/ready ## check style and types, and shell scripts with shellcheck
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -52,9 +52,9 @@ format: $(VENV)/ready ## put the code into its style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environments, caches and what was compiled; runs stay
-	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis syncbn/nn/libnative.so
+	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis syncbn/nn/kernels/libcpu.so
 
-$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/nn/native*.[ch])
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/nn/kernels/cpu*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or later is needed; make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
@@ -63,13 +63,13 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/n
 	@touch $@
 
 # A line of a .pth file is a directory where packages are too, or an import for each process to begin with.
-$(EXTRAS)/ready: $(VENV)/ready tests/extras/cpu_torchvision.py
+$(EXTRAS)/ready: $(VENV)/ready tests/extras/support/cpu_torchvision.py
 	@rm -rf $(EXTRAS)
 	@$(BIN)/python -m venv --without-pip $(EXTRAS)
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))' \
 		&& here=$$($(EXTRAS)/bin/python -c "$$packages") \
 		&& $(BIN)/python -c "$$packages" > $$here/venv.pth \
-		&& cp tests/extras/cpu_torchvision.py $$here \
+		&& cp tests/extras/support/cpu_torchvision.py $$here \
 		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
 	$(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,export,triton]' onnxruntime
 	@touch $@

@@ -1,4 +1,4 @@
-"""Builds ``syncbn/nn/native.c`` while the package is installed, where there is a C compiler."""
+"""Builds ``syncbn/nn/kernels/cpu.c`` while the package is installed, where there is a C compiler."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES, LIBRARY = ("syncbn/nn/native.c", "syncbn/nn/native_passes.h"), "syncbn/nn/libnative.so"
+SOURCES, LIBRARY = ("syncbn/nn/kernels/cpu.c", "syncbn/nn/kernels/cpu_passes.h"), "syncbn/nn/kernels/libcpu.so"
 FLAGS = ["-O3", "-shared", "-fPIC"]
 # With OpenMP its loops use several threads; without it, one, and it only guides the vectorizer.
 OPENMP = ["-fopenmp", "-fopenmp-simd"]

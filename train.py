@@ -1,15 +1,16 @@
 """Train one network: ``python train.py [group=choice] [setting=value] ...``; ``python train.py --help`` lists them."""
 
-from syncbn.training import output, stopping
+from syncbn.training import standard_streams
+from syncbn.training.distributed import signals
 
 if __name__ == "__main__":  # before all other imports, which take seconds
-    stopping.begin()
-    output.outlive_reader()
+    signals.begin()
+    standard_streams.outlive_reader()
 
 import hydra
 from omegaconf import DictConfig
 
-from syncbn.study.launch import main as study
+from syncbn.study.runner.main import main as study
 from syncbn.training import main
 
 
@@ -30,4 +31,4 @@ if __name__ == "__main__":
     try:
         train()
     finally:
-        stopping.ignore()
+        signals.ignore()

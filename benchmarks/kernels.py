@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from syncbn.nn import gpu, kernels, tiles
+from syncbn.nn.kernels import dispatch, gpu, triton_tiling
 
 # Of ResNet-50: rows of channels (channels_last) in bfloat16, and planes in float32.
 CELLS = [
@@ -59,12 +59,12 @@ class Launch(NamedTuple):
     warps: int
 
 
-def every_pass(x: Tensor, at: tiles.Shape, added: str) -> Iterator[tuple[str, Any]]:
+def every_pass(x: Tensor, at: triton_tiling.Shape, added: str) -> Iterator[tuple[str, Any]]:
     """The passes of a training step as calls, in turn; ``added`` is "", "relu" or "residual+relu"."""
     channels = x.shape[1]
     weight, bias, mean, var = (torch.ones(channels, device=x.device) for _ in range(4))
     residual = torch.empty_like(x) if "residual" in added else None
-    found = kernels.Statistics(mean, var, torch.zeros_like(mean))
+    found = dispatch.Statistics(mean, var, torch.zeros_like(mean))
     sums = torch.ones(2 * channels + 1, dtype=torch.float64, device=x.device)
     dy = torch.empty_like(x)
     bits = None
@@ -86,18 +86,20 @@ def every_pass(x: Tensor, at: tiles.Shape, added: str) -> Iterator[tuple[str, An
 
 def launches(shape: tuple[int, ...], layout: str, dtype: torch.dtype, added: str, arch: int) -> list[Launch]:
     """What would be started on such a GPU, for tensors that nobody reads."""
-    from syncbn.nn import gpu_passes
+    from syncbn.nn.kernels import triton_kernels
 
     x = torch.empty(
         shape, dtype=dtype, memory_format=getattr(torch, f"{layout}_format", None) or getattr(torch, layout)
     )
     rows = layout == "channels_last"
     n, c, s = shape[0], shape[1], shape[2] * shape[3]
-    at = tiles.Shape(rows, n * s if rows else n, c, 1 if rows else s, x.element_size(), PROCESSOR[arch][2], gpu._STAGES)
+    at = triton_tiling.Shape(
+        rows, n * s if rows else n, c, 1 if rows else s, x.element_size(), PROCESSOR[arch][2], gpu._STAGES
+    )
     seen: list[Launch] = []
 
     def note(name: str, grid: Any, tensors: Any, numbers: Any, kind: Any, warps: int = 4) -> None:
-        names = [parameter.name for parameter in getattr(gpu_passes, name).params]
+        names = [parameter.name for parameter in getattr(triton_kernels, name).params]
         seen.append(Launch(name, grid, dict(zip(names, (*tensors, *numbers), strict=True)), warps))
 
     usable = mock.patch.object(gpu, "_usable", return_value=True)
@@ -113,9 +115,9 @@ def compiled(launch: Launch, arch: int) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from syncbn.nn import gpu_passes
+    from syncbn.nn.kernels import triton_kernels
 
-    kernel = getattr(gpu_passes, launch.name)
+    kernel = getattr(triton_kernels, launch.name)
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = launch.given[parameter.name]
@@ -184,12 +186,12 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
 @contextmanager
 def settings(tile: int, warps: int, stages: int, few: int) -> Iterator[None]:
     """Within this context passes are dealt out otherwise."""
-    dealing = mock.patch.multiple(tiles, _TILE=tile, _FEW={True: few, False: few})
+    dealing = mock.patch.multiple(triton_tiling, _TILE=tile, _FEW={True: few, False: few})
     with mock.patch.multiple(gpu, _WARPS=warps, _STAGES=stages), dealing:
-        for known in (tiles.reduction, tiles.elementwise, gpu._device):
+        for known in (triton_tiling.reduction, triton_tiling.elementwise, gpu._device):
             known.cache_clear()
         yield
-    for known in (tiles.reduction, tiles.elementwise, gpu._device):
+    for known in (triton_tiling.reduction, triton_tiling.elementwise, gpu._device):
         known.cache_clear()
 
 

@@ -30,7 +30,7 @@ from rich.table import Table
 from scipy.stats import binom
 
 from syncbn.training import MLP, Classifier, Digits, ResNet, StatisticsMonitor, SyncBatchNormPlugin
-from syncbn.training.metrics_file import MetricsFile
+from syncbn.training.loggers.csv_logger import MetricsFile
 
 EVERY = 10  # trainer.log_every_n_steps
 WARM = 5  # rounds that are not counted

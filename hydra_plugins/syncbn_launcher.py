@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 class SyncbnLauncher(Launcher):
-    """Runs the jobs of a sweep by :func:`syncbn.training.sweep.run`."""
+    """Runs the jobs of a sweep by :func:`syncbn.training.launch.sweep.run`."""
 
     def __init__(self) -> None:
         self.config: DictConfig | None = None
@@ -21,7 +21,7 @@ class SyncbnLauncher(Launcher):
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from syncbn.training import sweep
+        from syncbn.training.launch import sweep
 
         return sweep.run(self, job_overrides)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":  # the program: a signal ends it from here on
-    from syncbn.training import output, stopping
+    from syncbn.training import standard_streams
+    from syncbn.training.distributed import signals as stopping
 
     stopping.end_at_once()
-    output.outlive_reader()
+    standard_streams.outlive_reader()
 
 import typer
 
@@ -36,10 +37,10 @@ def doctor(
     """Check this machine for training, without training; the exit code is 1 if a check FAILED."""
     from rich.console import Console
 
-    from syncbn.training import doctor
+    from syncbn import doctor
     from syncbn.training.console import print_line
-    from syncbn.training.ranks import Requests
-    from syncbn.training.stopping import Interrupted
+    from syncbn.training.distributed.rank_processes import Requests
+    from syncbn.training.distributed.signals import Interrupted
 
     console = Console(highlight=False)
     status = console.status("looking at this machine, and running the layer on it ...")
@@ -66,8 +67,8 @@ def table(
     """Show all jobs of a sweep, and write them to its sweep.csv anew."""
     from rich.console import Console
 
-    from syncbn.training import sweep
     from syncbn.training.console import print_line
+    from syncbn.training.launch import sweep
 
     if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
         print_line(
@@ -93,9 +94,10 @@ def compare(
     """Compare runs that differ in one factor, over pairs of one seed: effect, interval, tests, cost; and a report."""
     from rich.console import Console
 
-    from syncbn.study import comparing, terminal
+    from syncbn.study.compare import compare as comparing
+    from syncbn.study.report import terminal
+    from syncbn.training.config.schema import SettingError
     from syncbn.training.console import print_line
-    from syncbn.training.schema import SettingError
 
     try:
         if wandb not in (None, "offline", "online"):
@@ -110,8 +112,8 @@ def compare(
     terminal.show(comparison, Console(highlight=False))
     if directory is None:
         return
-    from syncbn.study import report as pages
-    from syncbn.training.files import explain
+    from syncbn.study.report import write as pages
+    from syncbn.training.atomic_write import explain
 
     try:
         page, here = pages.write(comparison, directory), Path.cwd()
@@ -130,9 +132,9 @@ def compare(
 
 def main() -> None:
     """The entry point."""
-    from syncbn.training import output
+    from syncbn.training import standard_streams
 
-    output.accept_any_text()
+    standard_streams.accept_any_text()
     app()
 
 

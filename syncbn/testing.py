@@ -3,27 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from syncbn.nn import exchange, gpu, native
+from syncbn.nn.comm import all_reduce
+from syncbn.nn.kernels import cpu, gpu
 
 
 @contextmanager
 def force_exchange() -> Iterator[None]:
     """Within this context a group of one rank exchanges with itself, so that one process runs the distributed code."""
-    before, exchange._forced = exchange._forced, True
+    before, all_reduce._forced = all_reduce._forced, True
     try:
         yield
     finally:
-        exchange._forced = before
+        all_reduce._forced = before
 
 
 @contextmanager
 def without_native() -> Iterator[None]:
     """Within this context torch's kernels do what compiled code does otherwise, as where there is no C compiler."""
-    before, native._disabled = native._disabled, True
+    before, cpu._disabled = cpu._disabled, True
     try:
         yield
     finally:
-        native._disabled = before
+        cpu._disabled = before
 
 
 @contextmanager

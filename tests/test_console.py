@@ -13,10 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from syncbn.cli import app
-from syncbn.training import job, outcome, record
 from syncbn.training.console import cell, print_line, printable
-from syncbn.training.ranks import End
-from tests.study import hand_made
+from syncbn.training.distributed.rank_processes import End
+from syncbn.training.launch import job, outcome
+from syncbn.training.run_directory import record
+from tests.study.support import run_directories
 
 REPO = Path(__file__).resolve().parents[1]
 # Colours, a title, a cleared screen, an 8-bit CSI, line breaks of all kinds, bidirectional marks, rich's markup.
@@ -105,7 +106,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep's directory whose files hold what none of ours would."""
     monkeypatch.chdir(tmp_path)
     for number, value in enumerate([NASTY, "plain"]):
-        where = hand_made.run(tmp_path / "sweep" / str(number), seed=number, error=3.0 + number)
+        where = run_directories.run(tmp_path / "sweep" / str(number), seed=number, error=3.0 + number)
         (where / ".hydra").mkdir()
         overrides = [f"model.kind={value}", f"+{NASTY}={value}"]
         (where / ".hydra/overrides.yaml").write_text(yaml.safe_dump(overrides), encoding="utf-8")
@@ -145,11 +146,13 @@ def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def runs(value: str, at: int) -> None:
         for seed in range(3):
             settings: dict[str, Any] = {"model.kind": value, f"data.{NASTY}": NASTY}
-            hand_made.run(tmp_path / f"runs/{at}-{seed}", seed=seed, error=3.0 + at + 0.1 * seed, settings=settings)
+            run_directories.run(
+                tmp_path / f"runs/{at}-{seed}", seed=seed, error=3.0 + at + 0.1 * seed, settings=settings
+            )
 
     runs(NASTY, 0)
     runs("plain", 1)
-    failed = hand_made.run(tmp_path / "runs/failed", seed=9, status="failed", error=None)
+    failed = run_directories.run(tmp_path / "runs/failed", seed=9, status="failed", error=None)
     (failed / "error.txt").write_text(f"Traceback\nValueError: {NASTY.splitlines()[0]}", encoding="utf-8")
     done = CliRunner().invoke(app, ["compare", "runs", "--factor", "model.kind", "--baseline", "plain"])
     assert done.exit_code == 0, done.output

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.harness import RankError, Ranks, messages
+from tests.support.ranks import RankError, Ranks, messages
 
 
 @pytest.fixture(scope="module")

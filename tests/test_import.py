@@ -28,4 +28,8 @@ def test_a_mistyped_setting_does_not_wait_for_lightning(heavy: str) -> None:
 
 
 def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> None:
-    assert modules_after("import syncbn.training.preload") >= {"lightning", "wandb", "syncbn.training.run"}
+    assert modules_after("import syncbn.training.launch.preload") >= {
+        "lightning",
+        "wandb",
+        "syncbn.training.launch.rank",
+    }

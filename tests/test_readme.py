@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from syncbn.training import launch  # noqa: F401  # registers the types and names that conf/ uses
-from tests.harness import Ranks
+from syncbn.training.launch import main  # noqa: F401  # registers the types and names that conf/ uses
+from tests.support.ranks import Ranks
 
 REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")

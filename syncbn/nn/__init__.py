@@ -4,14 +4,14 @@ Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``g
 (the message), ``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
 """
 
+from syncbn.nn.activation_checkpointing import checkpoint_contexts
 from syncbn.nn.adaptation import adapt
-from syncbn.nn.buffers import broadcast_buffers_once
-from syncbn.nn.checkpointing import checkpoint_contexts
-from syncbn.nn.conversion import convert, revert
-from syncbn.nn.debugging import debug
+from syncbn.nn.batch_planning import normalization_batch
+from syncbn.nn.comm.lockstep import debug
+from syncbn.nn.conversion.convert import convert, revert
+from syncbn.nn.conversion.ddp_buffers import broadcast_buffers_once
 from syncbn.nn.functional import sync_batch_norm
 from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d, norm_act
-from syncbn.nn.planning import normalization_batch
 
 __all__ = [
     "SyncBatchNorm",

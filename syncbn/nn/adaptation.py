@@ -19,19 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.nn import (
-    compiled,
-    composite,
-    exchange,
-    functional,
-    groups,
-    kernels,
-    memory,
-    operands,
-    statistics,
-    subclasses,
-)
-from syncbn.nn.conversion import Only, batch_norms, predicate, refuse_hidden
+from syncbn.nn import double_backward, eager_mode, functional, operands, statistics
+from syncbn.nn.comm import all_reduce, groups
+from syncbn.nn.conversion import third_party
+from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
+from syncbn.nn.kernels import dispatch, memory_format
 
 
 def adapt(
@@ -92,7 +84,7 @@ class Adaptation:
     def __init__(self, layers: list[tuple[_BatchNorm, "_Mixed"]]) -> None:
         self._layers = layers
         self._hooks: list[RemovableHandle] = []
-        compiled.run_eagerly()
+        eager_mode.run_eagerly()
         for layer, mixed in layers:
             self._hooks.append(layer.register_forward_pre_hook(mixed.put_in, with_kwargs=True))
             self._hooks.append(layer.register_forward_hook(mixed.take_out, always_call=True))
@@ -105,7 +97,7 @@ class Adaptation:
             mixed.take_out(layer)
         while self._hooks:
             self._hooks.pop().remove()
-        compiled.run_as_before()
+        eager_mode.run_as_before()
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +121,7 @@ class _Mixed:
         """A hook before the forward pass."""
         self.take_out(layer)  # which a KeyboardInterrupt has prevented
         assert isinstance(layer, _BatchNorm)
-        x, mask = subclasses.inputs(layer, args, kwargs)
+        x, mask = third_party.inputs(layer, args, kwargs)
         if layer.training or not _has_source(layer):
             return
         if x.dim() < 2 or x.shape[1] != layer.num_features or not operands.takes(x):
@@ -162,16 +154,16 @@ class _Mixed:
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
-        if memory.transformed():
-            sums = composite.measure(x, mask, None, self._place, None)
+        if memory_format.transformed():
+            sums = double_backward.measure(x, mask, None, self._place, None)
         else:
-            sums = kernels.local_sums(x, mask).sums
+            sums = dispatch.local_sums(x, mask).sums
         message = torch.cat([_samples(x, mask), sums])
-        if (partners := exchange.partners(self._group, self._place)) is not None:
-            if memory.transformed():
-                message = composite.total(message, partners, self._place)
+        if (partners := all_reduce.partners(self._group, self._place)) is not None:
+            if memory_format.transformed():
+                message = double_backward.total(message, partners, self._place)
             else:
-                message = exchange.all_sum(message, partners, self._place)
+                message = all_reduce.all_sum(message, partners, self._place)
         if self._streaming:
             message = self._before = message if self._before is None else self._before + message
         return message

@@ -7,7 +7,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import added, composite, debugging, exchange, groups, kernels, memory, observing, operands, running
+from syncbn.nn import double_backward, epilogue, operands
+from syncbn.nn.comm import all_reduce, groups, lockstep
+from syncbn.nn.comm import observer as observing
+from syncbn.nn.kernels import dispatch, memory_format, running_statistics
 from syncbn.nn.statistics import Moments, may_read, unpack
 
 # An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
@@ -49,7 +52,7 @@ def sync_batch_norm(
         momentum: share of the new value in the running statistics, as torch means it.
         eps: added to the variance.
         group: "world", "node", a number of consecutive ranks, a ProcessGroup, or a DeviceMesh of one dimension (see
-            :mod:`syncbn.nn.groups`). For a word or a number the layer makes its own process groups, on all ranks.
+            :mod:`syncbn.nn.comm.groups`). For a word or a number the layer makes its own process groups, on all ranks.
         mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
             out of the statistics, and its outputs and gradients are zero.
         biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.
@@ -73,25 +76,27 @@ def sync_batch_norm(
     """
     spec = groups.parse(group)
     operands.check_input(x, name)
-    added.check_added(x, act, residual)
+    epilogue.check_added(x, act, residual)
     if mask is not None:
         mask = over_channels(mask, x)
     if not training and (running_mean is not None or running_var is not None):
         kept = x if mask is None else x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
         y = F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps)
-        return added.finished(y, act, residual, mask)
+        return epilogue.finished(y, act, residual, mask)
     operands.check(x, running_mean, running_var, weight, bias, name)
-    partners = exchange.partners(spec, name) if training else None
-    if partners is None and mask is None and not biased_running_var and not memory.transformed():
+    partners = all_reduce.partners(spec, name) if training else None
+    if partners is None and mask is None and not biased_running_var and not memory_format.transformed():
         # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
         momentum = 0.0 if recomputing() else momentum
-        return added.finished(
+        return epilogue.finished(
             F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual
         )
     batch = measure(x, partners, mask, name, weight, bias)
     found = None
     if training and running_mean is not None and running_var is not None and not recomputing():
-        found = running.learn(running_mean, running_var, None, batch.sums, momentum, biased_running_var, name)
+        found = running_statistics.learn(
+            running_mean, running_var, None, batch.sums, momentum, biased_running_var, name
+        )
     return normalize(batch, weight, bias, eps, act, residual, found)
 
 
@@ -106,7 +111,7 @@ class Batch(NamedTuple):
         sums: ``[n, sum x, sum x^2]`` of all that the partners hold and no mask leaves out; see
             :mod:`syncbn.nn.statistics`.
         local: what this rank found out about ``x`` on the way.
-        in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.composite`.
+        in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.double_backward`.
         shares_gradient: whether partners exchange in the backward pass too: some rank's input needs a gradient.
     """
 
@@ -115,7 +120,7 @@ class Batch(NamedTuple):
     partners: dist.ProcessGroup | None
     name: str
     sums: Tensor
-    local: kernels.Local
+    local: dispatch.Local
     shares_gradient: bool = False
     in_transform: bool = False
 
@@ -142,10 +147,10 @@ def measure(
     """
     if x.layout is not torch.strided:
         raise NotImplementedError(f"layer {name}: the input has layout {x.layout}; use x.to_dense()")
-    if memory.transformed():
+    if memory_format.transformed():
         return _measured_in_transform(x, partners, mask, name)
     if partners is None:
-        local = kernels.local_sums(x.detach(), mask)
+        local = dispatch.local_sums(x.detach(), mask)
         sums, shares = local.sums, False
     else:
         sums, local, shares = _exchanged(x, partners, mask, name, weight, bias)
@@ -158,8 +163,8 @@ def measure(
 
 def _measured_in_transform(x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None, name: str) -> Batch:
     ask = (mask is not None or x.numel() <= x.shape[1]) and (x.is_cpu or mask is None)
-    sums = composite.measure(x, mask, partners, name, _one_value(x, partners) if ask else None)
-    return Batch(x, mask, partners, name, sums, kernels.Local(sums), in_transform=True)
+    sums = double_backward.measure(x, mask, partners, name, _one_value(x, partners) if ask else None)
+    return Batch(x, mask, partners, name, sums, dispatch.Local(sums), in_transform=True)
 
 
 def _one_value(x: Tensor, partners: dist.ProcessGroup | None) -> str:
@@ -177,13 +182,13 @@ def _exchanged(
     name: str,
     weight: Tensor | None,
     bias: Tensor | None,
-) -> tuple[Tensor, kernels.Local, bool]:
+) -> tuple[Tensor, dispatch.Local, bool]:
     """The group's sums, what this rank found out about ``x``, and whether the backward pass exchanges too."""
     values, grad, trains = x.detach(), torch.is_grad_enabled(), _trains(weight, bias)
     shares = grad and (x.requires_grad or trains)  # what this rank knows by itself
     need = float(x.requires_grad) if grad else _NO_GRAD
-    rides = kernels.carries_need(values)
-    local = kernels.local_sums(values, mask, need)
+    rides = dispatch.carries_need(values)
+    local = dispatch.local_sums(values, mask, need)
     message = local.message
     if not rides and not trains:  # parameters are alike on all ranks, and so is this message's length
         message, rides = torch.cat([message, message.new_full((1,), need)]), True
@@ -191,9 +196,9 @@ def _exchanged(
     observer = observing.present()
     own = None if observer is None else local.sums.clone()  # the exchange uses them up
     place = f"{name} forward"
-    if not reads and debugging.enabled():  # it compares places, so that ranks that decide otherwise are named
+    if not reads and lockstep.enabled():  # it compares places, so that ranks that decide otherwise are named
         place += ", with a backward message to come" if shares else ", with no backward message to come"
-    message = exchange.all_sum(message, partners, place)
+    message = all_reduce.all_sum(message, partners, place)
     sums = message[:-1] if rides else message
     if observer is not None and own is not None:
         observer.measured(name, own, sums)
@@ -213,10 +218,10 @@ def _reads_need(x: Tensor, shares: bool) -> bool:
 
     On a device the host would wait for it, and so only a rank does that has no other reason to take part in backward.
     """
-    if kernels.carries_need(x):
+    if dispatch.carries_need(x):
         return may_read(x)
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    return (not shares or debugging.enabled()) and not capturing and not torch.compiler.is_compiling()
+    return (not shares or lockstep.enabled()) and not capturing and not torch.compiler.is_compiling()
 
 
 def _trains(weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -238,17 +243,17 @@ def normalize(
     eps: float,
     act: str | None = None,
     residual: Tensor | None = None,
-    found: kernels.Statistics | None = None,
+    found: dispatch.Statistics | None = None,
 ) -> Tensor:
     """The batch normalized with its statistics, and ``added.finished``, differentiable. ``batch`` is used up.
 
-    ``found`` is what :func:`syncbn.nn.running.update` may have found out already.
+    ``found`` is what :func:`syncbn.nn.kernels.running_statistics.update` may have found out already.
     """
     if batch.in_transform:
-        y = composite.normalize(batch.x, batch.sums, weight, bias, batch.mask, eps)
-        return added.finished(y, act, residual, batch.mask)
+        y = double_backward.normalize(batch.x, batch.sums, weight, bias, batch.mask, eps)
+        return epilogue.finished(y, act, residual, batch.mask)
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
-        return added.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
+        return epilogue.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
     # This rank takes part in the backward pass of the others, also where nothing of its own needs a gradient.
     anchor = None
     if batch.shares_gradient and not batch.x.requires_grad and not _trains(weight, bias):
@@ -305,15 +310,15 @@ class _Normalize(torch.autograd.Function):
         residual: Tensor | None,
         eps: float,
         batch: Batch,
-        found: kernels.Statistics | None,
+        found: dispatch.Statistics | None,
         relu: bool,
         anchor: Tensor | None,
     ) -> Tensor:
-        if found is None or kernels.statistics_dtype(x) != found.mean.dtype:
-            found = kernels.rounded(batch.sums, x, batch.local)
+        if found is None or dispatch.statistics_dtype(x) != found.mean.dtype:
+            found = dispatch.rounded(batch.sums, x, batch.local)
         # Not in a graph, which may not give back what it was given: an activation in place would be refused.
         local = None if torch.compiler.is_compiling() else batch.local
-        y, passed = kernels.normalize(x, found, weight, bias, eps, local, residual, relu)
+        y, passed = dispatch.normalize(x, found, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
         gate = (bias if passed is None else None, passed) if relu else ()
@@ -333,29 +338,29 @@ class _Normalize(torch.autograd.Function):
         if ctx.kinds is not None:
             saved = operands.given_back(saved, ctx.kinds, ctx.name)
         x, weight, mask, n, mean, var, rest, *gate = saved
-        if ctx.partners is not None and memory.batched_by_autograd(dy):
-            raise RuntimeError(composite.cannot_be_batched(ctx.name))
-        statistics = kernels.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
+        if ctx.partners is not None and memory_format.batched_by_autograd(dy):
+            raise RuntimeError(double_backward.cannot_be_batched(ctx.name))
+        statistics = dispatch.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
-        relu = kernels.Relu(gate[0], gate[1], ctx.rows) if gate else None
+        relu = dispatch.Relu(gate[0], gate[1], ctx.rows) if gate else None
         dx: Tensor | None
         dresidual: Tensor | None
         # With create_graph=True the statistics must be functions of x, not constants; batched gradients have no memory.
-        if torch.is_grad_enabled() or memory.transformed() or memory.batched_by_autograd(dy):
-            dy = kernels.let_through(dy, x, statistics, weight, ctx.eps, relu)
+        if torch.is_grad_enabled() or memory_format.transformed() or memory_format.batched_by_autograd(dy):
+            dy = dispatch.let_through(dy, x, statistics, weight, ctx.eps, relu)
             dresidual = dy if mask is None else dy.masked_fill(~mask, 0)
             if ctx.constant:
-                dx, (dweight, dbias) = None, composite.parameter_gradients(dy, x, mask, statistics, ctx.eps)
+                dx, (dweight, dbias) = None, double_backward.parameter_gradients(dy, x, mask, statistics, ctx.eps)
             else:
-                dx, dweight, dbias = composite.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
+                dx, dweight, dbias = double_backward.gradients(dy, x, weight, mask, ctx.eps, ctx.partners, ctx.name)
         else:
-            data = kernels.pair(x, dy, mask, statistics, weight, ctx.eps, relu, n)
-            sums, dbias, dweight = kernels.gradient_sums(data, statistics, weight, ctx.eps)
+            data = dispatch.pair(x, dy, mask, statistics, weight, ctx.eps, relu, n)
+            sums, dbias, dweight = dispatch.gradient_sums(data, statistics, weight, ctx.eps)
             if ctx.partners is not None:
-                sums = exchange.all_sum(sums, ctx.partners, f"{ctx.name} backward")
+                sums = all_reduce.all_sum(sums, ctx.partners, f"{ctx.name} backward")
             dx, dresidual = None, data.dy
             if need_x or (need_residual and data.relu is not None):
-                dx, dresidual = kernels.input_gradient(data, n, statistics, weight, sums, ctx.eps, need_residual)
+                dx, dresidual = dispatch.input_gradient(data, n, statistics, weight, sums, ctx.eps, need_residual)
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
         return (

@@ -6,8 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import added, exchange, functional, groups, memory, operands, running
-from syncbn.nn.kernels import Statistics
+from syncbn.nn import epilogue, functional, operands
+from syncbn.nn.comm import all_reduce, groups
+from syncbn.nn.kernels import memory_format, running_statistics
+from syncbn.nn.kernels.dispatch import Statistics
 from syncbn.nn.statistics import Moments
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
@@ -21,7 +23,7 @@ def options(
     Raises:
         ValueError: a group that is none, a ghost batch below 1, or an activation that the layer does not have.
     """
-    added.check_act(act)
+    epilogue.check_act(act)
     if ghost_batch is not None and ghost_batch < 1:
         raise ValueError(f"ghost_batch={ghost_batch}: use 1 sample or more, or None")
     chosen = zip(OPTIONS, (groups.parse(group), ghost_batch, biased_running_var, act), strict=True)
@@ -41,7 +43,7 @@ class Synchronized(_BatchNorm):
         affine: learn a weight and a bias per channel.
         track_running_stats: keep running statistics; without them evaluation uses this rank's batch, as torch does.
         group: "world", "node", a number of consecutive ranks, a ProcessGroup, or a DeviceMesh of one dimension (see
-            :mod:`syncbn.nn.groups`). For a word or a number the layer makes its own process groups, on all ranks.
+            :mod:`syncbn.nn.comm.groups`). For a word or a number the layer makes its own process groups, on all ranks.
         ghost_batch: samples that share statistics, where that is to be fewer than the device holds (Hoffer et al.
             2017): the batch is cut into chunks of so many, the rest joining the last, and nothing is exchanged. The
             running statistics move once, by the means over the chunks of their means and unbiased variances.
@@ -97,11 +99,11 @@ class Synchronized(_BatchNorm):
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
         if act is None:
             act = self.fused_act
-        added.check_added(x, act, residual)
+        epilogue.check_added(x, act, residual)
         place = self._place()
         if not self.training and mask is None:
             operands.check_input(x, place)
-            return added.finished(super().forward(x), act, residual)
+            return epilogue.finished(super().forward(x), act, residual)
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         if not self.training:
             return functional.sync_batch_norm(
@@ -127,10 +129,10 @@ class Synchronized(_BatchNorm):
                 x, weight, bias, self.eps, self.ghost_batch, mask, self.biased_running_var, place
             )
             self._learn(mean, var, moments, place)
-            return added.finished(y, act, residual, None if residual is None else mask)
-        partners = exchange.partners(self.group, place)
-        if partners is None and mask is None and not self.biased_running_var and not memory.transformed():
-            return added.finished(self._as_torch_does(x, mean, var), act, residual)
+            return epilogue.finished(y, act, residual, None if residual is None else mask)
+        partners = all_reduce.partners(self.group, place)
+        if partners is None and mask is None and not self.biased_running_var and not memory_format.transformed():
+            return epilogue.finished(self._as_torch_does(x, mean, var), act, residual)
         batch = functional.measure(x, partners, mask, place, weight, bias)
         found = self._learn(mean, var, batch.sums, place)
         return functional.normalize(batch, weight, bias, self.eps, act, residual, found)
@@ -156,7 +158,7 @@ class Synchronized(_BatchNorm):
         if mean is None or var is None or functional.recomputing():
             return None
         tracked, biased = self.num_batches_tracked, self.biased_running_var
-        return running.learn(mean, var, tracked, seen, self.momentum, biased, place)
+        return running_statistics.learn(mean, var, tracked, seen, self.momentum, biased, place)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -229,5 +231,5 @@ def norm_act(layer: nn.Module, x: Tensor, act: str | None = "relu", residual: Te
     if isinstance(layer, Synchronized) and type(layer).forward is Synchronized.forward:
         y: Tensor = layer(x, residual=residual, act=act)
         return y
-    added.check_added(x, act, residual)
-    return added.finished(layer(x), act, residual)
+    epilogue.check_added(x, act, residual)
+    return epilogue.finished(layer(x), act, residual)

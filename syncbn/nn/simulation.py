@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import functional, running
-from syncbn.nn.conversion import Only, batch_norms, predicate, refuse_hidden
+from syncbn.nn import functional
+from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
+from syncbn.nn.kernels import running_statistics
 from syncbn.nn.statistics import Moments, pack, unpack
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -90,10 +91,10 @@ class Simulated(_BatchNorm):
         mean, var = (torch.einsum("a,agc->gc", weights, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
-            running.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
+            running_statistics.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
         else:
             of_devices = (each.repeat_interleave(self.sharing, dim=0) for each in (mean, var))
-            running.move(*self.rows, Moments(count, *of_devices), momentum)
+            running_statistics.move(*self.rows, Moments(count, *of_devices), momentum)
 
     @torch.no_grad()
     def pool(self) -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from syncbn.training import ImageNet, norms
-from syncbn.training.data import SampleError
-from syncbn.training.schema import SettingError
-from tests.training.command import REPO, train
+from syncbn.training import ImageNet
+from syncbn.training.config.schema import SettingError
+from syncbn.training.data.digits import SampleError
+from syncbn.training.norm import trainer_parts
+from tests.training.support.train_command import REPO, train
 
 SMALL: dict[str, Any] = {"batch_size": 2, "num_classes": 3, "size": 32, "resize": 40}
 SETTINGS = ["data=imagenet", "model=resnet50", "scheduler=steps", "logger=csv", "model.num_classes=3"]
@@ -118,7 +119,9 @@ def test_the_network_is_resnet_50_whose_blocks_begin_as_identities() -> None:
     blocks = [layer for layer in model.modules() if isinstance(layer, Bottleneck)]
     assert len(blocks) == 16
     assert not any(block.bn3.weight.any() for block in blocks)
-    norms.prepare_model(model, {"name": "group_norm", "num_groups": 32, "min_channels": 1})  # as the study asks for it
+    trainer_parts.prepare_model(
+        model, {"name": "group_norm", "num_groups": 32, "min_channels": 1}
+    )  # as the study asks for it
     layers = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
     assert [layer.num_groups for layer in layers] == [32] * 53
     assert not any(block.bn3.weight.any() for block in blocks)

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 import syncbn
 from syncbn.nn.modules import OPTIONS, Synchronized
-from tests.extras import zoo
-from tests.extras.zoo import Entry
-from tests.snapshot import Snapshot, snapshot
+from tests.extras.support import zoo
+from tests.extras.support.zoo import Entry
+from tests.support.model_snapshot import Snapshot, snapshot
 
 
 def test_every_family_of_timm_is_in_one_of_the_lists() -> None:

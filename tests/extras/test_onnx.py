@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import syncbn
-from tests.extras import zoo
+from tests.extras.support import zoo
 
 # What torch says of its own tree of arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")

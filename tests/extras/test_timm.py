@@ -19,11 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import syncbn
 from syncbn.nn.modules import Synchronized
 from syncbn.testing import force_exchange
-from tests.extras import zoo
+from tests.extras.support import zoo
 from tests.extras.test_lossless import there_and_back
 from tests.extras.test_training import assert_equal, step
-from tests.harness import Ranks
-from tests.snapshot import snapshot
+from tests.support.model_snapshot import snapshot
+from tests.support.ranks import Ranks
 
 PLAIN, WITH_ACTIVATION = zoo.TIMM["resnet"], zoo.TIMM["efficientnet"]
 BOTH = pytest.mark.parametrize("entry", [PLAIN, WITH_ACTIVATION], ids=str)

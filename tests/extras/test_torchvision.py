@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import syncbn
 from syncbn.nn.modules import Synchronized
-from tests.extras import zoo
+from tests.extras.support import zoo
 from tests.extras.test_lossless import there_and_back
 
 RESNET = zoo.TORCHVISION[0]

@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.extras import zoo
-from tests.extras.zoo import Entry
-from tests.harness import Ranks
+from tests.extras.support import zoo
+from tests.extras.support.zoo import Entry
+from tests.support.ranks import Ranks
 
 # The quick ones, with timm's BatchNormAct2d, and with batch norm over tokens, images and videos.
 FAMILIES = [

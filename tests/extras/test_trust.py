@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from syncbn.training import trust
+from syncbn.training.config import trust
 
 SAFE = [
     *("timm.create_model", "timm.models.create_model", "timm.models.resnet18", "timm.models.resnet.resnet18"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from syncbn.nn import gpu
+from syncbn.nn.kernels import gpu
 from syncbn.testing import force_exchange
 from tests.conftest import ranks as ranks
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import syncbn
-from tests.gpu.steps import ADDED
-from tests.nn.oracle import close
-from tests.nn.oracle import with_parameters as parameters
+from tests.gpu.support.steps import ADDED
+from tests.nn.support.oracle import close
+from tests.nn.support.oracle import with_parameters as parameters
 
 pytestmark = pytest.mark.usefixtures("exchanging")
 BACKEND = {"cuda": "inductor", "cpu": "aot_eager"}

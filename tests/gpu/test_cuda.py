@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import syncbn
-from tests.gpu.graphs import Replayed
-from tests.gpu.steps import ADDED, ROADS, road
-from tests.nn.oracle import close
-from tests.nn.oracle import with_parameters as parameters
+from tests.gpu.support.cuda_graphs import Replayed
+from tests.gpu.support.steps import ADDED, ROADS, road
+from tests.nn.support.oracle import close
+from tests.nn.support.oracle import with_parameters as parameters
 
 pytestmark = pytest.mark.usefixtures("exchanging")
 by_each_road = pytest.mark.parametrize("name", ROADS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from syncbn.nn import gpu
-from tests.gpu.steps import ADDED, ROADS, on_a_rank, prepare, road, run_and_check
-from tests.nn.cases import Case, cases
+from syncbn.nn.kernels import gpu
+from tests.gpu.support.steps import ADDED, ROADS, on_a_rank, prepare, road, run_and_check
+from tests.nn.support.cases import Case, cases
 from tests.nn.test_properties import PHASES
 
 LARGEST = {"cuda": 10**9, "cpu": 40}  # tiles of a case; the interpreter takes its time

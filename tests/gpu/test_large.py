@@ -7,9 +7,9 @@ from torch import Tensor
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.gpu.steps import ADDED, road
-from tests.harness import Ranks
-from tests.nn.oracle import with_parameters as parameters
+from tests.gpu.support.steps import ADDED, road
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Ranks
 
 SHAPES = {"cuda": (2, 64, 4096, 4100), "cpu": (2, 3, 8, 9)}  # on the CPU for the test to be tried, not the layer
 GIB = 2**30

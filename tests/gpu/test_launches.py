@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu import hollow, launches
+from tests.gpu.support import fake_gpu, launches
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,11 +17,11 @@ def without_a_gpu(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict
     """The environment of a process on a GPU that computes nothing."""
     if device != "cpu":
         pytest.skip("there is a GPU here")
-    return hollow.environment(tmp_path_factory.mktemp("hollow"))
+    return fake_gpu.environment(tmp_path_factory.mktemp("hollow"))
 
 
 def test_kernels_compile_launch_and_are_kept_by_all_that_triton_looks_at(without_a_gpu: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "tests.gpu.launches"]
+    command = [sys.executable, "-m", "tests.gpu.support.launches"]
     done = subprocess.run(
         command, cwd=ROOT, env=without_a_gpu, capture_output=True, text=True, check=False, encoding="utf-8"
     )
@@ -39,7 +39,8 @@ def test_what_is_kept_is_what_triton_takes(cuda: object, exchanging: None) -> No
 def test_where_triton_cannot_compile_torchs_kernels_are_taken_and_it_is_said_why(
     without_a_gpu: dict[str, str], tmp_path: Path
 ) -> None:
-    program = "from tests.gpu import hollow; from syncbn.nn import gpu; hollow.fail(); print(gpu._usable(False))"
+    program = "from tests.gpu.support import fake_gpu; from syncbn.nn.kernels import gpu; fake_gpu.fail(); "
+    program += "print(gpu._usable(False))"
     environment = without_a_gpu | {"PATH": "/nowhere", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("CC", None)
     command = [sys.executable, "-c", program]

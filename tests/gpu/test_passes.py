@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import syncbn
-from syncbn.nn import gpu, kernels, tiles
-from syncbn.nn import running as moving
+from syncbn.nn.kernels import dispatch, gpu, triton_tiling
+from syncbn.nn.kernels import running_statistics as moving
 from syncbn.nn.statistics import Moments, pack, unpack
-from tests.gpu.steps import road
+from tests.gpu.support.steps import road
 
 Lay = Callable[[Tensor], Tensor]
 EPS = 1e-3
@@ -35,12 +35,12 @@ def by_triton(device: str) -> Iterator[None]:
 def dealt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Tensors as small as these are dealt out to one program a channel, and to many."""
     if request.param == "split":
-        monkeypatch.setattr(tiles, "_FEW", {True: 4, False: 4})
-        monkeypatch.setattr(tiles, "_TILE", 64)
-    for plan in (tiles.reduction, tiles.elementwise):
+        monkeypatch.setattr(triton_tiling, "_FEW", {True: 4, False: 4})
+        monkeypatch.setattr(triton_tiling, "_TILE", 64)
+    for plan in (triton_tiling.reduction, triton_tiling.elementwise):
         plan.cache_clear()
     yield request.param
-    for plan in (tiles.reduction, tiles.elementwise):
+    for plan in (triton_tiling.reduction, triton_tiling.elementwise):
         plan.cache_clear()
 
 
@@ -61,7 +61,7 @@ def passes(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: An
     at = gpu.shape(x)
     assert at is not None
     sums = gpu.sums(x, at)
-    found = kernels.Statistics(*gpu.statistics(sums))
+    found = dispatch.Statistics(*gpu.statistics(sums))
     y, bits = gpu.normalize(x, at, found, weight, bias, EPS, residual, relu)
     gate = (bias, bits) if relu else None
     both, dbeta, dgamma = gpu.gradient_sums(dy, x, at, found, weight, EPS, gate)
@@ -196,8 +196,8 @@ def test_plans_cover_every_value_once() -> None:
         (False, 1, 2048, 49),
         (True, 1, 2, 1),
     ):
-        at = tiles.Shape(rows_, outer, channels, positions, 2, processors=132)
-        for plan in (tiles.reduction(at), tiles.elementwise(at)):
+        at = triton_tiling.Shape(rows_, outer, channels, positions, 2, processors=132)
+        for plan in (triton_tiling.reduction(at), triton_tiling.elementwise(at)):
             per_channel = channels if rows_ else positions
             assert plan.columns == (1 if rows_ else channels) * -(-per_channel // plan.b)
             assert 1 <= plan.splits <= -(-outer // plan.a)
@@ -206,9 +206,9 @@ def test_plans_cover_every_value_once() -> None:
 
 
 def test_more_values_than_float32_counts_are_counted(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_TILE", 2**20)  # so that the interpreter has few of them
-    monkeypatch.setattr(tiles, "_FEW", {True: 2**30, False: 2**30})
-    for plan in (tiles.reduction, tiles.elementwise):
+    monkeypatch.setattr(triton_tiling, "_TILE", 2**20)  # so that the interpreter has few of them
+    monkeypatch.setattr(triton_tiling, "_FEW", {True: 2**30, False: 2**30})
+    for plan in (triton_tiling.reduction, triton_tiling.elementwise):
         plan.cache_clear()
     if device == "cuda":
         pytest.skip("a tile of that size is for the interpreter")
@@ -217,7 +217,7 @@ def test_more_values_than_float32_counts_are_counted(device: str, monkeypatch: p
     at = gpu.shape(x)
     assert at is not None
     seen = unpack(gpu.sums(x, at))
-    tiles.reduction.cache_clear()
+    triton_tiling.reduction.cache_clear()
     assert seen.n == 16501 * 1031 > 2**24
     exact = x[:, 0, 0].double().var(unbiased=False)
     torch.testing.assert_close(seen.var[0], exact, rtol=1e-4, atol=0)

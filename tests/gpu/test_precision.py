@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import syncbn
-from tests.gpu.steps import ADDED, ROADS, road
-from tests.nn.oracle import close
-from tests.nn.oracle import with_parameters as parameters
-from tests.nn.test_saved_memory import what_is_saved
+from tests.gpu.support.steps import ADDED, ROADS, road
+from tests.nn.kernels.test_saved_memory import what_is_saved
+from tests.nn.support.oracle import close
+from tests.nn.support.oracle import with_parameters as parameters
 
 pytestmark = pytest.mark.usefixtures("exchanging")
 by_each_road = pytest.mark.parametrize("name", ROADS)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
-from tests.gpu.graphs import Replayed
-from tests.gpu.steps import ROADS, Training, check, on_a_rank, prepare, road
-from tests.harness import RankError, Ranks
-from tests.nn.cases import Case
-from tests.nn.oracle import close
+from tests.gpu.support.cuda_graphs import Replayed
+from tests.gpu.support.steps import ROADS, Training, check, on_a_rank, prepare, road
+from tests.nn.support.cases import Case
+from tests.nn.support.oracle import close
 from tests.nn.test_properties import Step
+from tests.support.ranks import RankError, Ranks
 
 STARTS = 180.0  # seconds until a rank has its CUDA context and its kernels
 

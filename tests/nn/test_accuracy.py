@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.nn import kernels, statistics
+from syncbn.nn import statistics
+from syncbn.nn.kernels import dispatch
 from syncbn.testing import without_native
-from tests.harness import Ranks
-from tests.nn.oracle import Outcome, Step, check, close, on_a_rank, one_process
-from tests.nn.oracle import with_parameters as parameters
+from tests.nn.support.oracle import Outcome, Step, check, close, on_a_rank, one_process
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Ranks
 
 ROADS = {"compiled": nullcontext, "torch": without_native}
 
@@ -55,7 +56,7 @@ def test_statistics_of_many_values(shape: tuple[int, ...], layout: str, offset: 
     # 57 * 59 * 3 is odd: rows cannot be put side by side. 324,000 values a channel are more than one block of rows.
     x = LAYOUTS[layout](normal(*shape, seed=0) * 3 + 3 * offset)
     mean, var = moments(x)
-    seen = statistics.unpack(kernels.local_sums(x).sums)
+    seen = statistics.unpack(dispatch.local_sums(x).sums)
     assert ((seen.mean - mean).abs() / var.sqrt()).max() < 2e-6
     assert ((seen.var - var).abs() / var).max() < 1e-5
 
@@ -65,7 +66,7 @@ def test_rows_and_columns_of_any_stride() -> None:
     table = normal(5001, 9, seed=2)
     for values in (x, table, table[:, 2:7], table[::2], x[:, ::2], normal(9, 6000, seed=3).t()):
         mean, var = moments(values)
-        seen = statistics.unpack(kernels.local_sums(values).sums)
+        seen = statistics.unpack(dispatch.local_sums(values).sums)
         close(seen.mean, mean, 1e-6, "mean")
         close(seen.var, var, 1e-5, "var")
 
@@ -75,7 +76,7 @@ def test_rows_and_columns_of_any_stride() -> None:
 def test_statistics_of_half_precision_are_as_good_as_of_float32(dtype: torch.dtype, layout: str) -> None:
     x = LAYOUTS[layout](normal(16, 5, 90, 90, seed=0) + 1).to(dtype)
     mean, var = moments(x)
-    seen = statistics.unpack(kernels.local_sums(x).sums)
+    seen = statistics.unpack(dispatch.local_sums(x).sums)
     close(seen.mean, mean, 1e-6, "mean")
     close(seen.var, var, 1e-5, "var")
 

@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
-from syncbn.nn import compiled
+from syncbn.nn import eager_mode
 from syncbn.nn.simulation import simulate
-from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, make_steps, with_parameters
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, make_steps, with_parameters
+from tests.support.ranks import Messages, Ranks, messages
 
 PRIORS = [0.0, 16.0]
 LAYOUTS = {"4d": [torch.channels_last], "5d": [torch.channels_last_3d]}
@@ -295,7 +295,7 @@ def test_compiled_code_has_no_way_around_it(monkeypatch: pytest.MonkeyPatch, com
         net = torch.compile(nn.Sequential(layer), backend=backend)
         net(x)
     else:  # as in a process that has compiled nothing yet
-        monkeypatch.setattr(compiled, "sys", SimpleNamespace(modules={}))
+        monkeypatch.setattr(eager_mode, "sys", SimpleNamespace(modules={}))
     with syncbn.adapt(layer):
         if not compiled_first:
             net = torch.compile(nn.Sequential(layer), backend=backend)

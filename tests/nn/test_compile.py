@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.harness import Ranks, messages
-from tests.nn.oracle import CHANNELS, Step, close, make_steps, one_process
-from tests.nn.oracle import with_parameters as parameters
+from tests.nn.support.oracle import CHANNELS, Step, close, make_steps, one_process
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Ranks, messages
 
 # What torch itself sets off when it compiles, and which would break a trace in the middle where a warning is an error.
 pytestmark = [
@@ -80,7 +80,7 @@ def both(
     """The results in eager mode and compiled."""
     torch._dynamo.reset()
     if hasattr(net, "group_of"):
-        net.norm.group = syncbn.nn.groups.parse(dist.new_group(net.group_of))
+        net.norm.group = syncbn.nn.comm.groups.parse(dist.new_group(net.group_of))
     eager, again = net, deepcopy(net)
     with force_exchange():
         plain = train(eager, DistributedDataParallel(eager) if "ddp" in how else eager, steps, rank, masked)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import syncbn
-from tests.harness import Ranks
+from tests.support.ranks import Ranks
 
 pytestmark = [
     # What torch's own tools say of each other.

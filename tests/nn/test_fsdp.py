@@ -11,8 +11,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import syncbn
-from tests.harness import Ranks
-from tests.nn.oracle import CHANNELS, close
+from tests.nn.support.oracle import CHANNELS, close
+from tests.support.ranks import Ranks
 
 STEPS, PER_RANK = 5, 3
 BATCH = 2 * PER_RANK

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
-from tests.nn.oracle import close as assert_close
-from tests.nn.oracle import with_parameters as parameters
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
+from tests.nn.support.oracle import close as assert_close
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Messages, Ranks, messages
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Samples, ghost_batch, and the chunks these make: a rest joins the chunk before.

@@ -24,10 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 import syncbn
-from syncbn.nn import groups
-from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, close
-from tests.nn.oracle import with_parameters as parameters
+from syncbn.nn.comm import groups
+from tests.nn.support.oracle import CHANNELS, close
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Messages, Ranks, messages
 
 Buffers = dict[str, Tensor]
 HALVES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 5e-2)], ids=str)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.harness import Messages, Ranks, messages
-from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps
-from tests.nn.oracle import with_parameters as parameters
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Messages, Ranks, messages
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CUTS = [[8], [3, 5], [0, 8], [3, 3, 2], [4, 0, 4]]

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.nn import kernels, native
+from syncbn.nn.kernels import cpu, dispatch
 from syncbn.testing import force_exchange, without_native
-from tests.harness import Ranks, messages
-from tests.nn.oracle import CHANNELS
+from tests.nn.support.oracle import CHANNELS
+from tests.support.ranks import Ranks, messages
 
 REFUSED = [torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
 ROUTES: dict[str, Callable[[], AbstractContextManager[None]]] = {"compiled": nullcontext, "torchs": without_native}
@@ -225,9 +225,9 @@ def test_a_saved_tensor_may_come_back_anyhow_but_not_as_another(
 def test_a_gradient_of_another_type_is_not_read_as_the_inputs(dtype: torch.dtype) -> None:
     # Autograd has it in the type of the output; nothing else may reach compiled code.
     x, dy = torch.randn(6, 5, 3, 3), torch.randn(6, 5, 3, 3).to(dtype)
-    local = kernels.local_sums(x)
-    found = kernels.rounded(local.sums, x, local)
-    sums, *_ = kernels.gradient_sums(kernels.pair(x, dy, None, found, None, 1e-5), found, None, 1e-5)
+    local = dispatch.local_sums(x)
+    found = dispatch.rounded(local.sums, x, local)
+    sums, *_ = dispatch.gradient_sums(dispatch.pair(x, dy, None, found, None, 1e-5), found, None, 1e-5)
     torch.testing.assert_close(sums[:5].float(), dy.float().sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
@@ -243,4 +243,4 @@ def freed(rank: int, world_size: int) -> str:
 
 def test_memory_that_was_freed_is_not_read(ranks: Ranks) -> None:
     (said,) = ranks.run(freed, world_size=1)
-    assert "was freed" in said or not native.built()  # torch's kernels have words of their own
+    assert "was freed" in said or not cpu.built()  # torch's kernels have words of their own

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncbn.testing import force_exchange, without_native
-from tests.harness import RankError, Ranks
-from tests.nn.cases import Case, Piece, cases, make_layer, make_piece
-from tests.nn.exactness import Near, OneProcess, kept, worst
+from tests.nn.support.cases import Case, Piece, cases, make_layer, make_piece
+from tests.nn.support.exactness import Near, OneProcess, kept, worst
+from tests.support.ranks import RankError, Ranks
 
 
 class Step(NamedTuple):

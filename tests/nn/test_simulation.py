@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import syncbn
-from syncbn.nn import buffers, simulation
-from syncbn.training.norms import pool_running_statistics
-from tests.harness import Ranks
+from syncbn.nn import simulation
+from syncbn.nn.conversion import ddp_buffers
+from syncbn.training.norm.trainer_parts import pool_running_statistics
+from tests.support.ranks import Ranks
 
 State = dict[str, torch.Tensor]
 STEPS, CHANNELS = 6, 3
@@ -56,7 +57,7 @@ def as_ranks(
     if mode == "local_mean":
         ddp = DistributedDataParallel(model, forward_sync_buffers=False)
     else:
-        ddp = DistributedDataParallel(buffers.broadcast_buffers_once(model))
+        ddp = DistributedDataParallel(ddp_buffers.broadcast_buffers_once(model))
     train(ddp, inputs[:, rank::world_size], accumulate)
     if mode == "local_mean":
         pool_running_statistics(model)

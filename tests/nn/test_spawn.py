@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
-from tests.harness import Ranks
-from tests.nn.oracle import CHANNELS, close
+from tests.nn.support.oracle import CHANNELS, close
+from tests.support.ranks import Ranks
 
 State = dict[str, Tensor]
 GROUPS = ["world", "node", 2, (0, 1)]

@@ -10,9 +10,20 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.harness import Ranks, messages
-from tests.nn.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps, on_a_rank, one_process
-from tests.nn.oracle import with_parameters as parameters
+from tests.nn.support.oracle import (
+    CHANNELS,
+    LAYERS,
+    SPATIAL,
+    Outcome,
+    Step,
+    check,
+    close,
+    make_steps,
+    on_a_rank,
+    one_process,
+)
+from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.ranks import Ranks, messages
 
 # Float32 rounds at 6e-8; sums over tens of values, in an order that depends on the cut, and gradients of a few units
 # (dgamma adds up a whole batch) bring that to some 1e-6.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
-from tests.harness import Ranks
+from tests.support.ranks import Ranks
 
 STEPS, PER_RANK = 20, 4
 State = dict[str, Tensor]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.slurm.cluster import NODES, SCRIPT, Cluster
-from tests.slurm.jobs import FAULTY
-from tests.training.command import Run, train
+from tests.slurm.support.cluster import NODES, SCRIPT, Cluster
+from tests.slurm.support.jobs import FAULTY
+from tests.training.support.train_command import Run, train
 
 LONG = "SLURM_LONG" in os.environ  # nodes with links of their own, which can be cut
 collect_ignore = [] if LONG else ["test_links.py"]

@@ -2,8 +2,8 @@
 
 import torch
 
-from tests.slurm.cluster import Cluster
-from tests.training.command import PROJECT
+from tests.slurm.support.cluster import Cluster
+from tests.training.support.train_command import PROJECT
 
 TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", "--time=10")
 

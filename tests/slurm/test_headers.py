@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import submit
+from tests.slurm.support.cluster import Cluster
+from tests.slurm.support.jobs import submit
 
 
 @pytest.mark.parametrize(

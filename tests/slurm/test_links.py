@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from tests.slurm.cluster import APART, Cluster
-from tests.slurm.jobs import check, submit_and_wait
-from tests.training.command import Run
+from tests.slurm.support.cluster import APART, Cluster
+from tests.slurm.support.jobs import check, submit_and_wait
+from tests.training.support.train_command import Run
 
 FIRST, SECOND = APART.split(",")
 TIMEOUT = 10  # seconds

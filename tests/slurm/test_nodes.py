@@ -1,8 +1,8 @@
 """What takes nodes away: preemption, and a node that dies."""
 
-from tests.slurm.cluster import APART, Cluster
-from tests.slurm.jobs import check, submit_and_wait
-from tests.training.command import REPO, Run
+from tests.slurm.support.cluster import APART, Cluster
+from tests.slurm.support.jobs import check, submit_and_wait
+from tests.training.support.train_command import REPO, Run
 
 VICTIM = APART.split(",")[1]
 

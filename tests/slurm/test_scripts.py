@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-from tests.slurm.cluster import APART, Cluster
-from tests.slurm.jobs import check, submit, submit_and_wait
-from tests.training.command import PROJECT, REPO, Run
+from tests.slurm.support.cluster import APART, Cluster
+from tests.slurm.support.jobs import check, submit, submit_and_wait
+from tests.training.support.train_command import PROJECT, REPO, Run
 
 TORCHRUN = "slurm/torchrun.sbatch"
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import check, submit
-from tests.training.command import Run
-from tests.training.faulty import draw, fault
+from tests.slurm.support.cluster import Cluster
+from tests.slurm.support.jobs import check, submit
+from tests.training.support.faulty_runs import draw, fault
+from tests.training.support.train_command import Run
 
 SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
 DRAWS = int(os.environ.get("SLURM_DRAWS", 3))

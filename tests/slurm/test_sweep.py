@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 
-from tests.slurm.cluster import Cluster
-from tests.training.command import PROJECT
-from tests.training.faulty import fault
+from tests.slurm.support.cluster import Cluster
+from tests.training.support.faulty_runs import fault
+from tests.training.support.train_command import PROJECT
 
 SWEEP = ("--config-dir", f"{PROJECT}/conf", "norm=local,sync", "seed=0,1", "model=mlp", "trainer.max_epochs=1")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=2", "--time=10")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import check, submit
-from tests.training.command import Run
-from tests.training.faulty import fault
+from tests.slurm.support.cluster import Cluster
+from tests.slurm.support.jobs import check, submit
+from tests.training.support.faulty_runs import fault
+from tests.training.support.train_command import Run
 
 # Slurm looks every 30 seconds: the warning comes 45 to 75 seconds after the start. SIGURG does nothing by default.
 WARNED, UNWARNED = ("--time=2", "--signal=USR1@45"), ("--time=1", "--signal=URG@1")

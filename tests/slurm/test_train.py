@@ -1,8 +1,8 @@
 """slurm/train.sbatch on two nodes is one run, and comes back from the queue or stays away as it was told."""
 
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import check, submit, submit_and_wait
-from tests.training.command import PROJECT, Run
+from tests.slurm.support.cluster import Cluster
+from tests.slurm.support.jobs import check, submit, submit_and_wait
+from tests.training.support.train_command import PROJECT, Run
 
 
 def test_two_nodes_are_one_run_with_the_weights_of_torchrun(cluster: Cluster, straight: Run) -> None:

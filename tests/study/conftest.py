@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.study import report
 from syncbn.study.claims import page
-from tests.study import comparisons, findings
+from syncbn.study.report import write
+from tests.study.support import claim_results, comparisons
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The directory of each comparison's report."""
     directories = {name: tmp_path_factory.mktemp("report") for name in comparisons.ALL}
     for name, directory in directories.items():
-        assert report.write(comparisons.ALL[name](), directory) == directory / "report.html"
+        assert write.write(comparisons.ALL[name](), directory) == directory / "report.html"
     return directories
 
 
@@ -22,6 +22,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the page of the claims."""
     directory = tmp_path_factory.mktemp("claims")
-    written = page.write(findings.all_nine(), findings.TITLE, findings.QUESTION, directory)
+    written = page.write(claim_results.all_nine(), claim_results.TITLE, claim_results.QUESTION, directory)
     assert written == directory / "report.html"
     return directory

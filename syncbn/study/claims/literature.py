@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from syncbn.study.claims.finding import Published, Row
+from syncbn.study.claims.result import Published, Row
 from syncbn.study.claims.rule import Figure
-from syncbn.study.claims.verdicts import effect_text
-from syncbn.study.wording import number
+from syncbn.study.claims.verdict import effect_text
+from syncbn.study.format import number
 
 NOT_MEASURED = "not measured"
 

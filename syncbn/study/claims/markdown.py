@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from syncbn.study.markdown import bullets, escape, figure, table
-from syncbn.study.wording import plural
+from syncbn.study.format import plural
+from syncbn.study.report.markdown import bullets, escape, figure, table
 
 
 def render(content: dict[str, Any]) -> str:

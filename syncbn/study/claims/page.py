@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from syncbn.study import drawing, templates
-from syncbn.study.claims import drawings, markdown, tables
-from syncbn.study.claims.finding import Finding, Versus
-from syncbn.study.plots import Plot
-from syncbn.study.wording import plural
+from syncbn.study.claims import markdown, tables
+from syncbn.study.claims import plots as drawings
+from syncbn.study.claims.result import Finding, Versus
+from syncbn.study.format import plural
+from syncbn.study.report import html, plot_style
+from syncbn.study.report.plots import Plot
+from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import printable
-from syncbn.training.files import replacing, unlinked
 
 NORMS = {
     "none": "no norm",
@@ -50,7 +51,7 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
         frame = frame.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
         frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False, errors="surrogateescape")
     content = _content(findings, drawn, directory) | {"title": title, "question": question}
-    page = templates.environment().get_template("claims/page.html.jinja").render(content)
+    page = html.environment().get_template("claims/page.html.jinja").render(content)
     for file, text in {f"{name}.html": page, f"{name}.md": markdown.render(content)}.items():
         with replacing(directory / file) as draft:
             draft.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -89,7 +90,7 @@ def _content(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], direc
             "verdicts": [(side, *tables.verdict(one, side)) for side in one.sides],
             "plots": plots,
             "tables": tables.build(one),
-            "svg": partial(templates.svg, directory / "plots"),
+            "svg": partial(html.svg, directory / "plots"),
             "counted": _counted(one),
         }
         for one, plots in zip(findings, drawn, strict=True)
@@ -106,7 +107,7 @@ def _content(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], direc
         "none_shown": _none_shown([case for one in findings for case in one.versus]),
         "problems": [(one.text if several else "", line) for one in findings for line in one.problems],
         "overall": {"id": "", "tables": {"verdicts": tables.runs(findings)}},
-        "computed": templates.computed(),
+        "computed": html.computed(),
     }
 
 
@@ -132,14 +133,14 @@ def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot
         for kind in ("png", "svg"):
             (plots / f"{name}.{kind}").unlink(missing_ok=True)  # what this page has not must not stay beside it
     drawn: list[list[Plot]] = []
-    with drawing.style():
+    with plot_style.style():
         for finding in findings:
             names = [f"{finding.study}-{plot.name}-{at}" for at, plot in enumerate(finding.plots, 1)]
             drawn.append([drawings.draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
             for plot in drawn[-1]:
                 if plot.figure is not None:
-                    drawing.png(plot.figure, unlinked(plots / f"{plot.name}.png"))
-                    drawing.svg(plot.figure, unlinked(plots / f"{plot.name}.svg"))
+                    plot_style.png(plot.figure, unlinked(plots / f"{plot.name}.png"))
+                    plot_style.svg(plot.figure, unlinked(plots / f"{plot.name}.svg"))
     return drawn
 
 

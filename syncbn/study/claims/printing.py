@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from syncbn.study.claims.finding import Finding
+from syncbn.study.claims.result import Finding
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from syncbn.study.claims import checks, wanted
-from syncbn.training.schema import SettingError
+from syncbn.study.claims import rule_checks, rule_plots
+from syncbn.training.config.schema import SettingError
 
 PLACE = "study.claim"
 WORDS = ("mean", "worst", "best", "highest")  # how conditions become one number, besides the name of one of them
@@ -84,7 +84,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Figure:
-    """Of the literature; as :class:`syncbn.study.claims.finding.Published`, with where ours is to be found.
+    """Of the literature; as :class:`syncbn.study.claims.result.Published`, with where ours is to be found.
 
     Attributes:
         what, published, source: as there.
@@ -110,7 +110,7 @@ class Claim:
     """A claim and its rule.
 
     Attributes:
-        number, text, article, method, baseline, sides: as :class:`syncbn.study.claims.finding.Finding`.
+        number, text, article, method, baseline, sides: as :class:`syncbn.study.claims.result.Finding`.
         cases: the questions, in order.
         literature: figures of it.
         plots: one at least.
@@ -124,7 +124,7 @@ class Claim:
     sides: tuple[str, ...]
     cases: list[Case]
     literature: list[Figure]
-    plots: list[wanted.Plot]
+    plots: list[rule_plots.Plot]
 
 
 def parse(study: Mapping[str, Any]) -> Claim:
@@ -136,12 +136,12 @@ def parse(study: Mapping[str, Any]) -> Claim:
     Raises:
         SettingError: a key, a part, a condition, a side or a value that there is not; it names the place.
     """
-    given = checks.section(PLACE, study["claim"], KEYS[""], optional=["literature"])
+    given = rule_checks.section(PLACE, study["claim"], KEYS[""], optional=["literature"])
     parts = {
         str(name): {kind: [str(each) for each in part.get(kind, {"": []})] for kind in ("conditions", "sides")}
         for name, part in study["parts"].items()
     }
-    sides = checks.names(f"{PLACE}.sides", given["sides"])
+    sides = rule_checks.names(f"{PLACE}.sides", given["sides"])
     if not given["cases"] or not given["plots"]:
         raise SettingError(f"{PLACE}: a claim needs cases and plots, one of each at least")
     cases = [
@@ -152,14 +152,14 @@ def parse(study: Mapping[str, Any]) -> Claim:
         if not case.when:
             raise SettingError(f"{PLACE}.cases.{case.name}.when: one of several cases needs words for its condition")
     return Claim(
-        number=int(checks.number(f"{PLACE}.number", given["number"])),
+        number=int(rule_checks.number(f"{PLACE}.number", given["number"])),
         **{key: str(given[key]).strip() for key in ("text", "article", "method", "baseline")},
         sides=sides,
         cases=cases,
         literature=[
             _figure(f"{PLACE}.literature.{place}", each, cases) for place, each in enumerate(given["literature"] or [])
         ],
-        plots=[wanted.parse(f"{PLACE}.plots.{place}", each, parts) for place, each in enumerate(given["plots"])],
+        plots=[rule_plots.parse(f"{PLACE}.plots.{place}", each, parts) for place, each in enumerate(given["plots"])],
     )
 
 
@@ -173,58 +173,58 @@ def _case(
 ) -> Case:
     needed = ("part", "metric", "wants", "effect", "at_least")
     optional = [key for key in KEYS["cases"] if key not in needed]
-    given = checks.section(place, entry, KEYS["cases"], optional=optional)
+    given = rule_checks.section(place, entry, KEYS["cases"], optional=optional)
     reading = _reading(place, given, parts)
-    sides = tuple(all_sides) if given["sides"] is None else checks.names(f"{place}.sides", given["sides"])
+    sides = tuple(all_sides) if given["sides"] is None else rule_checks.names(f"{place}.sides", given["sides"])
     for side in sides:
-        checks.one_of(f"{place}.sides", side, all_sides)
-        checks.one_of(f"{place}.sides", side, parts[reading.part]["sides"])
-    asked = checks.section(f"{place}.against", given["against"] or {}, KEYS["against"], optional=KEYS["against"])
+        rule_checks.one_of(f"{place}.sides", side, all_sides)
+        rule_checks.one_of(f"{place}.sides", side, parts[reading.part]["sides"])
+    asked = rule_checks.section(f"{place}.against", given["against"] or {}, KEYS["against"], optional=KEYS["against"])
     changed = {key: value for key, value in asked.items() if value is not None}
     inherited = {key: given[key] for key in ("magnitude", "wants", *KEYS["against"][1:])}
     if "over" in changed:
         inherited["usable"] = None
     against = _reading(f"{place}.against", inherited | changed, parts)
     where, other = (f"{place}.against.side", str(asked["side"])) if asked["side"] else (f"{PLACE}.baseline", baseline)
-    checks.one_of(where, other, parts[against.part]["sides"])
+    rule_checks.one_of(where, other, parts[against.part]["sides"])
     if other in sides and against == reading:
         raise SettingError(f"{place}.sides={other}: it is held against itself; use others")
-    effect = checks.one_of(f"{place}.effect", str(given["effect"]), ("ratio", "difference"))
-    at_least = checks.number(f"{place}.at_least", given["at_least"])
+    effect = rule_checks.one_of(f"{place}.effect", str(given["effect"]), ("ratio", "difference"))
+    at_least = rule_checks.number(f"{place}.at_least", given["at_least"])
     if effect == "ratio" and at_least <= 0:
         raise SettingError(f"{place}.at_least={at_least:g}: a ratio is above 0; 1.25 asks for 1.25 times as good")
-    at_most = None if given["at_most"] is None else checks.number(f"{place}.at_most", given["at_most"])
+    at_most = None if given["at_most"] is None else rule_checks.number(f"{place}.at_most", given["at_most"])
     if at_most is not None and reading.wants != "lower":
         raise SettingError(f"{place}.at_most={at_most:g}: is for wants: lower alone; leave it out")
     words = {key: str(given[key] or "").strip() for key in ("when", "what")}
-    counts = given["counts"] is None or checks.truth(f"{place}.counts", given["counts"])
+    counts = given["counts"] is None or rule_checks.truth(f"{place}.counts", given["counts"])
     is_ratio = effect == "ratio"
     return Case(name, words["when"], reading, sides, other, against, is_ratio, at_least, words["what"], counts, at_most)
 
 
 def _reading(place: str, given: Mapping[str, Any], parts: Mapping[str, dict[str, list[str]]]) -> Reading:
-    part = checks.one_of(f"{place}.part", str(given["part"]), parts)
+    part = rule_checks.one_of(f"{place}.part", str(given["part"]), parts)
     there = parts[part]["conditions"]
-    conditions = checks.chosen(f"{place}.conditions", given["conditions"], there)
+    conditions = rule_checks.chosen(f"{place}.conditions", given["conditions"], there)
     if given["over"] is None and len(conditions) > 1:
         raise SettingError(
-            f"{place}.over: the part has several conditions; use {checks.one_of_these([*WORDS, *there])}"
+            f"{place}.over: the part has several conditions; use {rule_checks.one_of_these([*WORDS, *there])}"
         )
     over = str(conditions[0] if given["over"] is None else given["over"])
-    checks.one_of(f"{place}.over", over, [*WORDS, *there])
+    rule_checks.one_of(f"{place}.over", over, [*WORDS, *there])
     usable = given["usable"]
     if over in there:
         conditions = (over,)
     if (over == LARGEST) != (usable is not None):
         says = "needs a number, what the metric may be at most" if over == LARGEST else f"is for over: {LARGEST} alone"
         raise SettingError(f"{place}.usable: {says}")
-    if over == LARGEST and not all(checks.is_number(each) for each in conditions):
+    if over == LARGEST and not all(rule_checks.is_number(each) for each in conditions):
         raise SettingError(f"{place}.over={LARGEST}: conditions have to be numbers, not {', '.join(conditions)}")
     if usable is not None:
-        usable = checks.number(f"{place}.usable", usable)
-    magnitude = checks.truth(f"{place}.magnitude", given["magnitude"])
-    wants = checks.one_of(f"{place}.wants", str(given["wants"]), ("lower", "higher"))
-    less = "" if given["less"] is None else checks.one_of(f"{place}.less", str(given["less"]), there)
+        usable = rule_checks.number(f"{place}.usable", usable)
+    magnitude = rule_checks.truth(f"{place}.magnitude", given["magnitude"])
+    wants = rule_checks.one_of(f"{place}.wants", str(given["wants"]), ("lower", "higher"))
+    less = "" if given["less"] is None else rule_checks.one_of(f"{place}.less", str(given["less"]), there)
     if less and over == LARGEST:
         raise SettingError(
             f"{place}.less={less}: over: {LARGEST} gives a condition, no {given['metric']}; leave it out"
@@ -233,16 +233,16 @@ def _reading(place: str, given: Mapping[str, Any], parts: Mapping[str, dict[str,
 
 
 def _figure(place: str, entry: Any, cases: Sequence[Case]) -> Figure:
-    given = checks.section(place, entry, KEYS["literature"], optional=["case", "side", "value", "tolerance", "of"])
+    given = rule_checks.section(place, entry, KEYS["literature"], optional=["case", "side", "value", "tolerance", "of"])
     by_name = {case.name: case for case in cases}
     case, side = (str(given[key] or "") for key in ("case", "side"))
     if case:
-        checks.one_of(f"{place}.case", case, by_name)
-        checks.one_of(f"{place}.side", side, by_name[case].sides)
+        rule_checks.one_of(f"{place}.case", case, by_name)
+        rule_checks.one_of(f"{place}.side", side, by_name[case].sides)
     elif given["value"] is not None:
         raise SettingError(f"{place}.value={given['value']}: say of which case and side ours is, or leave it out")
-    value = None if given["value"] is None else checks.number(f"{place}.value", given["value"])
-    of = checks.one_of(f"{place}.of", str(given["of"] or "effect"), ("value", "other", "effect"))
+    value = None if given["value"] is None else rule_checks.number(f"{place}.value", given["value"])
+    of = rule_checks.one_of(f"{place}.of", str(given["of"] or "effect"), ("value", "other", "effect"))
     return Figure(
         what=str(given["what"]),
         published=str(given["published"]),
@@ -250,6 +250,6 @@ def _figure(place: str, entry: Any, cases: Sequence[Case]) -> Figure:
         case=case,
         side=side,
         value=value,
-        tolerance=checks.number(f"{place}.tolerance", given["tolerance"] or 0),
+        tolerance=rule_checks.number(f"{place}.tolerance", given["tolerance"] or 0),
         of=of,
     )

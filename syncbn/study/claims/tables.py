@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from syncbn.study.claims.finding import Finding, Published, Row, Versus
-from syncbn.study.tables import Table
-from syncbn.study.wording import MISSING, count, interval, number, probability, scientific, signed
+from syncbn.study.claims.result import Finding, Published, Row, Versus
+from syncbn.study.format import MISSING, count, interval, number, probability, scientific, signed
+from syncbn.study.report.tables import Table
 
 NOT_ASKED, MEASURED = "not asked", "measured"
 INTERVAL = "[95\u00a0%]"  # in heads: on one line

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.command import Run, train
-from tests.training.faulty import fault
+from tests.training.support.faulty_runs import fault
+from tests.training.support.train_command import Run, train
 
 CONF = Path(__file__).parent / "conf"
 

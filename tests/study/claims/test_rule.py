@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from syncbn.study.claims import rule
-from syncbn.training.schema import SettingError
-from tests.study.claims.made import PLOT, study
+from syncbn.training.config.schema import SettingError
+from tests.study.support.claim_study import PLOT, study
 
 FIGURE = {"what": "steps", "published": 2, "source": "a paper"}
 

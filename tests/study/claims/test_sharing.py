@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from syncbn.study.claims.finding import Versus
-from syncbn.study.claims.verdicts import sharing
-from tests.study.claims.made import found, losses, runs, study
+from syncbn.study.claims.result import Versus
+from syncbn.study.claims.verdict import sharing
+from tests.study.support.claim_study import found, losses, runs, study
 
 LOCAL = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]
 SPREAD = [0.0, 0.1, -0.1, 0.05, -0.05, 0.08, -0.08, 0.02]

@@ -1,0 +1,1 @@
+"""Communication: process groups, nodes, the all-reduce, and checks that ranks are in lockstep."""

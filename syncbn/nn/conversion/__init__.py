@@ -1,0 +1,1 @@
+"""Converts models: torch's batch norm into synchronized layers, and back."""

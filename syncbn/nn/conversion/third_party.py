@@ -1,0 +1,164 @@
+"""Batch norm classes of somebody's own: their forward pass is kept, and the batch norm inside it synchronized.
+
+timm's ``BatchNormAct2d``, for one, is a BatchNorm2d whose forward pass calls ``torch.nn.functional.batch_norm`` itself
+and then drops and activates. Its twin runs that same forward pass and answers that one call.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.overrides import TorchFunctionMode
+
+from syncbn.nn import activation_checkpointing, functional
+from syncbn.nn.modules import Synchronized
+
+
+@cast(Callable[[Any], Any], cache)  # a class hashes, whatever the annotations of Module say
+def twin(original: type[_BatchNorm]) -> type[Synchronized]:
+    """The synchronized twin of a subclass of torch's batch norm; made once.
+
+    Raises:
+        TypeError: the reason why this class has none.
+    """
+    if issubclass(original, LazyModuleMixin):
+        raise TypeError("its size is not known yet: run a batch through the model first")
+    if issubclass(original, nn.SyncBatchNorm):
+        raise TypeError(
+            "it is a kind of torch.nn.SyncBatchNorm and would go on to synchronize by itself: convert the model before "
+            "it gets such layers, instead of giving them to it"
+        )
+    if original.forward is _BatchNorm.forward:
+        bases: tuple[type, ...] = (_Rebuilt, Synchronized, original)
+    elif _calls_batch_norm(original):
+        bases = (_Rebuilt, KeepsForward, Synchronized, original)
+    else:
+        raise TypeError(
+            "its forward pass is its own and calls neither torch.nn.functional.batch_norm nor super().forward: "
+            "there is nothing in it to synchronize"
+        )
+    return type(f"Sync{original.__name__}", bases, {"original": original, "__module__": original.__module__})
+
+
+class _Rebuilt(_BatchNorm):
+    """Pickles by its original class, since the twin has no place to be imported from."""
+
+    original: type[_BatchNorm]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.original,), self.__dict__
+
+
+def _rebuild(original: type[_BatchNorm]) -> _BatchNorm:
+    made: _BatchNorm = object.__new__(twin(original))
+    return made
+
+
+class KeepsForward(Synchronized):
+    """Runs the original forward pass, answering its call of ``batch_norm`` with the synchronized one."""
+
+    original: type[_BatchNorm]
+
+    def forward(self, x: Tensor, *arguments: Any, **keywords: Any) -> Any:  # type: ignore[override]
+        if not self.training:
+            return self.original.forward(self, x, *arguments, **keywords)
+        tracked = self.num_batches_tracked
+        counted = None
+        if tracked is not None and functional.recomputing():
+            with activation_checkpointing.unseen():
+                counted = tracked.clone()
+        answers = _Answers(self)  # torch.compile forgets one that `with ... as` names
+        try:
+            with answers:
+                result = self.original.forward(self, x, *arguments, **keywords)
+        except RuntimeError as error:
+            if "would mutate a captured Tensor" in str(error):  # torch's refusal under torch.func, of several lines
+                raise RuntimeError(
+                    f"layer {self._place()}: its own forward pass changes buffers that torch.func did not get; make "
+                    "the buffers an argument of the transformed function, or use track_running_stats=False or eval()"
+                ) from error
+            raise
+        finally:  # checkpointing may stop a recomputation half-way
+            if tracked is not None and counted is not None:
+                with activation_checkpointing.unseen():
+                    tracked.copy_(counted)  # the original counts its batches itself, this one for the second time
+        if not answers.asked:
+            raise RuntimeError(
+                f"the forward pass of {self.original.__qualname__} did not call torch.nn.functional.batch_norm, so its "
+                "statistics are not synchronized; leave it out: syncbn.convert(..., only=...)"
+            )
+        return result
+
+
+def inputs(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """What a call gives a layer: its input, and a mask that broadcasts to it, for a hook before the forward pass."""
+    given = dict(zip(("input", "mask"), args, strict=False)) | kwargs
+    x = given["input"] if "input" in given else next(iter(given.values()))
+    masked = isinstance(layer, Synchronized) and not isinstance(layer, KeepsForward)
+    mask = given.get("mask") if masked else None
+    return x, None if mask is None else functional.over_channels(mask, x)
+
+
+class _Answers(TorchFunctionMode):
+    """Answers ``torch.nn.functional.batch_norm(..., training=True)`` on behalf of one layer."""
+
+    def __init__(self, layer: Synchronized) -> None:
+        super().__init__()
+        self.layer, self.asked = layer, False
+        # Batch norms within the layer (timm's SplitBatchNorm2d has some) answer for themselves, or were left out.
+        within = (module for module in layer.modules() if module is not layer and isinstance(module, _BatchNorm))
+        # Known by a tensor: with track_running_stats=False there is no running mean in the call.
+        self.not_its_own = [t for module in within for t in (module.running_mean, module.weight) if t is not None]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """Takes what torch's takes, so that calls of any form fit."""
+        if not training or any(t is running_mean or t is weight for t in self.not_its_own):
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        self.asked = True
+        if functional.recomputing():
+            momentum = 0.0  # not copies, not None: what runs must be what ran the first time
+        layer = self.layer
+        return functional.sync_batch_norm(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training=True,
+            momentum=momentum,
+            eps=eps,
+            group=layer.group,
+            biased_running_var=layer.biased_running_var,
+            name=layer._place(),
+        )
+
+
+def _calls_batch_norm(original: type[_BatchNorm]) -> bool:
+    """Whether the code of its forward pass names ``batch_norm``, or passes on to a parent's that does."""
+    for cls in original.__mro__:
+        if "forward" in vars(cls):
+            code = getattr(inspect.unwrap(vars(cls)["forward"]), "__code__", None)
+            names = code.co_names if code else ()
+            if "batch_norm" in names:
+                return True
+            if not {"super", "forward"} <= set(names):
+                return False
+    return False

@@ -1,0 +1,197 @@
+"""What the layer computes on the CPU, compiled: each the same as its namesake in another module here, but for rounding.
+
+``cpu.c`` is built when the package is installed. Where there was no C compiler, or ``SYNCBN_NATIVE=0``, torch's
+kernels do all of it, in two to six times the time.
+"""
+
+import ctypes
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from syncbn.nn.kernels import memory_format
+
+LIBRARY = Path(__file__).with_name("libcpu.so")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "cpu_passes.h")]
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_CPU = torch.device("cpu")
+_disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
+
+
+class Shape(ctypes.Structure):
+    """How a tensor lies in memory: ``n * s`` positions of ``c`` channels; rows of channels, or planes of positions."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in "ncs"] + [(name, ctypes.c_int) for name in ("rows", "threads")]
+
+
+def _load() -> dict[str, Callable[..., int]]:
+    """The library's functions by name; none where it was not built, or for another machine, or from other sources."""
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        library.syncbn_source.restype = ctypes.c_uint32
+        if library.syncbn_source() != zlib.crc32(b"".join(path.read_bytes() for path in SOURCES)):
+            return {}
+    except (OSError, AttributeError):
+        return {}
+    size, flag, number, array = ctypes.c_int64, ctypes.c_int, ctypes.c_double, ctypes.c_void_p
+    library.syncbn_sums.argtypes = [flag, array, Shape, array]
+    library.syncbn_statistics.argtypes = [array, size, *[array] * 3]
+    library.syncbn_update_running.argtypes = [array, size, array, array, number, flag]
+    library.syncbn_normalize.argtypes = [flag, *[array] * 8, number, flag, Shape]
+    library.syncbn_gradient_sums.argtypes = [flag, *[array] * 5, number, Shape, *[array] * 3]
+    library.syncbn_input_gradient.argtypes = [flag, *[array] * 9, number, Shape]
+    names = ("sums", "statistics", "update_running", "normalize", "gradient_sums", "input_gradient")
+    return {name: getattr(library, f"syncbn_{name}") for name in names}
+
+
+_functions = _load()
+
+
+def built() -> bool:
+    """Whether there is a library for this machine."""
+    return bool(_functions)
+
+
+def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
+    """Whether these may be passed as memory to a library that is there; see :mod:`~syncbn.nn.kernels.memory_format`."""
+    if not _functions or _disabled or not memory_format.unwatched():
+        return False
+    return memory_format.are_plain(*tensors, device=_CPU, channels=channels)
+
+
+def shape(x: Tensor) -> Shape | None:
+    """How ``x`` lies in memory, if it is taken: float32 or bfloat16, dense, channels or positions as neighbours."""
+    if x.dtype not in _TYPES or not takes(x):
+        return None
+    n, c, s = x.shape[0], x.shape[1], memory_format.positions(x)
+    if n * c * s == 0:
+        return None
+    if c > 1 and memory_format.channels_innermost(x):
+        return Shape(n, c, s, 1, torch.get_num_threads())
+    return Shape(n, c, s, 0, torch.get_num_threads()) if x.is_contiguous() else None
+
+
+def sums(x: Tensor, at: Shape, need: float = 0.0) -> Tensor:
+    """``[n, sum x, sum x^2, need]``: float64, shape ``(2C + 2,)``; a product of two values is exact in it."""
+    out = torch.full((2 * at.c + 2,), need, dtype=torch.float64, device="cpu")
+    _run("sums", _TYPES[x.dtype], x, at, out)
+    return out
+
+
+def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
+    c = len(sums) // 2
+    found = (_empty(c), _empty(c), _empty(c))
+    _run("statistics", sums, c, *found)
+    return found
+
+
+def update_running(
+    running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float, biased: bool = False
+) -> bool:
+    """Moves the running statistics towards those of the set with these sums, and says whether they are taken."""
+    channels = len(sums) // 2
+    if not takes(sums) or not takes(running_mean, running_var, channels=channels):
+        return False
+    if any(running.dtype != torch.float32 or not running.is_contiguous() for running in (running_mean, running_var)):
+        return False
+    _run("update_running", sums, channels, running_mean, running_var, momentum, biased)
+    # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
+    torch.autograd.graph.increment_version([running_mean, running_var])
+    return True
+
+
+def normalize(
+    x: Tensor,
+    at: Shape,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``, by a ReLU if asked."""
+    y = torch.empty_like(x)
+    residual = None if residual is None else memory_format.ordered(residual, bool(at.rows))
+    parameters = (*statistics, _float32(weight), _float32(bias))
+    _run("normalize", _TYPES[x.dtype], x, residual, y, *parameters, eps, relu, at)
+    return y
+
+
+def gradient_sums(
+    dy: Tensor, x: Tensor, at: Shape, statistics: Sequence[Tensor], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``."""
+    out, dbias, dweight = _empty(2 * at.c, torch.float64), _empty(at.c), _empty(at.c)
+    _run(
+        "gradient_sums",
+        _TYPES[x.dtype],
+        memory_format.ordered(dy, bool(at.rows)),
+        x,
+        *statistics,
+        eps,
+        at,
+        out,
+        dbias,
+        dweight,
+    )
+    return out, dbias, dweight
+
+
+def input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    at: Shape,
+    n: Tensor,
+    statistics: Sequence[Tensor],
+    weight: Tensor | None,
+    sums: Tensor,
+    eps: float,
+) -> Tensor:
+    """The gradient of ``x``, laid out as it is, from the group's ``n`` and ``sums``, both float64."""
+    dx = torch.empty_like(x)
+    _run(
+        "input_gradient",
+        _TYPES[x.dtype],
+        memory_format.ordered(dy, bool(at.rows)),
+        x,
+        dx,
+        *statistics,
+        _float32(weight),
+        n,
+        sums,
+        eps,
+        at,
+    )
+    return dx
+
+
+def _float32(parameter: Tensor | None) -> Tensor | None:
+    if parameter is None or (parameter.dtype == torch.float32 and parameter.is_contiguous()):
+        return parameter
+    return parameter.detach().to(torch.float32).contiguous()
+
+
+def _empty(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="cpu")  # whatever the defaults are set to
+
+
+def _run(name: str, *arguments: object) -> None:
+    """Calls the function of that name, with addresses for tensors.
+
+    Raises:
+        RuntimeError: a tensor whose memory somebody has freed.
+    """
+    addresses = [(a.data_ptr() or _freed(name, a)) if isinstance(a, Tensor) else a for a in arguments]
+    if _functions[name](*addresses):
+        raise MemoryError(f"{name}: no memory for the sums of each channel")
+
+
+def _freed(name: str, t: Tensor) -> NoReturn:
+    raise RuntimeError(f"{name}: the storage of a tensor of shape {tuple(t.shape)} was freed; keep it until backward")

@@ -1,0 +1,133 @@
+"""How the passes of :mod:`syncbn.nn.kernels.gpu` over a tensor are dealt out to programs of a GPU."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+_TILE = 4096  # values that a program holds at once
+# Values of a channel that one program adds up by itself, so that there is nothing to merge: in rows, where it takes
+# some channels at once, and in planes.
+_FEW = {True: 2048, False: 8192}
+
+
+class Shape(NamedTuple):
+    """How a tensor lies in memory: ``outer`` rows, ``stride`` values apart; see :mod:`.triton_kernels`.
+
+    Attributes:
+        rows: whether a row is a position and its columns are the channels; else it is a sample.
+        outer: rows.
+        channels: C.
+        positions: of a channel in a row; 1 with ``rows``.
+        itemsize: bytes of a value.
+        processors: of the GPU.
+        stages: tiles on their way at once.
+    """
+
+    rows: bool
+    outer: int
+    channels: int
+    positions: int
+    itemsize: int
+    processors: int = 2
+    stages: int = 1
+
+    @property
+    def stride(self) -> int:
+        return self.channels * self.positions
+
+    @property
+    def bits_stride(self) -> int:
+        """Bytes a row of a tensor that has a bit for each value; each channel's begin with a byte of their own."""
+        return -(-self.channels // 8) if self.rows else self.channels * -(-self.positions // 8)
+
+    @property
+    def values(self) -> int:
+        """How many values a channel has."""
+        return self.outer * self.positions
+
+
+class Plan(NamedTuple):
+    """How a pass is dealt out.
+
+    Attributes:
+        a, b: rows and columns of a tile.
+        columns: ranges of columns, of ``b`` each.
+        splits: programs that share the rows of such a range.
+        parts: programs that see a part of the same channel.
+        numbers: what the kernels are told of it all, constants last.
+        kind: what Triton compiles anew for.
+    """
+
+    a: int
+    b: int
+    columns: int
+    splits: int
+    parts: int
+    numbers: tuple[int | bool, ...]
+    kind: tuple[Any, ...]
+
+
+@lru_cache(maxsize=4096)
+def reduction(at: Shape) -> Plan:
+    """How sums over each channel are dealt out: if it has few values to a program alone, else to all that there are."""
+    few = at.values <= _FEW[at.rows]
+    if at.rows:
+        b = _columns_in_a_row(at)
+        if few and at.channels < b * at.processors:  # parts of a line, for there to be more programs
+            b = max(16, min(b, 32 // at.itemsize))
+        columns = -(-at.channels // b)
+    else:
+        b = max(16, power(at.positions)) if few else _columns_in_a_plane(at)
+        columns = at.channels * -(-at.positions // b)
+    # Two programs a processor, and all of them at once; or columns by so many that the last ones do not count.
+    programs = 2 * at.processors
+    if few:
+        return _plan(at, b, columns, 1)
+    return _plan(at, b, columns, programs // columns if columns <= programs else -(-4 * programs // columns))
+
+
+@lru_cache(maxsize=4096)
+def elementwise(at: Shape) -> Plan:
+    """How a pass in which values do not meet is dealt out: in whole waves, of 2, 3 or 4 programs a processor."""
+    if at.rows:
+        b = _columns_in_a_row(at)
+        columns = -(-at.channels // b)
+    else:
+        b = _columns_in_a_plane(at)
+        columns = at.channels * -(-at.positions // b)
+    return _plan(at, b, columns, -(-24 * at.processors // columns))
+
+
+def _plan(at: Shape, b: int, columns: int, splits: int) -> Plan:
+    a = max(1, min(_TILE // b, power(at.outer)))
+    splits = max(1, min(-(-at.outer // a), splits))
+    parts = splits if at.rows else splits * (columns // at.channels)
+    layout = (at.outer, at.positions, at.channels, at.stride, at.bits_stride)
+    tile = (a, b, at.rows, at.stages)
+    return Plan(a, b, columns, splits, parts, (*layout, *tile), (*kind(*layout), *tile))
+
+
+def _columns_in_a_row(at: Shape) -> int:
+    """Columns of a tile: a line of the cache."""
+    return max(16, min(128 // at.itemsize, power(at.channels)))
+
+
+def _columns_in_a_plane(at: Shape) -> int:
+    """Columns of a tile: all of a channel's if they are few, else as many as leave the fewest threads idle.
+
+    And no fewer than a tile must have that is to be whole with so few rows.
+    """
+    least = max(256, min(_TILE // power(at.outer), _TILE))
+    if at.positions <= max(1024, least):
+        return max(16, power(at.positions))
+    choice = [b for b in (4096, 2048, 1024, 512, 256) if b >= least]
+    return min(choice, key=lambda b: (-(-at.positions // b) * b, -b))
+
+
+def kind(*sizes: int) -> tuple[Any, ...]:
+    """What Triton makes of whole numbers: it compiles anew where they are 1, divide by 16, or do not fit 32 bits."""
+    return tuple((size == 1, size % 16 == 0, size < 2**31) for size in sizes)
+
+
+def power(size: int) -> int:
+    """The least power of two that is not below ``size``."""
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,95 @@
+"""From a study's directory to what came of its claim."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from syncbn.study import cells as plan
+from syncbn.study.cells import Cell
+from syncbn.study.claims import hypothesis_tests, literature, plot_data, rule, verdict
+from syncbn.study.claims.readings import Results
+from syncbn.study.claims.result import Finding
+from syncbn.study.claims.rule import Case, Reading
+from syncbn.study.compare import caveats
+from syncbn.study.compare.compare import ALPHA
+from syncbn.study.format import plural
+
+
+def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> Finding:
+    """What the runs of a study say of its claim. What is missing is told, and stops nothing.
+
+    Args:
+        study: its settings, plain, with ``claim``.
+        cells: its runs.
+        root: its directory.
+        command: what makes the runs and the page again.
+
+    Raises:
+        SettingError: the claim cannot be read.
+    """
+    claim, results = rule.parse(study), Results(cells, root)
+    rows, versus = hypothesis_tests.rows(claim.cases, results), hypothesis_tests.versus(claim.cases, results)
+    whole = [run for run in results.runs.values() if not run.trouble]
+    doubts = [line for case in claim.cases for line in _gaps(case, results, str(study["budget"]))]
+    return Finding(
+        study=str(study["name"]),
+        number=claim.number,
+        text=claim.text,
+        article=claim.article,
+        method=claim.method,
+        baseline=claim.baseline,
+        sides=list(claim.sides),
+        seeds=max(plan.seeds(study, part) for part in study["parts"].values()),
+        alpha=ALPHA,
+        rows=rows,
+        verdicts={
+            side: verdict.verdict([row for row in rows if row.side == side and row.says != hypothesis_tests.MEASURED])
+            for side in claim.sides
+        },
+        versus=versus,
+        worse=verdict.sentences(versus, verdict.WORSE),
+        published=literature.beside(claim.literature, rows),
+        plots=plot_data.plots(claim.plots, results),
+        runs=len(cells),
+        finished=len(whole),
+        diverged=sum(run.number("diverged") == 1 for run in whole),
+        better=verdict.sentences(versus, verdict.BETTER),
+        sharing=verdict.sharing(versus),
+        problems=[*results.problems(), *dict.fromkeys(doubts), *caveats.versions(whole)],
+        command=command,
+    )
+
+
+def _gaps(case: Case, results: Results, budget: str) -> list[str]:
+    """Why a case has fewer pairs than seeds, apart from runs that failed or are missing."""
+    lines, left_out = [], dict[str, list[str]]()  # conditions by side
+    read = [*((case.reading, side) for side in case.sides), (case.against, case.against_side)]
+    for reading, side in read:
+        for condition in reading.asked:
+            if not results.is_planned(reading.part, condition, side):
+                left_out.setdefault(side, []).append(condition)
+            elif line := _without(case, reading, condition, side, results):
+                lines.append(line)
+    if left_out:
+        which = "; ".join(f"{side}{_at(conditions)}" for side, conditions in left_out.items())
+        lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it is not run ({which})")
+    for side in case.sides:
+        found = hypothesis_tests.pairs(case, (case.reading, side), (case.against, case.against_side), results)
+        lines += [f"{case.name}, {side}: {why}: not counted" for why in found.left_out]
+    return lines
+
+
+def _at(conditions: Sequence[str]) -> str:
+    """`` at 0.1, 0.3``; nothing of a part without conditions."""
+    return f" at {', '.join(conditions)}" if any(conditions) else ""
+
+
+def _without(case: Case, reading: Reading, condition: str, side: str, results: Results) -> str:
+    """What is said of runs that have no such metric."""
+    runs = [results.run(reading.part, condition, side, seed) for seed in results.seeds(reading.part)]
+    found = [run for run in runs if run]
+    without = sum(reading.metric not in run.numbers() for run in found)
+    where = f"{reading.part}/{condition}/{side}"
+    return (
+        f"{case.name}: {without} of {plural(len(found), 'run')} of {where} have no {reading.metric}" if without else ""
+    )

@@ -1,0 +1,94 @@
+"""What the rule's tests come to, in words."""
+
+import math
+from collections.abc import Sequence
+
+from syncbn.study.claims.result import Row, Versus
+from syncbn.study.format import number, plural
+
+HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
+BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference", "not decided"  # of Versus, with NOT_RUN
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Of one side, from its cases in order; with how many seeds there are, where some are to come."""
+    if not rows:
+        return NOT_ASKED
+    if not any(row.n for row in rows):
+        return NOT_RUN
+    short = [row for row in rows if row.n < row.planned]
+    of = plural(max(row.planned for row in short), "seed") if short else ""
+    return f"{_said(rows)} (so far, by {_range(short)} of {of})" if short else _said(rows)
+
+
+def _said(rows: Sequence[Row]) -> str:
+    yes, no, undecided = ([row for row in rows if row.says == word and row.n] for word in ("yes", "no", "open"))
+    missing = [row for row in rows if not row.n]
+    rest = f"; {NOT_RUN} {_when(missing)}" if missing else ""
+    if len(yes) == len(rows):
+        return HOLDS
+    if yes:
+        rest = (f"; {UNDECIDED} {_when(undecided)} by {_seeds(undecided)}" if undecided else "") + rest
+        return f"{HOLDS} only {_when(yes)}{rest}"
+    if not undecided:
+        return f"{FAILS} {_when(no)}{rest}" if missing else FAILS
+    if not no:
+        return f"{UNDECIDED} by {_seeds(undecided)}{rest}"
+    return f"{UNDECIDED} by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}{rest}"
+
+
+def sentences(versus: Sequence[Versus], word: str) -> list[str]:
+    """One for each case in which synchronized statistics do "better", or "worse", than per-device ones."""
+    return [_sentence(one) for one in versus if one.word == word]
+
+
+def sharing(versus: Sequence[Versus]) -> str:
+    """What synchronized statistics do against per-device ones, in a few words; "" where no case has both."""
+    told = []
+    for word in (BETTER, WORSE):
+        if there := [one for one in versus if one.word == word and not one.is_small]:
+            told.append(f"{word} {_when(there)}".rstrip())
+    if told or not versus:
+        return "; ".join(told)
+    if all(one.word == SAME or one.is_small for one in versus):
+        return SAME
+    return NOT_RUN if all(one.word == NOT_RUN for one in versus) else UNDECIDED
+
+
+def effect_text(effect: float, low: float, high: float, unit: str, is_ratio: bool) -> str:
+    """``2.31 times [1.90, 2.80]``, ``3.20 points [2.00, 4.40]``; without brackets where there is no interval."""
+    kind = "times" if is_ratio else "points" if unit == "%" else ""
+    if is_ratio:
+        unit = "%" if effect >= 0.1 else ""  # two decimals, where that says something
+    interval = f"[{number(low, unit)}, {number(high, unit)}]" if math.isfinite(low) else ""
+    return " ".join(filter(None, [number(effect, unit), kind, interval]))
+
+
+def _sentence(v: Versus) -> str:
+    when = f"{v.when[0].upper()}{v.when[1:]}, s" if v.when else "S"
+    unit = f" {v.unit}" if v.unit else ""
+    both = f"{number(v.value, v.unit)} against {number(v.other, v.unit)}{unit}"
+    by = (v.effect, v.low, v.high)
+    if v.word == WORSE:
+        by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
+    kind = " times" if v.is_ratio else " points" if v.unit == "%" else ""
+    small = f", which is less than the {v.needed:g}{kind} that would matter" if v.is_small else ""
+    how_much = effect_text(*by, v.unit, v.is_ratio)
+    what = v.what.replace(f", {v.unit}", "", 1) if v.unit else v.what
+    seeds = plural(v.n, "seed")
+    return f"{when}ynchronized statistics do {v.word} than per-device ones: {what} {both}, {how_much}, {seeds}{small}."
+
+
+def _when(rows: Sequence[Row | Versus]) -> str:
+    whens = list(dict.fromkeys(row.when for row in rows))
+    return ("; " if any(" and " in when or "," in when for when in whens) else " and ").join(whens)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return f"{_range(rows)} seed{'' if {row.n for row in rows} == {1} else 's'}"
+
+
+def _range(rows: Sequence[Row]) -> str:
+    """``4``, ``4 to 6``: pairs."""
+    counts = sorted({row.n for row in rows})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

@@ -1,0 +1,1 @@
+"""Reads run directories and compares them: pairs, tests, costs and the verdict."""

@@ -1,0 +1,133 @@
+"""What a reader must know of the runs: what differs, what is the same, and what casts doubt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from syncbn.study.compare import labels
+from syncbn.study.compare.layout import Layout
+from syncbn.study.compare.pairs import Pairs, Placed
+from syncbn.study.compare.run_reader import Run
+from syncbn.study.compare.settings import GPU, PLACE, place
+
+PACKAGES = ("syncbn", "torch", "lightning", "numpy")
+SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices", "mode", "adapt")
+FEW_PAIRS = 5
+UNKNOWN = "not known"
+# What tests of one checkpoint may differ in.
+OF_TESTS = ("adapt", "data.corruption", "data.severity", "data.batch_size", "data.global_batch_size", "devices", *PLACE)
+# Said of every run, and of no interest where nobody has changed them.
+QUIET = ("_partial_", "shuffle", "deterministic", "num_sanity_val_steps", "check_val_every_n_epoch", "in_features")
+
+
+def differs(pairs: Pairs, layout: Layout) -> list[str]:
+    """A line for each setting of the factor that is not the same on all sides, and one on the normalization batch."""
+    used = [p for p in pairs.placed if p.used]
+    sides = [side for side in layout.sides if any(p.side == side for p in used)]
+    rows = [layout.side_rows[side] for side in sides]
+    lines = [f"{name}: {' / '.join(_or_dash(row.get(name)) for row in rows)}" for name in labels.varying(rows)]
+    batches = [_batches([p for p in used if p.side == side], layout) for side in sides]
+    if len({*batches}) > 1:
+        lines.append(f"samples that share statistics: {' / '.join(batches)}")
+    return lines
+
+
+def constant(pairs: Pairs, layout: Layout) -> list[str]:
+    """What all runs in pairs share, a line a group; then what goes with a condition; seeds; versions."""
+    used = [p for p in pairs.placed if p.used]
+    names = [condition for condition in layout.conditions if any(p.condition == condition for p in used)]
+    rows = [layout.condition_rows[name] for name in names]
+    varying = set(labels.varying(rows))
+    same = {name: value for name, value in rows[0].items() if name not in varying}
+    lines = [line for group in SHOWN if (line := _group(group, same))]
+    for name in labels.along(rows, layout.named):
+        if name.split(".")[0] in SHOWN:
+            lines.append(
+                f"{name}: " + ", ".join(f"{_or_dash(layout.condition_rows[c].get(name))} at {c}" for c in names)
+            )
+    lines.append(f"seeds: {', '.join(map(str, sorted({p.seed for p in used})))}")
+    shared = {name: versions for name, versions in _versions([p.run for p in used]).items() if len(versions) == 1}
+    lines.append("versions: " + ", ".join(f"{name} {next(iter(versions))}" for name, versions in shared.items()))
+    return lines
+
+
+def versions(used: Sequence[Run]) -> list[str]:
+    """Lines on runs that were made by different programs, on different devices, or from code that is in no commit."""
+    lines = []
+    for name, by_version in _versions(used).items():
+        if len(by_version) > 1:
+            counts = ", ".join(f"{version} ({count} runs)" for version, count in sorted(by_version.items()))
+            lines.append(f"the runs were not made with the same {name}: {counts}")
+    kinds = _counts("GPUs" if place(run).endswith(GPU) else "the CPU" for run in used)
+    if len(kinds) > 1:
+        lines.append(
+            "some pairs ran on GPUs, others on the CPU: " + ", ".join(f"{k} ({n} runs)" for k, n in kinds.items())
+        )
+    dirty = [run for run in used if (run.about.get("git") or {}).get("dirty")]
+    if dirty:
+        lines.append(f"{len(dirty)} of {len(used)} runs were made from code with changes that are in no commit")
+    return lines
+
+
+def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:
+    """A line where tests are paired whose checkpoints differ though the factor is nothing that is trained with."""
+    if not all(f"{name}.".startswith(tuple(f"{each}." for each in OF_TESTS)) for name in layout.factor):
+        return []
+    both = [[each.run.about.get("tests") for each in two] for cell in pairs.cells.values() for two in cell]
+    other = [two for two in both if two[0] != two[1]]
+    if not other:
+        return []
+    one, two = (_or_dash(each) for each in other[0])
+    return [
+        f"in {len(other)} of {len(both)} pairs the tests are of two checkpoints ({one}, {two}), so they differ in more "
+        f"than {','.join(layout.factor)}; test the same ones on all sides"
+    ]
+
+
+def few(effects: pd.DataFrame) -> list[str]:
+    """A line where a test has few pairs to go on."""
+    rows = effects[effects["n"] < FEW_PAIRS]
+    if rows.empty:
+        return []
+    least = int(rows["n"].min())
+    return [
+        f"few pairs ({least} at least; fewer than {FEW_PAIRS} in {len(rows)} of {len(effects)} rows): an interval is "
+        "wide then, and rests on differences being normal; 8 seeds or more are better"
+    ]
+
+
+def _versions(used: Sequence[Run]) -> dict[str, dict[str, int]]:
+    """How many runs each version of a package, and each commit, has."""
+    found = {name: _counts((run.about.get("versions") or {}).get(name) or UNKNOWN for run in used) for name in PACKAGES}
+    found["git commit"] = _counts(str((run.about.get("git") or {}).get("commit") or UNKNOWN)[:12] for run in used)
+    return {name: counts for name, counts in found.items() if {*counts} != {UNKNOWN}}
+
+
+def _counts(values: Any) -> dict[str, int]:
+    listed = list(values)
+    return {value: listed.count(value) for value in sorted({*listed})}
+
+
+def _group(group: str, same: dict[str, Any]) -> str:
+    """``model: MLP, depth=4, width=64``; "" where nothing of the group is the same in all runs."""
+    mine = {name: value for name, value in same.items() if f"{name}.".startswith(f"{group}.")}
+    if group in mine:
+        return f"{group}: {labels.text(mine[group])}"
+    words = [labels.text(value).rpartition(".")[2] for name, value in mine.items() if name.endswith("._target_")]
+    for name, value in mine.items():
+        leaf = name.removeprefix(f"{group}.")
+        if leaf.rpartition(".")[2] not in ("_target_", *QUIET) and value not in (False, ""):
+            words.append(labels.assignment(leaf, value))
+    return f"{group}: {', '.join(words)}" if words else ""
+
+
+def _batches(of: Sequence[Placed], layout: Layout) -> str:
+    """The normalization batch, by condition where it is another there: ``4, 8, 16``."""
+    by_condition = {p.condition: p.run.about.get("normalization_batch") for p in of}
+    values = [by_condition[condition] for condition in layout.conditions if condition in by_condition]
+    return ", ".join(dict.fromkeys(map(_or_dash, values)))
+
+
+def _or_dash(value: Any) -> str:
+    return "—" if value is None else labels.text(value)

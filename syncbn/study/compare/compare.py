@@ -1,0 +1,249 @@
+"""From run directories to a comparison: reads, pairs, computes, and says what it means."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, run_reader, verdict
+from syncbn.study.compare import cost as costs
+from syncbn.study.compare import layout as sides
+from syncbn.study.compare import metric as metrics
+from syncbn.study.compare import pairs as pairing
+from syncbn.study.compare.comparison import Comparison, Metric
+from syncbn.study.compare.layout import Layout
+from syncbn.study.compare.pairs import Cell, Pairs
+from syncbn.study.compare.settings import how
+from syncbn.training.config.schema import SettingError
+
+ALPHA = 0.01  # the protocols' level for a difference; see effects.py on the other claim
+MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]
+EFFECTS = ["condition", "at", "side", "how", "n", "difference", "low", "high"]
+EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "margin", "differences", "verdict"]
+COST = ["condition", "side", "how", "n", "seconds_per_step", "images_per_second"]
+COST += ["pairs", "ratio", "ratio_low", "ratio_high", "collectives"]
+RUNS = ["path", "side", "condition", "seed", "status", "how", "value", "seconds", "used", "why"]
+CURVES = ["condition", "side", "how", "seed", "epoch", "metric", "value"]
+CONFIRMATIONS = ["condition", "side", "seed", "one_process", "processes", "difference"]
+
+
+def compare(
+    paths: Sequence[Path | str],
+    *,
+    factor: str = "norm",
+    baseline: str | None = None,
+    metric: str = "test/acc",
+    margin: float | None = None,
+    alpha: float = ALPHA,
+    title: str = "",
+    question: str = "",
+    expected: Sequence[Mapping[str, Any]] = (),
+) -> Comparison:
+    """Compares runs that differ in one factor, over pairs that share everything else, the seed included.
+
+    Args:
+        paths: run directories, directories of sweeps, and directories of these.
+        factor: a setting or a group of settings; several with commas between them are one factor together.
+        baseline: the side that others are compared with; None is "local" where there is one, else the first.
+        metric: in ``result.json``; an accuracy is compared as an error in percent.
+        margin: half the width of what counts as no difference; None is 0.75 points for an accuracy, else in each
+            condition 5 % of the baseline's mean there.
+        alpha: level of both claims, that there is a difference and that there is none.
+        title: of the page; "" makes one.
+        question: what was asked.
+        expected: published or expected figures, see :class:`syncbn.study.compare.reference_spec.Expected`.
+
+    Raises:
+        SettingError: there is nothing to compare, or the sides differ in more than the factor.
+    """
+    if not 0 < alpha < 1:
+        raise SettingError(f"--alpha={alpha}: use a number between 0 and 1, such as {ALPHA}")
+    places = [Path(path) for path in paths]
+    found = run_reader.read(places)
+    measured = metrics.choose(metric, found)
+    layout = sides.lay_out(found, factor, baseline)
+    above = run_reader.root([run.path for run in found])
+    placed = pairing.place_runs(found, [run_reader.short(run.path, above) for run in found], layout, measured)
+    pairs = pairing.pair(placed, layout)
+    margins = _margins(pairs, layout, measured, margin)
+    means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, margins, alpha)
+    cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
+    layer_table = layers.layers(pairs, layout)
+    confirmed, far = pairing.confirmations(pairs, margins)
+    problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
+    problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
+    beside = reference_figures.beside(expected, layout, measured, means, effect_rows, cost)
+    used = [p.run for p in pairs.placed if p.used]
+    problems += [
+        *caveats.checkpoints(pairs, layout),
+        *caveats.versions(used),
+        *caveats.few(effect_rows),
+        *reference_figures.disagreements(beside),
+    ]
+    return Comparison(
+        title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
+        question=question,
+        factor=factor,
+        metric=measured,
+        baseline=layout.baseline,
+        sides=layout.sides,
+        conditions=layout.conditions,
+        axis=layout.axis,
+        margin=next(iter(margins.values())) if len({*margins.values()}) == 1 else math.nan,
+        alpha=alpha,
+        runs=_runs(pairs),
+        means=means,
+        effects=effect_rows,
+        curves=_curves(pairs),
+        cost=cost,
+        layers=layer_table,
+        suggestion=layers.suggestion(layer_table, pairs, layout),
+        confirmations=pd.DataFrame(confirmed, columns=CONFIRMATIONS),
+        expected=beside,
+        differs=caveats.differs(pairs, layout),
+        constant=caveats.constant(pairs, layout),
+        problems=problems,
+        verdict=verdict.verdict(factor, measured, layout.baseline, layout.sides, effect_rows, cost, alpha),
+        command=_command(places, above, factor, baseline, metric, margin, alpha),
+    )
+
+
+def directory_of_report(paths: Sequence[Path]) -> Path:
+    """Where the report goes if nobody says: ``compare`` in the directory that all runs lie in.
+
+    Raises:
+        SettingError: that is a symbolic link, and the user may not know where it leads.
+    """
+    directory = run_reader.root(run_reader.directories(paths)) / "compare"
+    if directory.is_symlink():
+        raise SettingError(
+            f"--report={directory}: this is a symbolic link; use --report with the directory it leads to"
+        )
+    return directory
+
+
+def _who(p: pairing.Placed) -> str:
+    """Which run it is, where its settings can be read."""
+    seed = "" if p.run.seed is None else f"seed {p.run.seed}"
+    known = [part for part in (p.side, p.condition, seed) if part]
+    return f" ({', '.join(known)})" if p.side else ""
+
+
+def _at(layout: Layout, condition: str) -> float:
+    return float(layout.condition_rows[condition][layout.axis]) if layout.axis else math.nan
+
+
+def _means(pairs: Pairs, layout: Layout) -> pd.DataFrame:
+    rows = []
+    for condition, place in dict.fromkeys((cell.condition, cell.place) for cell in pairs.cells):
+        for side in layout.sides:
+            values = [p.value for p in pairs.of(Cell(condition, side, place))]
+            if values:
+                low, high = paired_tests.mean_interval(values)
+                sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+                row = {"condition": condition, "at": _at(layout, condition), "side": side, "n": len(values)}
+                ran = {how(p.run) for p in pairs.of(Cell(condition, side, place))}
+                row["how"] = ran.pop() if len(ran) == 1 else place
+                rows.append({**row, "mean": float(np.mean(values)), "sd": sd, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=MEANS)
+
+
+def _margins(pairs: Pairs, layout: Layout, measured: Metric, asked: float | None) -> dict[str, float]:
+    """By condition: of the baseline's runs in pairs there; of all runs there where it has none."""
+    margins = {}
+    for condition in layout.conditions:
+        here = [p for p in pairs.placed if p.condition == condition and math.isfinite(p.value)]
+        of_baseline = [p.value for p in here if p.used and p.side == layout.baseline]
+        margins[condition] = metrics.margin_of(measured, asked, of_baseline or [p.value for p in here])
+    return margins
+
+
+def _effects(
+    pairs: Pairs, layout: Layout, measured: Metric, margins: Mapping[str, float], alpha: float
+) -> pd.DataFrame:
+    rows, computed = [], []
+    for cell, both in pairs.cells.items():
+        side, baseline = [p.value for p, _ in both], [p.value for _, p in both]
+        margin = margins[cell.condition]
+        one = paired_tests.effect(side, baseline, margin, metrics.resolution(measured, [*side, *baseline]))
+        computed.append(one)
+        rows.append({"condition": cell.condition, "at": _at(layout, cell.condition), "side": cell.side} | vars(one))
+        rows[-1] |= {"how": pairs.how(cell), "margin": margin}
+    differs, same = (paired_tests.holm([getattr(one, name) for one in computed]) for name in ("p", "p_tost"))
+    for row, one, p_holm, p_tost in zip(rows, computed, differs, same, strict=True):
+        row |= {"p_holm": p_holm, "p_tost": p_tost, "verdict": paired_tests.verdict(one, p_holm, p_tost, alpha)}
+    return pd.DataFrame(rows, columns=EFFECTS)
+
+
+def _runs(pairs: Pairs) -> pd.DataFrame:
+    rows = [
+        {
+            "path": p.path,
+            "side": p.side,
+            "condition": p.condition,
+            "seed": p.run.seed,
+            "status": p.run.status,
+            "how": how(p.run),
+            "value": p.value,
+            "seconds": p.run.number("seconds"),
+            "used": p.used,
+            "why": p.why,
+        }
+        for p in pairs.placed
+    ]
+    return pd.DataFrame(rows, columns=RUNS).astype({"seed": "Int64"})
+
+
+def _curves(pairs: Pairs) -> pd.DataFrame:
+    """By epoch, of runs in pairs: the training loss, and the validation error, or loss where there is no accuracy."""
+    frames = []
+    for p in pairs.placed:
+        table = p.run.metrics() if p.used else pd.DataFrame()
+        if "epoch" not in table:
+            continue
+        chosen = {"train/loss": "train/loss", "val/acc": "val/error"}
+        if "val/acc" not in table:
+            chosen |= {"val/loss": "val/loss"}
+        for name, called in chosen.items():
+            if name not in table:
+                continue
+            rows = (
+                table[["epoch", name]]
+                .apply(pd.to_numeric, errors="coerce")
+                .replace([np.inf, -np.inf], np.nan)
+                .dropna()
+                .drop_duplicates("epoch", keep="last")
+            )
+            values = 100 * (1 - rows[name]) if called == "val/error" else rows[name]
+            about = {"condition": p.condition, "side": p.side, "how": how(p.run), "seed": p.seed, "metric": called}
+            frames.append(pd.DataFrame({"epoch": rows["epoch"].astype(int) + 1, "value": values}).assign(**about))
+    if not frames:
+        return pd.DataFrame(columns=CURVES)
+    return pd.concat(frames, ignore_index=True)[CURVES]
+
+
+def _command(
+    paths: Sequence[Path],
+    above: Path,
+    factor: str,
+    baseline: str | None,
+    metric: str,
+    margin: float | None,
+    alpha: float,
+) -> str:
+    """What the user may type; options that are as by default are left out."""
+    words = ["syncbn", "compare", *sorted({run_reader.short(path, above) for path in paths})]
+    options: dict[str, tuple[Any, Any]] = {
+        "factor": (factor, "norm"),
+        "baseline": (baseline, None),
+        "metric": (metric, "test/acc"),
+    }
+    options |= {"margin": (margin, None), "alpha": (alpha, ALPHA)}
+    for name, (value, default) in options.items():
+        if value != default:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,129 @@
+"""Which layers need shared statistics, by what the monitor saw, and the setting that gives it to them.
+
+A layer needs them where a device's statistics are worth few independent samples, or where the devices hold other data.
+
+- *Few* is under 5.7, between 4 (in protocol P1 ten times the error of large batches) and 8 (no more error than with
+  32): the geometric mean of the two, so that an estimate of 8 is not taken for fewer. With image positions in a layer
+  it is the effective batch that counts, for positions of one image are no independent samples.
+  No device is worth more than what it holds.
+- *Other data* is a spread of the devices' means of more than 3 times what chance gives, in layers that have no image
+  positions. With positions that is no sign: they depend on one another, on one device as on several.
+
+Both are seen in networks that share statistics, where there are such. With per-device ones the first layer's outputs
+have one mean and variance on every device, so that later layers' hardly differ between devices, however noisy they are
+or whatever the device holds. There a layer without need says nothing, and all of them are to be synchronized.
+"""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import pandas as pd
+
+from syncbn.study.compare.layout import Layout
+from syncbn.study.compare.pairs import Pairs, Placed
+from syncbn.study.compare.settings import devices
+from syncbn.study.compare.verdict import at
+
+HARMFUL, ENOUGH = 4, 8  # samples, by protocol P1 (MLP(6,64) on digits, after Wu & Johnson 2021)
+FEW = math.sqrt(HARMFUL * ENOUGH)
+MOST_SPREAD = 3.0
+FIGURES = ["device_batch", "effective_batch", "spread", "variance_ratio"]
+COLUMNS = ["layer", "side", "condition", *FIGURES, "needs"]
+
+
+def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
+    """``Comparison.layers``: means over log points and runs, the neediest layer first."""
+    frames = []
+    for each in pairs.placed:
+        seen = each.run.statistics() if each.used or each.why.startswith("it confirms") else pd.DataFrame()
+        if not seen.empty:
+            frame = seen[["layer", *FIGURES]].copy()
+            frame[FIGURES] = frame[FIGURES].apply(pd.to_numeric, errors="coerce")
+            about = {"side": each.side, "condition": each.condition, "samples": _batch(each), "shares": _shares(each)}
+            frames.append(frame.assign(**about))
+    if not frames:
+        return pd.DataFrame(columns=COLUMNS)
+    keys = ["layer", "side", "condition"]
+    every = pd.concat(frames, ignore_index=True)
+    shared = every[every["shares"]]
+    every = pd.concat([shared, every[~every["condition"].isin(shared["condition"])]])
+    table = every.groupby(keys, as_index=False, sort=True).mean()
+    # As the expectation is of its inverse: one look at which devices' means are alike by chance says nothing.
+    table["effective_batch"] = (
+        1 / every.assign(inverse=1 / every["effective_batch"]).groupby(keys)["inverse"].mean().values
+    )
+    table["effective_batch"] = table["effective_batch"].clip(upper=table["device_batch"])
+    has_positions = table["device_batch"] > table["samples"]
+    worth = table[["effective_batch", "device_batch"]].min(axis=1)
+    table["needs"] = (worth < FEW) | (~has_positions & (table["spread"] > MOST_SPREAD))
+    table["_side"], table["_at"] = (
+        table[name].map({label: place for place, label in enumerate(every)})
+        for name, every in (("side", layout.sides), ("condition", layout.conditions))
+    )
+    table = table.sort_values(["needs", "effective_batch", "_at", "layer", "_side"], ascending=[False, *[True] * 4])
+    return table[COLUMNS].reset_index(drop=True)
+
+
+def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
+    """The setting that synchronizes what needs it, and why, in a sentence a condition; "" of an empty table."""
+    said: dict[str, list[str]] = {}
+    for condition in layout.conditions:
+        here = table[table["condition"] == condition]
+        if here.empty:
+            continue
+        sides = [side for side in layout.sides if side in set(here["side"])]
+        mine = here[here["side"] == sides[0]]
+        placed = [p for p in pairs.placed if p.condition == condition and p.run.config]
+        shares = any(_shares(p) for p in placed if p.side == sides[0])
+        world = max((devices(p.run) for p in placed), default=1)
+        said.setdefault(_advice(mine, world, shares), []).append(condition)
+    if len(said) == 1:
+        return next(iter(said))
+    return " ".join(f"At {at(where)}: {advice}" for advice, where in said.items())
+
+
+def globs(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Patterns for ``norm.only`` that take all of ``names`` and none of the others; the names themselves if need be."""
+    if len(names) > 2:
+        start = names[0][: next((i for i, c in enumerate(zip(*names, strict=False)) if len({*c}) > 1), None)]
+        pattern = f"{start}*"
+        if start and not any(fnmatchcase(other, pattern) for other in others):
+            return [pattern]
+    return sorted(names)
+
+
+def _batch(placed: Placed) -> float:
+    """Samples on a device."""
+    return float((placed.run.config.get("data") or {}).get("batch_size") or math.inf)
+
+
+def _shares(placed: Placed) -> bool:
+    """Whether devices share statistics."""
+    return (placed.run.about.get("normalization_batch") or 0) > _batch(placed)
+
+
+def _advice(table: pd.DataFrame, world: int, shares: bool) -> str:
+    """On one side's layers; where it shares no statistics a part of them is never named, nor a group."""
+    needy, fine = table[table["needs"]], table[~table["needs"]]
+    least = table.loc[table["effective_batch"].idxmin()] if table["effective_batch"].notna().any() else None
+    worth = f"{least['effective_batch']:.3g} independent samples in {least['layer']}" if least is not None else ""
+    if needy.empty:
+        return f"no layer needs shared statistics: a device's are worth at least {worth}." if worth else ""
+    what = "norm=sync for all layers"
+    if shares and not fine.empty:
+        listed = ", ".join(f'"{pattern}"' for pattern in globs(sorted(needy["layer"]), list(fine["layer"])))
+        what = f"norm=sync norm.only='[{listed}]'"
+    if (needy["effective_batch"] < FEW).any():
+        why = f"a device's statistics are worth as few as {worth}"
+        least_batch = float(needy["effective_batch"].min())
+        sizes = [n for n in range(2, world) if world % n == 0 and n * least_batch >= ENOUGH]
+        if shares and sizes and not (needy["spread"] > MOST_SPREAD).any():
+            what += f" norm.group={sizes[0]}"
+            why += f", those of {sizes[0]} devices about {sizes[0] * least_batch:.3g}"
+    else:
+        why = f"the devices' means differ {needy['spread'].max():.3g} times as much as by chance: they hold other data"
+    count = f"{len(needy)} of {len(table)} layers need it" if not fine.empty else f"all {len(table)} need it"
+    if not shares:
+        count = "which of them alone need it is seen only where statistics are shared: monitor a norm=sync run"
+    return f"{what}: {why}; {count}."

@@ -1,0 +1,262 @@
+"""Which runs are a pair: the same in everything but the factor, the seed included; and what has no partner, and why."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from syncbn.study.compare import labels
+from syncbn.study.compare.comparison import Metric
+from syncbn.study.compare.layout import Layout
+from syncbn.study.compare.metric import resolution, shown
+from syncbn.study.compare.run_reader import Run
+from syncbn.study.compare.settings import how, is_simulated, place
+from syncbn.training.config.schema import SettingError
+
+
+@dataclass
+class Placed:
+    """A run with its place in the comparison; ``path`` is for people, the rest as in ``Comparison.runs``."""
+
+    run: Run
+    path: str
+    side: str
+    condition: str
+    place: str
+    value: float
+    used: bool = False
+    why: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has a value and is not another's repetition."""
+        return not self.why
+
+    @property
+    def seed(self) -> int:
+        """The seed of a run whose settings can be read."""
+        return self.run.seed if self.run.seed is not None else -1
+
+
+class Cell(NamedTuple):
+    """Where pairs lie."""
+
+    condition: str
+    side: str
+    place: str
+
+
+@dataclass
+class Pairs:
+    """What belongs together.
+
+    Attributes:
+        placed: every run.
+        cells: pairs of a side and the baseline by seed, ``{cell: [(side, baseline), ...]}``, in order; none is empty.
+        confirmed: runs in one process, and the same as processes.
+        problems: partners that are missing, a line each.
+    """
+
+    placed: list[Placed]
+    cells: dict[Cell, list[tuple[Placed, Placed]]] = field(default_factory=dict)
+    confirmed: list[tuple[Placed, Placed]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, cell: Cell) -> list[Placed]:
+        """The runs of one side in its pairs; of the baseline, in any pair of the condition and place."""
+        mine = [each for each in self.placed if (each.condition, each.side, each.place) == cell and each.used]
+        return sorted(mine, key=lambda each: each.seed)
+
+    def how(self, cell: Cell) -> str:
+        """How the runs of a cell and of their partners ran; without a number of devices where they differ in it."""
+        ran = {how(each.run) for pair in self.cells.get(cell, []) for each in pair}
+        return ran.pop() if len(ran) == 1 else cell.place
+
+
+def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric: Metric) -> list[Placed]:
+    """Every run with its side, condition and value, and why it cannot be used, where it cannot."""
+    placed = []
+    for run, path, side, condition in zip(runs, paths, layout.side_of, layout.condition_of, strict=True):
+        value = shown(metric, run)
+        why = run.trouble
+        if not why and not math.isfinite(value):
+            given = metric.name in run.numbers()
+            why = f"{metric.name} is {run.number(metric.name)}" if given else f"it has no {metric.name}"
+        if not why and run.seed is None:
+            why = "its settings name no seed"
+        placed.append(Placed(run, path, side, condition, place(run), value, why=why))
+    _set_aside_repetitions(placed)
+    return placed
+
+
+def pair(placed: list[Placed], layout: Layout) -> Pairs:
+    """Pairs every side with the baseline, within each condition and place.
+
+    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: they are no
+    effect of their own, for that would be the same pairs twice, unless they are more.
+
+    Raises:
+        SettingError: there is no pair at all; it says why, and what would make one.
+    """
+    pairs = Pairs(placed)
+    table = {(p.condition, p.side, p.place, p.seed): p for p in placed if p.usable}
+    pairs.confirmed = _confirmed(table)
+    confirming = {id(processes) for _, processes in pairs.confirmed}
+    places = sorted({p.place for p in placed if p.usable}, key=lambda name: (not name.startswith("processes"), name))
+    for condition in layout.conditions:
+        for side in layout.sides[1:]:
+            by_place = {}
+            for where in places:
+                found = [[table.get((condition, s, where, n)) for s in (side, layout.baseline)] for n in _seeds(placed)]
+                by_place[where] = [(one, other) for one, other in found if one and other]
+            in_one = [len(both) for both in by_place.values() if both and is_simulated(both[0][0].run)]
+            most = max(in_one, default=0)
+            for where, both in by_place.items():
+                confirms = all(id(p) in confirming for two in both for p in two) and len(both) <= most
+                if both and not confirms:
+                    pairs.cells[Cell(condition, side, where)] = both
+    for each in (p for both in pairs.cells.values() for two in both for p in two):
+        each.used = True
+    reasons = [_why_never(placed, layout, side) for side in layout.sides[1:] if not _paired(pairs, side)]
+    if not pairs.cells:
+        raise SettingError(reasons[0])
+    pairs.problems = [*reasons, *_missing(pairs, layout, confirming)]
+    for each in placed:
+        if each.usable and not each.used:
+            each.why = "it confirms the run in one process" if id(each) in confirming else _why_alone(each, layout)
+    return pairs
+
+
+def _set_aside_repetitions(placed: Iterable[Placed]) -> None:
+    """Of runs with the same settings and seed the newest counts."""
+    newest: dict[tuple[str, str, str, int], Placed] = {}
+    for each in sorted((p for p in placed if p.usable), key=lambda p: (p.run.ended, p.path), reverse=True):
+        first = newest.setdefault((each.condition, each.side, each.place, each.seed), each)
+        if first is not each:
+            each.why = f"repeated: {first.path} is newer"
+
+
+def _confirmed(table: dict[tuple[str, str, str, int], Placed]) -> list[tuple[Placed, Placed]]:
+    """Settings and seeds that ran both ways."""
+    by_setting: dict[tuple[str, str, int], list[Placed]] = {}
+    for (condition, side, _, seed), each in table.items():
+        by_setting.setdefault((condition, side, seed), []).append(each)
+    found = []
+    for both in by_setting.values():
+        single = [p for p in both if is_simulated(p.run)]
+        several = [p for p in both if not is_simulated(p.run)]
+        found += [(one, other) for one in single for other in several]
+    return found
+
+
+def _seeds(placed: Iterable[Placed]) -> list[int]:
+    return sorted({p.seed for p in placed if p.usable})
+
+
+def _paired(pairs: Pairs, side: str) -> bool:
+    return any(cell.side == side for cell in pairs.cells)
+
+
+def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
+    """Runs whose partner is not there, by condition and side."""
+    lines = []
+    several = len({p.place for p in pairs.placed if p.usable}) > 1
+    for condition in layout.conditions:
+        at = f" at {condition}" if condition else ""
+        for where in sorted({p.place for p in pairs.placed if p.usable and p.condition == condition}):
+            here = [p for p in pairs.placed if p.usable and (p.condition, p.place) == (condition, where)]
+            here = [p for p in here if id(p) not in confirming or p.used]
+            seeds = {side: {p.seed for p in here if p.side == side} for side in layout.sides}
+            every = set().union(*seeds.values())
+            for side, there in seeds.items():
+                if not _paired(pairs, side) and side != layout.baseline:
+                    continue  # a line of its own says why
+                if every - there:
+                    lines.append(
+                        f"{side} has no finished run{at} with {_count(every - there)}{f' ({where})' * several}"
+                    )
+        if not any(p.usable and p.condition == condition for p in pairs.placed):
+            lines.append(f"nothing has finished{at}")
+    return lines
+
+
+def _why_alone(each: Placed, layout: Layout) -> str:
+    others = [layout.baseline] if each.side != layout.baseline else layout.sides[1:]
+    other = others[0] if len(others) == 1 else "another side"
+    return f"no partner: there is no run of {other} in its settings with seed {each.seed} ({each.place})"
+
+
+def _why_never(placed: Sequence[Placed], layout: Layout, side: str) -> str:
+    """Why a side has no pair with the baseline, in a line that says what would make one."""
+    baseline, factor = layout.baseline, ",".join(layout.factor)
+    ours = [p for p in placed if p.usable and p.side == side]
+    theirs = [p for p in placed if p.usable and p.side == baseline]
+    if not ours or not theirs:
+        name = side if not ours else baseline
+        return f"--factor={factor}: no run of {name} has finished with a result, so {side} has no pair with {baseline}"
+    rows = layout.condition_rows
+    closest = min(
+        ((p, q) for p in ours for q in theirs),
+        key=lambda two: len(labels.varying([rows[two[0].condition], rows[two[1].condition]])),
+    )
+    one, other = (rows[p.condition] for p in closest)
+    names = labels.varying([one, other])
+    if names:
+        values = ", ".join(f"{n}={labels.text(other.get(n))} against {labels.text(one.get(n))}" for n in names[:6])
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        both = f", or --factor={','.join([factor, *names])} compares all of it at once" if len(names) < 3 else ""
+        return (
+            f"--factor={factor}: {baseline} and {side} differ in more than {factor}, so no runs of theirs are a pair: "
+            f"{values}{more}; run both with the same{both}"
+        )
+    common = {p.place for p in ours} & {p.place for p in theirs}
+    if not common:
+        return (
+            f"--factor={factor}: {baseline} ran as {closest[1].place}, {side} as {closest[0].place}, and such runs are "
+            "no pairs; run both the same way"
+        )
+    return (
+        f"--factor={factor}: {baseline} and {side} have no seed in common: {_count({p.seed for p in theirs})} against "
+        f"{_count({p.seed for p in ours})}; run both with the same seeds"
+    )
+
+
+def _count(seeds: Iterable[int]) -> str:
+    """``seed 3``, ``seeds 0, 1, 2``."""
+    ordered = sorted(seeds)
+    shown = ", ".join(map(str, ordered[:12])) + (f" and {len(ordered) - 12} more" if len(ordered) > 12 else "")
+    return f"seed{'s' * (len(ordered) != 1)} {shown}"
+
+
+def confirmations(pairs: Pairs, margins: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of ``Comparison.confirmations``, and a line where the two disagree by more than the condition's margin."""
+    rows: list[dict[str, Any]] = []
+    for one, several in pairs.confirmed:
+        row = {"condition": one.condition, "side": one.side, "seed": one.seed, "one_process": one.value}
+        rows.append({**row, "processes": several.value, "difference": several.value - one.value})
+    far = [row for row in rows if abs(row["difference"]) > margins[row["condition"]]]
+    lines = [
+        f"{' at '.join(filter(None, (row['side'], row['condition'])))} with seed {row['seed']} came out as "
+        f"{row['one_process']:.4g} in one process and as {row['processes']:.4g} as processes: beyond the margin"
+        for row in far
+    ]
+    return rows, lines
+
+
+def disagreements(placed: Sequence[Placed], metric: Metric) -> list[str]:
+    """Repetitions with the same settings and seed that came out otherwise, or that are tests of other checkpoints."""
+    lines = []
+    for each in placed:
+        if each.why.startswith("repeated"):
+            newest = each.why.removeprefix("repeated: ").removesuffix(" is newer")
+            value, about = next((p.value, p.run.about) for p in placed if p.path == newest)
+            if each.run.about.get("tests") != about.get("tests"):
+                lines.append(
+                    f"{each.path} and {newest} have the same settings and seed, but test different checkpoints "
+                    f"({each.run.about.get('tests')}, {about.get('tests')}); the newer alone counts"
+                )
+            elif abs(each.value - value) > resolution(metric, [value]):
+                lines.append(
+                    f"{each.path} and {newest} are the same run twice and differ: {each.value:.4g}, {value:.4g}"
+                )
+    return lines

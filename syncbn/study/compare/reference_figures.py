@@ -1,0 +1,140 @@
+"""Published or expected figures beside ours."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from syncbn.study.compare import labels
+from syncbn.study.compare.comparison import Metric
+from syncbn.study.compare.layout import Layout
+from syncbn.study.compare.metric import resolution
+from syncbn.study.compare.reference_spec import Expected, parse
+
+COLUMNS = ["condition", "what", "published", "ours", "agrees", "source"]
+
+
+def beside(
+    expected: Sequence[Mapping[str, Any]],
+    layout: Layout,
+    metric: Metric,
+    means: pd.DataFrame,
+    effects: pd.DataFrame,
+    cost: pd.DataFrame,
+) -> pd.DataFrame:
+    """``Comparison.expected``.
+
+    Args:
+        expected: in the form of :class:`syncbn.study.compare.reference_spec.Expected`. Ours agrees where its 95 %
+            interval meets the figure, or the figure give or take the ``tolerance``; of too few runs for an interval,
+            where ours is within the tolerance.
+        layout: sides and conditions.
+        metric: what is compared.
+        means: ``Comparison.means``.
+        effects: ``Comparison.effects``.
+        cost: ``Comparison.cost``.
+
+    Raises:
+        SettingError: an expectation is of another form.
+    """
+    rows = []
+    for each in parse(expected):
+        if each.metric not in ("", metric.name):
+            continue
+        matching = [
+            condition
+            for condition in layout.conditions
+            if all(layout.condition_rows[condition].get(name) == value for name, value in each.where.items())
+        ]
+        for condition in matching:
+            if each.at_most is not None:
+                rows.append(_ratio_row(each, condition, layout, metric, cost))
+            else:
+                rows.append(_row(each, condition, metric, means, effects))
+        if not matching:
+            at = " ".join(labels.assignment(name, value) for name, value in each.where.items())
+            rows.append(_line(each, at, metric, "not run", "not comparable"))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def disagreements(table: pd.DataFrame) -> list[str]:
+    """A line for each figure that ours does not agree with."""
+    return [
+        f"{row['what']}{' at ' * bool(row['condition'])}{row['condition']}: {row['ours']} does not agree with the "
+        f"expected {row['published']} ({row['source']})"
+        for row in table[table["agrees"] == "no"].to_dict("records")
+    ]
+
+
+def _row(each: Expected, condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame) -> dict[str, Any]:
+    if each.value is not None:
+        ours, low, high = _mean(means, condition, each.side)
+    else:
+        ours, low, high = _difference(effects, means, condition, each.side, each.baseline or "")
+    if math.isnan(ours):
+        return _line(each, condition, metric, "not run", "not comparable")
+    published = _figure(each)
+    if each.tolerance is None and math.isnan(low):
+        agrees = "not comparable"
+    else:
+        within = (each.tolerance or 0.0) + resolution(metric, [ours])
+        least, most = (ours, ours) if math.isnan(low) else (low, high)
+        agrees = "yes" if least - within <= published <= most + within else "no"
+    interval = "" if math.isnan(low) else f" [{_number(each, low)}, {_number(each, high)}]"
+    return _line(each, condition, metric, f"{_number(each, ours)}{interval}{_unit(each, metric)}", agrees)
+
+
+def _ratio_row(each: Expected, condition: str, layout: Layout, metric: Metric, cost: pd.DataFrame) -> dict[str, Any]:
+    here = cost[(cost["condition"] == condition) & (cost["side"] == each.side)].dropna(subset=["ratio"])
+    if here.empty or each.baseline != layout.baseline:
+        return _line(each, condition, metric, "not run", "not comparable")
+    ratio = float(here.sort_values("pairs", ascending=False)["ratio"].iloc[0])
+    return _line(each, condition, metric, f"{ratio:.3g} times", "yes" if ratio <= _figure(each) else "no")
+
+
+def _line(each: Expected, condition: str, metric: Metric, ours: str, agrees: str) -> dict[str, Any]:
+    published = _number(each, _figure(each))
+    if each.tolerance is not None:
+        published += f" ± {each.tolerance:g}"
+    published = f"at most {published} times" if each.at_most is not None else f"{published}{_unit(each, metric)}"
+    texts = {"what": each.what, "published": published, "ours": ours}
+    return {"condition": condition, **texts, "agrees": agrees, "source": each.source}
+
+
+def _figure(each: Expected) -> float:
+    return float(next(number for number in (each.value, each.difference, each.at_most) if number is not None))
+
+
+def _mean(means: pd.DataFrame, condition: str, side: str) -> tuple[float, float, float]:
+    """The mean and its interval, from most runs where there are several kinds."""
+    rows = means[(means["condition"] == condition) & (means["side"] == side)].sort_values("n", ascending=False)
+    if rows.empty:
+        return math.nan, math.nan, math.nan
+    first = rows.iloc[0]
+    return float(first["mean"]), float(first["low"]), float(first["high"])
+
+
+def _difference(
+    effects: pd.DataFrame, means: pd.DataFrame, condition: str, side: str, baseline: str
+) -> tuple[float, float, float]:
+    """Of two sides, of which either may be the comparison's baseline; of two others, the difference of their means."""
+    here = effects[effects["condition"] == condition].sort_values("n", ascending=False)
+    known = set(means["side"])
+    others = set(here["side"])
+    if side in others and baseline not in others and baseline in known:
+        first = here[here["side"] == side].iloc[0]
+        return float(first["difference"]), float(first["low"]), float(first["high"])
+    if baseline in others and side not in others and side in known:
+        first = here[here["side"] == baseline].iloc[0]
+        return -float(first["difference"]), -float(first["high"]), -float(first["low"])
+    return _mean(means, condition, side)[0] - _mean(means, condition, baseline)[0], math.nan, math.nan
+
+
+def _number(each: Expected, value: float) -> str:
+    return f"{value:+.3g}" if each.difference is not None else f"{value:.3g}"
+
+
+def _unit(each: Expected, metric: Metric) -> str:
+    unit = metric.difference_unit if each.difference is not None else metric.unit
+    return f" {unit}" if unit else ""

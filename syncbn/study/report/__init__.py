@@ -1,0 +1,1 @@
+"""Reports of comparisons: tables, plots, HTML, Markdown, terminal and W&B."""

@@ -1,0 +1,295 @@
+"""The tables of the report as text, the same on the page and in Markdown. The CSV files have all digits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+import pandas as pd
+
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.metric import MARGIN_SHARE
+from syncbn.study.compare.paired_tests import is_within
+from syncbn.study.format import MISSING, count, interval, number, plural, probability, seconds, share, signed, times
+
+FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
+MEANS_NOTE = (
+    "Over the runs that are in pairs, by Student's t. That two such intervals overlap says little: runs are paired by"
+    " seed, and the differences above are what counts."
+)
+
+TOLERANCE_NOTE = "± is a tolerance of ours"
+COST_NOTE = (
+    "Time relative to the baseline is the geometric mean over pairs of one seed. Under per-device statistics"
+    " (norm=local, ghost batches, groups smaller than the world) DistributedDataParallel broadcasts the running"
+    " statistics from rank 0 before each forward pass: part of the step's time, and in no one's share in collectives."
+    " norm=local_mean, and norm=sync over the world, do without."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: of the frame of :class:`Comparison` that it shows.
+        columns: their heads, with units.
+        numeric: by column, whether it holds numbers.
+        rows: a text for each column.
+        tones: by row, what it means: "better", "worse", "same", "open", "unused", or "".
+        telling: the column that says so, by its head.
+    """
+
+    name: str
+    columns: list[str]
+    numeric: list[bool]
+    rows: list[list[str]]
+    tones: list[str]
+    telling: str = ""
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    text: Callable[[pd.Series], str]
+    numeric: bool = True
+
+
+def build(comparison: Comparison) -> dict[str, Table]:
+    """All that have rows, by name."""
+    makers = {
+        "runs": _runs,
+        "means": _means,
+        "effects": _effects,
+        "cost": _cost,
+        "layers": _layers,
+        "confirmations": _confirmations,
+        "expected": _expected,
+    }
+    return {name: make(comparison) for name, make in makers.items() if len(getattr(comparison, name))}
+
+
+def verdict(row: pd.Series, better: str) -> tuple[str, str]:
+    """A row of effects in words, and its tone: ``lower (better)``, "better"."""
+    word = str(row.verdict)
+    if word in ("lower", "higher"):
+        tone = "better" if word == better else "worse"
+        return f"{word} ({tone})", tone
+    return word, "same" if word == "no difference" else "open"
+
+
+def margin_text(comparison: Comparison) -> str:
+    """What counts as no difference: ``±0.75 points``."""
+    unit = comparison.metric.difference_unit
+    if not isfinite(comparison.margin):
+        return f"±{MARGIN_SHARE:.0%} of {comparison.baseline}'s mean in the condition".replace("%", " %")
+    return f"±{number(comparison.margin, unit)} {unit}".strip()
+
+
+def has_tolerances(comparison: Comparison) -> bool:
+    """Whether a tolerance is given with an expected figure."""
+    return bool(comparison.expected.published.str.contains("±").any())
+
+
+def with_unit(label: str, unit: str) -> str:
+    """``test error (%)``."""
+    return f"{label} ({unit})" if unit else label
+
+
+def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
+    """What the columns of the effects mean: a term, and a line on it."""
+    metric, margin = comparison.metric, margin_text(comparison)
+    return [
+        ("pairs", "seeds for which both sides have a finished run; both began alike, so the seed's luck cancels out"),
+        ("difference", f"the side's {metric.label} minus that of {comparison.baseline}, mean over pairs; − is lower"),
+        ("95 % interval", "of that mean, by Student's t: where the true difference may well be"),
+        ("p", "paired t test, two-sided: how often chance alone gives a difference as large, were there none"),
+        ("p, Holm", "the same, corrected for the number of rows (Holm 1979): the one that the verdict rests on"),
+        ("p, Wilcoxon", "signed-rank test, which does not assume a normal distribution; a check on the t test"),
+        (
+            "p, equivalence",
+            f"two one-sided t tests (TOST), by Holm too: small where the difference is shown to be within {margin}",
+        ),
+        (
+            "verdict",
+            f"lower or higher where Holm's p says so, no difference where the test of equivalence does (level"
+            f" {comparison.alpha:g}), and both may hold, of a difference that is there and small; undecided is neither:"
+            " too few seeds to tell, not a sign of no difference",
+        ),
+    ]
+
+
+def _effects(comparison: Comparison) -> Table:
+    metric, unit = comparison.metric, comparison.metric.difference_unit
+    own_margins = [] if isfinite(comparison.margin) else [_Column("margin", lambda row: number(row.margin, unit))]
+    columns = [
+        *_about(comparison),
+        _Column("pairs", lambda row: count(row.n)),
+        _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
+        _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
+        _Column("verdict", lambda row: _verdict(comparison, row), numeric=False),
+        _Column("p", lambda row: probability(row.p)),
+        _Column("p, Holm", lambda row: probability(row.p_holm)),
+        _Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
+        _Column("p, equivalence", lambda row: probability(row.p_tost)),
+        *own_margins,
+        *_how(comparison),
+    ]
+    return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1], "verdict")
+
+
+def _verdict(comparison: Comparison, row: pd.Series) -> str:
+    """``lower (better), by less than ±0.75 points``, where the test of equivalence says so too."""
+    metric, unit = comparison.metric, comparison.metric.difference_unit
+    words = verdict(row, metric.better)[0]
+    if row.verdict in ("lower", "higher") and is_within(row.p_tost, comparison.alpha):
+        words += f", by less than ±{number(row.margin, unit)} {unit}".rstrip()
+    return words
+
+
+def _means(comparison: Comparison) -> Table:
+    metric = comparison.metric
+    columns = [
+        *_about(comparison),
+        _Column("runs", lambda row: count(row.n)),
+        _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
+        _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
+        _Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
+        *_how(comparison),
+    ]
+    return _table("means", comparison.means, columns)
+
+
+def _cost(comparison: Comparison) -> Table:
+    columns = [
+        *_about(comparison),
+        _Column("runs", lambda row: count(row.n)),
+        _Column("time per step", lambda row: seconds(row.seconds_per_step)),
+        _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
+        _Column("pairs", lambda row: count(row.pairs)),
+        _Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
+        _Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
+        _Column("share in collectives", lambda row: share(row.collectives)),
+        *_how(comparison),
+    ]
+    return _table("cost", comparison.cost, columns)
+
+
+def _layers(comparison: Comparison) -> Table:
+    columns = [
+        _Column("layer", lambda row: _word(row.layer), numeric=False),
+        *_about(comparison),
+        _Column("values on a device", lambda row: count(row.device_batch)),
+        _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
+        _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
+        _Column("device's variance / shared one", lambda row: times(row.variance_ratio)),
+        _Column("needs sharing", lambda row: "yes" if row.needs else "no", numeric=False),
+    ]
+    return _table("layers", comparison.layers, columns, lambda row: "worse" if row.needs else "", "needs sharing")
+
+
+def _confirmations(comparison: Comparison) -> Table:
+    metric = comparison.metric
+    columns = [
+        *_about(comparison),
+        _Column("seed", lambda row: _word(row.seed)),
+        _Column(with_unit("in one process", metric.unit), lambda row: number(row.one_process, metric.unit)),
+        _Column(with_unit("as processes", metric.unit), lambda row: number(row.processes, metric.unit)),
+        _Column(
+            with_unit("difference", metric.difference_unit),
+            lambda row: signed(row.difference, metric.difference_unit),
+        ),
+    ]
+    return _table("confirmations", comparison.confirmations, columns)
+
+
+def _expected(comparison: Comparison) -> Table:
+    tones = {"yes": "better", "no": "worse"}
+    ours = f" ({TOLERANCE_NOTE})" if has_tolerances(comparison) else ""
+    columns = [
+        _Column("condition", lambda row: _word(row.condition), numeric=False),
+        _Column("what", lambda row: _word(row.what), numeric=False),
+        _Column(f"published or expected{ours}", lambda row: _word(row.published), numeric=False),
+        _Column("ours", lambda row: _word(row.ours), numeric=False),
+        _Column("agrees", lambda row: _word(row.agrees), numeric=False),
+        _Column("source", lambda row: _word(row.source), numeric=False),
+    ]
+    return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"), "agrees")
+
+
+def _runs(comparison: Comparison) -> Table:
+    metric = comparison.metric
+    columns = [
+        _Column("run", lambda row: _word(row.path), numeric=False),
+        *_about(comparison),
+        _Column("seed", lambda row: _word(row.seed)),
+        _Column("status", lambda row: _word(row.status), numeric=False),
+        _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
+        _Column("training", lambda row: seconds(row.seconds)),
+        *_how(comparison),
+        _Column("used", lambda row: "yes" if row.used else f"no: {row.why}" if row.why else "no", numeric=False),
+    ]
+    return _table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused", "used")
+
+
+def ways(comparison: Comparison) -> list[str]:
+    """How runs that have a result were run; the first is what most of a report is about."""
+    runs = comparison.runs[comparison.runs.value.notna()]
+    frames = (comparison.means, comparison.effects, runs, comparison.curves, comparison.cost)
+    return list(dict.fromkeys(how for frame in frames for how in frame.how))
+
+
+def _about(comparison: Comparison) -> list[_Column]:
+    """Which condition, where there are several, and which side."""
+    condition = _Column("condition", lambda row: _word(row.condition), numeric=False)
+    side = _Column("side", lambda row: _word(row.side), numeric=False)
+    return [condition, side] if len(comparison.conditions) > 1 else [side]
+
+
+def _how(comparison: Comparison) -> list[_Column]:
+    """Run in which way, where there are several."""
+    return [_Column("how", lambda row: _word(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
+
+
+def _table(
+    name: str,
+    frame: pd.DataFrame,
+    columns: list[_Column],
+    tone: Callable[[pd.Series], str] = lambda row: "",
+    telling: str = "",
+) -> Table:
+    rows = [row for _, row in frame.iterrows()]
+    return Table(
+        name=name,
+        columns=[column.head for column in columns],
+        numeric=[column.numeric for column in columns],
+        rows=[[column.text(row) for column in columns] for row in rows],
+        tones=[tone(row) for row in rows],
+        telling=telling,
+    )
+
+
+def _word(value: object) -> str:
+    """Of labels, and of seeds, which are floats where one is missing."""
+    if value is None or (isinstance(value, float) and value != value):
+        return MISSING
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    return str(value) or MISSING
+
+
+def _least_to_greatest(low: float, high: float) -> str:
+    return f"{times(low)} to {times(high)}" if low == low and high == high else MISSING
+
+
+def counted(comparison: Comparison) -> list[str]:
+    """How many runs there are, of which kind, a line each."""
+    runs = comparison.runs
+    lines = [f"{plural(len(runs), 'run directory').replace('directorys', 'directories')} looked at"]
+    for how, of_one in runs.groupby("how", sort=False, dropna=False):
+        used = int(of_one.used.sum())
+        known = how if isinstance(how, str) and how else "not known how"
+        lines.append(f"{known}: {plural(len(of_one), 'run')}, {used} of them in pairs")
+    left_out = runs[~runs.used.astype(bool)]
+    for status, of_one in left_out.groupby("status", sort=False, dropna=False):
+        lines.append(f"not in a pair, {status}: {plural(len(of_one), 'run')}")
+    return lines

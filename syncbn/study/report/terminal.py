@@ -1,0 +1,187 @@
+"""A comparison in the terminal: tables that fit into 100 columns; the answer; and last what casts doubt."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.paired_tests import is_within
+from syncbn.study.compare.verdict import p_value, signed
+from syncbn.study.format import plural
+from syncbn.study.report.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
+from syncbn.training.console import cell, printable
+
+WIDTH = 100  # where the output is a file or a pipe
+MOST_LAYERS = 8
+MOST_SIDES = 4  # that have a column each
+WORDS = ("condition", "as", "side", "what", "layer")  # columns that may fold
+WITHIN = ", within"  # the margin: of a difference that is there, and small
+STYLES = {
+    "lower": "bold green",
+    "higher": "bold green",
+    f"lower{WITHIN}": "green",
+    f"higher{WITHIN}": "green",
+    "no difference": "green",
+    "undecided": "yellow",
+    "no": "bold red",
+}
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints it. What does not fit into a column goes on in its next line, whole."""
+    if not console.is_terminal:
+        console.width = WIDTH
+    c, unit = comparison, f" {comparison.metric.unit}" if comparison.metric.unit else ""
+    finished = int((c.runs["status"] == "finished").sum())
+    console.print(cell(c.title, "bold"))
+    counts = f"{len(c.runs)} runs, {finished} of them finished, {int(c.runs['used'].sum())} of them in pairs"
+    for line in [*c.question.splitlines(), counts, *c.differs]:
+        console.print(cell(line))
+    several = c.effects["how"].nunique() > 1
+    _print(console, f"{c.metric.label}{unit}: mean ± standard deviation over seeds", _means(c, several))
+    points = f" in {c.metric.difference_unit}" if c.metric.difference_unit else ""
+    _print(console, f"difference to {c.baseline}{points}, over pairs of one seed", _effects(c, several))
+    console.print(
+        cell(
+            f"p: paired t test; p same: that the difference is beyond {margin_text(c)} (TOST); both by Holm for all "
+            f"rows, at {c.alpha:g}",
+            "dim",
+        )
+    )
+    ran = set(c.cost["how"])
+    where = next(iter(ran)) if len(ran) == 1 else "where every device is a process"
+    _print(console, f"time of a step, {where}", _cost(c, len(ran) > 1))
+    if not c.cost.empty:
+        console.print(cell(COST_NOTE, "dim"))
+    _print(console, "layers, those that need shared statistics first", _layers(c))
+    if c.suggestion:
+        console.print(cell(c.suggestion))
+    ours = f" ({TOLERANCE_NOTE})" if has_tolerances(c) else ""
+    _print(console, f"published or expected figures{ours}", _expected(c))
+    if not c.confirmations.empty:
+        console.print()
+        count, most = len(c.confirmations), c.confirmations["difference"].abs().max()
+        console.print(
+            cell(
+                f"{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes: "
+                f"at most {most:.3g}{f' {c.metric.difference_unit}'.rstrip()} apart"
+            )
+        )
+    console.print()
+    console.print(cell(c.verdict, "bold"))
+    if c.problems:
+        console.print()
+        console.print(cell(f"KNOW BEFORE YOU BELIEVE IT ({len(c.problems)}):", "bold red"))
+        for line in c.problems:
+            console.print(cell(f"! {line}", "red"))
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    if table.row_count:
+        console.print()
+        console.print(cell(title))
+        console.print(table)
+
+
+def _table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], folded: Sequence[str] = ("", "side", "what")
+) -> Table:
+    """Words to the left, folded; numbers to the right, never cut. A column in which nothing is said is left out."""
+    listed = [list(row) for row in rows]
+    kept = [place for place, _ in enumerate(columns) if any(str(row[place]) for row in listed)]
+    table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
+    for place in kept:
+        is_word = columns[place] in WORDS
+        table.add_column(
+            cell(columns[place]),
+            justify="left" if is_word else "right",
+            no_wrap=not is_word,
+            overflow="fold" if is_word else "ellipsis",
+            min_width=None if is_word else max(len(printable(row[place])) for row in listed),
+        )
+    for row in listed:
+        table.add_row(*(cell(str(row[place]), STYLES.get(str(row[place]), "")) for place in kept))
+    return table
+
+
+def _means(c: Comparison, several: bool) -> Table:
+    """A row for a condition and a column for a side, or a row for each where there are many sides."""
+    rows = []
+    for (condition, how), here in c.means.groupby(["condition", "how"], sort=False):
+        of = {row["side"]: _mean(row) for row in here.to_dict("records")}
+        at = _at(c, {"condition": condition, "how": how}, several)
+        if len(c.sides) > MOST_SIDES:
+            rows += [[*at, side, of[side]] for side in c.sides if side in of]
+        else:
+            rows.append([*at, *(of.get(side, "—") for side in c.sides)])
+    return _table([_axis(c), "as", *(["side", "mean"] if len(c.sides) > MOST_SIDES else c.sides)], rows)
+
+
+def _mean(row: dict[str, Any]) -> str:
+    spread = "" if math.isnan(row["sd"]) else f" ± {row['sd']:.2g}"
+    return f"{row['mean']:.4g}{spread} ({row['n']})"
+
+
+def _effects(c: Comparison, several: bool) -> Table:
+    rows = []
+    for row in c.effects.to_dict("records"):
+        low, difference, high = (signed(row[name], c.metric) for name in ("low", "difference", "high"))
+        interval = "—" if math.isnan(row["low"]) else f"[{low}, {high}]"
+        figures = [row["n"], difference, interval, p_value(row["p_holm"]), p_value(row["p_tost"])]
+        verdict = row["verdict"]
+        if verdict in ("lower", "higher") and is_within(row["p_tost"], c.alpha):
+            verdict += WITHIN
+        rows.append([*_at(c, row, several), row["side"], *figures, verdict])
+    columns = [_axis(c), "as", "side", "pairs", "difference", "95 % interval", "p", "p same", "verdict"]
+    return _table(columns, rows)
+
+
+def _cost(c: Comparison, several: bool) -> Table:
+    rows = []
+    for row in c.cost.to_dict("records"):
+        ratio = "—" if math.isnan(row["ratio"]) else f"{row['ratio']:.2f}"
+        is_baseline = row["side"] == c.baseline
+        pairs = "" if is_baseline else row["pairs"]
+        spread = "" if is_baseline else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
+        time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
+        spread = spread.replace("nan to nan", "—")
+        rows.append([*_at(c, row, several), row["side"], *time, ratio, pairs, spread, share])
+    return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in messages"], rows)
+
+
+def _layers(c: Comparison) -> Table:
+    """Of the first side that was monitored: that is what the suggestion rests on."""
+    rows: list[list[str]] = []
+    monitored = set(c.layers["side"])
+    side = next((side for side in c.sides if side in monitored), "")
+    table = c.layers[c.layers["side"] == side]
+    for row in table.head(MOST_LAYERS).to_dict("records"):
+        figures = [f"{row['device_batch']:.4g}", f"{row['effective_batch']:.3g}", f"{row['spread']:.3g}"]
+        rows.append([row["layer"], _at(c, row, False)[0], *figures, "yes" if row["needs"] else "no need"])
+    if (more := len(table) - MOST_LAYERS) > 0:
+        rows.append([f"and {more} more", "", "", "", "", ""])
+    return _table(["layer", _axis(c), "device batch", "worth", "spread", "needs sharing"], rows)
+
+
+def _expected(c: Comparison) -> Table:
+    columns = ["what", "condition", "published", "ours", "agrees"]
+    rows = [
+        [row["what"], *(row[n] for n in ("condition", "published", "ours", "agrees"))]
+        for row in c.expected.to_dict("records")
+    ]
+    return _table(columns, rows)
+
+
+def _axis(c: Comparison) -> str:
+    """The heading of the column that tells conditions apart."""
+    return c.axis.rpartition(".")[2] or "condition"
+
+
+def _at(c: Comparison, row: dict[str, Any], several: bool) -> list[str]:
+    """The condition, or the number alone where the heading names the axis; and how it ran, where that differs."""
+    return [row["condition"].partition("=")[2] if c.axis else row["condition"], row["how"] if several else ""]

@@ -1,0 +1,104 @@
+"""A study's report: each part compared by each of its metrics, on one page."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from syncbn.study.cells import Cell
+from syncbn.study.claims import evaluate, page, printing
+from syncbn.study.compare.compare import compare
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.report import write as report
+from syncbn.study.runner.load import Member
+from syncbn.training.config.schema import SettingError
+from syncbn.training.console import cell, print_line
+from syncbn.training.run_directory import record
+
+
+def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> None:
+    """Compares what is in the study's directory, prints the answers, and writes ``report/report.html`` there.
+
+    Of a study with a claim it writes the claim's page too, in ``report/claim``; first, for it wants no whole pairs.
+
+    Args:
+        cfg: the study's settings; ``logger`` says whether the report goes to W&B too.
+        study: those under ``study``, plain.
+        cells: its runs.
+        root: the study's directory.
+        command: what makes the runs and this page again.
+
+    Raises:
+        SettingError: there is nothing to compare.
+    """
+    if study["claim"] is not None:
+        _write_claims([Member(study, list(cells), root)], study, root / "report" / "claim", command)
+    comparisons = {}
+    for name, part in study["parts"].items():
+        for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
+            mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
+            paths = [cell.directory for cell in mine if cell.directory.exists()]
+            compared = replace(_compare(study, name, part, metric, paths), command=command)
+            comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
+    console = Console(soft_wrap=True, highlight=False)
+    for each in comparisons.values():
+        console.print()
+        console.print(cell(each.title, "bold"))
+        for line in [each.verdict, *(f"! {problem}" for problem in each.problems)]:
+            console.print(cell(line))
+    path = report.write_several(study["title"], study["question"].strip(), comparisons, root / "report")
+    print_line()
+    print_line(f"report: {record.short(path)}")
+    logger = cfg.logger
+    if logger.name == "wandb" and str(logger.mode) != "disabled":
+        about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
+        for name, each in comparisons.items():
+            shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # of the report before
+            print_line(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
+
+
+def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, command: str = "") -> None:
+    """Prints what came of each claim of a study of several, and writes one page of them, in ``report`` there.
+
+    Args:
+        study: the settings under ``study``, plain.
+        found: the studies that it is made of.
+        root: its directory.
+        command: what makes the runs and this page again.
+    """
+    _write_claims(found, study, root / "report", command)
+
+
+def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Path, command: str) -> None:
+    listed = [evaluate.find(each.study, each.cells, each.root, command) for each in found]
+    for line in printing.lines(listed):
+        print_line(line)
+    path = page.write(listed, study["title"], study["question"].strip(), directory)
+    print_line()
+    print_line(f"claims: {record.short(path)}")
+
+
+def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
+    """Whether a metric is about this run: some have no such thing."""
+    names = {"conditions": cell.condition, "sides": cell.side}
+    return all(name in map(str, chosen.get(kind, [name])) for kind, name in names.items())
+
+
+def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, paths: list[Path]) -> Comparison:
+    title = f"{part['title']}: {study['metrics'].get(metric, metric)}"
+    try:
+        return compare(
+            paths,
+            factor=part.get("factor", "norm"),
+            baseline=part.get("baseline"),
+            metric=metric,
+            title=title,
+            question=part.get("question", ""),
+            expected=part.get("expected", ()),
+        )
+    except SettingError as error:
+        raise SettingError(f"study.parts.{name}: {error}") from error

@@ -1,0 +1,205 @@
+"""``python train.py +study=NAME``: the runs of a study, those that are missing, and its report."""
+
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from syncbn.study import cells as plan
+from syncbn.study.cells import Cell
+from syncbn.study.compare import reference_spec
+from syncbn.study.runner import load, remote
+from syncbn.study.runner.load import Member
+from syncbn.training.atomic_write import DamagedError, explain
+from syncbn.training.checkpoint import continue_run
+from syncbn.training.config import validate
+from syncbn.training.config.schema import SettingError
+from syncbn.training.console import print_line
+from syncbn.training.distributed.rank_processes import Requests
+from syncbn.training.launch import run_pool
+from syncbn.training.launch.outcome import Outcome
+from syncbn.training.launch.run_pool import Run
+from syncbn.training.run_directory import paths, record
+
+OUTPUT_DIR = "${hydra:runtime.output_dir}"
+
+
+class Job(NamedTuple):
+    """A run to do, with the study that it is of."""
+
+    study: dict[str, Any]
+    cell: Cell
+    run: Run
+
+
+def main(cfg: DictConfig) -> None:
+    """Runs the study of ``cfg.study`` under Hydra, or lists its runs (``study.dry_run``). Ends the program by itself
+    where a run has failed, or a setting cannot work: one line, code 1.
+    """
+    root = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        _check()
+        study: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
+        overrides = list(HydraConfig.get().overrides.task)
+        found = load.of(study, overrides, root)
+        jobs = _jobs(found, here=not (study["dry_run"] or study["report_only"]))
+        runs = [job.run for job in jobs]
+        if study["dry_run"]:
+            _list(study, jobs)
+            return
+        _refuse_others(runs, study)
+        code = 0 if study["report_only"] else _run(study, runs, root)
+        if code < 2:
+            from syncbn.study.runner import report
+
+            settings = [each for each in overrides if "study.report_only=" not in each]
+            command = shlex.join(["python", "train.py", *settings])
+            if study["studies"]:
+                report.write_claims(study, found, root, command)
+            else:
+                report.write(cfg, study, found[0].cells, root, command)
+    except (SettingError, OSError) as error:
+        said = explain(error, root) if isinstance(error, OSError) else error
+        print_line(f"error: {said}", error=True)
+        code = 1
+    if code:
+        sys.exit(code)
+
+
+def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
+    """The runs of all studies as one list, in the order of each."""
+    jobs = []
+    for member in found:
+        try:
+            runs = compose(member.cells, here=here)
+        except SettingError as error:
+            raise SettingError(f"+study={member.study['name']}: {error}" if len(found) > 1 else str(error)) from error
+        jobs += [Job(member.study, cell, run) for cell, run in zip(member.cells, runs, strict=True)]
+    return sorted(jobs, key=lambda job: plan.order(job.cell))
+
+
+def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
+    """The settled settings of each cell, composed as ``train.py`` with its overrides would.
+
+    Args:
+        cells: of a study.
+        here: what has not finished is to run on this machine, and refused if it cannot.
+
+    Raises:
+        SettingError: settings that cannot be composed, or cannot work.
+    """
+    composed: dict[tuple[str, ...], Any] = {}
+    runs = []
+    for cell in cells:
+        # Cells that differ in their seed alone are composed once: that takes a tenth of a second.
+        key = tuple(each for each in cell.overrides if not each.startswith("seed="))
+        if key not in composed:
+            try:
+                cfg = hydra.compose(HydraConfig.get().job.config_name, list(key))
+                composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise SettingError(f"study.parts.{cell.part}: {' '.join(str(error).split())}") from error
+        cfg = OmegaConf.create(_placed(composed[key], str(cell.directory)))
+        assert isinstance(cfg, DictConfig)
+        cfg.seed = cell.seed
+        if here and record.read(cell.directory, "run").get("status") != "finished":
+            remote.refuse(cfg)
+            validate.settle(cfg)
+        else:
+            remote.settle(cfg)
+        runs.append(Run(cfg, cell.directory, cell.overrides))
+    return runs
+
+
+def _placed(value: Any, directory: str) -> Any:
+    """The settings with the run directory in the place of Hydra's resolver, which knows only that of the study."""
+    if isinstance(value, dict):
+        return {key: _placed(each, directory) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_placed(each, directory) for each in value]
+    return value.replace(OUTPUT_DIR, directory) if isinstance(value, str) else value
+
+
+def _check() -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise SettingError("-m: a study makes its own runs; leave it out")
+    if paths.launcher():
+        raise SettingError(
+            f"+study: {paths.launcher()} starts the ranks of one run; call python train.py, or take the runs that "
+            "study.dry_run=true lists"
+        )
+
+
+def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        figures = reference_spec.parse(job.study["parts"][job.cell.part].get("expected", []))
+        beside = [str(each) for each in figures if each.is_of(job.cell.side, job.run.cfg)]
+        print_line(" ".join([remote.command(job.run), *(["  # expected:", "; ".join(beside)] if beside else [])]))
+    numbers = sorted(Counter(validate.world_size(job.run.cfg) for job in jobs).items())
+    how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
+    print_line(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
+
+
+def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
+    """Runs of this directory that were made, or begun, with other settings are of another study."""
+    for run in runs:
+        try:
+            before = record.settings(run.directory) or run.cfg
+        except DamagedError:  # which concerns this run alone, and is reported when it is its turn
+            continue
+        if changes := continue_run.changes_of(run.cfg, before, continue_run.HARMLESS):
+            raise SettingError(
+                f"study.directory={study['directory']}: its runs were made with other settings ({', '.join(changes)}); "
+                "use another directory, or the same settings"
+            )
+
+
+def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
+    cores = os.cpu_count() or 1
+    slots = study["slots"] or cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
+    with Requests(lambda signum: print_line("stopping the runs that are under way ...", error=True)) as requests:
+        paths.hold(root)
+        progress = _Progress(len(runs), root)
+        outcomes = run_pool.run_all(runs, slots, requests, progress.ended)
+    progress.say()
+    if requests.seen:
+        left = len(runs) - sum(each.status == "finished" for each in outcomes.values())
+        print_line(f"error: stopped with {left} of {len(runs)} runs to do; the same command does them", error=True)
+        return 128 + requests.seen[0]
+    failed = sum(each.status != "finished" for each in outcomes.values())
+    if failed:
+        print_line(f"error: {failed} of {len(runs)} runs failed; the same command does them again", error=True)
+    return int(failed > 0)
+
+
+class _Progress:
+    """A line now and then, and one for each run that fails."""
+
+    def __init__(self, total: int, root: Path) -> None:
+        self.total, self.root, self.ends = total, root, Counter[str]()
+        self.began = self.told = time.monotonic()
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        self.ends[outcome.status] += 1
+        if outcome.status == "failed":
+            print_line(f"{run.directory.relative_to(self.root)}: {outcome.message}", error=True)
+        if time.monotonic() - self.told > 10:
+            self.told = time.monotonic()
+            self.say()
+
+    def say(self) -> None:
+        failed = f" ({self.ends['failed']} failed)" if self.ends["failed"] else ""
+        seconds = time.monotonic() - self.began
+        print_line(f"{self.ends['finished']} of {self.total} runs{failed}, {seconds:.0f} s")

@@ -1,0 +1,1 @@
+"""Lightning callbacks that watch training: statistics, gradients, non-finite values, targets, progress."""

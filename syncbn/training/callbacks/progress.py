@@ -1,0 +1,110 @@
+"""What a run shows while it trains: a bar on a terminal, plain lines anywhere else; and how fast it is."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.data import extract_batch_size
+
+from syncbn.training.console import print_line
+from syncbn.training.norm.uneven_batches import global_samples
+
+
+def shows_bar(trainer: dict[str, Any]) -> bool:
+    """Whether a bar that redraws itself is in order: there is a terminal to do it on, and nobody asked for none."""
+    return bool(trainer.get("enable_progress_bar", sys.stdout.isatty()))
+
+
+class MergeMetrics(pl.Callback):
+    """Merges the metrics of all ranks, on all ranks, at the end of each stage; to be the first of the callbacks.
+
+    Lightning merges a metric when somebody first asks for it, which is a message. A progress bar asks on rank 0 alone,
+    so it would meet whatever the other ranks send next.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _ = trainer.callback_metrics
+
+    on_validation_end = on_test_end = on_train_epoch_end
+
+
+class Bar(RichProgressBar):
+    """Lightning's, without the version number of a logger that counts none."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class LogLines(pl.Callback):
+    """One line an epoch, and within long epochs one every ``seconds``.
+
+    Args:
+        seconds: the most time between two lines.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
+        self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = time.monotonic()
+
+    on_train_epoch_start = on_train_start
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if time.monotonic() - self._last > self.seconds:
+            self._last = time.monotonic()
+            self._line(trainer, f"batch {trainer.fit_loop.batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._line(trainer, f"step {trainer.global_step}")
+
+    def _line(self, trainer: pl.Trainer, where: str) -> None:
+        if trainer.is_global_zero:
+            numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            epoch = f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
+            chosen = sorted(name for name in numbers if not name.startswith("lr-") and not name.endswith("_step"))
+            print_line("  ".join([epoch, where, *(f"{name} {numbers[name]:.4f}" for name in chosen)]))
+
+
+class Throughput(pl.Callback):
+    """Samples per second over all devices in training, validation and the first batch (the warm-up) left out.
+
+    Attributes:
+        batches: how many this rank was trained on in this process.
+        epochs_before: how many were over when this process began.
+    """
+
+    def __init__(self) -> None:
+        self.batches, self.epochs_before, self._samples = 0, 0, 0
+        self._seconds, self._since = 0.0, 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """0 where there was one batch or none."""
+        return self._samples / self._seconds if self._seconds else 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs_before = trainer.current_epoch
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.batches:  # there was nothing left to train, and Lightning called nothing in between
+            self.epochs_before = trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        self.batches += 1
+        if self.batches > 1:
+            self._seconds += now - self._since
+            self._samples += global_samples(trainer) or extract_batch_size(batch) * trainer.world_size
+        self._since = now

@@ -1,0 +1,1 @@
+"""Checkpoints: resume points, their files, and what a run continues from."""

@@ -1,0 +1,444 @@
+"""What earlier attempts of a run left: whether there is anything to do, and the checkpoint to go on from."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training.atomic_write import DamagedError, explain, read_bytes
+from syncbn.training.checkpoint import files
+from syncbn.training.config import validate
+from syncbn.training.config.schema import Config, SettingError
+from syncbn.training.console import printable
+from syncbn.training.distributed import slurm
+from syncbn.training.flat import COPIES, flat
+from syncbn.training.run_directory import paths, record
+from syncbn.training.run_directory.paths import real, run_of
+
+# What may differ between two attempts of one run without a word: where and how, but not what is trained.
+HARMLESS = [
+    "run",
+    "ckpt_path",
+    "trust",
+    "ckpt_restore",
+    "resume",
+    "timeouts",
+    "cluster",
+    "logger",
+    "data.num_workers",
+    *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
+    "callbacks.checkpoint.dirpath",
+]
+# Of callbacks those that look; others may change the weights.
+HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "statistics", "finite._target_", "finite.every_n_steps")]
+HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
+# And what a finished run may be asked for again with, or go on with, that it did not begin with.
+DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
+DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
+# And with what it may go on alone: where nothing is left to train, it would not have been done.
+FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
+# And what a new run may have otherwise than the one whose training it continues: what is trained, and how, is the same.
+CONTINUED = [*FREE, "callbacks", "simulate", "mode", "test", "precise_batches", "fit", "target", "adapt", "corruptions"]
+CONTINUED += ["study"]
+# What a checkpoint has to have for a training to be continued from it; weights alone need the first.
+WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "global_step")
+# What a setting was before there was one of that name; in a group's file it is null, if not said here.
+DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
+DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
+DEFAULTS |= {"callbacks.finite.action": "fail"}
+ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
+
+
+def go_on(
+    cfg: DictConfig,
+    run_dir: Path,
+    say: Callable[[str], None],
+    overrides: Sequence[str] | None = None,
+    *,
+    named: bool = True,
+) -> bool:
+    """Sets ``cfg.ckpt_path`` and ``cfg.ckpt_restore``: where this attempt begins. Changes no file.
+
+    A run that has begun continues from its newest sound checkpoint. A new one begins from the checkpoint that was
+    named, if one was: it continues that training where the settings are the same, and else takes the weights alone. A
+    named checkpoint of this run itself counts once; the same command then goes on with the run.
+
+    Args:
+        cfg: settled settings.
+        run_dir: of this run; there need be no such directory yet.
+        say: takes lines for the user.
+        overrides: what the user has said; None where nobody knows.
+        named: the user has named this run, by ``run.id`` or its directory; else ``cfg.ckpt_path`` alone leads here.
+
+    Returns:
+        Whether there is anything to do: a run that has finished with these settings has not.
+
+    Raises:
+        SettingError: the run has finished with other settings, has begun otherwise, or has files that are damaged
+            beyond recovery; or the checkpoint cannot be continued from. The run is as it was.
+    """
+    about = _recovered(run_dir, say)
+    if cfg.get("mode") == "test" or about.get("tests"):
+        return _test(cfg, run_dir, about, say, overrides)
+    here = _lies_in(cfg.ckpt_path, run_dir)
+    other = cfg.ckpt_path is not None and about.get("begun_from") != begun_from(cfg)  # than the run began from
+    finished = about.get("status") == "finished"
+    newest = files.newest(run_dir / "checkpoints", say) if about and not finished else None
+    if other and not here and (finished or newest):
+        since = f"from {about['begun_from']}" if about.get("begun_from") else "without a checkpoint"
+        raise SettingError(
+            f"run.id={run_dir.name}: this run exists and began {since}, not from ckpt_path={cfg.ckpt_path}; "
+            "use another id, or leave ckpt_path out"
+        )
+    if not about:
+        if cfg.ckpt_path is not None:
+            _begin_from(cfg, say)
+        return True
+    before = _before(cfg, run_dir, about, overrides, say)
+    changes = changes_of(cfg, before, FREE)
+    if finished:
+        further = _goes_further(cfg, before)
+        if others := changes if further else changes_of(cfg, before, DONE):
+            which = f"run.id={run_dir.name}: this run" if named else f"ckpt_path={cfg.ckpt_path}: run {run_dir.name}"
+            raise SettingError(
+                f"{which} has finished with other settings ({', '.join(others)}); use another id{_to_begin(cfg)}"
+            )
+        wrong = record.damage(run_dir, "result")
+        if not (further or wrong):
+            return False
+        newest = files.newest(run_dir / "checkpoints", say)
+        if wrong and not further:
+            _test_again(run_dir, wrong, newest, say)
+    if changes and not named:
+        raise SettingError(
+            f"ckpt_path={cfg.ckpt_path}: run {run_dir.name} has other settings ({', '.join(changes)}); use another id"
+            f"{_to_begin(cfg)}"
+        )
+    if other and here and cfg.get("ckpt_restore") == "weights":
+        raise SettingError(f"ckpt_restore=weights: {run_dir.name} continues with its whole state{_to_begin(cfg)}")
+    _refuse_second_run(cfg, run_dir, changes)
+    if other and here:
+        newest = _whole(Path(cfg.ckpt_path))
+    how = ENDED.get(about["status"], "was killed")  # nobody holds it: it had no time to say more
+    what = f"goes on from {record.short(newest)}" if newest else "had no checkpoint and begins anew"
+    say(f"this run {how} before; it {what}")
+    if changes:
+        say(f"with other settings than before: {', '.join(changes)}")
+    if newest is not None:
+        path = _check(newest, cfg, say)
+        _refuse_less(path, cfg, before, run_dir)
+        cfg.ckpt_path, cfg.ckpt_restore = str(path), "all"
+    elif cfg.ckpt_path is not None:
+        _begin_from(cfg, say)
+    return True
+
+
+def _test_again(run_dir: Path, wrong: str, newest: Path | None, say: Callable[[str], None]) -> None:
+    """For a run that has finished and whose results are damaged: what is trained is there still."""
+    if newest is None:
+        raise SettingError(
+            f"run.id={run_dir.name}: {wrong}, and no sound checkpoint is left to test; to train it again "
+            f"remove {record.short(run_dir)}, or use another id"
+        )
+    say(f"{wrong}: the run is tested again, and its results are written again")
+
+
+def _recovered(run_dir: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The record of this run, empty where none has begun.
+
+    Raises:
+        SettingError: there is one, and it cannot be read, which is no damage.
+    """
+    path = run_dir / "run.json"
+    try:
+        read_bytes(path)
+    except (FileNotFoundError, DamagedError):
+        pass
+    except OSError as error:
+        raise SettingError(f"run.id={run_dir.name}: {explain(error, path)}") from error
+    return record.recovered(run_dir, say)
+
+
+def _before(
+    cfg: DictConfig, run_dir: Path, about: dict[str, Any], overrides: Sequence[str] | None, say: Callable[[str], None]
+) -> DictConfig:
+    """The settings that the run was made with; today's where they are lost, which is said.
+
+    Raises:
+        SettingError: they are lost, the run has finished, and whether it was made with today's is not known.
+    """
+    try:
+        before = record.settings(run_dir)
+        wrong = f"{record.short(run_dir / 'config.yaml')} is missing"
+    except DamagedError as error:
+        before, wrong = None, str(error)
+    if before is not None:
+        return before
+    earlier = about.get("overrides")
+    if about["status"] == "finished" and overrides is not None and _that_matter(earlier) != _that_matter(overrides):
+        said = " ".join(map(str, earlier)) if isinstance(earlier, list) else "unknown"
+        raise SettingError(
+            f"run.id={run_dir.name}: {wrong}, so settings cannot be compared; use those of the run ({said}), "
+            "or another id"
+        )
+    say(f"{wrong}: settings are not compared, and config.yaml is written again from today's")
+    return cfg
+
+
+def _that_matter(overrides: object) -> set[str] | None:
+    """Overrides that say what is trained; None where these are none."""
+    if not isinstance(overrides, list | tuple):
+        return None
+    harmless = tuple(f"{name}." for name in HARMLESS)
+    said = {str(each).lstrip("+") for each in overrides}
+    return {each for each in said if not f"{each.partition('=')[0]}.".startswith(harmless)}
+
+
+def _lies_in(ckpt_path: str | None, run_dir: Path) -> bool:
+    return ckpt_path is not None and run_of(Path(ckpt_path)) == run_dir.resolve()
+
+
+def _to_begin(cfg: DictConfig) -> str:
+    """What a refusal adds where the user named a checkpoint: another run may begin from it."""
+    return "" if cfg.ckpt_path is None else " (run.id=NAME begins another run from that checkpoint)"
+
+
+def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
+    """Decides what a new run takes from the checkpoint that the user named: all of the training, or the weights alone.
+
+    Raises:
+        SettingError: it cannot be read, or has no weights; or ``ckpt_restore=all`` is asked for and not possible.
+    """
+    path = Path(cfg.ckpt_path)
+    checkpoint = _load(path)
+    if not isinstance(checkpoint.get(WEIGHTS), dict):
+        raise SettingError(
+            f"ckpt_path={path}: it has no state_dict; use a checkpoint of Lightning, or a file that "
+            'torch.save({"state_dict": module.state_dict()}, path) wrote, module being the LightningModule'
+        )
+    lacks = _lacks(checkpoint)
+    others: list[str] = []
+    if (run_dir := run_of(path)) is not None:
+        with suppress(DamagedError):
+            before = record.settings(run_dir)
+            others = [] if before is None else changes_of(cfg, before, CONTINUED)
+    if cfg.get("ckpt_restore") == "all" and lacks:
+        raise SettingError(
+            f"ckpt_restore=all: {path} has no {', '.join(lacks)}, so no training can be continued from it; use "
+            "ckpt_restore=weights"
+        )
+    if cfg.get("ckpt_restore") == "weights" or (cfg.get("ckpt_restore") is None and (lacks or others)):
+        why = f", as settings differ: {', '.join(others)}" if others else ""
+        why = f", as it has no {', '.join(lacks)}" if lacks else why
+        say(f"this run begins with the weights of {record.short(path)}, at epoch 1{why}")
+        cfg.ckpt_path, cfg.ckpt_restore = str(path.resolve()), "weights"
+        return
+    path = _check(path, cfg, say)
+    if (most := cfg.trainer.get("max_epochs")) is not None and 0 < most <= (_epochs(checkpoint) or 0):
+        raise SettingError(
+            f"trainer.max_epochs={most}: ckpt_path={path} has {_epochs(checkpoint)} epochs already; use more, or "
+            "ckpt_restore=weights to begin at epoch 1"
+        )
+    say(f"this run continues the training of {record.short(path)}: weights, optimizer, epoch")
+    cfg.ckpt_path, cfg.ckpt_restore = str(path), "all"
+
+
+def _test(
+    cfg: DictConfig,
+    run_dir: Path,
+    about: dict[str, Any],
+    say: Callable[[str], None],
+    overrides: Sequence[str] | None = None,
+) -> bool:
+    """Whether a test is to be done; there is nothing in it to go on from."""
+    if cfg.ckpt_path is not None:
+        if WEIGHTS not in _load(Path(cfg.ckpt_path)):
+            raise SettingError(f"ckpt_path={cfg.ckpt_path}: it has no state_dict, so there is no network to test")
+        cfg.ckpt_path = begun_from(cfg)
+    if not about:
+        return True
+    before = _before(cfg, run_dir, about, overrides, say)
+    if changes := changes_of(cfg, before, [name for name in HARMLESS if name != "ckpt_path"]):
+        _refuse_second_run(cfg, run_dir, changes)
+        raise SettingError(
+            f"run.id={run_dir.name}: this run was made with other settings ({', '.join(changes)}); use another id"
+        )
+    if wrong := record.damage(run_dir, "result"):
+        say(f"{wrong}: the test is made again, and that file is written again")
+        return True
+    if about["status"] == "finished":
+        return False
+    say(f"this run {ENDED.get(about['status'], 'was killed')} before; it begins anew")
+    return True
+
+
+def _refuse_second_run(cfg: DictConfig, run_dir: Path, changes: Sequence[str]) -> None:
+    if changes and cfg.run.id is None and run_dir.name == f"slurm-{slurm.job()}":
+        raise SettingError(
+            f"run.id=null: this Slurm job has made a run with other settings before ({', '.join(changes)}); give each "
+            "train.py of a job script a run.id"
+        )
+
+
+def begun_from(cfg: DictConfig) -> str | None:
+    """The checkpoint that the user named, for the record."""
+    return None if cfg.ckpt_path is None else str(real(Path(cfg.ckpt_path)))
+
+
+def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
+    """Whether more epochs or steps are asked for than a run was made with; it may have ended before these, and well."""
+    for name in ("max_epochs", "max_steps"):
+        before, now = earlier.trainer.get(name), cfg.trainer.get(name)
+        if None not in (before, now) and before != -1 and (now == -1 or now > before):  # -1 is no limit
+            return True
+    return False
+
+
+def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
+    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them.
+
+    A setting that one of the two does not have yet has its default there.
+    """
+    # Both are settled. An interpolation in a config.yaml is not ours, and would show what is in the environment.
+    before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
+    skipped = tuple(f"{name}." for name in (*free, *COPIES))
+    names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
+    return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def _check(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Path:
+    """The whole path of a checkpoint that these settings can go on from."""
+    checkpoint = _load(path)
+    if _epochs(checkpoint) is None:
+        raise SettingError(f"{path}: it does not say how many epochs were done; remove it, or use another run.id")
+    point, batch = checkpoint.get("resume", {}), cfg.data.global_batch_size
+    if point.get("global_batch_size") not in (None, batch):
+        raise SettingError(
+            f"data.global_batch_size={batch}: {path} was trained with {point['global_batch_size']}, and goes on with "
+            f"that alone; with {validate.world_size(cfg)} devices say "
+            f"data.global_batch_size={point['global_batch_size']}"
+        )
+    if not (point.get("epoch_is_over", True) or point.get("begins_anew")):
+        _check_count(path, point.get("counted_in"), cfg)
+    before, now = point.get("world_size"), validate.world_size(cfg)
+    if before not in (None, now):
+        say(
+            f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
+            "the data carry over exactly, random numbers (dropout) begin anew"
+        )
+    return path.absolute()  # a symbolic link in the run directory is the run's, wherever it leads
+
+
+def _whole(path: Path) -> Path:
+    """A checkpoint that the user named within its run.
+
+    Raises:
+        SettingError: it holds the weights alone.
+    """
+    if lacks := _lacks(_load(path)):
+        raise SettingError(
+            f"ckpt_path={path}: it has no {', '.join(lacks)}, so no training can be continued from it; "
+            "run.id=NAME begins another run with its weights"
+        )
+    return path
+
+
+def _lacks(checkpoint: dict[str, Any]) -> list[str]:
+    """What a training needs to be continued, and this checkpoint has not."""
+    lacks = [name for name in STATE if name not in checkpoint]
+    return lacks or (["number of epochs"] if _epochs(checkpoint) is None else [])
+
+
+def _refuse_less(path: Path, cfg: DictConfig, earlier: DictConfig, run_dir: Path) -> None:
+    """Refuses less training than the run has done already; as much is well: its test may be what is missing."""
+    checkpoint, trainer = _load(path), cfg.trainer
+    epochs, steps = _epochs(checkpoint) or 0, checkpoint.get("global_step", 0)
+    part = "" if checkpoint.get("resume", {}).get("epoch_is_over", True) else " and a part of the next"
+    instead = f"use at least that, or another id than {run_dir.name}"
+    most = trainer.get("max_epochs")
+    if most not in (None, -1) and (most < epochs or (part and most == epochs != earlier.trainer.get("max_epochs"))):
+        enough = epochs + bool(part)
+        raise SettingError(
+            f"trainer.max_epochs={most}: this run has done {_count(epochs, 'epoch')}{part}; use at least {enough}, or "
+            f"another id than {run_dir.name}"
+        )
+    most = trainer.get("max_steps", -1)
+    if most not in (None, -1, earlier.trainer.get("max_steps", -1)) and most < steps:
+        raise SettingError(f"trainer.max_steps={most}: this run has done {_count(steps, 'step')}; {instead}")
+    limit = trainer.get("max_time")
+    if limit is not None and limit != earlier.trainer.get("max_time"):
+        spent = _trained_for(checkpoint)
+        if _seconds(limit) < spent:
+            raise SettingError(f"trainer.max_time={limit}: this run has trained for {spent:.0f} s; {instead}")
+
+
+def _trained_for(checkpoint: dict[str, Any]) -> float:
+    """Seconds of training so far; Lightning's Timer, which is there with ``max_time``, counts them."""
+    states = checkpoint.get("callbacks") or {}
+    elapsed = [state.get("time_elapsed", {}).get("train", 0.0) for name, state in states.items() if "Timer" in name]
+    return float(max(elapsed, default=0.0))
+
+
+def _seconds(limit: Any) -> float:
+    """Of ``DD:HH:MM:SS``, or a ``dict`` for a ``timedelta``; what Lightning will refuse is no limit here."""
+    try:
+        if isinstance(limit, str):
+            days, hours, minutes, seconds = map(int, limit.split(":"))
+            return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+        return timedelta(**limit).total_seconds()
+    except (TypeError, ValueError):
+        return math.inf
+
+
+def _epochs(checkpoint: dict[str, Any]) -> int | None:
+    """How many epochs were done; None where the checkpoint does not say."""
+    part: Any = checkpoint
+    for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
+        part = part.get(name) if isinstance(part, dict) else None
+    return part if isinstance(part, int) else None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint."""
+    if not paths.is_file(path):
+        beside = sorted(str(p) for p in path.parent.glob("*.ckpt") if paths.is_file(p))
+        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
+        what = "this is a directory" if paths.is_directory(path) else "there is no such file"
+        if paths.is_link(path):
+            what = "this is a symbolic link to a file that is not there"
+        raise SettingError(f"ckpt_path={printable(path)}: {what}; {hint}")
+    try:
+        checkpoint = files.load(path)
+        if not isinstance(checkpoint, dict):
+            raise TypeError(f"it holds a {type(checkpoint).__name__}")
+    except Exception as error:
+        others = [p for p in (files.newest(path.parent, lambda line: None),) if p not in (None, path)]
+        hint = f"; a sound one is {others[0]}" if others else ""
+        said = " ".join(str(error).split())[:300]
+        raise SettingError(
+            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({said}){hint}"
+        ) from error
+    return checkpoint
+
+
+def _check_count(path: Path, before: dict[str, int | None] | None, cfg: DictConfig) -> None:
+    """Refuses to go on in the middle of an epoch where the position would not be the same samples."""
+    now = validate.counted_in(cfg)
+    if before not in (None, now):
+        assert before is not None
+        raise SettingError(
+            f"{_counted(now)}: {path} lies in the middle of an epoch that was counted with {_counted(before)}; go on "
+            "with that, or begin from a checkpoint of an epoch's end (ckpt_path=)"
+        )
+
+
+def _counted(of: dict[str, int | None]) -> str:
+    return f"simulate={of['simulate'] or 'null'} and {of['samples']} samples at once"

@@ -1,0 +1,472 @@
+"""Checkpoints from which a run goes on as if nothing had happened, and stops that all ranks agree on.
+
+Lightning restores weights, optimizer, scheduler and counters. What it leaves out is here: the random numbers of every
+rank, the position in the data, and metrics that an epoch has accumulated so far. A resume point is a state *between*
+two batches, or between two epochs, after everything that belongs to the first has been logged.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torchmetrics import Metric
+
+from syncbn.nn.conversion.convert import batch_norms
+from syncbn.training import rng
+from syncbn.training.callbacks.non_finite import NonFiniteError, first_non_finite_parameter, stopper
+from syncbn.training.checkpoint import files
+from syncbn.training.console import print_line
+from syncbn.training.distributed import signals
+from syncbn.training.distributed.signals import Stopped
+from syncbn.training.evaluation.precise_statistics import FROZEN
+from syncbn.training.loggers import wandb_logger
+from syncbn.training.run_directory.paths import real
+
+KEY = "resume"  # in the checkpoint
+State = dict[str, Any]
+
+
+class ResumePoints(pl.Callback):
+    """Saves ``step-*.ckpt``, and ``last.ckpt`` as the newest of them, after each epoch and as often as asked within.
+
+    To be the first of the callbacks that log. A signal that reached any rank ends the run on all of them here, with a
+    checkpoint (:class:`~syncbn.training.distributed.signals.Stopped`). That takes a message of two numbers a step.
+
+    Args:
+        directory: for the files.
+        every_n_steps: optimizer steps between two resume points within an epoch; None for none.
+        every_n_minutes: likewise, by rank 0's clock.
+        keep: how many files to keep; two, so that a damaged one has one before it.
+        global_batch_size: samples in a step over all ranks; a resume with another is not the same training.
+        counted_in: what a position in the middle of an epoch is counted in, for the checkpoint; see
+            :func:`syncbn.training.config.validate.counted_in`.
+        own_buffers: each rank's running statistics are its own, so each keeps them.
+        timeout: until ranks that wait for another give it up.
+        on_missing: called with a line where a checkpoint says nothing of some part of the state.
+        on_begin: called on rank 0 when all checks have passed, before training changes any file.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = 10,
+        keep: int = 2,
+        global_batch_size: int | None = None,
+        counted_in: State | None = None,
+        own_buffers: bool = False,
+        timeout: timedelta = timedelta(minutes=10),
+        on_missing: Callable[[str], None] = print_line,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.directory, self.keep, self.global_batch_size = directory, keep, global_batch_size
+        self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing
+        self.counted_in, self.own_buffers, self.timeout = counted_in, own_buffers, timeout
+        self.on_begin = on_begin
+        self._optimizers: list[State] | None = None  # their states in the checkpoint
+        self._group: dist.ProcessGroup | None = None
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._stop = 0  # the signal that all ranks have agreed on, by its place
+        self._save = False  # a resume point is asked for
+        self._due = False  # and can be taken before the next batch
+        self._point: State | None = None  # taken between two batches, written before the next
+        self._earlier: list[State] | None = None  # of the loaders, a batch ago
+        self._random: State | None = None  # to be put back when training goes on
+        self._writing = False
+        self._frozen: list[str] | None = None  # batch norm layers in evaluation mode; None until a batch was trained on
+        self._loaded: State | None = None
+        self._unlogged: State = {}
+
+    # Agreeing and saving
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning 2.6 has made the optimizers by now, and gives them their states after this.
+        if self._optimizers is not None and (why := files.other_optimizer(self._optimizers, trainer.optimizers)):
+            raise files.OtherOptimizerError(why)
+        self._meet(trainer)
+        if self._loaded is not None:
+            self._forget_damaged(trainer)
+        loop = trainer.fit_loop.epoch_loop
+        fetches = loop._on_before_fetch
+
+        def before_fetch() -> None:
+            self._before_fetch(trainer)
+            fetches()
+
+        loop._on_before_fetch = before_fetch  # type: ignore[method-assign]  # there is no hook after all hooks of a batch
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._group is None:
+            self._meet(trainer)
+
+    def _meet(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1 and dist.get_backend() != "gloo":
+            # Through the host: asking a GPU for a flag would make it wait for all that is queued there.
+            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if self._frozen is None:
+            self._frozen = [name for name, layer in batch_norms(pl_module) if not layer.training]
+        self._add_unlogged(trainer)
+        self._agree(trainer)
+        self._due = bool(self._stop or self._save) and _between_steps(trainer)
+
+    def _before_fetch(self, trainer: pl.Trainer) -> None:
+        """All of one batch is over, what other callbacks draw too, and nothing of the next has begun."""
+        self._put_random_back()
+        loaders: list[State] | None = None
+        if _is_ahead(trainer):
+            loaders, self._earlier = self._earlier, _loaders(trainer)
+        elif self._due:
+            loaders = _loaders(trainer)
+        if self._due and loaders is not None:
+            self._due, self._point = False, {"random": rng.state(), "loaders": loaders}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if self._point is not None:
+            self._write(trainer, epoch_is_over=False)
+            self._end_if_asked()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._put_random_back()
+        self._earlier = self._frozen = None
+        if trainer.current_epoch > 0:
+            self._after_epoch(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._after_epoch(trainer)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._agree(trainer)
+        self._end_if_asked()
+
+    def _after_epoch(self, trainer: pl.Trainer) -> None:
+        self._point = {"random": rng.state(), "loaders": _loaders(trainer)}
+        self._agree(trainer)
+        self._write(trainer, epoch_is_over=True)
+        self._end_if_asked()
+
+    def _agree(self, trainer: pl.Trainer) -> None:
+        late = self.every_n_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_n_minutes
+        flags = torch.tensor([signals.asked(), late], dtype=torch.int32)
+        if trainer.world_size > 1:
+            if trainer.global_rank > 0:
+                flags[1] = 0
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
+        many = self.every_n_steps is not None and trainer.global_step - self._saved_step >= self.every_n_steps
+        self._stop = int(flags[0])
+        self._save = self._save or many or bool(flags[1])
+
+    def _end_if_asked(self) -> None:
+        if self._stop:
+            raise Stopped(signals.SIGNALS[self._stop - 1])
+
+    def _write(self, trainer: pl.Trainer, *, epoch_is_over: bool) -> None:
+        path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
+        if trainer.global_step in (0, self._saved_step):  # no look at the file: all ranks must decide alike
+            self._point = None
+            return
+        name = first_non_finite_parameter(trainer.lightning_module)
+        spoiled = None if name is None else f"{name} is not finite after step {trainer.global_step}: {self._kept()}"
+        stops = stopper(trainer)
+        if stops is not None and stops.stops_at(trainer, spoiled):
+            self._point = None  # a run that goes on would begin with what has diverged
+            return
+        if spoiled is not None:
+            raise NonFiniteError(spoiled)
+        assert self._point is not None
+        self._point |= self._gathered(trainer, self._point.pop("random")) | {"epoch_is_over": epoch_is_over}
+        self._writing = True
+        trainer.save_checkpoint(path, weights_only=False)  # calls on_save_checkpoint below
+        self._point, self._save, self._writing = None, False, False
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            files.link(path, "last.ckpt")
+            for old in files.points(self.directory)[: -self.keep]:
+                old.unlink()
+
+    def _kept(self) -> str:
+        points = files.points(self.directory)
+        return f"nothing is saved of it, {points[-1].name} is kept" if points else "nothing is saved of it"
+
+    def _gathered(self, trainer: pl.Trainer, random_state: State) -> State:
+        """What all ranks add to a checkpoint; complete on rank 0."""
+        mine = {"random": random_state, "metrics": _metrics(trainer), "results": self._results(trainer)}
+        if self.own_buffers:
+            mine["buffers"] = {name: _on_cpu(buffer) for name, buffer in _running_statistics(trainer)}
+        ranks: list[Any] | None = [mine]
+        if trainer.world_size > 1:
+            ranks = [None] * trainer.world_size if trainer.global_rank == 0 else None
+            dist.gather_object(mine, ranks, dst=0, group=self._group)
+        about = {"global_batch_size": self.global_batch_size, "counted_in": self.counted_in}
+        return {"world_size": trainer.world_size, "ranks": ranks, **about}
+
+    def _results(self, trainer: pl.Trainer) -> State:
+        """What ``self.log`` has accumulated of plain numbers in this epoch, on this rank."""
+        found = dict(self._unlogged)
+        for key, result in trainer.fit_loop.epoch_loop._results.items():
+            if result.is_tensor and result.meta.on_epoch:
+                fold = "max" if result.meta.is_max_reduction else "min" if result.meta.is_min_reduction else "add"
+                states = {name: _on_cpu(getattr(result, name)) for name in result._defaults}
+                found[key] = {"fold": fold, "states": states}
+        return found
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
+        if self._frozen is not None:
+            checkpoint[FROZEN] = self._frozen
+        if not self._writing or self._point is None:  # somebody else's checkpoint, ModelCheckpoint's perhaps
+            return
+        point = dict(self._point)
+        point["should_stop"] = trainer.should_stop and [trainer.max_epochs, trainer.max_steps]
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        states = point.pop("loaders")
+        if point["epoch_is_over"]:
+            states = [_next_epoch(state, epochs["current"]["processed"]) for state in states]
+            epochs["current"]["ready"] = epochs["current"]["processed"]
+            epochs["total"]["ready"] = epochs["total"]["processed"]
+        else:  # the next batch has been fetched, but not begun
+            batches["current"]["ready"] = batches["current"]["completed"]
+            batches["total"]["ready"] = batches["total"]["completed"]
+            if not _know_their_place(trainer):
+                point["begins_anew"], states = True, []
+                loops["state_dict"].pop("combined_loader", None)
+                batches["current"] = dict.fromkeys(batches["current"], 0)
+                point["ranks"] = [each | {"metrics": {}, "results": {}} for each in point["ranks"] or []]
+        if states:
+            loops["state_dict"]["combined_loader"] = states
+        point["logged"] = wandb_logger.position(trainer)
+        checkpoint[KEY] = point
+
+    # Going on
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
+        self._loaded = checkpoint.get(KEY, {})
+        self._optimizers = checkpoint.get("optimizer_states")
+        limits = self._loaded.get("should_stop")
+        if limits:  # by early stopping, say, which stands as long as no more is asked for
+            trainer.should_stop = limits == [trainer.max_epochs, trainer.max_steps]
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and isinstance(states.get(callback.state_key), dict):
+                states[callback.state_key] = self._at_home(trainer, str(callback.dirpath), states[callback.state_key])
+
+    def _at_home(self, trainer: pl.Trainer, home: str, state: State) -> State:
+        """ModelCheckpoint's state with paths in its directory alone: it deletes what they name, and the best is tested.
+
+        Of a run that was moved, they are those of the same names where it is now; of another run, none is kept.
+        """
+        before = os.path.normpath(str(state.get("dirpath")))
+        resumed = Path(str(trainer.ckpt_path)).parent
+        is_ours = before == os.path.normpath(home) or real(resumed) == real(self.directory)
+
+        def here(path: Any) -> str:
+            path = os.path.normpath(str(path))
+            there = home + path.removeprefix(before)
+            inside = is_ours and path.startswith(f"{before}{os.sep}")
+            return there if inside and ("://" in home or Path(there).is_file()) else ""
+
+        paths = {name: here(state.get(name)) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {here(path): score for path, score in dict(state.get("best_k_models", {})).items() if here(path)}
+        return state | paths | {"best_k_models": models} | ({"dirpath": home} if is_ours else {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        loaded = self._loaded
+        if trainer.is_global_zero:
+            self.on_begin()
+        wandb_logger.go_on(trainer, (loaded or {}).get("logged", {"rows": 0}))
+        if trainer.is_global_zero:
+            self._set_aside_later(trainer.global_step)
+        if loaded is None:
+            return
+        if not loaded:
+            self.on_missing("the checkpoint holds no random numbers, metrics or position in the data: these begin anew")
+            return
+        if loaded.get("begins_anew"):
+            self.on_missing(
+                "the data loaders have no state_dict and load_state_dict, to go on in the middle of an epoch: epoch "
+                f"{trainer.current_epoch + 1} begins anew, with what was learned in it so far"
+            )
+        loop = trainer.fit_loop
+        # Lightning holds that the first epoch after a resume is not a whole one, and leaves out a scheduler's step.
+        loop._restarting = False
+        if loaded["epoch_is_over"]:
+            loop.epoch_loop.restarting = False  # or it would end the next epoch before its first batch
+            loop._resuming_from_checkpoint = False  # or it would not call iter(), which may draw random numbers
+        self._go_on(trainer, loaded)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._add_unlogged(trainer)
+        self._unlogged = {}
+
+    def _forget_damaged(self, trainer: pl.Trainer) -> None:
+        """Takes damaged files out of what ModelCheckpoint knows: the best of them would be tested in the end."""
+        for each in trainer.checkpoint_callbacks:
+            if not isinstance(each, ModelCheckpoint):
+                continue
+            known = sorted({*each.best_k_models, *filter(None, [each.best_model_path])})
+            read = known if trainer.is_global_zero else []  # all ranks must decide alike
+            damaged = {path: wrong for path in read if (wrong := files.damage(Path(path)))}
+            damaged = trainer.strategy.broadcast(damaged)
+            if not damaged:
+                continue
+            for path, wrong in damaged.items() if trainer.is_global_zero else ():
+                self.on_missing(
+                    f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested"
+                )
+            sound = {path: score for path, score in each.best_k_models.items() if path not in damaged}
+            best = min if each.mode == "min" else max
+            each.best_k_models = sound
+            each.best_model_path = best(sound, key=sound.__getitem__) if sound else ""
+            each.best_model_score = sound.get(each.best_model_path)
+            each.kth_best_model_path = (min if best is max else max)(sound, key=sound.__getitem__) if sound else ""
+            each.kth_value = sound.get(each.kth_best_model_path, each.kth_value)
+
+    def _set_aside_later(self, step: int) -> None:
+        """Resume points of later steps are damaged, or of a way that is left now: the next resume must not take one."""
+        for path in files.points(self.directory):
+            if files.step_of(path) > step:
+                path.replace(path.with_name(f"aside-{path.name}"))
+
+    def _go_on(self, trainer: pl.Trainer, loaded: State) -> None:
+        ranks, rank = loaded["ranks"], trainer.global_rank
+        if loaded["world_size"] == trainer.world_size:
+            self._random = ranks[rank]["random"]
+            _set_metrics(trainer, ranks[rank]["metrics"])
+            self._unlogged = ranks[rank]["results"]
+            for name, buffer in _running_statistics(trainer):
+                if name in ranks[rank].get("buffers", {}):
+                    buffer.copy_(ranks[rank]["buffers"][name])
+            return
+        # Weights, optimizer and the order of the data do not depend on the number of ranks; dropout and the like do.
+        torch.manual_seed(torch.initial_seed() + trainer.global_step)
+        if rank == 0:
+            _set_metrics(trainer, ranks[0]["metrics"])
+            for other in ranks[1:]:
+                _merge_metrics(trainer, other["metrics"])
+            self._unlogged = _merge_results([each["results"] for each in ranks])
+
+    def _put_random_back(self) -> None:
+        """As late as can be: what other callbacks draw when training begins belongs to what is over."""
+        if self._random is not None:
+            rng.put_back(self._random)
+            self._random = None
+
+    def _add_unlogged(self, trainer: pl.Trainer) -> None:
+        """Puts what ``self.log`` had accumulated before the stop into Lightning's results, once it has made them."""
+        results = trainer.fit_loop.epoch_loop._results
+        for key in self._unlogged.keys() & results.keys():
+            before, now = self._unlogged.pop(key), results[key]
+            for name in now._defaults.keys() & before["states"].keys():
+                value = before["states"][name]
+                setattr(now, name, _fold(before["fold"], getattr(now, name), value.to(now.value.device)))
+
+
+def _between_steps(trainer: pl.Trainer) -> bool:
+    """Whether the next thing is another batch of this epoch, with no gradient kept for it."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    validates = fetcher is not None and loop._should_check_val_fx(fetcher)
+    return not (trainer.is_last_batch or loop._should_accumulate() or loop._is_training_done or validates)
+
+
+def _loaders(trainer: pl.Trainer) -> list[State]:
+    loader = trainer.fit_loop._combined_loader
+    return [] if loader is None else loader._state_dicts()
+
+
+def _is_ahead(trainer: pl.Trainer) -> bool:
+    """Whether a batch has been fetched that has not begun: Lightning looks ahead where data has no length."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and fetcher.length is None
+
+
+def _know_their_place(trainer: pl.Trainer) -> bool:
+    """Whether all loaders can go on in the middle of an epoch."""
+    loader = trainer.fit_loop._combined_loader
+    return loader is not None and all(isinstance(each, _Stateful) for each in loader.flattened)
+
+
+def _running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in trainer.lightning_module.named_modules():
+        if isinstance(layer, _NormBase):
+            yield from ((f"{name}.{key}", buffer) for key, buffer in layer.named_buffers(recurse=False))
+
+
+def _next_epoch(state: State, epoch: int) -> State:
+    """The state of a loader that begins this epoch: one that was left early (limit_train_batches) does not know."""
+    return {"epoch": epoch, "batch": 0} if state.keys() == {"epoch", "batch"} else state
+
+
+def _metric_modules(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:
+    for name, module in trainer.lightning_module.named_modules():
+        if isinstance(module, Metric):
+            yield name, module
+
+
+def _metrics(trainer: pl.Trainer) -> State:
+    """What every metric of the module has accumulated on this rank."""
+    return {
+        name: {"updates": metric._update_count, "states": _on_cpu(metric.metric_state)}
+        for name, metric in _metric_modules(trainer)
+    }
+
+
+def _set_metrics(trainer: pl.Trainer, saved: State) -> None:
+    for name, metric in _metric_modules(trainer):
+        if name in saved:
+            metric._update_count, metric._computed = saved[name]["updates"], None
+            for state in metric.metric_state.keys() & saved[name]["states"].keys():
+                setattr(metric, state, _on_device(saved[name]["states"][state], metric.device))
+
+
+def _merge_metrics(trainer: pl.Trainer, other: State) -> None:
+    for name, metric in _metric_modules(trainer):
+        if name in other and other[name]["updates"]:
+            metric._update_count += other[name]["updates"]
+            metric.merge_state({k: _on_device(v, metric.device) for k, v in other[name]["states"].items()})
+
+
+def _merge_results(ranks: list[State]) -> State:
+    merged: State = {}
+    for key, saved in (item for rank in ranks for item in rank.items()):
+        if key not in merged:
+            merged[key] = {"fold": saved["fold"], "states": dict(saved["states"])}
+            continue
+        states = merged[key]["states"]
+        for name, value in saved["states"].items():
+            states[name] = _fold(saved["fold"], states[name], value)
+    return merged
+
+
+def _fold(how: str, a: Tensor, b: Tensor) -> Tensor:
+    if how == "add":
+        return a + b
+    return torch.maximum(a, b) if how == "max" else torch.minimum(a, b)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _on_cpu(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_on_cpu(each) for each in value]
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_on_device(each, device) for each in value]
+    return value.to(device).clone() if isinstance(value, Tensor) else value

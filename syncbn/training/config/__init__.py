@@ -1,0 +1,1 @@
+"""Settings: schema, validation, derived numbers, and comparison of two configurations."""

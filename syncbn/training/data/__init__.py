@@ -1,0 +1,17 @@
+"""Data: samplers, loaders, digits, ImageNet, shards, corruptions and label noise.
+
+The loaders that users call are imported on first use, since Lightning and scikit-learn take seconds to import.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {"SampleError": "loaders", "corrupt": "corruptions", "exact_loader": "digits", "train_loader": "digits"}
+
+__all__ = ["SampleError", "corrupt", "exact_loader", "train_loader"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,166 @@
+"""Corruptions of images as they are used to test robustness, with the published severities.
+
+Those of MNIST-C (Mu & Gilmer 2019, google-research/mnist-c, ``corruptions.py``), whose figures for noise, contrast and
+brightness are ImageNet-C's (Hendrycks & Dietterich 2019, hendrycks/robustness, ``imagenet_c/corruptions.py``); the blur
+of CIFAR-10-C (the same, ``make_cifar_c.py``), as the one of the two with up to six pixels leaves nothing of an image of
+8x8. ``shift`` and ``scale`` are ours: what an affine change of the input does, beyond the range that it was trained on.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from syncbn.training.config.schema import SettingError
+
+Images = npt.NDArray[np.float64]
+
+# The parameter c of severities 1 to 5.
+PARAMETERS = {
+    "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
+    "shot_noise": (60, 25, 12, 5, 3),  # photons of a white pixel
+    "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),  # share of pixels
+    "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),  # standard deviation, of a white pixel
+    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
+    "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor
+    "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the value
+    "shift": (0.2, 0.4, 0.6, 0.8, 1.0),  # added
+    "scale": (1.5, 2.0, 3.0, 5.0, 8.0),  # factor
+}
+KINDS = tuple(PARAMETERS)
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def corrupt(images: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
+    """Corrupted images; those that are given, and torch's and numpy's global generators, are left as they are.
+
+    With ``c`` of :data:`PARAMETERS`, ``z`` normal and ``u`` uniform, drawn for each number of the images:
+
+    ================== ====================================================================================
+    ``gaussian_noise`` ``clip(x + c z)``
+    ``shot_noise``     ``clip(Poisson(c x) / c)``
+    ``impulse_noise``  0 or 1, one as often as the other, where ``u <= c``
+    ``speckle_noise``  ``clip(x + c x z)``
+    ``gaussian_blur``  over the positions of each channel; at the borders the last pixel is repeated
+    ``contrast``       ``clip((x - m) c + m)``, ``m`` the mean of the image's channel
+    ``brightness``     ``clip(v + c)`` for the value ``v`` of HSV, the largest of the channels; grey is ``v`` itself
+    ``shift``          ``x + c``, which leaves [0, 1]
+    ``scale``          ``c x``, which leaves [0, 1]
+    ================== ====================================================================================
+
+    Images are gone through in turn, so those that follow change nothing for those before; on any device, and in single
+    and double precision, the draws are the same, and at every severity too, but for ``shot_noise``: how many random
+    numbers a Poisson draw takes hangs on its rate.
+
+    Args:
+        images: shape ``(N, C, H, W)``, values in [0, 1], of a floating-point type.
+        kind: one of :data:`KINDS`.
+        severity: 1 to 5.
+        seed: of what is drawn, 0 or more.
+
+    Returns:
+        Shape, type and device of ``images``.
+
+    Raises:
+        SettingError: another kind or severity; images of another shape, type or range.
+    """
+    check(kind, severity)
+    check_images(images, "corrupt")
+    x = images.detach().cpu().double().numpy()
+    made = _APPLY[kind](x, PARAMETERS[kind][severity - 1], np.random.default_rng(seed))
+    return torch.from_numpy(made).to(images.device, images.dtype)
+
+
+def check(kind: str, severity: int, names: tuple[str, str] = ("kind", "severity")) -> None:
+    """Refuses what is no corruption.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        severity: 1 to 5.
+        names: what the two are called in the message.
+
+    Raises:
+        SettingError: it is none.
+    """
+    if kind not in PARAMETERS:
+        raise SettingError(f"{names[0]}={kind}: use one of {', '.join(KINDS)}")
+    if severity not in SEVERITIES or isinstance(severity, bool):
+        raise SettingError(f"{names[1]}={severity}: use a whole number from 1 to 5")
+
+
+def check_images(images: Tensor, name: str) -> None:
+    """Refuses what the severities are not made for.
+
+    Raises:
+        SettingError: another shape than ``(N, C, H, W)``, whole numbers, or values outside [0, 1]; ``name`` begins the
+            message.
+    """
+    if images.dim() != 4 or not images.is_floating_point():
+        raise SettingError(
+            f"{name}: the images are {images.dtype} of shape {tuple(images.shape)}; corruptions are made for "
+            "floating-point (N, C, H, W)"
+        )
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+        raise SettingError(
+            f"{name}: the images go from {images.min():.3g} to {images.max():.3g}; corruptions are made for values in "
+            "[0, 1], so normalize within the network"
+        )
+
+
+def _gaussian_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
+    return np.clip(x + c * rng.standard_normal(x.shape), 0, 1)
+
+
+def _shot_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
+    photons: Images = rng.poisson(c * x) / c
+    return np.clip(photons, 0, 1)
+
+
+def _impulse_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
+    u, salt = np.moveaxis(rng.random((*x.shape, 2)), -1, 0)
+    return np.where(u <= c, salt <= 0.5, x)
+
+
+def _speckle_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
+    return np.clip(x + c * x * rng.standard_normal(x.shape), 0, 1)
+
+
+def _gaussian_blur(x: Images, c: float, rng: np.random.Generator) -> Images:
+    blurred: Images = gaussian_filter(x, (0, 0, c, c), mode="nearest")  # the mode of scikit-image, as published
+    return np.clip(blurred, 0, 1)
+
+
+def _contrast(x: Images, c: float, rng: np.random.Generator) -> Images:
+    mean: Images = x.mean((2, 3), keepdims=True)
+    return np.clip((x - mean) * c + mean, 0, 1)
+
+
+def _brightness(x: Images, c: float, rng: np.random.Generator) -> Images:
+    value: Images = x.max(1, keepdims=True)
+    brighter = np.clip(value + c, 0, 1)
+    # Hue and saturation stay where the channels keep their proportions; black is grey of no hue.
+    return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
+
+
+def _shift(x: Images, c: float, rng: np.random.Generator) -> Images:
+    return x + c
+
+
+def _scale(x: Images, c: float, rng: np.random.Generator) -> Images:
+    return x * c
+
+
+_APPLY: dict[str, Callable[[Images, float, np.random.Generator], Images]] = {
+    "gaussian_noise": _gaussian_noise,
+    "shot_noise": _shot_noise,
+    "impulse_noise": _impulse_noise,
+    "speckle_noise": _speckle_noise,
+    "gaussian_blur": _gaussian_blur,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "shift": _shift,
+    "scale": _scale,
+}

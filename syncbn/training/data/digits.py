@@ -1,0 +1,220 @@
+"""Data: the digits as a LightningDataModule, and loaders that are exact on every world size."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from syncbn.training.config.schema import SettingError
+from syncbn.training.data import corruptions
+from syncbn.training.data.label_noise import check_share, relabelled, with_outliers
+from syncbn.training.data.loaders import Batches, BatchLoader, SampleError, TrainLoader
+from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, check_remainder
+from syncbn.training.data.samplers import this_rank as _rank
+from syncbn.training.data.samplers import world_size as _world_size
+from syncbn.training.data.shards import check as check_shards
+from syncbn.training.data.shards import collate as collate_shards
+from syncbn.training.data.shards import evaluation_shards, train_shards
+
+__all__ = ["Digits", "ExactSampler", "SampleError", "exact_loader", "train_loader"]
+
+
+class Digits(pl.LightningDataModule):
+    """scikit-learn's handwritten digits: 1,797 real images of shape ``(1, 8, 8)``, values in [0, 1], 10 classes.
+
+    Args:
+        batch_size: per device.
+        val_fraction: share of the images for validation, stratified by class.
+        test_fraction: share of the images for the test, stratified by class.
+        split_seed: of the split.
+        shuffle: a new order in each epoch of training.
+        seed: of the order in training.
+        num_workers: loader processes per device.
+        remainder: what becomes of the training images after the last full global batch (see :func:`train_loader`).
+        shards: what the training images of the devices differ in, "labels", "brightness" or "inversion"; None for
+            images dealt at random. Validation and test have every image in every domain (see
+            :mod:`syncbn.training.data.shards`).
+        num_shards: how many, with ``shards``; it divides the number of devices, of which device r has shard r modulo
+            this.
+        corruption: what the images of the test are corrupted by, one of ``corruptions.KINDS``, each
+            image by draws of its own, which ``split_seed`` gives; None for none.
+        severity: of it, 1 to 5; None is 3.
+        corrupt_train: the images of training and validation too.
+        label_noise: share of the training images that get the label of another class; None is 0. Which ones and which
+            labels, ``seed`` draws, for all epochs; those of validation and test are right.
+        outliers: share of the training images that are multiplied by ``outlier_scale``, drawn likewise; None is 0.
+        outlier_scale: None is 10.
+
+    Images are corrupted first, then labels and outliers are drawn; shards are made of what comes out, so with "labels"
+    an image is where its label says.
+
+    Raises:
+        SettingError: another word for ``remainder``, ``shards`` or ``corruption``; a severity other than 1 to 5, or
+            one without a corruption; a share outside 0 to 1; fewer than two shards; at set-up, where the training
+            images do not fill one global batch or a part has fewer images than there are devices.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        *,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        remainder: str = "drop",
+        shards: str | None = None,
+        num_shards: int | None = None,
+        corruption: str | None = None,
+        severity: int | None = None,
+        corrupt_train: bool | None = None,
+        label_noise: float | None = None,
+        outliers: float | None = None,
+        outlier_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+            raise SettingError(
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: "
+                "each must be above 0, and their sum below 1"
+            )
+        check_remainder(remainder)
+        check_shards(shards, num_shards)
+        self.corruption, self.severity = corruption, 3 if severity is None else severity
+        if corruption is not None:
+            corruptions.check(corruption, self.severity, ("data.corruption", "data.severity"))
+        for name, value in (("severity", severity), ("corrupt_train", corrupt_train or None)):
+            if corruption is None and value is not None:
+                raise SettingError(f"data.{name}={value}: say which, data.corruption={corruptions.KINDS[0]} or another")
+        self.corrupt_train, self.label_noise, self.outliers = bool(corrupt_train), label_noise or 0, outliers or 0
+        check_share("data.label_noise", self.label_noise)
+        check_share("data.outliers", self.outliers)
+        self.outlier_scale = 10.0 if outlier_scale is None else outlier_scale
+        if isinstance(self.outlier_scale, bool) or not isinstance(self.outlier_scale, int | float):
+            raise SettingError(f"data.outlier_scale={outlier_scale}: use a number")
+        self.shards, self.num_shards = shards, num_shards
+        self.parts: list[list[int]] | None = None
+        self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
+
+    def setup(self, stage: str) -> None:
+        pixels, digits = load_digits(return_X_y=True)
+        x = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+        y = torch.as_tensor(digits, dtype=torch.long)
+        rest, test = _stratified(range(len(y)), y, self.test_fraction, self.split_seed)
+        train, val = _stratified(rest, y, self.val_fraction / (1 - self.test_fraction), self.split_seed)
+        corrupted = x
+        if self.corruption is not None:
+            corrupted = corruptions.corrupt(x, self.corruption, self.severity, seed=self.split_seed)
+        self.test = TensorDataset(corrupted[test], y[test])
+        if self.corrupt_train:
+            x = corrupted
+        self.val = TensorDataset(x[val], y[val])
+        images = with_outliers(x[train], self.outliers, self.outlier_scale, seed=self.seed)
+        labels = relabelled(y[train], self.label_noise, num_classes=10, seed=self.seed)
+        self.train = TensorDataset(images, labels)
+        if self.shards is not None and self.num_shards is not None:
+            self.train, self.parts = train_shards(self.shards, self.num_shards, self.train)
+            self.val, self.test = (evaluation_shards(self.shards, self.num_shards, d) for d in (self.val, self.test))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(
+            self.train,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            remainder=self.remainder,
+            shards=self.parts,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._exact_loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._exact_loader(self.test)
+
+    def _exact_loader(self, dataset: TensorDataset) -> DataLoader[Any]:
+        made = default_collate if self.shards is None else collate_shards
+        return exact_loader(dataset, self.batch_size, collate_fn=made, num_workers=self.num_workers)
+
+
+def train_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    remainder: str = "drop",
+    shards: Sequence[Sequence[int]] | None = None,
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+    **options: Any,
+) -> TrainLoader:
+    """Batches in a new order each epoch; a global batch holds the same samples on any number of ranks.
+
+    What is drawn while a sample is fetched follows from ``seed``, epoch and sample alone (see
+    :class:`~syncbn.training.data.loaders.Batches`). The loader has ``state_dict`` and ``load_state_dict``, by which
+    Lightning goes on in the middle of an epoch. ``iter()`` draws nothing from torch's global generator.
+
+    Args:
+        dataset: map-style.
+        batch_size: per rank.
+        shuffle: a new order in each epoch.
+        seed: of the order, and of what samples draw.
+        remainder: what becomes of the n samples after the last full global batch. "drop": they wait for another epoch's
+            order. "pad": the epoch's first samples fill the batch up. "uneven": a smaller batch, dealt over the W
+            ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
+            own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
+            ``global_samples``; ours does.
+        shards: indices of samples, a list for each shard; where their number divides that of the ranks, rank r gets
+            samples of shard r modulo it alone (see :class:`~syncbn.training.data.samplers.GlobalBatchSampler`).
+        collate_fn: makes a batch of a list of samples.
+        options: further arguments of DataLoader.
+
+    Raises:
+        SettingError: fewer samples than one global batch, with "drop"; another word for ``remainder``.
+        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
+    """
+    sampler = GlobalBatchSampler(
+        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
+    )
+    options.setdefault("generator", torch.Generator().manual_seed(seed))
+    return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)
+
+
+def exact_loader(
+    dataset: Dataset[Any], batch_size: int, *, collate_fn: Callable[[list[Any]], Any] = default_collate, **options: Any
+) -> BatchLoader:
+    """Every sample once, on exactly one rank, in equally many batches on each: for validation and test.
+
+    What a sample draws is the same every time. ``iter()`` draws nothing from torch's global generator.
+
+    Args:
+        dataset: map-style.
+        batch_size: per rank, at most (see :class:`ExactSampler`).
+        collate_fn: makes a batch of a list of samples.
+        options: further arguments of DataLoader.
+
+    Raises:
+        SettingError: fewer samples than ranks.
+        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
+    """
+    sampler = ExactSampler(dataset, batch_size)
+    options.setdefault("generator", torch.Generator())
+    return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
+
+
+def _stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """``indices`` in two, the second with this share of every class."""
+    large, small = train_test_split(
+        list(indices), test_size=fraction, random_state=seed, stratify=labels[list(indices)]
+    )
+    return large, small

@@ -1,0 +1,132 @@
+"""ImageNet, or any images that lie in folders as its do, as a LightningDataModule. Wants torchvision."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from syncbn.training.config.schema import SettingError
+from syncbn.training.data.digits import exact_loader, train_loader
+from syncbn.training.data.samplers import check_remainder
+
+# Of ImageNet's training images, by channel, values in [0, 1]; as torchvision's documentation has them.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImageNet(pl.LightningDataModule):
+    """Images of shape ``(3, size, size)``, normalized by channel, from ``ROOT/train/CLASS/`` and ``ROOT/val/CLASS/``.
+
+    In training a crop of 8 to 100 % of the image's area is scaled to ``size`` and mirrored half the time (Szegedy et
+    al. 2015). Validation and test both are the images of ``val``, scaled to a shorter side of ``resize``, the middle
+    cut out: the labels of ImageNet's test images are not public, and papers report the error on these.
+
+    Args:
+        root: the directory that has ``train`` and ``val``.
+        batch_size: per device.
+        num_classes: how many the network tells apart, which is how many there must be.
+        size: of a side, in pixels.
+        resize: of the shorter side, before the middle is cut out of it.
+        shuffle: a new order in each epoch of training.
+        seed: of the order in training, and of the crops.
+        num_workers: loader processes per device.
+        remainder: what becomes of the training images after the last full global batch (see
+            :func:`~syncbn.training.data.digits.train_loader`).
+
+    Raises:
+        SettingError: no such directory; no torchvision; another word for ``remainder``; at set-up, folders without
+            images, or another number of them than classes.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        batch_size: int = 32,
+        *,
+        num_classes: int = 1000,
+        size: int = 224,
+        resize: int = 256,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        remainder: str = "drop",
+    ) -> None:
+        super().__init__()
+        check_remainder(remainder)
+        if not 1 <= size <= resize:
+            raise SettingError(f"data.size={size} and data.resize={resize}: use sizes of 1 or more, resize the larger")
+        self.folders, self._listed = _folders(root), False
+        _torchvision()
+        self.root, self.num_classes, self.size, self.resize = root, num_classes, size, resize
+        self.batch_size, self.shuffle, self.seed, self.remainder = batch_size, shuffle, seed, remainder
+        self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
+
+    def setup(self, stage: str) -> None:
+        if self._listed:  # for another stage: the same images, and walking through the folders takes long
+            return
+        v2 = _torchvision().transforms.v2
+        as_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        self.train = self._images("train", v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *as_tensor)
+        self.val = self._images("val", v2.Resize(self.resize), v2.CenterCrop(self.size), *as_tensor)
+        differ = sorted(set(self.train.classes) ^ set(self.val.classes))
+        if differ:
+            raise SettingError(
+                f"data.root={self.root}: train and val must have folders of the same names; {differ[0]} is in one alone"
+            )
+        self._listed = True
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(
+            self.train,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            remainder=self.remainder,
+            **self.options,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return exact_loader(self.val, self.batch_size, **self.options)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+    def _images(self, part: str, *transforms: Any) -> Any:
+        torchvision = _torchvision()
+        try:
+            images = torchvision.datasets.ImageFolder(
+                self.folders[part], torchvision.transforms.v2.Compose(list(transforms))
+            )
+        except FileNotFoundError as error:  # no folder, or one without images
+            raise SettingError(f"data.root={self.root}: {' '.join(str(error).split())}") from error
+        if len(images.classes) != self.num_classes:
+            raise SettingError(
+                f"model.num_classes={self.num_classes}: {self.folders[part]} has {len(images.classes)} folders, one a "
+                f"class; use model.num_classes={len(images.classes)}"
+            )
+        return images
+
+
+def _folders(root: str | None) -> dict[str, Path]:
+    expects = "ImageNet is expected as train/CLASS/*.JPEG and val/CLASS/*.JPEG below data.root"
+    if root is None:
+        raise SettingError(f"data.root=null: {expects}; set it, or the environment variable IMAGENET")
+    folders = {part: Path(root, part) for part in ("train", "val")}
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise SettingError(f"data.root={root}: there is no directory {folder}; {expects}")
+    return folders
+
+
+def _torchvision() -> Any:
+    """Imported late: it is no dependency, but an extra."""
+    try:
+        import torchvision
+        import torchvision.transforms.v2  # noqa: F401  # torchvision alone does not import it
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "data=imagenet: torchvision reads its images and is not installed; pip install '.[vision]', with the build "
+            "that belongs to this torch"
+        ) from error
+    return torchvision

@@ -1,0 +1,1 @@
+"""Processes and hosts: environment, store, Slurm, signals, rank processes, unresponsive ranks."""

@@ -1,0 +1,128 @@
+"""``ddp``: the settings of DistributedDataParallel, and its errors in terms of these settings."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from syncbn.training.config.schema import SettingError
+
+HOOKS: dict[str, Any] = {
+    "fp16": default_hooks.fp16_compress_hook,
+    "bf16": default_hooks.bf16_compress_hook,
+    "powersgd": powerSGD_hook.powerSGD_hook,
+}
+WRAPPERS: dict[str, Any] = {"fp16": default_hooks.fp16_compress_wrapper, "bf16": default_hooks.bf16_compress_wrapper}
+FEW = 3  # names of parameters in a message
+
+
+class Strategy(DDPStrategy):
+    """Lightning's DDPStrategy with the communication hook of ``ddp.comm_hook``.
+
+    Lightning 2.6 registers a hook on GPUs only (``DDPStrategy._register_ddp_hooks``), so it is registered here.
+
+    Args:
+        settings: of ``ddp``.
+        buffers: further arguments of DistributedDataParallel, about buffers.
+        timeout: of collectives.
+    """
+
+    def __init__(self, settings: DictConfig, buffers: Mapping[str, Any], timeout: timedelta) -> None:
+        arguments = {name: settings[name] for name in ("find_unused_parameters", "static_graph")}
+        arguments |= {name: settings[name] for name in ("gradient_as_bucket_view", "bucket_cap_mb")}
+        super().__init__(timeout=timeout, **arguments, **buffers)
+        self.settings, self.trained = settings, list[str]()
+
+    def configure_ddp(self) -> None:
+        assert self.model is not None
+        # DistributedDataParallel counts these; toggle_optimizer() freezes some of them later.
+        self.trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        super().configure_ddp()
+        settings = self.settings
+        if settings.comm_hook is None:
+            return
+        hook, state = HOOKS[settings.comm_hook], None
+        if settings.comm_hook == "powersgd":
+            state = powerSGD_hook.PowerSGDState(
+                dist.group.WORLD,
+                matrix_approximation_rank=settings.powersgd_rank,
+                start_powerSGD_iter=settings.powersgd_start,
+            )
+        if settings.comm_wrapper is not None:
+            hook = WRAPPERS[settings.comm_wrapper](hook)
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(state, hook)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Nothing: Lightning would advise ``strategy=``, which is no setting here; :func:`explained` advises."""
+
+
+@contextmanager
+def explained(strategy: Any) -> Iterator[None]:
+    """Within this context, an error of DistributedDataParallel that a setting of ``ddp`` solves names the setting.
+
+    Args:
+        strategy: a :class:`Strategy`.
+
+    Raises:
+        SettingError: in place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        line = _explanation(str(error), strategy.settings, strategy.trained)
+        if line is None:
+            raise
+        raise SettingError(line) from error
+
+
+def _explanation(message: str, settings: DictConfig, trained: Sequence[str]) -> str | None:
+    """What to change; None if the message is not about these settings. The texts are torch 2.13's, of reducer.cpp."""
+    if "Expected to mark a variable ready only once" in message:
+        which = _named(re.findall(r"Parameter at index (\d+)", message), trained)
+        if settings.find_unused_parameters:
+            return (
+                f"ddp.find_unused_parameters=true: one backward pass reached a parameter twice{which}; use "
+                "ddp.find_unused_parameters=false, or ddp.static_graph=true if each step uses the same parameters"
+            )
+        return (
+            f"ddp.static_graph={str(settings.static_graph).lower()}: one backward pass reached a parameter twice"
+            f"{which}; use torch.utils.checkpoint with use_reentrant=False, or ddp.static_graph=true"
+        )
+    if "expect_autograd_hooks_ INTERNAL ASSERT" in message and settings.static_graph:
+        return (
+            "ddp.static_graph=true: torch's DistributedDataParallel fails with it where batches are accumulated; use "
+            "ddp.static_graph=false"
+        )
+    if "training graph has changed in this iteration" in message:
+        return (
+            "ddp.static_graph=true: this step used other parameters than the first one; use ddp.static_graph=false "
+            "ddp.find_unused_parameters=true"
+        )
+    if "Expected to have finished reduction in the prior iteration" not in message:
+        return None
+    indices = re.findall(r"did not receive grad for rank \d+: ([\d ]+)", message)
+    which = _named(" ".join(indices).split(), trained)
+    if settings.find_unused_parameters:
+        return (
+            f"ddp.find_unused_parameters=true: the loss of a step did not use all that forward returned{which}; "
+            "return only what the loss uses, or freeze the rest (requires_grad_(False))"
+        )
+    return (
+        f"ddp.find_unused_parameters=false: parameters had no part in the loss of a step{which}; use "
+        "ddp.find_unused_parameters=true"
+    )
+
+
+def _named(indices: Sequence[str], trained: Sequence[str]) -> str:
+    """The parameters of these numbers, in brackets."""
+    names = [trained[int(each)] for each in indices if int(each) < len(trained)]
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return f" ({', '.join(names[:FEW])}{more})" if names else ""

@@ -1,0 +1,184 @@
+"""Under Slurm: what srun tells a task, put as torchrun would put it; and how a job comes back.
+
+Lightning's own requeueing saves a checkpoint within the signal handler, where each rank is caught at another point, and
+may wait for ever (its issue 21406). Here all ranks have stopped at one step, checkpoint written, before the job is put
+back into the queue.
+"""
+
+import os
+import re
+import signal
+import subprocess
+from functools import cache
+from typing import Any
+
+from syncbn.training.config.schema import SettingError
+from syncbn.training.distributed import loopback
+
+SHELLS = ("bash", "sh", "zsh", "fish", "interactive")  # names that salloc and srun --pty give a job
+SPECIAL = 0xFFFFFFFA  # steps from here on are not srun's: the batch script, an interactive shell
+NEARLY_UP = (signal.SIGUSR1, signal.SIGUSR2)  # what --signal asks for; the second is submitit's
+
+_held: list[Any] = []  # the store, which ranks meet at as long as rank 0 lives
+
+
+def is_task() -> bool:
+    """Whether srun started this process, as a rank; a shell by ``srun --pty`` is none."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < SPECIAL and "SLURM_PTY_PORT" not in os.environ
+
+
+def is_interactive() -> bool:
+    """Whether a person sits before this job: it runs many things and does not come back."""
+    return os.environ.get("ENVIRONMENT") != "BATCH" and os.environ.get("SLURM_JOB_NAME") in SHELLS
+
+
+def job() -> str | None:
+    """What a requeue keeps and no other job has: the job's number, in an array its number and the task's."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def check() -> None:
+    """Looks at how the job was asked for, before any work.
+
+    Raises:
+        SettingError: it has tasks that would not take part, or would each train by themselves; or it would not go on
+            after a requeue. The message has the right header.
+    """
+    if "SLURM_JOB_ID" not in os.environ or is_interactive():
+        return
+    name = os.environ.get("SLURM_JOB_NAME")
+    if name in SHELLS:
+        raise SettingError(
+            f"#SBATCH --job-name={name}: Lightning and others take a job of this name for an interactive shell; use "
+            "another, such as #SBATCH --job-name=syncbn"
+        )
+    nodes, tasks = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)), int(os.environ.get("SLURM_NTASKS", 1))
+    if not is_task() and max(nodes, tasks) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise SettingError(
+            f"Slurm: this job has {_count(nodes, 'node')} and {_count(tasks, 'task')}, but python was not started by "
+            "srun, so one process is all that would train; in the script write: srun python train.py ..."
+        )
+
+
+def header(nodes: int, devices: int) -> str:
+    """What asks Slurm for this many."""
+    return f"#SBATCH --nodes={nodes} and #SBATCH --ntasks-per-node={devices}"
+
+
+@cache
+def join() -> None:
+    """Sets the variables that torchrun would, and on rank 0 starts the store that ranks meet at.
+
+    Raises:
+        SettingError: nodes have unequally many tasks, or the store cannot be started.
+    """
+    tasks = int(_any("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"))
+    per_node = _tasks_per_node(_any("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
+    if len(set(per_node)) > 1:
+        raise SettingError(
+            f"Slurm: nodes have {', '.join(map(str, per_node))} tasks, and must have as many each; use "
+            f"{header(len(per_node), max(per_node))}"
+        )
+    rank = os.environ["SLURM_PROCID"]
+    os.environ |= {"RANK": rank, "LOCAL_RANK": os.environ["SLURM_LOCALID"], "GROUP_RANK": os.environ["SLURM_NODEID"]}
+    os.environ |= {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(per_node[0])}
+    if len(per_node) == 1:
+        os.environ.setdefault("MASTER_ADDR", loopback.LOCALHOST)
+    os.environ.setdefault("MASTER_ADDR", _first_host())
+    os.environ.setdefault("MASTER_PORT", str(_port()))
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store below; the process group does not start one
+    if rank == "0":
+        _held.append(_start_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+
+
+def comes_back(signum: int) -> bool:
+    """Whether a job that this signal has stopped is to be put back into the queue: its time is up, or it is preempted.
+
+    A job that was cancelled is not, whatever came before.
+    """
+    about = _scontrol("show", "job", "--oneliner", _own_id())
+    if "JobState=CANCELLED" in about:
+        return False
+    preempted = re.search(r"\bPreemptTime=(\S+)", about)
+    return signum in NEARLY_UP or (preempted is not None and preempted[1] not in ("None", "Unknown"))
+
+
+def goes_back() -> bool:
+    """Whether Slurm has put this job back into the queue already (``scontrol requeue``, preemption): it counts that."""
+    restarts = re.search(r"\bRestarts=(\d+)", _scontrol("show", "job", "--oneliner", _own_id()))
+    return restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def requeue() -> None:
+    """Puts this job back into the queue; Slurm then ends what still runs of it.
+
+    Raises:
+        SettingError: Slurm says no.
+    """
+    _scontrol("requeue", _own_id())
+
+
+def _own_id() -> str:
+    return job() or ""
+
+
+def _scontrol(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["scontrol", *arguments], capture_output=True, check=True, timeout=60, encoding="utf-8", errors="replace"
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise SettingError(
+            f"scontrol {' '.join(arguments)}: {said}; do it from a machine that has it (a container needs scontrol, "
+            "slurm.conf and munge's socket)"
+        ) from error
+    return done.stdout
+
+
+def _any(*names: str) -> str:
+    found = next((os.environ[name] for name in names if name in os.environ), None)
+    if found is None:
+        raise SettingError(f"Slurm: none of {', '.join(names)} is set, as srun does; start ranks by srun")
+    return found
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Of Slurm's ``2(x3),1``, which is 2, 2, 2, 1."""
+    counts = []
+    for part in text.split(","):
+        number, _, times = part.partition("(x")
+        counts += [int(number)] * int(times.removesuffix(")") or 1)
+    return counts
+
+
+def _first_host() -> str:
+    nodes = _any("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    if not re.search(r"[\[,]", nodes):
+        return nodes
+    try:
+        return _scontrol("show", "hostnames", nodes).split()[0]
+    except SettingError as error:
+        raise SettingError(f"{error}; or set MASTER_ADDR to the first of {nodes}") from error
+
+
+def _port() -> int:
+    """The same on all ranks, another for another job or step, below those that systems give to clients."""
+    number = 31 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
+    return 15000 + number % 16000
+
+
+def _start_store(address: str, port: int) -> Any:
+    try:
+        return loopback.start_store(address, port)
+    except (OSError, RuntimeError) as error:
+        raise SettingError(
+            f"MASTER_PORT={port}: rank 0 cannot listen there ({' '.join(str(error).split())[:200]}); set another with "
+            "export MASTER_PORT=... in the job script"
+        ) from error
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -1,0 +1,1 @@
+"""From one command to rank processes, and to the line that reports the exit status; sweeps and pools."""

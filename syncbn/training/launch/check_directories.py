@@ -1,0 +1,155 @@
+"""Checks the directory of a run or a sweep before Hydra makes it, and removes what a refused command made.
+
+Hydra makes the directory before it calls the program. So this is a Hydra callback, which comes first
+(``hydra.callbacks`` in ``conf/hydra/default.yaml``). It imports little: a refused name costs no import of torch.
+"""
+
+import atexit
+import os
+import re
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from syncbn.training.atomic_write import explain
+from syncbn.training.config.schema import SettingError
+from syncbn.training.console import print_line, printable
+from syncbn.training.run_directory import paths
+
+FILES = 32  # open files that the launcher needs by itself; each rank needs some more
+
+
+class CheckDirectories(Callback):
+    """Ends the program with one line and code 1 where the directory cannot be one, before anything is made."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        _or_end(lambda: _run(config))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _or_end(lambda: _sweep(config))
+
+
+def _or_end(check: Callable[[], None]) -> None:
+    """Hydra makes a warning of an exception in a callback, so the end of the program is all that stops it."""
+    try:
+        check()
+        return
+    except SettingError as error:
+        line = str(error)
+    except OSError as error:  # a name that no file can have, for example
+        line = f"run directory: {explain(error, Path.cwd())}"
+    except OmegaConfBaseException as error:
+        line = " ".join(printable(error).split())
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exc()
+    elif paths.rank() == 0:
+        print_line(f"error: {line}", error=True)
+    sys.exit(1)
+
+
+def _run(config: DictConfig) -> None:
+    run_id = config.run.id
+    _check_spelling(run_id, config.hydra.get("overrides", {}).get("task", ()))
+    paths.check_id(run_id)
+    _allow_open_files()
+    path = _path(config, "hydra.run.dir")
+    if config.study is not None:
+        if run_id is not None:
+            raise SettingError(f"run.id={run_id}: a study names its runs; use study.directory for another directory")
+    elif run_id is not None and path.name != run_id:
+        raise SettingError(
+            f"run.id={run_id} and hydra.run.dir={path}: these are two runs; leave one out, or end the directory with "
+            f"{run_id}"
+        )
+    else:
+        _refuse_nested("hydra.run.dir", path)
+    _make("hydra.run.dir", path)
+
+
+def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
+    """Hydra reads a value as a number where it can, so that ``1.50`` and ``1.5`` would be one run."""
+    for each in overrides:
+        name, _, given = each.partition("=")
+        if name == "run.id" and run_id is not None and re.fullmatch(r"[\w.+-]+", given) and given != run_id:
+            raise SettingError(
+                f"run.id={given}: Hydra reads this as {run_id}; put it into quotes (\"run.id='{given}'\"), or use "
+                "another id"
+            )
+
+
+def _sweep(config: DictConfig) -> None:
+    if paths.launcher() == "torchrun":
+        raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+    if config.run.id is not None:
+        raise SettingError(
+            f"run.id={printable(config.run.id)}: the jobs of a sweep are named by their numbers; use hydra.sweep.dir"
+        )
+    _allow_open_files()
+    path = _path(config, "hydra.sweep.dir")
+    if (path / "run.json").exists():
+        raise SettingError(f"hydra.sweep.dir={path}: this is the directory of a run; use another for a sweep")
+    _refuse_nested("hydra.sweep.dir", path)
+    _make("hydra.sweep.dir", path, "multirun.yaml")
+
+
+def _path(config: DictConfig, name: str) -> Path:
+    text = str(OmegaConf.select(config, name))
+    if not os.fsencode(text).decode("utf-8", "replace").isprintable():  # not surrogates: letters the locale lacks
+        raise SettingError(f"{name}={printable(text)}: it has control characters; leave them out")
+    path = Path(text)
+    if not text.strip() or Path.cwd().is_relative_to(path.absolute().resolve()):
+        raise SettingError(f"{name}={text}: a run needs a directory of its own; use outputs/NAME, for example")
+    return path
+
+
+def _refuse_nested(name: str, path: Path) -> None:
+    """A run in the directory of another would be part of that; one that holds others would hide them."""
+    above = next((each for each in path.absolute().parents if (each / "run.json").exists()), None)
+    if above is not None:
+        raise SettingError(f"{name}={path}: this lies in the directory of another run, {above}; use one outside it")
+    if name != "hydra.run.dir" or not path.is_dir() or (path / "run.json").exists():
+        return
+    inside = next(path.glob("*/run.json"), None)
+    if inside is not None:
+        raise SettingError(f"{name}={path}: this holds other runs ({inside.parent.name}); use {path}/NAME")
+
+
+def _make(name: str, path: Path, *left: str) -> None:
+    """Makes the directory. What is still empty when the program ends is removed, with the files named ``left``."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        _remove(missing, ())
+        said = explain(error, path) if isinstance(error, OSError) else f"{printable(path)}: {error}"
+        raise SettingError(f"{name}={printable(path)}: no directory can be made there ({said})") from error
+    if missing:
+        atexit.register(_remove, [each.absolute() for each in missing], left)
+
+
+def _remove(made: list[Path], left: tuple[str, ...]) -> None:
+    with suppress(OSError):
+        if made and {each.name for each in made[0].iterdir()} <= set(left):
+            for name in left:
+                (made[0] / name).unlink(missing_ok=True)
+        for each in made:
+            each.rmdir()
+
+
+def _allow_open_files() -> None:
+    """As many as this user may have: the shell's limit is often lower, and loaders share memory by open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        raise SettingError(f"ulimit -n {soft}: too few open files for a run; use at least 64 (ulimit -n 1024)")

@@ -1,0 +1,338 @@
+"""From one command to all ranks and back: settle the run, start its ranks, watch them, say how it ended.
+
+The process that was called is never a rank. A rank gets the settled configuration from the run directory, so none
+composes its own. Started by torchrun or srun, which watch over ranks themselves, a process is a rank at once.
+"""
+
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from syncbn.training import atomic_write
+from syncbn.training.atomic_write import explain
+from syncbn.training.checkpoint import continue_run, inherit_config
+from syncbn.training.config import validate
+from syncbn.training.config.schema import AgreedError, SettingError
+from syncbn.training.console import print_line, printable
+from syncbn.training.distributed import loopback, rank_processes, signals, slurm, unresponsive_ranks
+from syncbn.training.distributed.rank_processes import Ranks, Requests, StartError
+from syncbn.training.distributed.signals import Interrupted, Stopped
+from syncbn.training.launch import outcome
+from syncbn.training.run_directory import paths, record
+
+CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
+
+NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # what says which run this is
+
+
+class RunError(RuntimeError):
+    """The ranks came to a bad end; what there was to say has been said.
+
+    Attributes:
+        code: of the program, by convention: 128 + the signal that stopped it, 1 for anything else.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Runs one job, as :func:`syncbn.training.launch.main.main` says; the best value of the monitored metric."""
+    hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    run_dir = Path(hydra.runtime.output_dir)
+    try:
+        try:
+            return _run(cfg, run_dir, in_sweep)
+        except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
+            raise SettingError(f"run.id={printable(run_dir.name)}: {explain(error, run_dir)}") from error
+    except (SettingError, RunError) as error:
+        if isinstance(error, SettingError) and paths.rank() == 0:
+            _say(f"error: {error}")
+        code = getattr(error, "code", 1)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
+            raise  # the sweep goes on
+        sys.exit(code)
+
+
+def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    inherit_config.take(cfg, overrides, _tell if paths.rank() == 0 else lambda line: None)
+    validate.settle(cfg)
+    name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
+    if in_sweep and cfg.logger.get("group", "") is None:
+        cfg.logger.group = run_dir.parent.name
+    named = in_sweep or cfg.run.id is not None
+    named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
+    start = _be_a_rank if paths.launcher() else _start_ranks
+    start(cfg, run_dir, name, overrides, named)
+    return record.monitored(run_dir) if paths.rank() == 0 else None
+
+
+def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
+    nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
+    if nodes > 1:
+        raise SettingError(
+            f"trainer.num_nodes={nodes}: python train.py starts the ranks of one machine; on each node call "
+            f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
+        )
+    with Requests(_say_that_it_stops) as requests:
+        try:
+            with requests.raising():
+                if not _begin(cfg, run_dir, name, overrides, named):
+                    return
+            _watch(cfg, run_dir, requests)
+        except Interrupted as stop:
+            raise _ended(f"{stop}; {_how_to_go_on(run_dir)}", 128 + stop.signum) from None
+        except StartError as error:
+            raise _ended(f"{error}; {_how_to_go_on(run_dir)}") from error
+    _print_summary(run_dir)
+
+
+def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
+    """Starts the ranks of a run that has begun, waits for them, and writes down how it ended."""
+    status, refused, more = "failed", False, dict[str, Any]()
+    try:
+        ranks = Ranks(cfg.trainer.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
+        ends = ranks.watch(requests, cfg.timeouts.stop)
+        end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
+        status, refused = end.status, end.refused
+        if status == "interrupted" and _is_requeued():
+            more["requeued"] = slurm.job()
+            _say(_goes_back(end.message.partition(";")[0]))
+            raise RunError(end.message, end.code)
+        if end.code:
+            raise _ended(end.message, end.code)
+    except Interrupted:
+        status = "interrupted"
+        raise
+    finally:
+        with suppress(OSError):  # the disk may be full, which has been said
+            record.end(run_dir, status, **more)
+        if status != "finished":
+            close_wandb(run_dir, requests)
+            with suppress(OSError):
+                record.take_back(run_dir, refused=refused)
+        paths.release(run_dir)
+
+
+def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> bool:
+    """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
+    paths.hold(run_dir)
+    begun_from, began = continue_run.begun_from(cfg), False
+    try:
+        if not continue_run.go_on(cfg, run_dir, _tell, overrides, named=named):
+            record.mend(cfg, run_dir, name, overrides)
+            _tell(f"run {name} has finished before; this is what came out")
+            _print_summary(run_dir)
+            paths.release(run_dir)
+            return False
+        for link in atomic_write.detach(run_dir):
+            _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
+        began = True
+        record.begin(cfg, run_dir, name, overrides, begun_from)
+        _tell(record.headline(cfg))
+    except BaseException as error:
+        with suppress(Exception):
+            if began and record.read(run_dir, "run").get("status") == "running":
+                record.end(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed")
+        paths.release(run_dir)
+        raise
+    return True
+
+
+def rank(run_dir: Path) -> None:
+    """The entry point of a rank that this module started."""
+    run = import_run()
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    run(cfg, run_dir)
+
+
+def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
+    first = paths.rank() == 0
+    go = paths.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides, named) else "no") == "yes"
+    if not go:
+        return
+    if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+        os.environ.update(loopback.within_machine())
+    cfg.ckpt_path = paths.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
+    cfg.ckpt_restore = paths.shared("ckpt_restore", lambda: cfg.get("ckpt_restore") or "") or None
+    status, refused = "failed", False
+    try:
+        import_run()(cfg, run_dir)
+        status = "finished"
+        signals.done()
+    except Stopped as stop:
+        status = "interrupted"
+        if paths.launcher() == "srun" and cfg.cluster.requeue:
+            _come_back(stop, run_dir)
+        elif first:
+            _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
+        sys.exit(128 + stop.signum)
+    except SettingError as error:
+        refused = True
+        if not first and not isinstance(error, AgreedError):
+            _say(f"error: rank {paths.rank()}: {error}")
+        raise
+    except Exception as error:
+        raise _failed(error, run_dir, cfg.timeouts.collective) from error
+    finally:
+        if first:
+            with suppress(OSError):
+                record.end(run_dir, status)
+                if status != "finished":
+                    record.take_back(run_dir, refused=refused)
+    if first:
+        _print_summary(run_dir)
+
+
+def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
+    """What a rank says of its own end, where nobody watches it who could, and of those that it has waited for."""
+    rank, about = paths.rank(), rank_processes.about(error)
+    trace = run_dir / "ranks" / f"{rank}-error.txt"
+    with suppress(OSError):
+        trace.parent.mkdir(exist_ok=True)
+        trace.write_text(about["trace"], encoding="utf-8", errors="backslashreplace")
+    where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {paths.host()}"
+    what = outcome.what(about, trace, unresponsive_ranks.to_blame(error, timeout))
+    return _ended(f"{where} failed: {what}; {_how_to_go_on(run_dir)}")
+
+
+def _come_back(stop: Stopped, run_dir: Path) -> None:
+    """Puts the job back into Slurm's queue, where this is in order; what became of that is said."""
+
+    def requeue() -> str:
+        record.end(run_dir, "interrupted")  # here, for Slurm ends this process
+        try:
+            asks = slurm.comes_back(stop.signum)
+            if asks or slurm.goes_back():
+                record.end(run_dir, "interrupted", requeued=slurm.job())
+                _say(_goes_back(stop))
+                if asks:
+                    slurm.requeue()
+                return "yes"
+        except SettingError as error:
+            record.end(run_dir, "interrupted", requeued=None)
+            _say(f"error: {error}")
+        _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
+        return "no"
+
+    paths.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
+
+
+def _goes_back(stop: object) -> str:
+    return f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint"
+
+
+def _is_requeued() -> bool:
+    """Whether this process is the batch script of a job that Slurm starts again."""
+    if slurm.job() is None or slurm.is_interactive():
+        return False
+    try:
+        return slurm.goes_back()
+    except SettingError:  # no scontrol here
+        return False
+
+
+def import_run() -> Callable[[DictConfig, Path], None]:
+    """A rank's job. Importing Lightning imports torchvision, where it is installed."""
+    try:
+        from syncbn.training.launch import rank as run
+    except (ImportError, OSError, RuntimeError) as error:
+        if "torchvision" not in str(error):
+            raise
+        raise SettingError(
+            f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, and Lightning cannot be "
+            f"imported beside it ({' '.join(str(error).split())}): install the build that belongs to this torch, or "
+            "remove it (pip uninstall torchvision)"
+        ) from error
+    return run.run
+
+
+def close_wandb(run_dir: Path, requests: Requests) -> None:
+    """Marks the W&B run as failed, where rank 0 did not live to do it, and nobody wants an end at once.
+
+    In a process that is forked for it: imports that take seconds are done there, and it can be killed.
+    """
+    if record.read(run_dir, "wandb").get("finished") is not False or requests.enough:
+        return
+    with suppress(OSError, RuntimeError, Interrupted):
+        closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
+        closing.watch(requests, CLOSING, limit=CLOSING)
+
+
+def _mark_failed(run_dir: Path) -> None:
+    from syncbn.training.loggers import wandb_logger
+
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    with suppress(SettingError):  # that a server is gone is no news by now
+        wandb_logger.mark_failed(cfg, run_dir)
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    """The command that goes on with this run."""
+    if record.read(run_dir, "run").get("tests"):
+        return "the same command tests it again"
+    if not (run_dir / "checkpoints" / "last.ckpt").exists():
+        return "there was no checkpoint yet"
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"the same sweep with hydra.sweep.dir={record.short(run_dir.parent)} goes on with it"
+    program, *settings = (each for each in sys.argv if not each.startswith(NAMES))
+    settings.append(_name(run_dir))
+    if paths.launcher() == "srun":
+        return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"
+    if paths.launcher() == "torchrun":
+        return f"go on with: torchrun ... {shlex.join([program, *settings])}, as before"
+    return f"go on with: {shlex.join(['python', program, *settings])}"
+
+
+def _name(run_dir: Path) -> str:
+    """The setting that finds this run again, in quotes where Hydra wants them."""
+    key, value = "hydra.run.dir", record.short(run_dir)
+    if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
+        key, value = "run.id", run_dir.name
+    return f"{key}={value}" if re.fullmatch(r"[A-Za-z0-9_./+@-]+", value) else f"{key}='{value}'"
+
+
+def _ended(message: str, code: int = 1) -> RunError:
+    _say(f"error: {message}")
+    return RunError(message, code)
+
+
+def _say_that_it_stops(signum: int) -> None:
+    more = "; once more ends it at once" if signum == signal.SIGINT else ""
+    _say(f"{signal.Signals(signum).name}: stopping after this step, with a checkpoint{more}")
+
+
+def _print_summary(run_dir: Path) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # its table has it all
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
+        console.width = 1000
+    console.print(record.summary(run_dir))
+
+
+def _tell(line: str) -> None:
+    print_line(line)
+
+
+def _say(message: str) -> None:
+    print_line(message, error=True)

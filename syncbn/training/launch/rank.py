@@ -1,0 +1,307 @@
+"""The job of one rank: build everything from the settings, fit, test, and (rank 0) write down what came out."""
+
+import logging
+import os
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torchmetrics.utilities import prints
+
+from syncbn.training.callbacks.best_metric import BestMetric
+from syncbn.training.callbacks.gradient_monitor import GradientMonitor
+from syncbn.training.callbacks.non_finite import stopper
+from syncbn.training.callbacks.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
+from syncbn.training.callbacks.statistics_monitor import StatisticsMonitor
+from syncbn.training.callbacks.time_to_target import TimeToTarget
+from syncbn.training.checkpoint import files
+from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
+from syncbn.training.checkpoint.resume_points import ResumePoints
+from syncbn.training.config import validate, validate_evaluation
+from syncbn.training.config.schema import SettingError
+from syncbn.training.config.trust import INSTALL
+from syncbn.training.console import print_line
+from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
+from syncbn.training.distributed.signals import Stopped
+from syncbn.training.evaluation import generalization_gap, precise_statistics
+from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
+from syncbn.training.evaluation.corruption_suite import CorruptionSuite
+from syncbn.training.launch import preflight
+from syncbn.training.launch.preflight import CompareRanks
+from syncbn.training.loggers import wandb_logger
+from syncbn.training.norm import simulated_devices, trainer_parts
+from syncbn.training.run_directory import record
+
+Kind = TypeVar("Kind", bound=pl.Callback)
+
+
+def run(cfg: DictConfig, run_dir: Path) -> None:
+    """Trains and tests as this rank, whose number the launcher's environment gives (``RANK``, ``WORLD_SIZE``, ...).
+
+    Args:
+        cfg: settled settings.
+        run_dir: the run directory, begun by :func:`syncbn.training.run_directory.record.begin`; the same on all ranks.
+    """
+    _quieten()
+    if cfg.trainer.accelerator == "cpu":
+        asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+        share = (os.cpu_count() or 1) // cfg.trainer.devices
+        torch.set_num_threads(int(asked) if asked.isdigit() else max(1, share))
+    preflight.look(cfg, run_dir)
+    rank = int(os.environ["RANK"])
+    for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
+        of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
+    try:
+        with files.named(cfg.ckpt_path):
+            result = _fit_and_test(cfg, run_dir, rank)
+    except BaseException as error:
+        unresponsive_ranks.leave_word(error)  # before the loggers, which may take a minute
+        stop = isinstance(error, Stopped)
+        wandb_logger.finish(run_dir, failed=not stop, preempted=stop)
+        if stop and dist.is_initialized():
+            dist.destroy_process_group()
+        raise
+    if rank == 0:
+        record.write(run_dir, "result", result)
+        wandb_logger.finish(run_dir, failed=False, summary=result)
+    if dist.is_initialized():  # gloo's thread may abort a process that ends with it; Lightning ends NCCL's group alone
+        dist.destroy_process_group()
+
+
+class _Session(NamedTuple):
+    """What one fit or one test needs."""
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    datamodule: Any
+
+
+class _Sessions:
+    """Builds sessions from the settings, each as it would be in a new process; they share the loggers.
+
+    A trainer that has fitted is not used for a test. Its callbacks, EMA for one, may replace the weights that the test
+    has loaded, so the result would not be that of the checkpoint.
+    """
+
+    def __init__(self, cfg: DictConfig, run_dir: Path, rank: int) -> None:
+        self._cfg, self._run_dir, self._rank = cfg, run_dir, rank
+        self._loggers: list[Logger] | None = None
+        self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
+        self._fitted: pl.LightningModule | None = None
+
+    def begin(self, *, suite: bool = True) -> _Session:
+        """A new session. ``suite=False`` leaves the test on corrupted images out."""
+        cfg = self._cfg
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
+        if cfg.simulate:
+            data.batch_size = validate.loader_batch(cfg)
+        datamodule, module = build(data), self._fitted or self._module()
+        if self._loggers is None:
+            self._loggers = wandb_logger.build(cfg, self._run_dir, self._rank)
+        trainer = _trainer(cfg, self._run_dir, self._loggers, suite=suite)
+        if self._progress is not None:  # a test is logged at the step and epoch of the fit
+            trainer.fit_loop.load_state_dict(self._progress)
+        # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
+        trainer.precision_plugin.convert_module(module)
+        return _Session(trainer, module, datamodule)
+
+    def fitted(self, session: _Session, checkpoint: str | None) -> None:
+        """Later sessions are tests after this fit: of ``checkpoint``, or, without one, of the weights as they are."""
+        self._progress = session.trainer.fit_loop.state_dict()
+        self._fitted = session.module if checkpoint is None else None
+
+    def _module(self) -> pl.LightningModule:
+        module: pl.LightningModule = build(self._cfg.module)
+        trainer_parts.prepare_model(module, _plain(self._cfg.norm))
+        if self._cfg.simulate:
+            simulated_devices.refuse(module)
+        return module
+
+
+def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
+    sessions = _Sessions(cfg, run_dir, rank)
+    if cfg.mode == "test":
+        return _test(cfg, sessions, cfg.ckpt_path)
+    session = sessions.begin()
+    result = _fit(cfg, *session)
+    if not cfg.test:
+        return result
+    sessions.fitted(session, result["checkpoint"])
+    del session  # frees the memory of the optimizer
+    result["tested"] = "final weights" if result["checkpoint"] is None else "checkpoint"
+    return result | _test(cfg, sessions, result["checkpoint"])
+
+
+def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool) -> pl.Trainer:
+    exchange = simulated_devices.parts(cfg) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
+    settings = dict(build(cfg.trainer))
+    settings["enable_progress_bar"] = shows_bar(settings)
+    if cfg.simulate:
+        settings["accumulate_grad_batches"] = 1  # they are in one
+    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
+    callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, Throughput()]
+    callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
+    if cfg.fit:
+        callbacks.append(generalization_gap.RefuseUnfit())
+    if cfg.target is not None:
+        callbacks.append(TimeToTarget(validate_evaluation.target_monitor(cfg), cfg.target))
+    callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
+    if cfg.adapt is not None:
+        callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
+    if cfg.corruptions and suite:
+        callbacks.append(build(cfg.corruptions))
+    trainer = pl.Trainer(
+        strategy=ddp_strategy.Strategy(cfg.ddp, exchange.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
+        logger=logs,
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        **settings,
+    )
+    _leave_signals_alone(trainer)
+    return trainer
+
+
+def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
+    """Trains; what came out."""
+    if cfg.ddp.comm_hook == "powersgd" and cfg.ckpt_path is not None and trainer.is_global_zero:
+        print_line("ddp.comm_hook=powersgd: its error feedback is not in checkpoints and begins anew")
+    start = time.monotonic()
+    state = cfg.ckpt_path
+    if cfg.get("ckpt_restore") == "weights":
+        files.load_weights(module, cfg.ckpt_path)
+        state = None
+    with ddp_strategy.explained(trainer.strategy):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
+    seconds = time.monotonic() - start
+    stops, throughput = stopper(trainer), _callback(trainer, Throughput)
+    if trainer.global_step == 0 and not (stops and stops.diverged):
+        raise SettingError(
+            f"data.batch_size={cfg.data.batch_size}: no batch was trained on; either the data gives none of that size, "
+            "or a limit under trainer allows none"
+        )
+    assert throughput is not None
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "epochs_before": throughput.epochs_before,
+        "images_per_second": throughput.images_per_second,
+        "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
+        "monitored": _monitored(trainer),
+    }
+    if stops is not None:
+        result["diverged"] = int(stops.diverged)
+    if (monitor := _callback(trainer, StatisticsMonitor)) and monitor.collectives:
+        result["collectives"] = monitor.collectives
+    if (gradients := _callback(trainer, GradientMonitor)) and gradients.gradients:
+        result["gradients"] = gradients.gradients
+    if (target := _callback(trainer, TimeToTarget)) and target.result:
+        result["target"] = target.result
+    return result
+
+
+def _test(cfg: DictConfig, sessions: _Sessions, checkpoint: str | None) -> dict[str, Any]:
+    """Tests the checkpoint, or the weights as they are; and again in every way that was asked for."""
+    options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
+    trainer, module, datamodule = sessions.begin()
+    metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
+    result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
+    if suite := _callback(trainer, CorruptionSuite):
+        result |= suite.result
+    if cfg.fit:
+        trainer, module, datamodule = sessions.begin(suite=False)
+        result["fit"] = generalization_gap.test_fit(trainer, module, result["test"], datamodule=datamodule, **options)
+    if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
+        trainer, module, datamodule = sessions.begin(suite=False)
+        batches = cfg.precise_batches // validate.in_one(cfg)
+        result["precise"] = precise_statistics.test_precisely(
+            trainer, module, batches, datamodule=datamodule, **options
+        )
+    return result
+
+
+def _monitored(trainer: pl.Trainer) -> dict[str, float]:
+    """The best value of the monitored metric, by its name."""
+    checkpoint, best = trainer.checkpoint_callback, _callback(trainer, BestMetric)
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor and checkpoint.best_model_score is not None:
+        return {checkpoint.monitor: float(checkpoint.best_model_score)}
+    return {} if best is None else best.result
+
+
+def _callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
+    """The first of this class."""
+    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
+
+
+def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
+    return ResumePoints(
+        run_dir / "checkpoints",
+        global_batch_size=cfg.data.global_batch_size,
+        counted_in=validate.counted_in(cfg),
+        own_buffers=cfg.norm.name == "local_mean",
+        timeout=timedelta(seconds=cfg.timeouts.collective),
+        on_missing=print_line,
+        on_begin=lambda: record.trains(run_dir),
+        **_plain(cfg.resume),
+    )
+
+
+def _leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Keeps Lightning's handler of SIGTERM out, which sends a message from within, and its message before every step.
+
+    :class:`ResumePoints` does what they are for.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def build(cfg: Any) -> Any:
+    """The object that ``cfg._target_`` names; its arguments are plain lists and dicts, as config objects do not belong
+    into checkpoints.
+    """
+    try:
+        return instantiate(cfg, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, SettingError):
+            raise cause from None
+        missing = None if cause is None else cause.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
+            target = str(cause).split("'")[1]
+            raise SettingError(f"_target_={target}: there is no package {missing.name} here; {INSTALL}") from error
+        raise
+
+
+def _quieten() -> None:
+    """Leaves out what Lightning and torch say about every run; warnings that ask for something stay."""
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    for about in (
+        "does not have many workers",  # digits are in memory
+        "is smaller than the logging interval",
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
+        "The dirpath has changed",  # a run that begins from another one's checkpoint, or tests it
+        "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
+        "You're resuming from a checkpoint that ended before the epoch ended",  # resume.py says what it does about it
+        "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
+        "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",  # in the test
+    ):
+        warnings.filterwarnings("ignore", f".*{about}")
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(cfg))  # type: ignore[arg-type]  # a DictConfig's container is a dict

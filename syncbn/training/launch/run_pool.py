@@ -1,0 +1,133 @@
+"""Several runs of one program at once, each with ranks of its own: the cells of a study."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from syncbn.training import atomic_write
+from syncbn.training.checkpoint import continue_run
+from syncbn.training.config.schema import SettingError
+from syncbn.training.distributed.rank_processes import Ranks, Requests
+from syncbn.training.distributed.signals import Interrupted
+from syncbn.training.launch import outcome
+from syncbn.training.launch.job import close_wandb, rank
+from syncbn.training.launch.outcome import Outcome
+from syncbn.training.run_directory import paths, record
+
+GO_ON = "the same command goes on with it"
+
+
+class Run(NamedTuple):
+    """One run.
+
+    Attributes:
+        cfg: settled settings.
+        directory: the run directory; what is in it already is gone on with.
+        overrides: for the record.
+    """
+
+    cfg: DictConfig
+    directory: Path
+    overrides: list[str]
+
+
+def run_all(
+    runs: Sequence[Run], slots: int, requests: Requests, ended: Callable[[Run, Outcome], None]
+) -> dict[Path, Outcome]:
+    """Does all of ``runs``, in order, as many at once as there is room for; those that have finished before are left.
+
+    One that fails, or cannot begin, does not stop the others. Once this process is asked to stop, those that are under
+    way stop with a checkpoint and no other begins.
+
+    Args:
+        runs: of one machine.
+        slots: processes at once. A run of more waits until it is alone.
+        requests: within its context, what this process is asked.
+        ended: called when one has ended, at once for one that had before.
+
+    Returns:
+        How each that was begun has ended, by directory.
+    """
+    waiting, outcomes = list(runs), {}
+    live: list[tuple[Run, Ranks]] = []
+    try:
+        while waiting or live:
+            if requests.seen:
+                waiting = []
+            while waiting and (not live or _processes(live) + waiting[0].cfg.trainer.devices <= slots):
+                run = waiting.pop(0)
+                begun = _begin(run, None if live else requests)
+                if isinstance(begun, Ranks):
+                    live.append((run, begun))
+                else:
+                    outcomes[run.directory] = begun
+                    ended(run, begun)
+            wait([sentinel for _, ranks in live for sentinel in ranks.sentinels()], timeout=0.1)
+            for run, ranks in list(live):
+                if not ranks.live(requests, run.cfg.timeouts.stop):
+                    live.remove((run, ranks))
+                    outcomes[run.directory] = _end(run, ranks, requests)
+                    ended(run, outcomes[run.directory])
+    finally:
+        for run, ranks in live:  # something was raised here
+            _end(run, ranks, requests)
+    return outcomes
+
+
+def _processes(live: list[tuple[Run, Ranks]]) -> int:
+    return sum(run.cfg.trainer.devices for run, _ in live)
+
+
+def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
+    """Takes the run directory, writes the beginning of its record and starts the ranks; how the run has ended, where it
+    has finished before or cannot begin.
+
+    Args:
+        run: to begin.
+        requests: what interrupts the start; None where a start takes no time, as another run has begun before.
+    """
+    began, held, end = False, False, Outcome("finished")
+    try:
+        paths.hold(run.directory)
+        held = True
+        begun_from = continue_run.begun_from(run.cfg)
+        if continue_run.go_on(run.cfg, run.directory, lambda line: None, run.overrides):
+            began = True
+            atomic_write.detach(run.directory)
+            record.begin(run.cfg, run.directory, run.directory.name, run.overrides, begun_from)
+            logs = run.directory / "ranks"
+            return Ranks(run.cfg.trainer.devices, rank, (run.directory,), logs, silent=True, signals=requests)
+        record.mend(run.cfg, run.directory, run.directory.name, run.overrides)
+    except (Exception, Interrupted) as error:
+        said = " ".join(str(error).split())
+        end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
+        if isinstance(error, Interrupted):
+            end = Outcome("interrupted", f"{said}; {GO_ON}", 128 + error.signum)
+        with suppress(OSError):  # the disk may be full
+            if began and record.read(run.directory, "run").get("status") == "running":
+                record.end(run.directory, end.status)
+                record.take_back(run.directory, refused=False)
+    if held:
+        paths.release(run.directory)
+    return end
+
+
+def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
+    status, refused = "failed", False
+    try:
+        ranks.close()
+        end = outcome.of(ranks.ends(), requests.seen, run.directory, GO_ON)
+        status, refused = end.status, end.refused
+        return end
+    finally:
+        with suppress(OSError):  # the disk may be full
+            record.end(run.directory, status)
+        if status != "finished":
+            close_wandb(run.directory, requests)
+            with suppress(OSError):
+                record.take_back(run.directory, refused=refused)
+        paths.release(run.directory)

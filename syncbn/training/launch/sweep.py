@@ -1,0 +1,290 @@
+"""Sweeps: Hydra's ``-m``, one job after the other, that can be issued again for what is missing.
+
+The work of ``hydra/launcher=syncbn`` (``hydra_plugins/syncbn_launcher.py``). Every job has processes, a run directory
+and a W&B run of its own. They are forked from one server that has imported everything
+(:mod:`syncbn.training.distributed.rank_processes`), so a job starts in about a second. In a Slurm job array
+(``slurm/sweep.sbatch``) each task runs the job of its number.
+"""
+
+import csv
+import os
+import re
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import OmegaConf, open_dict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from syncbn.training.atomic_write import DamagedError, explain, read_text, replacing, unlinked
+from syncbn.training.config.schema import SettingError
+from syncbn.training.console import cell, print_line, printable
+from syncbn.training.distributed.rank_processes import Requests
+from syncbn.training.launch.job import RunError
+from syncbn.training.run_directory import paths, record
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra 1.3
+
+
+def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+    """Runs jobs in turn, or in a Slurm job array the one whose number is the task's.
+
+    One that fails is marked and does not stop the rest; one that has finished is not run again. Prints a table of all
+    jobs of the sweep at the end.
+
+    Args:
+        launcher: a Hydra launcher after its ``setup``: its ``config``, ``hydra_context`` and ``task_function``.
+        job_overrides: of each job.
+
+    Returns:
+        What each job returned. If some failed the program ends here, with one line and code 1; but another sweeper
+        than Hydra's own gets their errors, since it may go on without them.
+    """
+    setup_globals()
+    settings = launcher.config.hydra
+    configure_log(settings.hydra_logging, settings.verbose)
+    sweep_dir = Path(str(settings.sweep.dir))
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    jobs = [list(filter_overrides(each)) for each in job_overrides]
+    console = Console(soft_wrap=True, highlight=False, quiet=os.environ.get("SLURM_PROCID", "0") != "0")
+    results: list[JobReturn] = []
+    failed: list[tuple[int, JobReturn]] = []
+    try:
+        numbers, chosen = _begin(settings, jobs, sweep_dir)
+    except SettingError as error:
+        if not console.quiet:
+            print_line(f"error: {error}", error=True)
+        raise SystemExit(1) from None
+    try:
+        with Requests() if paths.launcher() is None else nullcontext() as requests:
+            for index in chosen:
+                overrides, job = job_overrides[index], jobs[index]
+                number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
+                console.print()
+                console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
+                results.append(_run(launcher, list(overrides), number, sweep_dir))
+                if results[-1].status == JobStatus.FAILED:
+                    failed.append((number, results[-1]))
+                    _tell(results[-1]._return_value)
+                configure_log(settings.hydra_logging, settings.verbose)
+                if requests and requests.seen:  # between two jobs, or when one was as good as over
+                    _stop(requests.seen[0], sweep_dir)
+    finally:
+        if not console.quiet:
+            summarize(sweep_dir, console)
+        paths.release(sweep_dir)
+    if not failed:
+        return results
+    again = f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing"
+    if str(settings.sweeper._target_) != BASIC_SWEEPER:  # it decides itself how many jobs may fail
+        for number, result in failed:
+            why = " ".join(str(result._return_value).split())
+            result.return_value = CompactHydraException(f"error: job {number} failed: {why}; {again}")
+        return results
+    if not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
+        numbers_of_failed = ", ".join(str(number) for number, _ in failed)
+        print_line(f"error: {len(failed)} of {len(jobs)} jobs failed (job {numbers_of_failed}); {again}", error=True)
+    raise SystemExit(1)
+
+
+def _stop(signum: int, sweep_dir: Path) -> None:
+    name = signal.Signals(signum).name
+    print_line(
+        f"error: stopped by {name}; the same sweep with hydra.sweep.dir={sweep_dir} does what is missing", error=True
+    )
+    raise SystemExit(128 + signum)
+
+
+def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[tuple[str, ...], int], range]:
+    """The numbers of the jobs that there are, and which of ``jobs`` to run, by their places; takes the directory."""
+    subdir = dict(OmegaConf.to_container(settings.sweep))["subdir"]  # type: ignore[arg-type]  # a DictConfig's is a dict
+    if subdir != "${hydra.job.num}":
+        raise SettingError(f"hydra.sweep.subdir={subdir}: leave it out; a job's directory is named by its number")
+    if paths.launcher() == "srun":  # the tasks of an array share the directory, each with a number of its own
+        numbers = _numbers(sweep_dir)
+        return numbers, _of_array(jobs, numbers, sweep_dir)
+    if paths.launcher() is None:
+        _hold(sweep_dir)
+    return _numbers(sweep_dir), range(len(jobs))
+
+
+def _hold(sweep_dir: Path) -> None:
+    try:
+        paths.hold(sweep_dir)
+    except SettingError as error:
+        holder = str(error).removeprefix(f"run.id={sweep_dir.name}: ").split(" is at ")[0]
+        raise SettingError(
+            f"hydra.sweep.dir={sweep_dir}: {holder} is at this sweep already; wait for it, or use another directory"
+        ) from None
+
+
+def _free(numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> int:
+    """The number after all that are in use, by a job that has left nothing readable too."""
+    return max([-1, *numbers.values(), *(int(job.name) for job in _directories(sweep_dir))]) + 1
+
+
+def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> range:
+    """The job of this array task, whose number it has."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    array = f"#SBATCH --array=0-{len(jobs) - 1}"
+    if task is None:
+        raise SettingError(f"-m: under srun one job of a sweep is one task of an array; ask for {array}")
+    if int(task) >= len(jobs):
+        raise SettingError(f"#SBATCH --array: this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}")
+    there = {number: job for job, number in numbers.items()}.get(int(task))
+    if there not in (None, tuple(jobs[int(task)])):
+        raise SettingError(
+            f"hydra.sweep.dir={sweep_dir}: job {task} was {' '.join(there)} before and would be "
+            f"{' '.join(jobs[int(task)])} now; give the same settings in the same order, or another directory"
+        )
+    numbers[tuple(jobs[int(task)])] = int(task)
+    return range(int(task), int(task) + 1)
+
+
+def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> JobReturn:
+    """Runs one job; one whose directory cannot be made has failed."""
+    try:
+        config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        if paths.rank() == 0:  # of the ranks of torchrun and srun, which all come here
+            _note(sweep_dir / str(number), list(config.hydra.overrides.task))
+        return run_job(
+            hydra_context=launcher.hydra_context,
+            task_function=launcher.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    except OSError as error:
+        failed = SettingError(f"job {number}: {explain(error, sweep_dir / str(number))}")
+        print_line(f"error: {failed}", error=True)
+        return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=failed)
+
+
+def _note(job: Path, overrides: list[str]) -> None:
+    """Writes a job's settings where its number is found by; Hydra does, but a kill leaves half of what it writes."""
+    path = job / ".hydra" / "overrides.yaml"
+    text = yaml.safe_dump(overrides, allow_unicode=True) if overrides else "[]\n"
+    with suppress(OSError, DamagedError):
+        if read_text(path) == text:
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _tell(error: BaseException) -> None:
+    """What job.py has not said by itself: what came up before it, in composing the settings say."""
+    if not isinstance(error, SettingError | RunError):
+        print_line(f"error: {type(error).__name__}: {' '.join(str(error).split())}", error=True)
+
+
+def _directories(sweep_dir: Path) -> list[Path]:
+    """Those of jobs, whose names are numbers."""
+    return [path for path in sweep_dir.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name)]
+
+
+def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
+    """The jobs that this directory has seen, by their settings."""
+    found: dict[tuple[str, ...], int] = {}
+    for job in _directories(sweep_dir):
+        try:
+            settings = yaml.safe_load(read_text(job / ".hydra" / "overrides.yaml"))
+        except (OSError, DamagedError, ValueError, RecursionError, yaml.YAMLError):  # killed in its first moment
+            settings = None
+        if not isinstance(settings, list):  # they are said twice
+            settings = record.read(job, "run").get("overrides")
+        if isinstance(settings, list):
+            found[tuple(map(str, settings))] = int(job.name)
+    return found
+
+
+def summarize(sweep_dir: Path, console: Console) -> bool:
+    """Prints a table of all jobs of a sweep, and writes it to ``sweep.csv`` in its directory; False if it has none."""
+    rows = [_row(settings, number, sweep_dir / str(number)) for settings, number in _numbers(sweep_dir).items()]
+    if not rows:
+        return False
+    rows = [
+        {printable(name): each if isinstance(each, int | float) else printable(each) for name, each in row.items()}
+        for row in rows
+    ]
+    rows.sort(key=lambda row: int(row["job"]))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    constant = {name for name in columns if len({row[name] for row in rows if name in row}) == 1}
+    kept = [name for name in columns if name in ("job", "status", "test/acc") or name not in constant]
+    table = Table(box=box.HORIZONTALS)
+    for name in kept:
+        table.add_column(cell(name))
+    for row in rows:
+        table.add_row(*(cell(_shown(name, row.get(name, ""))) for name in kept))
+    if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
+        console.width = 1000
+    console.print()
+    console.print(table)
+    try:
+        _write(rows, columns, sweep_dir)
+    except OSError as error:
+        print_line(f"error: {explain(error, sweep_dir / 'sweep.csv')}", error=True)
+    else:
+        console.print(cell(f"{sweep_dir}/sweep.csv"))
+    return True
+
+
+def _write(rows: list[dict[str, Any]], columns: list[str], sweep_dir: Path) -> None:
+    draft = sweep_dir / f".sweep-{os.getpid()}-{socket.gethostname()}.csv"  # tasks of an array may write at once
+    try:
+        with unlinked(draft).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        draft.replace(sweep_dir / "sweep.csv")
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
+    result, status = record.read(run_dir, "result"), record.status(run_dir)
+    if record.damage(run_dir, "result"):
+        result, status = {}, "damaged" if status == "finished" else status
+    chosen = dict(map(_name_and_value, settings))
+    came_out = (
+        {**result.get("monitored", {}), **result.get("test", {}), "seconds": result.get("seconds")} if result else {}
+    )
+    row = {"job": number, **chosen, "status": status, **came_out}
+    return row | {"job": number, "status": status}  # whatever settings or metrics bear these names
+
+
+def _name_and_value(override: str) -> tuple[str, str]:
+    """Of an override without Hydra's syntax: ``+x='a b'`` is ``x`` and ``a b``, ``~x`` is ``x`` and ``removed``."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except (HydraException, RecursionError):  # written by another version, or damaged
+        name, _, value = override.lstrip("+~").partition("=")
+        return name, value
+    name = parsed.key_or_group if parsed.package is None else f"{parsed.key_or_group}@{parsed.package}"
+    return name, "removed" if parsed.is_delete() else _text(parsed.value())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_text(key)}: {_text(each)}' for key, each in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "test/acc" and isinstance(value, float):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,94 @@
+"""The directories that W&B keeps of one run, one for each attempt: what is in them, and how to upload them."""
+
+import glob
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from syncbn.training.atomic_write import DamagedError, read_json
+from syncbn.training.config.schema import SettingError
+
+HEADER = 7  # bytes
+
+
+def check_names(directory: Path) -> None:
+    """Raises:
+    SettingError: W&B could not be given the directory or the command, which have to be UTF-8.
+    """
+    for text in (str(directory), *sys.argv):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise SettingError(
+                f"logger=wandb: W&B takes UTF-8 only, and this is not UTF-8 for Python, which uses "
+                f"{sys.getfilesystemencoding()} here: {text}; use PYTHONUTF8=1, another name, or logger=csv"
+            ) from None
+
+
+def directories(run_dir: Path) -> list[Path]:
+    """All that belong to this W&B run, the earliest first; none where the run directory does not name it."""
+    try:
+        wandb_id = read_json(run_dir / "run.json")["wandb_id"]
+    except (OSError, DamagedError, KeyError):
+        return []
+    if not isinstance(wandb_id, str) or "/" in wandb_id:  # no file that this program wrote
+        return []
+    found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{glob.escape(wandb_id)}.wandb")}
+    return sorted(found, key=lambda d: d.name.removeprefix("offline-"))
+
+
+def waiting(run_dir: Path) -> list[Path]:
+    """Those that are to be uploaded: of offline attempts, and of online ones whose server went away before the end.
+
+    One with nothing but a header in it was killed early; ``wandb sync`` would upload none because of it.
+    """
+    return [
+        directory
+        for directory in directories(run_dir)
+        if (is_offline(directory) or _gave_up(directory))
+        and not list(directory.glob("*.wandb.synced"))
+        and _log(directory).stat().st_size > HEADER
+    ]
+
+
+def upload(run_dir: Path) -> tuple[list[str], list[Path]]:
+    """What ``wandb`` is to be called with, options and directories; no directories where there is nothing to upload.
+
+    ``wandb sync`` puts the attempts of one run one after the other itself, and passes over online ones by default.
+    """
+    found = waiting(run_dir)
+    return ["sync", *([] if all(map(is_offline, found)) else ["--include-online"])], found
+
+
+def is_offline(directory: Path) -> bool:
+    """Whether W&B kept this attempt for itself."""
+    return directory.name.startswith("offline-")
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The lines that one attempt has logged, up to the place where it was killed."""
+    # -P and no cwd: else Python would import what is in the run directory, wandb/__init__.py or json.py
+    command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(_log(directory).resolve())]
+    offline = os.environ | {"WANDB_MODE": "offline"}  # nothing is reported to W&B
+    printed = subprocess.run(command, env=offline, capture_output=True, encoding="utf-8", errors="replace").stdout
+    return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
+
+
+def mark_unsent(directory: Path) -> None:
+    """Notes that an attempt ended before all of it was uploaded."""
+    (directory / "unsent").touch()
+
+
+def _gave_up(directory: Path) -> bool:
+    """Whether not all was uploaded: time ran out, or W&B's process gave up before, which it says in its log alone."""
+    log = directory / "logs" / "debug-internal.log"
+    fatal = log.exists() and "filestream: fatal error" in log.read_text(errors="replace", encoding="utf-8")
+    return fatal or (directory / "unsent").exists()
+
+
+def _log(directory: Path) -> Path:
+    (log,) = directory.glob("run-*.wandb")
+    return log

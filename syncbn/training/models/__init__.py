@@ -1,0 +1,1 @@
+"""Networks, the LightningModule that classifies, and learning-rate schedules."""

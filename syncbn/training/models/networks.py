@@ -1,0 +1,150 @@
+"""Two small networks: one with image positions, one without."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from syncbn.nn import norm_act
+from syncbn.training.config.schema import SettingError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+INITS = ("he", "torch")
+
+
+class ResNet(nn.Module):
+    """A residual network (He et al. 2016) for images of 8x8 to 32x32, about 77,000 parameters as it stands.
+
+    Args:
+        in_channels: 1 for grey, 3 for colour.
+        num_classes: outputs.
+        width: channels of the first stage; each further stage has twice as many.
+        blocks: residual blocks in each stage; each stage after the first halves the image.
+
+    Shape:
+        Input ``(N, in_channels, H, W)``, output ``(N, num_classes)``.
+    """
+
+    def __init__(
+        self, in_channels: int = 1, num_classes: int = 10, width: int = 16, blocks: Sequence[int] = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        self.stem = _Stem(_conv3x3(in_channels, width), nn.BatchNorm2d(width))
+        stages: list[nn.Module] = []
+        channels = width
+        for stage, count in enumerate(blocks):
+            out = width * 2**stage
+            for block in range(count):
+                stages.append(_Block(channels, out, stride=2 if stage and not block else 1))
+                channels = out
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(channels, num_classes)
+        _he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
+        return scores
+
+
+class MLP(nn.Module):
+    """``depth`` times Linear, BatchNorm1d, ReLU, then a Linear: the network in which only the batch supplies samples.
+
+    Args:
+        in_features: numbers per sample; images are flattened.
+        num_classes: outputs.
+        depth: hidden layers.
+        width: features of each.
+        activation: "relu", "sigmoid" or "tanh".
+        init: of the weights. "he": normal, with variance ``g^2 / fan_in`` (He et al. 2015; g is the activation's gain
+            in ``torch.nn.init.calculate_gain``: sqrt 2 for ReLU, 5/3 for tanh, 1 for sigmoid) and zero biases, the head
+            likewise. "torch": as Linear makes them, the head's bias too. Biases that ``norm=none`` puts into the hidden
+            layers are zero with both.
+        gain: a factor on the weights of the hidden layers, whatever drew them. Not on the head's: nothing would
+            normalize its output, so there it would be a temperature of the softmax and say nothing of the depth.
+
+    Shape:
+        Input ``(N, *)`` with ``in_features`` numbers per sample, output ``(N, num_classes)``.
+
+    Raises:
+        SettingError: another word for ``activation`` or ``init``; a gain that is not above 0.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 64,
+        num_classes: int = 10,
+        depth: int = 4,
+        width: int = 64,
+        activation: str = "relu",
+        init: str = "he",
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise SettingError(f"model.activation={activation}: use relu, sigmoid or tanh")
+        if init not in INITS:
+            raise SettingError(f"model.init={init}: use he, or torch for what torch's Linear does by itself")
+        if isinstance(gain, str) or not 0 < gain < math.inf:
+            raise SettingError(f"model.gain={gain}: use a number above 0; 1 leaves the weights as drawn")
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), ACTIVATIONS[activation]()]
+            in_features = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(in_features, num_classes)
+        if init == "he":
+            _he_init(self, activation)
+        for layer in self.body if gain != 1 else ():
+            if isinstance(layer, nn.Linear):
+                layer.weight.data.mul_(gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x.flatten(1)))
+        return scores
+
+
+class _Stem(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        return norm_act(norm, conv(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = norm_act(self.bn1, self.conv1(x))
+        return norm_act(self.bn2, self.conv2(out), residual=self.shortcut(x))
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+def _he_init(module: nn.Module, activation: str = "relu") -> None:
+    """He et al. 2015, eq. 10: variance 2 / fan; without it a network with no normalization does not train.
+
+    For other activations than ReLU their gain's square takes the place of the 2.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity=activation)  # type: ignore[arg-type]
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,1 @@
+"""What ``norm=`` does to a model and to the Trainer."""

@@ -1,0 +1,148 @@
+"""``simulate=``: one process that stands for several devices."""
+
+from math import ceil, floor
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins import LayerSync
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from syncbn.nn import simulation
+from syncbn.nn.simulation import Simulated
+from syncbn.training.config import validate
+from syncbn.training.config.schema import SettingError
+from syncbn.training.data.loaders import TrainLoader
+from syncbn.training.norm.trainer_parts import Parts
+
+DROPPING = (nn.RNNBase, nn.MultiheadAttention)  # with dropout of their own
+
+
+def parts(cfg: DictConfig) -> Parts:
+    """The parts of Lightning by which one process learns what ``cfg.simulate`` devices would."""
+    norm: dict[str, Any] = dict(OmegaConf.to_container(cfg.norm))  # type: ignore[arg-type]  # of a DictConfig it is one
+    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, validate.in_one(cfg))]
+    if norm["name"] in ("none", "group_norm"):
+        return Parts([], callbacks, {})
+    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, validate.in_one(cfg))
+    return Parts([plugin], [*callbacks, SimulatedStatistics()], {})
+
+
+def refuse(model: nn.Module) -> None:
+    """Refuses layers by which one process would learn something else than devices.
+
+    What a forward pass draws by a function, no layer, is not seen here.
+
+    Args:
+        model: with the batch norm that it is to be trained with.
+
+    Raises:
+        SettingError: a layer, by name, that draws random numbers in training, of which each device has its own; running
+            statistics of instance norm, which would be of all devices' samples; batch norm without running statistics,
+            whose evaluation depends on how samples are cut into batches.
+    """
+    for name, layer in model.named_modules():
+        p = layer.p if isinstance(layer, _DropoutNd) else layer.dropout if isinstance(layer, DROPPING) else 0
+        if layer.training and p > 0:
+            reason, use = f"has dropout {p:g}, drawn on each device by itself", "0"
+        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            reason, use = "has running statistics, on each device of its own samples", "track_running_stats=False"
+        elif isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            reason, use = "has no running statistics, so it is evaluated by batches", "track_running_stats=True"
+        else:
+            continue
+        raise SettingError(f"simulate: {name} ({type(layer).__name__}) {reason}; use {use} there, or simulate=null")
+
+
+class RefuseRest(pl.Callback):
+    """Refuses data of which devices would take a smaller last step in an epoch, which one process would leave out.
+
+    Args:
+        global_batch_size: samples over all devices.
+        accumulate: batches in a step of the optimizer.
+    """
+
+    def __init__(self, global_batch_size: int, accumulate: int) -> None:
+        self.global_batch_size, self.accumulate = global_batch_size, accumulate
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.accumulate == 1:
+            return
+        loader = trainer.train_dataloader
+        name = f"simulate and trainer.accumulate_grad_batches={self.accumulate}"
+        if not isinstance(loader, TrainLoader) or trainer.num_training_batches < len(loader):
+            raise SettingError(
+                f"{name}: these want loaders of syncbn.training.data.digits and no trainer.limit_train_batches"
+            )
+        whole = loader.sampler.samples / self.global_batch_size
+        batches = ceil(whole) if loader.sampler.remainder == "pad" else floor(whole)
+        if batches % self.accumulate:
+            raise SettingError(
+                f"{name}: an epoch has {batches} batches of {self.global_batch_size}, so its last step would be a "
+                f"smaller one; use data of a multiple of {self.accumulate * self.global_batch_size} images"
+            )
+
+
+class SimulatedDevicesPlugin(LayerSync):
+    """Makes batch norm layers simulate devices while Lightning fits the model.
+
+    Args:
+        norm: settled settings of ``norm``: "sync", "ghost", "local" or "local_mean".
+        devices: how many.
+        accumulate: batches in one that are accumulated for one step of the optimizer.
+    """
+
+    def __init__(self, norm: dict[str, Any], devices: int, accumulate: int = 1) -> None:
+        self.norm, self.devices, self.accumulate = norm, devices, accumulate
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        ghost_batch = self.norm.get("ghost_batch")
+        group = 1 if ghost_batch is not None else self.norm.get("group", 1)  # ghost batches share with nobody
+        simulation.simulate(
+            model,
+            self.devices,
+            sharing=self.devices if group in ("world", "node") else group,
+            ghost_batch=ghost_batch,
+            keep="each" if self.norm["name"] == "local_mean" else "first",
+            only=self.norm.get("only"),
+            accumulate=self.accumulate,
+        )
+        return simulation.simulate(model, self.devices, accumulate=self.accumulate)  # what norm.only has left
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return simulation.unsimulate(model)
+
+
+class SimulatedStatistics(pl.Callback):
+    """Pools what devices keep each by itself when ranks would, and keeps it for a resume."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._model: pl.LightningModule | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._model = pl_module
+        for name, layer in _layers(pl_module):
+            for row, loaded in zip(layer.rows or (), self._loaded.get(name, ()), strict=False):
+                if row.shape == loaded.shape:  # else an epoch of other devices is over, and they are the layer's own
+                    row.copy_(loaded)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for _, layer in _layers(pl_module):
+            layer.pool()
+
+    on_train_epoch_end = on_validation_start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._model is None else {name: layer.rows for name, layer in _layers(self._model) if layer.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+
+def _layers(model: nn.Module) -> list[tuple[str, Simulated]]:
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Simulated)]

@@ -1,0 +1,1 @@
+"""The run directory: its path, its lock, and its record."""

@@ -1,0 +1,151 @@
+"""Numbers that are bounds alone: what they make of conditions, and which answers they forbid."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncbn.study.claims.censored import Number, minus, of_effect, over
+from syncbn.study.claims.result import Finding
+from syncbn.study.claims.rule import Reading
+from tests.study.support.claim_study import found, row, study, write
+
+STEPS = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps"}
+HIGHEST = {"metric": "test/acc", "over": "highest", "usable": 10, "wants": "higher", "effect": "ratio", "at_least": 2}
+Seen = Sequence[tuple[float, float]]  # steps, and whether it got there; by seed
+
+FAST: Seen = [(100 + seed, 1) for seed in range(8)]
+SLOW: Seen = [(400 + 3 * seed, 1) for seed in range(8)]
+LATE: Seen = [(400 + 3 * seed, seed > 0) for seed in range(8)]
+EARLY: Seen = [(100 + seed, seed > 0) for seed in range(8)]  # the first diverged, having trained 100
+
+
+def steps(root: Path, condition: str = "0.1", **by_side: Seen) -> Path:
+    for side, seen in by_side.items():
+        for seed, (count, reached) in enumerate(seen):
+            target = {"target/steps": count, "target/reached": int(reached)}
+            write(root / "one" / condition / side / str(seed), target=target, diverged=int(not reached))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("none", "sync", "says", "open_p", "note"),
+    [
+        (SLOW, FAST, "yes", "", ""),
+        (LATE, FAST, "yes", "p_no", "so it cannot be shown not to help)"),
+        (SLOW, EARLY, "open", "p_yes", "so it cannot be shown to help)"),
+        (FAST, SLOW, "no", "", ""),
+        (EARLY, SLOW, "open", "p_no", "so it cannot be shown not to help)"),
+        (FAST, LATE, "no", "p_yes", "so it cannot be shown to help)"),
+        (LATE, EARLY, "open", "p_yes p_no", "so it can be shown neither to help nor not to)"),
+    ],
+)
+def test_a_bound_forbids_what_it_could_change(
+    tmp_path: Path, none: Seen, sync: Seen, says: str, open_p: str, note: str
+) -> None:
+    one = row(found(steps(tmp_path, none=none, sync=sync), study({"plain": STEPS}, sides=["sync"])), "plain", "sync")
+    assert (one.n, one.says) == (8, says)
+    assert [name for name in ("p_yes", "p_no") if math.isnan(getattr(one, name))] == open_p.split()
+    assert one.what.endswith(note)
+    assert ("cannot be" in one.what or "neither" in one.what) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("local", "sync", "word", "note"),
+    [
+        (SLOW, FAST, "better", ""),
+        (LATE, FAST, "better", "so sync cannot be shown to do worse, or the same)"),
+        (SLOW, EARLY, "not decided", "so sync cannot be shown to do better, or the same)"),
+        (FAST, LATE, "worse", "so sync cannot be shown to do better, or the same)"),
+        (EARLY, SLOW, "not decided", "so sync cannot be shown to do worse, or the same)"),
+        (EARLY, EARLY, "not decided", "so neither can be shown to do better, or the same)"),
+        (FAST, FAST, "no difference", ""),
+        (EARLY, FAST, "not decided", "so sync cannot be shown to do worse, or the same)"),
+    ],
+)
+def test_a_bound_forbids_what_it_could_change_of_sharing(
+    tmp_path: Path, local: Seen, sync: Seen, word: str, note: str
+) -> None:
+    (one,) = found(steps(tmp_path, local=local, sync=sync), study({"plain": STEPS})).versus
+    assert one.word == word
+    assert one.what.endswith(note)
+    assert (one.what != "steps") == bool(note)
+
+
+def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
+    """That trained 30 steps and diverged is not the fastest; where none got there the longest is a bound."""
+    case = {"plain": STEPS | {"over": "best", "conditions": ["0.1", "1"]}}
+    for condition, none, sync in (("0.1", 30, 30), ("1", 300, 200)):
+        steps(tmp_path, condition, none=[(none, none == 300)] * 2, sync=[(sync, 0), (sync, sync == 200)])
+    one = row(found(tmp_path, study(case, sides=["sync"], seeds=2)), "plain", "sync")
+    assert (one.value, one.other) == (200.0, 300.0)
+    assert one.what == (
+        "steps (sync: 3 of 4 did not get there; the best of those that did counts, and where none did (1 of 2) the "
+        "most steps trained; none: 2 of 4 did not get there; the best of those that did counts; "
+        "so it cannot be shown to help)"
+    )
+    assert math.isnan(one.p_yes)
+    assert not math.isnan(one.p_no)
+
+
+def ladder(root: Path, diverged: str = "", **errors: Sequence[float]) -> Finding:
+    """Of 8 seeds, errors in percent at the three conditions."""
+    for side, by_condition in errors.items():
+        for condition, error in zip(("0.1", "1", "10"), by_condition, strict=True):
+            for seed in range(8):
+                stopped = int(diverged == condition)
+                write(root / "one" / condition / side / str(seed), test={"test/acc": 1 - error / 100}, diverged=stopped)
+    return found(root, study({"plain": HIGHEST}, sides=["sync"]))
+
+
+@pytest.mark.parametrize(
+    ("none", "sync", "numbers", "says", "nan"),
+    [
+        ([5, 50, 50], [5, 5, 50], (1.0, 0.1), "yes", ""),
+        ([5, 50, 50], [5, 5, 5], (10.0, 0.1), "yes", "p_no"),
+        ([50, 50, 50], [5, 5, 50], (1.0, 0.1), "yes", "p_no"),  # none: below 0.1, if any
+        ([5, 5, 50], [50, 50, 50], (0.1, 1.0), "no", "p_yes"),
+        ([5, 5, 5], [5, 5, 50], (1.0, 10.0), "no", "p_yes"),
+        ([5, 5, 5], [5, 5, 5], (10.0, 10.0), "open", "p_yes p_no"),
+        ([50, 50, 50], [50, 50, 50], (0.1, 0.1), "open", "p_yes p_no"),
+    ],
+)
+def test_the_ends_of_a_ladder_are_bounds(
+    tmp_path: Path, none: list[float], sync: list[float], numbers: tuple[float, float], says: str, nan: str
+) -> None:
+    one = row(ladder(tmp_path, none=none, sync=sync), "plain", "sync")
+    assert (one.value, one.other, one.says) == (*numbers, says)
+    assert [name for name in ("p_yes", "p_no") if math.isnan(getattr(one, name))] == nan.split()
+
+
+def test_what_diverged_is_not_usable_however_good_it_is(tmp_path: Path) -> None:
+    one = row(ladder(tmp_path, diverged="10", none=[5, 50, 50], sync=[5, 5, 5]), "plain", "sync")
+    assert (one.value, one.other) == (1.0, 0.1)
+    assert not math.isnan(one.p_no)
+
+
+@pytest.mark.parametrize(
+    ("how", "wants", "numbers", "made"),
+    [
+        ("best", "lower", [Number(3, True), Number(5)], Number(5)),
+        ("best", "lower", [Number(3, True), Number(5, True)], Number(5, True)),
+        ("best", "lower", [Number(math.inf), Number(5)], Number(5)),
+        ("worst", "lower", [Number(3, True), Number(5)], Number(5, True)),
+        ("mean", "lower", [Number(3, True), Number(5)], Number(4, True)),
+        ("mean", "lower", [Number(3), Number(5)], Number(4)),
+        ("best", "higher", [Number(3), Number(5, True)], Number(5, True)),
+        ("a", "lower", [Number(3, True)], Number(3, True)),
+    ],
+)
+def test_conditions_that_are_bounds(how: str, wants: str, numbers: list[Number], made: Number) -> None:
+    assert over(Reading("one", "target/steps", how, ("a", "b"), None, False, wants), numbers) == made
+
+
+def test_what_is_left_of_bounds() -> None:
+    assert minus(Number(5, is_least=True), Number(3)) == Number(2, is_least=True)
+    assert minus(Number(5), Number(3, is_least=True)) == Number(2, is_most=True)
+    assert minus(Number(5), Number(3, is_most=True)) == Number(2, is_least=True)
+    least: dict[str, Any] = {"side": Number(5, is_least=True), "other": Number(3)}
+    assert (of_effect("lower", **least), of_effect("higher", **least)) == ((False, True), (True, False))

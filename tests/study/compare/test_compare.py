@@ -1,0 +1,505 @@
+"""From run directories to a comparison: what is paired, what is refused, and that all comes from the directories."""
+
+import dataclasses
+import math
+import random
+import shutil
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syncbn.study.compare.compare import compare
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.verdict import MINUS
+from syncbn.training.config.schema import SettingError
+from tests.study.support import run_directories
+from tests.study.support.run_directories import by_seed, layer, run, sweep
+
+LOCAL, SYNC = by_seed([60.0, 62.5, 61.0, 64.0]), by_seed([6.0, 6.5, 5.0, 7.0])
+SAME = by_seed([2.0, 2.2, 1.9, 2.4, 2.1, 2.3])
+
+
+def near(errors: dict[int, float], *by: float) -> dict[int, float]:
+    return {seed: error + step for (seed, error), step in zip(errors.items(), by, strict=True)}
+
+
+def whole(comparison: Comparison) -> dict[str, Any]:
+    """All of it, comparable."""
+    fields = {field.name: getattr(comparison, field.name) for field in dataclasses.fields(comparison)}
+    return {name: v.to_csv() if isinstance(v, pd.DataFrame) else v for name, v in fields.items()}
+
+
+def test_known_numbers(tmp_path: Path) -> None:
+    c = compare([sweep(tmp_path / "a", {"sync": SYNC, "local": LOCAL})])
+    assert (c.baseline, c.sides, c.conditions, c.axis) == ("local", ["local", "sync"], [""], "")
+    assert (c.metric.label, c.metric.unit, c.metric.better, c.metric.difference_unit) == (
+        *("test error", "%", "lower", "points"),
+    )
+    assert (c.margin, c.alpha) == (0.75, 0.01)
+    (effect,) = c.effects.to_dict("records")
+    # -54, -56, -56, -57: mean -55.75, standard deviation sqrt(4.75 / 3), t at 97.5 % and 3 degrees of freedom 3.182446
+    assert effect["differences"] == pytest.approx((-54, -56, -56, -57))
+    assert effect["difference"] == pytest.approx(-55.75)
+    half = 3.182446 * math.sqrt(4.75 / 3) / 2
+    assert (effect["low"], effect["high"]) == pytest.approx((-55.75 - half, -55.75 + half))
+    assert (effect["n"], effect["verdict"], effect["how"]) == (4, "lower", "2 processes on the CPU")
+    local, sync = c.means.to_dict("records")
+    assert (local["side"], local["mean"], local["n"]) == ("local", pytest.approx(61.875), 4)
+    assert (sync["side"], sync["mean"], sync["sd"]) == ("sync", pytest.approx(6.125), pytest.approx(0.853913))
+    assert c.runs["used"].all()
+    assert "norm.name: local / sync" in c.differs
+    assert "samples that share statistics: 2 / 4" in c.differs
+    assert "model: MLP, num_classes=10, depth=4, width=64" in c.constant
+    assert "seeds: 0, 1, 2, 3" in c.constant
+    numbers = "-55.75 points [-57.75, -53.75]".replace("-", MINUS)
+    assert c.verdict.startswith(f"sync against local, test error: lower (better): {numbers}.")
+    (few,) = c.problems
+    assert "few pairs (4 at least" in few
+
+
+def test_nothing_differs(tmp_path: Path) -> None:
+    sync = near(SAME, 0.1, -0.1, 0.05, -0.05, 0.1, -0.1)
+    c = compare([sweep(tmp_path / "a", {"local": SAME, "sync": sync})])
+    assert list(c.effects["verdict"]) == ["no difference"]
+    assert c.effects["p"][0] > 0.9
+    assert "no difference beyond ±0.75 points" in c.verdict
+    assert c.problems == []
+    same = compare([sweep(tmp_path / "b", {"local": SAME, "sync": SAME})])
+    assert (same.effects["p"][0], same.effects["p_tost"][0]) == (1.0, 2**-6)
+    wide = compare([tmp_path / "a"], margin=0.05)
+    assert list(wide.effects["verdict"]) == ["undecided"]
+    assert "undecided, neither a difference nor its absence being shown: " in wide.verdict
+
+
+def test_a_run_that_is_deleted_is_missed(tmp_path: Path) -> None:
+    path = sweep(tmp_path / "a", {"local": LOCAL, "sync": SYNC})
+    before = compare([path])
+    shutil.rmtree(path / "7")  # sync with seed 3
+    after = compare([path])
+    assert after.effects["difference"][0] == pytest.approx(-(54 + 56 + 56) / 3)
+    assert after.effects["p"][0] != before.effects["p"][0]
+    assert after.means["mean"][0] == pytest.approx((60 + 62.5 + 61) / 3)  # local's seed 3 has no partner any more
+    assert len(after.curves) == len(before.curves) - 2 * 6
+    assert after.cost["n"].sum() == 6
+    assert "sync has no finished run with seed 3" in after.problems
+    alone = after.runs[~after.runs["used"]]
+    assert list(alone["why"]) == [
+        "no partner: there is no run of sync in its settings with seed 3 (processes on the CPU)"
+    ]
+    (path / "6/result.json").write_text((path / "5/result.json").read_text(encoding="utf-8"), encoding="utf-8")
+    assert compare([path]).effects["difference"][0] == pytest.approx(-(54 + 56 + 54.5) / 3)
+
+
+def test_failed_damaged_and_repeated_runs_are_shown(tmp_path: Path) -> None:
+    path = sweep(tmp_path / "a", {"local": LOCAL, "sync": SYNC})
+    run(path / "8", norm="sync", seed=9, status="failed", error=None)
+    run(path / "9", norm="local", seed=8, status="running", error=None)
+    run_directories.damage(run(path / "10", norm="sync", seed=8) / "result.json")
+    run(path / "11", norm="sync", seed=7, test={"test/acc": math.nan})
+    run(path / "12", norm="sync", seed=0, error=6.0, ended="2026-01-02T00:00:00+00:00")
+    run(path / "13", norm="sync", seed=1, error=9.0, ended="2026-01-03T00:00:00+00:00")
+    c = compare([path])
+    rows = c.runs.set_index(c.runs["path"].str.rpartition("/")[2])
+    assert len(rows) == 14
+    assert list(rows.loc[["8", "9", "10", "11"], "status"]) == ["failed", "running", "no result", "finished"]
+    assert not rows.loc[["8", "9", "10", "11", "4", "5"], "used"].any()
+    assert rows.loc["4", "why"] == "repeated: a/12 is newer"
+    assert rows.loc["11", "why"] == "test/acc is nan"
+    assert rows.loc["8", ["side", "condition", "seed"]].tolist() == ["sync", "", 9]
+    assert c.effects["differences"][0] == pytest.approx((-54, -53.5, -56, -57))
+    text = "\n".join(c.problems)
+    for line in (
+        "a/8 (sync, seed 9): it failed",
+        "a/9 (local, seed 8): it had not ended",
+        "a/10 (sync, seed 8): result.json cannot be read",
+        "a/11 (sync, seed 7): test/acc is nan",
+        "a/5 and a/13 are the same run twice and differ: 6.5, 9",
+    ):
+        assert line in text
+    assert "a/4 and a/12" not in text  # they came out the same
+
+
+def test_conditions_and_their_axis(tmp_path: Path) -> None:
+    for batch in (16, 2, 4):
+        options = {"batch_size": batch, "settings": {"optimizer.lr": 0.01 * batch}}
+        sweep(tmp_path / str(batch), {"local": LOCAL, "sync": SYNC}, **options)
+    c = compare([tmp_path])
+    assert c.conditions == ["data.batch_size=2", "data.batch_size=4", "data.batch_size=16"]
+    assert c.axis == "data.batch_size"
+    assert list(c.effects["at"]) == [2, 4, 16]
+    assert (
+        "optimizer.lr: 0.02 at data.batch_size=2, 0.04 at data.batch_size=4, 0.16 at data.batch_size=16" in c.constant
+    )
+    assert "samples that share statistics: 2, 4, 16 / 4, 8, 32" in c.differs
+    assert c.effects["p_holm"][0] == pytest.approx(3 * c.effects["p"][0])
+    two = compare([tmp_path / "2", tmp_path / "4"], margin=60.0)  # points; both rows have the same p values
+    alone = compare([tmp_path / "2"], margin=60.0)
+    assert list(two.effects["p_tost"]) == pytest.approx([2 * alone.effects["p_tost"][0]] * 2)
+    both = compare([tmp_path / "2", tmp_path / "4"], factor="data.batch_size,optimizer.lr")
+    assert (both.sides, both.conditions) == (["2", "4"], ["norm.name=local", "norm.name=sync"])
+    assert list(both.effects["p_tost"]) == [2 * 2**-4] * 2
+    assert list(both.effects["verdict"]) == ["undecided", "undecided"]  # the same four times, twice: too few to show it
+
+
+def test_sides_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
+    two = {**run_directories.NORMS["sync"], "group": 2}
+    picked = {**run_directories.NORMS["sync"], "group": 4, "batch_size": 8}
+    for name, norm in (("world", "sync"), ("two", two), ("picked", picked), ("local", "local")):
+        sweep(tmp_path / name, {"local": {}}, devices=8)
+        for seed in (0, 1):
+            run(tmp_path / name / str(seed), norm=norm, seed=seed, devices=8, error=3.0 + seed)
+    c = compare([tmp_path], baseline="sync group=2")
+    assert c.sides[0] == "sync group=2"
+    assert set(c.sides[1:]) == {"local", "sync group=world", "sync batch_size=8"}
+
+
+@pytest.mark.parametrize(
+    ("factor", "settings_", "sides"),
+    [
+        ("optimizer.lr", {"optimizer.lr": 0.1}, ["0.05", "0.1"]),
+        ("model", {"model._target_": "mine.Net"}, ["MLP", "Net"]),
+        ("optimizer", {"optimizer.lr": 0.1, "optimizer.momentum": 0.5}, ["SGD lr=0.05", "SGD lr=0.1"]),
+        ("trainer.max_epochs", {"trainer.max_epochs": 9, "scheduler.epochs": 9}, ["3", "9"]),
+    ],
+)
+def test_any_setting_or_group_may_be_the_factor(
+    tmp_path: Path, factor: str, settings_: dict[str, Any], sides: list[str]
+) -> None:
+    sweep(tmp_path, {"local": LOCAL})
+    sweep(tmp_path, {"local": SYNC}, settings=settings_)
+    c = compare([tmp_path], factor=factor)
+    assert sorted(c.sides) == sorted(sides)
+    assert abs(c.effects["difference"][0]) == pytest.approx(55.75)
+
+
+@pytest.mark.parametrize(
+    ("factor", "kept"), [("devices", "global"), ("devices", "device"), ("data.batch_size", "global")]
+)
+def test_two_of_batch_global_batch_and_devices_say_the_third(tmp_path: Path, factor: str, kept: str) -> None:
+    sweep(tmp_path, {"local": LOCAL}, batch_size=8, devices=2)
+    sweep(tmp_path, {"local": SYNC}, batch_size=4 if kept == "global" else 8, devices=4)
+    c = compare([tmp_path], factor=factor)
+    assert c.sides == (["2", "4"] if factor == "devices" else ["4", "8"])
+    assert c.effects["how"][0] == "processes on the CPU"
+
+
+def test_what_cannot_change_the_result_is_no_difference(tmp_path: Path) -> None:
+    sweep(tmp_path, {"local": LOCAL})
+    changed = {"trainer.log_every_n_steps": 1, "data.num_workers": 2, "timeouts.stop": 1.0, "logger.mode": "offline"}
+    sweep(tmp_path, {"sync": SYNC}, settings={**changed, "precise_batches": 8, "ckpt_path": "last.ckpt"})
+    assert compare([tmp_path]).effects["n"][0] == 4
+
+
+def test_one_process_and_several_are_never_a_pair(tmp_path: Path) -> None:
+    sweep(tmp_path / "one", {"local": SAME, "sync": near(SAME, 0, 0.1, 0, 0, -0.1, 0)}, simulate=2)
+    sweep(tmp_path / "ddp", {"local": {0: 2.0}, "sync": {0: 2.9}}, collectives=0.25)
+    c = compare([tmp_path])
+    (effect,) = c.effects.to_dict("records")
+    assert (effect["n"], effect["how"]) == (6, "1 process for 2 devices")
+    assert c.confirmations.to_dict("list") == {
+        "condition": ["", ""],
+        "side": ["local", "sync"],
+        "seed": [0, 0],
+        "one_process": pytest.approx([2.0, 2.0]),
+        "processes": pytest.approx([2.0, 2.9]),
+        "difference": pytest.approx([0.0, 0.9], abs=1e-9),
+    }
+    assert c.problems == ["sync with seed 0 came out as 2 in one process and as 2.9 as processes: beyond the margin"]
+    assert list(c.cost["how"]) == ["2 processes on the CPU"] * 2
+    assert list(c.cost["collectives"]) == [0.25, 0.25]
+    assert set(c.runs[~c.runs["used"]]["why"]) == {"it confirms the run in one process"}
+    shutil.rmtree(tmp_path / "ddp")
+    assert "What it costs cannot be said" in compare([tmp_path]).verdict
+
+
+def test_as_many_confirmations_are_no_effect_of_their_own(tmp_path: Path) -> None:
+    """Else Holm's correction would count the same pairs twice."""
+    two = {"local": {0: 60.0, 1: 62.5}, "sync": {0: 6.0, 1: 6.5}}
+    sweep(tmp_path / "one", two, simulate=2)
+    sweep(tmp_path / "ddp", two)
+    c = compare([tmp_path])
+    assert list(c.effects["how"]) == ["1 process for 2 devices"]
+    assert c.effects["p_holm"][0] == c.effects["p"][0]
+    assert list(c.cost["n"]) == [2, 2]
+    sweep(tmp_path / "more", {"local": {2: 61.0}, "sync": {2: 5.0}})
+    assert list(compare([tmp_path]).effects["n"]) == [3, 2]
+
+
+def test_cost(tmp_path: Path) -> None:
+    of_two = {"trainer.accumulate_grad_batches": 2}  # batches a step
+    sweep(tmp_path, {"local": {0: 2.0}}, images_per_second=400, settings=of_two)
+    sweep(tmp_path, {"local": {1: 2.0}}, images_per_second=500, settings=of_two)
+    sweep(tmp_path, {"sync": {0: 2.0, 1: 2.1}}, images_per_second=200, settings=of_two)
+    c = compare([tmp_path])
+    local, sync = c.cost.to_dict("records")
+    assert (local["seconds_per_step"], local["ratio"]) == (pytest.approx((8 / 400 + 8 / 500) / 2), 1.0)
+    assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, math.sqrt(2 * 2.5)))
+    assert math.isnan(sync["collectives"])
+    assert sync["pairs"] == 2
+    assert c.verdict.endswith(
+        "A step with sync takes about 2.2 times as long (only 2 pairs: 2.00 to 2.50) as with local."
+    )
+    assert compare([tmp_path], baseline="sync").cost["ratio"][1] == pytest.approx(1 / sync["ratio"])
+
+
+def test_conditions_have_a_cost_of_their_own(tmp_path: Path) -> None:
+    for batch, speed in ((2, 100), (4, 40)):
+        sweep(tmp_path / str(batch), {"local": LOCAL}, batch_size=batch)
+        sweep(tmp_path / str(batch), {"sync": SYNC}, batch_size=batch, images_per_second=speed)
+    shutil.rmtree(tmp_path / "4/7")
+    said = "about 4.0 times as long at data.batch_size=2 (4 pairs: 4.00 to 4.00), "
+    said += "about 10 at data.batch_size=4 (3 pairs: 10.00 to 10.00) as with local."
+    assert compare([tmp_path]).verdict.endswith(f"A step with sync takes {said}")
+    for seed in (4, 5, 6):
+        shutil.rmtree(tmp_path / f"4/{seed}", ignore_errors=True)
+    run(tmp_path / "4/6", norm="sync", seed=0, batch_size=4, images_per_second=40)
+    assert "about 10 at data.batch_size=4 (1 pair alone)" in compare([tmp_path]).verdict
+    for batch in (8, 16, 32):
+        sweep(tmp_path / str(batch), {"local": LOCAL, "sync": SYNC}, batch_size=batch)
+    several = "takes about 1.0 to 10 times as long, depending on the condition (1 pair or more for each) as with local."
+    assert compare([tmp_path]).verdict.endswith(several)
+
+
+def test_other_metrics(tmp_path: Path) -> None:
+    path = sweep(tmp_path, {"local": SAME | {6: 2.0}, "sync": SYNC | {4: 5.0, 5: 6.0, 6: 6.0}}, precise_error=2.0)
+    loss = compare([path], metric="test/loss")
+    assert (loss.metric.label, loss.metric.unit, loss.metric.better) == ("test loss", "", "lower")
+    assert loss.margin == pytest.approx(0.05 * np.mean([*SAME.values(), 2.0]) / 10)
+    assert (loss.effects["verdict"][0], "higher (worse): " in loss.verdict) == ("higher", True)
+    precise = compare([path], metric="precise/acc")
+    assert precise.metric.label == "test error with population statistics"
+    assert precise.effects["verdict"][0] == "no difference"
+    speed = compare([path], metric="images_per_second")
+    assert speed.metric.better == "higher"
+
+
+def test_a_metric_without_a_unit_has_a_margin_in_each_condition(tmp_path: Path) -> None:
+    """Half a hundredth of a loss is much where it is a tenth, and nothing where it is ten."""
+    bases = {2: 100.0, 16: 1.0}  # percent, of which the loss is a tenth
+    for batch, base in bases.items():
+        local = by_seed([base, base * 1.01, base * 0.99] * 3)
+        off = near(local, *[0.01 * n for n in (14, 15, 16) * 3])
+        sweep(tmp_path / str(batch), {"local": local, "sync": off}, batch_size=batch)
+    c = compare([tmp_path], metric="test/loss")
+    assert list(c.effects["margin"]) == pytest.approx([0.5, 0.005])
+    assert math.isnan(c.margin)
+    assert list(c.effects["verdict"]) == ["higher", "higher"]
+    assert list(c.effects["p_tost"] < 0.01) == [True, False]
+    small, large = "higher (worse), by less than ±0.5: +0.015", "higher (worse): +0.015"
+    assert c.verdict.index(large) < c.verdict.index(small)
+    asked = compare([tmp_path], metric="test/loss", margin=0.2)
+    assert (asked.margin, list(asked.effects["margin"])) == (0.2, [0.2, 0.2])
+    sweep(tmp_path / "one", {"local": {0: 1.2}}, batch_size=16, simulate=2)
+    (line,) = (line for line in compare([tmp_path], metric="test/loss").problems if "beyond the margin" in line)
+    assert line.startswith("local at data.batch_size=16 with seed 0 came out as 0.12 in one process")
+
+
+REFUSED = [
+    (
+        {},
+        {"settings": {"optimizer.lr": 0.1}},
+        "optimizer.lr=0.05 against 0.1; run both with the same, or --factor=norm,",
+    ),
+    (
+        {},
+        {"simulate": 2},
+        "local ran as processes on the CPU, sync as one process on the CPU, and such runs are no pairs",
+    ),
+    ({}, {"status": "failed", "error": None}, "no run of sync has finished with a result"),
+    (
+        {"factor": "optimizer"},
+        {},
+        "all runs have SGD; give runs with another optimizer too, or --factor=norm.group, in",
+    ),
+    ({"factor": "data.nothing"}, {}, "the runs have no such setting; there are "),
+    ({"baseline": "syn"}, {}, "--baseline=syn: there is no such side; use one of 'local', 'sync'"),
+    ({"metric": "test/f1"}, {}, "--metric=test/f1: no run has it; there are test/acc, test/count, test/loss"),
+    ({"margin": 0.0}, {}, "--margin=0.0: use a number above 0, in points"),
+    ({"alpha": 1.0}, {}, "--alpha=1.0: use a number between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "of_sync", "message"), REFUSED)
+def test_what_is_refused(tmp_path: Path, options: dict[str, Any], of_sync: dict[str, Any], message: str) -> None:
+    sweep(tmp_path, {"local": {0: 2.0, 1: 2.1}})
+    for seed in (0, 1):
+        run(tmp_path / f"sync-{seed}", **{"norm": "sync", "seed": seed, **of_sync})
+    with pytest.raises(SettingError) as caught:
+        compare([tmp_path], **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_seeds_that_never_meet_are_refused(tmp_path: Path) -> None:
+    sweep(tmp_path, {"local": {0: 2.0, 1: 2.1}, "sync": {2: 2.0}})
+    with pytest.raises(SettingError, match="no seed in common: seeds 0, 1 against seed 2"):
+        compare([tmp_path])
+    with pytest.raises(SettingError, match=r"all runs have local; give runs with another norm too$"):
+        compare([tmp_path / "0", tmp_path / "1"])
+
+
+def test_a_side_that_differs_in_more_is_named_where_others_can_be_compared(tmp_path: Path) -> None:
+    sweep(tmp_path, {"local": LOCAL, "sync": SYNC})
+    sweep(tmp_path, {"none": LOCAL}, settings={"optimizer.lr": 0.01})
+    c = compare([tmp_path])
+    assert list(c.effects["side"]) == ["sync"]
+    assert "local and none differ in more than norm" in c.problems[0]
+    assert "optimizer.lr=0.05 against 0.01" in c.problems[0]
+    assert "none could not be compared with local." in c.verdict
+
+
+def test_runs_of_other_versions_are_named(tmp_path: Path) -> None:
+    sweep(tmp_path, {"local": SAME})
+    sweep(tmp_path, {"sync": SAME}, versions={"torch": "2.12.0"})
+    assert compare([tmp_path]).problems == [
+        "the runs were not made with the same torch: 2.12.0 (6 runs), 2.13.0 (6 runs)"
+    ]
+
+
+def test_which_layers_need_it(tmp_path: Path) -> None:
+    few, enough = {"effective_batch": 2.0}, {"effective_batch": 30.0, "device_batch": 512}
+    seen = [layer("net.stem", **enough), *(layer(f"net.head.{i}", **few) for i in range(3))]
+    sweep(tmp_path / "a", {"local": {0: 9.0, 1: 9.5}}, devices=8)
+    sweep(tmp_path / "a", {"sync": {0: 2.0, 1: 2.4}}, devices=8, layers=seen)
+    c = compare([tmp_path / "a"])
+    assert list(c.layers["layer"]) == ["net.head.0", "net.head.1", "net.head.2", "net.stem"]
+    assert list(c.layers["needs"]) == [True, True, True, False]
+    assert c.suggestion.startswith("norm=sync norm.only='[\"net.head.*\"]' norm.group=4: ")
+    assert "those of 4 devices about 8; 3 of 4 layers need it" in c.suggestion
+
+    # Positions of an image depend on one another, so their means spread, and there are enough of them.
+    sweep(tmp_path / "b", {"sync": {0: 2.0}}, layers=[layer("conv", device_batch=512, effective_batch=25, spread=20)])
+    sweep(tmp_path / "b", {"local": {0: 2.0}}, layers=[layer("conv", device_batch=512, effective_batch=25, spread=20)])
+    assert compare([tmp_path / "b"]).suggestion == (
+        "no layer needs shared statistics: a device's are worth at least 25 independent samples in conv."
+    )
+    # Without positions, it says that the devices hold other data.
+    shards = [
+        layer("fc", device_batch=32, effective_batch=8, spread=4),
+        layer("fc", device_batch=32, effective_batch=8, spread=6),
+    ]
+    sweep(tmp_path / "c", {"sync": {0: 2.0}, "local": {0: 2.0}}, layers=shards, batch_size=32)
+    c = compare([tmp_path / "c"])
+    assert list(c.layers["spread"]) == [5.0]  # the mean of two looks
+    assert list(c.layers["side"]) == ["sync"]  # behind a layer of per-device statistics devices hardly differ
+    assert "norm=sync for all layers: the devices' means differ 5 times as much as by chance" in c.suggestion
+
+
+@pytest.mark.parametrize("figures", [{"effective_batch": 2.0}, {"effective_batch": 25.0, "spread": 31.0}])
+def test_without_shared_statistics_no_layer_is_said_to_do_without(tmp_path: Path, figures: dict[str, float]) -> None:
+    """A first layer with statistics of its device hides from those behind it that the devices hold other data."""
+    enough = {"device_batch": 32, "effective_batch": 30.0}
+    seen = [layer("fc.0", device_batch=32, **figures), layer("fc.1", **enough), layer("fc.2", **enough)]
+    sweep(tmp_path, {"local": {0: 18.0, 1: 19.0}}, layers=seen, batch_size=32, devices=8)
+    sweep(tmp_path, {"sync": {0: 3.4, 1: 3.5}}, batch_size=32, devices=8)
+    suggested = compare([tmp_path]).suggestion
+    assert suggested.startswith("norm=sync for all layers: ")
+    assert suggested.endswith(
+        "; which of them alone need it is seen only where statistics are shared: monitor a norm=sync run."
+    )
+    assert "norm.only" not in suggested
+    assert "norm.group" not in suggested
+    sweep(tmp_path, {"sync": {2: 3.4}, "local": {2: 18.5}}, layers=seen, batch_size=32, devices=8)
+    assert compare([tmp_path]).suggestion.startswith("norm=sync norm.only='[\"fc.0\"]'")
+
+
+def test_a_device_is_worth_no_more_than_what_it_holds(tmp_path: Path) -> None:
+    seen = [layer("fc", device_batch=32, effective_batch=32.6)]
+    sweep(tmp_path, {"local": {0: 2.0}, "sync": {0: 2.0}}, batch_size=32, layers=seen)
+    c = compare([tmp_path])
+    assert c.suggestion.endswith("a device's are worth at least 32 independent samples in fc.")
+    assert list(c.layers["effective_batch"]) == [32.0]
+
+
+def test_published_figures_are_beside_ours(tmp_path: Path) -> None:
+    sweep(tmp_path, {"local": LOCAL, "sync": SYNC}, batch_size=2)
+    at, expected = {"data.batch_size": 2}, []
+    for more in (
+        {"side": "local", "baseline": "sync", "difference": 57.0, "tolerance": 5},
+        {"side": "sync", "baseline": "local", "difference": -57.0},
+        {"side": "sync", "value": 23.0, "tolerance": 3},
+        {"side": "sync", "value": 7.8, "tolerance": 1},
+        {"side": "sync", "value": 1.0, "where": {"data.batch_size": 4}},
+        {"side": "sync", "value": 1.0, "metric": "precise/acc"},
+    ):
+        expected.append({"what": "P1", "source": "a paper", "where": at, **more})
+    found = compare([tmp_path], expected=expected).expected
+    # 7.8 ± 1 meets the interval of 6.125, which is 4.77 to 7.48, and 23 ± 3 does not.
+    assert list(found["agrees"]) == ["yes", "yes", "no", "yes", "not comparable"]
+    (line,) = [line for line in compare([tmp_path], expected=expected).problems if "does not agree" in line]
+    assert line == "P1: 6.13 [4.77, 7.48] % does not agree with the expected 23 ± 3 % (a paper)"
+    assert found["published"][0] == "+57 ± 5 points"
+    assert found["ours"][0] == "+55.8 [+53.7, +57.8] points"
+    assert found["ours"][1] == "-55.8 [-57.8, -53.7] points"
+    assert list(found["condition"]) == ["", "", "", "", "data.batch_size=4"]
+    with pytest.raises(SettingError, match="expected: sides: there is no such key"):
+        compare([tmp_path], expected=[{"sides": 3}])
+    with pytest.raises(SettingError, match="expected: P: give a value of a side, or its difference to a baseline"):
+        compare([tmp_path], expected=[{"what": "P", "side": "sync", "difference": 1.0}])
+
+
+@pytest.mark.parametrize(("value", "tolerance", "answer"), [(6.9, 1.0, "yes"), (7.1, 1.0, "no"), (6.0, None, "")])
+def test_one_run_has_a_tolerance_and_no_interval(
+    tmp_path: Path, value: float, tolerance: float | None, answer: str
+) -> None:
+    sweep(tmp_path, {"local": {0: 60.0}, "sync": {0: 6.0}})
+    figure = {"what": "P1", "source": "a paper", "side": "sync", "value": value, "tolerance": tolerance}
+    assert list(compare([tmp_path], expected=[figure]).expected["agrees"]) == [answer or "not comparable"]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Comparison]:
+    where = tmp_path_factory.mktemp("many")
+    for batch in (2, 4):
+        sweep(where, {"local": LOCAL, "sync": SYNC, "none": SAME}, batch_size=batch, layers=[layer("a"), layer("b")])
+    run(where / "repeated", norm="sync", seed=0, error=6.5)
+    run(where / "failed", norm="sync", seed=7, status="failed", error=None)
+    paths = [path for path in where.iterdir() if path.is_dir()]
+    return paths, compare(sorted(paths))
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=5)
+def test_the_order_of_paths_does_not_matter(many: tuple[list[Path], Comparison], order: random.Random) -> None:
+    paths = order.sample(many[0], len(many[0]))
+    assert whole(compare([*paths, paths[0]])) == whole(many[1])
+
+
+@given(st.permutations(range(4)))
+@settings(max_examples=5)
+def test_the_order_in_which_seeds_ran_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int]
+) -> None:
+    where = tmp_path_factory.mktemp("seeds")
+    for norm, errors in (("sync", SYNC), ("local", LOCAL)):
+        sweep(where / "a", {norm: {seed: errors[seed] for seed in order}})
+    found = compare([where])
+    expected = compare([sweep(where / "b", {"local": LOCAL, "sync": SYNC})])
+    for name in ("effects", "means", "cost", "verdict", "problems"):
+        assert whole(found)[name] == whole(expected)[name]
+
+
+def test_tests_of_different_checkpoints_are_no_pair_to_believe(tmp_path: Path) -> None:
+    """The factor is one of tests alone; where it is one of training, the checkpoints differ as they should."""
+    for seed, name in product(range(2), ("none", "batch")):
+        options = {"mode": "test", "adapt.name": name}
+        number = 7 if (seed, name) == (0, "batch") else seed
+        run(tmp_path / f"{name}{seed}", seed=seed, settings=options, tests=f"outputs/{number}/best.ckpt")
+    (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "checkpoint" in line]
+    assert line.startswith(
+        "in 1 of 2 pairs the tests are of two checkpoints (outputs/0/best.ckpt, outputs/7/best.ckpt)"
+    )
+    run(tmp_path / "again", seed=1, settings=options, tests="outputs/8/best.ckpt", ended="2026-01-02T00:00:00+00:00")
+    (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "the newer alone counts" in line]
+    assert (
+        "again have the same settings and seed, but test different checkpoints (outputs/1/best.ckpt, outputs/8" in line
+    )
+    for norm in ("local", "sync"):
+        run(tmp_path / "norms" / norm, norm=norm, settings={"mode": "test"}, tests=f"outputs/{norm}/best.ckpt")
+    assert not any("checkpoint" in line for line in compare([tmp_path / "norms"], factor="norm").problems)

@@ -1,0 +1,60 @@
+"""What is expected of a comparison, in its three forms."""
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from syncbn.study.compare import reference_spec
+from syncbn.training.config.schema import SettingError
+
+SAID = {"what": "test error, %", "source": "a paper"}
+
+
+def test_a_figure_is_of_one_side_and_the_settings_that_it_names() -> None:
+    where = {"data.batch_size": 2, "devices": 16}
+    (found,) = reference_spec.parse([{**SAID, "side": "local", "where": where, "value": 34.7, "tolerance": 0.6}])
+    cfg = OmegaConf.create({"data": {"batch_size": 2}, "trainer": {"devices": 8, "num_nodes": 2}})
+    assert found.is_of("local", cfg)
+    assert not found.is_of("sync", cfg)
+    for name, value in {"data.batch_size": 4, "trainer.num_nodes": 1}.items():
+        other = cfg.copy()
+        OmegaConf.update(other, name, value)
+        assert not found.is_of("local", other)
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ({"value": 24.0, "tolerance": 0.3}, "test error, %: 24 +- 0.3 (a paper)"),
+        ({"value": 24.1}, "test error, %: 24.1 (a paper)"),
+        (
+            {"baseline": "local", "difference": -10.6, "tolerance": 0.9},
+            "test error, %: -10.6 +- 0.9 (a paper)",
+        ),
+        ({"baseline": "local", "at_most": 1.25}, "test error, %: at most 1.25 (a paper)"),
+    ],
+)
+def test_each_form_in_words(entry: dict[str, Any], line: str) -> None:
+    (found,) = reference_spec.parse([{**SAID, "side": 8, **entry}])
+    assert str(found) == line
+    assert found.is_of("8", OmegaConf.create())
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        (
+            {"side": 8, "valeu": 1.0},
+            r"^expected: valeu: there is no such key; use at_most, baseline, difference, metric, ",
+        ),
+        ({"value": 1.0}, "^expected: test error, %: give a value of a side, or its difference to a baseline, or what"),
+        ({"side": 8}, "give a value of a side"),
+        ({"side": 8, "value": 1.0, "difference": 1.0, "baseline": "local"}, "give a value of a side"),
+        ({"side": 8, "difference": 1.0}, "give a value of a side"),
+        ({"side": 8, "at_most": 1.0}, "give a value of a side"),
+    ],
+)
+def test_nonsense_is_refused_by_name(entry: dict[str, Any], line: str) -> None:
+    with pytest.raises(SettingError, match=line):
+        reference_spec.parse([{**SAID, **entry}])

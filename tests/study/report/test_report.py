@@ -1,0 +1,412 @@
+"""The report has every figure of the comparison, escapes what is not its own, and is the same each time."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import wandb
+from markdown_it import MarkdownIt
+
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.report import plots, tables, write
+from syncbn.training.config.schema import SettingError
+from tests.study.support import comparisons
+from tests.study.support.comparisons import frame
+from tests.study.support.page_reader import Page, cells, files
+from tests.training.support.train_command import environment
+
+
+@pytest.fixture(params=comparisons.ALL)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def page(directory: Path) -> Page:
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
+
+
+def markdown(directory: Path) -> Page:
+    text = (directory / "report.md").read_text(encoding="utf-8")
+    return Page(MarkdownIt("commonmark").enable("table").render(text))
+
+
+ORDER = ["effects", "means", "cost", "layers", "expected", "confirmations", "runs"]
+
+
+def test_the_page_and_markdown_have_every_cell_of_every_table(written: dict[str, Path], name: str) -> None:
+    built = tables.build(comparisons.ALL[name]())
+    expected = [[built[table].columns, *built[table].rows] for table in ORDER if table in built]
+    assert cells(page(written[name])) == expected
+    assert cells(markdown(written[name])) == expected
+
+
+def plain(value: float, pattern: str) -> str:
+    """As it should be shown, said once more here."""
+    return pattern.format(value).replace("-", "−")
+
+
+def test_rows_say_what_the_comparison_says(written: dict[str, Path]) -> None:
+    c = comparisons.rich()
+    shown = dict(zip(ORDER, cells(page(written["rich"])), strict=True))
+    for row, cell in zip(c.effects.itertuples(), shown["effects"][1:], strict=True):
+        assert cell[:4] == [row.condition, row.side, str(row.n), plain(row.difference, "{:+.2f}")]
+        assert cell[4] == f"{plain(row.low, '{:+.2f}')} to {plain(row.high, '{:+.2f}')}"
+        assert cell[5].startswith(row.verdict)
+        assert cell[-1] == row.how
+    for row, cell in zip(c.means.itertuples(), shown["means"][1:], strict=True):
+        assert cell[:3] == [row.condition, row.side, str(row.n)]
+        assert cell[3:5] == [f"{row.mean:.2f}", f"{row.sd:.2f}"]
+        assert cell[5] == f"{row.low:.2f} to {row.high:.2f}"
+    sync = ["data.batch_size=4", "sync", "3", "9.8 ms", "816.3", "3", "2.13×", "1.94× to 2.41×", "52.7 %"]
+    assert shown["cost"][2] == [*sync, comparisons.PROCESSES]
+    assert shown["layers"][3] == ["stem.bn", "data.batch_size=2", "local", "128", "11.4", "11.20×", "0.87×", "yes"]
+    for row, cell in zip(c.runs.itertuples(), shown["runs"][1:], strict=True):
+        assert cell[0] == row.path
+        assert cell[5] == ("—" if row.status == "failed" else f"{row.value:.2f}")
+        assert cell[-1] == ("yes" if row.used else f"no: {row.why}")
+    assert [row[4] for row in shown["expected"][1:]] == ["yes", "no", "not comparable"]
+    assert len(shown["confirmations"]) == 7
+
+
+def test_csv_files_have_all_digits(written: dict[str, Path], name: str) -> None:
+    made = comparisons.ALL[name]()
+    for table in comparisons.COLUMNS:
+        there = getattr(made, table)
+        back = pd.read_csv(written[name] / "tables" / f"{table}.csv", dtype=str, keep_default_na=False)
+        assert list(back.columns) == list(there.columns)
+        assert len(back) == len(there)
+        for column in there.columns:
+            for one, other in zip(there[column], back[column], strict=True):
+                if isinstance(one, tuple):
+                    assert tuple(float(part) for part in other.split("; ") if part) == one
+                elif isinstance(one, float):
+                    assert (one == float(other)) if other else one != one
+                else:
+                    assert str(one) == other
+
+
+@pytest.mark.parametrize("table", ORDER)
+def test_a_changed_value_changes_its_table(table: str) -> None:
+    made = comparisons.rich()
+    before = tables.build(made)[table]
+    unseen = {"at", "differences", "margin"}  # on the axis of a plot, in the CSV file, in a note: one for all rows
+    for column in set(comparisons.COLUMNS[table].split()) - unseen - {"why"}:
+        changed = getattr(made, table).copy()
+        value = changed[column].iloc[1]
+        if isinstance(value, str):
+            changed.loc[1, column] = f"{value}, another"
+        elif changed[column].dtype == bool:
+            changed.loc[1, column] = not value
+        else:
+            changed[column] = changed[column].astype(float)
+            changed.loc[1, column] = float(value) * 2 + 1
+        after = tables.build(replace(made, **{table: changed}))[table]
+        assert [a != b for a, b in zip(before.rows, after.rows, strict=True)].count(True) == 1, column
+
+
+def test_a_difference_that_is_there_and_small_is_both(tmp_path: Path) -> None:
+    pairs = [2.0, 2.1, 2.2, 2.0, 1.9, 2.1, 2.0, 2.2]
+    side = [value - 0.1 - 0.01 * (seed % 3) for seed, value in enumerate(pairs)]
+    made = comparisons.measured(
+        {("", "local", comparisons.PROCESSES): pairs, ("", "sync", comparisons.PROCESSES): side}
+    )
+    assert list(made.effects.verdict) == ["lower"]
+    write.write(made, tmp_path)
+    assert "lower (better), by less than ±0.75 points" in cells(page(tmp_path))[0][1]
+    assert ("1 of 1", "differences are shown to be small, that is within ±0.75 points") in write.key_figures(made)
+    far = made.effects.assign(p_tost=0.02)
+    assert tables.build(replace(made, effects=far))["effects"].rows[0][4] == "lower (better)"
+
+
+def test_what_no_share_of_collectives_has_is_said_under_cost(written: dict[str, Path]) -> None:
+    for shown in (page, markdown):
+        assert "broadcasts the running statistics from rank 0" in shown(written["rich"]).text
+        assert "broadcasts the running statistics" not in shown(written["without axis"]).text
+
+
+def test_tolerances_are_said_to_be_ours(written: dict[str, Path]) -> None:
+    assert cells(page(written["rich"]))[4][0][2] == "published or expected (± is a tolerance of ours)"
+    without = comparisons.rich().expected.replace({"published": {"+57 ± 8 points": "+57 points"}})
+    table = tables.build(replace(comparisons.rich(), expected=without))["expected"]
+    assert table.columns[2] == "published or expected"
+
+
+def test_margins_of_conditions_are_a_column() -> None:
+    made = comparisons.rich()
+    loss = replace(comparisons.ERROR, label="test loss", unit="", difference_unit="")
+    own = made.effects.assign(margin=[0.01 * (1 + row) for row in range(len(made.effects))])
+    table = tables.build(replace(made, margin=float("nan"), metric=loss, effects=own))["effects"]
+    at = table.columns.index("margin")
+    assert [row[at] for row in table.rows][:3] == ["0.01000", "0.02000", "0.03000"]
+    assert "margin" not in tables.build(made)["effects"].columns
+    notes = dict(tables.effects_notes(replace(made, margin=float("nan"))))
+    assert notes["p, equivalence"].endswith("within ±5 % of local's mean in the condition")
+
+
+def test_a_changed_run_changes_the_page_markdown_csv_and_plots(written: dict[str, Path], tmp_path: Path) -> None:
+    made = comparisons.without_axis()
+    runs = made.runs.copy()
+    runs.loc[0, "value"] = 47.11
+    write.write(replace(made, runs=runs), tmp_path)
+    changed = {name for name, there in files(tmp_path).items() if there != files(written["without axis"])[name]}
+    plots = {f"plots/{plot}.{kind}" for plot in ("metric", "seeds") for kind in ("png", "svg")}
+    assert changed == {"report.html", "report.md", "tables/runs.csv"} | plots
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"title": "Another"},
+        {"question": "Another?"},
+        {"verdict": "Another."},
+        {"command": "another"},
+        {"suggestion": "another"},
+        {"margin": 0.5},
+        {"alpha": 0.02},
+        {"differs": ["another: 1 / 2"]},
+        {"constant": ["another: 1"]},
+        {"problems": ["another"]},
+        {"metric": replace(comparisons.ERROR, label="top-5 error")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_all_that_is_said_is_on_the_page(change: dict[str, Any], tmp_path: Path) -> None:
+    made = comparisons.comparison(effects=comparisons.nothing_differs().effects)
+    for directory, comparison in (("before", made), ("after", replace(made, **change))):
+        write.write(comparison, tmp_path / directory)
+    for name in ("report.html", "report.md"):
+        assert (tmp_path / "before" / name).read_text(encoding="utf-8") != (tmp_path / "after" / name).read_text(
+            encoding="utf-8"
+        )
+
+
+def test_the_same_comparison_gives_the_same_bytes(written: dict[str, Path], tmp_path: Path) -> None:
+    write.write(comparisons.rich(), tmp_path)
+    assert files(tmp_path) == files(written["rich"])
+
+
+def test_the_page_begins_with_the_verdict_and_problems_come_before_results(written: dict[str, Path]) -> None:
+    made, shown = comparisons.rich(), page(written["rich"])
+    said = [
+        made.title,
+        made.verdict,
+        "2.13×",
+        made.problems[0],
+        made.constant[0],
+        "Differences from local",
+        made.command,
+    ]
+    text = " ".join(shown.text.split())
+    places = [text.index(" ".join(words.split()), 1) for words in said]  # after the title of the window
+    assert places == sorted(places)
+    in_markdown = markdown(written["rich"]).headings
+    assert [heading for heading in shown.headings if heading in in_markdown] == in_markdown
+
+
+def test_failed_runs_and_how_runs_were_run_are_counted(written: dict[str, Path]) -> None:
+    text = page(written["rich"]).text
+    assert "102 run directories looked at" in text
+    assert "1 process for 2 devices: 96 runs, 95 of them in pairs" in text
+    assert "2 processes on the CPU: 6 runs, 6 of them in pairs" in text
+    assert "not in a pair, failed: 1 run" in text
+    assert "not known how: 1 run, 0 of them in pairs" in page(written["nasty"]).text
+    assert ["sweep/12", *["—"] * 3, "no result", "—", "—", "no: result.json cannot be read"] in cells(
+        page(written["nasty"])
+    )[-1]
+
+
+def test_the_page_stands_alone(written: dict[str, Path], name: str) -> None:
+    shown = page(written[name])
+    assert not {tag for tag, _ in shown.tags} & {"script", "img", "iframe", "object", "a", "base", "form"}
+    for tag, attributes in shown.tags:
+        for attribute, value in attributes.items():
+            if attribute in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                assert value is not None
+                assert value.startswith(("#", "data:")), (tag, value)
+            assert not attribute.startswith("on")
+    html = (written[name] / "report.html").read_text(encoding="utf-8")
+    style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert len(style) == 1
+    assert "@import" not in html
+    assert all(inside.startswith("#") for inside in re.findall(r"url\((.*?)\)", html))
+
+
+def test_identifiers_are_there_once_and_what_refers_to_one_finds_it(written: dict[str, Path], name: str) -> None:
+    html = (written[name] / "report.html").read_text(encoding="utf-8")
+    identifiers = [value for _, attributes in Page(html).tags if (value := attributes.get("id"))]
+    assert len(identifiers) == len(set(identifiers))
+    used = re.findall(r"url\(#(.*?)\)", html) + re.findall(r'href="#(.*?)"', html)
+    assert set(used) <= set(identifiers)
+    assert bool(used) == (name != "nothing at all")
+
+
+def test_labels_are_text_not_markup(written: dict[str, Path]) -> None:
+    made = comparisons.nasty()
+    for shown in (page(written["nasty"]), markdown(written["nasty"])):
+        text = " ".join(shown.text.split())
+        for said in (
+            made.title,
+            made.question,
+            made.verdict,
+            made.suggestion,
+            made.command,
+            *made.problems,
+            *made.differs,
+        ):
+            assert " ".join(said.split()) in text
+        assert not {tag for tag, _ in shown.tags} & {"script", "b", "i"}
+        ours = ("tables/", "plots/", "#", "data:")
+        leads = [str(value) for _, a in shown.tags for name, value in a.items() if name in ("href", "src")]
+        assert all(lead.startswith(ours) for lead in leads)
+        assert made.title in shown.headings
+        assert "not a heading" not in shown.headings
+        assert {cell for row in cells(shown)[0] for cell in row} >= set(made.conditions)
+    assert [tag for tag, _ in markdown(written["nasty"]).tags].count("li") == 3 + 2 + 1 + 6 + 8
+
+
+def test_labels_are_text_in_plots_too(written: dict[str, Path]) -> None:
+    for plot in ("metric", "seeds"):
+        drawing = (written["nasty"] / "plots" / f"{plot}.svg").read_text(encoding="utf-8")
+        assert "_local $x$ &lt;b&gt;&amp;|</text>" in drawing
+        assert '>sync ["*layer3*"] `y`</text>' in drawing.replace("&quot;", '"')
+
+
+def test_links_in_markdown_lead_to_files_and_every_file_is_linked(written: dict[str, Path], name: str) -> None:
+    shown = markdown(written[name])
+    linked = {value for _, attributes in shown.tags if (value := attributes.get("src") or attributes.get("href"))}
+    there = {file for file in files(written[name]) if file.endswith((".png", ".csv"))}
+    assert linked <= there
+    built = tables.build(comparisons.ALL[name]())
+    assert linked >= {file for file in there if file.endswith(".png")} | {f"tables/{table}.csv" for table in built}
+
+
+def test_plots_are_there_or_the_page_says_why_not(written: dict[str, Path], name: str) -> None:
+    shown = page(written[name])
+    inside = {str(a["id"]).removeprefix("plot-") for tag, a in shown.tags if tag == "figure"}
+    for kind in ("png", "svg"):
+        assert {Path(file).stem for file in files(written[name]) if file.endswith(kind)} == inside
+    assert [tag for tag, _ in shown.tags].count("svg") == len(inside)
+    for plot, reason in {
+        "metric": "No plot of the test error: no run has one.",
+        "effects": "No plot of differences: no two runs",
+        "seeds": "No plot seed by seed",
+        "cost": "No plot of the cost",
+        "layers": "No plot of the layers",
+    }.items():
+        assert (plot in inside) == (reason not in shown.text)
+
+
+def test_several_comparisons_are_in_full_in_markdown_too(tmp_path: Path) -> None:
+    parts = {"first-part": comparisons.rich(), "second": comparisons.nasty()}
+    write.write_several("All of <it>", "Does it pay?", parts, tmp_path)
+    html, shown = page(tmp_path), markdown(tmp_path)
+    assert cells(shown) == cells(html)
+    assert shown.headings[0] == "All of <it>"
+    assert [text for text in html.headings if text in shown.headings] == shown.headings
+    text = " ".join(shown.text.split())
+    for part in parts.values():
+        assert text.count(part.verdict) == 2  # among the answers, and with its figures
+        assert all(" ".join(line.split()) in text for line in (part.suggestion, *part.problems, *part.differs))
+    levels = [tag for tag, _ in shown.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert (levels.count("h1"), levels.count("h2")) == (1, 2)
+    linked = {value for _, a in shown.tags if (value := a.get("src") or a.get("href"))}
+    pictures = {name for name in files(tmp_path) if name.endswith(".png")}
+    assert pictures | {f"{name}/report.md" for name in parts} <= linked <= set(files(tmp_path))
+
+
+def test_a_report_over_an_older_one_leaves_nothing_of_it(written: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(written["rich"], tmp_path, dirs_exist_ok=True)
+    write.write(comparisons.without_axis(), tmp_path)
+    assert files(tmp_path) == files(written["without axis"])
+
+
+def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
+    others = ["plots/mine.png", "plots/effects-talk.svg", "plots/curves-mine.png", "tables/mine.csv", "tables/note.txt"]
+    for other in others:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_text(other, encoding="utf-8")
+    write.write(comparisons.without_axis(), tmp_path)
+    assert [(tmp_path / other).read_text(encoding="utf-8") for other in others] == others
+
+
+def test_every_plot_has_a_name_that_a_later_report_knows_again(written: dict[str, Path], name: str) -> None:
+    assert all(plots.NAMES.fullmatch(file.stem) for file in (written[name] / "plots").iterdir())
+
+
+def test_problems_are_loud_and_absent_where_there_are_none(written: dict[str, Path]) -> None:
+    assert page(written["rich"]).headings[1] == "1 thing to know before believing this"
+    assert page(written["nasty"]).headings[1] == "2 things to know before believing this"
+    assert page(written["nothing differs"]).headings[1] == "What was run"
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda c: c, ("−67.39 points", "group_norm minus local at data.batch_size=2")),
+        (lambda c: c, ("2.13×", "sync over local at data.batch_size=4: the most there is (3 pairs)")),
+        (lambda c: c, ("101 of 102", "in pairs")),
+        (lambda c: c, ("1 of 9", "within ±0.75 points")),
+        (lambda c: replace(c, effects=c.effects.iloc[2:].reset_index(drop=True)), ("−3.10 points", "sync minus local")),
+    ],
+)
+def test_key_figures(change: Callable[[Comparison], Comparison], shown: tuple[str, str]) -> None:
+    figures = write.key_figures(change(comparisons.rich()))
+    (what,) = (what for figure, what in figures if figure == shown[0])
+    assert shown[1] in what
+
+
+@pytest.fixture
+def own_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process of W&B's for the test: it keeps the settings that it was started with."""
+    monkeypatch.setenv("WANDB_DISABLE_CODE", "true")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("own_wandb")
+def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
+    made = comparisons.nasty()
+    write.write(made, tmp_path)
+    command = write.log_to_wandb(made, tmp_path, project="mine", group="together")
+    place = Path(command.removeprefix("wandb sync "))
+    (log,) = place.glob("run-*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    lines = subprocess.run(
+        inspect, env=environment(), capture_output=True, text=True, timeout=60, encoding="utf-8"
+    ).stdout.splitlines()
+    (run,) = (json.loads(line)["run"] for line in lines if '"type":"run"' in line)
+    assert (run["project"], run["run_group"], run["job_type"]) == ("mine", "together", "comparison")
+    (row,) = (json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line)
+    tables_there = {name for name in comparisons.COLUMNS if len(getattr(made, name))}
+    logged = {key.split(".")[0] for key in row}
+    assert {key for key in logged if key.startswith("tables/")} == {f"tables/{name}" for name in tables_there}
+    assert {key for key in logged if key.startswith("plots/")} == {"plots/metric", "plots/effects", "plots/seeds"}
+    media = {path.name.split("_")[0]: path for path in (place / "files/media/table/tables").iterdir()}
+    effects = json.loads(media["effects"].read_text(encoding="utf-8"))
+    assert effects["columns"] == comparisons.COLUMNS["effects"].split()
+    assert effects["data"][0][5] == made.effects.difference[0]
+    assert len(list((place / "files/media/images").rglob("*.png"))) == 3
+
+
+@pytest.mark.usefixtures("own_wandb")
+def test_wandb_online_without_a_server_is_an_error_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    made = comparisons.comparison(runs=frame("runs"))
+    (tmp_path / "plots").mkdir()
+    start = time.monotonic()
+    with pytest.raises(SettingError, match=r"^mode=online: W&B says: [^\n]*; use mode=offline$"):
+        write.log_to_wandb(made, tmp_path, "online", timeout=2)
+    assert time.monotonic() - start < 30
+    with pytest.raises(SettingError, match="mode=nowhere: there is offline and online"):
+        write.log_to_wandb(made, tmp_path, "nowhere")

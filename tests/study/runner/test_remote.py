@@ -1,0 +1,77 @@
+"""Runs for another machine than this one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.study.runner import remote
+from syncbn.training.config.schema import SettingError
+from syncbn.training.launch.run_pool import Run
+
+
+def settings(**trainer: Any) -> DictConfig:
+    given = {"accelerator": "gpu", "devices": 8, "num_nodes": 1, **trainer}
+    return OmegaConf.create({"trainer": given, "data": {"num_workers": 8}})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "trainer", "line"),
+    [
+        (0, {}, r"^trainer.accelerator=gpu and trainer.devices=8: torch sees no GPU here; study.dry_run=true lists "),
+        (1, {"devices": 2}, "trainer.devices=2: torch sees 1 GPU here; "),
+        (4, {"accelerator": "cuda"}, "trainer.devices=8: torch sees 4 GPUs here; .* for a machine that has them$"),
+        (0, {"devices": "auto"}, "trainer.devices=auto: torch sees no GPU here"),
+        (
+            8,
+            {"num_nodes": 2},
+            r"^trainer.num_nodes=2: a study starts runs on one machine; .* the same study does the rest$",
+        ),
+        (8, {}, None),
+        (8, {"devices": "auto", "num_nodes": "auto"}, None),
+        (0, {"accelerator": "auto"}, None),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, trainer: dict[str, Any], line: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if line is None:
+        remote.refuse(settings(**trainer))
+    else:
+        with pytest.raises(SettingError, match=line):
+            remote.refuse(settings(**trainer))
+
+
+def test_how_many_gpus_another_machine_has_must_be_said() -> None:
+    with pytest.raises(SettingError, match=r"^trainer.devices=auto: .*; use a number$"):
+        remote.settle(settings(devices="auto"))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "workers", "start"),
+    [
+        ({}, 8, "python train.py trainer.devices=8 trainer.num_nodes=1 norm=sync "),
+        (
+            {"num_nodes": 2},
+            8,
+            "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=9 slurm/train.sbatch norm=sync ",
+        ),
+        (
+            {"num_nodes": 2, "accelerator": "cpu"},
+            0,
+            "sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sbatch norm=sync ",
+        ),
+    ],
+)
+def test_nodes_and_devices_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: dict[str, Any], workers: int, start: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = settings(**trainer)
+    cfg.data.num_workers = workers
+    overrides = ["trainer.devices=8", f"trainer.num_nodes={cfg.trainer.num_nodes}", "norm=sync"]
+    assert remote.command(Run(cfg, tmp_path / "s/0", overrides)) == f"{start}hydra.run.dir=s/0"

@@ -1,0 +1,72 @@
+"""A study with a claim, and its run directories written by hand: known numbers, and no training."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from syncbn.study import cells
+from syncbn.study.claims.evaluate import find
+from syncbn.study.claims.result import Finding, Row
+
+PLOT = {"kind": "conditions", "part": "one", "metric": "test/acc", "title": "Errors", "x": "rate", "y": "error, %"}
+CASE = {"part": "one", "over": "0.1", "metric": "test/loss", "wants": "lower", "effect": "difference", "at_least": 1}
+Numbers = Mapping[tuple[str, str, str], Mapping[int, Mapping[str, float]]]  # by part, condition and side; by seed
+
+
+def study(cases: Mapping[str, Mapping[str, Any]] | None = None, *, seeds: int = 8, **claim: Any) -> dict[str, Any]:
+    """One of two parts, three conditions and four sides, with one case where none is given; ``claim`` is of others."""
+    given = {name: CASE | dict(case) for name, case in (cases or {"plain": {}}).items()}
+    about = {"number": 1, "text": "Lower loss", "article": "It lowers the loss.", "method": "It is tried."}
+    norms = {"baseline": "none", "sides": ["local", "sync"]}
+    sides = {name: [f"norm={name}"] for name in ("none", "local", "sync", "group_norm")}
+    part = {"title": "A part", "conditions": {"0.1": [], "1": [], "10": []}, "sides": sides}
+    return {
+        "name": "made_up",
+        "budget": "default",
+        "seeds": None,
+        "settings": [],
+        "budgets": {"smoke": {"seeds": seeds}, "default": {"seeds": seeds}},
+        "parts": {
+            "one": part | {"budgets": {"smoke": {"conditions": [10]}}},
+            "other": part | {"conditions": {"a": [], "b": []}},
+        },
+        "claim": {**about, **norms, "cases": given, "plots": [PLOT]} | claim,
+    }
+
+
+def write(directory: Path, status: str = "finished", **parts: Any) -> None:
+    """A run directory with what is read of it, and ``result.json`` where it has parts."""
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").write_text(
+        f"seed: {directory.name}\ndata: {{}}\nnorm: {{}}\ntrainer: {{}}\n", encoding="utf-8"
+    )
+    (directory / "run.json").write_text(json.dumps({"status": status}), encoding="utf-8")
+    if parts:
+        (directory / "result.json").write_text(json.dumps(parts), encoding="utf-8")
+
+
+def losses(root: Path, **by_side: Iterable[float]) -> Path:
+    """Runs at the condition 0.1 of the first part, with these losses of the seeds 0, 1, ..."""
+    numbers = {
+        ("one", "0.1", side): {seed: {"test/loss": value} for seed, value in enumerate(values)}
+        for side, values in by_side.items()
+    }
+    return runs(root, numbers)
+
+
+def runs(root: Path, numbers: Numbers) -> Path:
+    """Runs with these numbers as their tests'."""
+    for place, by_seed in numbers.items():
+        for seed, test in by_seed.items():
+            write(root.joinpath(*place, str(seed)), test=dict(test))
+    return root
+
+
+def found(root: Path, made: Mapping[str, Any]) -> Finding:
+    return find(made, cells.cells(made, [], root), root, "python train.py +study=made_up")
+
+
+def row(finding: Finding, case: str, side: str) -> Row:
+    (one,) = [each for each in finding.rows if (each.case, each.side) == (case, side)]
+    return one

@@ -1,0 +1,211 @@
+"""Under Slurm, without one: what srun tells a task, and a scontrol that writes down what it is asked.
+
+On a real Slurm: tests/slurm.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from syncbn.training.config.schema import SettingError
+from syncbn.training.distributed import slurm
+from syncbn.training.run_directory import paths
+from tests.training.launch.test_train import free_port
+from tests.training.support.faulty_runs import fault
+from tests.training.support.train_command import REPO, environment
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "syncbn", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
+JOB |= {"ENVIRONMENT": "BATCH"}
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+STEP |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    paths.new_id.cache_clear()
+
+
+def put(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({}, None),
+        (JOB, None),
+        (JOB | STEP, "srun"),
+        (JOB | STEP | {"TORCHELASTIC_RUN_ID": "a"}, "torchrun"),
+        (JOB | STEP | {"SLURM_PTY_PORT": "1"}, None),  # a shell by srun --pty
+        (JOB | {"SLURM_STEP_ID": "4294967290"}, None),  # a shell by salloc
+    ],
+)
+def test_who_started_this_process(monkeypatch: pytest.MonkeyPatch, variables: dict, launcher: str | None) -> None:
+    put(monkeypatch, variables)
+    assert paths.launcher() == launcher
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        (JOB, "slurm-7"),
+        (JOB | {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}, "slurm-5_2"),
+        (JOB | {"SLURM_JOB_NAME": "interactive", "ENVIRONMENT": ""}, None),
+    ],
+)
+def test_a_run_is_called_by_its_job(monkeypatch: pytest.MonkeyPatch, variables: dict, name: str | None) -> None:
+    put(monkeypatch, variables)
+    assert paths.new_id().startswith("slurm-") == (name is not None)
+    assert name in (None, paths.new_id())
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({}, None),
+        (JOB | STEP, None),
+        (JOB | {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1"}, None),
+        (JOB, "Slurm: this job has 2 nodes and 2 tasks, but python was not started by srun"),
+        (JOB | {"SLURM_JOB_NUM_NODES": "1"}, "Slurm: this job has 1 node and 2 tasks, but python was not"),
+        (JOB | STEP | {"SLURM_JOB_NAME": "bash"}, "#SBATCH --job-name=bash: "),
+        (JOB | {"SLURM_JOB_NAME": "bash", "ENVIRONMENT": ""}, None),
+    ],
+)
+def test_a_job_asked_for_wrongly_is_told_of(monkeypatch: pytest.MonkeyPatch, variables: dict, line: str | None) -> None:
+    put(monkeypatch, variables)
+    if line is None:
+        slurm.check()
+    else:
+        with pytest.raises(SettingError) as told:
+            slurm.check()
+        assert str(told.value).startswith(line)
+
+
+def test_unequal_nodes_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, JOB | STEP | {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1"})
+    with pytest.raises(
+        SettingError, match=r"nodes have 2, 2, 1 tasks.*#SBATCH --nodes=3 and #SBATCH --ntasks-per-node"
+    ):
+        slurm.join.__wrapped__()
+
+
+def scontrol(where: Path, says: str, code: int = 0) -> Path:
+    """A scontrol that says this of the job, and writes down every call."""
+    program = where / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {where}/calls\necho '{says}'\nexit {code}\n", encoding="utf-8")
+    program.chmod(0o755)
+    return program.parent
+
+
+@pytest.mark.parametrize(
+    ("says", "signum", "comes_back"),
+    [
+        ("JobState=RUNNING PreemptTime=None", signal.SIGUSR1, True),
+        ("JobState=RUNNING PreemptTime=None", signal.SIGTERM, False),
+        ("JobState=RUNNING PreemptTime=2026-01-31T23:59:59", signal.SIGTERM, True),
+        ("JobState=RUNNING", signal.SIGTERM, False),
+        ("JobState=CANCELLED PreemptTime=None", signal.SIGUSR1, False),
+        ("JobState=CANCELLED PreemptTime=2026-01-31T23:59:59", signal.SIGTERM, False),
+    ],
+)
+def test_which_jobs_come_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, signum: int, comes_back: bool
+) -> None:
+    put(monkeypatch, JOB | {"PATH": f"{scontrol(tmp_path, says)}:{os.environ['PATH']}"})
+    assert slurm.comes_back(signum) == comes_back
+
+
+def tasks(where: Path, *settings: str) -> list[subprocess.Popen]:
+    """Two tasks as srun starts them, on two nodes, of which this machine is both."""
+    env = environment() | JOB | STEP | {"MASTER_PORT": str(free_port())}
+    env["PATH"] = f"{where / 'bin'}:{env['PATH']}"
+    command = [sys.executable, str(REPO / "train.py"), "model=mlp", "cluster=slurm", *settings]
+    return [
+        subprocess.Popen(
+            ["env", "--block-signal=USR1", *command],
+            cwd=where,
+            env=env | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURMD_NODENAME": f"node{node}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+        for node in range(2)
+    ]
+
+
+def test_a_signal_at_the_very_begin_stops_both_tasks_and_puts_the_job_back(tmp_path: Path) -> None:
+    scontrol(tmp_path, "JobState=RUNNING PreemptTime=None")
+    both = tasks(tmp_path, "trainer.max_epochs=2", "norm.group=node")
+    time.sleep(0.3)  # Python has begun, and train.py does not listen yet
+    both[1].send_signal(signal.SIGUSR1)
+    out = [task.communicate(timeout=120)[0] for task in both]
+    assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
+    assert "stopped by SIGUSR1: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
+    assert (tmp_path / "calls").read_text(encoding="utf-8").splitlines() == ["show job --oneliner 7", "requeue 7"]
+    (run_dir,) = tmp_path.glob("outputs/*")
+    assert run_dir.name == "slurm-7"
+    about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    assert (about["status"], about["world_size"], about["normalization_batch"]) == ("interrupted", 2, 32)
+
+
+def test_a_job_that_slurm_has_put_back_itself_is_not_told_to_be_sent_again(tmp_path: Path) -> None:
+    """After ``scontrol requeue``: a SIGTERM, and Slurm counts one more restart than this process is of."""
+    scontrol(tmp_path, "JobState=COMPLETING PreemptTime=None Restarts=1")
+    both = tasks(tmp_path, "trainer.max_epochs=300", "logger=csv")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "outputs/slurm-7/run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for task in both:
+        task.send_signal(signal.SIGTERM)
+    out = [task.communicate(timeout=120)[0] for task in both]
+    assert [task.returncode for task in both] == [128 + signal.SIGTERM] * 2, out
+    assert "stopped by SIGTERM: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
+    assert "error: " not in out[0]
+    assert "requeue" not in (tmp_path / "calls").read_text(encoding="utf-8")
+    about = json.loads((tmp_path / "outputs/slurm-7/run.json").read_text(encoding="utf-8"))
+    assert (about["status"], about["requeued"]) == ("interrupted", "7")
+
+
+def test_where_slurm_says_no_the_line_says_so(tmp_path: Path) -> None:
+    scontrol(tmp_path, "JobState=RUNNING PreemptTime=None", code=1)
+    both = tasks(tmp_path, "trainer.max_epochs=2", "logger=csv")
+    time.sleep(0.3)
+    for task in both:
+        task.send_signal(signal.SIGUSR1)
+    out = [task.communicate(timeout=120)[0] for task in both]
+    assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
+    assert "error: scontrol show job --oneliner 7: " in out[0]
+    assert "error: stopped by SIGUSR1; go on with: sbatch slurm/train.sbatch model=mlp " in out[0]
+
+
+def test_a_task_that_hangs_is_named_by_the_other(tmp_path: Path) -> None:
+    both = tasks(tmp_path, "timeouts.collective=5", "logger=csv", fault(tmp_path, "hang", epoch=1, rank=1))
+    try:
+        out = both[0].communicate(timeout=90)[0]
+    finally:
+        both[1].kill()
+        both[1].communicate()
+    assert both[0].returncode != 0
+    cause = "no word from rank 1 on node1 within 5 s, timeouts.collective (RuntimeError: "
+    assert f"error: rank 0 of 2 on node0 failed: {cause}" in out
+
+
+def test_what_has_finished_is_not_killed_by_word_that_its_time_is_nearly_up() -> None:
+    """Python ends with signals as they were by default; a program that takes its place begins with them so too."""
+    code = "import os; from syncbn.training.distributed import signals; signals.listen(); signals.done(); "
+    code += "os.execvp('sh', ['sh', '-c', 'kill -USR1 $$; kill -USR2 $$; echo alive'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60, encoding="utf-8"
+    )
+    assert done.stdout == "alive\n", done.stderr

@@ -1,0 +1,290 @@
+"""One metrics.csv and one W&B run, whatever happens to the attempts at it and to the server."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from syncbn.training.config.schema import SettingError
+from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers.csv_logger import read
+from syncbn.training.loggers.wandb_logger import STEP
+from syncbn.training.run_directory import record
+from tests.training.support.attempt import ID, attempt
+from tests.training.support.train_command import DRIVER, REPO, environment, train
+from tests.training.support.wandb_server import WandbServer
+
+
+@pytest.fixture(autouse=True)
+def own_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process of W&B's for each test: it keeps the settings that it was started with."""
+    monkeypatch.setenv("WANDB_DISABLE_CODE", "true")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def killed(run_dir: Path, **settings: Any) -> None:
+    """An attempt in a process of its own, which ends with a kill."""
+    program = REPO / "tests" / "training" / "attempt.py"
+    run = DRIVER.run(REPO, str(run_dir), json.dumps(settings), env=environment(), timeout=120, program=program)
+    assert run.code == -9, run.err
+
+
+def points(lines: list[dict[str, Any]], step: str) -> dict[tuple[int, str], float]:
+    """What was logged by step and name, each once; but for the epoch, which stands in several lines of a step."""
+    found = [
+        (int(line[step]), name, float(value))
+        for line in lines
+        for name, value in line.items()
+        if value != "" and name != step and name[0] != "_" and name != "epoch"
+    ]
+    assert max(Counter((at, name) for at, name, _ in found).values()) == 1
+    return {(at, name): value for at, name, value in found}
+
+
+def csv_points(run_dir: Path) -> dict[tuple[int, str], float]:
+    return points(read(run_dir / "metrics.csv"), "step")
+
+
+def wandb_lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [line for directory in wandb_files.directories(run_dir) for line in wandb_files.history(directory)]
+
+
+def upload(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    options, directories = wandb_files.upload(run_dir)
+    command = [sys.executable, "-m", "wandb", *options, *map(str, directories)]
+    return subprocess.run(
+        command, cwd=run_dir, env=environment(), capture_output=True, text=True, timeout=120, encoding="utf-8"
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], float]:
+    """What a run that nothing interrupts leaves."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    attempt(run_dir)
+    found = csv_points(run_dir)
+    assert points(wandb_lines(run_dir), STEP) == found
+    assert len(found) == 20 * 2 + 4 * 2
+    return found
+
+
+@pytest.mark.parametrize(("saved", "died"), [(11, 17), (8, 14), (9, 11)])
+def test_a_killed_run_goes_on_and_has_every_point_once(
+    tmp_path: Path, straight: dict[tuple[int, str], float], saved: int | None, died: int
+) -> None:
+    killed(tmp_path / "run", save_at=saved, killed_at=died)
+    assert max(int(row["step"]) for row in read(tmp_path / "run/metrics.csv")) == died
+    attempt(tmp_path / "run")
+    assert csv_points(tmp_path / "run") == straight
+    lines = wandb_lines(tmp_path / "run")
+    assert points(lines, STEP) == straight
+    for counter in (STEP, "_step"):
+        counts = [line[counter] for line in lines]
+        assert counts == sorted(counts), counter
+    assert len({line["_step"] for line in lines}) == len(lines)
+
+
+def test_attempts_of_one_run_are_uploaded_together_with_no_line_twice(
+    tmp_path: Path, straight: dict[tuple[int, str], float], server: WandbServer
+) -> None:
+    killed(tmp_path / "run", save_at=3, killed_at=6)
+    killed(tmp_path / "run", save_at=11, killed_at=14)
+    attempt(tmp_path / "run")
+    options, directories = wandb_files.upload(tmp_path / "run")
+    assert options == ["sync"]
+    done = upload(tmp_path / "run")
+    assert done.stderr.count("Finished syncing") == len(directories) > 0, done.stderr
+    lines = server.lines()
+    assert points(lines, STEP) == straight
+    assert [line["_step"] for line in lines] == sorted({line["_step"] for line in lines})
+    (summary,) = server.lines("wandb-summary.json")
+    assert summary[STEP] == 19
+    assert summary["done"] == 20
+    assert wandb_files.upload(tmp_path / "run")[1] == []
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_came_into_wandbs_files_is_not_logged_again_and_what_did_not_is(
+    tmp_path: Path, straight: dict[tuple[int, str], float], written: bool
+) -> None:
+    """W&B's process may, or may not, write down its last lines when its rank is killed."""
+    attempt(tmp_path / "run", steps=10, save_at=6)
+    (first,) = wandb_files.directories(tmp_path / "run")
+    if not written:
+        os.truncate(next(first.glob("*.wandb")), wandb_files.HEADER)
+    attempt(tmp_path / "run")
+    assert csv_points(tmp_path / "run") == straight
+    assert points(wandb_lines(tmp_path / "run"), STEP) == straight
+    assert [line["_step"] for line in wandb_lines(tmp_path / "run")] == list(range(28))
+    assert (first in wandb_files.upload(tmp_path / "run")[1]) == written
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_run_that_was_killed_after_its_test_has_it_once_and_what_wandb_lacked(
+    tmp_path: Path, straight: dict[tuple[int, str], float], written: bool
+) -> None:
+    killed(tmp_path / "run", save_at=19, killed_at=20, tests=True)
+    (first,) = wandb_files.directories(tmp_path / "run")
+    if not written:
+        os.truncate(next(first.glob("*.wandb")), wandb_files.HEADER)
+    before = (tmp_path / "run/metrics.csv").read_bytes()
+    attempt(tmp_path / "run", tests=True)
+    assert (tmp_path / "run/metrics.csv").read_bytes() == before
+    assert csv_points(tmp_path / "run") == straight | {(20, "test/acc"): 0.5}
+    assert points(wandb_lines(tmp_path / "run"), STEP) == csv_points(tmp_path / "run")
+
+
+def test_a_run_that_only_tests_again_leaves_metrics_as_they_were_and_says_that_it_trained_before(
+    tmp_path: Path,
+) -> None:
+    same = ("run.id=a", "model=mlp", "trainer.max_epochs=1", "logger=csv")
+    first = train(tmp_path, *same)
+    assert first.code == 0, first.err
+    assert first.directory is not None
+    before = (first.directory / "metrics.csv").read_bytes()
+    record.write(first.directory, "run", first.json("run") | {"status": "running"})  # as if killed before the end
+    again = train(tmp_path, *same)
+    assert again.code == 0, again.err
+    assert (first.directory / "metrics.csv").read_bytes() == before
+    assert again.json("result")["test"] == first.json("result-1")["test"]
+    assert " s, 1 epochs, 18 steps, all of them before\n" in re.sub(" +\n", "\n", again.out)
+
+
+def test_a_run_from_a_checkpoint_of_another_has_a_wandb_run_and_metrics_of_its_own(tmp_path: Path) -> None:
+    attempt(tmp_path / "base", steps=10, save_at=9)
+    shutil.copytree(tmp_path / "base", tmp_path / "run", ignore=shutil.ignore_patterns("metrics.csv", "wandb*"))
+    attempt(tmp_path / "run", about={"wandb_id": "another", "goes_on_from": str(tmp_path / "base")})
+    (directory,) = wandb_files.directories(tmp_path / "run")
+    assert directory.name.endswith("-another")
+    assert wandb_files.upload(tmp_path / "run")[1] == [directory]
+    found = csv_points(tmp_path / "run")
+    assert {step for step, _ in found} == set(range(10, 20))
+    assert points(wandb_files.history(directory), STEP) == found
+    assert [line["_step"] for line in wandb_files.history(directory)] == list(range(14))
+
+
+def test_names_with_brackets_are_names_like_others(tmp_path: Path) -> None:
+    attempt(tmp_path / "x[a] b", steps=3, about={"wandb_id": "x[a] b"})
+    (directory,) = wandb_files.directories(tmp_path / "x[a] b")
+    assert len(wandb_files.history(directory)) == 3
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
+    shown = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=60, encoding="utf-8"
+    ).stdout
+    (run,) = (json.loads(line)["run"] for line in shown.splitlines() if '"type":"run"' in line)
+    assert (run["run_id"], run["display_name"]) == ("x[a] b", "x[a] b")
+
+
+def test_a_run_goes_on_online(tmp_path: Path, straight: dict[tuple[int, str], float], server: WandbServer) -> None:
+    killed(tmp_path / "run", save_at=8, killed_at=14, mode="online")
+    attempt(tmp_path / "run", mode="online")
+    assert csv_points(tmp_path / "run") == straight
+    assert points(server.lines(), STEP) == straight
+    assert record.read(tmp_path / "run", "wandb")["url"].endswith(f"/runs/{ID}")
+    assert wandb_files.upload(tmp_path / "run")[1] == []
+
+
+def test_a_server_that_does_not_answer_leaves_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    start = time.monotonic()
+    attempt(tmp_path / "run", mode="online", init_timeout=2)
+    assert time.monotonic() - start < 60
+    said = capfd.readouterr().err
+    assert re.fullmatch(
+        r"W&B cannot be reached \(.*127\.0\.0\.1:9.*\): the run is kept offline; upload it .*\n", said
+    ), said
+    about = record.read(tmp_path / "run", "wandb")
+    assert about == {"id": ID, "mode": "offline", "asked": "online", "url": None, "finished": True}
+    options, (directory,) = wandb_files.upload(tmp_path / "run")
+    assert options == ["sync"]
+    assert len(wandb_files.history(directory)) == 28
+
+
+def test_an_attempt_that_was_kept_offline_is_uploaded_before_a_later_one_is_online(
+    tmp_path: Path, straight: dict[tuple[int, str], float], server: WandbServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    attempt(tmp_path / "run", steps=5, save_at=4)
+    attempt(tmp_path / "run", steps=10, save_at=9, mode="online")
+    assert "W&B has not got all of this run's earlier attempts yet: the run is kept offline" in capfd.readouterr().err
+    assert server.lines() == []
+    upload(tmp_path / "run")
+    attempt(tmp_path / "run", mode="online")
+    assert points(server.lines(), STEP) == straight
+    assert [line["_step"] for line in server.lines()] == list(range(28))
+
+
+@pytest.mark.parametrize("gone", [404, None])
+def test_a_server_that_goes_away_is_not_waited_for_and_what_it_lacks_can_be_uploaded(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, gone: int | None
+) -> None:
+    """404 ends W&B's sending at once; a port that nobody listens on any more is tried until finish_timeout."""
+    real = wandb.Run.log
+    lines = []
+
+    def log(self: Any, *arguments: Any, **options: Any) -> None:
+        lines.append(arguments)
+        if len(lines) == 10:
+            if gone is None:
+                server.shutdown()
+                server.server_close()
+            server.refuse = gone
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(wandb.Run, "log", log)
+    start = time.monotonic()
+    attempt(tmp_path / "run", mode="online", finish_timeout=4)
+    assert time.monotonic() - start < 60
+    options, directories = wandb_files.upload(tmp_path / "run")
+    assert options == ["sync", "--include-online"]
+    assert [len(wandb_files.history(directory)) for directory in directories] == [28]
+
+
+@pytest.mark.parametrize("refusal", [401, 403])
+def test_a_server_that_refuses_is_a_setting_error(tmp_path: Path, server: WandbServer, refusal: int) -> None:
+    server.refuse = refusal
+    with pytest.raises(
+        SettingError, match=rf"logger\.mode=online: W&B says: .* {refusal}: .*; use logger\.mode=offline"
+    ):
+        attempt(tmp_path / "run", mode="online")
+
+
+@pytest.mark.parametrize("key", [None, "short"])
+def test_not_being_logged_in_is_a_setting_error_also_without_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.raises(SettingError, match=r"logger\.mode=online: W&B says: .*API.?key.*; use logger\.mode=offline"):
+        attempt(tmp_path / "run", mode="online")
+
+
+def test_a_stop_that_will_go_on_is_marked_as_such(tmp_path: Path, server: WandbServer) -> None:
+    attempt(tmp_path / "run", steps=3, preempted=True, mode="online")
+    assert any(request.get("preempting") for request in server.requests)
+    assert [request["exitcode"] for request in server.requests if request.get("complete")] == [1]

@@ -1,0 +1,24 @@
+"""Settings as a run has them, without a run."""
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training.config import validate
+from syncbn.training.launch import main  # noqa: F401  # launch registers what conf/ names
+from tests.training.support.train_command import REPO
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The settings of ``train.py`` with these overrides, as Hydra gives them."""
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        written = OmegaConf.to_yaml(compose("config", list(overrides)))
+    cfg = OmegaConf.create(written.replace("${hydra:runtime.output_dir}", "somewhere"))
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def settled(*overrides: str) -> DictConfig:
+    """The same, checked and complete."""
+    cfg = composed(*overrides)
+    validate.settle(cfg)
+    return cfg
