@@ -96,8 +96,8 @@ def compare(
 
     from syncbn.study.compare import compare as comparing
     from syncbn.study.report import terminal
-    from syncbn.training.config.schema import SettingError
     from syncbn.training.console import print_line
+    from syncbn.training.errors import SettingError
 
     try:
         if wandb not in (None, "offline", "online"):
@@ -112,8 +112,9 @@ def compare(
     terminal.show(comparison, Console(highlight=False))
     if directory is None:
         return
+    from syncbn.study.report import wandb_run
     from syncbn.study.report import write as pages
-    from syncbn.training.atomic_write import explain
+    from syncbn.training.os_errors import explain
 
     try:
         page, here = pages.write(comparison, directory), Path.cwd()
@@ -124,7 +125,7 @@ def compare(
     print_line(f"report: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:
         try:
-            print_line(f"W&B: {pages.log_to_wandb(comparison, directory, mode=wandb)}")
+            print_line(f"W&B: {wandb_run.log_to_wandb(comparison, directory, mode=wandb)}")
         except SettingError as error:
             print_line(f"error: --wandb: {error}", error=True)
             sys.exit(1)

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from syncbn.cli import app
 from syncbn.training.console import cell, print_line, printable
 from syncbn.training.distributed.rank_processes import End
-from syncbn.training.launch import job, outcome
-from syncbn.training.run_directory import record
+from syncbn.training.launch import job, outcome, summary
 from tests.study.support import run_directories
 
 REPO = Path(__file__).resolve().parents[1]
@@ -134,7 +133,7 @@ def test_the_summary_of_a_run(jobs: Path, capsys: pytest.CaptureFixture[str]) ->
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps(about | {"tests": f"{NASTY}.ckpt", "wandb_id": "a"}), encoding="utf-8")
     (run / "wandb.json").write_text(json.dumps({"url": f"https://{NASTY}"}), encoding="utf-8")
-    Console(width=1000, soft_wrap=True, highlight=False).print(record.summary(run))
+    Console(width=1000, soft_wrap=True, highlight=False).print(summary.summary(run))
     printed = capsys.readouterr().out
     assert is_harmless(printed)
     assert printed.count("title") == 2

@@ -63,7 +63,7 @@ def _plain(need: Requirement) -> str:
 
 def imports() -> list[Row]:
     """Whether what a rank imports can be imported. A torchvision of another torch is what most often stops it."""
-    from syncbn.training.config.schema import SettingError
+    from syncbn.training.errors import SettingError
     from syncbn.training.launch.job import import_run
 
     start = time.monotonic()

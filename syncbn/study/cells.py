@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 BUDGETS = ("smoke", "default", "full")
 

@@ -14,9 +14,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from syncbn.training import ImageNet
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data.digits import SampleError
-from syncbn.training.norm import trainer_parts
+from syncbn.training.errors import SettingError
+from syncbn.training.norm import replace
 from tests.training.support.train_command import REPO, train
 
 SMALL: dict[str, Any] = {"batch_size": 2, "num_classes": 3, "size": 32, "resize": 40}
@@ -119,7 +119,7 @@ def test_the_network_is_resnet_50_whose_blocks_begin_as_identities() -> None:
     blocks = [layer for layer in model.modules() if isinstance(layer, Bottleneck)]
     assert len(blocks) == 16
     assert not any(block.bn3.weight.any() for block in blocks)
-    trainer_parts.prepare_model(
+    replace.prepare_model(
         model, {"name": "group_norm", "num_groups": 32, "min_channels": 1}
     )  # as the study asks for it
     layers = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import syncbn
 from syncbn.nn import simulation
 from syncbn.nn.conversion import ddp_buffers
-from syncbn.training.norm.trainer_parts import pool_running_statistics
+from syncbn.training.norm.pooled_statistics import pool_running_statistics
 from tests.support.ranks import Ranks
 
 State = dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from syncbn.study import cells as plan
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 ROOT = Path("studies/x")
 

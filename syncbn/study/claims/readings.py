@@ -13,7 +13,7 @@ from syncbn.study.compare import run_reader
 from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.run_reader import Run
 from syncbn.study.format import plural
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 TARGET = "target/"  # metrics of what it took to reach an accuracy
 REACHED = "target/reached"

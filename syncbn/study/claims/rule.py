@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncbn.study.claims import rule_checks, rule_plots
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 PLACE = "study.claim"
 WORDS = ("mean", "worst", "best", "highest")  # how conditions become one number, besides the name of one of them

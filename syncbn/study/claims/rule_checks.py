@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 
 def section(place: str, given: Any, keys: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:

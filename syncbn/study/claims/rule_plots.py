@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncbn.study.claims import rule_checks
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 KEYS = ["kind", "part", "title", "x", "y", "x_log", "y_log", "sides", "level", "level_label"]
 KINDS = {  # of plots, and the keys that each has besides those of all

@@ -18,7 +18,7 @@ from syncbn.study.compare.comparison import Comparison, Metric
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Cell, Pairs
 from syncbn.study.compare.settings import how
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 ALPHA = 0.01  # the protocols' level for a difference; see effects.py on the other claim
 MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]

@@ -7,7 +7,7 @@ from typing import Any
 from syncbn.study.compare import labels
 from syncbn.study.compare.run_reader import Run
 from syncbn.study.compare.settings import implied, settings
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 Row = dict[str, Any]
 # In this order where nobody says another; other words come after, by the alphabet.

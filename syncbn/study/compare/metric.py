@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.run_reader import Run
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 ACCURACY = re.compile(r"(?:^|/)acc(?:uracy)?(?:_(\w+))?$")
 MORE_IS_BETTER = re.compile(

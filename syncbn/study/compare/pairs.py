@@ -11,7 +11,7 @@ from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.metric import resolution, shown
 from syncbn.study.compare.run_reader import Run
 from syncbn.study.compare.settings import how, is_simulated, place
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 
 @dataclass

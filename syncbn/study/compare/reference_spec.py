@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training.config import validate
-from syncbn.training.config.schema import SettingError
+from syncbn.training.config import derived
+from syncbn.training.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Expected:
 
     def is_of(self, side: str, cfg: DictConfig) -> bool:
         """Whether it is about a run of this side with these settled settings."""
-        at = {name: validate.devices(cfg) if name == "devices" else OmegaConf.select(cfg, name) for name in self.where}
+        at = {name: derived.devices(cfg) if name == "devices" else OmegaConf.select(cfg, name) for name in self.where}
         return side == self.side and at == self.where
 
     def __str__(self) -> str:

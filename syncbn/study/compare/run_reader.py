@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from syncbn.training.atomic_write import explain, out_of_range, read_bytes, read_text
-from syncbn.training.config.schema import GROUPS, SettingError
-from syncbn.training.run_directory import paths as identity
-from syncbn.training.run_directory import record
+from syncbn.training.config.schema import GROUPS
+from syncbn.training.errors import SettingError
+from syncbn.training.os_errors import explain
+from syncbn.training.read_file import out_of_range, read_bytes, read_text
+from syncbn.training.run_directory import lock, record
 
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
@@ -174,7 +175,7 @@ def _read(path: Path) -> Run:
         asked = " ".join(map(str, overrides.get("all") or [])) or "its settings are not known"
         return Run(path, "failed", f"it failed before training began, or has just started ({asked})", config)
     if status == "running":
-        held = identity.is_held(path)
+        held = lock.is_held(path)
         status = "killed" if held is False else "running"
         killed = "it was killed" if held is False else "it is running" if held else "it is running, or was killed"
         trouble = f"it had not ended when this was computed: {killed}"

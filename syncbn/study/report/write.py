@@ -1,9 +1,7 @@
 """The report: one HTML file that needs nothing else, the same as Markdown, the plots and the tables as files."""
 
-import shlex
 from collections.abc import Mapping
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.format import interval, plural, signed, times
 from syncbn.study.report import html, markdown, plot_style, plots, tables
 from syncbn.training.atomic_write import replacing, unlinked
-from syncbn.training.config.schema import SettingError
 from syncbn.training.console import printable
 
 
@@ -84,76 +81,6 @@ def _page(title: str, question: str, contents: list[dict[str, Any]], directory: 
     for name, written in {"report.html": page, "report.md": text}.items():
         with replacing(directory / name) as draft:
             draft.write_text(written, encoding="utf-8", errors="surrogateescape")
-
-
-def log_to_wandb(
-    comparison: Comparison,
-    directory: Path,
-    mode: str = "offline",
-    *,
-    project: str = "syncbn",
-    entity: str | None = None,
-    group: str | None = None,
-    timeout: float = 60,
-) -> str:
-    """Sends tables and plots to W&B, as one run of ``job_type`` "comparison".
-
-    Args:
-        comparison: what is shown.
-        directory: where :func:`write` has put the report; an offline run is kept there.
-        mode: "offline" or "online".
-        project: of W&B, as are ``entity`` and ``group``.
-        timeout: in seconds, of the beginning and of the end.
-
-    Returns:
-        Where to see it: an address, or the command that uploads it.
-
-    Raises:
-        SettingError: W&B is to be online, and does not take it.
-    """
-    import wandb  # a second, for what few ask for
-
-    from syncbn.training.loggers import wandb_files
-    from syncbn.training.run_directory import record
-
-    wandb_files.check_names(directory)
-    if mode not in ("offline", "online"):
-        raise SettingError(f"mode={mode}: there is offline and online")
-    wandb.setup(wandb.Settings(silent=True))
-    try:
-        run = wandb.init(
-            name=comparison.title,
-            job_type="comparison",
-            mode=mode,  # type: ignore[arg-type]  # checked above
-            project=project,
-            entity=entity,
-            group=group,
-            dir=unlinked(directory / "wandb").parent,
-            config={
-                "factor": comparison.factor,
-                "metric": comparison.metric.name,
-                "baseline": comparison.baseline,
-                "sides": comparison.sides,
-                "margin": comparison.margin if isfinite(comparison.margin) else None,
-                "alpha": comparison.alpha,
-            },
-            settings=wandb.Settings(
-                init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, console="off", silent=True
-            ),
-        )
-        frames = {name: getattr(comparison, name) for name in tables.FRAMES}
-        run.log(
-            {f"tables/{name}": wandb.Table(dataframe=_flat(frame)) for name, frame in frames.items() if len(frame)}
-            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in _plots_in(directory / "plots", "png")}
-        )
-        run.summary.update({"verdict": comparison.verdict, "problems": len(comparison.problems)})
-        address, place = run.url, Path(run.dir).parent
-        run.finish()
-    except (wandb.Error, TimeoutError) as error:
-        wandb.teardown()
-        says = " ".join(str(error).split())
-        raise SettingError(f"mode={mode}: W&B says: {says}; use mode=offline") from error
-    return str(address) if mode == "online" else shlex.join(["wandb", "sync", record.short(place)])
 
 
 def key_figures(comparison: Comparison) -> list[tuple[str, str]]:

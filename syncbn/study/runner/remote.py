@@ -6,9 +6,9 @@ import torch
 from omegaconf import DictConfig
 
 from syncbn.training.config import validate
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.launch.run_pool import Run
-from syncbn.training.run_directory import record
+from syncbn.training.run_directory import paths
 
 # What sbatch is told, and train.py then takes from srun.
 SLURMS = ("trainer.num_nodes=", "trainer.devices=")
@@ -57,7 +57,7 @@ def refuse(cfg: DictConfig) -> None:
 
 def command(run: Run) -> str:
     """What does a run, from the repository's directory: ``python train.py``, or for several nodes ``sbatch``."""
-    where = f"hydra.run.dir={record.short(run.directory)}"
+    where = f"hydra.run.dir={paths.short(run.directory)}"
     trainer = run.cfg.trainer
     if trainer.num_nodes == 1:
         return shlex.join(["python", "train.py", *run.overrides, where])

@@ -13,11 +13,12 @@ from syncbn.study.cells import Cell
 from syncbn.study.claims import evaluate, page, printing
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
+from syncbn.study.report import wandb_run
 from syncbn.study.report import write as report
 from syncbn.study.runner.load import Member
-from syncbn.training.config.schema import SettingError
 from syncbn.training.console import cell, print_line
-from syncbn.training.run_directory import record
+from syncbn.training.errors import SettingError
+from syncbn.training.run_directory import paths
 
 
 def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> None:
@@ -41,8 +42,8 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     for name, part in study["parts"].items():
         for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
             mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
-            paths = [cell.directory for cell in mine if cell.directory.exists()]
-            compared = replace(_compare(study, name, part, metric, paths), command=command)
+            there = [cell.directory for cell in mine if cell.directory.exists()]
+            compared = replace(_compare(study, name, part, metric, there), command=command)
             comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
     console = Console(soft_wrap=True, highlight=False)
     for each in comparisons.values():
@@ -52,13 +53,13 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
             console.print(cell(line))
     path = report.write_several(study["title"], study["question"].strip(), comparisons, root / "report")
     print_line()
-    print_line(f"report: {record.short(path)}")
+    print_line(f"report: {paths.short(path)}")
     logger = cfg.logger
     if logger.name == "wandb" and str(logger.mode) != "disabled":
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
             shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # of the report before
-            print_line(f"W&B: {report.log_to_wandb(each, root / 'report' / name, **about)}")
+            print_line(f"W&B: {wandb_run.log_to_wandb(each, root / 'report' / name, **about)}")
 
 
 def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, command: str = "") -> None:
@@ -79,7 +80,7 @@ def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Pat
         print_line(line)
     path = page.write(listed, study["title"], study["question"].strip(), directory)
     print_line()
-    print_line(f"claims: {record.short(path)}")
+    print_line(f"claims: {paths.short(path)}")
 
 
 def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:

@@ -21,16 +21,17 @@ from syncbn.study.cells import Cell
 from syncbn.study.compare import reference_spec
 from syncbn.study.runner import load, remote
 from syncbn.study.runner.load import Member
-from syncbn.training.atomic_write import DamagedError, explain
-from syncbn.training.checkpoint import continue_run
-from syncbn.training.config import validate
-from syncbn.training.config.schema import SettingError
+from syncbn.training.config import compare, derived, validate
 from syncbn.training.console import print_line
+from syncbn.training.distributed import environment
 from syncbn.training.distributed.rank_processes import Requests
+from syncbn.training.errors import SettingError
 from syncbn.training.launch import run_pool
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.launch.run_pool import Run
-from syncbn.training.run_directory import paths, record
+from syncbn.training.os_errors import explain
+from syncbn.training.read_file import DamagedError
+from syncbn.training.run_directory import lock, record
 
 OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
@@ -134,10 +135,10 @@ def _placed(value: Any, directory: str) -> Any:
 def _check() -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise SettingError("-m: a study makes its own runs; leave it out")
-    if paths.launcher():
+    if environment.launcher():
         raise SettingError(
-            f"+study: {paths.launcher()} starts the ranks of one run; call python train.py, or take the runs that "
-            "study.dry_run=true lists"
+            f"+study: {environment.launcher()} starts the ranks of one run; call python train.py, or take the runs "
+            "that study.dry_run=true lists"
         )
 
 
@@ -146,7 +147,7 @@ def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
         figures = reference_spec.parse(job.study["parts"][job.cell.part].get("expected", []))
         beside = [str(each) for each in figures if each.is_of(job.cell.side, job.run.cfg)]
         print_line(" ".join([remote.command(job.run), *(["  # expected:", "; ".join(beside)] if beside else [])]))
-    numbers = sorted(Counter(validate.world_size(job.run.cfg) for job in jobs).items())
+    numbers = sorted(Counter(derived.world_size(job.run.cfg) for job in jobs).items())
     how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
     print_line(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
 
@@ -158,7 +159,7 @@ def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
             before = record.settings(run.directory) or run.cfg
         except DamagedError:  # which concerns this run alone, and is reported when it is its turn
             continue
-        if changes := continue_run.changes_of(run.cfg, before, continue_run.HARMLESS):
+        if changes := compare.changes_of(run.cfg, before, compare.HARMLESS):
             raise SettingError(
                 f"study.directory={study['directory']}: its runs were made with other settings ({', '.join(changes)}); "
                 "use another directory, or the same settings"
@@ -170,7 +171,7 @@ def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
     slots = study["slots"] or cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
     with Requests(lambda signum: print_line("stopping the runs that are under way ...", error=True)) as requests:
-        paths.hold(root)
+        lock.hold(root)
         progress = _Progress(len(runs), root)
         outcomes = run_pool.run_all(runs, slots, requests, progress.ended)
     progress.say()

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from syncbn.nn import eager_mode, functional
 from syncbn.training.callbacks.statistics_monitor import FEW, _step
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", "depth", "norm", "weight_gradient", "weight_norm")

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
 from syncbn.training.callbacks.step_replay import Seen, all_finite, replay
-from syncbn.training.config.schema import SettingError
 from syncbn.training.console import print_line
+from syncbn.training.errors import SettingError
 
 REMEDY = "lower optimizer.lr, set trainer.gradient_clip_val, look at the data; the last checkpoint before it is kept"
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from syncbn.training.console import print_line
-from syncbn.training.norm.uneven_batches import global_samples
+from syncbn.training.data.loaders import global_samples
 
 
 def shows_bar(trainer: dict[str, Any]) -> bool:

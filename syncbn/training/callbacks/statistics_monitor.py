@@ -15,7 +15,7 @@ from syncbn.nn import device_spread
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
 from syncbn.training.callbacks.step_probe import Look
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", *device_spread.Figures._fields, "seconds")

@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from syncbn.training.config.schema import AgreedError, SettingError
 from syncbn.training.console import print_line
+from syncbn.training.errors import AgreedError, SettingError
 
 
 class TimeToTarget(pl.Callback):

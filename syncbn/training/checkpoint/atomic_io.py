@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from syncbn.training.atomic_write import ADVICE, flush, free, unlinked
+from syncbn.training.atomic_write import flush, unlinked
 from syncbn.training.checkpoint import files
 from syncbn.training.console import print_line
+from syncbn.training.os_errors import ADVICE, free
 
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # of save_hyperparameters()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.Size, torch.dtype)

@@ -7,47 +7,28 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from syncbn.training.atomic_write import DamagedError, explain, read_bytes
 from syncbn.training.checkpoint import files
-from syncbn.training.config import validate
-from syncbn.training.config.schema import Config, SettingError
+from syncbn.training.config import derived
+from syncbn.training.config.compare import DEFAULTS, DONE, FREE, HARMLESS, changes_of
 from syncbn.training.console import printable
 from syncbn.training.distributed import slurm
-from syncbn.training.flat import COPIES, flat
+from syncbn.training.errors import SettingError
+from syncbn.training.os_errors import explain
+from syncbn.training.read_file import DamagedError, read_bytes
 from syncbn.training.run_directory import paths, record
 from syncbn.training.run_directory.paths import real, run_of
 
-# What may differ between two attempts of one run without a word: where and how, but not what is trained.
-HARMLESS = [
-    "run",
-    "ckpt_path",
-    "trust",
-    "ckpt_restore",
-    "resume",
-    "timeouts",
-    "cluster",
-    "logger",
-    "data.num_workers",
-    *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
-    "callbacks.checkpoint.dirpath",
-]
 # Of callbacks those that look; others may change the weights.
 HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "statistics", "finite._target_", "finite.every_n_steps")]
 HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
-# And what a finished run may be asked for again with, or go on with, that it did not begin with.
-DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
-# And with what it may go on alone: where nothing is left to train, it would not have been done.
-FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
 # And what a new run may have otherwise than the one whose training it continues: what is trained, and how, is the same.
 CONTINUED = [*FREE, "callbacks", "simulate", "mode", "test", "precise_batches", "fit", "target", "adapt", "corruptions"]
 CONTINUED += ["study"]
 # What a checkpoint has to have for a training to be continued from it; weights alone need the first.
 WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "global_step")
-# What a setting was before there was one of that name; in a group's file it is null, if not said here.
-DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
 DEFAULTS |= {"callbacks.finite.action": "fail"}
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
@@ -124,7 +105,7 @@ def go_on(
     if other and here:
         newest = _whole(Path(cfg.ckpt_path))
     how = ENDED.get(about["status"], "was killed")  # nobody holds it: it had no time to say more
-    what = f"goes on from {record.short(newest)}" if newest else "had no checkpoint and begins anew"
+    what = f"goes on from {paths.short(newest)}" if newest else "had no checkpoint and begins anew"
     say(f"this run {how} before; it {what}")
     if changes:
         say(f"with other settings than before: {', '.join(changes)}")
@@ -142,7 +123,7 @@ def _test_again(run_dir: Path, wrong: str, newest: Path | None, say: Callable[[s
     if newest is None:
         raise SettingError(
             f"run.id={run_dir.name}: {wrong}, and no sound checkpoint is left to test; to train it again "
-            f"remove {record.short(run_dir)}, or use another id"
+            f"remove {paths.short(run_dir)}, or use another id"
         )
     say(f"{wrong}: the run is tested again, and its results are written again")
 
@@ -173,7 +154,7 @@ def _before(
     """
     try:
         before = record.settings(run_dir)
-        wrong = f"{record.short(run_dir / 'config.yaml')} is missing"
+        wrong = f"{paths.short(run_dir / 'config.yaml')} is missing"
     except DamagedError as error:
         before, wrong = None, str(error)
     if before is not None:
@@ -234,7 +215,7 @@ def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
     if cfg.get("ckpt_restore") == "weights" or (cfg.get("ckpt_restore") is None and (lacks or others)):
         why = f", as settings differ: {', '.join(others)}" if others else ""
         why = f", as it has no {', '.join(lacks)}" if lacks else why
-        say(f"this run begins with the weights of {record.short(path)}, at epoch 1{why}")
+        say(f"this run begins with the weights of {paths.short(path)}, at epoch 1{why}")
         cfg.ckpt_path, cfg.ckpt_restore = str(path.resolve()), "weights"
         return
     path = _check(path, cfg, say)
@@ -243,7 +224,7 @@ def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
             f"trainer.max_epochs={most}: ckpt_path={path} has {_epochs(checkpoint)} epochs already; use more, or "
             "ckpt_restore=weights to begin at epoch 1"
         )
-    say(f"this run continues the training of {record.short(path)}: weights, optimizer, epoch")
+    say(f"this run continues the training of {paths.short(path)}: weights, optimizer, epoch")
     cfg.ckpt_path, cfg.ckpt_restore = str(path), "all"
 
 
@@ -298,18 +279,6 @@ def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
     return False
 
 
-def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
-    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them.
-
-    A setting that one of the two does not have yet has its default there.
-    """
-    # Both are settled. An interpolation in a config.yaml is not ours, and would show what is in the environment.
-    before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
-    skipped = tuple(f"{name}." for name in (*free, *COPIES))
-    names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
-    return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
-
-
 def _check(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Path:
     """The whole path of a checkpoint that these settings can go on from."""
     checkpoint = _load(path)
@@ -319,12 +288,12 @@ def _check(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Path:
     if point.get("global_batch_size") not in (None, batch):
         raise SettingError(
             f"data.global_batch_size={batch}: {path} was trained with {point['global_batch_size']}, and goes on with "
-            f"that alone; with {validate.world_size(cfg)} devices say "
+            f"that alone; with {derived.world_size(cfg)} devices say "
             f"data.global_batch_size={point['global_batch_size']}"
         )
     if not (point.get("epoch_is_over", True) or point.get("begins_anew")):
         _check_count(path, point.get("counted_in"), cfg)
-    before, now = point.get("world_size"), validate.world_size(cfg)
+    before, now = point.get("world_size"), derived.world_size(cfg)
     if before not in (None, now):
         say(
             f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
@@ -431,7 +400,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _check_count(path: Path, before: dict[str, int | None] | None, cfg: DictConfig) -> None:
     """Refuses to go on in the middle of an epoch where the position would not be the same samples."""
-    now = validate.counted_in(cfg)
+    now = derived.counted_in(cfg)
     if before not in (None, now):
         assert before is not None
         raise SettingError(

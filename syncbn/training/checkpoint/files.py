@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from syncbn.training.config.schema import AgreedError
+from syncbn.training.errors import AgreedError
 
 
 def link(path: Path, name: str) -> None:

@@ -8,11 +8,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from syncbn.training.checkpoint.continue_run import DEFAULTS
 from syncbn.training.config import trust
-from syncbn.training.config.schema import AgreedError
+from syncbn.training.config.compare import DEFAULTS
+from syncbn.training.errors import AgreedError
 from syncbn.training.flat import COPIES, flat
-from syncbn.training.run_directory import record
+from syncbn.training.run_directory import paths
 from syncbn.training.run_directory.paths import run_of
 
 # What a group is: its other settings belong to that.
@@ -75,7 +75,7 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
                 OmegaConf.update(cfg, name, value, force_add=True)
             except OmegaConfBaseException as error:
                 why = " ".join(str(error).split())
-                raise AgreedError(f"{name}={_text(value)[:80]}: {record.short(file)} sets it: {why}") from error
+                raise AgreedError(f"{name}={_text(value)[:80]}: {paths.short(file)} sets it: {why}") from error
         taken |= differ
     if against:
         raise AgreedError(
@@ -123,7 +123,7 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
         shown = {name: _text(value)[:80] for name, value in list(refused.items())[:SHOWN]}
         more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
         raise AgreedError(
-            f"{_listed(shown)}{more}: {record.short(file)} sets it, and it could run code or read files here; set it "
+            f"{_listed(shown)}{more}: {paths.short(file)} sets it, and it could run code or read files here; set it "
             "yourself too, or add trust=true if you trust that file"
         )
 

@@ -7,7 +7,7 @@ two batches, or between two epochs, after everything that belongs to the first h
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,21 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
-from torchmetrics import Metric
 
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.training import rng
 from syncbn.training.callbacks.non_finite import NonFiniteError, first_non_finite_parameter, stopper
 from syncbn.training.checkpoint import files
+from syncbn.training.checkpoint.training_state import (
+    State,
+    _fold,
+    _merge_metrics,
+    _merge_results,
+    _metrics,
+    _on_cpu,
+    _running_statistics,
+    _set_metrics,
+)
 from syncbn.training.console import print_line
 from syncbn.training.distributed import signals
 from syncbn.training.distributed.signals import Stopped
@@ -33,7 +40,6 @@ from syncbn.training.loggers import wandb_logger
 from syncbn.training.run_directory.paths import real
 
 KEY = "resume"  # in the checkpoint
-State = dict[str, Any]
 
 
 class ResumePoints(pl.Callback):
@@ -49,7 +55,7 @@ class ResumePoints(pl.Callback):
         keep: how many files to keep; two, so that a damaged one has one before it.
         global_batch_size: samples in a step over all ranks; a resume with another is not the same training.
         counted_in: what a position in the middle of an epoch is counted in, for the checkpoint; see
-            :func:`syncbn.training.config.validate.counted_in`.
+            :func:`syncbn.training.config.derived.counted_in`.
         own_buffers: each rank's running statistics are its own, so each keeps them.
         timeout: until ranks that wait for another give it up.
         on_missing: called with a line where a checkpoint says nothing of some part of the state.
@@ -400,73 +406,6 @@ def _know_their_place(trainer: pl.Trainer) -> bool:
     return loader is not None and all(isinstance(each, _Stateful) for each in loader.flattened)
 
 
-def _running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
-    for name, layer in trainer.lightning_module.named_modules():
-        if isinstance(layer, _NormBase):
-            yield from ((f"{name}.{key}", buffer) for key, buffer in layer.named_buffers(recurse=False))
-
-
 def _next_epoch(state: State, epoch: int) -> State:
     """The state of a loader that begins this epoch: one that was left early (limit_train_batches) does not know."""
     return {"epoch": epoch, "batch": 0} if state.keys() == {"epoch", "batch"} else state
-
-
-def _metric_modules(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:
-    for name, module in trainer.lightning_module.named_modules():
-        if isinstance(module, Metric):
-            yield name, module
-
-
-def _metrics(trainer: pl.Trainer) -> State:
-    """What every metric of the module has accumulated on this rank."""
-    return {
-        name: {"updates": metric._update_count, "states": _on_cpu(metric.metric_state)}
-        for name, metric in _metric_modules(trainer)
-    }
-
-
-def _set_metrics(trainer: pl.Trainer, saved: State) -> None:
-    for name, metric in _metric_modules(trainer):
-        if name in saved:
-            metric._update_count, metric._computed = saved[name]["updates"], None
-            for state in metric.metric_state.keys() & saved[name]["states"].keys():
-                setattr(metric, state, _on_device(saved[name]["states"][state], metric.device))
-
-
-def _merge_metrics(trainer: pl.Trainer, other: State) -> None:
-    for name, metric in _metric_modules(trainer):
-        if name in other and other[name]["updates"]:
-            metric._update_count += other[name]["updates"]
-            metric.merge_state({k: _on_device(v, metric.device) for k, v in other[name]["states"].items()})
-
-
-def _merge_results(ranks: list[State]) -> State:
-    merged: State = {}
-    for key, saved in (item for rank in ranks for item in rank.items()):
-        if key not in merged:
-            merged[key] = {"fold": saved["fold"], "states": dict(saved["states"])}
-            continue
-        states = merged[key]["states"]
-        for name, value in saved["states"].items():
-            states[name] = _fold(saved["fold"], states[name], value)
-    return merged
-
-
-def _fold(how: str, a: Tensor, b: Tensor) -> Tensor:
-    if how == "add":
-        return a + b
-    return torch.maximum(a, b) if how == "max" else torch.minimum(a, b)
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _on_cpu(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_on_cpu(each) for each in value]
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, list):
-        return [_on_device(each, device) for each in value]
-    return value.to(device).clone() if isinstance(value, Tensor) else value

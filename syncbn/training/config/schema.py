@@ -10,14 +10,6 @@ from omegaconf import MISSING
 GROUPS = ("data", "norm", "trainer")  # what the settings of any run have
 
 
-class SettingError(ValueError):
-    """A setting that cannot work. The message names it, its value, and what would work, in one line."""
-
-
-class AgreedError(SettingError):
-    """One that every rank raises, so that one of them says it."""
-
-
 class WandbMode(StrEnum):
     """How W&B runs."""
 

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 INSTALL = "install it (torchvision and timm: pip install '.[vision]')"
 # Where a target may be named, and where its class may be defined. A dotted path outside of these is not imported.

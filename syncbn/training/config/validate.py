@@ -10,11 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.nn import batch_planning
 from syncbn.nn.comm import groups
-from syncbn.training.config import validate_evaluation
-from syncbn.training.config.schema import SettingError
+from syncbn.training.config import run_id, validate_evaluation
+from syncbn.training.config.derived import devices, in_one, world_size
 from syncbn.training.data import shards
-from syncbn.training.distributed import slurm
-from syncbn.training.run_directory import paths
+from syncbn.training.distributed import environment, slurm
+from syncbn.training.errors import SettingError
 
 NORMS = ("sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync")
 NEEDED = {
@@ -23,7 +23,7 @@ NEEDED = {
     "group_norm": ("num_groups", "min_channels"),
 }
 DEFAULT_BATCH_SIZE = 32
-RUN_ID = paths.RUN_ID
+RUN_ID = run_id.RUN_ID
 LONGEST_TIMEOUT = 2_000_000  # seconds, 23 days; torch counts milliseconds in 32 bits
 LARGEST_BUCKET = 1_000_000  # MiB; torch counts bytes in 64 bits
 
@@ -40,7 +40,7 @@ def settle(cfg: DictConfig) -> None:
     if cfg.get("simulate") is not None and cfg.trainer.devices == "auto":
         cfg.trainer.devices = 1
     _settle_devices(cfg.trainer)
-    if cfg.cluster.name == "slurm" and paths.launcher() != "srun":
+    if cfg.cluster.name == "slurm" and environment.launcher() != "srun":
         raise SettingError(
             "cluster=slurm: srun did not start this process; use sbatch slurm/train.sbatch, or cluster=local"
         )
@@ -64,57 +64,6 @@ def settle(cfg: DictConfig) -> None:
         raise SettingError(" ".join(str(error).split())) from error
 
 
-def world_size(cfg: DictConfig) -> int:
-    """The number of processes that train, over all nodes."""
-    return int(cfg.trainer.devices * cfg.trainer.num_nodes)
-
-
-def devices(cfg: DictConfig) -> int:
-    """The number of devices whose batches make a global one: processes, or those that one process simulates."""
-    return int(cfg.get("simulate") or world_size(cfg))
-
-
-def in_one(cfg: DictConfig) -> int:
-    """Batches of one accumulation that a process takes at once: all of them where it simulates devices, else one."""
-    return int(cfg.trainer.get("accumulate_grad_batches") or 1) if cfg.get("simulate") else 1
-
-
-def loader_batch(cfg: DictConfig) -> int:
-    """Samples in a batch of the loaders, over all processes: by these a position in the data is counted."""
-    return int(cfg.data.global_batch_size * in_one(cfg))
-
-
-def counted_in(cfg: DictConfig) -> dict[str, int | None]:
-    """What a position in the middle of an epoch is counted in, and would not mean the same with anything else."""
-    return {"simulate": cfg.get("simulate"), "samples": loader_batch(cfg)}
-
-
-def normalization_batch(cfg: DictConfig) -> int | None:
-    """How many samples share batch statistics (Wu & Johnson 2021); None where no batch statistics are taken.
-
-    For ``norm.group=node`` a node is taken to hold ``trainer.devices`` ranks.
-    """
-    if cfg.norm.name in ("none", "group_norm"):
-        return None
-    if cfg.norm.get("ghost_batch") is not None:
-        return int(cfg.norm.ghost_batch)
-    if cfg.norm.name == "torch_sync":
-        return int(cfg.data.batch_size * devices(cfg))
-    if cfg.norm.name != "sync":
-        return int(cfg.data.batch_size)
-    node = cfg.get("simulate") or cfg.trainer.devices
-    ranks = {"world": devices(cfg), "node": node}.get(cfg.norm.group, cfg.norm.group)
-    return int(cfg.data.batch_size * ranks)
-
-
-def adaptation_batch(cfg: DictConfig) -> int:
-    """How many samples ``adapt`` takes statistics of together, at most: what the group's loaders give in a batch."""
-    if cfg.get("simulate"):
-        return loader_batch(cfg)
-    group = cfg.adapt.get("group", "world")
-    return int(cfg.data.batch_size * {"world": world_size(cfg), "node": cfg.trainer.devices}.get(group, group))
-
-
 def _settle_devices(trainer: DictConfig) -> None:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if trainer.accelerator == "auto":
@@ -134,7 +83,7 @@ def _settle_devices(trainer: DictConfig) -> None:
         _check_count(f"trainer.{name}", trainer[name])
     if trainer.accelerator == "gpu" and trainer.devices > gpus:
         per_node = f"#SBATCH --gpus-per-node={trainer.devices}, which each task sees all of"
-        works = per_node if paths.launcher() == "srun" else f"use at most {gpus}"
+        works = per_node if environment.launcher() == "srun" else f"use at most {gpus}"
         raise SettingError(f"trainer.devices={trainer.devices}: there are {gpus} GPUs; {works}")
     cores = os.cpu_count() or 1
     # A device on the CPU is a process: more of them than cores is slow, many more is a mistake.
@@ -148,7 +97,7 @@ def _settle_devices(trainer: DictConfig) -> None:
 def _take_launched(trainer: DictConfig, gpus: int) -> None:
     """Takes the numbers of nodes and devices from torchrun or srun, where one of them started this process."""
     slurm.check()
-    by = paths.launcher()
+    by = environment.launcher()
     if by is None:
         return
     if by == "srun":
@@ -277,7 +226,7 @@ def _check_simulated_batches(cfg: DictConfig) -> None:
 
 
 def _check_resume(cfg: DictConfig) -> None:
-    paths.check_id(cfg.run.id)
+    run_id.check_id(cfg.run.id)
     if cfg.get("ckpt_restore") not in (None, "all", "weights"):
         raise SettingError(f"ckpt_restore={cfg.ckpt_restore}: use all, weights or null")
     if cfg.get("ckpt_restore") is not None and cfg.ckpt_path is None:

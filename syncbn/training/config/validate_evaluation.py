@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.nn.comm import groups
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 ADAPT = ("name", "prior", "streaming", "group", "only")
 

@@ -14,7 +14,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 Images = npt.NDArray[np.float64]
 

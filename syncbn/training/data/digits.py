@@ -1,6 +1,6 @@
 """Data: the digits as a LightningDataModule, and loaders that are exact on every world size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,18 +8,16 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data import corruptions
 from syncbn.training.data.label_noise import check_share, relabelled, with_outliers
-from syncbn.training.data.loaders import Batches, BatchLoader, SampleError, TrainLoader
-from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, check_remainder
-from syncbn.training.data.samplers import this_rank as _rank
-from syncbn.training.data.samplers import world_size as _world_size
+from syncbn.training.data.loaders import SampleError, exact_loader, train_loader
+from syncbn.training.data.samplers import ExactSampler, check_remainder
 from syncbn.training.data.shards import check as check_shards
 from syncbn.training.data.shards import collate as collate_shards
 from syncbn.training.data.shards import evaluation_shards, train_shards
+from syncbn.training.errors import SettingError
 
 __all__ = ["Digits", "ExactSampler", "SampleError", "exact_loader", "train_loader"]
 
@@ -145,71 +143,6 @@ class Digits(pl.LightningDataModule):
     def _exact_loader(self, dataset: TensorDataset) -> DataLoader[Any]:
         made = default_collate if self.shards is None else collate_shards
         return exact_loader(dataset, self.batch_size, collate_fn=made, num_workers=self.num_workers)
-
-
-def train_loader(
-    dataset: Dataset[Any],
-    batch_size: int,
-    *,
-    shuffle: bool = True,
-    seed: int = 0,
-    remainder: str = "drop",
-    shards: Sequence[Sequence[int]] | None = None,
-    collate_fn: Callable[[list[Any]], Any] = default_collate,
-    **options: Any,
-) -> TrainLoader:
-    """Batches in a new order each epoch; a global batch holds the same samples on any number of ranks.
-
-    What is drawn while a sample is fetched follows from ``seed``, epoch and sample alone (see
-    :class:`~syncbn.training.data.loaders.Batches`). The loader has ``state_dict`` and ``load_state_dict``, by which
-    Lightning goes on in the middle of an epoch. ``iter()`` draws nothing from torch's global generator.
-
-    Args:
-        dataset: map-style.
-        batch_size: per rank.
-        shuffle: a new order in each epoch.
-        seed: of the order, and of what samples draw.
-        remainder: what becomes of the n samples after the last full global batch. "drop": they wait for another epoch's
-            order. "pad": the epoch's first samples fill the batch up. "uneven": a smaller batch, dealt over the W
-            ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
-            own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
-            ``global_samples``; ours does.
-        shards: indices of samples, a list for each shard; where their number divides that of the ranks, rank r gets
-            samples of shard r modulo it alone (see :class:`~syncbn.training.data.samplers.GlobalBatchSampler`).
-        collate_fn: makes a batch of a list of samples.
-        options: further arguments of DataLoader.
-
-    Raises:
-        SettingError: fewer samples than one global batch, with "drop"; another word for ``remainder``.
-        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
-    """
-    sampler = GlobalBatchSampler(
-        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
-    )
-    options.setdefault("generator", torch.Generator().manual_seed(seed))
-    return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)
-
-
-def exact_loader(
-    dataset: Dataset[Any], batch_size: int, *, collate_fn: Callable[[list[Any]], Any] = default_collate, **options: Any
-) -> BatchLoader:
-    """Every sample once, on exactly one rank, in equally many batches on each: for validation and test.
-
-    What a sample draws is the same every time. ``iter()`` draws nothing from torch's global generator.
-
-    Args:
-        dataset: map-style.
-        batch_size: per rank, at most (see :class:`ExactSampler`).
-        collate_fn: makes a batch of a list of samples.
-        options: further arguments of DataLoader.
-
-    Raises:
-        SettingError: fewer samples than ranks.
-        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
-    """
-    sampler = ExactSampler(dataset, batch_size)
-    options.setdefault("generator", torch.Generator())
-    return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
 
 
 def _stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:

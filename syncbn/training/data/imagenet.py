@@ -7,9 +7,9 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from syncbn.training.config.schema import SettingError
-from syncbn.training.data.digits import exact_loader, train_loader
+from syncbn.training.data.loaders import exact_loader, train_loader
 from syncbn.training.data.samplers import check_remainder
+from syncbn.training.errors import SettingError
 
 # Of ImageNet's training images, by channel, values in [0, 1]; as torchvision's documentation has them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,7 +32,7 @@ class ImageNet(pl.LightningDataModule):
         seed: of the order in training, and of the crops.
         num_workers: loader processes per device.
         remainder: what becomes of the training images after the last full global batch (see
-            :func:`~syncbn.training.data.digits.train_loader`).
+            :func:`~syncbn.training.data.loaders.train_loader`).
 
     Raises:
         SettingError: no such directory; no torchvision; another word for ``remainder``; at set-up, folders without

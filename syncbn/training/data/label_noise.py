@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 
 def check_share(name: str, share: float) -> None:

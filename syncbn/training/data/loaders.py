@@ -1,22 +1,42 @@
 """Loaders: randomness that belongs to the sample, an unreadable sample named, and a position to go on from."""
 
+import copy
 import random
 import traceback
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import count
 from os import PathLike, fspath
 from typing import Any, cast
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
-from syncbn.training.config.schema import SettingError
-from syncbn.training.data.samplers import GlobalBatchSampler, Request
+from syncbn.training import rng
+from syncbn.training.data import samplers
+from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request
+from syncbn.training.data.samplers import this_rank as _rank
+from syncbn.training.data.samplers import world_size as _world_size
+from syncbn.training.errors import AgreedError, SettingError
 
 FILES = ("samples", "imgs", "paths", "files", "filenames")  # where data sets keep the list of their files
 
@@ -203,3 +223,132 @@ def _file(dataset: Dataset[Any], index: int) -> str | None:
             if isinstance(path, str | PathLike):
                 return str(fspath(path))
     return None
+
+
+def train_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    remainder: str = "drop",
+    shards: Sequence[Sequence[int]] | None = None,
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+    **options: Any,
+) -> TrainLoader:
+    """Batches in a new order each epoch; a global batch holds the same samples on any number of ranks.
+
+    What is drawn while a sample is fetched follows from ``seed``, epoch and sample alone (see
+    :class:`~syncbn.training.data.loaders.Batches`). The loader has ``state_dict`` and ``load_state_dict``, by which
+    Lightning goes on in the middle of an epoch. ``iter()`` draws nothing from torch's global generator.
+
+    Args:
+        dataset: map-style.
+        batch_size: per rank.
+        shuffle: a new order in each epoch.
+        seed: of the order, and of what samples draw.
+        remainder: what becomes of the n samples after the last full global batch. "drop": they wait for another epoch's
+            order. "pad": the epoch's first samples fill the batch up. "uneven": a smaller batch, dealt over the W
+            ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
+            own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
+            ``global_samples``; ours does.
+        shards: indices of samples, a list for each shard; where their number divides that of the ranks, rank r gets
+            samples of shard r modulo it alone (see :class:`~syncbn.training.data.samplers.GlobalBatchSampler`).
+        collate_fn: makes a batch of a list of samples.
+        options: further arguments of DataLoader.
+
+    Raises:
+        SettingError: fewer samples than one global batch, with "drop"; another word for ``remainder``.
+        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
+    """
+    sampler = GlobalBatchSampler(
+        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
+    )
+    options.setdefault("generator", torch.Generator().manual_seed(seed))
+    return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)
+
+
+def exact_loader(
+    dataset: Dataset[Any], batch_size: int, *, collate_fn: Callable[[list[Any]], Any] = default_collate, **options: Any
+) -> BatchLoader:
+    """Every sample once, on exactly one rank, in equally many batches on each: for validation and test.
+
+    What a sample draws is the same every time. ``iter()`` draws nothing from torch's global generator.
+
+    Args:
+        dataset: map-style.
+        batch_size: per rank, at most (see :class:`ExactSampler`).
+        collate_fn: makes a batch of a list of samples.
+        options: further arguments of DataLoader.
+
+    Raises:
+        SettingError: fewer samples than ranks.
+        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
+    """
+    sampler = ExactSampler(dataset, batch_size)
+    options.setdefault("generator", torch.Generator())
+    return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
+
+
+def _training_batches(trainer: Any) -> Iterator[Any]:
+    """Batches of the training data without end, epoch after epoch: from the one that is trained, in a test from the
+    first, so that the result does not depend on which run tests a checkpoint. The same on each call.
+    """
+    loader = own_loader(training_loader(trainer))
+    for epoch in count(trainer.current_epoch if trainer.state.fn == TrainerFn.FITTING else 0):
+        loader.sampler.go_to(epoch, 0)
+        yield from loader
+
+
+def training_loader(trainer: Any) -> Any:
+    """The loader of the training data, also in a test."""
+    loader = trainer.train_dataloader
+    if loader is not None or trainer.datamodule is None:
+        return loader
+    with rng.untouched():
+        reset_seed()  # as DDPStrategy does before setup("fit"): a split that is drawn there is the same
+        trainer.datamodule.setup("fit")
+        return trainer.datamodule.train_dataloader()
+
+
+def own_loader(
+    loader: Any, who: str = "PreciseStatistics", instead: str = "give it batches=, a function that returns batches"
+) -> TrainLoader:
+    """A loader over the same data as this one, which it leaves alone.
+
+    Args:
+        loader: of training data.
+        who: wants it, for the message.
+        instead: what to do where there can be none, likewise.
+
+    Raises:
+        SettingError: it is no DataLoader over a map-style data set, or it picks samples in a way of its own.
+    """
+    options: dict[str, Any] = {
+        name: getattr(loader, name, None) for name in ("worker_init_fn", "multiprocessing_context")
+    }
+    options |= {"num_workers": getattr(loader, "num_workers", 0), "pin_memory": getattr(loader, "pin_memory", False)}
+    if isinstance(loader, TrainLoader):
+        generator = torch.Generator().manual_seed(loader.sampler.seed)
+        sampler = copy.copy(loader.sampler)
+        return TrainLoader(loader.dataset, batch_size=None, sampler=sampler, generator=generator, **options)
+    known = (DistributedSampler, RandomSampler, SequentialSampler)
+    if (
+        isinstance(loader, DataLoader)
+        and hasattr(loader.dataset, "__getitem__")
+        and type(loader.batch_sampler) is BatchSampler
+        and type(loader.sampler) in known
+    ):
+        assert loader.batch_size is not None
+        enough = len(cast(Sized, loader.dataset)) >= loader.batch_size * samplers.world_size()
+        options |= {"remainder": "drop" if enough else "pad", "collate_fn": loader.collate_fn}
+        return train_loader(loader.dataset, loader.batch_size, **options)
+    raise AgreedError(
+        f"{who}: of the training data ({type(loader).__name__}) it cannot make a loader of its own; {instead}"
+    )
+
+
+def global_samples(trainer: pl.Trainer | None) -> int | None:
+    """Samples of the training batch in hand, over all ranks; None where the loader is not one of ours."""
+    loader = None if trainer is None else trainer.train_dataloader
+    return loader.global_samples if isinstance(loader, TrainLoader) else None

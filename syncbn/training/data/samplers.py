@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, DistributedSampler
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 REMAINDERS = ("drop", "pad", "uneven")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 SHARDS = ("labels", "brightness", "inversion")
 BRIGHTEST = 0.8  # what the last shard is brightened by, of images in [0, 1]

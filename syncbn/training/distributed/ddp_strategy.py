@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 HOOKS: dict[str, Any] = {
     "fp16": default_hooks.fp16_compress_hook,

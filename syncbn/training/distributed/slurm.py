@@ -12,8 +12,8 @@ import subprocess
 from functools import cache
 from typing import Any
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.distributed import loopback
+from syncbn.training.errors import SettingError
 
 SHELLS = ("bash", "sh", "zsh", "fish", "interactive")  # names that salloc and srun --pty give a job
 SPECIAL = 0xFFFFFFFA  # steps from here on are not srun's: the batch script, an interactive shell

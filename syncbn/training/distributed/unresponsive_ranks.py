@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from syncbn.training.config.schema import AgreedError
+from syncbn.training.distributed import environment, store
 from syncbn.training.distributed.signals import Stopped
-from syncbn.training.run_directory import paths
+from syncbn.training.errors import AgreedError
 
 PATIENCE = 5.0  # seconds for the words of the others, who give up at about the same time
 LINGER = 1.0  # seconds that the store outlives its own rank's last look, so that the others have theirs
@@ -33,7 +33,7 @@ def introduce() -> None:
     """Leaves this rank's host in the store, for when it no longer answers. All ranks do, before any collective."""
     if _is_alone():
         return
-    _say(paths.connect(paths.START), "hosts", paths.host())
+    _say(store.connect(store.START), "hosts", environment.host())
 
 
 def leave_word(error: BaseException) -> None:
@@ -62,15 +62,15 @@ def to_blame(error: Exception, timeout: float) -> str:
     hosts: dict[int, str] = {}
     words: dict[int, str] = {}
     _within(PATIENCE + 1, lambda: _listen(hosts, words))
-    if paths.launcher() == "srun" and paths.rank() == 0:
+    if environment.launcher() == "srun" and environment.rank() == 0:
         time.sleep(LINGER)
     if not words:
-        by = "rank 0" if paths.launcher() == "srun" else "torchrun"
+        by = "rank 0" if environment.launcher() == "srun" else "torchrun"
         return f"{by} on {os.environ['MASTER_ADDR']}, which has the store, cannot be reached"
     failed = [rank for rank, word in words.items() if word != WAITED]
     if failed:
         return "; ".join(f"{_named([rank], hosts)} {words[rank]}" for rank in sorted(failed)[:4])
-    silent = [rank for rank in range(_world_size()) if rank not in words and rank != paths.rank()]
+    silent = [rank for rank in range(_world_size()) if rank not in words and rank != environment.rank()]
     if not silent:
         return "all ranks have waited, none is silent: a link between them, or they are out of step (SYNCBN_DEBUG=1)"
     within = f" within {timeout:g} s, timeouts.collective" if is_timeout(str(error)) else ""
@@ -79,7 +79,7 @@ def to_blame(error: Exception, timeout: float) -> str:
 
 def _is_alone() -> bool:
     """Whether there is nobody to wait for, or train.py itself watches the ranks."""
-    return paths.launcher() is None or _world_size() == 1
+    return environment.launcher() is None or _world_size() == 1
 
 
 def _world_size() -> int:
@@ -94,10 +94,10 @@ def _waited(error: BaseException) -> bool:
 def _listen(hosts: dict[int, str], words: dict[int, str]) -> None:
     """Takes in what the store has, until all ranks have left a word, or one has that explains the others."""
     deadline = time.monotonic() + PATIENCE
-    store = _connect()
-    hosts |= _said(store, "hosts")
+    client = _connect()
+    hosts |= _said(client, "hosts")
     while True:  # each look counts: the store may be gone at the next
-        words |= _said(store, "ends")
+        words |= _said(client, "ends")
         explained = any(word != WAITED for word in words.values())
         if explained or len(words) == _world_size() or time.monotonic() > deadline:
             return
@@ -107,16 +107,16 @@ def _listen(hosts: dict[int, str], words: dict[int, str]) -> None:
 def _connect() -> Any:
     address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     socket.create_connection(address, timeout=PATIENCE).close()  # torch's client tries on and on, and prints
-    return paths.connect(PATIENCE)
+    return store.connect(PATIENCE)
 
 
-def _say(store: Any, key: str, word: str) -> None:
-    store.append(paths.of_this_attempt(key), f"{paths.rank()} {word}\n")  # all in one: one look reads them
+def _say(client: Any, key: str, word: str) -> None:
+    client.append(store.of_this_attempt(key), f"{environment.rank()} {word}\n")  # all in one: one look reads them
 
 
-def _said(store: Any, key: str) -> dict[int, str]:
+def _said(client: Any, key: str) -> dict[int, str]:
     """What each rank has said, by rank."""
-    lines = store.get(paths.of_this_attempt(key)).decode().splitlines()
+    lines = client.get(store.of_this_attempt(key)).decode().splitlines()
     return {int(rank): word for rank, word in (line.split(" ", 1) for line in lines)}
 
 

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from syncbn.nn.adaptation import Adaptation, adapt
 from syncbn.nn.conversion.convert import Only, batch_norms
-from syncbn.training.config.schema import AgreedError
 from syncbn.training.data.samplers import ExactSampler
+from syncbn.training.errors import AgreedError
 
 ORDER = 0  # the seed of the order in which a test's samples are dealt
 
@@ -105,5 +105,5 @@ class AdaptStatistics(pl.Callback):
             if high != low:
                 raise AgreedError(
                     f"AdaptStatistics: ranks have {low:g} to {high:g} batches, and adapt together in each; use loaders "
-                    "that give them equally many (syncbn.training.data.digits.exact_loader), or group=1"
+                    "that give them equally many (syncbn.training.data.loaders.exact_loader), or group=1"
                 )

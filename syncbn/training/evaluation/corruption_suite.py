@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 import syncbn
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.training import rng
-from syncbn.training.config.schema import AgreedError, SettingError
 from syncbn.training.data import corruptions
 from syncbn.training.data.loaders import BatchLoader
 from syncbn.training.data.samplers import this_rank, world_size
+from syncbn.training.errors import AgreedError, SettingError
 
 ORDER = 0  # the seed of the order in which images are dealt into batches; files are often sorted by class
 CURVE = ("batch_sizes", "priors", "severities", "images")

@@ -5,9 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncbn.training.data.digits import exact_loader
-from syncbn.training.data.loaders import Batches, BatchLoader, TrainLoader
-from syncbn.training.evaluation.precise_statistics import own_loader, training_loader
+from syncbn.training.data.loaders import Batches, BatchLoader, TrainLoader, exact_loader, own_loader, training_loader
 from syncbn.training.evaluation.repeat_test import Numbers, retest
 
 

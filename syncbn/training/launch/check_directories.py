@@ -19,10 +19,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from syncbn.training.atomic_write import explain
-from syncbn.training.config.schema import SettingError
 from syncbn.training.console import print_line, printable
-from syncbn.training.run_directory import paths
+from syncbn.training.distributed import environment
+from syncbn.training.errors import SettingError
+from syncbn.training.os_errors import explain
 
 FILES = 32  # open files that the launcher needs by itself; each rank needs some more
 
@@ -50,7 +50,7 @@ def _or_end(check: Callable[[], None]) -> None:
         line = " ".join(printable(error).split())
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
-    elif paths.rank() == 0:
+    elif environment.rank() == 0:
         print_line(f"error: {line}", error=True)
     sys.exit(1)
 
@@ -58,7 +58,7 @@ def _or_end(check: Callable[[], None]) -> None:
 def _run(config: DictConfig) -> None:
     run_id = config.run.id
     _check_spelling(run_id, config.hydra.get("overrides", {}).get("task", ()))
-    paths.check_id(run_id)
+    run_id.check_id(run_id)
     _allow_open_files()
     path = _path(config, "hydra.run.dir")
     if config.study is not None:
@@ -86,7 +86,7 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
 
 
 def _sweep(config: DictConfig) -> None:
-    if paths.launcher() == "torchrun":
+    if environment.launcher() == "torchrun":
         raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
     if config.run.id is not None:
         raise SettingError(

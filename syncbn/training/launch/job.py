@@ -21,17 +21,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import atomic_write
-from syncbn.training.atomic_write import explain
 from syncbn.training.checkpoint import continue_run, inherit_config
 from syncbn.training.config import validate
-from syncbn.training.config.schema import AgreedError, SettingError
 from syncbn.training.console import print_line, printable
-from syncbn.training.distributed import loopback, rank_processes, signals, slurm, unresponsive_ranks
+from syncbn.training.distributed import environment, loopback, rank_processes, signals, slurm, store, unresponsive_ranks
 from syncbn.training.distributed.rank_processes import Ranks, Requests, StartError
 from syncbn.training.distributed.signals import Interrupted, Stopped
-from syncbn.training.launch import outcome
-from syncbn.training.run_directory import paths, record
+from syncbn.training.errors import AgreedError, SettingError
+from syncbn.training.launch import outcome, summary
+from syncbn.training.os_errors import explain
+from syncbn.training.run_directory import lock, paths, record, symlinks
 
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
 
@@ -61,7 +60,7 @@ def run(cfg: DictConfig) -> float | None:
         except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
             raise SettingError(f"run.id={printable(run_dir.name)}: {explain(error, run_dir)}") from error
     except (SettingError, RunError) as error:
-        if isinstance(error, SettingError) and paths.rank() == 0:
+        if isinstance(error, SettingError) and environment.rank() == 0:
             _say(f"error: {error}")
         code = getattr(error, "code", 1)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
@@ -72,16 +71,16 @@ def run(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    inherit_config.take(cfg, overrides, _tell if paths.rank() == 0 else lambda line: None)
+    inherit_config.take(cfg, overrides, _tell if environment.rank() == 0 else lambda line: None)
     validate.settle(cfg)
     name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
     if in_sweep and cfg.logger.get("group", "") is None:
         cfg.logger.group = run_dir.parent.name
     named = in_sweep or cfg.run.id is not None
     named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
-    start = _be_a_rank if paths.launcher() else _start_ranks
+    start = _be_a_rank if environment.launcher() else _start_ranks
     start(cfg, run_dir, name, overrides, named)
-    return record.monitored(run_dir) if paths.rank() == 0 else None
+    return record.monitored(run_dir) if environment.rank() == 0 else None
 
 
 def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
@@ -128,30 +127,30 @@ def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
             close_wandb(run_dir, requests)
             with suppress(OSError):
                 record.take_back(run_dir, refused=refused)
-        paths.release(run_dir)
+        lock.release(run_dir)
 
 
 def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> bool:
     """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
-    paths.hold(run_dir)
+    lock.hold(run_dir)
     begun_from, began = continue_run.begun_from(cfg), False
     try:
         if not continue_run.go_on(cfg, run_dir, _tell, overrides, named=named):
             record.mend(cfg, run_dir, name, overrides)
             _tell(f"run {name} has finished before; this is what came out")
             _print_summary(run_dir)
-            paths.release(run_dir)
+            lock.release(run_dir)
             return False
-        for link in atomic_write.detach(run_dir):
+        for link in symlinks.detach(run_dir):
             _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
         began = True
         record.begin(cfg, run_dir, name, overrides, begun_from)
-        _tell(record.headline(cfg))
+        _tell(summary.headline(cfg))
     except BaseException as error:
         with suppress(Exception):
             if began and record.read(run_dir, "run").get("status") == "running":
                 record.end(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed")
-        paths.release(run_dir)
+        lock.release(run_dir)
         raise
     return True
 
@@ -165,14 +164,14 @@ def rank(run_dir: Path) -> None:
 
 
 def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
-    first = paths.rank() == 0
-    go = paths.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides, named) else "no") == "yes"
+    first = environment.rank() == 0
+    go = store.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides, named) else "no") == "yes"
     if not go:
         return
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         os.environ.update(loopback.within_machine())
-    cfg.ckpt_path = paths.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
-    cfg.ckpt_restore = paths.shared("ckpt_restore", lambda: cfg.get("ckpt_restore") or "") or None
+    cfg.ckpt_path = store.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
+    cfg.ckpt_restore = store.shared("ckpt_restore", lambda: cfg.get("ckpt_restore") or "") or None
     status, refused = "failed", False
     try:
         import_run()(cfg, run_dir)
@@ -180,7 +179,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], 
         signals.done()
     except Stopped as stop:
         status = "interrupted"
-        if paths.launcher() == "srun" and cfg.cluster.requeue:
+        if environment.launcher() == "srun" and cfg.cluster.requeue:
             _come_back(stop, run_dir)
         elif first:
             _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
@@ -188,7 +187,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], 
     except SettingError as error:
         refused = True
         if not first and not isinstance(error, AgreedError):
-            _say(f"error: rank {paths.rank()}: {error}")
+            _say(f"error: rank {environment.rank()}: {error}")
         raise
     except Exception as error:
         raise _failed(error, run_dir, cfg.timeouts.collective) from error
@@ -204,12 +203,12 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], 
 
 def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
     """What a rank says of its own end, where nobody watches it who could, and of those that it has waited for."""
-    rank, about = paths.rank(), rank_processes.about(error)
+    rank, about = environment.rank(), rank_processes.about(error)
     trace = run_dir / "ranks" / f"{rank}-error.txt"
     with suppress(OSError):
         trace.parent.mkdir(exist_ok=True)
         trace.write_text(about["trace"], encoding="utf-8", errors="backslashreplace")
-    where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {paths.host()}"
+    where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {environment.host()}"
     what = outcome.what(about, trace, unresponsive_ranks.to_blame(error, timeout))
     return _ended(f"{where} failed: {what}; {_how_to_go_on(run_dir)}")
 
@@ -233,7 +232,7 @@ def _come_back(stop: Stopped, run_dir: Path) -> None:
         _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
         return "no"
 
-    paths.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
+    store.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
 
 
 def _goes_back(stop: object) -> str:
@@ -293,19 +292,19 @@ def _how_to_go_on(run_dir: Path) -> str:
     if not (run_dir / "checkpoints" / "last.ckpt").exists():
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"the same sweep with hydra.sweep.dir={record.short(run_dir.parent)} goes on with it"
+        return f"the same sweep with hydra.sweep.dir={paths.short(run_dir.parent)} goes on with it"
     program, *settings = (each for each in sys.argv if not each.startswith(NAMES))
     settings.append(_name(run_dir))
-    if paths.launcher() == "srun":
+    if environment.launcher() == "srun":
         return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"
-    if paths.launcher() == "torchrun":
+    if environment.launcher() == "torchrun":
         return f"go on with: torchrun ... {shlex.join([program, *settings])}, as before"
     return f"go on with: {shlex.join(['python', program, *settings])}"
 
 
 def _name(run_dir: Path) -> str:
     """The setting that finds this run again, in quotes where Hydra wants them."""
-    key, value = "hydra.run.dir", record.short(run_dir)
+    key, value = "hydra.run.dir", paths.short(run_dir)
     if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
         key, value = "run.id", run_dir.name
     return f"{key}={value}" if re.fullmatch(r"[A-Za-z0-9_./+@-]+", value) else f"{key}='{value}'"
@@ -327,7 +326,7 @@ def _print_summary(run_dir: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
         console.width = 1000
-    console.print(record.summary(run_dir))
+    console.print(summary.summary(run_dir))
 
 
 def _tell(line: str) -> None:

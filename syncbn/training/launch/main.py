@@ -4,7 +4,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import standard_streams
 from syncbn.training.config import schema
-from syncbn.training.distributed import rank_processes, signals, temporary_directory
+from syncbn.training.distributed import environment, rank_processes, signals, temporary_directory
 from syncbn.training.run_directory import paths
 
 standard_streams.accept_any_text()  # here: Hydra prints before main() is called
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> float | None:
         The best value of the metric that ``callbacks.checkpoint.monitor`` names, for a sweeper that searches; the
         recorded one if the run had finished before. None if there is no such value, and on ranks other than 0.
     """
-    if paths.launcher() is None:
+    if environment.launcher() is None:
         signals.end_at_once()  # also in an interactive step of Slurm
         rank_processes.start_server(
             "syncbn.training.launch.preload"

@@ -9,7 +9,7 @@ from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import print_line
 from syncbn.training.distributed import out_of_memory, unresponsive_ranks
 from syncbn.training.distributed.rank_processes import End, stopped
-from syncbn.training.run_directory import record
+from syncbn.training.run_directory import paths
 
 REFUSALS = ("SettingError", "AgreedError", "DamagedError")
 
@@ -65,8 +65,8 @@ def what(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
         cause: what it came from, to be said first.
     """
     message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
-    place = f"{record.short(Path(error['place']))}, " if error.get("place") else ""
-    place += f"traceback: {record.short(trace) if trace else 'not written; HYDRA_FULL_ERROR=1 prints it'}"
+    place = f"{paths.short(Path(error['place']))}, " if error.get("place") else ""
+    place += f"traceback: {paths.short(trace) if trace else 'not written; HYDRA_FULL_ERROR=1 prints it'}"
     return f"{cause} ({message}, {place})" if cause else f"{message} ({place})"
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
 from syncbn.training.callbacks.best_metric import BestMetric
+from syncbn.training.callbacks.compare_ranks import CompareRanks
 from syncbn.training.callbacks.gradient_monitor import GradientMonitor
 from syncbn.training.callbacks.non_finite import stopper
 from syncbn.training.callbacks.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
@@ -29,19 +30,18 @@ from syncbn.training.callbacks.time_to_target import TimeToTarget
 from syncbn.training.checkpoint import files
 from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
-from syncbn.training.config import validate, validate_evaluation
-from syncbn.training.config.schema import SettingError
+from syncbn.training.config import derived, validate_evaluation
 from syncbn.training.config.trust import INSTALL
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
+from syncbn.training.errors import SettingError
 from syncbn.training.evaluation import generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
-from syncbn.training.launch.preflight import CompareRanks
 from syncbn.training.loggers import wandb_logger
-from syncbn.training.norm import simulated_devices, trainer_parts
+from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.run_directory import record
 
 Kind = TypeVar("Kind", bound=pl.Callback)
@@ -107,7 +107,7 @@ class _Sessions:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
         if cfg.simulate:
-            data.batch_size = validate.loader_batch(cfg)
+            data.batch_size = derived.loader_batch(cfg)
         datamodule, module = build(data), self._fitted or self._module()
         if self._loggers is None:
             self._loggers = wandb_logger.build(cfg, self._run_dir, self._rank)
@@ -125,7 +125,7 @@ class _Sessions:
 
     def _module(self) -> pl.LightningModule:
         module: pl.LightningModule = build(self._cfg.module)
-        trainer_parts.prepare_model(module, _plain(self._cfg.norm))
+        replace.prepare_model(module, _plain(self._cfg.norm))
         if self._cfg.simulate:
             simulated_devices.refuse(module)
         return module
@@ -227,7 +227,7 @@ def _test(cfg: DictConfig, sessions: _Sessions, checkpoint: str | None) -> dict[
         result["fit"] = generalization_gap.test_fit(trainer, module, result["test"], datamodule=datamodule, **options)
     if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
         trainer, module, datamodule = sessions.begin(suite=False)
-        batches = cfg.precise_batches // validate.in_one(cfg)
+        batches = cfg.precise_batches // derived.in_one(cfg)
         result["precise"] = precise_statistics.test_precisely(
             trainer, module, batches, datamodule=datamodule, **options
         )
@@ -251,7 +251,7 @@ def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
     return ResumePoints(
         run_dir / "checkpoints",
         global_batch_size=cfg.data.global_batch_size,
-        counted_in=validate.counted_in(cfg),
+        counted_in=derived.counted_in(cfg),
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=print_line,

@@ -8,15 +8,14 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from syncbn.training import atomic_write
 from syncbn.training.checkpoint import continue_run
-from syncbn.training.config.schema import SettingError
 from syncbn.training.distributed.rank_processes import Ranks, Requests
 from syncbn.training.distributed.signals import Interrupted
+from syncbn.training.errors import SettingError
 from syncbn.training.launch import outcome
 from syncbn.training.launch.job import close_wandb, rank
 from syncbn.training.launch.outcome import Outcome
-from syncbn.training.run_directory import paths, record
+from syncbn.training.run_directory import lock, record, symlinks
 
 GO_ON = "the same command goes on with it"
 
@@ -92,12 +91,12 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
     """
     began, held, end = False, False, Outcome("finished")
     try:
-        paths.hold(run.directory)
+        lock.hold(run.directory)
         held = True
         begun_from = continue_run.begun_from(run.cfg)
         if continue_run.go_on(run.cfg, run.directory, lambda line: None, run.overrides):
             began = True
-            atomic_write.detach(run.directory)
+            symlinks.detach(run.directory)
             record.begin(run.cfg, run.directory, run.directory.name, run.overrides, begun_from)
             logs = run.directory / "ranks"
             return Ranks(run.cfg.trainer.devices, rank, (run.directory,), logs, silent=True, signals=requests)
@@ -112,7 +111,7 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
                 record.end(run.directory, end.status)
                 record.take_back(run.directory, refused=False)
     if held:
-        paths.release(run.directory)
+        lock.release(run.directory)
     return end
 
 
@@ -130,4 +129,4 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
             close_wandb(run.directory, requests)
             with suppress(OSError):
                 record.take_back(run.directory, refused=refused)
-        paths.release(run.directory)
+        lock.release(run.directory)

@@ -25,12 +25,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from syncbn.training.atomic_write import DamagedError, explain, read_text, replacing, unlinked
-from syncbn.training.config.schema import SettingError
+from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import cell, print_line, printable
+from syncbn.training.distributed import environment
 from syncbn.training.distributed.rank_processes import Requests
+from syncbn.training.errors import SettingError
 from syncbn.training.launch.job import RunError
-from syncbn.training.run_directory import paths, record
+from syncbn.training.os_errors import explain
+from syncbn.training.read_file import DamagedError, read_text
+from syncbn.training.run_directory import lock, record
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra 1.3
 
@@ -65,7 +68,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
             print_line(f"error: {error}", error=True)
         raise SystemExit(1) from None
     try:
-        with Requests() if paths.launcher() is None else nullcontext() as requests:
+        with Requests() if environment.launcher() is None else nullcontext() as requests:
             for index in chosen:
                 overrides, job = job_overrides[index], jobs[index]
                 number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
@@ -81,7 +84,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     finally:
         if not console.quiet:
             summarize(sweep_dir, console)
-        paths.release(sweep_dir)
+        lock.release(sweep_dir)
     if not failed:
         return results
     again = f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing"
@@ -109,17 +112,17 @@ def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[
     subdir = dict(OmegaConf.to_container(settings.sweep))["subdir"]  # type: ignore[arg-type]  # a DictConfig's is a dict
     if subdir != "${hydra.job.num}":
         raise SettingError(f"hydra.sweep.subdir={subdir}: leave it out; a job's directory is named by its number")
-    if paths.launcher() == "srun":  # the tasks of an array share the directory, each with a number of its own
+    if environment.launcher() == "srun":  # the tasks of an array share the directory, each with a number of its own
         numbers = _numbers(sweep_dir)
         return numbers, _of_array(jobs, numbers, sweep_dir)
-    if paths.launcher() is None:
+    if environment.launcher() is None:
         _hold(sweep_dir)
     return _numbers(sweep_dir), range(len(jobs))
 
 
 def _hold(sweep_dir: Path) -> None:
     try:
-        paths.hold(sweep_dir)
+        lock.hold(sweep_dir)
     except SettingError as error:
         holder = str(error).removeprefix(f"run.id={sweep_dir.name}: ").split(" is at ")[0]
         raise SettingError(
@@ -156,7 +159,7 @@ def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> J
         config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-        if paths.rank() == 0:  # of the ranks of torchrun and srun, which all come here
+        if environment.rank() == 0:  # of the ranks of torchrun and srun, which all come here
             _note(sweep_dir / str(number), list(config.hydra.overrides.task))
         return run_job(
             hydra_context=launcher.hydra_context,

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from syncbn.training.atomic_write import DamagedError, read_json
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
+from syncbn.training.read_file import DamagedError, read_json
 
 HEADER = 7  # bytes
 

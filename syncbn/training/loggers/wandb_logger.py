@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, UsageError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.console import print_line
 from syncbn.training.distributed import signals, temporary_directory
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files
 from syncbn.training.loggers.csv_logger import MetricsFile, read
 from syncbn.training.loggers.wandb_journal import Journal, Line

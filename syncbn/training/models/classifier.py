@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from syncbn.training.data.loaders import global_samples
 from syncbn.training.data.shards import ShardBatch
-from syncbn.training.norm.uneven_batches import global_samples
 
 NORMALIZATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 

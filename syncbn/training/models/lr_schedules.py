@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 
 class Cosine(LambdaLR):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from syncbn.nn import norm_act
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),

@@ -14,9 +14,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from syncbn.nn import simulation
 from syncbn.nn.simulation import Simulated
-from syncbn.training.config import validate
-from syncbn.training.config.schema import SettingError
+from syncbn.training.config import derived
 from syncbn.training.data.loaders import TrainLoader
+from syncbn.training.errors import SettingError
 from syncbn.training.norm.trainer_parts import Parts
 
 DROPPING = (nn.RNNBase, nn.MultiheadAttention)  # with dropout of their own
@@ -25,10 +25,10 @@ DROPPING = (nn.RNNBase, nn.MultiheadAttention)  # with dropout of their own
 def parts(cfg: DictConfig) -> Parts:
     """The parts of Lightning by which one process learns what ``cfg.simulate`` devices would."""
     norm: dict[str, Any] = dict(OmegaConf.to_container(cfg.norm))  # type: ignore[arg-type]  # of a DictConfig it is one
-    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, validate.in_one(cfg))]
+    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, derived.in_one(cfg))]
     if norm["name"] in ("none", "group_norm"):
         return Parts([], callbacks, {})
-    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, validate.in_one(cfg))
+    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, derived.in_one(cfg))
     return Parts([plugin], [*callbacks, SimulatedStatistics()], {})
 
 

@@ -9,14 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn.comm import groups
 from syncbn.nn.modules import Synchronized
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data.loaders import TrainLoader
-
-
-def global_samples(trainer: pl.Trainer | None) -> int | None:
-    """Samples of the training batch in hand, over all ranks; None where the loader is not one of ours."""
-    loader = None if trainer is None else trainer.train_dataloader
-    return loader.global_samples if isinstance(loader, TrainLoader) else None
+from syncbn.training.errors import SettingError
 
 
 class RefuseLoneSamples(pl.Callback):

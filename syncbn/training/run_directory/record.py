@@ -8,7 +8,6 @@ import json
 import platform
 import re
 import secrets
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,18 +21,14 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
 from yaml import YAMLError
 
-from syncbn.training.atomic_write import DamagedError, read_json, read_text, replacing
-from syncbn.training.config import validate
+from syncbn.training.atomic_write import replacing
+from syncbn.training.config import derived
 from syncbn.training.config.schema import GROUPS
-from syncbn.training.console import cell
-from syncbn.training.loggers import wandb_files
-from syncbn.training.run_directory import paths
-from syncbn.training.run_directory.paths import real, run_of
+from syncbn.training.read_file import DamagedError, read_json, read_text
+from syncbn.training.run_directory import lock
+from syncbn.training.run_directory.paths import run_of, short
 
 STATUSES = ("running", "finished", "failed", "interrupted")
 
@@ -112,8 +107,8 @@ def _about(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     return {
         "command": [sys.executable, *sys.argv],
         "overrides": overrides,
-        "world_size": validate.world_size(cfg),
-        "normalization_batch": validate.normalization_batch(cfg),
+        "world_size": derived.world_size(cfg),
+        "normalization_batch": derived.normalization_batch(cfg),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),
     }
@@ -318,7 +313,7 @@ def status(run_dir: Path) -> str:
     said = str(about["status"])
     if said == "interrupted" and about.get("requeued"):
         return "requeued"
-    return "killed" if said == "running" and paths.is_held(run_dir) is False else said
+    return "killed" if said == "running" and lock.is_held(run_dir) is False else said
 
 
 def write(run_dir: Path, name: str, contents: dict[str, Any]) -> None:
@@ -326,69 +321,6 @@ def write(run_dir: Path, name: str, contents: dict[str, Any]) -> None:
     text = json.dumps(contents, indent=2) + "\n"
     with replacing(run_dir / f"{name}.json") as draft:
         draft.write_text(text, encoding="utf-8")
-
-
-def headline(cfg: DictConfig) -> str:
-    """One line that says what is about to run."""
-    devices, nodes, norm = cfg.trainer.devices, cfg.trainer.num_nodes, cfg.norm
-    ranks = f"{devices} {'process' if devices == 1 else 'processes'} on the {cfg.trainer.accelerator.upper()}"
-    if cfg.get("simulate"):
-        ranks = f"{ranks} for {cfg.simulate} devices"
-    if nodes > 1:
-        ranks = f"{nodes} nodes of {ranks}"
-    adapts = _adapts(cfg) if cfg.get("adapt") is not None else ""
-    if cfg.get("mode") == "test":
-        return f"{ranks}, {cfg.data.batch_size} samples each; tests {short(Path(cfg.ckpt_path))}{adapts}"
-    share = ""
-    if norm.get("ghost_batch") is not None:
-        share = " in ghost batches"
-    elif norm.name in ("sync", "torch_sync"):
-        share = f" over {norm.get('group', 'world')}"
-    batch = validate.normalization_batch(cfg)
-    statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
-    return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}"
-
-
-def _adapts(cfg: DictConfig) -> str:
-    """To how many samples batch norm adapts in the test, and what training's statistics count for beside them."""
-    prior = cfg.adapt.get("prior", 16)
-    to = "all samples so far" if cfg.adapt.get("streaming") else f"batches of {validate.adaptation_batch(cfg)}"
-    return f"; in the test batch norm adapts to {to}, with a prior of {prior:g}"
-
-
-def summary(run_dir: Path) -> Group:
-    """What came out and where it lies, as a table, and the command that uploads it.
-
-    A run of an earlier version has perhaps not all of it, one that was ended by ``sys.exit`` no result.
-    """
-    result, wandb, about = _whole(run_dir, "result"), read(run_dir, "wandb"), _whole(run_dir, "run")
-    try:
-        rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
-    except (TypeError, ValueError, AttributeError, KeyError):  # names that are known, with values that are not numbers
-        result = {}
-    if not result and damage(run_dir, "result"):
-        rows = [("result", f"{short(run_dir / 'result.json')} is damaged")]
-    if tested := about.get("tests"):
-        rows.append(("checkpoint tested", short(Path(tested))))
-    rows.append(("run directory", short(run_dir)))
-    if result.get("checkpoint"):
-        rows.append(("best checkpoint", short(Path(result["checkpoint"]))))
-    elif result.get("tested") == "final weights":
-        rows.append(("tested", "the weights at the end of training: there is no best checkpoint"))
-    attempts = wandb_files.directories(run_dir) if wandb else []
-    if wandb.get("url") or attempts:  # its directories may have been removed
-        rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
-    table = Table(show_header=False, box=box.HORIZONTALS)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    for label, value in rows:
-        table.add_row(label, cell(value))
-    lines: list[RenderableType] = [table]
-    options, directories = wandb_files.upload(run_dir)
-    if directories:
-        command = shlex.join([_program("wandb"), *options, *map(short, directories)])
-        lines.append(cell(f"upload it:  {command}"))
-    return Group(*lines)
 
 
 def monitored(run_dir: Path) -> float | None:
@@ -400,43 +332,6 @@ def _whole(run_dir: Path, name: str) -> dict[str, Any]:
     """The contents of ``name.json``, empty where they lack something too."""
     found = read(run_dir, name)
     return {} if lacks(name, found) else found
-
-
-def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows of the table that say what a result says."""
-    rows = []
-    test = result.get("test", {})
-    if "test/acc" in test:
-        of = f" of {test['test/count']:.0f} samples" if "test/count" in test else ""
-        rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
-    if "test/loss" in test:
-        rows.append(("test loss", f"{test['test/loss']:.4f}"))
-    fit = result.get("fit", {})
-    if "fit/acc" in fit:
-        rows.append(("training images", f"{100 * fit['fit/acc']:.2f} % of them known"))
-    precise = result.get("precise", {})
-    if "precise/acc" in precise:
-        rows.append(("precise accuracy", f"{100 * precise['precise/acc']:.2f} % with population statistics"))
-    corrupted, adapted = result.get("corrupted", {}), result.get("adapted", {})
-    if "corrupted/acc" in corrupted:
-        better = f", {100 * adapted['adapted/acc']:.2f} % with adapted statistics" if "adapted/acc" in adapted else ""
-        rows.append(("corrupted accuracy", f"{100 * corrupted['corrupted/acc']:.2f} %{better}"))
-    forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
-    training = [form.format(result[name]) for name, form in forms.items() if name in result]
-    if before := result.get("epochs_before"):
-        first = "the first epoch" if before == 1 else f"the first {before} epochs"
-        training.append("all of them before" if before == result.get("epochs") else f"{first} before")
-    if result.get("diverged"):
-        training.append("ended by a loss or weights that are not finite")
-    if target := result.get("target"):
-        took = f"{target['target/steps']} steps"
-        took += f", {target['target/seconds']:.1f} s" if "target/seconds" in target else ""
-        rows.append(("target", f"{'reached after' if target['target/reached'] else 'not reached in'} {took}"))
-    if training:
-        rows.append(("training", ", ".join(training)))
-    if speed := result.get("images_per_second"):
-        rows.append(("speed", f"{speed:,.0f} images/s over all devices"))
-    return rows
 
 
 def _version(package: str) -> str | None:
@@ -459,14 +354,3 @@ def _git() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "dirty": bool(status)}
-
-
-def short(path: Path, *, resolve: bool = True) -> str:
-    """Relative to the working directory where it lies below it."""
-    path, here = real(path) if resolve else path, Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _program(name: str) -> str:
-    """A command as the user can type it: by its name, or, outside an activated environment, by its path."""
-    return name if shutil.which(name) else short(Path(sys.executable).parent / name, resolve=False)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from syncbn.study.claims import rule
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from tests.study.support.claim_study import PLOT, study
 
 FIGURE = {"what": "steps", "published": 2, "source": "a paper"}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.verdict import MINUS
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from tests.study.support import run_directories
 from tests.study.support.run_directories import by_seed, layer, run, sweep
 

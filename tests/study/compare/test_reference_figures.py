@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from syncbn.study.compare import reference_spec
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 
 SAID = {"what": "test error, %", "source": "a paper"}
 

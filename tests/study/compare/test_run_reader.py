@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from syncbn.study.compare.run_reader import directories, read, root, short
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from tests.study.support import run_directories
 
 

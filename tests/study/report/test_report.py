@@ -17,8 +17,8 @@ import wandb
 from markdown_it import MarkdownIt
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import plots, tables, write
-from syncbn.training.config.schema import SettingError
+from syncbn.study.report import plots, tables, wandb_run, write
+from syncbn.training.errors import SettingError
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame
 from tests.study.support.page_reader import Page, cells, files
@@ -377,7 +377,7 @@ def own_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
     made = comparisons.nasty()
     write.write(made, tmp_path)
-    command = write.log_to_wandb(made, tmp_path, project="mine", group="together")
+    command = wandb_run.log_to_wandb(made, tmp_path, project="mine", group="together")
     place = Path(command.removeprefix("wandb sync "))
     (log,) = place.glob("run-*.wandb")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
@@ -406,7 +406,7 @@ def test_wandb_online_without_a_server_is_an_error_in_one_line(tmp_path: Path, m
     (tmp_path / "plots").mkdir()
     start = time.monotonic()
     with pytest.raises(SettingError, match=r"^mode=online: W&B says: [^\n]*; use mode=offline$"):
-        write.log_to_wandb(made, tmp_path, "online", timeout=2)
+        wandb_run.log_to_wandb(made, tmp_path, "online", timeout=2)
     assert time.monotonic() - start < 30
     with pytest.raises(SettingError, match="mode=nowhere: there is offline and online"):
-        write.log_to_wandb(made, tmp_path, "nowhere")
+        wandb_run.log_to_wandb(made, tmp_path, "nowhere")

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.study.runner import remote
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.launch.run_pool import Run
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from syncbn.training import MLP, GradientMonitor, SettingError
 from syncbn.training.callbacks.gradient_monitor import Backward, Gradient, flow, look
 from syncbn.training.loggers.csv_logger import read
-from syncbn.training.norm.trainer_parts import remove_batch_norm
+from syncbn.training.norm.replace import remove_batch_norm
 from tests.support.ranks import Ranks
 
 THEORY = math.sqrt(math.pi / (math.pi - 1))

@@ -13,9 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.checkpoint import continue_run
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.launch import check_directories
-from syncbn.training.run_directory import paths, record
+from syncbn.training.run_directory import lock, paths, record
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import Run, train
 
@@ -116,12 +116,12 @@ def _decided(cfg: DictConfig, hydra_dir: str | None) -> tuple[str, Path | None]:
     path = hydra_dir or paths.run_dir("outputs", cfg.run.id, cfg.ckpt_path, cfg.mode)
     try:
         check_directories._run(OmegaConf.create({"run": cfg.run, "study": None, "hydra": {"run": {"dir": path}}}))
-        paths.hold(Path(path))
+        lock.hold(Path(path))
         try:
             named = cfg.run.id is not None or hydra_dir is not None
             todo = continue_run.go_on(cfg, Path(path), lambda line: None, named=named)
         finally:
-            paths.release(Path(path))
+            lock.release(Path(path))
     except SettingError as error:
         return ("refused" if "\n" not in str(error) else f"more lines: {error}"), None
     if not todo:
@@ -161,12 +161,12 @@ def expected(checkpoint: str, name: str, mode: str, status: str, change: str) ->
 def test_every_combination_works_where_it_says_and_changes_no_other_run(
     here: Path, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncbn.training.run_directory.paths.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("syncbn.training.run_directory.lock.time.sleep", lambda seconds: None)
     checkpoints = prepare(status)
     composed = dict(settings())
     before = {name: contents(here / "outputs" / name) for name in ("A", "begun", "done")}
     if status == "held":
-        paths.hold(Path("outputs/A").resolve())
+        lock.hold(Path("outputs/A").resolve())
         before["A"] = contents(here / "outputs/A")
     files, tried = stamps(), set()
     wandb_ids = {json.loads(each["run.json"])["wandb_id"] for each in before.values()}
@@ -188,7 +188,7 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
             shutil.rmtree(where)
         assert stamps() == files, cell
     assert {each: contents(here / "outputs" / each) for each in before} == before
-    paths.release(Path("outputs/A").resolve())
+    lock.release(Path("outputs/A").resolve())
     assert tried >= {"refused", "continues", "new, None", "new, all", "new, weights", "tests"}
     assert {path.name for path in (here / "outputs").iterdir()} == {*before}  # refused ones leave nothing
 

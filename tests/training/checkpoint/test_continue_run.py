@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.checkpoint import continue_run
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import record
 from tests.training.support.settled_config import settled
 

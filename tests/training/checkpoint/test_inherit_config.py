@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from syncbn.training.checkpoint import inherit_config
 from syncbn.training.config import validate
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import record
 from tests.training.support.settled_config import composed, settled
 

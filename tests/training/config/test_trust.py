@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from syncbn.training.checkpoint import inherit_config
 from syncbn.training.config import trust
-from syncbn.training.config.schema import AgreedError, Config, SettingError
+from syncbn.training.config.schema import Config
+from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import rank
 from syncbn.training.run_directory import record
 from tests.training.support.settled_config import composed, settled

@@ -8,14 +8,9 @@ import torch
 import wandb
 from omegaconf import OmegaConf
 
-from syncbn.training.config.schema import SettingError
-from syncbn.training.config.validate import (
-    RUN_ID,
-    _check_torch_sync,
-    _check_trainer,
-    _settle_devices,
-    normalization_batch,
-)
+from syncbn.training.config.derived import normalization_batch
+from syncbn.training.config.validate import RUN_ID, _check_torch_sync, _check_trainer, _settle_devices
+from syncbn.training.errors import SettingError
 from tests.training.support.train_command import train
 
 BAD = {

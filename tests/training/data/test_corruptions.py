@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data.corruptions import KINDS, SEVERITIES, corrupt
+from syncbn.training.errors import SettingError
 
 DRAWN = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from syncbn.training.config.schema import SettingError
-from syncbn.training.data.digits import Digits, ExactSampler, train_loader
+from syncbn.training.data.digits import Digits, ExactSampler
+from syncbn.training.data.loaders import train_loader
+from syncbn.training.errors import SettingError
 
 
 @given(ranks=st.integers(1, 9), extra=st.integers(0, 300), batch_size=st.integers(1, 40), seed=st.none() | st.just(0))
@@ -52,8 +53,8 @@ def test_a_global_batch_holds_the_same_samples_on_any_number_of_ranks(monkeypatc
     def global_batches(ranks: int) -> list[list[int]]:
         shares = []
         for rank in range(ranks):
-            monkeypatch.setattr("syncbn.training.data.digits._world_size", lambda: ranks)
-            monkeypatch.setattr("syncbn.training.data.digits._rank", lambda rank=rank: rank)
+            monkeypatch.setattr("syncbn.training.data.loaders._world_size", lambda: ranks)
+            monkeypatch.setattr("syncbn.training.data.loaders._rank", lambda rank=rank: rank)
             loader = train_loader(dataset, 12 // ranks, seed=3)
             loader.sampler.set_epoch(1)
             shares.append([batch[0].tolist() for batch in loader])

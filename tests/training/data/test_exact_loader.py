@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from syncbn.training.data.digits import exact_loader
+from syncbn.training.data.loaders import exact_loader
 from syncbn.training.models.classifier import Classifier
 from tests.support.ranks import Ranks
 

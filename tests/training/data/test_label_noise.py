@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data.corruptions import corrupt
 from syncbn.training.data.digits import Digits
 from syncbn.training.data.label_noise import relabelled, with_outliers
+from syncbn.training.errors import SettingError
 
 SHARES = st.floats(0, 1) | st.sampled_from([0.05, 0.2, 0.4])
 

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data import digits, loaders
-from syncbn.training.data.digits import ExactSampler, SampleError, exact_loader, train_loader
-from syncbn.training.data.loaders import TrainLoader
+from syncbn.training.data.digits import ExactSampler, SampleError
+from syncbn.training.data.loaders import TrainLoader, exact_loader, train_loader
+from syncbn.training.errors import SettingError
 
 SAMPLES, GLOBAL, EPOCHS = 22, 4, 3  # five global batches and two samples
 
@@ -57,8 +57,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Builds a rank's loader without a process group."""
 
     def loader(ranks: int, rank: int, dataset: Dataset[Any] | None = None, **options: Any) -> TrainLoader:
-        monkeypatch.setattr(digits, "_world_size", lambda: ranks)
-        monkeypatch.setattr(digits, "_rank", lambda: rank)
+        monkeypatch.setattr(loaders, "_world_size", lambda: ranks)
+        monkeypatch.setattr(loaders, "_rank", lambda: rank)
         return train_loader(dataset or Augmented(), GLOBAL // ranks, **{"seed": 3, **options})
 
     return loader

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from syncbn.training.config.schema import SettingError
-from syncbn.training.data.digits import Digits, train_loader
+from syncbn.training.data.digits import Digits
+from syncbn.training.data.loaders import train_loader
 from syncbn.training.data.samplers import GlobalBatchSampler
 from syncbn.training.data.shards import collate, evaluation_shards, seen_in, train_shards
+from syncbn.training.errors import SettingError
 from syncbn.training.models.classifier import Classifier
 from tests.support.ranks import Ranks
 from tests.training.support.train_command import train
@@ -69,8 +70,8 @@ def test_epochs_have_orders_of_their_own_and_without_shuffle_none() -> None:
 
 def test_one_process_has_the_samples_of_two_ranks_at_their_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     def epoch(rank: int, ranks: int) -> list[tuple[Tensor, Tensor]]:
-        monkeypatch.setattr("syncbn.training.data.digits._world_size", lambda: ranks)
-        monkeypatch.setattr("syncbn.training.data.digits._rank", lambda: rank)
+        monkeypatch.setattr("syncbn.training.data.loaders._world_size", lambda: ranks)
+        monkeypatch.setattr("syncbn.training.data.loaders._rank", lambda: rank)
         data = Digits(16 // ranks, shards="inversion", num_shards=2)
         data.setup("fit")
         return list(data.train_dataloader())

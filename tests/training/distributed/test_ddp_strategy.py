@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.distributed import ddp_strategy
+from syncbn.training.errors import SettingError
 from tests.training.checkpoint.test_resume_foreign_modules import differences, resumed
 from tests.training.support.faulty_runs import faulty
 from tests.training.support.settled_config import settled

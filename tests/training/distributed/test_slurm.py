@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.training.config.schema import SettingError
-from syncbn.training.distributed import slurm
+from syncbn.training.distributed import environment, slurm
+from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import paths
 from tests.training.launch.test_train import free_port
 from tests.training.support.faulty_runs import fault
-from tests.training.support.train_command import REPO, environment
+from tests.training.support.train_command import REPO
+from tests.training.support.train_command import environment as variables
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "syncbn", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
 JOB |= {"ENVIRONMENT": "BATCH"}
@@ -51,7 +52,7 @@ def put(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 )
 def test_who_started_this_process(monkeypatch: pytest.MonkeyPatch, variables: dict, launcher: str | None) -> None:
     put(monkeypatch, variables)
-    assert paths.launcher() == launcher
+    assert environment.launcher() == launcher
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_which_jobs_come_back(
 
 def tasks(where: Path, *settings: str) -> list[subprocess.Popen]:
     """Two tasks as srun starts them, on two nodes, of which this machine is both."""
-    env = environment() | JOB | STEP | {"MASTER_PORT": str(free_port())}
+    env = variables() | JOB | STEP | {"MASTER_PORT": str(free_port())}
     env["PATH"] = f"{where / 'bin'}:{env['PATH']}"
     command = [sys.executable, str(REPO / "train.py"), "model=mlp", "cluster=slurm", *settings]
     return [

@@ -12,9 +12,8 @@ from unittest import mock
 import pytest
 from torch.distributed import TCPStore
 
-from syncbn.training.config.schema import AgreedError
-from syncbn.training.distributed import slurm, unresponsive_ranks
-from syncbn.training.run_directory import paths
+from syncbn.training.distributed import environment, slurm, unresponsive_ranks
+from syncbn.training.errors import AgreedError
 
 TIMEOUT = RuntimeError("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 7000ms for recv")
 LOST = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:4711")
@@ -44,7 +43,7 @@ def be(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int, port: int, p
     """From now on this process is that rank, one of two on its node."""
     for name, value in (ENVIRONMENT | {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}).items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(paths, "host", lambda: f"node{rank // 2}")
+    monkeypatch.setattr(environment, "host", lambda: f"node{rank // 2}")
     monkeypatch.setattr(unresponsive_ranks, "PATIENCE", patience)
 
 
@@ -99,7 +98,7 @@ def test_under_srun_the_rank_that_has_the_store_stays_for_the_looks_of_others(
     monkeypatch: pytest.MonkeyPatch, rank: int, stays: bool
 ) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setattr(paths, "launcher", lambda: "srun")
+    monkeypatch.setattr(environment, "launcher", lambda: "srun")
     monkeypatch.setattr(slurm, "join", lambda: None)
     monkeypatch.setattr(unresponsive_ranks, "LINGER", 3.0)
     for each in (1 - rank, rank):

@@ -18,8 +18,8 @@ from syncbn.study.compare import run_reader
 from syncbn.study.compare.settings import settings
 from syncbn.training import AdaptStatistics, SettingError
 from syncbn.training.checkpoint import continue_run
-from syncbn.training.config import validate
-from syncbn.training.data.digits import exact_loader
+from syncbn.training.config import derived
+from syncbn.training.data.loaders import exact_loader
 from syncbn.training.run_directory import record
 from tests.support.ranks import Ranks
 from tests.training.support.settled_config import settled
@@ -279,4 +279,4 @@ def test_a_training_run_is_as_it_was_before_there_were_modes(tmp_path: Path) -> 
     OmegaConf.save(before, tmp_path / "a/config.yaml")
     (then,) = run_reader.read([tmp_path / "a"])
     assert settings(now) == settings(then)
-    assert validate.world_size(before) == 2
+    assert derived.world_size(before) == 2

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from syncbn.training.config.schema import SettingError
 from syncbn.training.data.corruptions import corrupt
 from syncbn.training.data.digits import Digits
+from syncbn.training.errors import SettingError
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import train

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 import syncbn
 from syncbn.nn.simulation import simulate
 from syncbn.training import PreciseStatistics, SettingError, SyncBatchNormPlugin, precise_statistics
-from syncbn.training.data.digits import train_loader
-from syncbn.training.evaluation.precise_statistics import _synchronized, own_loader
+from syncbn.training.data.loaders import own_loader, train_loader
+from syncbn.training.evaluation.precise_statistics import _synchronized
 from tests.support.ranks import Ranks, messages
 from tests.training.support.train_command import train
 

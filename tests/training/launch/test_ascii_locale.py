@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from syncbn.study.compare import run_reader
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files
 from syncbn.training.run_directory import record
 from syncbn.training.standard_streams import accept_any_text

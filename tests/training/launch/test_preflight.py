@@ -12,10 +12,11 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-from syncbn.training.config.schema import AgreedError, SettingError
+from syncbn.training.callbacks import compare_ranks
+from syncbn.training.distributed import store
+from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import preflight
 from syncbn.training.launch import rank as run
-from syncbn.training.run_directory import paths
 from tests.training.support.train_command import PROJECT, train
 
 CFG = OmegaConf.create(
@@ -34,9 +35,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.fixture
 def rank(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Rank 1, which all is well with on rank 0."""
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    store.set("syncbn/preflight/0/0", "")
-    monkeypatch.setattr(paths, "connect", lambda timeout: store)
+    client = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    client.set("syncbn/preflight/0/0", "")
+    monkeypatch.setattr(store, "connect", lambda timeout: client)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
@@ -67,9 +68,9 @@ def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch,
 
 def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rank.setenv("WORLD_SIZE", "3")
-    paths.connect(0).set_timeout(timedelta(seconds=0.5))
+    store.connect(0).set_timeout(timedelta(seconds=0.5))
     with pytest.raises(SettingError, match=r"^launcher: of 3 ranks, rank 2 has not come within 0.5 s$"):
-        paths.gathered("preflight", "", 0.5)
+        store.gathered("preflight", "", 0.5)
 
 
 def test_what_rank_0_refuses_the_others_hear_and_need_not_be_killed(rank: pytest.MonkeyPatch) -> None:
@@ -80,11 +81,11 @@ def test_what_rank_0_refuses_the_others_hear_and_need_not_be_killed(rank: pytest
 
     rank.setenv("TORCHELASTIC_RUN_ID", "a")
     rank.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    paths.connect(0).set_timeout(timedelta(seconds=0.5))
+    store.connect(0).set_timeout(timedelta(seconds=0.5))
     for number in ("0", "1"):
         rank.setenv("RANK", number)
         with pytest.raises(AgreedError, match=r"^run.id=a: no$"):
-            paths.shared("go", refuse if number == "0" else lambda: pytest.fail("rank 1 was asked"))
+            store.shared("go", refuse if number == "0" else lambda: pytest.fail("rank 1 was asked"))
 
 
 @pytest.mark.parametrize("launcher", [None, TORCHRUN])
@@ -119,7 +120,7 @@ def differ(rank: int, world_size: int, run_dir: str, what: str) -> str:
 
     Trainer.world_size = world_size
     try:
-        preflight.CompareRanks(cfg, directory).on_fit_start(Trainer(), None)  # type: ignore[arg-type]
+        compare_ranks.CompareRanks(cfg, directory).on_fit_start(Trainer(), None)  # type: ignore[arg-type]
     except SettingError as error:
         return str(error)
     dist.barrier()  # rank 0 has cleared up by then

@@ -13,7 +13,7 @@ from syncbn.training.launch import job, run_pool
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.launch.run_pool import Run
 from syncbn.training.loggers import wandb_logger
-from syncbn.training.run_directory import paths, record
+from syncbn.training.run_directory import lock, record
 from tests.training.run_directory.test_record import finished, settings
 
 KILLED = End(0, 1, -9)
@@ -87,18 +87,18 @@ def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: 
     status = {name: record.read(tmp_path / name, "run")["status"] for name in names[1:]}
     assert status == {"other": "finished", "unstarted": "failed", "killed": "failed", "good": "finished"}
     assert closed == [tmp_path / "killed"]
-    assert not paths._held.keys() & {run.directory for run in runs}
+    assert not lock._held.keys() & {run.directory for run in runs}
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, closed: list[Path]) -> None:
     run = Run(settings(), tmp_path / "a", [])
     record.begin(run.cfg, run.directory, "a", [])
-    paths.hold(run.directory)
+    lock.hold(run.directory)
     outcomes = run_pool.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
     assert "is at this run already" in outcomes[run.directory].message
     assert record.read(run.directory, "run")["status"] == "running"
-    assert run.directory in paths._held
-    paths.release(run.directory)
+    assert run.directory in lock._held
+    lock.release(run.directory)
 
 
 def test_ranks_that_started_are_ended_where_another_could_not(tmp_path: Path) -> None:

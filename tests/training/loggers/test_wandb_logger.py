@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import wandb
 
-from syncbn.training.config.schema import SettingError
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files
 from syncbn.training.loggers.csv_logger import read
 from syncbn.training.loggers.wandb_logger import STEP

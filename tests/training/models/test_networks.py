@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from syncbn.training import MLP, SettingError
-from syncbn.training.norm.trainer_parts import remove_batch_norm
+from syncbn.training.norm.replace import remove_batch_norm
 
 
 def hidden(net: MLP) -> list[nn.Linear]:

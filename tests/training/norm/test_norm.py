@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from syncbn.training.models.networks import MLP, ResNet
-from syncbn.training.norm.trainer_parts import parts, pool_running_statistics, remove_batch_norm, replace_by_group_norm
+from syncbn.training.norm.pooled_statistics import pool_running_statistics
+from syncbn.training.norm.replace import remove_batch_norm, replace_by_group_norm
+from syncbn.training.norm.trainer_parts import parts
 from tests.support.ranks import Ranks
 from tests.training.support.train_command import train
 

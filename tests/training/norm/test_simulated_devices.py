@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from syncbn.nn.simulation import Simulated
-from syncbn.training.config.schema import SettingError
-from syncbn.training.data.digits import train_loader
+from syncbn.training.data.loaders import train_loader
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers.csv_logger import read
 from syncbn.training.norm.simulated_devices import RefuseRest, SimulatedDevicesPlugin, refuse
 from tests.training.support.faulty_runs import fault, faulty

@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import syncbn
-from syncbn.training.config.schema import SettingError
-from syncbn.training.data.digits import Digits, train_loader
+from syncbn.training.data.digits import Digits
+from syncbn.training.data.loaders import train_loader
 from syncbn.training.data.samplers import GlobalBatchSampler
+from syncbn.training.errors import SettingError
 from syncbn.training.models.classifier import Classifier
 from syncbn.training.norm.uneven_batches import _is_alone
 from tests.support.ranks import Ranks
@@ -88,8 +89,8 @@ def test_a_wrong_word_is_refused() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_empty_batch_has_shapes(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    monkeypatch.setattr("syncbn.training.data.digits._world_size", lambda: 2)
-    monkeypatch.setattr("syncbn.training.data.digits._rank", lambda: 1)
+    monkeypatch.setattr("syncbn.training.data.loaders._world_size", lambda: 2)
+    monkeypatch.setattr("syncbn.training.data.loaders._rank", lambda: 1)
     samples = [{"x": torch.ones(3, 2), "y": (1, 0.5)}] * 5
     *full, last = train_loader(samples, 2, remainder="uneven", num_workers=workers)  # type: ignore[arg-type]
     assert [batch["x"].shape for batch in full] == [(2, 3, 2)]

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from syncbn.training.checkpoint import continue_run
+from syncbn.training.launch import summary
 from syncbn.training.loggers import wandb_files
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.run_directory import record
@@ -142,7 +143,7 @@ def test_tables_of_an_attempt_that_began_anew_are_kept_apart(tmp_path: Path) -> 
     ],
 )
 def test_the_headline_says_what_is_adapted_to(more: list[str], adapts: str) -> None:
-    assert record.headline(settled(*more)).endswith(f"; in the test batch norm adapts to {adapts}")
+    assert summary.headline(settled(*more)).endswith(f"; in the test batch norm adapts to {adapts}")
 
 
 def test_a_wandb_run_is_of_one_run_directory_for_all_its_attempts(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_a_run_from_a_checkpoint_of_another_is_a_wandb_run_of_its_own(tmp_path: 
 
 def told(run_dir: Path) -> str:
     text = io.StringIO()
-    Console(file=text, width=200, soft_wrap=True, highlight=False).print(record.summary(run_dir))
+    Console(file=text, width=200, soft_wrap=True, highlight=False).print(summary.summary(run_dir))
     return re.sub(" +", " ", text.getvalue()).replace(" \n", "\n")
 
 

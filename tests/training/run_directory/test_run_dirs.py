@@ -19,11 +19,12 @@ from rich.console import Console
 from syncbn.study.compare import run_reader
 from syncbn.training import atomic_write
 from syncbn.training.checkpoint import continue_run, files
-from syncbn.training.config.schema import SettingError
-from syncbn.training.launch import check_directories, sweep
+from syncbn.training.console import printable
+from syncbn.training.errors import SettingError
+from syncbn.training.launch import check_directories, summary, sweep
 from syncbn.training.loggers.csv_logger import MetricsFile, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
-from syncbn.training.run_directory import paths, record
+from syncbn.training.run_directory import lock, record, symlinks
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import REPO, environment, train
 
@@ -104,7 +105,7 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_made(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert checked(capsys, name).startswith(f"error: run.id={atomic_write.printable(name)[:20]}")
+    assert checked(capsys, name).startswith(f"error: run.id={printable(name)[:20]}")
     assert not list(tmp_path.iterdir())
 
 
@@ -263,7 +264,7 @@ def test_values_of_another_kind_are_damage_for_every_reader(run_dir: Path, what:
         assert record.monitored(run_dir) is None
     text = Console(width=200)
     with text.capture() as shown:
-        text.print(record.summary(run_dir))
+        text.print(summary.summary(run_dir))
     assert ("result.json is damaged" in shown.get()) is (name == "result")
     (found,) = run_reader.read([run_dir])
     assert (found.status, found.trouble) == ("no result", f"{name}.json cannot be read: it is damaged")
@@ -289,7 +290,7 @@ def test_a_pipe_that_would_be_written_to_is_refused(run_dir: Path, name: str) ->
     (run_dir / name).unlink(missing_ok=True)
     os.mkfifo(run_dir / name)
     with pytest.raises(SettingError, match=rf"{name}: this is no regular file, and the run writes to it; remove it"):
-        atomic_write.detach(run_dir)
+        symlinks.detach(run_dir)
 
 
 def test_pipes_in_runs_of_others_are_damage(run_dir: Path) -> None:
@@ -352,7 +353,7 @@ def test_an_interrupted_run_with_a_damaged_file_goes_on_from_its_checkpoint(run_
     assert record.read(run_dir, "run")["wandb_id"] == "A-123456" != wandb_id
     assert record.read(run_dir, "run")["attempt"] == 2
     assert record.settings(run_dir) == cfg
-    record.summary(run_dir)
+    summary.summary(run_dir)
     assert (run_dir / "metrics.csv").exists()
 
 
@@ -543,9 +544,9 @@ def test_a_run_that_no_process_is_at_was_killed(run_dir: Path) -> None:
     assert statuses(run_dir) == ("killed", "killed")
     (found,) = run_reader.read([run_dir])
     assert found.trouble == "it had not ended when this was computed: it was killed"
-    paths.hold(run_dir)
+    lock.hold(run_dir)
     assert statuses(run_dir) == ("running", "running")
-    paths.release(run_dir)
+    lock.release(run_dir)
     assert statuses(run_dir) == ("killed", "killed")
     (run_dir / ".lock").unlink()  # a copy: nobody knows
     assert statuses(run_dir) == ("running", "running")
@@ -574,25 +575,25 @@ def test_a_check_does_not_keep_a_run_from_beginning(run_dir: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("syncbn.training.run_directory.paths.time.sleep", free)
-            paths.hold(run_dir)
+            patch.setattr("syncbn.training.run_directory.lock.time.sleep", free)
+            lock.hold(run_dir)
     assert (run_dir / ".lock").read_text(encoding="utf-8").startswith(f"process {os.getpid()} on ")
-    paths.release(run_dir)
+    lock.release(run_dir)
     assert (run_dir / ".lock").read_text(encoding="utf-8") == ""
 
 
 def test_a_directory_that_was_made_in_vain_is_left_empty_and_its_lock_is_nobodys(tmp_path: Path) -> None:
     run_dir = tmp_path / "a"
-    paths.hold(run_dir)
+    lock.hold(run_dir)
     late = os.open(run_dir / ".lock", os.O_RDWR)  # as another process may have, just before
-    paths.release(run_dir)
+    lock.release(run_dir)
     assert not list(run_dir.iterdir())
     fcntl.flock(late, fcntl.LOCK_EX)
-    paths.hold(run_dir)  # a new lock, not the one that is gone
-    assert paths.is_held(run_dir)
+    lock.hold(run_dir)  # a new lock, not the one that is gone
+    assert lock.is_held(run_dir)
     os.close(late)
-    assert paths.is_held(run_dir)
-    paths.release(run_dir)
+    assert lock.is_held(run_dir)
+    lock.release(run_dir)
 
 
 # Tables

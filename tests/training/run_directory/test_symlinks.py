@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typer.testing import CliRunner
 
 from syncbn.cli import app
-from syncbn.training import atomic_write
-from syncbn.training.checkpoint import continue_run, files
+from syncbn.training.checkpoint import files
 from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
-from syncbn.training.config.schema import SettingError
+from syncbn.training.config import compare
+from syncbn.training.errors import SettingError
 from syncbn.training.loggers import csv_logger, wandb_files, wandb_logger
+from syncbn.training.run_directory import lock, record, symlinks
 from syncbn.training.run_directory import paths as identity
-from syncbn.training.run_directory import record
 from tests.study.support import run_directories
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import Run, train
@@ -52,18 +52,18 @@ def test_no_writer_follows_a_link(tmp_path: Path, outside: Path, target: str) ->
     run_dir.mkdir()
     names = [".run.json", ".config.yaml", ".lock", "run.json", "config.yaml"]
     names += [".best.ckpt.part", "best.ckpt", "last.ckpt", ".last.ckpt.part"]
-    for name in [*names, *atomic_write.APPENDED, *atomic_write.FOLDERS]:
+    for name in [*names, *symlinks.APPENDED, *symlinks.FOLDERS]:
         link(run_dir / name, target, outside)
     if target == "file":
         (run_dir / "run.json").unlink()  # it is no record
-    identity.hold(run_dir)
-    assert sorted(atomic_write.detach(run_dir)) == sorted([*atomic_write.APPENDED, *atomic_write.FOLDERS])
+    lock.hold(run_dir)
+    assert sorted(symlinks.detach(run_dir)) == sorted([*symlinks.APPENDED, *symlinks.FOLDERS])
     record.begin(settled(), run_dir, "run", [])
     record.end(run_dir, "failed")
-    identity.release(run_dir)
+    lock.release(run_dir)
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, run_dir / "best.ckpt")
     files.link(run_dir / "best.ckpt", "last.ckpt")
-    for name in atomic_write.APPENDED:
+    for name in symlinks.APPENDED:
         with (run_dir / name).open("a", encoding="utf-8") as file:
             file.write("more\n")
     assert contents(outside) == before
@@ -80,8 +80,8 @@ def test_a_linked_directory_becomes_one_of_links(tmp_path: Path, outside: Path) 
     run_dir.mkdir()
     (run_dir / "checkpoints").symlink_to(os.path.relpath(outside, run_dir))
     before = contents(outside)
-    assert atomic_write.detach(run_dir) == ["checkpoints"]
-    assert atomic_write.detach(run_dir) == []
+    assert symlinks.detach(run_dir) == ["checkpoints"]
+    assert symlinks.detach(run_dir) == []
     assert contents(run_dir / "checkpoints") == before
     (run_dir / "checkpoints/step-00000001.ckpt").unlink()
     (run_dir / "checkpoints/new").touch()
@@ -137,7 +137,7 @@ def test_a_run_is_resumed_through_links_and_leaves_alone_what_they_lead_to(
 
 def lock_is_free(path: str) -> bool:
     try:
-        identity.hold(Path(path))
+        lock.hold(Path(path))
     except SettingError:
         return False
     return True
@@ -147,9 +147,9 @@ def test_a_run_with_two_names_has_one_lock(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with multiprocessing.get_context("fork").Pool(1) as pool:  # before: a fork would hold what this process holds
-        identity.hold(tmp_path / "a")
+        lock.hold(tmp_path / "a")
         assert not pool.apply(lock_is_free, (str(tmp_path / "b"),))
-        identity.release(tmp_path / "a")
+        lock.release(tmp_path / "a")
         assert pool.apply(lock_is_free, (str(tmp_path / "b"),))
 
 
@@ -311,4 +311,4 @@ def test_settings_of_earlier_attempts_show_nothing_of_the_environment(monkeypatc
     monkeypatch.setenv("SECRET", "42")
     cfg, before = settled(), settled()
     before.model.width = "${oc.env:SECRET}"
-    assert continue_run.changes_of(cfg, before, []) == ["model.width=${oc.env:SECRET} -> 16"]
+    assert compare.changes_of(cfg, before, []) == ["model.width=${oc.env:SECRET} -> 16"]

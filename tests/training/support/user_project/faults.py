@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from syncbn.training import Classifier, Digits
-from syncbn.training.data.digits import train_loader
+from syncbn.training.data.loaders import train_loader
 from syncbn.training.distributed import signals
 
 

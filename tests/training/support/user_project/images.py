@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
 from syncbn.training import Digits
-from syncbn.training.data.digits import train_loader
+from syncbn.training.data.loaders import train_loader
 
 
 class Images(Dataset):

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from syncbn.training import Digits
-from syncbn.training.data.digits import train_loader
+from syncbn.training.data.loaders import train_loader
 
 
 class Draws(pl.Callback):

@@ -1,0 +1,81 @@
+"""Logs a comparison to W&B: tables and plots, as one run."""
+
+import shlex
+from math import isfinite
+from pathlib import Path
+
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.report import tables
+from syncbn.study.report.write import _flat, _plots_in
+from syncbn.training.atomic_write import unlinked
+from syncbn.training.errors import SettingError
+
+
+def log_to_wandb(
+    comparison: Comparison,
+    directory: Path,
+    mode: str = "offline",
+    *,
+    project: str = "syncbn",
+    entity: str | None = None,
+    group: str | None = None,
+    timeout: float = 60,
+) -> str:
+    """Sends tables and plots to W&B, as one run of ``job_type`` "comparison".
+
+    Args:
+        comparison: what is shown.
+        directory: where :func:`write` has put the report; an offline run is kept there.
+        mode: "offline" or "online".
+        project: of W&B, as are ``entity`` and ``group``.
+        timeout: in seconds, of the beginning and of the end.
+
+    Returns:
+        Where to see it: an address, or the command that uploads it.
+
+    Raises:
+        SettingError: W&B is to be online, and does not take it.
+    """
+    import wandb  # a second, for what few ask for
+
+    from syncbn.training.loggers import wandb_files
+    from syncbn.training.run_directory import paths
+
+    wandb_files.check_names(directory)
+    if mode not in ("offline", "online"):
+        raise SettingError(f"mode={mode}: there is offline and online")
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        run = wandb.init(
+            name=comparison.title,
+            job_type="comparison",
+            mode=mode,  # type: ignore[arg-type]  # checked above
+            project=project,
+            entity=entity,
+            group=group,
+            dir=unlinked(directory / "wandb").parent,
+            config={
+                "factor": comparison.factor,
+                "metric": comparison.metric.name,
+                "baseline": comparison.baseline,
+                "sides": comparison.sides,
+                "margin": comparison.margin if isfinite(comparison.margin) else None,
+                "alpha": comparison.alpha,
+            },
+            settings=wandb.Settings(
+                init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, console="off", silent=True
+            ),
+        )
+        frames = {name: getattr(comparison, name) for name in tables.FRAMES}
+        run.log(
+            {f"tables/{name}": wandb.Table(dataframe=_flat(frame)) for name, frame in frames.items() if len(frame)}
+            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in _plots_in(directory / "plots", "png")}
+        )
+        run.summary.update({"verdict": comparison.verdict, "problems": len(comparison.problems)})
+        address, place = run.url, Path(run.dir).parent
+        run.finish()
+    except (wandb.Error, TimeoutError) as error:
+        wandb.teardown()
+        says = " ".join(str(error).split())
+        raise SettingError(f"mode={mode}: W&B says: {says}; use mode=offline") from error
+    return str(address) if mode == "online" else shlex.join(["wandb", "sync", paths.short(place)])

@@ -1,0 +1,47 @@
+"""Compares the settings of two runs: which differences matter when a run continues."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.training.config.schema import Config
+from syncbn.training.flat import COPIES, flat
+
+# What may differ between two attempts of one run without a word: where and how, but not what is trained.
+HARMLESS = [
+    "run",
+    "ckpt_path",
+    "trust",
+    "ckpt_restore",
+    "resume",
+    "timeouts",
+    "cluster",
+    "logger",
+    "data.num_workers",
+    *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
+    "callbacks.checkpoint.dirpath",
+]
+
+
+# And what a finished run may be asked for again with, or go on with, that it did not begin with.
+DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
+
+
+# And with what it may go on alone: where nothing is left to train, it would not have been done.
+FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
+
+
+# What a setting was before there was one of that name; in a group's file it is null, if not said here.
+DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
+
+
+def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
+    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them.
+
+    A setting that one of the two does not have yet has its default there.
+    """
+    # Both are settled. An interpolation in a config.yaml is not ours, and would show what is in the environment.
+    before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
+    skipped = tuple(f"{name}." for name in (*free, *COPIES))
+    names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
+    return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -1,0 +1,27 @@
+"""Which names a run may have."""
+
+import os
+import re
+
+from syncbn.training.console import printable
+from syncbn.training.errors import SettingError
+
+# What a directory, W&B, a glob and Hydra's command line all take. File servers for Windows drop a dot at the end.
+# Letters that the locale lacks come as surrogates (PEP 383).
+RUN_ID = r"[\w\udc80-\udcff]([\w\udc80-\udcff.+@ -]*[\w\udc80-\udcff+@-])?"
+
+
+LONGEST = 255  # bytes in one name, on nearly every file system
+
+
+def check_id(run_id: str | None) -> None:
+    """Raises:
+    SettingError: no directory, or no W&B run, may have this name.
+    """
+    if run_id is not None and not re.fullmatch(RUN_ID, run_id):
+        raise SettingError(
+            f"run.id={printable(run_id)}: use letters, digits, any of -_.+@, and blanks between them; "
+            "no dot last, a letter or digit first"
+        )
+    if run_id is not None and len(os.fsencode(run_id)) > LONGEST:
+        raise SettingError(f"run.id={run_id[:20]}...: the name is too long; use at most {LONGEST} bytes")

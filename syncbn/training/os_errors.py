@@ -1,0 +1,52 @@
+"""Explains an OSError in one line: the file, what the system reports, and what to do."""
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+from syncbn.training.console import printable
+
+ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within your quota",
+    errno.EACCES: "this user may not write there: change the permissions (chmod), or use another directory",
+    errno.EPERM: "this user may not change it, or it is immutable (lsattr, chattr -i): use another directory",
+    errno.EROFS: "mount it writable, or use another directory",
+    errno.EFBIG: "allow larger files (ulimit -f unlimited)",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOTDIR: "a part of this path is a file: remove that file, or use another directory",
+    errno.EEXIST: "a file has this name: remove it, or use another directory",
+    errno.EISDIR: "a directory has this name: move it away",
+    errno.ENOTEMPTY: "a directory has this name: move it away",
+    errno.ENOENT: "it was removed meanwhile: repeat the command, or use another directory",
+    errno.EMFILE: "allow more open files (ulimit -n 1024)",
+    errno.ENFILE: "this machine has too many open files: close some programs",
+}
+
+
+def explain(error: OSError, path: Path) -> str:
+    """One line: which file, what the system says about it, and what to do.
+
+    Args:
+        error: as it was raised.
+        path: the file, where the error names none.
+    """
+    named = error.filename2 or error.filename  # the second is what a file was to be renamed to
+    at = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
+    said = error.strerror or str(error)
+    if error.errno == errno.EMFILE:
+        said += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        said += f", {free(at)}"
+    return f"{printable(at)}: {said}; {ADVICE.get(error.errno or 0, 'use another directory')}"
+
+
+def free(path: Path) -> str:
+    """How much room there is beside a file, as a part of a line; empty where the system does not tell."""
+    try:
+        found = os.statvfs(next(each for each in path.absolute().parents if each.is_dir()))
+    except (OSError, StopIteration):
+        return ""
+    inodes = " and no inode" if found.f_files and not found.f_favail else ""  # some file systems count none
+    return f"{found.f_bavail * found.f_frsize / 2**20:,.0f} MiB{inodes} are free there"

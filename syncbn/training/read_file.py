@@ -1,0 +1,73 @@
+"""Reads small files that may be damaged, or that another user wrote."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from syncbn.training.errors import SettingError
+
+DEPTH = 50  # objects within objects in a file of a run; settings have fewer than 10
+
+
+class DamagedError(SettingError):
+    """A file is there, and its contents are not what was written."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, whose numbers and depth are such that the rest of the program can compute with it.
+
+    Raises:
+        DamagedError: it holds something else; the message says what, without the name of the file.
+        OSError: it cannot be read.
+    """
+    text = read_text(path)
+    try:
+        contents = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"is damaged (not JSON: {error})") from None
+    if not isinstance(contents, dict):
+        raise DamagedError(f"is damaged (it holds a {type(contents).__name__}, and should hold an object)")
+    if wrong := out_of_range(contents):
+        raise DamagedError(f"is damaged ({wrong})")
+    return contents
+
+
+def out_of_range(contents: Any, depth: int = 0) -> str:
+    """What in JSON or YAML no file of a run has: numbers of more than 64 bits, or depth, as of an alias to itself."""
+    if depth > DEPTH:
+        return f"its objects are nested more than {DEPTH} deep"
+    if isinstance(contents, int) and not -(2**63) <= contents < 2**63:
+        return "it has a number of more than 64 bits"
+    parts = contents.values() if isinstance(contents, dict) else contents if isinstance(contents, list) else ()
+    return next((wrong for each in parts if (wrong := out_of_range(each, depth + 1))), "")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that is not empty.
+
+    Raises:
+        DamagedError: it is empty, or is not text.
+        OSError: it cannot be read.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise DamagedError("is damaged (not text in UTF-8)") from None
+    if not text.strip("\0 \t\r\n"):
+        raise DamagedError("is damaged (empty)")
+    return text
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file. What is no file, such as a named pipe, is not waited for.
+
+    Raises:
+        DamagedError: it is a pipe, a socket or a device.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe would wait
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DamagedError("is damaged (it is no regular file)")
+        return file.read()

@@ -1,0 +1,96 @@
+"""The lock of a run directory: one process at a time works in it."""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from syncbn.training.atomic_write import unlinked
+from syncbn.training.console import printable
+from syncbn.training.errors import SettingError
+
+_held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
+
+
+def hold(run_dir: Path) -> None:
+    """Takes the run directory for this process, until its end, a sudden one too.
+
+    Raises:
+        SettingError: another process holds it.
+        OSError: there can be no such directory.
+    """
+    patience = 5
+    while True:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = _open_lock(run_dir)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(file, run_dir / ".lock"):
+                break
+        except BlockingIOError:
+            if not patience:
+                holder = os.read(file, 200).decode(errors="replace") or "another process"
+                os.close(file)
+                raise SettingError(
+                    f"run.id={run_dir.name}: {printable(holder)} is at this run already; wait for it, or stop it"
+                ) from None
+            time.sleep(0.05)  # it may be nothing but a check (is_held), which is over at once
+        except OSError:  # a file system without locks
+            os.close(file)
+            return
+        patience -= 1
+        os.close(file)  # also where another has removed it, with a directory that it had made in vain
+    with suppress(OSError):  # no space left, or read-only; the lock holds all the same
+        os.truncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    _held[run_dir] = file
+
+
+def release(run_dir: Path) -> None:
+    """Lets others have the run directory. One that holds nothing but the lock loses that too."""
+    if run_dir not in _held:
+        return
+    file = _held.pop(run_dir)
+    with suppress(OSError):
+        if [path.name for path in run_dir.iterdir()] == [".lock"]:
+            (run_dir / ".lock").unlink()
+        os.truncate(file, 0)
+    os.close(file)
+
+
+def is_held(run_dir: Path) -> bool | None:
+    """Whether a process is at this run; None where no lock tells: in a copy, or on a file system without locks."""
+    try:
+        file = os.open(run_dir / ".lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return False
+
+
+def _open_lock(run_dir: Path) -> int:
+    path = run_dir / ".lock"
+    try:
+        return os.open(unlinked(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not path.exists():
+            raise
+        # A run that has finished is shown from a read-only directory too.
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def _is_same(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
