@@ -1,6 +1,6 @@
 """The page of the claims: one HTML file that needs nothing else, the same as Markdown, plots and tables as files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,3 +151,14 @@ def _plots_before(table: Path) -> set[str]:
     except (OSError, ValueError):  # there is none, or it is not ours
         return set()
     return {name for name in names if Path(name).name == name}
+
+
+def lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """Each claim with the verdict of each norm; then sync against local; then what casts doubt."""
+    width = max((len(each.text) for each in findings), default=0)
+    for each in findings:
+        yield f"{each.number} {each.text:{width}}   " + "   ".join(f"{s}: {each.verdicts[s]}" for s in each.sides)
+    for each in findings:
+        yield from (f"{each.number} {each.text}: {sentence}" for sentence in [*each.worse, *each.better])
+    for each in findings:
+        yield from (f"! {each.study}: {problem}" for problem in each.problems)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from syncbn.study.cells import Cell
-from syncbn.study.claims import evaluate, page, printing
+from syncbn.study.claims import evaluate, page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import wandb_run
@@ -76,7 +76,7 @@ def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, com
 
 def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Path, command: str) -> None:
     listed = [evaluate.find(each.study, each.cells, each.root, command) for each in found]
-    for line in printing.lines(listed):
+    for line in page.lines(listed):
         print_line(line)
     path = page.write(listed, study["title"], study["question"].strip(), directory)
     print_line()

@@ -9,9 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.config import trust
-from syncbn.training.config.compare import DEFAULTS
+from syncbn.training.config.compare import COPIES, DEFAULTS, flat
 from syncbn.training.errors import AgreedError
-from syncbn.training.flat import COPIES, flat
 from syncbn.training.run_directory import paths
 from syncbn.training.run_directory.paths import run_of
 

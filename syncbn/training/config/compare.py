@@ -1,11 +1,11 @@
 """Compares the settings of two runs: which differences matter when a run continues."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.config.schema import Config
-from syncbn.training.flat import COPIES, flat
 
 # What may differ between two attempts of one run without a word: where and how, but not what is trained.
 HARMLESS = [
@@ -21,14 +21,18 @@ HARMLESS = [
     *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
-
-
 # And what a finished run may be asked for again with, or go on with, that it did not begin with.
 DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
-
-
 # And with what it may go on alone: where nothing is left to train, it would not have been done.
 FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
+COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # of groups that are compared themselves
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"data": {"batch_size": 2}}`` as ``{"data.batch_size": 2}``."""
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {name: value for key, each in tree.items() for name, value in flat(each, f"{prefix}{key}.").items()}
 
 
 # What a setting was before there was one of that name; in a group's file it is null, if not said here.

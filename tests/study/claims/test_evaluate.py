@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from syncbn.study.claims import printing
+from syncbn.study.claims import page
 from syncbn.study.claims.plot_data import SMALLEST
 from syncbn.study.claims.result import Published
 from syncbn.study.compare.paired_tests import mean_interval
@@ -120,7 +120,7 @@ def test_lines_for_the_terminal(tmp_path: Path) -> None:
     none = [value + 0.01 * place for place, value in enumerate(NONE * 3)]
     made = study(seeds=9, number=8, text="Short", sides=["local", "sync", "group_norm"])
     finding = found(losses(tmp_path, none=none, local=none, sync=worse), made)
-    first, second, third, *rest = printing.lines([finding, found(tmp_path, study(text="A longer claim"))])
+    first, second, third, *rest = page.lines([finding, found(tmp_path, study(text="A longer claim"))])
     assert first == ("8 Short            local: does not hold   sync: does not hold   group_norm: not run")
     assert second.startswith("1 A longer claim   local: ")
     assert third.startswith("8 Short: Synchronized statistics do worse than per-device ones: test loss ")
