@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         debug,
         norm_act,
         normalization_batch,
+        precise_statistics,
         revert,
         sync_batch_norm,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "debug",
     "norm_act",
     "normalization_batch",
+    "precise_statistics",
     "revert",
     "sync_batch_norm",
 ]

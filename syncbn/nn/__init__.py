@@ -1,7 +1,7 @@
-"""The layer: its arithmetic, its exchange, its modules, and the way in and out of a model. Imports torch alone.
+"""The layer: its arithmetic, its all-reduce, its modules, and the way in and out of a model. Imports torch alone.
 
-Bottom up: ``statistics`` (merging), ``kernels`` (the passes over the data), ``groups`` (who shares), ``exchange``
-(the message), ``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
+Bottom up: ``statistics`` (merging), ``comm`` (groups and the all-reduce), ``kernels`` (the passes over the data),
+``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
 """
 
 from syncbn.nn.activation_checkpointing import checkpoint_contexts
@@ -12,6 +12,7 @@ from syncbn.nn.conversion.convert import convert, revert
 from syncbn.nn.conversion.ddp_buffers import broadcast_buffers_once
 from syncbn.nn.functional import sync_batch_norm
 from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d, norm_act
+from syncbn.nn.population_statistics import precise_statistics
 
 __all__ = [
     "SyncBatchNorm",
@@ -25,6 +26,7 @@ __all__ = [
     "debug",
     "norm_act",
     "normalization_batch",
+    "precise_statistics",
     "revert",
     "sync_batch_norm",
 ]

@@ -19,11 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.nn import double_backward, eager_mode, functional, operands, statistics
+from syncbn.nn import double_backward, eager_mode, functional, operands, statistics, tracing
 from syncbn.nn.comm import all_reduce, groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
-from syncbn.nn.kernels import dispatch, memory_format
+from syncbn.nn.kernels import dispatch
 
 
 def adapt(
@@ -154,13 +154,13 @@ class _Mixed:
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
-        if memory_format.transformed():
+        if tracing.transformed():
             sums = double_backward.measure(x, mask, None, self._place, None)
         else:
             sums = dispatch.local_sums(x, mask).sums
         message = torch.cat([_samples(x, mask), sums])
         if (partners := all_reduce.partners(self._group, self._place)) is not None:
-            if memory_format.transformed():
+            if tracing.transformed():
                 message = double_backward.total(message, partners, self._place)
             else:
                 message = all_reduce.all_sum(message, partners, self._place)

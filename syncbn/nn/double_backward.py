@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from syncbn.nn import tracing
 from syncbn.nn.comm import all_reduce
-from syncbn.nn.kernels import dispatch, memory_format
+from syncbn.nn.kernels import dispatch
 from syncbn.nn.statistics import unpack
 
 
@@ -131,11 +132,11 @@ class _AllSum(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, partners: dist.ProcessGroup | None, place: str, refuse_one: str | None) -> Tensor:
-        if partners is not None and memory_format.batched_by_autograd(x):
+        if partners is not None and tracing.batched_by_autograd(x):
             raise RuntimeError(cannot_be_batched(place))
         total = x.clone(memory_format=torch.contiguous_format)
         if partners is not None:
-            if memory_format.linearizes():
+            if tracing.linearizes():
                 raise RuntimeError(
                     f"layer {place}: torch.func.linearize cannot trace an all-reduce; use torch.func.jvp"
                 )

@@ -7,10 +7,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import double_backward, epilogue, operands
+from syncbn.nn import double_backward, epilogue, operands, tracing
 from syncbn.nn.comm import all_reduce, groups, lockstep
 from syncbn.nn.comm import observer as observing
-from syncbn.nn.kernels import dispatch, memory_format, running_statistics
+from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.statistics import Moments, may_read, unpack
 
 # An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
@@ -85,7 +85,7 @@ def sync_batch_norm(
         return epilogue.finished(y, act, residual, mask)
     operands.check(x, running_mean, running_var, weight, bias, name)
     partners = all_reduce.partners(spec, name) if training else None
-    if partners is None and mask is None and not biased_running_var and not memory_format.transformed():
+    if partners is None and mask is None and not biased_running_var and not tracing.transformed():
         # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
         momentum = 0.0 if recomputing() else momentum
         return epilogue.finished(
@@ -147,7 +147,7 @@ def measure(
     """
     if x.layout is not torch.strided:
         raise NotImplementedError(f"layer {name}: the input has layout {x.layout}; use x.to_dense()")
-    if memory_format.transformed():
+    if tracing.transformed():
         return _measured_in_transform(x, partners, mask, name)
     if partners is None:
         local = dispatch.local_sums(x.detach(), mask)
@@ -338,7 +338,7 @@ class _Normalize(torch.autograd.Function):
         if ctx.kinds is not None:
             saved = operands.given_back(saved, ctx.kinds, ctx.name)
         x, weight, mask, n, mean, var, rest, *gate = saved
-        if ctx.partners is not None and memory_format.batched_by_autograd(dy):
+        if ctx.partners is not None and tracing.batched_by_autograd(dy):
             raise RuntimeError(double_backward.cannot_be_batched(ctx.name))
         statistics = dispatch.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
@@ -346,7 +346,7 @@ class _Normalize(torch.autograd.Function):
         dx: Tensor | None
         dresidual: Tensor | None
         # With create_graph=True the statistics must be functions of x, not constants; batched gradients have no memory.
-        if torch.is_grad_enabled() or memory_format.transformed() or memory_format.batched_by_autograd(dy):
+        if torch.is_grad_enabled() or tracing.transformed() or tracing.batched_by_autograd(dy):
             dy = dispatch.let_through(dy, x, statistics, weight, ctx.eps, relu)
             dresidual = dy if mask is None else dy.masked_fill(~mask, 0)
             if ctx.constant:

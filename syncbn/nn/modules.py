@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncbn.nn import epilogue, functional, operands
+from syncbn.nn import epilogue, functional, operands, tracing
 from syncbn.nn.comm import all_reduce, groups
-from syncbn.nn.kernels import memory_format, running_statistics
+from syncbn.nn.kernels import running_statistics
 from syncbn.nn.kernels.dispatch import Statistics
 from syncbn.nn.statistics import Moments
 
@@ -131,7 +131,7 @@ class Synchronized(_BatchNorm):
             self._learn(mean, var, moments, place)
             return epilogue.finished(y, act, residual, None if residual is None else mask)
         partners = all_reduce.partners(self.group, place)
-        if partners is None and mask is None and not self.biased_running_var and not memory_format.transformed():
+        if partners is None and mask is None and not self.biased_running_var and not tracing.transformed():
             return epilogue.finished(self._as_torch_does(x, mean, var), act, residual)
         batch = functional.measure(x, partners, mask, place, weight, bias)
         found = self._learn(mean, var, batch.sums, place)

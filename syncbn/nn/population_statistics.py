@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from syncbn.nn import statistics
+from syncbn.nn import rng, statistics
 from syncbn.nn.comm import groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms
 from syncbn.nn.kernels import dispatch
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
-from syncbn.training import rng
-from syncbn.training.errors import SettingError
+
+
+class MeasurementError(ValueError):
+    """There is nothing to measure."""
 
 
 @torch.no_grad()
@@ -58,11 +60,11 @@ def precise_statistics(
         forward: called with each batch instead, to run the model on it.
 
     Raises:
-        SettingError: ``num_batches`` below 1; no batch norm layer with running statistics; on every rank, not one
+        MeasurementError: ``num_batches`` below 1; no batch norm layer with running statistics; on every rank, not one
             sample.
     """
     if num_batches < 1:
-        raise SettingError(f"num_batches={num_batches}: use a whole number, 1 or more")
+        raise MeasurementError(f"num_batches={num_batches}: use a whole number, 1 or more")
     if isinstance(model, DistributedDataParallel):  # which would broadcast the buffers before each batch
         model = model.module
     chosen = [layer for _, layer in batch_norms(model, only) if layer.training or not model.training]
@@ -72,7 +74,9 @@ def precise_statistics(
         if layer.running_mean is not None and layer.running_var is not None and layer.track_running_stats
     ]
     if not measured:
-        raise SettingError("precise statistics: there is no batch norm layer to measure that has running statistics")
+        raise MeasurementError(
+            "precise statistics: there is no batch norm layer to measure that has running statistics"
+        )
     run = forward or (lambda batch: model(_input(batch)))
     with (
         rng.untouched(),
@@ -87,7 +91,7 @@ def precise_statistics(
         dist.all_reduce(message, group=partners)
     pooled = message.split([len(sums[layer]) for layer in measured])
     if not any(float(each[0]) for each in pooled):
-        raise SettingError("precise statistics: no sample came through a batch norm layer; give at least one batch")
+        raise MeasurementError("precise statistics: no sample came through a batch norm layer; give at least one batch")
     for layer, each in zip(measured, pooled, strict=True):
         _set(layer, each)
 

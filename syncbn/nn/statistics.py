@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncbn.nn.kernels import memory_format
+from syncbn.nn import tracing
 
 
 class Moments(NamedTuple):
@@ -60,4 +60,4 @@ def known(n: Tensor) -> Tensor | float:
 
 def may_read(x: Tensor) -> bool:
     """Whether the host may read a value of ``x``: no device waits, and no compiled graph or transform breaks."""
-    return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling() and not memory_format.transformed()
+    return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling() and not tracing.transformed()

@@ -14,20 +14,20 @@ _HOME = {
     "CorruptionSuite": "evaluation.corruption_suite",
     "Cosine": "models.lr_schedules",
     "Digits": "data.digits",
-    "ExactSampler": "data.digits",
+    "ExactSampler": "data.samplers",
     "GradientMonitor": "callbacks.gradient_monitor",
     "ImageNet": "data.imagenet",
     "NonFiniteError": "callbacks.non_finite",
-    "PoolRunningStatistics": "norm.trainer_parts",
+    "PoolRunningStatistics": "norm.pooled_statistics",
     "PreciseStatistics": "evaluation.precise_statistics",
-    "SettingError": "config.schema",
+    "SettingError": "errors",
     "StatisticsMonitor": "callbacks.statistics_monitor",
     "StopOnNonFinite": "callbacks.non_finite",
     "SyncBatchNormPlugin": "norm.plugin",
     "TimeToTarget": "callbacks.time_to_target",
     "first_non_finite_parameter": "callbacks.non_finite",
     "main": "launch.main",
-    "precise_statistics": "evaluation.precise_statistics",
+    "precise_statistics": "evaluation.precise_statistics",  # the public name; it is syncbn.nn's
 }
 
 __all__ = [

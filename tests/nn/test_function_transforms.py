@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 import syncbn
-from syncbn.nn.kernels import memory_format
+from syncbn.nn import tracing
 from tests.nn.support.oracle import close
 from tests.support.ranks import Ranks
 
@@ -302,7 +302,7 @@ def test_transforms_are_told_from_plain_autograd() -> None:
     asked: list[bool] = []
 
     def ask(x: Tensor) -> Tensor:
-        asked.append(memory_format.transformed())
+        asked.append(tracing.transformed())
         return x.sum()
 
     ask(torch.ones(2, requires_grad=True)).backward()
@@ -325,7 +325,7 @@ def test_batched_gradients_are_told_from_others() -> None:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor) -> Tensor:
-            asked.append(memory_format.batched_by_autograd(dy))
+            asked.append(tracing.batched_by_autograd(dy))
             return dy
 
     x = torch.ones(2, requires_grad=True)

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from syncbn.nn import tracing
 from syncbn.nn.kernels import memory_format
 
 LIBRARY = Path(__file__).with_name("libcpu.so")
@@ -59,7 +60,7 @@ def built() -> bool:
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be passed as memory to a library that is there; see :mod:`~syncbn.nn.kernels.memory_format`."""
-    if not _functions or _disabled or not memory_format.unwatched():
+    if not _functions or _disabled or not tracing.unwatched():
         return False
     return memory_format.are_plain(*tensors, device=_CPU, channels=channels)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syncbn.nn import tracing
 from syncbn.nn.kernels import memory_format, triton_tiling
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,7 +34,7 @@ def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
         return False
     device = tensors[0].device  # type: ignore[union-attr]
     return (
-        memory_format.unwatched()
+        tracing.unwatched()
         and memory_format.are_plain(*tensors, device=device, channels=channels)
         and _usable(_interpreted)
     )

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncbn.nn.kernels import cpu, dispatch, gpu, memory_format
+from syncbn.nn import tracing
+from syncbn.nn.kernels import cpu, dispatch, gpu
 from syncbn.nn.statistics import Moments, known, unpack
 
 
@@ -34,7 +35,7 @@ def learn(
     Raises:
         RuntimeError: under ``torch.func.vmap``, where batches differ and the running statistics are shared.
     """
-    if memory_format.transformed():
+    if tracing.transformed():
         parts = (seen,) if isinstance(seen, Tensor) else seen
         _Learn.apply(running_mean, running_var, tracked, momentum, biased, name, *parts)  # type: ignore[no-untyped-call]
         return None

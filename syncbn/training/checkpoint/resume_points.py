@@ -18,8 +18,8 @@ import torch.distributed as dist
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from syncbn.nn import rng
 from syncbn.nn.conversion.convert import batch_norms
-from syncbn.training import rng
 from syncbn.training.callbacks.non_finite import NonFiniteError, first_non_finite_parameter, stopper
 from syncbn.training.checkpoint import files
 from syncbn.training.checkpoint.training_state import (

@@ -31,7 +31,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from syncbn.training import rng
+from syncbn.nn import rng
 from syncbn.training.data import samplers
 from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request
 from syncbn.training.data.samplers import this_rank as _rank

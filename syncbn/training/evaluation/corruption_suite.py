@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import syncbn
+from syncbn.nn import rng
 from syncbn.nn.conversion.convert import batch_norms
-from syncbn.training import rng
 from syncbn.training.data import corruptions
 from syncbn.training.data.loaders import BatchLoader
 from syncbn.training.data.samplers import this_rank, world_size

@@ -15,9 +15,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from syncbn.nn import rng
 from syncbn.nn.conversion.convert import Only, batch_norms
-from syncbn.nn.population_statistics import _input, precise_statistics
-from syncbn.training import rng
+from syncbn.nn.population_statistics import MeasurementError, _input, precise_statistics
 from syncbn.training.data.loaders import _training_batches
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.evaluation.repeat_test import retest
@@ -127,9 +127,12 @@ class PreciseStatistics(pl.Callback):
 
         with rng.untouched():
             batches = _training_batches(trainer) if self.batches is None else self.batches()
-            precise_statistics(
-                pl_module, batches, self.num_batches, only=lambda name, layer: layer in thawed, forward=run
-            )
+            try:
+                precise_statistics(
+                    pl_module, batches, self.num_batches, only=lambda name, layer: layer in thawed, forward=run
+                )
+            except MeasurementError as error:
+                raise SettingError(str(error)) from error
         self._measured_at = trainer.global_step
 
 
