@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from syncbn.training import identity, record
+from syncbn.training import identity
 from syncbn.training.files import explain, out_of_range, read_bytes, read_text
+from syncbn.training.kinds import lacks
 from syncbn.training.schema import GROUPS, SettingError
 
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
@@ -191,7 +192,7 @@ def _read(path: Path) -> Run:
 def _is_whole(name: str, contents: dict[str, Any]) -> bool:
     if name == "config.yaml":
         return all(isinstance(contents.get(group), dict) for group in GROUPS)
-    return not record.lacks(name.removesuffix(".json"), contents)
+    return not lacks(name.removesuffix(".json"), contents)
 
 
 def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
