@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,30 +28,9 @@ from syncbn.training.config import derived
 from syncbn.training.config.schema import GROUPS
 from syncbn.training.read_file import DamagedError, read_json, read_text
 from syncbn.training.run_directory import lock
+from syncbn.training.run_directory.kinds import lacks
 from syncbn.training.run_directory.paths import run_of, short
 
-STATUSES = ("running", "finished", "failed", "interrupted")
-
-
-class Each(NamedTuple):
-    """An object whose values are of this kind."""
-
-    kind: Any
-
-
-NUMBER = (int, float)
-# What the values are that are read again, where they are there.
-KINDS: dict[str, dict[str, Any]] = {
-    "run": {
-        **dict.fromkeys(("started", "ended", "tests", "begun_from", "goes_on_from"), str),
-        **{"versions": Each(str), "git": dict, "normalization_batch": int, "overrides": list},
-    },
-    "result": {
-        **dict.fromkeys(("monitored", "test", "precise", "fit", "corrupted", "adapted"), Each(NUMBER)),
-        **dict.fromkeys(("seconds", "epochs", "steps", "epochs_before", "images_per_second"), NUMBER),
-        **{"target": dict, "checkpoint": str, "tested": str},
-    },
-}
 NUMBERED = ("config.yaml", "result.json", "wandb.json", "error.txt", "ranks")  # each attempt has its own
 TABLES = ("metrics.csv", "statistics.csv", "gradients.csv")  # of all attempts, unless one begins anew
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
@@ -225,25 +204,6 @@ def damage(run_dir: Path, name: str) -> str:
     except DamagedError as error:
         return f"{short(path, resolve=False)} {error}"
     return f"{short(path, resolve=False)} is damaged (it has no {missing})" if missing else ""
-
-
-def lacks(name: str, contents: dict[str, Any]) -> str:
-    """What ``run.json`` or ``result.json`` has to have, and this one has not; "" where it is as it was written."""
-    if name == "run" and contents.get("status") not in STATUSES:
-        return "status that is known"
-    if name == "result" and not contents:
-        return "results"
-    wrong = (key for key, kind in KINDS.get(name, {}).items() if not _is(contents.get(key), kind))
-    return next((f"{key} of its kind" for key in wrong), "")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind of ``KINDS``; None is of each."""
-    if value is None:
-        return True
-    if isinstance(kind, Each):
-        return isinstance(value, dict) and all(_is(each, kind.kind) for each in value.values())
-    return isinstance(value, kind) and not (kind is NUMBER and isinstance(value, bool))
 
 
 def settings(run_dir: Path) -> DictConfig | None:

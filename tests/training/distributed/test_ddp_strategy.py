@@ -106,7 +106,7 @@ REFUSED = {
     "are ddp.find_unused_parameters and others (python train.py --cfg job --package ddp)",
     "ddp.static_graph=true ddp.find_unused_parameters=true": "ddp.static_graph=true: it finds unused parameters "
     "itself, once; use ddp.find_unused_parameters=false",
-    "ddp.bucket_cap_mb=-1": "ddp.bucket_cap_mb=-1.0: use a number above 0, in MiB, or null",
+    "ddp.bucket_cap_mb=-1": "ddp.bucket_cap_mb=-1.0: use a number above 0 and up to 1000000, in MiB, or null",
     "ddp.static_graph=true trainer.accumulate_grad_batches=2": "ddp.static_graph=true: with "
     "trainer.accumulate_grad_batches=2 torch's DistributedDataParallel fails; use ddp.static_graph=false, or "
     "trainer.accumulate_grad_batches=1",

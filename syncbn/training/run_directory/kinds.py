@@ -1,0 +1,45 @@
+"""What ``run.json`` and ``result.json`` hold: the kinds of the values that are read again."""
+
+from typing import Any, NamedTuple
+
+STATUSES = ("running", "finished", "failed", "interrupted")
+
+
+class Each(NamedTuple):
+    """An object whose values are of this kind."""
+
+    kind: Any
+
+
+NUMBER = (int, float)
+# What the values are that are read again, where they are there.
+KINDS: dict[str, dict[str, Any]] = {
+    "run": {
+        **dict.fromkeys(("started", "ended", "tests", "begun_from", "goes_on_from"), str),
+        **{"versions": Each(str), "git": dict, "normalization_batch": int, "overrides": list},
+    },
+    "result": {
+        **dict.fromkeys(("monitored", "test", "precise", "fit", "corrupted", "adapted"), Each(NUMBER)),
+        **dict.fromkeys(("seconds", "epochs", "steps", "epochs_before", "images_per_second"), NUMBER),
+        **{"target": dict, "checkpoint": str, "tested": str},
+    },
+}
+
+
+def lacks(name: str, contents: dict[str, Any]) -> str:
+    """What ``run.json`` or ``result.json`` has to have, and this one has not; "" where it is as it was written."""
+    if name == "run" and contents.get("status") not in STATUSES:
+        return "status that is known"
+    if name == "result" and not contents:
+        return "results"
+    wrong = (key for key, kind in KINDS.get(name, {}).items() if not _is(contents.get(key), kind))
+    return next((f"{key} of its kind" for key in wrong), "")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind of ``KINDS``; None is of each."""
+    if value is None:
+        return True
+    if isinstance(kind, Each):
+        return isinstance(value, dict) and all(_is(each, kind.kind) for each in value.values())
+    return isinstance(value, kind) and not (kind is NUMBER and isinstance(value, bool))
