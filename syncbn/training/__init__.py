@@ -10,6 +10,7 @@ _HOME = {
     "AdaptStatistics": "evaluation.adapt_statistics",
     "MLP": "models.networks",
     "ResNet": "models.networks",
+    "CheckDirectories": "launch.check_directories",
     "Classifier": "models.classifier",
     "CorruptionSuite": "evaluation.corruption_suite",
     "Cosine": "models.lr_schedules",
@@ -33,6 +34,7 @@ _HOME = {
 __all__ = [
     "MLP",
     "AdaptStatistics",
+    "CheckDirectories",
     "Classifier",
     "CorruptionSuite",
     "Cosine",

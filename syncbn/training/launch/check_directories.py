@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from syncbn.training.config.run_id import check_id
 from syncbn.training.console import print_line, printable
 from syncbn.training.distributed import environment
 from syncbn.training.errors import SettingError
@@ -58,7 +59,7 @@ def _or_end(check: Callable[[], None]) -> None:
 def _run(config: DictConfig) -> None:
     run_id = config.run.id
     _check_spelling(run_id, config.hydra.get("overrides", {}).get("task", ()))
-    run_id.check_id(run_id)
+    check_id(run_id)
     _allow_open_files()
     path = _path(config, "hydra.run.dir")
     if config.study is not None:
