@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import matplotlib as mpl
 import torch
 import torch.distributed as dist
@@ -44,11 +44,11 @@ def exchanges(rank: int, world_size: int, rounds: int) -> list[dict[str, Any]]:
             dist.all_reduce(backward)
             backward.fill_(1)
 
-        times = common.agreed({"ours": ours, "gathered": gathered}, rounds)
+        times = harness.agreed({"ours": ours, "gathered": gathered}, rounds)
         rows.append(
             {"ranks": world_size, "channels": channels, "rounds": rounds}
-            | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
-            | {"ours/gathered": common.ratios(times["ours"], times["gathered"])}
+            | {f"{name}_us": harness.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+            | {"ours/gathered": harness.ratios(times["ours"], times["gathered"])}
             | {"ours_bytes": _ring(8 * (4 * channels + 1), world_size)}
             | {"gathered_bytes": 4 * (2 * channels + 1) * (world_size - 1) + _ring(4 * 2 * channels, world_size)}
         )
@@ -87,10 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300, help="to measure (default 300)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="how many (default 2 4 8)")
-    out = common.RESULTS / "collectives-cpu"
+    out = harness.RESULTS / "collectives-cpu"
     parser.add_argument("--out", type=Path, default=out, help="the results, as .json and .png")
     args = parser.parse_args()
-    rows = [row for ranks in args.ranks for row in common.on_ranks(ranks, exchanges, args.rounds)]
+    rows = [row for ranks in args.ranks for row in harness.on_ranks(ranks, exchanges, args.rounds)]
     table = Table(title="A layer's messages, forward + backward. Median (middle 80 %)", title_justify="left")
     for column in ("ranks", "C", "ours µs", "gathered µs", "ours/gathered", "ours sends", "gathered sends"):
         table.add_column(column, justify="right")
@@ -106,8 +106,8 @@ def main() -> None:
         )
     console = Console(width=120)
     console.print(table)
-    machine = common.machine("cpu")
-    common.save(args.out.with_suffix(".json"), {"machine": machine, "rows": rows})
+    machine = harness.machine("cpu")
+    harness.save(args.out.with_suffix(".json"), {"machine": machine, "rows": rows})
     plot(rows, machine, args.out.with_suffix(".png"))
 
 

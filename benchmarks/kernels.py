@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import common
+import harness
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -195,7 +195,7 @@ def settings(tile: int, warps: int, stages: int, few: int) -> Iterator[None]:
         known.cache_clear()
 
 
-def microseconds(call: Any, repeats: int = 30) -> common.Spread:
+def microseconds(call: Any, repeats: int = 30) -> harness.Spread:
     """Of the device, with its second-level cache full of something else each time."""
     flush = torch.zeros(256 << 18, dtype=torch.int32, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats + 3)]
@@ -205,7 +205,7 @@ def microseconds(call: Any, repeats: int = 30) -> common.Spread:
         call()
         end.record()
     torch.cuda.synchronize()
-    return common.Spread.of([begin.elapsed_time(end) * 1e3 for begin, end in events[3:]])
+    return harness.Spread.of([begin.elapsed_time(end) * 1e3 for begin, end in events[3:]])
 
 
 def measured(cells: list[Any]) -> list[dict[str, Any]]:
@@ -259,7 +259,7 @@ def main() -> None:
             "median_us": "µs",
             "percent": "% of a copy",
         }
-        result = {"machine": common.machine("cuda"), "rows": rows}
+        result = {"machine": harness.machine("cuda"), "rows": rows}
     else:
         rows = report(args.arch, CELLS[: args.cells])
         columns = {
@@ -267,10 +267,10 @@ def main() -> None:
             "shared": "shared bytes", "copies": "async copies", "wide": "16-byte accesses",
             "side_by_side": "programs side by side",
         }  # fmt: skip
-        result = {"arch": f"sm_{args.arch}", "machine": common.machine("cpu"), "rows": rows}
+        result = {"arch": f"sm_{args.arch}", "machine": harness.machine("cpu"), "rows": rows}
     console.print(table(rows, columns))
     name = "passes-cuda" if args.measure else f"kernels-sm{args.arch}"
-    common.save(args.out or common.RESULTS / f"{name}.json", result)
+    harness.save(args.out or harness.RESULTS / f"{name}.json", result)
 
 
 if __name__ == "__main__":

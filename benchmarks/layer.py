@@ -1,6 +1,6 @@
 """What the layer costs: forward and backward pass, against torch's per-device batch norm and a textbook layer.
 
-    python benchmarks/layer.py                    on a GPU where there is one: see cells.py for what is measured there
+    python benchmarks/layer.py                    on a GPU, if there is one: see layer_gpu.py for what is measured there
     python benchmarks/layer.py --seconds 0.1      a quick look
     torchrun --nproc-per-node N benchmarks/layer.py --device cuda          with the message between N GPUs
     python benchmarks/layer.py --device cpu --parts cells --seconds 0.1    what is measured on GPUs, tried out on a CPU
@@ -17,17 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cells
-import cells_report
-import common
+import harness
+import layer_gpu
+import layer_gpu_report
 import matplotlib as mpl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from goals import of_layer
+from layer_gpu_goals import of_layer
+from naive_layer import textbook
 from rich.console import Console
 from rich.table import Table
-from textbook import textbook
 from torch import Tensor, nn
 
 import syncbn
@@ -104,11 +104,11 @@ def one_process(device: str, seconds: float) -> list[dict[str, Any]]:
             calls = {name: step(layer, shape, layout, device) for name, layer in LAYERS.items()}
             calls["floor"] = copies(shape, layout, device)
             with force_exchange():
-                times = common.interleaved(calls, seconds)
+                times = harness.interleaved(calls, seconds)
             rows.append(
                 {"shape": shape, "layout": layout, "rounds": len(times["ours"])}
-                | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
-                | {f"ours/{name}": common.ratios(times["ours"], times[name]) for name in times if name != "ours"}
+                | {f"{name}_us": harness.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+                | {f"ours/{name}": harness.ratios(times["ours"], times[name]) for name in times if name != "ours"}
             )
     return rows
 
@@ -117,11 +117,11 @@ def two_ranks(rank: int, world_size: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for shape in LARGE:
         for layout in ("contiguous", "channels_last"):
-            times = common.agreed({name: step(layer, shape, layout, "cpu") for name, layer in LAYERS.items()}, rounds)
+            times = harness.agreed({name: step(layer, shape, layout, "cpu") for name, layer in LAYERS.items()}, rounds)
             rows.append(
                 {"shape": shape, "layout": layout, "rounds": rounds}
-                | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
-                | {f"ours/{name}": common.ratios(times["ours"], times[name]) for name in times if name != "ours"}
+                | {f"{name}_us": harness.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+                | {f"ours/{name}": harness.ratios(times["ours"], times[name]) for name in times if name != "ours"}
             )
     return rows
 
@@ -144,11 +144,11 @@ def compiled_blocks(device: str, seconds: float) -> list[dict[str, Any]]:
                 x, dy = (_laid_out(torch.randn(shape, device=device), layout) for _ in range(2))
                 calls[name] = _block_step(torch.compile(block, fullgraph=True), x.requires_grad_(), dy)
             with force_exchange():
-                times = common.interleaved(calls, seconds)
+                times = harness.interleaved(calls, seconds)
             rows.append(
                 {"shape": shape, "layout": layout, "rounds": len(times["ours"])}
-                | {f"{name}_us": common.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
-                | {"ours/per-device": common.ratios(times["ours"], times["per-device"])}
+                | {f"{name}_us": harness.Spread.of([t * 1e6 for t in ts]) for name, ts in times.items()}
+                | {"ours/per-device": harness.ratios(times["ours"], times["per-device"])}
             )
     return rows
 
@@ -213,22 +213,22 @@ def on_gpu_shapes(args: argparse.Namespace, console: Console, result: dict[str, 
         save()
 
     parts = {
-        "cells": (cells.chosen(args.device, args.cells == "all"), lambda: cells.candidates(args.device)),
+        "cells": (layer_gpu.chosen(args.device, args.cells == "all"), lambda: layer_gpu.candidates(args.device)),
         "inductor": (
-            cells.chosen(args.device, True)[2:4],
-            cells.compiled_candidates,
+            layer_gpu.chosen(args.device, True)[2:4],
+            layer_gpu.compiled_candidates,
         ),  # the largest that has a residual
     }
     for part in [part for part in parts if part in args.parts]:
         with force_exchange():
             say = Console(stderr=True).print
-            cells.measure(*parts[part], args.device, args.seconds, say, keep=partial(keep, part))
-        for shown in cells_report.tables(part, result[part]):
+            layer_gpu.measure(*parts[part], args.device, args.seconds, say, keep=partial(keep, part))
+        for shown in layer_gpu_report.tables(part, result[part]):
             console.print(shown)
     if "cells" in result:
-        console.print(cells_report.goals_table(of_layer(result["cells"])))
+        console.print(layer_gpu_report.goals_table(of_layer(result["cells"])))
         if dist.get_world_size() == 1:
-            console.print(cells_report.SEVERAL.format(script="layer.py"))
+            console.print(layer_gpu_report.SEVERAL.format(script="layer.py"))
     return not any(row.get("failed") for part in parts for row in result.get(part, []))
 
 
@@ -241,23 +241,23 @@ def main() -> None:
     parser.add_argument("--cells", choices=("some", "all"), default="some", help="16 of the cells, or all 24")
     parser.add_argument("--out", type=Path, help="the results, as .json and .png (default results/layer-DEVICE)")
     args = parser.parse_args()
-    common.keep_memory()
+    harness.keep_memory()
     warnings.filterwarnings("ignore", module="torch._inductor")
     torch.set_num_threads(1)
-    rank, ranks = common.together(args.device)
+    rank, ranks = harness.together(args.device)
     args.parts = args.parts or PARTS[args.device][: 1 if ranks > 1 else None]
     if ranks > 1 and list(args.parts) != ["cells"]:
         sys.exit("error: under torchrun --parts cells alone is measured, which every rank takes part in")
     console = Console(width=160, quiet=rank > 0)
-    result: dict[str, Any] = {"machine": common.machine(args.device), "threads": 1}
+    result: dict[str, Any] = {"machine": harness.machine(args.device), "threads": 1}
     of = f"{args.device}-{ranks}" if ranks > 1 else args.device
     if not set(args.parts) <= set(PARTS[args.device]):  # tried out, and no result of this device
         of = f"{'-'.join(args.parts)}-{of}"
-    out = args.out or common.RESULTS / f"layer-{of}"
+    out = args.out or harness.RESULTS / f"layer-{of}"
 
     def save() -> None:
         if rank == 0:
-            common.save(out.with_suffix(".json"), result)
+            harness.save(out.with_suffix(".json"), result)
 
     complete = on_gpu_shapes(args, console, result, save)
     if "one_process" in args.parts:
@@ -266,7 +266,7 @@ def main() -> None:
         title = "One process, the exchange forced; floor: the least memory traffic, as copies"
         console.print(table(title, result["one_process"]))
     if "two_ranks" in args.parts and args.device == "cpu":  # a GPU each would be needed
-        result["two_ranks"] = common.on_ranks(2, two_ranks, max(3, int(args.seconds * 20)))
+        result["two_ranks"] = harness.on_ranks(2, two_ranks, max(3, int(args.seconds * 20)))
         save()
         console.print(table("Two ranks of one thread, with the message", result["two_ranks"]))
     if "compiled" in args.parts:
@@ -275,7 +275,7 @@ def main() -> None:
         console.print(table("Compiled conv-bn-relu, the exchange forced", result["compiled"]))
     if rank == 0:
         if "cells" in result:
-            cells_report.plot(result, out.with_suffix(".png"))
+            layer_gpu_report.plot(result, out.with_suffix(".png"))
         elif set(result) & set(TITLES):
             plot(result, out.with_suffix(".png"))
     dist.destroy_process_group()

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import common
+import harness
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from clocks import Clock, clock_of, device_seconds, host_seconds
-from goals import LOCAL, OURS, OURS_BLOCK, OURS_RELU, SMALL, TORCH, TORCH_BLOCK, TORCH_RELU
+from layer_gpu_goals import LOCAL, OURS, OURS_BLOCK, OURS_RELU, SMALL, TORCH, TORCH_BLOCK, TORCH_RELU
+from timers import Clock, clock_of, device_seconds, host_seconds
 from torch import Tensor
 from torch.nn.modules._functions import SyncBatchNorm
 
@@ -128,7 +128,7 @@ class Candidate:
     road: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def passes(self, data: Data) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-        """The forward and the backward pass, as :func:`clocks.device_seconds` takes them.
+        """The forward and the backward pass, as :func:`timers.device_seconds` takes them.
 
         Gradients are returned and not kept in ``.grad``, which would copy the one that two inputs share.
         """
@@ -190,7 +190,7 @@ def measure(
         ``NAME_bandwidth``, the time of the least memory traffic at that bandwidth as a share of the time; at batch 2
         ``host``, with the same keys for the host's time, and ``launches`` by name, None where the profiler gives
         nothing; ``memory``; ``failed``, reasons by name. ``skipped`` says why there are no figures where that is no
-        failure. Spreads are :class:`common.Spread`.
+        failure. Spreads are :class:`harness.Spread`.
     """
     clock = clock_of(device)
     rows = []
@@ -206,7 +206,7 @@ def measure(
         try:
             row |= _row(cell, make, device, clock, seconds)
         except Exception as error:  # what was measured before, and what can be after, is not to be lost
-            row["failed"] = {"everything": common.told(error)}
+            row["failed"] = {"everything": harness.told(error)}
         rows.append(row)
         keep(rows)
     for cell, row in zip(cells, rows, strict=True):  # last: a profiler that has run once slows down every launch
@@ -216,7 +216,7 @@ def measure(
                 tried = {name: candidate for name, candidate in make().items() if name not in row["failed"]}
                 row["launches"] = {name: launches(candidate, data) for name, candidate in tried.items()}
             except Exception as error:
-                row["failed"]["launches"] = common.told(error)
+                row["failed"]["launches"] = harness.told(error)
             keep(rows)
     return rows
 
@@ -240,8 +240,8 @@ def _row(
     long = 2**29 if device == "cuda" else 2**23
     for name, like in ((COPIES, data.x), (LONG_COPY, torch.empty(long, dtype=torch.bfloat16, device=device))):
         takes[name] = _copy(clock, like)
-    times = common.in_turns(takes, seconds)
-    bandwidth = 2 * 2 * long / common.Spread.of(times[LONG_COPY]).median
+    times = harness.in_turns(takes, seconds)
+    bandwidth = 2 * 2 * long / harness.Spread.of(times[LONG_COPY]).median
     times[COPIES] = [4 * copy for copy in times[COPIES]]
     row: dict[str, Any] = {"rounds": len(times[COPIES]), "failed": failed, "copy bytes/s": bandwidth}
     row |= figures(times, (*tried, COPIES))
@@ -249,15 +249,15 @@ def _row(
         row[f"{name}_bandwidth"] = PASSES[name] * cell.bytes / bandwidth * 1e6 / row[f"{name}_us"][0]
     if cell.shape[0] == SMALL:
         takes = {name: lambda c=c: host_seconds(clock, *c.passes(data)) for name, c in tried.items()}
-        row["host"] = figures(common.in_turns(takes, seconds / 4), tried)
+        row["host"] = figures(harness.in_turns(takes, seconds / 4), tried)
     return row | {"memory": {name: memory(candidate, data, device) for name, candidate in tried.items()}}
 
 
-def figures(times: dict[str, list[float]], names: Any) -> dict[str, common.Spread]:
-    spreads = {f"{name}_us": common.Spread.of([t * 1e6 for t in times[name]]) for name in names}
+def figures(times: dict[str, list[float]], names: Any) -> dict[str, harness.Spread]:
+    spreads = {f"{name}_us": harness.Spread.of([t * 1e6 for t in times[name]]) for name in names}
     pairs = [(a, b) for a, peers in PEERS.items() for b in peers]
     pairs += [(OURS, COMPILED), (OURS_BLOCK, COMPILED_BLOCK)]
-    return spreads | {f"{a}/{b}": common.ratios(times[a], times[b]) for a, b in pairs if a in times and b in times}
+    return spreads | {f"{a}/{b}": harness.ratios(times[a], times[b]) for a, b in pairs if a in times and b in times}
 
 
 def _copy(clock: Clock, like: Tensor) -> Callable[[], float]:
@@ -273,7 +273,7 @@ def broken(candidate: Candidate, data: Data) -> str | None:
         y = forward(None)
         found = [y.detach(), *backward(y)]
     except Exception as error:
-        return common.told(error)
+        return harness.told(error)
     exact = data._replace(**{name: getattr(data, name).detach().float().requires_grad_() for name in data._fields[:5]})
     z = per_device(exact)
     if candidate.residual:

@@ -27,7 +27,7 @@ class Goal(NamedTuple):
 
 
 def of_layer(rows: list[dict[str, Any]]) -> list[Goal]:
-    """The goals of the layer, from the rows of :func:`cells.measure`; see there for their keys."""
+    """The goals of the layer, from the rows of :func:`layer_gpu.measure`; see there for their keys."""
     rows = [row for row in rows if "skipped" not in row]
     beyond_spread = [None if ratio is None else ratio[1] for ratio in _get(rows, f"{OURS}/{TORCH}", first=False)]
     faster = [_inverse(ratio) for ratio in _get(rows, f"{OURS}/{TORCH}")]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from cells import ATEN, COMPILED, COMPILED_BLOCK, PASSES, UNFUSED
-from goals import LOCAL, OURS, OURS_BLOCK, OURS_RELU, TORCH, TORCH_BLOCK, TORCH_RELU, Goal
+from layer_gpu import ATEN, COMPILED, COMPILED_BLOCK, PASSES, UNFUSED
+from layer_gpu_goals import LOCAL, OURS, OURS_BLOCK, OURS_RELU, TORCH, TORCH_BLOCK, TORCH_RELU, Goal
 from rich import box
 from rich.table import Table
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import lightning.pytorch as pl
 import matplotlib as mpl
 import torch
@@ -98,9 +98,9 @@ def turns(rank: int, world_size: int, network: str, norm: str, rounds: int) -> d
         "network": network,
         "norm": norm,
         "rounds": rounds,
-        "looked_at_ms": common.Spread.of([1e3 * seconds for seconds in on]),
-        "left_alone_ms": common.Spread.of([1e3 * seconds for seconds in off]),
-        "looked_at/left_alone": common.Spread.of(ratios),
+        "looked_at_ms": harness.Spread.of([1e3 * seconds for seconds in on]),
+        "left_alone_ms": harness.Spread.of([1e3 * seconds for seconds in off]),
+        "looked_at/left_alone": harness.Spread.of(ratios),
         "training": [1 + (ratio - 1) / EVERY for ratio in (statistics.median(ratios), *of_the_median(ratios))],
     }
 
@@ -133,17 +133,17 @@ def plot(rows: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300, help="of a step with and one without (default 300)")
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "monitor-cpu", help="without .json and .png")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "monitor-cpu", help="without .json and .png")
     args = parser.parse_args()
-    rows = [common.on_ranks(2, turns, *case, args.rounds) for case in CASES]
+    rows = [harness.on_ranks(2, turns, *case, args.rounds) for case in CASES]
     table = Table("network", "norm", "left alone, ms", "looked at, ms", "ratio of the steps", "ratio of training, 95 %")
     for row in rows:
         cells = ["{:.1f} ({:.1f}-{:.1f})".format(*row[name]) for name in ("left_alone_ms", "looked_at_ms")]
         cells.append("{:.2f} ({:.2f}-{:.2f})".format(*row["looked_at/left_alone"]))
         table.add_row(row["network"], row["norm"], *cells, "{:.3f} ({:.3f}-{:.3f})".format(*row["training"]))
     Console(width=120).print(table)
-    machine = common.machine("cpu")
-    common.save(args.out.with_suffix(".json"), {"machine": machine, "rows": rows})
+    machine = harness.machine("cpu")
+    harness.save(args.out.with_suffix(".json"), {"machine": machine, "rows": rows})
     plot(rows, machine, args.out.with_suffix(".png"))
     print(f"{args.out}.json, .png")
 

@@ -19,17 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import matplotlib as mpl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from cells_report import BLANK, SEVERAL, UNKNOWN, goals_table
-from clocks import Clock, clock_of
-from goals import LOCAL, OURS, TORCH, of_training
+from layer_gpu_goals import LOCAL, OURS, TORCH, of_training
+from layer_gpu_report import BLANK, SEVERAL, UNKNOWN, goals_table
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from timers import Clock, clock_of
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -177,7 +177,7 @@ def measure(names: list[str], device: str, batch: int, size: int, seconds: float
     try:
         _into(row, names, device, seconds, console)
     except Exception as error:  # what was measured before is not to be lost
-        row["failed"]["everything"] = common.told(error)
+        row["failed"]["everything"] = harness.told(error)
     return row
 
 
@@ -201,7 +201,7 @@ def _into(row: dict[str, Any], names: list[str], device: str, seconds: float, co
                 raise RuntimeError(f"its first loss is {losses[name]:.3f}, that of {LOCAL} {losses[LOCAL]:.3f}")
         except Exception as error:  # the others are not to be lost
             steps.pop(name, None)
-            failed[name] = common.told(error)
+            failed[name] = harness.told(error)
     row["first loss"] = losses
 
     def timed(name: str) -> float:
@@ -209,23 +209,23 @@ def _into(row: dict[str, Any], names: list[str], device: str, seconds: float, co
         try:
             return seconds_a_step(clock, steps[name]) if name in steps else math.nan
         except Exception as error:
-            failed[name] = common.told(error)
+            failed[name] = harness.told(error)
             del steps[name]
             return math.nan
 
-    times = common.in_turns({name: partial(timed, name) for name in steps}, seconds)
+    times = harness.in_turns({name: partial(timed, name) for name in steps}, seconds)
     row["rounds"] = min(map(len, times.values()), default=0)
     for name in steps:
-        row[f"{name}_images/s"] = common.Spread.of([row["ranks"] * batch / t for t in times[name]])
+        row[f"{name}_images/s"] = harness.Spread.of([row["ranks"] * batch / t for t in times[name]])
         if LOCAL in steps:
-            row[f"{name}/{LOCAL}"] = common.ratios(times[LOCAL], times[name])
+            row[f"{name}/{LOCAL}"] = harness.ratios(times[LOCAL], times[name])
     if device == "cuda":
         row["peak"] = {}
         for name in [name for name in steps if name != GRAPH]:  # which has its own memory
             try:
                 row["peak"][name] = peak(steps[name])
             except Exception as error:
-                failed[f"{name}, peak"] = common.told(error)
+                failed[f"{name}, peak"] = harness.told(error)
 
 
 def seconds_a_step(clock: Clock, step: Callable[[], Any]) -> float:
@@ -303,20 +303,20 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), help="default: all")
     parser.add_argument("--out", type=Path, help="the results, as .json and .png (default results/resnet50-DEVICE)")
     args = parser.parse_args()
-    common.keep_memory()
+    harness.keep_memory()
     warnings.filterwarnings("ignore", module="torch._inductor")
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not in torch 2.11
-    rank, ranks = common.together(args.device)
+    rank, ranks = harness.together(args.device)
     torch.backends.cudnn.benchmark = True
     console = Console(width=120, quiet=rank > 0)
     rows: list[dict[str, Any]] = []
-    out = args.out or common.RESULTS / f"resnet50-{args.device}{f'-{ranks}' if ranks > 1 else ''}"
-    result = {"machine": common.machine(args.device), "steps in a row": IN_A_ROW, "rows": rows}
+    out = args.out or harness.RESULTS / f"resnet50-{args.device}{f'-{ranks}' if ranks > 1 else ''}"
+    result = {"machine": harness.machine(args.device), "steps in a row": IN_A_ROW, "rows": rows}
     for batch in args.batch:
         with force_exchange():
             rows.append(measure(args.candidates, args.device, batch, args.size, args.seconds, console))
         if rank == 0:
-            common.save(out.with_suffix(".json"), result)
+            harness.save(out.with_suffix(".json"), result)
         console.print(table(rows[-1]))
         for name, why in rows[-1]["failed"].items():
             console.print(f"{name}: {UNKNOWN}, {why}")

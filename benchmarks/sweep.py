@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
@@ -67,15 +67,15 @@ def measure(rounds: int, jobs: int, logger: str) -> dict[str, Any]:
         for turn in turns:
             turn()
     theirs = [sum(calls[i : i + 3]) / 3 for i in range(0, len(calls), 3)]
-    measured = {f"{name}_s": common.Spread.of([each[name] for each in sweeps]) for name in sweeps[0]}
+    measured = {f"{name}_s": harness.Spread.of([each[name] for each in sweeps]) for name in sweeps[0]}
     return {
         "logger": logger,
         "jobs": jobs,
         "rounds": rounds,
-        "called_s": common.Spread.of(calls),
+        "called_s": harness.Spread.of(calls),
         **measured,
-        "further/called": common.ratios([each["further"] for each in sweeps], theirs),
-        "all/called": common.ratios([each["all"] for each in sweeps], theirs),
+        "further/called": harness.ratios([each["further"] for each in sweeps], theirs),
+        "all/called": harness.ratios([each["all"] for each in sweeps], theirs),
     }
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--loggers", nargs="+", default=["wandb", "csv"])
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "sweep-cpu", help="without .json and .png")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "sweep-cpu", help="without .json and .png")
     options = parser.parse_args()
     rows = [measure(options.rounds, options.jobs, logger) for logger in options.loggers]
     table = Table("logger", "a process each, s", "first of a sweep, s", "further, s", "ours / theirs", "all / theirs")
@@ -116,7 +116,7 @@ def main() -> None:
         ]
         table.add_row(row["logger"], *seconds, *shares)
     Console(width=120).print(table)
-    common.save(options.out.with_suffix(".json"), {"machine": common.machine("cpu"), "rows": rows})
+    harness.save(options.out.with_suffix(".json"), {"machine": harness.machine("cpu"), "rows": rows})
     plot(rows, options.out.with_suffix(".png"))
     print(f"{options.out}.json, .png")
 

@@ -55,7 +55,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def goals(benchmark: Any) -> Any:
-    return benchmark("goals")
+    return benchmark("layer_gpu_goals")
 
 
 def raises(*_: Any, **__: Any) -> Any:
@@ -63,15 +63,15 @@ def raises(*_: Any, **__: Any) -> Any:
 
 
 def test_rows_outlive_what_comes_after_them(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    layer, common = benchmark("layer"), benchmark("common")
-    for module, name in ((common, "keep_memory"), (layer.torch, "set_num_threads")):
+    layer, harness = benchmark("layer"), benchmark("harness")
+    for module, name in ((harness, "keep_memory"), (layer.torch, "set_num_threads")):
         monkeypatch.setattr(module, name, lambda *_: None)
-    monkeypatch.setattr(common, "together", lambda _: (0, 1))
+    monkeypatch.setattr(harness, "together", lambda _: (0, 1))
     monkeypatch.setattr(layer.dist, "get_world_size", lambda: 1)
-    monkeypatch.setattr(layer.cells, "clock_of", lambda _: None)
+    monkeypatch.setattr(layer.layer_gpu, "clock_of", lambda _: None)
     rows = iter([{"host": {}}])
-    monkeypatch.setattr(layer.cells, "_row", lambda *_: next(rows))
-    monkeypatch.setattr(layer.cells_report, "tables", raises)
+    monkeypatch.setattr(layer.layer_gpu, "_row", lambda *_: next(rows))
+    monkeypatch.setattr(layer.layer_gpu_report, "tables", raises)
     monkeypatch.setattr(sys, "argv", ["layer.py", "--device", "cpu", "--parts", "cells", "--out", str(tmp_path / "r")])
     with pytest.raises(RuntimeError, match="illegal"):
         layer.main()
@@ -83,7 +83,7 @@ def test_rows_outlive_what_comes_after_them(benchmark: Any, monkeypatch: pytest.
 def test_launches_that_cannot_be_counted_are_a_reason_and_no_end(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells, kept = benchmark("cells"), []
+    cells, kept = benchmark("layer_gpu"), []
     monkeypatch.setattr(cells.dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(cells, "clock_of", lambda _: None)
     monkeypatch.setattr(cells, "_row", lambda *_: {"host": {}, "failed": {}})
@@ -97,23 +97,23 @@ def test_launches_that_cannot_be_counted_are_a_reason_and_no_end(
 def test_results_stay_until_new_ones_are_complete(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    common, path = benchmark("common"), tmp_path / "result.json"
-    common.save(path, {"rows": [1]})
+    harness, path = benchmark("harness"), tmp_path / "result.json"
+    harness.save(path, {"rows": [1]})
     write = Path.write_text
     monkeypatch.setattr(Path, "write_text", lambda self, text, **how: write(self, text[:3], **how) and raises())
     with pytest.raises(RuntimeError):
-        common.save(path, {"rows": [1, 2]})
+        harness.save(path, {"rows": [1, 2]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}
 
 
 def test_versions_are_those_of_what_imports(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    common, triton = benchmark("common"), ModuleType("triton")
+    harness, triton = benchmark("harness"), ModuleType("triton")
     triton.__version__ = "3.6.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton", triton)
-    assert common._triton() == "3.6.0"
+    assert harness._triton() == "3.6.0"
     monkeypatch.setitem(sys.modules, "triton", None)  # there is none to import
-    monkeypatch.setattr(common.dist, "is_nccl_available", lambda: False)
-    assert (common._triton(), common._nccl()) == ("none", "none")
+    monkeypatch.setattr(harness.dist, "is_nccl_available", lambda: False)
+    assert (harness._triton(), harness._nccl()) == ("none", "none")
 
 
 BROKEN = {"shape": [2], "bytes": 2 * 10**8}
