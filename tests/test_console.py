@@ -83,7 +83,7 @@ def test_there_is_one_place_that_prints() -> None:
             if name == "console.print" and call.args:
                 (given,) = call.args
                 assert not isinstance(given, ast.Constant | ast.JoinedStr), at
-                assert ast.unparse(given).startswith(("cell(", "table", "record.summary(")), at
+                assert ast.unparse(given).startswith(("cell(", "table", "summary.summary(")), at
 
 
 def test_errors_and_what_ranks_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The page of the claims as Markdown, in the order of the page (``page.html.jinja``)."""
+"""The page of the claims as Markdown, in the order of the page (``claims.html.jinja``)."""
 
 from collections.abc import Iterator
 from typing import Any

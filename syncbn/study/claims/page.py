@@ -51,7 +51,7 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
         frame = frame.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
         frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False, errors="surrogateescape")
     content = _content(findings, drawn, directory) | {"title": title, "question": question}
-    page = html.environment().get_template("claims/page.html.jinja").render(content)
+    page = html.environment().get_template("claims.html.jinja").render(content)
     for file, text in {f"{name}.html": page, f"{name}.md": markdown.render(content)}.items():
         with replacing(directory / file) as draft:
             draft.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -16,9 +16,9 @@ LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
 
 
 def environment() -> Environment:
-    """Reads templates beside this file; text that is put in is escaped, and a name that is not there is an error."""
+    """Reads the templates in ``templates/``; text that is put in is escaped, and a name that is not there is an error."""
     environment = Environment(
-        loader=PackageLoader("syncbn.study", "."),
+        loader=PackageLoader("syncbn.study.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
