@@ -16,7 +16,7 @@ LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
 
 
 def environment() -> Environment:
-    """Reads the templates in ``templates/``; text that is put in is escaped, and a name that is not there is an error."""
+    """Reads the templates in ``templates/``; text is escaped, and a name that is not there is an error."""
     environment = Environment(
         loader=PackageLoader("syncbn.study.report", "templates"),
         autoescape=True,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from syncbn.training.checkpoint import files
 from syncbn.training.config import derived
-from syncbn.training.config.compare import DEFAULTS, DONE, FREE, HARMLESS, changes_of
+from syncbn.training.config.compare import DONE, FREE, HARMLESS, changes_of
 from syncbn.training.console import printable
 from syncbn.training.distributed import slurm
 from syncbn.training.errors import SettingError
@@ -20,17 +20,11 @@ from syncbn.training.read_file import DamagedError, read_bytes
 from syncbn.training.run_directory import paths, record
 from syncbn.training.run_directory.paths import real, run_of
 
-# Of callbacks those that look; others may change the weights.
-HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "statistics", "finite._target_", "finite.every_n_steps")]
-HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
-DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # And what a new run may have otherwise than the one whose training it continues: what is trained, and how, is the same.
 CONTINUED = [*FREE, "callbacks", "simulate", "mode", "test", "precise_batches", "fit", "target", "adapt", "corruptions"]
 CONTINUED += ["study"]
 # What a checkpoint has to have for a training to be continued from it; weights alone need the first.
 WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "global_step")
-DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
-DEFAULTS |= {"callbacks.finite.action": "fail"}
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 

@@ -21,8 +21,12 @@ HARMLESS = [
     *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
+# Of callbacks those that look; others may change the weights.
+HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "statistics", "finite._target_", "finite.every_n_steps")]
+HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
 # And what a finished run may be asked for again with, or go on with, that it did not begin with.
 DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
+DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # And with what it may go on alone: where nothing is left to train, it would not have been done.
 FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
 COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # of groups that are compared themselves
@@ -37,6 +41,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 # What a setting was before there was one of that name; in a group's file it is null, if not said here.
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
+DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
+DEFAULTS |= {"callbacks.finite.action": "fail"}
 
 
 def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
