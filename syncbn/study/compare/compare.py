@@ -20,7 +20,7 @@ from syncbn.study.compare.pairs import Cell, Pairs
 from syncbn.study.compare.settings import how
 from syncbn.training.errors import SettingError
 
-ALPHA = 0.01  # the protocols' level for a difference; see effects.py on the other claim
+ALPHA = 0.01  # the protocols' level for a difference; see paired_tests.py on the other claim
 MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]
 EFFECTS = ["condition", "at", "side", "how", "n", "difference", "low", "high"]
 EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "margin", "differences", "verdict"]

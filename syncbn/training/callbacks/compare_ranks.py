@@ -63,7 +63,7 @@ class CompareRanks(pl.Callback):
         if len(set(sizes)) > 1:
             raise AgreedError(
                 f"data: the ranks have {', '.join(map(str, sizes))} batches an epoch; give each as many "
-                "(syncbn.training.data.loaders.train_loader does)"
+                "(syncbn.training.data.train_loader does)"
             )
 
     def _about(self) -> dict[str, Any]:

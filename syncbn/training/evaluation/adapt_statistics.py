@@ -105,5 +105,5 @@ class AdaptStatistics(pl.Callback):
             if high != low:
                 raise AgreedError(
                     f"AdaptStatistics: ranks have {low:g} to {high:g} batches, and adapt together in each; use loaders "
-                    "that give them equally many (syncbn.training.data.loaders.exact_loader), or group=1"
+                    "that give them equally many (syncbn.training.data.exact_loader), or group=1"
                 )

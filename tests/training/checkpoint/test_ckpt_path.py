@@ -171,7 +171,7 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
     files, tried = stamps(), set()
     wandb_ids = {json.loads(each["run.json"])["wandb_id"] for each in before.values()}
     for checkpoint, name, mode, change in itertools.product(CHECKPOINTS, NAMES, ("train", "test"), CHANGES):
-        if checkpoint == "none" and mode == "test":  # refused before, in test_precise.py
+        if checkpoint == "none" and mode == "test":  # refused before, in test_precise_statistics.py
             continue
         if status != "finished" and change in ("seed", "model"):  # settings differ, as with another optimizer
             continue

@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert len(points) == 2
     whole = bytearray(points[1].read_bytes())
     points[1].unlink()  # not last.ckpt, which is the same file
-    whole[len(whole) // 2] ^= 1  # the other ways are in test_checkpoints.py
+    whole[len(whole) // 2] ^= 1  # the other ways are in test_files.py
     points[1].write_bytes(whole)
     second = faulty(tmp_path, *same)
     assert second.code == 0, second.err

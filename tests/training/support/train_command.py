@@ -99,7 +99,7 @@ def environment(full_error: bool = False) -> dict[str, str]:
 
 
 class Driver:
-    """Calls of train.py, or of another program, that are forked from one process (``driver.py``)."""
+    """Calls of train.py, or of another program, that are forked from one process (``forking_driver.py``)."""
 
     def __init__(self) -> None:
         self._environment = environment()
