@@ -296,7 +296,7 @@ def _quieten() -> None:
         "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
         "The dirpath has changed",  # a run that begins from another one's checkpoint, or tests it
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
-        "You're resuming from a checkpoint that ended before the epoch ended",  # resume_points.py says what it does about it
+        "You're resuming from a checkpoint that ended before the epoch ended",  # resume_points.py handles it
         "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
         "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",  # in the test
     ):
