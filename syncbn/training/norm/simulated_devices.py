@@ -75,9 +75,7 @@ class RefuseRest(pl.Callback):
         loader = trainer.train_dataloader
         name = f"simulate and trainer.accumulate_grad_batches={self.accumulate}"
         if not isinstance(loader, TrainLoader) or trainer.num_training_batches < len(loader):
-            raise SettingError(
-                f"{name}: these want loaders of syncbn.training.data and no trainer.limit_train_batches"
-            )
+            raise SettingError(f"{name}: these want loaders of syncbn.training.data and no trainer.limit_train_batches")
         whole = loader.sampler.samples / self.global_batch_size
         batches = ceil(whole) if loader.sampler.remainder == "pad" else floor(whole)
         if batches % self.accumulate:
