@@ -135,7 +135,7 @@ def test_interrupted_it_leaves_no_rank(tmp_path: Path) -> None:
 
 
 def test_killed_it_leaves_no_rank_that_hangs(tmp_path: Path) -> None:
-    code = "from tests.training import test_doctor as t; t.selftest.run(1000, t.hanging)"
+    code = "from tests.doctor import test_doctor as t; t.selftest.run(1000, t.hanging)"
     env = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, env=env, start_new_session=True)
     try:

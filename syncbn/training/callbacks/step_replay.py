@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -60,8 +61,13 @@ def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch
                 trainer.precision_plugin.train_step_context(),
                 _Silence(),  # type: ignore[no-untyped-call]
             ):
-                # torch's own synchronized layer sends in its own way; its twin does not here.
-                convert.convert(pl_module, only=lambda name, layer: type(layer) is nn.SyncBatchNorm)
+                # torch's own synchronized layer sends in its own way; its twin does not here. A group of ours may not
+                # be made yet, which takes all ranks; this one is there.
+                convert.convert(
+                    pl_module,
+                    group=dist.group.WORLD if dist.is_initialized() else "world",
+                    only=lambda name, layer: type(layer) is nn.SyncBatchNorm,
+                )
                 output = step(*arguments)
             loss = output["loss"] if isinstance(output, Mapping) else output
             seen.loss_finite = all_finite(loss)

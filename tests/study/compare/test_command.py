@@ -11,7 +11,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-import syncbn.study
+import syncbn.study.report
 from syncbn.cli import app
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.verdict import MINUS
@@ -39,9 +39,10 @@ class Pages:
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Pages:
     stub = Pages()
-    module = SimpleNamespace(write=stub.write, log_to_wandb=stub.log_to_wandb)
-    monkeypatch.setitem(sys.modules, "syncbn.study.report.write", module)
-    monkeypatch.setattr(syncbn.study, "report", module, raising=False)
+    for name in ("write", "wandb_run"):
+        module = SimpleNamespace(write=stub.write, log_to_wandb=stub.log_to_wandb)
+        monkeypatch.setitem(sys.modules, f"syncbn.study.report.{name}", module)
+        monkeypatch.setattr(syncbn.study.report, name, module, raising=False)
     return stub
 
 

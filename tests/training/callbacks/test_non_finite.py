@@ -335,7 +335,7 @@ def look_at_torchs_own(rank: int, world_size: int) -> tuple[Any, ...]:
 
 
 def test_torchs_own_synchronized_layer_can_be_looked_at(ranks: Ranks) -> None:
-    looked, _ = ranks.run(look_at_torchs_own, world_size=2)
+    looked, _ = ranks.run(look_at_torchs_own, world_size=2, fresh=True)  # no group is made yet
     assert looked == (None, "body.3", True, None)
 
 

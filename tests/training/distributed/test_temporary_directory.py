@@ -11,9 +11,9 @@ import pytest
 from syncbn.training.distributed import temporary_directory
 
 MAKE = """import sys
-from syncbn.training import temporary
-temporary.LONGEST_PARENT = 999
-print(temporary.make(), flush=True)"""
+from syncbn.training.distributed import temporary_directory
+temporary_directory.LONGEST_PARENT = 999
+print(temporary_directory.make(), flush=True)"""
 
 
 def test_the_next_start_removes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:

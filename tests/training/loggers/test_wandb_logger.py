@@ -44,7 +44,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 def killed(run_dir: Path, **settings: Any) -> None:
     """An attempt in a process of its own, which ends with a kill."""
-    program = REPO / "tests" / "training" / "attempt.py"
+    program = REPO / "tests" / "training" / "support" / "attempt.py"
     run = DRIVER.run(REPO, str(run_dir), json.dumps(settings), env=environment(), timeout=120, program=program)
     assert run.code == -9, run.err
 
