@@ -17,3 +17,16 @@ def ranks() -> Iterator[Ranks]:
     pool = Ranks()
     yield pool
     pool.close()
+
+
+# Files run as a whole, several at a time. One of these that began last would be left over, alone, at the end.
+LONGEST = (
+    *("test_run_dirs.py", "test_nine_claims.py", "test_faults.py", "test_runner.py", "test_simulated_devices.py"),
+    *("test_resume_points.py", "test_wandb_logger.py", "test_files_lost.py", "test_sweep.py", "test_validate.py"),
+    *("test_train.py", "test_compile.py", "test_ckpt_path.py", "test_tested_weights.py", "test_doctor.py"),
+    *("test_signals.py", "test_statistics_monitor.py", "test_resume_foreign_modules.py", "test_record.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
