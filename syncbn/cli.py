@@ -7,9 +7,9 @@ from typing import Annotated
 
 if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":  # the program: a signal ends it from here on
     from syncbn.training import standard_streams
-    from syncbn.training.distributed import signals as stopping
+    from syncbn.training.distributed.signals import end_at_once
 
-    stopping.end_at_once()
+    end_at_once()
     standard_streams.outlive_reader()
 
 import typer
@@ -113,11 +113,11 @@ def compare(
     if directory is None:
         return
     from syncbn.study.report import wandb_run
-    from syncbn.study.report import write as pages
+    from syncbn.study.report.write import write
     from syncbn.training.os_errors import explain
 
     try:
-        page, here = pages.write(comparison, directory), Path.cwd()
+        page, here = write(comparison, directory), Path.cwd()
     except OSError as error:
         print_line(f"error: --report={directory}: {explain(error, directory)}", error=True)
         sys.exit(1)

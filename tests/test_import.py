@@ -1,5 +1,6 @@
 """Floors: an import goes down or stays, and the ground floor costs what torch costs."""
 
+import importlib
 import subprocess
 import sys
 
@@ -25,6 +26,21 @@ def test_import_syncbn_imports_torch_and_nothing_heavy() -> None:
 @pytest.mark.parametrize("heavy", ["lightning", "wandb", "torchmetrics", "sklearn"])
 def test_a_mistyped_setting_does_not_wait_for_lightning(heavy: str) -> None:
     assert heavy not in modules_after("from syncbn.training import main")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("training.corruptions.corrupt", "training.precise_statistics", "precise_statistics", "training.main"),
+        *(
+            f"training.data.{name}"
+            for name in ("Digits", "ExactSampler", "SampleError", "exact_loader", "train_loader")
+        ),
+    ],
+)
+def test_public_names_stay(name: str) -> None:
+    module, _, attribute = f"syncbn.{name}".rpartition(".")
+    assert callable(getattr(importlib.import_module(module), attribute))
 
 
 def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> None:

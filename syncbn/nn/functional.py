@@ -9,7 +9,7 @@ from torch import Tensor
 
 from syncbn.nn import double_backward, epilogue, operands, tracing
 from syncbn.nn.comm import all_reduce, groups, lockstep
-from syncbn.nn.comm import observer as observing
+from syncbn.nn.comm.observer import present
 from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.statistics import Moments, may_read, unpack
 
@@ -193,7 +193,7 @@ def _exchanged(
     if not rides and not trains:  # parameters are alike on all ranks, and so is this message's length
         message, rides = torch.cat([message, message.new_full((1,), need)]), True
     reads = rides and _reads_need(values, shares)
-    observer = observing.present()
+    observer = present()
     own = None if observer is None else local.sums.clone()  # the exchange uses them up
     place = f"{name} forward"
     if not reads and lockstep.enabled():  # it compares places, so that ranks that decide otherwise are named

@@ -77,7 +77,7 @@ def precise_statistics(
         raise MeasurementError(
             "precise statistics: there is no batch norm layer to measure that has running statistics"
         )
-    run = forward or (lambda batch: model(_input(batch)))
+    run = forward or (lambda batch: model(model_input(batch)))
     with (
         rng.untouched(),
         _in_training(model, chosen),
@@ -110,7 +110,8 @@ def _set(layer: _BatchNorm, sums: Tensor) -> None:
             row.copy_(running)
 
 
-def _input(batch: Any) -> Any:
+def model_input(batch: Any) -> Any:
+    """The first part of a tuple or list, as torch's ``update_bn`` takes it; else the batch itself."""
     return batch[0] if isinstance(batch, list | tuple) else batch
 
 

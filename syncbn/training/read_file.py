@@ -9,6 +9,7 @@ from typing import Any
 from syncbn.training.errors import SettingError
 
 DEPTH = 50  # objects within objects in a file of a run; settings have fewer than 10
+VALUES = 100_000  # in one such file; a run with each corruption at each severity has some hundred
 
 
 class DamagedError(SettingError):
@@ -34,14 +35,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return contents
 
 
-def out_of_range(contents: Any, depth: int = 0) -> str:
-    """What in JSON or YAML no file of a run has: numbers of more than 64 bits, or depth, as of an alias to itself."""
-    if depth > DEPTH:
-        return f"its objects are nested more than {DEPTH} deep"
-    if isinstance(contents, int) and not -(2**63) <= contents < 2**63:
-        return "it has a number of more than 64 bits"
-    parts = contents.values() if isinstance(contents, dict) else contents if isinstance(contents, list) else ()
-    return next((wrong for each in parts if (wrong := out_of_range(each, depth + 1))), "")
+def out_of_range(contents: Any) -> str:
+    """What in JSON or YAML no file of a run has: numbers of more than 64 bits, too many values, or too much depth.
+
+    YAML's aliases make much of little: one to itself is endless, and ten levels of ten are ten thousand million values.
+    """
+    left, seen = [(contents, 0)], 0
+    while left:
+        value, depth = left.pop()
+        seen += 1
+        if depth > DEPTH:
+            return f"its objects are nested more than {DEPTH} deep"
+        if seen > VALUES:
+            return f"it has more than {VALUES} values"
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return "it has a number of more than 64 bits"
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left += [(each, depth + 1) for each in parts]
+    return ""
 
 
 def read_text(path: Path) -> str:

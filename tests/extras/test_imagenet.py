@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from syncbn.training import ImageNet
-from syncbn.training.data.digits import SampleError
+from syncbn.training.data.loaders import SampleError
 from syncbn.training.errors import SettingError
 from syncbn.training.norm import replace
 from tests.training.support.train_command import REPO, train

@@ -29,7 +29,8 @@ def reason(module: nn.Module) -> str | None:
         return None
     if isinstance(module, torch.jit.ScriptModule):
         return _in_script(module)
-    if isinstance(graph := getattr(module, "graph", None), fx.Graph):  # also those of torch.export.unflatten
+    graph = module.graph if isinstance(module, fx.GraphModule) else vars(module).get("graph")
+    if isinstance(graph, fx.Graph):  # the second is that of torch.export.unflatten
         return _in_graph(graph)
     if _calls_batch_norm(type(module)) or any(map(_is_batch_norm, vars(module).values())):
         return "its forward pass calls torch.nn.functional.batch_norm with running statistics; use a torch.nn.BatchNorm"

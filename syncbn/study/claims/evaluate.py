@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from syncbn.study import cells as plan
-from syncbn.study.cells import Cell
+from syncbn.study.cells import Cell, seeds
 from syncbn.study.claims import hypothesis_tests, literature, plot_data, rule, verdict
 from syncbn.study.claims.readings import Results
 from syncbn.study.claims.result import Finding
@@ -39,7 +38,7 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         method=claim.method,
         baseline=claim.baseline,
         sides=list(claim.sides),
-        seeds=max(plan.seeds(study, part) for part in study["parts"].values()),
+        seeds=max(seeds(study, part) for part in study["parts"].values()),
         alpha=ALPHA,
         rows=rows,
         verdicts={

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from syncbn.study.claims import markdown, tables
-from syncbn.study.claims import plots as drawings
+from syncbn.study.claims.plots import draw
 from syncbn.study.claims.result import Finding, Versus
 from syncbn.study.format import plural
 from syncbn.study.report import html, plot_style
@@ -136,7 +136,7 @@ def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot
     with plot_style.style():
         for finding in findings:
             names = [f"{finding.study}-{plot.name}-{at}" for at, plot in enumerate(finding.plots, 1)]
-            drawn.append([drawings.draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
+            drawn.append([draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
             for plot in drawn[-1]:
                 if plot.figure is not None:
                     plot_style.png(plot.figure, unlinked(plots / f"{plot.name}.png"))

@@ -8,9 +8,9 @@ from pathlib import Path
 from syncbn.study.cells import Cell
 from syncbn.study.claims.censored import Number, minus, over
 from syncbn.study.claims.rule import LARGEST, Reading
-from syncbn.study.compare import metric as metrics
 from syncbn.study.compare import run_reader
 from syncbn.study.compare.comparison import Metric
+from syncbn.study.compare.metric import choose, shown
 from syncbn.study.compare.run_reader import Run
 from syncbn.study.format import plural
 from syncbn.training.errors import SettingError
@@ -60,7 +60,7 @@ class Results:
         """What it is, by its name and by the values that runs have."""
         if name not in self._metrics:
             try:
-                self._metrics[name] = metrics.choose(name, [run for run in self.runs.values() if not run.trouble])
+                self._metrics[name] = choose(name, [run for run in self.runs.values() if not run.trouble])
             except SettingError:  # no run has it
                 self._metrics[name] = Metric(name, name.replace("/", " ").replace("_", " "), "", "lower", "")
         return self._metrics[name]
@@ -68,7 +68,7 @@ class Results:
     def value(self, part: str, condition: str, side: str, seed: int, metric: str) -> float | None:
         """A metric as it is shown; None where there is no run, or none with it. May be no finite number."""
         run = self.run(part, condition, side, seed)
-        return metrics.shown(self.metric(metric), run) if run and metric in run.numbers() else None
+        return shown(self.metric(metric), run) if run and metric in run.numbers() else None
 
     def measured(self, reading: Reading) -> Metric:
         """What a reading is of."""

@@ -11,12 +11,10 @@ import pandas as pd
 
 from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, run_reader, verdict
 from syncbn.study.compare import cost as costs
-from syncbn.study.compare import layout as sides
-from syncbn.study.compare import metric as metrics
-from syncbn.study.compare import pairs as pairing
 from syncbn.study.compare.comparison import Comparison, Metric
-from syncbn.study.compare.layout import Layout
-from syncbn.study.compare.pairs import Cell, Pairs
+from syncbn.study.compare.layout import Layout, lay_out
+from syncbn.study.compare.metric import choose, margin_of, resolution
+from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, pair, place_runs
 from syncbn.study.compare.settings import how
 from syncbn.training.errors import SettingError
 
@@ -64,18 +62,18 @@ def compare(
         raise SettingError(f"--alpha={alpha}: use a number between 0 and 1, such as {ALPHA}")
     places = [Path(path) for path in paths]
     found = run_reader.read(places)
-    measured = metrics.choose(metric, found)
-    layout = sides.lay_out(found, factor, baseline)
+    measured = choose(metric, found)
+    layout = lay_out(found, factor, baseline)
     above = run_reader.root([run.path for run in found])
-    placed = pairing.place_runs(found, [run_reader.short(run.path, above) for run in found], layout, measured)
-    pairs = pairing.pair(placed, layout)
+    placed = place_runs(found, [run_reader.short(run.path, above) for run in found], layout, measured)
+    pairs = pair(placed, layout)
     margins = _margins(pairs, layout, measured, margin)
     means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, margins, alpha)
     cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
     layer_table = layers.layers(pairs, layout)
-    confirmed, far = pairing.confirmations(pairs, margins)
+    confirmed, far = confirmations(pairs, margins)
     problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
-    problems += [*pairs.problems, *pairing.disagreements(placed, measured), *far]
+    problems += [*pairs.problems, *disagreements(placed, measured), *far]
     beside = reference_figures.beside(expected, layout, measured, means, effect_rows, cost)
     used = [p.run for p in pairs.placed if p.used]
     problems += [
@@ -126,7 +124,7 @@ def directory_of_report(paths: Sequence[Path]) -> Path:
     return directory
 
 
-def _who(p: pairing.Placed) -> str:
+def _who(p: Placed) -> str:
     """Which run it is, where its settings can be read."""
     seed = "" if p.run.seed is None else f"seed {p.run.seed}"
     known = [part for part in (p.side, p.condition, seed) if part]
@@ -158,7 +156,7 @@ def _margins(pairs: Pairs, layout: Layout, measured: Metric, asked: float | None
     for condition in layout.conditions:
         here = [p for p in pairs.placed if p.condition == condition and math.isfinite(p.value)]
         of_baseline = [p.value for p in here if p.used and p.side == layout.baseline]
-        margins[condition] = metrics.margin_of(measured, asked, of_baseline or [p.value for p in here])
+        margins[condition] = margin_of(measured, asked, of_baseline or [p.value for p in here])
     return margins
 
 
@@ -169,7 +167,7 @@ def _effects(
     for cell, both in pairs.cells.items():
         side, baseline = [p.value for p, _ in both], [p.value for _, p in both]
         margin = margins[cell.condition]
-        one = paired_tests.effect(side, baseline, margin, metrics.resolution(measured, [*side, *baseline]))
+        one = paired_tests.effect(side, baseline, margin, resolution(measured, [*side, *baseline]))
         computed.append(one)
         rows.append({"condition": cell.condition, "at": _at(layout, cell.condition), "side": cell.side} | vars(one))
         rows[-1] |= {"how": pairs.how(cell), "margin": margin}

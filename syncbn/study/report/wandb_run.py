@@ -6,7 +6,7 @@ from pathlib import Path
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import tables
-from syncbn.study.report.write import _flat, _plots_in
+from syncbn.study.report.write import flat_frame, plots_in
 from syncbn.training.atomic_write import unlinked
 from syncbn.training.errors import SettingError
 
@@ -68,8 +68,8 @@ def log_to_wandb(
         )
         frames = {name: getattr(comparison, name) for name in tables.FRAMES}
         run.log(
-            {f"tables/{name}": wandb.Table(dataframe=_flat(frame)) for name, frame in frames.items() if len(frame)}
-            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in _plots_in(directory / "plots", "png")}
+            {f"tables/{name}": wandb.Table(dataframe=flat_frame(frame)) for name, frame in frames.items() if len(frame)}
+            | {f"plots/{path.stem}": wandb.Image(str(path)) for path in plots_in(directory / "plots", "png")}
         )
         run.summary.update({"verdict": comparison.verdict, "problems": len(comparison.problems)})
         address, place = run.url, Path(run.dir).parent

@@ -111,7 +111,7 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
     unlinked(directory).mkdir(parents=True, exist_ok=True)
-    for path in [path for kind in ("png", "svg") for path in _plots_in(directory, kind)]:
+    for path in [path for kind in ("png", "svg") for path in plots_in(directory, kind)]:
         path.unlink()  # what an earlier report had and this one has not must not stay beside it
     with plot_style.style():
         drawn = plots.draw(comparison)
@@ -125,17 +125,17 @@ def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
 def _write_tables(comparison: Comparison, directory: Path) -> None:
     unlinked(directory).mkdir(parents=True, exist_ok=True)
     for name in tables.FRAMES:
-        _flat(getattr(comparison, name)).to_csv(
+        flat_frame(getattr(comparison, name)).to_csv(
             unlinked(directory / f"{name}.csv"), index=False, errors="surrogateescape"
         )
 
 
-def _plots_in(directory: Path, kind: str) -> list[Path]:
+def plots_in(directory: Path, kind: str) -> list[Path]:
     """A report's files; others may lie beside them."""
     return [path for path in sorted(directory.glob(f"*.{kind}")) if plots.NAMES.fullmatch(path.stem)]
 
 
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+def flat_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Without tuples in cells, and each text in one line."""
 
     def flat(cell: Any) -> Any:

@@ -14,7 +14,7 @@ from syncbn.study.claims import evaluate, page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import wandb_run
-from syncbn.study.report import write as report
+from syncbn.study.report.write import write_several
 from syncbn.study.runner.load import Member
 from syncbn.training.console import cell, print_line
 from syncbn.training.errors import SettingError
@@ -51,7 +51,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         console.print(cell(each.title, "bold"))
         for line in [each.verdict, *(f"! {problem}" for problem in each.problems)]:
             console.print(cell(line))
-    path = report.write_several(study["title"], study["question"].strip(), comparisons, root / "report")
+    path = write_several(study["title"], study["question"].strip(), comparisons, root / "report")
     print_line()
     print_line(f"report: {paths.short(path)}")
     logger = cfg.logger

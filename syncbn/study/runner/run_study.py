@@ -16,8 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from syncbn.study import cells as plan
-from syncbn.study.cells import Cell
+from syncbn.study.cells import Cell, order
 from syncbn.study.compare import reference_spec
 from syncbn.study.runner import load, remote
 from syncbn.study.runner.load import Member
@@ -87,7 +86,7 @@ def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
         except SettingError as error:
             raise SettingError(f"+study={member.study['name']}: {error}" if len(found) > 1 else str(error)) from error
         jobs += [Job(member.study, cell, run) for cell, run in zip(member.cells, runs, strict=True)]
-    return sorted(jobs, key=lambda job: plan.order(job.cell))
+    return sorted(jobs, key=lambda job: order(job.cell))
 
 
 def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from syncbn.nn import eager_mode, functional
-from syncbn.training.callbacks.statistics_monitor import FEW, _step
+from syncbn.training.callbacks.statistics_monitor import FEW, logged_step
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers.csv_logger import MetricsFile
 
@@ -153,7 +153,7 @@ class GradientMonitor(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
+        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
         if self._backward is None and (due or trainer.global_step == 0):
             self._backward = Backward(pl_module)
 
@@ -175,12 +175,12 @@ class GradientMonitor(pl.Callback):
         self._last = numbers
         if self._file is not None:
             rows = [{name: value for name, value in each._asdict().items() if name in COLUMNS} for each in found]
-            self._file.append([{"step": _step(trainer), **row} for row in rows])
+            self._file.append([{"step": logged_step(trainer), **row} for row in rows])
         by_layer = {each.layer: each.norm for each in found if not math.isnan(each.norm)}
         few = by_layer if len(by_layer) <= FEW else {"first": found[0].norm, "last": found[-1].norm}
         metrics = {f"gradients/{name}": value for name, value in (few | numbers).items()}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, _step(trainer))
+            logger.log_metrics(metrics, logged_step(trainer))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self._several(trainer):

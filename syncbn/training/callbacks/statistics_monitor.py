@@ -98,7 +98,7 @@ class StatisticsMonitor(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
+        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
         if due and not self._midway and self._look is None and self._active and self._layers:
             self._look = Look(self._layers, pl_module.device)
 
@@ -137,7 +137,7 @@ class StatisticsMonitor(pl.Callback):
         self._look = None
 
     def _report(self, trainer: pl.Trainer, total: torch.Tensor) -> None:
-        ranks, step = trainer.world_size, _step(trainer)
+        ranks, step = trainer.world_size, logged_step(trainer)
         count = 2 + len(self._layers)
         step_seconds, all_seconds, *seconds = (total[:count] / ranks).tolist()
         # torch's own layer sends in its own way, of which nothing is known.
@@ -181,6 +181,6 @@ def _known(figures: device_spread.Figures) -> dict[str, float]:
     return {name: value for name, value in figures._asdict().items() if not math.isnan(value)}
 
 
-def _step(trainer: pl.Trainer) -> int:
+def logged_step(trainer: pl.Trainer) -> int:
     """By which loggers know the step that is under way."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped

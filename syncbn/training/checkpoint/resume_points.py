@@ -24,13 +24,13 @@ from syncbn.training.callbacks.non_finite import NonFiniteError, first_non_finit
 from syncbn.training.checkpoint import files
 from syncbn.training.checkpoint.training_state import (
     State,
-    _fold,
-    _merge_metrics,
-    _merge_results,
-    _metrics,
-    _on_cpu,
-    _running_statistics,
-    _set_metrics,
+    fold,
+    merge_metrics,
+    merge_results,
+    metrics_state,
+    on_cpu,
+    running_statistics,
+    set_metrics,
 )
 from syncbn.training.console import print_line
 from syncbn.training.distributed import signals
@@ -209,9 +209,9 @@ class ResumePoints(pl.Callback):
 
     def _gathered(self, trainer: pl.Trainer, random_state: State) -> State:
         """What all ranks add to a checkpoint; complete on rank 0."""
-        mine = {"random": random_state, "metrics": _metrics(trainer), "results": self._results(trainer)}
+        mine = {"random": random_state, "metrics": metrics_state(trainer), "results": self._results(trainer)}
         if self.own_buffers:
-            mine["buffers"] = {name: _on_cpu(buffer) for name, buffer in _running_statistics(trainer)}
+            mine["buffers"] = {name: on_cpu(buffer) for name, buffer in running_statistics(trainer)}
         ranks: list[Any] | None = [mine]
         if trainer.world_size > 1:
             ranks = [None] * trainer.world_size if trainer.global_rank == 0 else None
@@ -225,7 +225,7 @@ class ResumePoints(pl.Callback):
         for key, result in trainer.fit_loop.epoch_loop._results.items():
             if result.is_tensor and result.meta.on_epoch:
                 fold = "max" if result.meta.is_max_reduction else "min" if result.meta.is_min_reduction else "add"
-                states = {name: _on_cpu(getattr(result, name)) for name in result._defaults}
+                states = {name: on_cpu(getattr(result, name)) for name in result._defaults}
                 found[key] = {"fold": fold, "states": states}
         return found
 
@@ -351,19 +351,19 @@ class ResumePoints(pl.Callback):
         ranks, rank = loaded["ranks"], trainer.global_rank
         if loaded["world_size"] == trainer.world_size:
             self._random = ranks[rank]["random"]
-            _set_metrics(trainer, ranks[rank]["metrics"])
+            set_metrics(trainer, ranks[rank]["metrics"])
             self._unlogged = ranks[rank]["results"]
-            for name, buffer in _running_statistics(trainer):
+            for name, buffer in running_statistics(trainer):
                 if name in ranks[rank].get("buffers", {}):
                     buffer.copy_(ranks[rank]["buffers"][name])
             return
         # Weights, optimizer and the order of the data do not depend on the number of ranks; dropout and the like do.
         torch.manual_seed(torch.initial_seed() + trainer.global_step)
         if rank == 0:
-            _set_metrics(trainer, ranks[0]["metrics"])
+            set_metrics(trainer, ranks[0]["metrics"])
             for other in ranks[1:]:
-                _merge_metrics(trainer, other["metrics"])
-            self._unlogged = _merge_results([each["results"] for each in ranks])
+                merge_metrics(trainer, other["metrics"])
+            self._unlogged = merge_results([each["results"] for each in ranks])
 
     def _put_random_back(self) -> None:
         """As late as can be: what other callbacks draw when training begins belongs to what is over."""
@@ -378,7 +378,7 @@ class ResumePoints(pl.Callback):
             before, now = self._unlogged.pop(key), results[key]
             for name in now._defaults.keys() & before["states"].keys():
                 value = before["states"][name]
-                setattr(now, name, _fold(before["fold"], getattr(now, name), value.to(now.value.device)))
+                setattr(now, name, fold(before["fold"], getattr(now, name), value.to(now.value.device)))
 
 
 def _between_steps(trainer: pl.Trainer) -> bool:

@@ -12,7 +12,8 @@ from torchmetrics import Metric
 State = dict[str, Any]
 
 
-def _running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
+def running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
+    """The buffers of normalization layers, by name."""
     for name, layer in trainer.lightning_module.named_modules():
         if isinstance(layer, _NormBase):
             yield from ((f"{name}.{key}", buffer) for key, buffer in layer.named_buffers(recurse=False))
@@ -24,15 +25,16 @@ def _metric_modules(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:
             yield name, module
 
 
-def _metrics(trainer: pl.Trainer) -> State:
+def metrics_state(trainer: pl.Trainer) -> State:
     """What every metric of the module has accumulated on this rank."""
     return {
-        name: {"updates": metric._update_count, "states": _on_cpu(metric.metric_state)}
+        name: {"updates": metric._update_count, "states": on_cpu(metric.metric_state)}
         for name, metric in _metric_modules(trainer)
     }
 
 
-def _set_metrics(trainer: pl.Trainer, saved: State) -> None:
+def set_metrics(trainer: pl.Trainer, saved: State) -> None:
+    """Sets this rank's metrics to what :func:`metrics_state` returned."""
     for name, metric in _metric_modules(trainer):
         if name in saved:
             metric._update_count, metric._computed = saved[name]["updates"], None
@@ -40,14 +42,16 @@ def _set_metrics(trainer: pl.Trainer, saved: State) -> None:
                 setattr(metric, state, _on_device(saved[name]["states"][state], metric.device))
 
 
-def _merge_metrics(trainer: pl.Trainer, other: State) -> None:
+def merge_metrics(trainer: pl.Trainer, other: State) -> None:
+    """Adds what another rank's metrics had accumulated."""
     for name, metric in _metric_modules(trainer):
         if name in other and other[name]["updates"]:
             metric._update_count += other[name]["updates"]
             metric.merge_state({k: _on_device(v, metric.device) for k, v in other[name]["states"].items()})
 
 
-def _merge_results(ranks: list[State]) -> State:
+def merge_results(ranks: list[State]) -> State:
+    """Lightning's results of all ranks as those of one."""
     merged: State = {}
     for key, saved in (item for rank in ranks for item in rank.items()):
         if key not in merged:
@@ -55,21 +59,23 @@ def _merge_results(ranks: list[State]) -> State:
             continue
         states = merged[key]["states"]
         for name, value in saved["states"].items():
-            states[name] = _fold(saved["fold"], states[name], value)
+            states[name] = fold(saved["fold"], states[name], value)
     return merged
 
 
-def _fold(how: str, a: Tensor, b: Tensor) -> Tensor:
+def fold(how: str, a: Tensor, b: Tensor) -> Tensor:
+    """Merges the states of two ranks: ``how`` is "add", "max" or "min"."""
     if how == "add":
         return a + b
     return torch.maximum(a, b) if how == "max" else torch.minimum(a, b)
 
 
-def _on_cpu(value: Any) -> Any:
+def on_cpu(value: Any) -> Any:
+    """A copy with all tensors on the CPU, of any nesting of dicts and lists."""
     if isinstance(value, dict):
-        return {name: _on_cpu(each) for name, each in value.items()}
+        return {name: on_cpu(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_on_cpu(each) for each in value]
+        return [on_cpu(each) for each in value]
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 

@@ -6,9 +6,16 @@ The loaders that users call are imported on first use, since Lightning and sciki
 from importlib import import_module
 from typing import Any
 
-_HOME = {"SampleError": "loaders", "corrupt": "corruptions", "exact_loader": "digits", "train_loader": "digits"}
+_HOME = {
+    "Digits": "digits",
+    "ExactSampler": "samplers",
+    "SampleError": "loaders",
+    "corrupt": "corruptions",
+    "exact_loader": "loaders",
+    "train_loader": "loaders",
+}
 
-__all__ = ["SampleError", "corrupt", "exact_loader", "train_loader"]
+__all__ = ["Digits", "ExactSampler", "SampleError", "corrupt", "exact_loader", "train_loader"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,14 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from syncbn.training.data import corruptions
 from syncbn.training.data.label_noise import check_share, relabelled, with_outliers
-from syncbn.training.data.loaders import SampleError, exact_loader, train_loader
-from syncbn.training.data.samplers import ExactSampler, check_remainder
+from syncbn.training.data.loaders import exact_loader, train_loader
+from syncbn.training.data.samplers import check_remainder
 from syncbn.training.data.shards import check as check_shards
 from syncbn.training.data.shards import collate as collate_shards
 from syncbn.training.data.shards import evaluation_shards, train_shards
 from syncbn.training.errors import SettingError
-
-__all__ = ["Digits", "ExactSampler", "SampleError", "exact_loader", "train_loader"]
 
 
 class Digits(pl.LightningDataModule):

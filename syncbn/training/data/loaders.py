@@ -290,7 +290,7 @@ def exact_loader(
     return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
 
 
-def _training_batches(trainer: Any) -> Iterator[Any]:
+def training_batches(trainer: Any) -> Iterator[Any]:
     """Batches of the training data without end, epoch after epoch: from the one that is trained, in a test from the
     first, so that the result does not depend on which run tests a checkpoint. The same on each call.
     """

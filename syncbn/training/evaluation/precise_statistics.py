@@ -17,8 +17,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from syncbn.nn import rng
 from syncbn.nn.conversion.convert import Only, batch_norms
-from syncbn.nn.population_statistics import MeasurementError, _input, precise_statistics
-from syncbn.training.data.loaders import _training_batches
+from syncbn.nn.population_statistics import MeasurementError, model_input, precise_statistics
+from syncbn.training.data.loaders import training_batches
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.evaluation.repeat_test import retest
 
@@ -123,10 +123,10 @@ class PreciseStatistics(pl.Callback):
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.train_step_context():
-                pl_module(_input(batch)) if self.forward is None else self.forward(pl_module, batch)
+                pl_module(model_input(batch)) if self.forward is None else self.forward(pl_module, batch)
 
         with rng.untouched():
-            batches = _training_batches(trainer) if self.batches is None else self.batches()
+            batches = training_batches(trainer) if self.batches is None else self.batches()
             try:
                 precise_statistics(
                     pl_module, batches, self.num_batches, only=lambda name, layer: layer in thawed, forward=run

@@ -15,7 +15,7 @@ from syncbn.training.config import derived
 from syncbn.training.console import cell
 from syncbn.training.loggers import wandb_files
 from syncbn.training.run_directory.paths import short
-from syncbn.training.run_directory.record import _whole, damage, read
+from syncbn.training.run_directory.record import damage, read, read_whole
 
 
 def headline(cfg: DictConfig) -> str:
@@ -51,7 +51,7 @@ def summary(run_dir: Path) -> Group:
 
     A run of an earlier version has perhaps not all of it, one that was ended by ``sys.exit`` no result.
     """
-    result, wandb, about = _whole(run_dir, "result"), read(run_dir, "wandb"), _whole(run_dir, "run")
+    result, wandb, about = read_whole(run_dir, "result"), read(run_dir, "wandb"), read_whole(run_dir, "run")
     try:
         rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
     except (TypeError, ValueError, AttributeError, KeyError):  # names that are known, with values that are not numbers

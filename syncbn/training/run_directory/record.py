@@ -285,10 +285,10 @@ def write(run_dir: Path, name: str, contents: dict[str, Any]) -> None:
 
 def monitored(run_dir: Path) -> float | None:
     """The best value of the monitored metric; None if it was never logged, and for a run that only tests."""
-    return next(iter((_whole(run_dir, "result").get("monitored") or {}).values()), None)
+    return next(iter((read_whole(run_dir, "result").get("monitored") or {}).values()), None)
 
 
-def _whole(run_dir: Path, name: str) -> dict[str, Any]:
+def read_whole(run_dir: Path, name: str) -> dict[str, Any]:
     """The contents of ``name.json``, empty where they lack something too."""
     found = read(run_dir, name)
     return {} if lacks(name, found) else found

@@ -9,8 +9,6 @@ from syncbn.training.errors import SettingError
 
 # What a run writes to without replacing it. Other files of a run directory are replaced, which replaces a link too.
 APPENDED = ("metrics.csv", "statistics.csv", "gradients.csv", "wandb-lines.jsonl", "error.txt", "train.log")
-
-
 FOLDERS = ("checkpoints", "ranks", "wandb")
 
 

@@ -228,6 +228,17 @@ class CallsSyncbn(nn.Module):
         return syncbn.norm_act(self.norm, x)
 
 
+class HasAGraph(nn.Module):
+    """A property of this name that is not there yet, and no graph of torch.fx."""
+
+    @property
+    def graph(self) -> None:
+        raise RuntimeError("not built")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class AsksForAForward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -336,6 +347,7 @@ PASSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "standardized weights": (lambda: Standardized(4, 4, 1), []),
     "named as the operator": (NamesALayerSo, ["1.0.batch_norm"]),
     "calls syncbn": (CallsSyncbn, ["1.0.norm"]),
+    "has a graph": (HasAGraph, []),
     "asks for a forward": (AsksForAForward, ["1.0.norm"]),
     "overrides all": (OverridesAll, []),
     "frozen helper": (CallsAFrozenHelper, []),

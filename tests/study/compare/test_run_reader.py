@@ -8,6 +8,10 @@ from syncbn.study.compare.run_reader import directories, read, root, short
 from syncbn.training.errors import SettingError
 from tests.study.support import run_directories
 
+DEEP = "model: " + "{a: " * 60 + "1" + "}" * 60 + "\n"
+ITSELF = "model: &a\n  again: *a\n"
+BOMB = "x0: &x0 [0]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 12))
+
 
 def test_runs_sweeps_and_what_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -54,9 +58,7 @@ def test_a_run_that_came_to_no_end(tmp_path: Path, status: str, trouble: str) ->
     assert run.config["norm"] == {"name": "local"}
 
 
-@pytest.mark.parametrize(
-    "settings", ["model: &a\n  again: *a\n", f"seed: {10**30}\n", "model: " + "{a: " * 60 + "1" + "}" * 60 + "\n"]
-)
+@pytest.mark.parametrize("settings", [ITSELF, BOMB, DEEP, f"seed: {10**30}\n"])
 def test_settings_that_nobody_can_compute_with_are_damage(tmp_path: Path, settings: str) -> None:
     path = run_directories.run(tmp_path / "a")
     text = (path / "config.yaml").read_text(encoding="utf-8")

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from syncbn.training.data.digits import Digits, ExactSampler
+from syncbn.training.data.digits import Digits
 from syncbn.training.data.loaders import train_loader
+from syncbn.training.data.samplers import ExactSampler
 from syncbn.training.errors import SettingError
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from syncbn.training.data import digits, loaders
-from syncbn.training.data.digits import ExactSampler, SampleError
-from syncbn.training.data.loaders import TrainLoader, exact_loader, train_loader
+from syncbn.training import data
+from syncbn.training.data import loaders
+from syncbn.training.data.loaders import SampleError, TrainLoader, exact_loader, train_loader
+from syncbn.training.data.samplers import ExactSampler
 from syncbn.training.errors import SettingError
 
 SAMPLES, GLOBAL, EPOCHS = 22, 4, 3  # five global batches and two samples
@@ -351,6 +352,6 @@ def test_lists_of_paths_and_several_lines_make_one_line_too() -> None:
 
 
 def test_the_names_are_where_they_were() -> None:
-    assert digits.ExactSampler is ExactSampler
+    assert data.ExactSampler is ExactSampler
     assert isinstance(train_loader(Augmented(), 4), DataLoader)
     assert isinstance(exact_loader(Augmented(), 4), DataLoader)
