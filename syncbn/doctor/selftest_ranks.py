@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from syncbn.doctor.machine import cores
 from syncbn.training.distributed import loopback, signals
-from syncbn.training.distributed.rank_processes import start_tracker
+from syncbn.training.distributed.fork_server import start_tracker
 
 GRACE = 1.0  # seconds: when a rank dies the others fail in a moment, and which came first is not what matters
 STARTING, JOINING = "starting", "joining the process group"

@@ -2,15 +2,14 @@
 
 from omegaconf import DictConfig
 
-from syncbn.training.distributed import rank_processes, signals
+from syncbn.training.distributed import fork_server, signals
 
 
 def main(cfg: DictConfig) -> None:
     """Does the study's runs and writes its report; see :mod:`syncbn.study.runner.run_study`."""
     signals.end_at_once()
-    rank_processes.start_server(
-        "syncbn.training.launch.preload"
-    )  # it imports what ranks need, while this process imports torch
+    # It imports what ranks need, while this process imports torch.
+    fork_server.start_server("syncbn.training.launch.preload")
     from syncbn.study.runner import run_study
 
     run_study.main(cfg)

@@ -1,18 +1,23 @@
 """What earlier attempts of a run left: whether there is anything to do, and the checkpoint to go on from."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from syncbn.training.checkpoint import files
-from syncbn.training.config import derived
+from syncbn.training.checkpoint.usable_checkpoint import (
+    WEIGHTS,
+    check_usable,
+    epochs_done,
+    lacking_parts,
+    load_checkpoint,
+    refuse_less_training,
+    whole_checkpoint,
+)
 from syncbn.training.config.compare import DONE, FREE, HARMLESS, changes_of
-from syncbn.training.console import printable
 from syncbn.training.distributed import slurm
 from syncbn.training.errors import SettingError
 from syncbn.training.os_errors import explain
@@ -23,8 +28,6 @@ from syncbn.training.run_directory.paths import real, run_of
 # And what a new run may have otherwise than the one whose training it continues: what is trained, and how, is the same.
 CONTINUED = [*FREE, "callbacks", "simulate", "mode", "test", "precise_batches", "fit", "target", "adapt", "corruptions"]
 CONTINUED += ["study"]
-# What a checkpoint has to have for a training to be continued from it; weights alone need the first.
-WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "global_step")
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 
@@ -97,15 +100,15 @@ def go_on(
         raise SettingError(f"ckpt_restore=weights: {run_dir.name} continues with its whole state{_to_begin(cfg)}")
     _refuse_second_run(cfg, run_dir, changes)
     if other and here:
-        newest = _whole(Path(cfg.ckpt_path))
+        newest = whole_checkpoint(Path(cfg.ckpt_path))
     how = ENDED.get(about["status"], "was killed")  # nobody holds it: it had no time to say more
     what = f"goes on from {paths.short(newest)}" if newest else "had no checkpoint and begins anew"
     say(f"this run {how} before; it {what}")
     if changes:
         say(f"with other settings than before: {', '.join(changes)}")
     if newest is not None:
-        path = _check(newest, cfg, say)
-        _refuse_less(path, cfg, before, run_dir)
+        path = check_usable(newest, cfg, say)
+        refuse_less_training(path, cfg, before, run_dir)
         cfg.ckpt_path, cfg.ckpt_restore = str(path), "all"
     elif cfg.ckpt_path is not None:
         _begin_from(cfg, say)
@@ -189,13 +192,13 @@ def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
         SettingError: it cannot be read, or has no weights; or ``ckpt_restore=all`` is asked for and not possible.
     """
     path = Path(cfg.ckpt_path)
-    checkpoint = _load(path)
+    checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get(WEIGHTS), dict):
         raise SettingError(
             f"ckpt_path={path}: it has no state_dict; use a checkpoint of Lightning, or a file that "
             'torch.save({"state_dict": module.state_dict()}, path) wrote, module being the LightningModule'
         )
-    lacks = _lacks(checkpoint)
+    lacks = lacking_parts(checkpoint)
     others: list[str] = []
     if (run_dir := run_of(path)) is not None:
         with suppress(DamagedError):
@@ -212,10 +215,10 @@ def _begin_from(cfg: DictConfig, say: Callable[[str], None]) -> None:
         say(f"this run begins with the weights of {paths.short(path)}, at epoch 1{why}")
         cfg.ckpt_path, cfg.ckpt_restore = str(path.resolve()), "weights"
         return
-    path = _check(path, cfg, say)
-    if (most := cfg.trainer.get("max_epochs")) is not None and 0 < most <= (_epochs(checkpoint) or 0):
+    path = check_usable(path, cfg, say)
+    if (most := cfg.trainer.get("max_epochs")) is not None and 0 < most <= (epochs_done(checkpoint) or 0):
         raise SettingError(
-            f"trainer.max_epochs={most}: ckpt_path={path} has {_epochs(checkpoint)} epochs already; use more, or "
+            f"trainer.max_epochs={most}: ckpt_path={path} has {epochs_done(checkpoint)} epochs already; use more, or "
             "ckpt_restore=weights to begin at epoch 1"
         )
     say(f"this run continues the training of {paths.short(path)}: weights, optimizer, epoch")
@@ -231,7 +234,7 @@ def _test(
 ) -> bool:
     """Whether a test is to be done; there is nothing in it to go on from."""
     if cfg.ckpt_path is not None:
-        if WEIGHTS not in _load(Path(cfg.ckpt_path)):
+        if WEIGHTS not in load_checkpoint(Path(cfg.ckpt_path)):
             raise SettingError(f"ckpt_path={cfg.ckpt_path}: it has no state_dict, so there is no network to test")
         cfg.ckpt_path = begun_from(cfg)
     if not about:
@@ -271,137 +274,3 @@ def _goes_further(cfg: DictConfig, earlier: DictConfig) -> bool:
         if None not in (before, now) and before != -1 and (now == -1 or now > before):  # -1 is no limit
             return True
     return False
-
-
-def _check(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Path:
-    """The whole path of a checkpoint that these settings can go on from."""
-    checkpoint = _load(path)
-    if _epochs(checkpoint) is None:
-        raise SettingError(f"{path}: it does not say how many epochs were done; remove it, or use another run.id")
-    point, batch = checkpoint.get("resume", {}), cfg.data.global_batch_size
-    if point.get("global_batch_size") not in (None, batch):
-        raise SettingError(
-            f"data.global_batch_size={batch}: {path} was trained with {point['global_batch_size']}, and goes on with "
-            f"that alone; with {derived.world_size(cfg)} devices say "
-            f"data.global_batch_size={point['global_batch_size']}"
-        )
-    if not (point.get("epoch_is_over", True) or point.get("begins_anew")):
-        _check_count(path, point.get("counted_in"), cfg)
-    before, now = point.get("world_size"), derived.world_size(cfg)
-    if before not in (None, now):
-        say(
-            f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
-            "the data carry over exactly, random numbers (dropout) begin anew"
-        )
-    return path.absolute()  # a symbolic link in the run directory is the run's, wherever it leads
-
-
-def _whole(path: Path) -> Path:
-    """A checkpoint that the user named within its run.
-
-    Raises:
-        SettingError: it holds the weights alone.
-    """
-    if lacks := _lacks(_load(path)):
-        raise SettingError(
-            f"ckpt_path={path}: it has no {', '.join(lacks)}, so no training can be continued from it; "
-            "run.id=NAME begins another run with its weights"
-        )
-    return path
-
-
-def _lacks(checkpoint: dict[str, Any]) -> list[str]:
-    """What a training needs to be continued, and this checkpoint has not."""
-    lacks = [name for name in STATE if name not in checkpoint]
-    return lacks or (["number of epochs"] if _epochs(checkpoint) is None else [])
-
-
-def _refuse_less(path: Path, cfg: DictConfig, earlier: DictConfig, run_dir: Path) -> None:
-    """Refuses less training than the run has done already; as much is well: its test may be what is missing."""
-    checkpoint, trainer = _load(path), cfg.trainer
-    epochs, steps = _epochs(checkpoint) or 0, checkpoint.get("global_step", 0)
-    part = "" if checkpoint.get("resume", {}).get("epoch_is_over", True) else " and a part of the next"
-    instead = f"use at least that, or another id than {run_dir.name}"
-    most = trainer.get("max_epochs")
-    if most not in (None, -1) and (most < epochs or (part and most == epochs != earlier.trainer.get("max_epochs"))):
-        enough = epochs + bool(part)
-        raise SettingError(
-            f"trainer.max_epochs={most}: this run has done {_count(epochs, 'epoch')}{part}; use at least {enough}, or "
-            f"another id than {run_dir.name}"
-        )
-    most = trainer.get("max_steps", -1)
-    if most not in (None, -1, earlier.trainer.get("max_steps", -1)) and most < steps:
-        raise SettingError(f"trainer.max_steps={most}: this run has done {_count(steps, 'step')}; {instead}")
-    limit = trainer.get("max_time")
-    if limit is not None and limit != earlier.trainer.get("max_time"):
-        spent = _trained_for(checkpoint)
-        if _seconds(limit) < spent:
-            raise SettingError(f"trainer.max_time={limit}: this run has trained for {spent:.0f} s; {instead}")
-
-
-def _trained_for(checkpoint: dict[str, Any]) -> float:
-    """Seconds of training so far; Lightning's Timer, which is there with ``max_time``, counts them."""
-    states = checkpoint.get("callbacks") or {}
-    elapsed = [state.get("time_elapsed", {}).get("train", 0.0) for name, state in states.items() if "Timer" in name]
-    return float(max(elapsed, default=0.0))
-
-
-def _seconds(limit: Any) -> float:
-    """Of ``DD:HH:MM:SS``, or a ``dict`` for a ``timedelta``; what Lightning will refuse is no limit here."""
-    try:
-        if isinstance(limit, str):
-            days, hours, minutes, seconds = map(int, limit.split(":"))
-            return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
-        return timedelta(**limit).total_seconds()
-    except (TypeError, ValueError):
-        return math.inf
-
-
-def _epochs(checkpoint: dict[str, Any]) -> int | None:
-    """How many epochs were done; None where the checkpoint does not say."""
-    part: Any = checkpoint
-    for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
-        part = part.get(name) if isinstance(part, dict) else None
-    return part if isinstance(part, int) else None
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """What is in a checkpoint."""
-    if not paths.is_file(path):
-        beside = sorted(str(p) for p in path.parent.glob("*.ckpt") if paths.is_file(p))
-        hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-        what = "this is a directory" if paths.is_directory(path) else "there is no such file"
-        if paths.is_link(path):
-            what = "this is a symbolic link to a file that is not there"
-        raise SettingError(f"ckpt_path={printable(path)}: {what}; {hint}")
-    try:
-        checkpoint = files.load(path)
-        if not isinstance(checkpoint, dict):
-            raise TypeError(f"it holds a {type(checkpoint).__name__}")
-    except Exception as error:
-        others = [p for p in (files.newest(path.parent, lambda line: None),) if p not in (None, path)]
-        hint = f"; a sound one is {others[0]}" if others else ""
-        said = " ".join(str(error).split())[:300]
-        raise SettingError(
-            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({said}){hint}"
-        ) from error
-    return checkpoint
-
-
-def _check_count(path: Path, before: dict[str, int | None] | None, cfg: DictConfig) -> None:
-    """Refuses to go on in the middle of an epoch where the position would not be the same samples."""
-    now = derived.counted_in(cfg)
-    if before not in (None, now):
-        assert before is not None
-        raise SettingError(
-            f"{_counted(now)}: {path} lies in the middle of an epoch that was counted with {_counted(before)}; go on "
-            "with that, or begin from a checkpoint of an epoch's end (ckpt_path=)"
-        )
-
-
-def _counted(of: dict[str, int | None]) -> str:
-    return f"simulate={of['simulate'] or 'null'} and {of['samples']} samples at once"

@@ -5,21 +5,17 @@ to start one than a small job trains. Ranks are forked from a server that has im
 only the first job waits for imports.
 """
 
-import atexit
 import faulthandler
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +26,8 @@ from syncbn.training import standard_streams
 from syncbn.training.console import print_line
 from syncbn.training.distributed import loopback, out_of_memory, temporary_directory
 from syncbn.training.distributed import signals as stopping
+from syncbn.training.distributed.fork_server import can_fork, start_server
+from syncbn.training.distributed.rank_error import about
 from syncbn.training.distributed.signals import Interrupted, Stopped
 
 STACKS = signal.SIGRTMIN + 4  # asks a rank for its stacks; SIGUSR1 and 2 are Slurm's and submitit's
@@ -122,7 +120,7 @@ class Ranks:
         self, count: int, shared: dict[str, str], entry: Callable[..., None], args: tuple[Any, ...], silent: bool
     ) -> None:
         start_server()
-        context = multiprocessing.get_context("forkserver" if _can_fork() else "spawn")
+        context = multiprocessing.get_context("forkserver" if can_fork() else "spawn")
         for rank in range(count):
             environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
@@ -335,70 +333,6 @@ def stopped(code: int | None) -> bool:
     return code in [128 + signum for signum in stopping.SIGNALS]
 
 
-def start_server(preload: str | None = None) -> None:
-    """Starts the process that ranks are forked from, if it does not run yet, and does not wait for it.
-
-    Args:
-        preload: a module that it imports; at a later call the one of the first.
-    """
-    if not _can_fork() or _server_lives():
-        return
-    # A process that has asked CUDA anything must not fork. Asked through NVML, "is there a GPU" asks CUDA nothing.
-    environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["TMPDIR"] = str(
-        temporary_directory.make()
-    )  # it ends by SIGKILL, and leaves what W&B's import makes there
-    if preload is not None:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
-        stopping.at_end(_end_server)
-        atexit.register(_end_server)
-    start_tracker()
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # and it is to import what this process would
-    try:
-        with stopping.held():
-            forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-def start_tracker() -> None:
-    """Starts multiprocessing's resource tracker where no signal to the group reaches it.
-
-    It ignores two signals itself, and unblocks these in this process (CPython 3.11), so it comes before any other.
-    """
-    with stopping.held():
-        resource_tracker.ensure_running()
-
-
-def _server() -> int | None:
-    """The fork server's process (CPython 3.11)."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    return pid
-
-
-def _server_lives() -> bool:
-    pid = _server()
-    with suppress(ChildProcessError):
-        return pid is not None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    return False
-
-
-def _end_server() -> None:
-    """It would end by itself, but only when its imports are done."""
-    pid = _server()
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _can_fork() -> bool:
-    return "forkserver" in multiprocessing.get_all_start_methods()  # not so on Windows
-
-
 def _be(
     rank: int,
     environment: dict[str, str],
@@ -437,40 +371,6 @@ def _be(
     with suppress(OSError):
         report.send(code)
     sys.exit(code)
-
-
-def about(error: BaseException) -> dict[str, Any]:
-    """What the launcher is told of an exception; short enough for a pipe (64 KiB) that nobody reads yet."""
-    return {
-        "kind": type(error).__name__,
-        "message": _message(error)[:3000],
-        "trace": "".join(traceback.format_exception(error))[-12000:],
-        "place": _place(error),
-        "guilty": bool(getattr(error, "guilty", False)),
-    }
-
-
-# torch 2.13: the message of an exception in a DataLoader's worker holds its traceback, after this line.
-IN_WORKER = "\nOriginal Traceback (most recent call last):\n"
-
-
-def _message(error: BaseException) -> str:
-    """The message of an exception; of one in a worker of a DataLoader without the traceback that it contains."""
-    head, found, trace = str(error).partition(IN_WORKER)
-    if not found:
-        return head
-    lines = trace.rstrip().splitlines()
-    inner = [number for number, line in enumerate(lines) if line.startswith("    ")]  # the code that raised it is last
-    said = " ".join(lines[inner[-1] + 1 :] if inner else lines[-1:])
-    return f"{said.partition(': ')[2] or said} ({head.partition(' in ')[2].rstrip('.')})"
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised: the innermost line that is not of an installed package."""
-    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    frames += re.findall(r'^  File "(.*)", line (\d+)', str(error).partition(IN_WORKER)[2], re.MULTILINE)
-    own = [frame for frame in frames if "site-packages" not in frame[0] and frame[0] != __file__]
-    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
 
 
 def _redirect(path: Path) -> None:

@@ -24,7 +24,15 @@ from rich.console import Console
 from syncbn.training.checkpoint import continue_run, inherit_config
 from syncbn.training.config import validate
 from syncbn.training.console import print_line, printable
-from syncbn.training.distributed import environment, loopback, rank_processes, signals, slurm, store, unresponsive_ranks
+from syncbn.training.distributed import (
+    environment,
+    loopback,
+    rank_error,
+    signals,
+    slurm,
+    store,
+    unresponsive_ranks,
+)
 from syncbn.training.distributed.rank_processes import Ranks, Requests, StartError
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
@@ -203,7 +211,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], 
 
 def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
     """What a rank says of its own end, where nobody watches it who could, and of those that it has waited for."""
-    rank, about = environment.rank(), rank_processes.about(error)
+    rank, about = environment.rank(), rank_error.about(error)
     trace = run_dir / "ranks" / f"{rank}-error.txt"
     with suppress(OSError):
         trace.parent.mkdir(exist_ok=True)

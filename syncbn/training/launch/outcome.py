@@ -60,7 +60,7 @@ def what(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
     """An exception as part of a line.
 
     Args:
-        error: as :func:`syncbn.training.distributed.rank_processes.about` has it.
+        error: as :func:`syncbn.training.distributed.rank_error.about` has it.
         trace: the file with its traceback; None where it could not be written.
         cause: what it came from, to be said first.
     """

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from syncbn.training.distributed import fork_server, signals
 from syncbn.training.distributed import rank_processes as ranks_module
-from syncbn.training.distributed import signals
 from syncbn.training.distributed.rank_processes import End, Ranks, Requests, StartError
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.launch import outcome
@@ -25,7 +25,7 @@ AT_THE_END = {"hangs": lambda: time.sleep(60), "is aborted": os.abort}
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
     """One that has imported this module, so that ranks need not."""
-    ranks_module.start_server(__name__)
+    fork_server.start_server(__name__)
 
 
 def raise_and_not_end_well(how: str, message: str) -> None:
@@ -117,8 +117,8 @@ def test_ranks_may_end_at_different_times(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_their_server_ranks_end_as_they_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ranks_module.start_server()
-    server = ranks_module._server()
+    fork_server.start_server()
+    server = fork_server._server()
     assert server is not None
     ranks = Ranks(3, end_without_a_server, (server, tmp_path), tmp_path / "ranks")
     ends = ranks.watch(Requests(), stop_timeout=10)
@@ -132,9 +132,9 @@ def test_without_their_server_ranks_end_as_they_would(tmp_path: Path, capsys: py
 
 def test_a_server_that_ends_while_it_starts_ranks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed() -> None:
-        os.kill(ranks_module._server() or 0, signal.SIGKILL)
+        os.kill(fork_server._server() or 0, signal.SIGKILL)
 
-    ranks_module.start_server()
+    fork_server.start_server()
     monkeypatch.setattr(ranks_module, "start_server", killed)
     with pytest.raises(StartError, match=r"ended while it started them, killed perhaps \(see dmesg\)"):
         Ranks(2, sleep, (60.0,), tmp_path / "ranks")
