@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from syncbn.training.distributed import server_imports
+from syncbn.training.launch import preload
+from tests.training.support.settled_config import settled
+
 HEAVY = ("lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "sklearn", "rich", "pandas")
 
 
@@ -44,8 +48,8 @@ def test_public_names_stay(name: str) -> None:
 
 
 def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> None:
-    assert modules_after("import syncbn.training.launch.preload") >= {
-        "lightning",
-        "wandb",
-        "syncbn.training.launch.rank",
-    }
+    names = ",".join(preload.modules(settled()))
+    environment = f"import os; os.environ[{server_imports.VARIABLE!r}] = {names!r}"
+    imported = modules_after(f"{environment}; import {server_imports.__name__}")
+    assert imported >= {"lightning", "wandb", "syncbn.training.launch.rank", "sklearn.datasets"}
+    assert "sklearn" not in "".join(preload.modules(settled("data=imagenet", "data.root=x")))

@@ -6,7 +6,7 @@ Names are imported on first use, since Lightning takes seconds to import and a m
 from importlib import import_module
 from typing import Any
 
-_HOME = {
+HOME = {  # the module of each name, within this package
     "AdaptStatistics": "evaluation.adapt_statistics",
     "MLP": "models.networks",
     "ResNet": "models.networks",
@@ -58,6 +58,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{HOME[name]}"), name)

@@ -8,15 +8,17 @@ import sys
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 
+from syncbn.training.distributed import server_imports, temporary_directory
 from syncbn.training.distributed import signals as stopping
-from syncbn.training.distributed import temporary_directory
+
+_modules: list[str] = []  # what the server imports; one that is started again, after its end, imports the same
 
 
-def start_server(preload: str | None = None) -> None:
-    """Starts the process that ranks are forked from, if it does not run yet, and does not wait for it.
+def start_server(*modules: str) -> None:
+    """Starts the process that ranks are forked from, if it is not running yet, and does not wait for it.
 
     Args:
-        preload: a module that it imports; at a later call the one of the first.
+        modules: which it imports, so that ranks need not. A later call without any imports those of the first call.
     """
     if not can_fork() or _server_lives():
         return
@@ -24,10 +26,12 @@ def start_server(preload: str | None = None) -> None:
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     # It ends by SIGKILL, and leaves what W&B's import makes there.
     environment["TMPDIR"] = str(temporary_directory.make())
-    if preload is not None:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
+    if modules:
+        _modules[:] = modules
+        multiprocessing.get_context("forkserver").set_forkserver_preload([server_imports.__name__])
         stopping.at_end(_end_server)
         atexit.register(_end_server)
+    environment[server_imports.VARIABLE] = ",".join(_modules)
     start_tracker()
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # and it is to import what this process would

@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from syncbn.training import standard_streams
 from syncbn.training.config import schema
 from syncbn.training.distributed import environment, fork_server, signals, temporary_directory
+from syncbn.training.launch import preload
 from syncbn.training.run_directory import paths
 
 standard_streams.accept_any_text()  # here: Hydra prints before main() is called
@@ -25,7 +26,7 @@ def main(cfg: DictConfig) -> float | None:
     if environment.launcher() is None:
         signals.end_at_once()  # also in an interactive step of Slurm
         # It imports what ranks need, while this process imports torch.
-        fork_server.start_server("syncbn.training.launch.preload")
+        fork_server.start_server(*preload.modules(cfg))
     else:
         signals.listen()  # before imports, which take seconds
         temporary_directory.make()

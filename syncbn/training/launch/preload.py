@@ -1,14 +1,17 @@
-"""What the server that ranks are forked from imports, so that they need not.
+"""The modules that a run's ranks need; the server that they are forked from imports them once."""
 
-An import that fails is left to the rank, which says so; here it would end the server.
-"""
+from omegaconf import DictConfig, OmegaConf
 
-from contextlib import suppress
-from importlib import import_module
+from syncbn import training
 
-for name in (
+RANK = (
     "syncbn.training.launch.rank",
-    "wandb.sdk.launch",
-):  # the second is what wandb imports when a run starts, slowly
-    with suppress(Exception):
-        import_module(name)
+    "wandb.sdk.launch",  # imported by wandb when a run starts, slowly
+)
+
+
+def modules(cfg: DictConfig) -> list[str]:
+    """The names of the modules, that of the data among them: ``Digits`` imports scikit-learn, which takes a second."""
+    package, _, name = str(OmegaConf.select(cfg, "data._target_")).rpartition(".")
+    home = training.HOME.get(name) if package == training.__name__ else None
+    return [*RANK, *([f"{training.__name__}.{home}"] if home else [])]

@@ -25,7 +25,7 @@ AT_THE_END = {"hangs": lambda: time.sleep(60), "is aborted": os.abort}
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
     """One that has imported this module, so that ranks need not."""
-    fork_server.start_server(__name__)
+    fork_server.start_server(__name__, "no.such.module", "wave")
 
 
 def raise_and_not_end_well(how: str, message: str) -> None:
@@ -116,6 +116,16 @@ def test_ranks_may_end_at_different_times(tmp_path: Path, monkeypatch: pytest.Mo
     assert [end.code for end in watch(tmp_path, sleep, 3.0)] == [0, 0]
 
 
+def test_ranks_have_what_their_server_imported(tmp_path: Path) -> None:
+    ranks = Ranks(1, note_import, ("wave", tmp_path / "found"), tmp_path / "ranks")
+    assert [end.code for end in ranks.watch(Requests(), stop_timeout=10)] == [0]
+    assert (tmp_path / "found").read_text(encoding="utf-8") == "True"
+
+
+def note_import(name: str, path: Path) -> None:
+    path.write_text(str(name in sys.modules), encoding="utf-8")
+
+
 def test_without_their_server_ranks_end_as_they_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fork_server.start_server()
     server = fork_server._server()
@@ -132,6 +142,8 @@ def test_without_their_server_ranks_end_as_they_would(tmp_path: Path, capsys: py
 
 def test_a_server_that_ends_while_it_starts_ranks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed() -> None:
+        """After multiprocessing has looked whether its server lives, or it would start another."""
+        monkeypatch.setattr(forkserver._forkserver, "ensure_running", lambda: None)
         os.kill(fork_server._server() or 0, signal.SIGKILL)
 
     fork_server.start_server()

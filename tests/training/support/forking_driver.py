@@ -19,8 +19,11 @@ from contextlib import suppress
 from multiprocessing import util
 from pathlib import Path
 
+import wandb.sdk.launch  # noqa: F401
+
+import syncbn.training.data.digits  # noqa: F401  # it imports scikit-learn, which takes a second
 import syncbn.training.launch.job  # noqa: F401
-import syncbn.training.launch.preload  # noqa: F401
+import syncbn.training.launch.rank  # noqa: F401
 
 
 def call(program: str, arguments: list[str], where: str, environment: dict[str, str], files: tuple[str, str]) -> None:
