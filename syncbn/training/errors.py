@@ -1,9 +1,44 @@
 """Errors that end a run with one line."""
 
+from typing import Any
+
+_ABSENT = object()
+
 
 class SettingError(ValueError):
-    """A setting that cannot work. The message names it, its value, and what would work, in one line."""
+    """A setting that cannot work, printed as one line: ``setting=value: hint``.
+
+    Args:
+        setting: the name as the user types it, ``trainer.devices``; or what else is at fault, such as a file.
+        value: of the setting, printed as on the command line (``null``, ``true``). Left out, only the name is printed.
+        hint: what is wrong and what works, ``"there are 2 GPUs; use at most 2"``.
+
+    Attributes:
+        setting: as given.
+        value: as given; None where it was left out.
+        hint: as given.
+    """
+
+    def __init__(self, setting: str, value: Any = _ABSENT, hint: str = "") -> None:
+        shown = setting if value is _ABSENT else f"{setting}={as_typed(value)}"
+        super().__init__(f"{shown}: {hint}" if hint else shown)
+        self.setting, self.value, self.hint = setting, None if value is _ABSENT else value, hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the fields: BaseException would call the class with the printed line."""
+        return (_restored, (type(self), str(self), self.setting, self.value, self.hint))
 
 
 class AgreedError(SettingError):
-    """One that every rank raises, so that one of them says it."""
+    """An error that every rank raises, so that one rank reports it."""
+
+
+def as_typed(value: object) -> str:
+    """A value of a setting as the user types it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _restored(kind: type[SettingError], line: str, setting: str, value: Any, hint: str) -> SettingError:
+    error = kind.__new__(kind, line)
+    error.setting, error.value, error.hint = setting, value, hint
+    return error
