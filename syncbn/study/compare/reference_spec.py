@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
 
@@ -38,9 +38,9 @@ class Expected:
     tolerance: float | None = None
     metric: str = ""
 
-    def is_of(self, side: str, cfg: DictConfig) -> bool:
-        """Whether it is about a run of this side with these settled settings."""
-        at = {name: derived.devices(cfg) if name == "devices" else OmegaConf.select(cfg, name) for name in self.where}
+    def is_of(self, side: str, plan: Plan) -> bool:
+        """Whether it is about a run of this side with this plan."""
+        at = {name: plan.replicas if name == "devices" else OmegaConf.select(plan.cfg, name) for name in self.where}
         return side == self.side and at == self.where
 
     def __str__(self) -> str:

@@ -20,7 +20,9 @@ from syncbn.study.cells import Cell, order
 from syncbn.study.compare import reference_spec
 from syncbn.study.runner import load, remote
 from syncbn.study.runner.load import Member
-from syncbn.training.config import compare, derived, validate
+from syncbn.training.config import compare
+from syncbn.training.config.machine import this_machine
+from syncbn.training.config.settle import settle
 from syncbn.training.console import print_line
 from syncbn.training.distributed import environment
 from syncbn.training.distributed.rank_processes import Requests
@@ -100,7 +102,7 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
         SettingError: settings that cannot be composed, or cannot work.
     """
     composed: dict[tuple[str, ...], Any] = {}
-    runs = []
+    runs, machine = [], this_machine()
     for cell in cells:
         # Cells that differ in their seed alone are composed once: that takes a tenth of a second.
         key = tuple(each for each in cell.overrides if not each.startswith("seed="))
@@ -114,11 +116,11 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
         if here and record.read(cell.directory, "run").get("status") != "finished":
-            remote.refuse(cfg)
-            validate.settle(cfg)
+            remote.refuse(cfg, machine)
+            plan = settle(cfg, machine, cell.directory)
         else:
-            remote.settle(cfg)
-        runs.append(Run(cfg, cell.directory, cell.overrides))
+            plan = remote.settle_elsewhere(cfg, machine, cell.directory)
+        runs.append(Run(plan, cell.overrides))
     return runs
 
 
@@ -144,9 +146,9 @@ def _check() -> None:
 def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
     for job in jobs:
         figures = reference_spec.parse(job.study["parts"][job.cell.part].get("expected", []))
-        beside = [str(each) for each in figures if each.is_of(job.cell.side, job.run.cfg)]
+        beside = [str(each) for each in figures if each.is_of(job.cell.side, job.run.plan)]
         print_line(" ".join([remote.command(job.run), *(["  # expected:", "; ".join(beside)] if beside else [])]))
-    numbers = sorted(Counter(derived.world_size(job.run.cfg) for job in jobs).items())
+    numbers = sorted(Counter(job.run.plan.world_size for job in jobs).items())
     how = ", ".join(f"{count} of {size} {'process' if size == 1 else 'processes'}" for size, count in numbers)
     print_line(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
 
@@ -155,10 +157,10 @@ def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
     """Runs of this directory that were made, or begun, with other settings are of another study."""
     for run in runs:
         try:
-            before = record.settings(run.directory) or run.cfg
+            before = record.settings(run.directory) or run.plan.cfg
         except DamagedError:  # which concerns this run alone, and is reported when it is its turn
             continue
-        if changes := compare.changes_of(run.cfg, before, compare.HARMLESS):
+        if changes := compare.changes_of(run.plan.cfg, before, compare.HARMLESS):
             raise SettingError(
                 f"study.directory={study['directory']}: its runs were made with other settings ({', '.join(changes)}); "
                 "use another directory, or the same settings"

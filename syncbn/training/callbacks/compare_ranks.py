@@ -3,29 +3,26 @@
 import secrets
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from syncbn.training.atomic_write import unlinked
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.errors import AgreedError
 
 
 class CompareRanks(pl.Callback):
-    """Between the ranks, before the first batch: what must be the same on all is.
+    """Compares the ranks before the first batch.
 
     Args:
-        cfg: settled settings.
-        run_dir: the run directory.
+        plan: of the run, as this rank has it.
     """
 
-    def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
-        self.cfg, self.run_dir = cfg, run_dir
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.run_dir = plan, plan.run_dir
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises:
@@ -48,7 +45,7 @@ class CompareRanks(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same, where nothing was fitted."""
-        if self.cfg.mode == "test":
+        if self.plan.cfg.mode == "test":
             self.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,10 +68,10 @@ class CompareRanks(pl.Callback):
         return {
             "world size": dist.get_world_size(),
             "package versions": ", ".join(f"{name} {version(name)}" for name in names),
-            "seed": self.cfg.seed,
-            "norm": derived.normalization_batch(self.cfg),
-            "data.batch_size": self.cfg.data.batch_size,
-            "ckpt_path": self.cfg.ckpt_path,
+            "seed": self.plan.cfg.seed,
+            "norm": self.plan.normalization_batch,
+            "data.batch_size": self.plan.batch_size,
+            "ckpt_path": self.plan.checkpoint,
         }
 
     def _same_directory(self, trainer: pl.Trainer) -> None:

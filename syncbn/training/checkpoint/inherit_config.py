@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.config import trust
 from syncbn.training.config.compare import COPIES, DEFAULTS, flat
-from syncbn.training.errors import AgreedError
+from syncbn.training.errors import AgreedError, as_typed
 from syncbn.training.run_directory import paths
 from syncbn.training.run_directory.paths import run_of
 
@@ -22,14 +22,14 @@ SHOWN = 3  # settings in an error
 ORIGIN = {"module.network": "${model}", "module.optimizer": "${optimizer}", "module.scheduler": "${scheduler}"}
 
 
-def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) -> None:
-    """Sets ``model``, ``norm``, ``module``, ``seed`` and the split of the data to those of the checkpoint's run.
+def inherited(composed: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) -> DictConfig:
+    """Settings with ``model``, ``norm``, ``module``, ``seed`` and the split of the data of the checkpoint's run.
 
-    In place, with ``mode=test`` and a checkpoint that lies in a run directory; else nothing happens. The seed is among
-    them because a comparison pairs runs by it.
+    That is for ``mode=test`` and a checkpoint that lies in a run directory; else the settings stay as they are. The
+    seed is among them because a comparison pairs runs by it.
 
     Args:
-        cfg: settings as they were composed, not yet settled.
+        composed: settings as Hydra composes them; they are not changed.
         overrides: what the user has said, as Hydra lists it: ``model=mlp``, ``model.width=16``.
         say: takes a line on what was taken.
 
@@ -37,9 +37,10 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         AgreedError: the user has said something else, or the data are others; the run's settings cannot be read, or
             they could run code or read files here and the user has not set ``trust``.
     """
+    cfg = composed.copy()
     run_dir = run_of(Path(cfg.ckpt_path)) if cfg.get("mode") == "test" and cfg.ckpt_path else None
     if run_dir is None or not (file := run_dir / "config.yaml").exists():
-        return
+        return cfg
     earlier = _load(file, cfg)
     if not cfg.trust:
         _refuse_untrusted(earlier, cfg, file)
@@ -51,7 +52,7 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
         try:
             before, now = _of(earlier, group), _of(cfg, group)
         except OmegaConfBaseException:
-            return  # config.settle says what it is
+            return cfg  # settle() reports it
         if {before.get("norm.name"), now.get("norm.name")} == {"sync", "torch_sync"}:  # the same norm twice
             continue
         another = before.get(kind) != now.get(kind)
@@ -74,15 +75,16 @@ def take(cfg: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) 
                 OmegaConf.update(cfg, name, value, force_add=True)
             except OmegaConfBaseException as error:
                 why = " ".join(str(error).split())
-                raise AgreedError(f"{name}={_text(value)[:80]}: {paths.short(file)} sets it: {why}") from error
+                raise AgreedError(name, as_typed(value)[:80], f"{paths.short(file)} sets it: {why}") from error
         taken |= differ
     if against:
+        works = "set data= as that run did" if KINDS["data"] in against else "leave out what differs"
         raise AgreedError(
-            f"ckpt_path={cfg.ckpt_path}: the run that it is of has {_listed(against)}, and its test is to have the "
-            f"same; {'say data= as that run did' if KINDS['data'] in against else 'leave out what says otherwise'}"
+            "ckpt_path", cfg.ckpt_path, f"its run has {_listed(against)}, and its test has to have the same; {works}"
         )
     if taken:
         say(f"as in the run of the checkpoint: {_listed(taken)}")
+    return cfg
 
 
 def _load(file: Path, cfg: DictConfig) -> DictConfig:
@@ -97,8 +99,9 @@ def _load(file: Path, cfg: DictConfig) -> DictConfig:
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         why = " ".join(str(error).split())[:200]
     raise AgreedError(
-        f"ckpt_path={cfg.ckpt_path}: {file} does not hold the settings of a run ({why}); move it away and set model, "
-        "norm and module yourself"
+        "ckpt_path",
+        cfg.ckpt_path,
+        f"{file} does not hold the settings of a run ({why}); move it away and set model, norm and module yourself",
     )
 
 
@@ -110,7 +113,7 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
         try:
             ours: Any = _plain(cfg.get(group))
         except OmegaConfBaseException:
-            return  # config.settle says what it is
+            return  # settle() reports it
         if group == "data":  # the rest is the user's, and other data are refused
             theirs = {key: theirs[key] for key in theirs if f"data.{key}" in SPLIT}
             if theirs.get("_target_") != (ours or {}).get("_target_"):
@@ -119,11 +122,12 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
             theirs = {key: each for key, each in theirs.items() if f"{group}.{key}" not in COPIES}
         refused |= trust.refused(theirs, ours, group)
     if refused:
-        shown = {name: _text(value)[:80] for name, value in list(refused.items())[:SHOWN]}
+        shown = {name: as_typed(value)[:80] for name, value in list(refused.items())[:SHOWN]}
         more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
         raise AgreedError(
-            f"{_listed(shown)}{more}: {paths.short(file)} sets it, and it could run code or read files here; set it "
-            "yourself too, or add trust=true if you trust that file"
+            f"{_listed(shown)}{more}",
+            hint=f"{paths.short(file)} sets it, and it could run code or read files here; set it yourself too, or add "
+            "trust=true if you trust that file",
         )
 
 
@@ -161,8 +165,4 @@ def _originals(earlier: DictConfig, group: str) -> DictConfig:
 
 def _listed(values: dict[str, Any]) -> str:
     """As on a command line."""
-    return " ".join(f"{name}={_text(value)}" for name, value in values.items())
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(f"{name}={as_typed(value)}" for name, value in values.items())

@@ -55,7 +55,7 @@ class ResumePoints(pl.Callback):
         keep: how many files to keep; two, so that a damaged one has one before it.
         global_batch_size: samples in a step over all ranks; a resume with another is not the same training.
         counted_in: what a position in the middle of an epoch is counted in, for the checkpoint; see
-            :func:`syncbn.training.config.derived.counted_in`.
+            :attr:`syncbn.training.config.plan.Plan.position_unit`.
         own_buffers: each rank's running statistics are its own, so each keeps them.
         timeout: until ranks that wait for another give it up.
         on_missing: called with a line where a checkpoint says nothing of some part of the state.

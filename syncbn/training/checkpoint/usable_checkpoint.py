@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from syncbn.training.checkpoint import files
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.console import printable
 from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import paths
@@ -18,21 +18,24 @@ from syncbn.training.run_directory import paths
 WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "global_step")
 
 
-def check_usable(path: Path, cfg: DictConfig, say: Callable[[str], None]) -> Path:
+def check_usable(path: Path, plan: Plan, say: Callable[[str], None]) -> Path:
     """The whole path of a checkpoint that these settings can go on from."""
     checkpoint = load_checkpoint(path)
     if epochs_done(checkpoint) is None:
-        raise SettingError(f"{path}: it does not say how many epochs were done; remove it, or use another run.id")
-    point, batch = checkpoint.get("resume", {}), cfg.data.global_batch_size
+        raise SettingError(
+            str(path), hint="it does not say how many epochs were done; remove it, or use another run.id"
+        )
+    point, batch = checkpoint.get("resume", {}), plan.global_batch_size
     if point.get("global_batch_size") not in (None, batch):
         raise SettingError(
-            f"data.global_batch_size={batch}: {path} was trained with {point['global_batch_size']}, and goes on with "
-            f"that alone; with {derived.world_size(cfg)} devices say "
-            f"data.global_batch_size={point['global_batch_size']}"
+            "data.global_batch_size",
+            batch,
+            f"{path} was trained with {point['global_batch_size']}, and only that resumes it; with {plan.world_size} "
+            f"devices use data.global_batch_size={point['global_batch_size']}",
         )
     if not (point.get("epoch_is_over", True) or point.get("begins_anew")):
-        _check_count(path, point.get("counted_in"), cfg)
-    before, now = point.get("world_size"), derived.world_size(cfg)
+        _check_position(path, point.get("counted_in"), plan)
+    before, now = point.get("world_size"), plan.world_size
     if before not in (None, now):
         say(
             f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
@@ -49,8 +52,10 @@ def whole_checkpoint(path: Path) -> Path:
     """
     if lacks := lacking_parts(load_checkpoint(path)):
         raise SettingError(
-            f"ckpt_path={path}: it has no {', '.join(lacks)}, so no training can be continued from it; "
-            "run.id=NAME begins another run with its weights"
+            "ckpt_path",
+            path,
+            f"it has no {', '.join(lacks)}, so no training can be continued from it; run.id=NAME begins another run "
+            "with its weights",
         )
     return path
 
@@ -71,17 +76,19 @@ def refuse_less_training(path: Path, cfg: DictConfig, earlier: DictConfig, run_d
     if most not in (None, -1) and (most < epochs or (part and most == epochs != earlier.trainer.get("max_epochs"))):
         enough = epochs + bool(part)
         raise SettingError(
-            f"trainer.max_epochs={most}: this run has done {_count(epochs, 'epoch')}{part}; use at least {enough}, or "
-            f"another id than {run_dir.name}"
+            "trainer.max_epochs",
+            most,
+            f"this run has done {_count(epochs, 'epoch')}{part}; use at least {enough}, or another id than "
+            f"{run_dir.name}",
         )
     most = trainer.get("max_steps", -1)
     if most not in (None, -1, earlier.trainer.get("max_steps", -1)) and most < steps:
-        raise SettingError(f"trainer.max_steps={most}: this run has done {_count(steps, 'step')}; {instead}")
+        raise SettingError("trainer.max_steps", most, f"this run has done {_count(steps, 'step')}; {instead}")
     limit = trainer.get("max_time")
     if limit is not None and limit != earlier.trainer.get("max_time"):
         spent = _trained_for(checkpoint)
         if _seconds(limit) < spent:
-            raise SettingError(f"trainer.max_time={limit}: this run has trained for {spent:.0f} s; {instead}")
+            raise SettingError("trainer.max_time", limit, f"this run has trained for {spent:.0f} s; {instead}")
 
 
 def _trained_for(checkpoint: dict[str, Any]) -> float:
@@ -122,7 +129,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         what = "this is a directory" if paths.is_directory(path) else "there is no such file"
         if paths.is_link(path):
             what = "this is a symbolic link to a file that is not there"
-        raise SettingError(f"ckpt_path={printable(path)}: {what}; {hint}")
+        raise SettingError("ckpt_path", printable(path), f"{what}; {hint}")
     try:
         checkpoint = files.load(path)
         if not isinstance(checkpoint, dict):
@@ -132,21 +139,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         hint = f"; a sound one is {others[0]}" if others else ""
         said = " ".join(str(error).split())[:300]
         raise SettingError(
-            f"ckpt_path={path}: no checkpoint of a training run can be read from it ({said}){hint}"
+            "ckpt_path", path, f"no checkpoint of a training run can be read from it ({said}){hint}"
         ) from error
     return checkpoint
 
 
-def _check_count(path: Path, before: dict[str, int | None] | None, cfg: DictConfig) -> None:
-    """Refuses to go on in the middle of an epoch where the position would not be the same samples."""
-    now = derived.counted_in(cfg)
-    if before not in (None, now):
-        assert before is not None
+def _check_position(path: Path, before: dict[str, int | None] | None, plan: Plan) -> None:
+    """Refuses to resume in the middle of an epoch where the position would not be the same samples."""
+    if before is not None and before != plan.position_unit:
         raise SettingError(
-            f"{_counted(now)}: {path} lies in the middle of an epoch that was counted with {_counted(before)}; go on "
-            "with that, or begin from a checkpoint of an epoch's end (ckpt_path=)"
+            _position(plan.position_unit),
+            hint=f"{path} lies in the middle of an epoch that was counted with {_position(before)}; resume with that, "
+            "or from a checkpoint of an epoch's end (ckpt_path=)",
         )
 
 
-def _counted(of: dict[str, int | None]) -> str:
-    return f"simulate={of['simulate'] or 'null'} and {of['samples']} samples at once"
+def _position(unit: dict[str, int | None]) -> str:
+    return f"simulate={unit['simulate'] or 'null'} and {unit['samples']} samples at once"

@@ -20,8 +20,9 @@ def check_id(run_id: str | None) -> None:
     """
     if run_id is not None and not re.fullmatch(RUN_ID, run_id):
         raise SettingError(
-            f"run.id={printable(run_id)}: use letters, digits, any of -_.+@, and blanks between them; "
-            "no dot last, a letter or digit first"
+            "run.id",
+            printable(run_id),
+            "use letters, digits, any of -_.+@, and blanks between them; no dot last, a letter or digit first",
         )
     if run_id is not None and len(os.fsencode(run_id)) > LONGEST:
-        raise SettingError(f"run.id={run_id[:20]}...: the name is too long; use at most {LONGEST} bytes")
+        raise SettingError("run.id", f"{run_id[:20]}...", f"the name is too long; use at most {LONGEST} bytes")

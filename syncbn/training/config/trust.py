@@ -64,7 +64,7 @@ def is_safe(target: Any) -> bool:
         return False
     package = target.partition(".")[0]
     if find_spec(package) is None:
-        raise SettingError(f"_target_={target}: there is no package {package} here; {INSTALL}")
+        raise SettingError("_target_", target, f"there is no package {package} here; {INSTALL}")
     try:
         found = _find(target)
     except Exception:  # no such module; torchvision raises RuntimeError beside another build of torch

@@ -64,11 +64,12 @@ def _run(config: DictConfig) -> None:
     path = _path(config, "hydra.run.dir")
     if config.study is not None:
         if run_id is not None:
-            raise SettingError(f"run.id={run_id}: a study names its runs; use study.directory for another directory")
+            raise SettingError("run.id", run_id, "a study names its runs; use study.directory for another directory")
     elif run_id is not None and path.name != run_id:
         raise SettingError(
-            f"run.id={run_id} and hydra.run.dir={path}: these are two runs; leave one out, or end the directory with "
-            f"{run_id}"
+            f"run.id={run_id} and hydra.run.dir",
+            path,
+            f"these are two runs; leave one out, or end the directory with {run_id}",
         )
     else:
         _refuse_nested("hydra.run.dir", path)
@@ -81,22 +82,25 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
         name, _, given = each.partition("=")
         if name == "run.id" and run_id is not None and re.fullmatch(r"[\w.+-]+", given) and given != run_id:
             raise SettingError(
-                f"run.id={given}: Hydra reads this as {run_id}; put it into quotes (\"run.id='{given}'\"), or use "
-                "another id"
+                "run.id",
+                given,
+                f"Hydra reads this as {run_id}; put it into quotes (\"run.id='{given}'\"), or use another id",
             )
 
 
 def _sweep(config: DictConfig) -> None:
     if environment.launcher() == "torchrun":
-        raise SettingError("-m: torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+        raise SettingError("-m", hint="torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
     if config.run.id is not None:
         raise SettingError(
-            f"run.id={printable(config.run.id)}: the jobs of a sweep are named by their numbers; use hydra.sweep.dir"
+            "run.id",
+            printable(config.run.id),
+            "the jobs of a sweep are named by their numbers; use hydra.sweep.dir",
         )
     _allow_open_files()
     path = _path(config, "hydra.sweep.dir")
     if (path / "run.json").exists():
-        raise SettingError(f"hydra.sweep.dir={path}: this is the directory of a run; use another for a sweep")
+        raise SettingError("hydra.sweep.dir", path, "this is the directory of a run; use another for a sweep")
     _refuse_nested("hydra.sweep.dir", path)
     _make("hydra.sweep.dir", path, "multirun.yaml")
 
@@ -104,10 +108,10 @@ def _sweep(config: DictConfig) -> None:
 def _path(config: DictConfig, name: str) -> Path:
     text = str(OmegaConf.select(config, name))
     if not os.fsencode(text).decode("utf-8", "replace").isprintable():  # not surrogates: letters the locale lacks
-        raise SettingError(f"{name}={printable(text)}: it has control characters; leave them out")
+        raise SettingError(name, printable(text), "it has control characters; leave them out")
     path = Path(text)
     if not text.strip() or Path.cwd().is_relative_to(path.absolute().resolve()):
-        raise SettingError(f"{name}={text}: a run needs a directory of its own; use outputs/NAME, for example")
+        raise SettingError(name, text, "a run needs a directory of its own; use outputs/NAME, for example")
     return path
 
 
@@ -115,12 +119,12 @@ def _refuse_nested(name: str, path: Path) -> None:
     """A run in the directory of another would be part of that; one that holds others would hide them."""
     above = next((each for each in path.absolute().parents if (each / "run.json").exists()), None)
     if above is not None:
-        raise SettingError(f"{name}={path}: this lies in the directory of another run, {above}; use one outside it")
+        raise SettingError(name, path, f"this lies in the directory of another run, {above}; use one outside it")
     if name != "hydra.run.dir" or not path.is_dir() or (path / "run.json").exists():
         return
     inside = next(path.glob("*/run.json"), None)
     if inside is not None:
-        raise SettingError(f"{name}={path}: this holds other runs ({inside.parent.name}); use {path}/NAME")
+        raise SettingError(name, path, f"this holds other runs ({inside.parent.name}); use {path}/NAME")
 
 
 def _make(name: str, path: Path, *left: str) -> None:
@@ -131,7 +135,7 @@ def _make(name: str, path: Path, *left: str) -> None:
     except (OSError, ValueError) as error:
         _remove(missing, ())
         said = explain(error, path) if isinstance(error, OSError) else f"{printable(path)}: {error}"
-        raise SettingError(f"{name}={printable(path)}: no directory can be made there ({said})") from error
+        raise SettingError(name, printable(path), f"no directory can be made there ({said})") from error
     if missing:
         atexit.register(_remove, [each.absolute() for each in missing], left)
 
@@ -153,4 +157,4 @@ def _allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     if soft != resource.RLIM_INFINITY and soft < FILES:
-        raise SettingError(f"ulimit -n {soft}: too few open files for a run; use at least 64 (ulimit -n 1024)")
+        raise SettingError(f"ulimit -n {soft}", hint="too few open files for a run; use at least 64 (ulimit -n 1024)")

@@ -4,6 +4,7 @@ The process that was called is never a rank. A rank gets the settled configurati
 composes its own. Started by torchrun or srun, which watch over ranks themselves, a process is a rank at once.
 """
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from syncbn.training.checkpoint import continue_run, inherit_config
-from syncbn.training.config import validate
+from syncbn.training.config.machine import this_machine
+from syncbn.training.config.plan import Plan
+from syncbn.training.config.settle import settle
 from syncbn.training.console import print_line, printable
 from syncbn.training.distributed import (
     environment,
@@ -66,7 +69,7 @@ def run(cfg: DictConfig) -> float | None:
         try:
             return _run(cfg, run_dir, in_sweep)
         except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
-            raise SettingError(f"run.id={printable(run_dir.name)}: {explain(error, run_dir)}") from error
+            raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
     except (SettingError, RunError) as error:
         if isinstance(error, SettingError) and environment.rank() == 0:
             _say(f"error: {error}")
@@ -79,31 +82,59 @@ def run(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    inherit_config.take(cfg, overrides, _tell if environment.rank() == 0 else lambda line: None)
-    validate.settle(cfg)
-    name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
+    cfg = inherit_config.inherited(cfg, overrides, _tell if environment.rank() == 0 else lambda line: None)
     if in_sweep and cfg.logger.get("group", "") is None:
         cfg.logger.group = run_dir.parent.name
     named = in_sweep or cfg.run.id is not None
     named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
-    start = _be_a_rank if environment.launcher() else _start_ranks
-    start(cfg, run_dir, name, overrides, named)
+    name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
+    launch(settle(cfg, this_machine(), run_dir), Command(name, overrides, named))
     return record.monitored(run_dir) if environment.rank() == 0 else None
 
 
-def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
-    nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
+class Command(NamedTuple):
+    """What the user typed.
+
+    Attributes:
+        name: of the run.
+        overrides: settings as on the command line.
+        named: whether the run was named, by ``run.id``, its directory, or as a job of a sweep.
+    """
+
+    name: str
+    overrides: list[str]
+    named: bool
+
+
+def launch(plan: Plan, command: Command) -> None:
+    """Does a run: starts its ranks, or is one of them where torchrun or srun started this process.
+
+    Raises:
+        SettingError: the run cannot begin.
+        RunError: it ended badly, which is reported by then.
+    """
+    if environment.launcher():
+        _be_a_rank(plan, command)
+    else:
+        _start_ranks(plan, command)
+
+
+def _start_ranks(plan: Plan, command: Command) -> None:
+    run_dir, nodes = plan.run_dir, plan.num_nodes
     if nodes > 1:
         raise SettingError(
-            f"trainer.num_nodes={nodes}: python train.py starts the ranks of one machine; on each node call "
-            f"torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
+            "trainer.num_nodes",
+            nodes,
+            f"python train.py starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
+            f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py",
         )
     with Requests(_say_that_it_stops) as requests:
         try:
             with requests.raising():
-                if not _begin(cfg, run_dir, name, overrides, named):
+                begun = _begin(plan, command)
+                if begun is None:
                     return
-            _watch(cfg, run_dir, requests)
+            _watch(begun, requests)
         except Interrupted as stop:
             raise _ended(f"{stop}; {_how_to_go_on(run_dir)}", 128 + stop.signum) from None
         except StartError as error:
@@ -111,12 +142,13 @@ def _start_ranks(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str]
     _print_summary(run_dir)
 
 
-def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
-    """Starts the ranks of a run that has begun, waits for them, and writes down how it ended."""
+def _watch(plan: Plan, requests: Requests) -> None:
+    """Starts the ranks of a run that has begun, waits for them, and records how it ended."""
+    run_dir = plan.run_dir
     status, refused, more = "failed", False, dict[str, Any]()
     try:
-        ranks = Ranks(cfg.trainer.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
-        ends = ranks.watch(requests, cfg.timeouts.stop)
+        ranks = Ranks(plan.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
+        ends = ranks.watch(requests, plan.cfg.timeouts.stop)
         end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
         status, refused = end.status, end.refused
         if status == "interrupted" and _is_requeued():
@@ -138,29 +170,34 @@ def _watch(cfg: DictConfig, run_dir: Path, requests: Requests) -> None:
         lock.release(run_dir)
 
 
-def _begin(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> bool:
-    """Takes the run directory and writes the beginning of its record; False where the run has finished before."""
+def _begin(asked: Plan, command: Command) -> Plan | None:
+    """Takes the run directory and writes the beginning of its record.
+
+    Returns:
+        The plan with the checkpoint that the run starts from; None where the run has finished before.
+    """
+    run_dir, began = asked.run_dir, False
     lock.hold(run_dir)
-    begun_from, began = continue_run.begun_from(cfg), False
     try:
-        if not continue_run.go_on(cfg, run_dir, _tell, overrides, named=named):
-            record.mend(cfg, run_dir, name, overrides)
-            _tell(f"run {name} has finished before; this is what came out")
+        plan = continue_run.continued(asked, _tell, command.overrides, named=command.named)
+        if plan is None:
+            record.mend(asked, command.name, command.overrides)
+            _tell(f"run {command.name} has finished before; this is what came out")
             _print_summary(run_dir)
             lock.release(run_dir)
-            return False
+            return None
         for link in symlinks.detach(run_dir):
             _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
         began = True
-        record.begin(cfg, run_dir, name, overrides, begun_from)
-        _tell(summary.headline(cfg))
+        record.begin(plan, command.name, command.overrides, continue_run.begun_from(asked))
+        _tell(summary.headline(plan))
     except BaseException as error:
         with suppress(Exception):
             if began and record.read(run_dir, "run").get("status") == "running":
                 record.end(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed")
         lock.release(run_dir)
         raise
-    return True
+    return plan
 
 
 def rank(run_dir: Path) -> None:
@@ -168,26 +205,38 @@ def rank(run_dir: Path) -> None:
     run = import_run()
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    run(cfg, run_dir)
+    run(Plan.of(cfg, run_dir))
 
 
-def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], named: bool) -> None:
-    first = environment.rank() == 0
-    go = store.shared("go", lambda: "yes" if _begin(cfg, run_dir, name, overrides, named) else "no") == "yes"
-    if not go:
+def _agreed(plan: Plan, command: Command) -> Plan | None:
+    """Begins the run on rank 0; every rank gets the checkpoint that rank 0 found, or None where there is nothing to do.
+
+    Only rank 0 reads earlier attempts: a file system may be late to show the same to all.
+    """
+
+    def begin() -> str:
+        begun = _begin(plan, command)
+        return json.dumps(None if begun is None else [begun.checkpoint, begun.restore])
+
+    start = json.loads(store.shared("start", begin))
+    return None if start is None else plan.starting_from(*start)
+
+
+def _be_a_rank(asked: Plan, command: Command) -> None:
+    first, run_dir = environment.rank() == 0, asked.run_dir
+    plan = _agreed(asked, command)
+    if plan is None:
         return
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         os.environ.update(loopback.within_machine())
-    cfg.ckpt_path = store.shared("ckpt_path", lambda: cfg.ckpt_path or "") or None
-    cfg.ckpt_restore = store.shared("ckpt_restore", lambda: cfg.get("ckpt_restore") or "") or None
     status, refused = "failed", False
     try:
-        import_run()(cfg, run_dir)
+        import_run()(plan)
         status = "finished"
         signals.done()
     except Stopped as stop:
         status = "interrupted"
-        if environment.launcher() == "srun" and cfg.cluster.requeue:
+        if environment.launcher() == "srun" and plan.cfg.cluster.requeue:
             _come_back(stop, run_dir)
         elif first:
             _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
@@ -198,7 +247,7 @@ def _be_a_rank(cfg: DictConfig, run_dir: Path, name: str, overrides: list[str], 
             _say(f"error: rank {environment.rank()}: {error}")
         raise
     except Exception as error:
-        raise _failed(error, run_dir, cfg.timeouts.collective) from error
+        raise _failed(error, run_dir, plan.cfg.timeouts.collective) from error
     finally:
         if first:
             with suppress(OSError):
@@ -257,7 +306,7 @@ def _is_requeued() -> bool:
         return False
 
 
-def import_run() -> Callable[[DictConfig, Path], None]:
+def import_run() -> Callable[[Plan], None]:
     """A rank's job. Importing Lightning imports torchvision, where it is installed."""
     try:
         from syncbn.training.launch import rank as run
@@ -266,8 +315,8 @@ def import_run() -> Callable[[DictConfig, Path], None]:
             raise
         raise SettingError(
             f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, and Lightning cannot be "
-            f"imported beside it ({' '.join(str(error).split())}): install the build that belongs to this torch, or "
-            "remove it (pip uninstall torchvision)"
+            f"imported beside it ({' '.join(str(error).split())})",
+            hint="install the build that belongs to this torch, or remove it (pip uninstall torchvision)",
         ) from error
     return run.run
 

@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
@@ -30,7 +29,8 @@ from syncbn.training.callbacks.time_to_target import TimeToTarget
 from syncbn.training.checkpoint import files
 from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
-from syncbn.training.config import derived, validate_evaluation
+from syncbn.training.config import validate_evaluation
+from syncbn.training.config.plan import Plan
 from syncbn.training.config.trust import INSTALL
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
@@ -47,25 +47,25 @@ from syncbn.training.run_directory import record
 Kind = TypeVar("Kind", bound=pl.Callback)
 
 
-def run(cfg: DictConfig, run_dir: Path) -> None:
+def run(plan: Plan) -> None:
     """Trains and tests as this rank, whose number the launcher's environment gives (``RANK``, ``WORLD_SIZE``, ...).
 
     Args:
-        cfg: settled settings.
-        run_dir: the run directory, begun by :func:`syncbn.training.run_directory.record.begin`; the same on all ranks.
+        plan: of the run, the same on all ranks; :func:`syncbn.training.run_directory.record.begin` began its directory.
     """
     _quieten()
-    if cfg.trainer.accelerator == "cpu":
+    run_dir = plan.run_dir
+    if plan.accelerator == "cpu":
         asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-        share = (os.cpu_count() or 1) // cfg.trainer.devices
+        share = (os.cpu_count() or 1) // plan.devices
         torch.set_num_threads(int(asked) if asked.isdigit() else max(1, share))
-    preflight.look(cfg, run_dir)
+    preflight.check(plan)
     rank = int(os.environ["RANK"])
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
         of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
     try:
-        with files.named(cfg.ckpt_path):
-            result = _fit_and_test(cfg, run_dir, rank)
+        with files.named(plan.checkpoint):
+            result = _fit_and_test(plan, rank)
     except BaseException as error:
         unresponsive_ranks.leave_word(error)  # before the loggers, which may take a minute
         stop = isinstance(error, Stopped)
@@ -95,23 +95,23 @@ class _Sessions:
     has loaded, so the result would not be that of the checkpoint.
     """
 
-    def __init__(self, cfg: DictConfig, run_dir: Path, rank: int) -> None:
-        self._cfg, self._run_dir, self._rank = cfg, run_dir, rank
+    def __init__(self, plan: Plan, rank: int) -> None:
+        self._plan, self._rank = plan, rank
         self._loggers: list[Logger] | None = None
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
 
     def begin(self, *, suite: bool = True) -> _Session:
         """A new session. ``suite=False`` leaves the test on corrupted images out."""
-        cfg = self._cfg
+        cfg = self._plan.cfg
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
         if cfg.simulate:
-            data.batch_size = derived.loader_batch(cfg)
+            data.batch_size = self._plan.loader_batch_size
         datamodule, module = build(data), self._fitted or self._module()
         if self._loggers is None:
-            self._loggers = wandb_logger.build(cfg, self._run_dir, self._rank)
-        trainer = _trainer(cfg, self._run_dir, self._loggers, suite=suite)
+            self._loggers = wandb_logger.build(cfg, self._plan.run_dir, self._rank)
+        trainer = build_trainer(self._plan, self._loggers, suite=suite)
         if self._progress is not None:  # a test is logged at the step and epoch of the fit
             trainer.fit_loop.load_state_dict(self._progress)
         # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
@@ -124,35 +124,43 @@ class _Sessions:
         self._fitted = session.module if checkpoint is None else None
 
     def _module(self) -> pl.LightningModule:
-        module: pl.LightningModule = build(self._cfg.module)
-        replace.prepare_model(module, _plain(self._cfg.norm))
-        if self._cfg.simulate:
+        module: pl.LightningModule = build(self._plan.cfg.module)
+        replace.prepare_model(module, _plain(self._plan.cfg.norm))
+        if self._plan.simulated:
             simulated_devices.refuse(module)
         return module
 
 
-def _fit_and_test(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, Any]:
-    sessions = _Sessions(cfg, run_dir, rank)
-    if cfg.mode == "test":
-        return _test(cfg, sessions, cfg.ckpt_path)
+def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
+    sessions = _Sessions(plan, rank)
+    if plan.cfg.mode == "test":
+        return _test(plan, sessions, plan.checkpoint)
     session = sessions.begin()
-    result = _fit(cfg, *session)
-    if not cfg.test:
+    result = _fit(plan, *session)
+    if not plan.cfg.test:
         return result
     sessions.fitted(session, result["checkpoint"])
     del session  # frees the memory of the optimizer
     result["tested"] = "final weights" if result["checkpoint"] is None else "checkpoint"
-    return result | _test(cfg, sessions, result["checkpoint"])
+    return result | _test(plan, sessions, result["checkpoint"])
 
 
-def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool) -> pl.Trainer:
-    exchange = simulated_devices.parts(cfg) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
+def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> pl.Trainer:
+    """Lightning's Trainer of a run, with the callbacks and plugins that the plan needs.
+
+    Args:
+        plan: of the run.
+        loggers: that the run has.
+        suite: whether its test is also one of corrupted images, where ``corruptions`` is set.
+    """
+    cfg = plan.cfg
+    exchange = simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
     settings = dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
     if cfg.simulate:
         settings["accumulate_grad_batches"] = 1  # they are in one
-    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(cfg, run_dir)]
-    callbacks += [_resume_points(cfg, run_dir), *exchange.callbacks, Throughput()]
+    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
+    callbacks += [_resume_points(plan), *exchange.callbacks, Throughput()]
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())
@@ -166,23 +174,23 @@ def _trainer(cfg: DictConfig, run_dir: Path, logs: list[Logger], *, suite: bool)
     trainer = pl.Trainer(
         strategy=ddp_strategy.Strategy(cfg.ddp, exchange.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
         plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
-        logger=logs,
+        logger=loggers,
         callbacks=callbacks,
-        default_root_dir=run_dir,
+        default_root_dir=plan.run_dir,
         **settings,
     )
     _leave_signals_alone(trainer)
     return trainer
 
 
-def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
-    """Trains; what came out."""
-    if cfg.ddp.comm_hook == "powersgd" and cfg.ckpt_path is not None and trainer.is_global_zero:
+def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
+    """Trains; returns the result."""
+    if plan.cfg.ddp.comm_hook == "powersgd" and plan.checkpoint is not None and trainer.is_global_zero:
         print_line("ddp.comm_hook=powersgd: its error feedback is not in checkpoints and begins anew")
     start = time.monotonic()
-    state = cfg.ckpt_path
-    if cfg.get("ckpt_restore") == "weights":
-        files.load_weights(module, cfg.ckpt_path)
+    state = plan.checkpoint
+    if state is not None and plan.restore == "weights":
+        files.load_weights(module, state)
         state = None
     with ddp_strategy.explained(trainer.strategy):
         trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
@@ -190,8 +198,9 @@ def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datam
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         raise SettingError(
-            f"data.batch_size={cfg.data.batch_size}: no batch was trained on; either the data gives none of that size, "
-            "or a limit under trainer allows none"
+            "data.batch_size",
+            plan.batch_size,
+            "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none",
         )
     assert throughput is not None
     result: dict[str, Any] = {
@@ -214,7 +223,7 @@ def _fit(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, datam
     return result
 
 
-def _test(cfg: DictConfig, sessions: _Sessions, checkpoint: str | None) -> dict[str, Any]:
+def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, Any]:
     """Tests the checkpoint, or the weights as they are; and again in every way that was asked for."""
     options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
     trainer, module, datamodule = sessions.begin()
@@ -222,12 +231,12 @@ def _test(cfg: DictConfig, sessions: _Sessions, checkpoint: str | None) -> dict[
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
-    if cfg.fit:
+    if plan.cfg.fit:
         trainer, module, datamodule = sessions.begin(suite=False)
         result["fit"] = generalization_gap.test_fit(trainer, module, result["test"], datamodule=datamodule, **options)
-    if cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
+    if plan.cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
         trainer, module, datamodule = sessions.begin(suite=False)
-        batches = cfg.precise_batches // derived.in_one(cfg)
+        batches = plan.cfg.precise_batches // plan.batches_at_once
         result["precise"] = precise_statistics.test_precisely(
             trainer, module, batches, datamodule=datamodule, **options
         )
@@ -247,11 +256,12 @@ def _callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
     return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
-def _resume_points(cfg: DictConfig, run_dir: Path) -> ResumePoints:
+def _resume_points(plan: Plan) -> ResumePoints:
+    cfg, run_dir = plan.cfg, plan.run_dir
     return ResumePoints(
         run_dir / "checkpoints",
-        global_batch_size=cfg.data.global_batch_size,
-        counted_in=derived.counted_in(cfg),
+        global_batch_size=plan.global_batch_size,
+        counted_in=plan.position_unit,
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=print_line,
@@ -282,7 +292,7 @@ def build(cfg: Any) -> Any:
         missing = None if cause is None else cause.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
             target = str(cause).split("'")[1]
-            raise SettingError(f"_target_={target}: there is no package {missing.name} here; {INSTALL}") from error
+            raise SettingError("_target_", target, f"there is no package {missing.name} here; {INSTALL}") from error
         raise
 
 

@@ -6,9 +6,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig
-
 from syncbn.training.checkpoint import continue_run
+from syncbn.training.config.plan import Plan
 from syncbn.training.distributed.rank_processes import Ranks, Requests
 from syncbn.training.distributed.signals import Interrupted
 from syncbn.training.errors import SettingError
@@ -24,14 +23,17 @@ class Run(NamedTuple):
     """One run.
 
     Attributes:
-        cfg: settled settings.
-        directory: the run directory; what is in it already is gone on with.
+        plan: what it does.
         overrides: for the record.
     """
 
-    cfg: DictConfig
-    directory: Path
+    plan: Plan
     overrides: list[str]
+
+    @property
+    def directory(self) -> Path:
+        """The run directory; a run that is in it already is resumed."""
+        return self.plan.run_dir
 
 
 def run_all(
@@ -57,7 +59,7 @@ def run_all(
         while waiting or live:
             if requests.seen:
                 waiting = []
-            while waiting and (not live or _processes(live) + waiting[0].cfg.trainer.devices <= slots):
+            while waiting and (not live or _processes(live) + waiting[0].plan.devices <= slots):
                 run = waiting.pop(0)
                 begun = _begin(run, None if live else requests)
                 if isinstance(begun, Ranks):
@@ -67,7 +69,7 @@ def run_all(
                     ended(run, begun)
             wait([sentinel for _, ranks in live for sentinel in ranks.sentinels()], timeout=0.1)
             for run, ranks in list(live):
-                if not ranks.live(requests, run.cfg.timeouts.stop):
+                if not ranks.live(requests, run.plan.cfg.timeouts.stop):
                     live.remove((run, ranks))
                     outcomes[run.directory] = _end(run, ranks, requests)
                     ended(run, outcomes[run.directory])
@@ -78,7 +80,7 @@ def run_all(
 
 
 def _processes(live: list[tuple[Run, Ranks]]) -> int:
-    return sum(run.cfg.trainer.devices for run, _ in live)
+    return sum(run.plan.devices for run, _ in live)
 
 
 def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
@@ -93,14 +95,14 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
     try:
         lock.hold(run.directory)
         held = True
-        begun_from = continue_run.begun_from(run.cfg)
-        if continue_run.go_on(run.cfg, run.directory, lambda line: None, run.overrides):
+        plan = continue_run.continued(run.plan, lambda line: None, run.overrides)
+        if plan is not None:
             began = True
             symlinks.detach(run.directory)
-            record.begin(run.cfg, run.directory, run.directory.name, run.overrides, begun_from)
+            record.begin(plan, run.directory.name, run.overrides, continue_run.begun_from(run.plan))
             logs = run.directory / "ranks"
-            return Ranks(run.cfg.trainer.devices, rank, (run.directory,), logs, silent=True, signals=requests)
-        record.mend(run.cfg, run.directory, run.directory.name, run.overrides)
+            return Ranks(plan.devices, rank, (run.directory,), logs, silent=True, signals=requests)
+        record.mend(run.plan, run.directory.name, run.overrides)
     except (Exception, Interrupted) as error:
         said = " ".join(str(error).split())
         end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)

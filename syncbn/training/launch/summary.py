@@ -6,43 +6,43 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.console import cell
 from syncbn.training.loggers import wandb_files
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
 
 
-def headline(cfg: DictConfig) -> str:
+def headline(plan: Plan) -> str:
     """One line that says what is about to run."""
-    devices, nodes, norm = cfg.trainer.devices, cfg.trainer.num_nodes, cfg.norm
-    ranks = f"{devices} {'process' if devices == 1 else 'processes'} on the {cfg.trainer.accelerator.upper()}"
-    if cfg.get("simulate"):
-        ranks = f"{ranks} for {cfg.simulate} devices"
-    if nodes > 1:
-        ranks = f"{nodes} nodes of {ranks}"
-    adapts = _adapts(cfg) if cfg.get("adapt") is not None else ""
+    cfg, norm = plan.cfg, plan.cfg.norm
+    ranks = f"{plan.devices} {'process' if plan.devices == 1 else 'processes'} on the {plan.accelerator.upper()}"
+    if plan.simulated:
+        ranks = f"{ranks} for {plan.simulated} devices"
+    if plan.num_nodes > 1:
+        ranks = f"{plan.num_nodes} nodes of {ranks}"
+    adapts = _adapts(plan) if cfg.get("adapt") is not None else ""
     if cfg.get("mode") == "test":
-        return f"{ranks}, {cfg.data.batch_size} samples each; tests {short(Path(cfg.ckpt_path))}{adapts}"
+        return f"{ranks}, {plan.batch_size} samples each; tests {short(Path(str(plan.checkpoint)))}{adapts}"
     share = ""
     if norm.get("ghost_batch") is not None:
         share = " in ghost batches"
     elif norm.name in ("sync", "torch_sync"):
         share = f" over {norm.get('group', 'world')}"
-    batch = derived.normalization_batch(cfg)
+    batch = plan.normalization_batch
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
-    return f"{ranks}, {cfg.data.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}"
+    return f"{ranks}, {plan.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}"
 
 
-def _adapts(cfg: DictConfig) -> str:
+def _adapts(plan: Plan) -> str:
     """To how many samples batch norm adapts in the test, and what training's statistics count for beside them."""
-    prior = cfg.adapt.get("prior", 16)
-    to = "all samples so far" if cfg.adapt.get("streaming") else f"batches of {derived.adaptation_batch(cfg)}"
+    adapt = plan.cfg.adapt
+    prior = adapt.get("prior", 16)
+    to = "all samples so far" if adapt.get("streaming") else f"batches of {plan.adaptation_batch}"
     return f"; in the test batch norm adapts to {to}, with a prior of {prior:g}"
 
 

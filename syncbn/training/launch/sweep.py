@@ -111,7 +111,7 @@ def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[
     """The numbers of the jobs that there are, and which of ``jobs`` to run, by their places; takes the directory."""
     subdir = dict(OmegaConf.to_container(settings.sweep))["subdir"]  # type: ignore[arg-type]  # a DictConfig's is a dict
     if subdir != "${hydra.job.num}":
-        raise SettingError(f"hydra.sweep.subdir={subdir}: leave it out; a job's directory is named by its number")
+        raise SettingError("hydra.sweep.subdir", subdir, "leave it out; a job's directory is named by its number")
     if environment.launcher() == "srun":  # the tasks of an array share the directory, each with a number of its own
         numbers = _numbers(sweep_dir)
         return numbers, _of_array(jobs, numbers, sweep_dir)
@@ -126,7 +126,9 @@ def _hold(sweep_dir: Path) -> None:
     except SettingError as error:
         holder = str(error).removeprefix(f"run.id={sweep_dir.name}: ").split(" is at ")[0]
         raise SettingError(
-            f"hydra.sweep.dir={sweep_dir}: {holder} is at this sweep already; wait for it, or use another directory"
+            "hydra.sweep.dir",
+            sweep_dir,
+            f"{holder} is at this sweep already; wait for it, or use another directory",
         ) from None
 
 
@@ -140,14 +142,18 @@ def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     array = f"#SBATCH --array=0-{len(jobs) - 1}"
     if task is None:
-        raise SettingError(f"-m: under srun one job of a sweep is one task of an array; ask for {array}")
+        raise SettingError("-m", hint=f"under srun one job of a sweep is one task of an array; ask for {array}")
     if int(task) >= len(jobs):
-        raise SettingError(f"#SBATCH --array: this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}")
+        raise SettingError(
+            "#SBATCH --array", hint=f"this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}"
+        )
     there = {number: job for job, number in numbers.items()}.get(int(task))
     if there not in (None, tuple(jobs[int(task)])):
         raise SettingError(
-            f"hydra.sweep.dir={sweep_dir}: job {task} was {' '.join(there)} before and would be "
-            f"{' '.join(jobs[int(task)])} now; give the same settings in the same order, or another directory"
+            "hydra.sweep.dir",
+            sweep_dir,
+            f"job {task} was {' '.join(there)} before and would be {' '.join(jobs[int(task)])} now; give the same "
+            "settings in the same order, or another directory",
         )
     numbers[tuple(jobs[int(task)])] = int(task)
     return range(int(task), int(task) + 1)
@@ -169,7 +175,7 @@ def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> J
             job_subdir_key="hydra.sweep.subdir",
         )
     except OSError as error:
-        failed = SettingError(f"job {number}: {explain(error, sweep_dir / str(number))}")
+        failed = SettingError(f"job {number}", hint=explain(error, sweep_dir / str(number)))
         print_line(f"error: {failed}", error=True)
         return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=failed)
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import LayerSync
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from syncbn.nn import simulation
 from syncbn.nn.simulation import Simulated
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
 from syncbn.training.norm.trainer_parts import Parts
@@ -22,13 +22,14 @@ from syncbn.training.norm.trainer_parts import Parts
 DROPPING = (nn.RNNBase, nn.MultiheadAttention)  # with dropout of their own
 
 
-def parts(cfg: DictConfig) -> Parts:
-    """The parts of Lightning by which one process learns what ``cfg.simulate`` devices would."""
+def parts(plan: Plan) -> Parts:
+    """The parts of Lightning by which one process learns what ``simulate`` devices would."""
+    cfg = plan.cfg
     norm: dict[str, Any] = dict(OmegaConf.to_container(cfg.norm))  # type: ignore[arg-type]  # of a DictConfig it is one
-    callbacks: list[pl.Callback] = [RefuseRest(cfg.data.global_batch_size, derived.in_one(cfg))]
+    callbacks: list[pl.Callback] = [RefuseRest(plan.global_batch_size, plan.batches_at_once)]
     if norm["name"] in ("none", "group_norm"):
         return Parts([], callbacks, {})
-    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, derived.in_one(cfg))
+    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, plan.batches_at_once)
     return Parts([plugin], [*callbacks, SimulatedStatistics()], {})
 
 

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from syncbn.training.atomic_write import replacing
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.config.schema import GROUPS
 from syncbn.training.read_file import DamagedError, read_json, read_text
 from syncbn.training.run_directory import lock
@@ -36,21 +36,21 @@ TABLES = ("metrics.csv", "statistics.csv", "gradients.csv")  # of all attempts, 
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
 
 
-def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str], begun_from: str | None = None) -> None:
+def begin(plan: Plan, run_id: str, overrides: list[str], begun_from: str | None = None) -> None:
     """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered.
 
     It may be killed anywhere: ``run.json`` is always there, and does not say ``finished`` once anything has been moved.
     Where a file cannot be written, everything is put back.
 
     Args:
-        cfg: settled settings.
-        run_dir: the run directory.
+        plan: of the run.
         run_id: its name.
         overrides: what the user has said.
         begun_from: the checkpoint that the user named; None keeps that of the earlier attempts.
     """
+    run_dir = plan.run_dir
     before = recovered(run_dir)
-    earlier = None if cfg.ckpt_path is None else run_of(Path(cfg.ckpt_path))
+    earlier = None if plan.checkpoint is None else run_of(Path(plan.checkpoint))
     elsewhere = earlier is not None and earlier != run_dir.resolve()
     last = _attempt(run_dir, before) if before else 0
     record = {
@@ -59,10 +59,10 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str], beg
         "wandb_id": before.get("wandb_id") or _wandb_id(run_id),
         "goes_on_from": str(earlier) if elsewhere else before.get("goes_on_from"),
         "begun_from": begun_from or before.get("begun_from"),
-        "tests": cfg.ckpt_path if cfg.get("mode") == "test" else None,
+        "tests": plan.checkpoint if plan.cfg.get("mode") == "test" else None,
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **_about(cfg, overrides),
+        **_about(plan, overrides),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     numbered = [*NUMBERED, *(TABLES if earlier != run_dir.resolve() else ())]  # else the tables go on
@@ -75,28 +75,29 @@ def begin(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str], beg
         # The next number only now: after a kill before this, the rest is moved to the last.
         write(run_dir, "run", record)
         with replacing(run_dir / "config.yaml") as draft:
-            OmegaConf.save(cfg, draft)
+            OmegaConf.save(plan.cfg, draft)
     except OSError:
         _put_back(run_dir, last)
         raise
 
 
-def _about(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+def _about(plan: Plan, overrides: list[str]) -> dict[str, Any]:
     """What does not depend on earlier attempts."""
     return {
         "command": [sys.executable, *sys.argv],
         "overrides": overrides,
-        "world_size": derived.world_size(cfg),
-        "normalization_batch": derived.normalization_batch(cfg),
+        "world_size": plan.world_size,
+        "normalization_batch": plan.normalization_batch,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),
     }
 
 
-def mend(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> None:
+def mend(plan: Plan, run_id: str, overrides: list[str]) -> None:
     """Writes ``run.json`` and ``config.yaml`` again where a run that has finished with these settings has lost them."""
+    run_dir = plan.run_dir
     if lacks("run", read(run_dir, "run")):
-        about = _about(cfg, overrides) | recovered(run_dir)
+        about = _about(plan, overrides) | recovered(run_dir)
         if (run_dir / "run.json").exists():
             (run_dir / "run.json").replace(run_dir / "damaged-run.json")
         write(run_dir, "run", {"id": run_id} | about | {"wandb_id": about.get("wandb_id") or _wandb_id(run_id)})
@@ -106,7 +107,7 @@ def mend(cfg: DictConfig, run_dir: Path, run_id: str, overrides: list[str]) -> N
         whole = False
     if not whole:
         with replacing(run_dir / "config.yaml") as draft:
-            OmegaConf.save(cfg, draft)
+            OmegaConf.save(plan.cfg, draft)
 
 
 def take_back(run_dir: Path, *, refused: bool) -> bool:

@@ -1,26 +1,34 @@
 """What is expected of a comparison, in its three forms."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from syncbn.study.compare import reference_spec
+from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
+CFG = OmegaConf.create(
+    {
+        "data": {"batch_size": 2, "global_batch_size": 32},
+        "norm": {"name": "local"},
+        "trainer": {"accelerator": "gpu", "devices": 8, "num_nodes": 2},
+    }
+)
 SAID = {"what": "test error, %", "source": "a paper"}
 
 
 def test_a_figure_is_of_one_side_and_the_settings_that_it_names() -> None:
     where = {"data.batch_size": 2, "devices": 16}
     (found,) = reference_spec.parse([{**SAID, "side": "local", "where": where, "value": 34.7, "tolerance": 0.6}])
-    cfg = OmegaConf.create({"data": {"batch_size": 2}, "trainer": {"devices": 8, "num_nodes": 2}})
-    assert found.is_of("local", cfg)
-    assert not found.is_of("sync", cfg)
+    assert found.is_of("local", Plan.of(CFG, Path("a")))
+    assert not found.is_of("sync", Plan.of(CFG, Path("a")))
     for name, value in {"data.batch_size": 4, "trainer.num_nodes": 1}.items():
-        other = cfg.copy()
+        other = CFG.copy()
         OmegaConf.update(other, name, value)
-        assert not found.is_of("local", other)
+        assert not found.is_of("local", Plan.of(other, Path("a")))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,7 @@ def test_a_figure_is_of_one_side_and_the_settings_that_it_names() -> None:
 def test_each_form_in_words(entry: dict[str, Any], line: str) -> None:
     (found,) = reference_spec.parse([{**SAID, "side": 8, **entry}])
     assert str(found) == line
-    assert found.is_of("8", OmegaConf.create())
+    assert found.is_of("8", Plan.of(CFG, Path("a")))
 
 
 @pytest.mark.parametrize(

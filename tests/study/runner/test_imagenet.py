@@ -18,6 +18,7 @@ from syncbn.study.compare.reference_spec import Expected
 from syncbn.study.report import write
 from syncbn.study.runner import remote, run_study
 from syncbn.study.runner.report import write as write_pages
+from syncbn.training.config.machine import Machine
 from syncbn.training.launch import main  # noqa: F401  # Hydra's resolvers
 from tests.training.support.train_command import REPO, train
 
@@ -111,11 +112,11 @@ def finished(study: dict[str, Any], root: Path) -> list[tuple[Path, int, list[Ex
             directory = cell.directory.with_name(str(seed))
             cfg = OmegaConf.create(written.replace(run_study.OUTPUT_DIR, str(directory)))
             cfg.seed = seed
-            remote.settle(cfg)
+            plan = remote.settle_elsewhere(cfg, Machine(gpus=0, cores=2), directory)
             directory.mkdir(parents=True)
-            OmegaConf.save(cfg, directory / "config.yaml")
+            OmegaConf.save(plan.cfg, directory / "config.yaml")
             (directory / "run.json").write_text(json.dumps({"status": "finished"}), encoding="utf-8")
-            of_side = [each for each in reference_spec.parse(part.get("expected", [])) if each.is_of(cell.side, cfg)]
+            of_side = [each for each in reference_spec.parse(part.get("expected", [])) if each.is_of(cell.side, plan)]
             made.append((directory, list(map(str, part["sides"])).index(cell.side), of_side))
     return made
 

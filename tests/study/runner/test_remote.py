@@ -4,26 +4,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.study.runner import remote
+from syncbn.training.config.machine import Machine
+from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.launch.run_pool import Run
+
+SIZES = {"batch_size": 4, "global_batch_size": 32}
 
 
 def settings(**trainer: Any) -> DictConfig:
     given = {"accelerator": "gpu", "devices": 8, "num_nodes": 1, **trainer}
-    return OmegaConf.create({"trainer": given, "data": {"num_workers": 8}})
+    return OmegaConf.create({"trainer": given, "data": {"num_workers": 8, **SIZES}, "norm": {"name": "local"}})
 
 
 @pytest.mark.parametrize(
     ("gpus", "trainer", "line"),
     [
-        (0, {}, r"^trainer.accelerator=gpu and trainer.devices=8: torch sees no GPU here; study.dry_run=true lists "),
-        (1, {"devices": 2}, "trainer.devices=2: torch sees 1 GPU here; "),
-        (4, {"accelerator": "cuda"}, "trainer.devices=8: torch sees 4 GPUs here; .* for a machine that has them$"),
-        (0, {"devices": "auto"}, "trainer.devices=auto: torch sees no GPU here"),
+        (0, {}, r"^trainer.devices=8: with trainer.accelerator=gpu; torch sees no GPU here; study.dry_run=true lists "),
+        (1, {"devices": 2}, "trainer.devices=2: .* torch sees 1 GPU here; "),
+        (4, {"accelerator": "cuda"}, "trainer.devices=8: .* torch sees 4 GPUs here; .* for a machine that has them$"),
+        (0, {"devices": "auto"}, "trainer.devices=auto: .* torch sees no GPU here"),
         (
             8,
             {"num_nodes": 2},
@@ -34,21 +37,17 @@ def settings(**trainer: Any) -> DictConfig:
         (0, {"accelerator": "auto"}, None),
     ],
 )
-def test_what_this_machine_cannot_do_is_refused(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, trainer: dict[str, Any], line: str | None
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+def test_what_this_machine_cannot_do_is_refused(gpus: int, trainer: dict[str, Any], line: str | None) -> None:
     if line is None:
-        remote.refuse(settings(**trainer))
+        remote.refuse(settings(**trainer), Machine(gpus, cores=2))
     else:
         with pytest.raises(SettingError, match=line):
-            remote.refuse(settings(**trainer))
+            remote.refuse(settings(**trainer), Machine(gpus, cores=2))
 
 
 def test_how_many_gpus_another_machine_has_must_be_said() -> None:
     with pytest.raises(SettingError, match=r"^trainer.devices=auto: .*; use a number$"):
-        remote.settle(settings(devices="auto"))
+        remote.settle_elsewhere(settings(devices="auto"), Machine(0, cores=2), Path("s"))
 
 
 @pytest.mark.parametrize(
@@ -74,4 +73,4 @@ def test_nodes_and_devices_are_said_once(
     cfg = settings(**trainer)
     cfg.data.num_workers = workers
     overrides = ["trainer.devices=8", f"trainer.num_nodes={cfg.trainer.num_nodes}", "norm=sync"]
-    assert remote.command(Run(cfg, tmp_path / "s/0", overrides)) == f"{start}hydra.run.dir=s/0"
+    assert remote.command(Run(Plan.of(cfg, tmp_path / "s/0"), overrides)) == f"{start}hydra.run.dir=s/0"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from syncbn.training.checkpoint import continue_run
+from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.launch import check_directories
 from syncbn.training.run_directory import lock, paths, record
@@ -70,7 +71,7 @@ def stamps() -> dict[Path, tuple[int, int, int]]:
     return {path: ((found := path.stat()).st_mtime_ns, found.st_size, found.st_ino) for path in files}
 
 
-def settings() -> Iterator[tuple[str, DictConfig]]:
+def settings() -> Iterator[tuple[str, Plan]]:
     for change, overrides in CHANGES.items():
         yield change, settled(*SAME, *overrides)
 
@@ -101,25 +102,26 @@ def prepare(status: str) -> dict[str, str | None]:
     return {"none": None, **own, **{name: f"{name}.ckpt" for name in ("foreign", "weights", "missing", "damaged")}}
 
 
-def decided(cfg: DictConfig, hydra_dir: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path | None]:
+def decided(plan: Plan, hydra_dir: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path | None]:
     """What the program does with these settings, and where: as train.py decides it, but for Hydra."""
     at_exit: list[tuple[Any, ...]] = []
     monkeypatch.setattr("atexit.register", lambda *call: at_exit.append(call))
     try:
-        return _decided(cfg, hydra_dir)
+        return _decided(plan, hydra_dir)
     finally:
         for call, *arguments in at_exit:
             call(*arguments)
 
 
-def _decided(cfg: DictConfig, hydra_dir: str | None) -> tuple[str, Path | None]:
+def _decided(plan: Plan, hydra_dir: str | None) -> tuple[str, Path | None]:
+    cfg = plan.cfg
     path = hydra_dir or paths.run_dir("outputs", cfg.run.id, cfg.ckpt_path, cfg.mode)
     try:
         check_directories._run(OmegaConf.create({"run": cfg.run, "study": None, "hydra": {"run": {"dir": path}}}))
         lock.hold(Path(path))
         try:
             named = cfg.run.id is not None or hydra_dir is not None
-            todo = continue_run.go_on(cfg, Path(path), lambda line: None, named=named)
+            todo = continue_run.continued(plan.in_directory(Path(path)), lambda line: None, named=named)
         finally:
             lock.release(Path(path))
     except SettingError as error:
@@ -183,7 +185,7 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
         tried.add(what)
         if what.startswith(("new", "tests")):
             assert where is not None
-            record.begin(cfg, where, where.name, [])
+            record.begin(cfg.in_directory(where), where.name, [])
             assert record.read(where, "run")["wandb_id"] not in wandb_ids, cell
             shutil.rmtree(where)
         assert stamps() == files, cell
@@ -296,5 +298,5 @@ def test_files_that_are_no_checkpoints_are_named_with_what_works(here: Path) -> 
     ):
         cfg = settled(*SAME, f"ckpt_path={file}", *more)
         with pytest.raises(SettingError, match=f"^{line}"):
-            continue_run.go_on(cfg, Path("outputs/new"), pytest.fail)
+            continue_run.continued(cfg.in_directory(Path("outputs/new")), pytest.fail)
     assert not Path("outputs/new").exists()

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from syncbn.training.checkpoint import continue_run
+from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import record
 from tests.training.support.settled_config import settled
@@ -16,9 +17,9 @@ NEW += ["data.label_noise", "data.outliers", "data.outlier_scale"]
 NEW_OF_MLP = [*NEW, "model.activation", "model.init", "model.gain"]
 
 
-def an_old_run(where: Path, cfg: DictConfig, new: list[str] = NEW) -> Path:
+def an_old_run(where: Path, cfg: Plan, new: list[str] = NEW) -> Path:
     """It has finished, before there were some of today's settings."""
-    record.begin(cfg, where, "a", [])
+    record.begin(cfg.in_directory(where), "a", [])
     record.end(where, "finished")
     before = OmegaConf.load(where / "config.yaml")
     for name in new:
@@ -30,9 +31,9 @@ def an_old_run(where: Path, cfg: DictConfig, new: list[str] = NEW) -> Path:
 
 def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path: Path) -> None:
     run_dir = an_old_run(tmp_path / "a", settled())
-    assert not continue_run.go_on(settled(), run_dir, lambda line: None)
+    assert not continue_run.continued(settled().in_directory(run_dir), lambda line: None)
     run_dir = an_old_run(tmp_path / "mlp", settled("model=mlp"), NEW_OF_MLP)
-    assert not continue_run.go_on(settled("model=mlp"), run_dir, lambda line: None)
+    assert not continue_run.continued(settled("model=mlp").in_directory(run_dir), lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path
 def test_another_value_than_the_default_is_another_setting(tmp_path: Path, now: str, change: str) -> None:
     run_dir = an_old_run(tmp_path / "a", settled())
     with pytest.raises(SettingError, match=rf"run has finished with other settings \({change}\); use another id"):
-        continue_run.go_on(settled(now), run_dir, lambda line: None)
+        continue_run.continued(settled(now).in_directory(run_dir), lambda line: None)
 
 
 def test_a_run_that_is_not_done_may_be_looked_at_more_closely(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_run_that_is_not_done_may_be_looked_at_more_closely(tmp_path: Path) ->
     more = ["callbacks=gradients", "callbacks.finite.action=stop"]
     run_dir = an_old_run(tmp_path / "a", settled())
     longer = settled(*more, "trainer.max_epochs=1000")
-    assert continue_run.go_on(longer, run_dir, said.append)
+    assert continue_run.continued(longer.in_directory(run_dir), said.append)
     record.end(run_dir, "failed")
-    assert continue_run.go_on(settled(*more), run_dir, said.append)
+    assert continue_run.continued(settled(*more).in_directory(run_dir), said.append)
     assert said == [f"this run {how} before; it had no checkpoint and begins anew" for how in ("finished", "failed")]

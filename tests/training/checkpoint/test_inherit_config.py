@@ -7,23 +7,22 @@ import pytest
 from omegaconf import OmegaConf
 
 from syncbn.training.checkpoint import inherit_config
-from syncbn.training.config import validate
+from syncbn.training.config.machine import this_machine
+from syncbn.training.config.settle import settle
 from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import record
 from tests.training.support.settled_config import composed, settled
 
-PREFIX = r"^ckpt_path=\S*best\.ckpt: the run that it is of has "
+PREFIX = r"^ckpt_path=\S*best\.ckpt: its run has "
 
 
 def taken(where: Path, trained: list[str], *now: str) -> tuple[Any, list[str]]:
     """The settings of a test of a checkpoint of this run, and what was said about them."""
-    record.begin(settled(*trained), where, "base", [])
+    record.begin(settled(*trained).in_directory(where), "base", [])
     said: list[str] = []
     overrides = ["mode=test", f"ckpt_path={where / 'checkpoints/best.ckpt'}", *now]
-    cfg = composed(*overrides)
-    inherit_config.take(cfg, overrides, said.append)
-    validate.settle(cfg)
-    return cfg, said
+    cfg = inherit_config.inherited(composed(*overrides), overrides, said.append)
+    return settle(cfg, this_machine(), where).cfg, said
 
 
 def test_what_was_not_said_is_as_it_was_in_the_run(tmp_path: Path) -> None:
@@ -57,11 +56,11 @@ def test_how_many_share_statistics_may_be_said_anew(tmp_path: Path) -> None:
             ["model=mlp", "model.activation=relu", "data.split_seed=0"],
             r"model\.activation=tanh data\.split_seed=1, and",
         ),
-        (["model=resnet"], r"model\._target_=syncbn\.training\.MLP, and its test is to have the same; leave out what"),
+        (["model=resnet"], r"model\._target_=syncbn\.training\.MLP, and its test has to have the same; leave out what"),
         (["norm=local"], r"norm\.name=none, and"),
         (["module.decay_norm=true"], r"module\.decay_norm=false, and"),
         (["seed=1"], r"seed=2, and"),
-        (["data=imagenet"], r"data\._target_=syncbn\.training\.Digits, and .* the same; say data= as that run did$"),
+        (["data=imagenet"], r"data\._target_=syncbn\.training\.Digits, and .* the same; set data= as that run did$"),
     ],
 )
 def test_what_contradicts_the_run_is_refused(tmp_path: Path, now: list[str], line: str) -> None:
@@ -72,6 +71,4 @@ def test_what_contradicts_the_run_is_refused(tmp_path: Path, now: list[str], lin
 
 def test_a_checkpoint_of_no_run_takes_nothing(tmp_path: Path) -> None:
     overrides = ["mode=test", f"ckpt_path={tmp_path / 'best.ckpt'}"]
-    cfg = composed(*overrides)
-    inherit_config.take(cfg, overrides, pytest.fail)
-    assert cfg == composed(*overrides)
+    assert inherit_config.inherited(composed(*overrides), overrides, pytest.fail) == composed(*overrides)

@@ -153,7 +153,7 @@ class Pickled:
 def foreign(tmp_path: Path) -> Path:
     """A run directory from elsewhere, whose checkpoint need not be sound: nothing gets as far as that."""
     where = tmp_path / "foreign"
-    record.begin(settled("model=mlp"), where, "foreign", [])
+    record.begin(settled("model=mlp").in_directory(where), "foreign", [])
     (where / "checkpoints").mkdir()
     (where / "checkpoints/best.ckpt").touch()
     return where
@@ -168,9 +168,7 @@ def change(where: Path, group: str, settings: Any) -> None:
 
 def take(where: Path, *overrides: str) -> Any:
     overrides = ("mode=test", f"ckpt_path={where / 'checkpoints/best.ckpt'}", *overrides)
-    cfg = composed(*overrides)
-    inherit_config.take(cfg, list(overrides), lambda line: None)
-    return cfg
+    return inherit_config.inherited(composed(*overrides), list(overrides), lambda line: None)
 
 
 def test_the_program_calls_nothing_that_another_run_names(tmp_path: Path, foreign: Path) -> None:
@@ -231,7 +229,7 @@ def test_a_value_of_another_type_is_named(foreign: Path) -> None:
     overrides = ["mode=test", f"ckpt_path={foreign / 'checkpoints/best.ckpt'}"]
     typed = OmegaConf.merge(OmegaConf.structured(Config), composed(*overrides))  # as Hydra has it
     with pytest.raises(AgreedError, match=r"^seed=one: \S+config\.yaml sets it: Value 'one' .* Integer"):
-        inherit_config.take(typed, overrides, lambda line: None)
+        inherit_config.inherited(typed, overrides, lambda line: None)
 
 
 @pytest.mark.parametrize("network", [{"_target_": "os.getcwd"}, [{"_target_": "os.getcwd"}], "os.getcwd", None])

@@ -12,7 +12,7 @@ from syncbn.training.distributed import ddp_strategy
 from syncbn.training.errors import SettingError
 from tests.training.checkpoint.test_resume_foreign_modules import differences, resumed
 from tests.training.support.faulty_runs import faulty
-from tests.training.support.settled_config import settled
+from tests.training.support.settled_config import composed, settled
 from tests.training.support.train_command import Run
 
 QUICK = ("model=mlp", "module=classifier", "data.global_batch_size=64", "trainer.max_epochs=1", "run.id=a")
@@ -118,7 +118,7 @@ REFUSED = {
     "ddp.comm_hook=fp16 ddp.comm_wrapper=fp16": "ddp.comm_wrapper=fp16: it wraps ddp.comm_hook=powersgd, but that is "
     "fp16; use ddp.comm_hook=fp16 alone, or powersgd",
     "ddp.powersgd_rank=0": "ddp.powersgd_rank=0: use a whole number, 1 or more",
-    "ddp.powersgd_start=1": "ddp.powersgd_start=1: use 2 or more, since DDP changes its buckets before that",
+    "ddp.powersgd_start=1": "ddp.powersgd_start=1: use 2 or more, since DDP rebuilds its buckets in the first step",
     "simulate=2 ddp.comm_hook=fp16": "ddp.comm_hook=fp16: it compresses what processes send, and with simulate=2 one "
     "process sends nothing; use ddp.comm_hook=null",
 }
@@ -183,7 +183,7 @@ CHANGES = {
 def steps(rank: int, world_size: int, settings: dict[str, bool], uses: list[bool]) -> str | None:
     model = Branches()
     strategy: Any = type("Strategy", (), {})()
-    strategy.settings = settled().ddp
+    strategy.settings = composed().ddp
     strategy.settings.update(settings)
     strategy.trained = [name for name, _ in model.named_parameters()]
     wrapped = nn.parallel.DistributedDataParallel(model, **settings)

@@ -18,7 +18,7 @@ from syncbn.study.compare import run_reader
 from syncbn.study.compare.settings import settings
 from syncbn.training import AdaptStatistics, SettingError
 from syncbn.training.checkpoint import continue_run
-from syncbn.training.config import derived
+from syncbn.training.config.plan import Plan
 from syncbn.training.data.loaders import exact_loader
 from syncbn.training.run_directory import record
 from tests.support.ranks import Ranks
@@ -199,8 +199,8 @@ BAD = {
     "mode=test ckpt_path=a.ckpt target=0.9": r"target=0\.9: mode=test trains nothing that could reach it; use .*=null",
     "adapt=batch precise_batches=8": r"adapt: precise_batches=8 repeats .*; use precise_batches=0, or adapt=null",
     "adapt=batch fit=true": r"adapt: fit=true repeats the test .* would hide; use fit=false, or adapt=null",
-    "adapt=batch +adapt.group=3": r"adapt\.group=3 does not divide the world size 2; sizes that do: \[1, 2\]",
-    "adapt=batch +adapt.group=all": r'adapt\.group="all" is not known; use "world", .*',
+    "adapt=batch +adapt.group=3": r"adapt\.group=3: does not divide the world size 2; sizes that do: \[1, 2\]",
+    "adapt=batch +adapt.group=all": r'adapt\.group=all: is not known; use "world", .*',
     "adapt=batch +adapt.foo=1": r"adapt\.foo: there is no such setting; use prior, streaming, group, only",
     "adapt=stream adapt.streaming=2": r"adapt\.streaming=2: use true or false",
 }
@@ -220,41 +220,41 @@ def a_test(where: Path, *overrides: str) -> Any:
 
 
 def begin(cfg: Any, run_dir: Path, status: str) -> None:
-    assert continue_run.go_on(cfg, run_dir, lambda line: None)
-    record.begin(cfg, run_dir, "a", [])
+    assert continue_run.continued(cfg.in_directory(run_dir), lambda line: None)
+    record.begin(cfg.in_directory(run_dir), "a", [])
     record.end(run_dir, status)
 
 
 def test_a_test_is_done_once_and_anew_where_it_was_killed(tmp_path: Path) -> None:
     run_dir, said = tmp_path / "a", []
     begin(a_test(tmp_path, "adapt=batch"), run_dir, "running")
-    assert continue_run.go_on(a_test(tmp_path, "adapt=batch"), run_dir, said.append)
+    assert continue_run.continued(a_test(tmp_path, "adapt=batch").in_directory(run_dir), said.append)
     assert said == ["this run was killed before; it begins anew"]
     record.end(run_dir, "finished")
-    assert not continue_run.go_on(a_test(tmp_path, "adapt=batch"), run_dir, said.append)
+    assert not continue_run.continued(a_test(tmp_path, "adapt=batch").in_directory(run_dir), said.append)
     with pytest.raises(SettingError, match=r"run\.id=a: .*\(adapt\.name=batch -> None, .*\); use another id"):
-        continue_run.go_on(a_test(tmp_path), run_dir, said.append)
+        continue_run.continued(a_test(tmp_path).in_directory(run_dir), said.append)
     (tmp_path / "base").rename(tmp_path / "moved")
     other = settled("mode=test", f"ckpt_path={tmp_path / 'moved/best.ckpt'}", "run.id=a", "adapt=batch")
     with pytest.raises(SettingError, match=r"run\.id=a: .*\(ckpt_path=\S*/base/best\.ckpt -> \S*/moved/best\.ckpt\)"):
-        continue_run.go_on(other, run_dir, said.append)
+        continue_run.continued(other.in_directory(run_dir), said.append)
 
 
 @pytest.mark.parametrize("status", ["finished", "running"])
 def test_a_run_neither_trains_after_a_test_nor_tests_after_a_training(tmp_path: Path, status: str) -> None:
     begin(a_test(tmp_path), tmp_path / "a", status)
     with pytest.raises(SettingError, match=r"run\.id=a: .*mode=test -> train.*; use another id"):
-        continue_run.go_on(settled("run.id=a"), tmp_path / "a", lambda line: None)
+        continue_run.continued(settled("run.id=a").in_directory(tmp_path / "a"), lambda line: None)
     begin(settled("run.id=b"), tmp_path / "b", status)
     with pytest.raises(SettingError, match=r"run\.id=b: .*mode=train -> test.*; use another id"):
-        continue_run.go_on(a_test(tmp_path, "run.id=b"), tmp_path / "b", lambda line: None)
+        continue_run.continued(a_test(tmp_path, "run.id=b").in_directory(tmp_path / "b"), lambda line: None)
 
 
 def test_what_is_tested_need_be_no_resume_point(tmp_path: Path) -> None:
     cfg = a_test(tmp_path)
     (tmp_path / "base/best.ckpt").write_text("no", encoding="utf-8")
     with pytest.raises(SettingError, match=r"best\.ckpt: no checkpoint of a training run can be read from it"):
-        continue_run.go_on(cfg, tmp_path / "a", lambda line: None)
+        continue_run.continued(cfg.in_directory(tmp_path / "a"), lambda line: None)
 
 
 def test_a_comparison_pairs_tests_by_seed_whatever_checkpoint_they_are_of(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_comparison_pairs_tests_by_seed_whatever_checkpoint_they_are_of(tmp_pa
         where.mkdir()
         cfg = a_test(where, f"adapt={adapt}", f"seed={seed}")
         begin(cfg, where / "a", "finished")
-        record.write(where / "a", "run", record.read(where / "a", "run") | {"begun_from": cfg.ckpt_path})
+        record.write(where / "a", "run", record.read(where / "a", "run") | {"begun_from": cfg.checkpoint})
         found += [settings(run) for run in run_reader.read([where / "a"])]
     assert found[0]["mode"] == "test"
     differ = {name for name in found[0].keys() | found[1].keys() if found[0].get(name) != found[1].get(name)}
@@ -279,4 +279,4 @@ def test_a_training_run_is_as_it_was_before_there_were_modes(tmp_path: Path) -> 
     OmegaConf.save(before, tmp_path / "a/config.yaml")
     (then,) = run_reader.read([tmp_path / "a"])
     assert settings(now) == settings(then)
-    assert derived.world_size(before) == 2
+    assert Plan.of(before, tmp_path).world_size == 2

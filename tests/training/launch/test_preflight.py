@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
 
 from syncbn.training.callbacks import compare_ranks
+from syncbn.training.config.plan import Plan
 from syncbn.training.distributed import store
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import preflight
@@ -22,7 +23,7 @@ from tests.training.support.train_command import PROJECT, train
 CFG = OmegaConf.create(
     {
         "trainer": {"devices": 2, "num_nodes": 1, "accelerator": "cpu", "precision": "32-true"},
-        "data": {"batch_size": 4},
+        "data": {"batch_size": 4, "global_batch_size": 8},
         "norm": {"name": "local"},
         "seed": 0,
         "ckpt_path": None,
@@ -36,7 +37,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def rank(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Rank 1, which all is well with on rank 0."""
     client = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    client.set("syncbn/preflight/0/0", "")
+    client.set("syncbn/preflight/0/0", "null")
     monkeypatch.setattr(store, "connect", lambda timeout: client)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
@@ -44,26 +45,28 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_rank_that_has_all_it_needs_passes(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    preflight.look(CFG, tmp_path)
+    preflight.check(Plan.of(CFG, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_without_a_launcher_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rank.delenv("MASTER_PORT")
     with pytest.raises(SettingError, match=r"^launcher: MASTER_PORT not set; start with python train.py, torchrun or"):
-        preflight.look(CFG, tmp_path)
+        preflight.check(Plan.of(CFG, tmp_path))
 
 
 def test_a_launcher_that_started_another_number_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rank.setenv("WORLD_SIZE", "3")
-    with pytest.raises(SettingError, match=r"devices=2 x trainer.num_nodes=1: these are 2 ranks, .* started 3; make"):
-        preflight.look(CFG, tmp_path)
+    with pytest.raises(
+        SettingError, match=r"devices=2: on each of trainer.num_nodes=1 nodes, these are 2 ranks, .* started 3; make"
+    ):
+        preflight.check(Plan.of(CFG, tmp_path))
 
 
 def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(SettingError, match=r"^hydra.run.dir=.*/file: rank 1 cannot write there \(Not a directory\)"):
-        preflight.look(CFG, tmp_path / "file")
+        preflight.check(Plan.of(CFG, tmp_path / "file"))
 
 
 def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ def differ(rank: int, world_size: int, run_dir: str, what: str) -> str:
 
     Trainer.world_size = world_size
     try:
-        compare_ranks.CompareRanks(cfg, directory).on_fit_start(Trainer(), None)  # type: ignore[arg-type]
+        compare_ranks.CompareRanks(Plan.of(cfg, directory)).on_fit_start(Trainer(), None)  # type: ignore[arg-type]
     except SettingError as error:
         return str(error)
     dist.barrier()  # rank 0 has cleared up by then
@@ -163,8 +166,9 @@ def test_ranks_share_the_cores_where_no_number_of_threads_is_asked_for(
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(run, "_quieten", lambda: None)
-    monkeypatch.setattr(preflight, "look", lambda *_: pytest.fail("so far", pytrace=False))
-    cfg = OmegaConf.create({"mode": "train", "trainer": {"accelerator": "cpu", "devices": devices}})
+    monkeypatch.setattr(preflight, "check", lambda *_: pytest.fail("so far", pytrace=False))
+    cfg = OmegaConf.merge(CFG, {"mode": "train", "trainer": {"devices": devices}})
+    assert isinstance(cfg, DictConfig)
     with pytest.raises(pytest.fail.Exception, match="so far"):
-        run.run(cfg, tmp_path)
+        run.run(Plan.of(cfg, tmp_path))
     assert chosen == [threads]

@@ -68,10 +68,8 @@ def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: 
     (tmp_path / "file").touch()
     finished(tmp_path / "other")
     names = ("file/below", "other", "unstarted", "killed", "good")
-    runs = [Run(settings(max_epochs=2), tmp_path / name, []) for name in names]
-    runs[1].cfg.data.global_batch_size = 16
-    for run in runs:
-        run.cfg.timeouts = {"stop": 1}
+    sizes = {"other": 8}
+    runs = [Run(settings(max_epochs=2, batch_size=sizes.get(name, 4), run_dir=tmp_path / name), []) for name in names]
     told: list[tuple[Path, Outcome]] = []
     outcomes = run_pool.run_all(
         runs, 1, Requests(lambda signum: None), lambda run, end: told.append((run.directory, end))
@@ -91,8 +89,8 @@ def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: 
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, closed: list[Path]) -> None:
-    run = Run(settings(), tmp_path / "a", [])
-    record.begin(run.cfg, run.directory, "a", [])
+    run = Run(settings(run_dir=tmp_path / "a"), [])
+    record.begin(run.plan, "a", [])
     lock.hold(run.directory)
     outcomes = run_pool.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
     assert "is at this run already" in outcomes[run.directory].message
@@ -129,8 +127,7 @@ def test_runs_that_begin_from_a_checkpoint_are_done_once(tmp_path: Path, closed:
     before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
     attempts = []
     for _ in range(2):
-        run = Run(settings(base / "checkpoints/best.ckpt"), tmp_path / "good", [])
-        run.cfg.timeouts = {"stop": 1}
+        run = Run(settings(base / "checkpoints/best.ckpt", run_dir=tmp_path / "good"), [])
         outcomes = run_pool.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
         assert [each.status for each in outcomes.values()] == ["finished"]
         attempts.append(record.read(run.directory, "run")["attempt"])

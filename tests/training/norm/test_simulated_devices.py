@@ -97,8 +97,8 @@ def test_what_devices_keep_each_by_itself_survives_a_stop(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (["trainer.devices=2"], "simulate=2: one process stands for the devices, but trainer.devices=2"),
-        (["data.remainder=uneven"], "simulate=2: devices that are simulated hold equally many samples"),
+        (["trainer.devices=2"], "simulate=2: one process represents all devices, but trainer.devices=2"),
+        (["data.remainder=uneven"], "simulate=2: simulated devices hold equally many samples"),
         (
             ["trainer.accumulate_grad_batches=7"],
             "simulate and trainer.accumulate_grad_batches=7: an epoch has 64 batches of 16, so its last step would",

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from syncbn.training.checkpoint import continue_run
+from syncbn.training.config.plan import Plan
 from syncbn.training.launch import summary
 from syncbn.training.loggers import wandb_files
 from syncbn.training.loggers.wandb_journal import Journal, Line
@@ -31,20 +32,26 @@ class Killed(BaseException):
     """What a kill is to the code that it hits."""
 
 
-def settings(ckpt_path: Path | None = None, max_epochs: int = 1) -> DictConfig:
-    return OmegaConf.create(
+def settings(
+    ckpt_path: Path | None = None, max_epochs: int = 1, *, batch_size: int = 4, run_dir: Path = Path("somewhere")
+) -> Plan:
+    cfg = OmegaConf.create(
         {
             "ckpt_path": str(ckpt_path) if ckpt_path else None,
-            "trainer": {"devices": 2, "num_nodes": 1, "max_epochs": max_epochs},
+            "ckpt_restore": None,
+            "trainer": {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "max_epochs": max_epochs},
             "norm": {"name": "sync", "group": "world", "ghost_batch": None},
-            "data": {"batch_size": 4, "global_batch_size": 8},
+            "data": {"batch_size": batch_size, "global_batch_size": 2 * batch_size},
+            "timeouts": {"stop": 1},
+            "run": {"id": None},
         }
     )
+    return Plan.of(cfg, run_dir)
 
 
 def finished(run_dir: Path) -> Path:
     """A run directory after its first attempt, which went well."""
-    record.begin(settings(), run_dir, run_dir.name, ["first"])
+    record.begin(settings().in_directory(run_dir), run_dir.name, ["first"])
     (run_dir / "checkpoints").mkdir()
     torch.save(CHECKPOINT, run_dir / "checkpoints" / "last.ckpt")
     (run_dir / "metrics.csv").write_text("step\n0\n", encoding="utf-8")
@@ -79,10 +86,10 @@ def killed_before(number: int, what: Callable[[], None]) -> bool:
 
 
 def go_on(run_dir: Path) -> None:
-    cfg = settings(max_epochs=2)
-    assert continue_run.go_on(cfg, run_dir, lambda line: None)
-    assert cfg.ckpt_path is not None
-    record.begin(cfg, run_dir, run_dir.name, ["more"])
+    plan = continue_run.continued(settings(max_epochs=2, run_dir=run_dir), lambda line: None)
+    assert plan is not None
+    assert plan.checkpoint is not None
+    record.begin(plan, run_dir.name, ["more"])
 
 
 def test_a_kill_while_a_run_begins_once_more_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +136,7 @@ def test_tables_of_an_attempt_that_began_anew_are_kept_apart(tmp_path: Path) -> 
     run_dir = finished(tmp_path / "a")
     for name in ("statistics", "gradients"):
         (run_dir / f"{name}.csv").write_text("step\n0\n", encoding="utf-8")
-    record.begin(settings(), run_dir, run_dir.name, [])
+    record.begin(settings().in_directory(run_dir), run_dir.name, [])
     assert {each.name for each in run_dir.glob("*.csv")} == {"metrics-1.csv", "statistics-1.csv", "gradients-1.csv"}
 
 
@@ -169,7 +176,7 @@ def test_a_wandb_run_is_of_one_run_directory_for_all_its_attempts(tmp_path: Path
     ],
 )
 def test_wandb_ids_are_ones_that_wandb_takes(tmp_path: Path, name: str, expected: str) -> None:
-    record.begin(settings(), tmp_path / "run", name, [])
+    record.begin(settings().in_directory(tmp_path / "run"), name, [])
     assert re.fullmatch(expected, record.read(tmp_path / "run", "run")["wandb_id"])
 
 
@@ -183,13 +190,13 @@ def test_a_run_from_a_checkpoint_of_another_is_a_wandb_run_of_its_own(tmp_path: 
     ids = [record.read(base, "run")["wandb_id"]]
     for job in "01":
         run_dir = tmp_path / "sweep" / job
-        record.begin(settings(base / "checkpoints/last.ckpt"), run_dir, f"sweep-{job}", [])
+        record.begin(settings(base / "checkpoints/last.ckpt").in_directory(run_dir), f"sweep-{job}", [])
         about = record.read(run_dir, "run")
         ids.append(about["wandb_id"])
         assert about["goes_on_from"] == str(base)
         assert wandb_files.directories(run_dir) == []
         assert Journal(run_dir).lines() == []
-        record.begin(settings(base / "checkpoints/last.ckpt"), run_dir, f"sweep-{job}", [])
+        record.begin(settings(base / "checkpoints/last.ckpt").in_directory(run_dir), f"sweep-{job}", [])
         assert record.read(run_dir, "run")["wandb_id"] == ids[-1]
     assert len(set(ids)) == 3
 

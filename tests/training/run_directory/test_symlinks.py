@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from syncbn.cli import app
@@ -58,7 +59,7 @@ def test_no_writer_follows_a_link(tmp_path: Path, outside: Path, target: str) ->
         (run_dir / "run.json").unlink()  # it is no record
     lock.hold(run_dir)
     assert sorted(symlinks.detach(run_dir)) == sorted([*symlinks.APPENDED, *symlinks.FOLDERS])
-    record.begin(settled(), run_dir, "run", [])
+    record.begin(settled().in_directory(run_dir), "run", [])
     record.end(run_dir, "failed")
     lock.release(run_dir)
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, run_dir / "best.ckpt")
@@ -156,7 +157,7 @@ def test_a_run_with_two_names_has_one_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["train", "test"])
 @pytest.mark.parametrize("target", ["nowhere", "loop"])
 def test_a_checkpoint_that_leads_nowhere_is_named(tmp_path: Path, outside: Path, mode: str, target: str) -> None:
-    record.begin(settled("model=mlp"), tmp_path / "outputs/a", "a", [])
+    record.begin(settled("model=mlp").in_directory(tmp_path / "outputs/a"), "a", [])
     (tmp_path / "outputs/a/checkpoints").mkdir()
     link(tmp_path / "outputs/a/checkpoints/best.ckpt", target, outside)
     ended = train(tmp_path, "ckpt_path=outputs/a/checkpoints/best.ckpt", f"mode={mode}", "run.id=b", "logger=csv")
@@ -295,9 +296,9 @@ def test_wandb_runs_no_git_in_a_run_directory(tmp_path: Path, monkeypatch: pytes
     seen: dict[str, Any] = {}
     monkeypatch.setattr(wandb_logger.wandb, "setup", lambda settings: None)
     monkeypatch.setattr(wandb_logger.wandb, "init", lambda **options: seen.update(options))
-    cfg = settled()
-    record.begin(cfg, tmp_path / "run", "run", [])
-    wandb_logger._init(cfg, tmp_path / "run", "offline")
+    plan = settled(run_dir=tmp_path / "run")
+    record.begin(plan, "run", [])
+    wandb_logger._init(plan.cfg, tmp_path / "run", "offline")
     assert seen["settings"].git_root == str(Path.cwd())
 
 
@@ -309,6 +310,7 @@ def test_a_wandb_id_that_is_a_path_names_no_files(tmp_path: Path, wandb_id: Any)
 
 def test_settings_of_earlier_attempts_show_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "42")
-    cfg, before = settled(), settled()
+    cfg = settled().cfg
+    before = OmegaConf.create(OmegaConf.to_yaml(cfg))
     before.model.width = "${oc.env:SECRET}"
     assert compare.changes_of(cfg, before, []) == ["model.width=${oc.env:SECRET} -> 16"]

@@ -1,9 +1,13 @@
 """Settings as a run has them, without a run."""
 
+from pathlib import Path
+
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training.config import validate
+from syncbn.training.config.machine import Machine, this_machine
+from syncbn.training.config.plan import Plan
+from syncbn.training.config.settle import settle
 from syncbn.training.launch import main  # noqa: F401  # launch registers what conf/ names
 from tests.training.support.train_command import REPO
 
@@ -17,8 +21,6 @@ def composed(*overrides: str) -> DictConfig:
     return cfg
 
 
-def settled(*overrides: str) -> DictConfig:
-    """The same, checked and complete."""
-    cfg = composed(*overrides)
-    validate.settle(cfg)
-    return cfg
+def settled(*overrides: str, machine: Machine | None = None, run_dir: Path = Path("somewhere")) -> Plan:
+    """The plan that follows from them, on this machine unless another is given."""
+    return settle(composed(*overrides), machine or this_machine(), run_dir)

@@ -1,0 +1,123 @@
+"""What a run is going to do: its settled settings and the numbers that follow from them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start. :func:`syncbn.training.config.settle.settle` makes it; nothing changes it.
+
+    Attributes:
+        cfg: settled settings, read-only. ``config.yaml`` holds these, and each rank makes the same plan from them.
+        run_dir: the run directory; it need not exist yet.
+        accelerator: "cpu" or "gpu".
+        devices: processes per node.
+        num_nodes: how many nodes.
+        simulated: how many devices the one process simulates; None where devices are real.
+        batch_size: samples per device and step.
+        global_batch_size: samples per step over all devices.
+        batches_at_once: batches of one gradient accumulation that a process takes at once: all of them where it
+            simulates devices, else 1.
+        normalization_batch: how many samples share batch statistics (Wu & Johnson 2021, arXiv:2105.07576); None
+            where no batch statistics are taken. For ``norm.group=node`` a node has ``devices`` ranks.
+        checkpoint: what the run starts from, or tests; None for none.
+        restore: "all" continues the training of the checkpoint, "weights" takes its weights alone; None where that
+            is not decided or there is no checkpoint.
+    """
+
+    cfg: DictConfig
+    run_dir: Path
+    accelerator: str
+    devices: int
+    num_nodes: int
+    simulated: int | None
+    batch_size: int
+    global_batch_size: int
+    batches_at_once: int
+    normalization_batch: int | None
+    checkpoint: str | None
+    restore: str | None
+
+    @classmethod
+    def of(cls, cfg: DictConfig, run_dir: Path) -> "Plan":
+        """The plan of settings that are settled already, such as those in a ``config.yaml``."""
+        trainer, simulated = cfg.trainer, cfg.get("simulate")
+        settled = cfg.copy()
+        OmegaConf.set_readonly(settled, True)
+        return cls(
+            cfg=settled,
+            run_dir=run_dir,
+            accelerator=trainer.accelerator,
+            devices=int(trainer.devices),
+            num_nodes=int(trainer.num_nodes),
+            simulated=simulated,
+            batch_size=int(cfg.data.batch_size),
+            global_batch_size=int(cfg.data.global_batch_size),
+            batches_at_once=int(trainer.get("accumulate_grad_batches") or 1) if simulated else 1,
+            normalization_batch=_normalization_batch(cfg),
+            checkpoint=cfg.get("ckpt_path"),
+            restore=cfg.get("ckpt_restore"),
+        )
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that train, over all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def replicas(self) -> int:
+        """The number of devices whose batches make up a global batch, real or simulated."""
+        return self.simulated or self.world_size
+
+    @property
+    def loader_batch_size(self) -> int:
+        """Samples in a batch of the loaders, over all processes. A position in the data is counted in these."""
+        return self.global_batch_size * self.batches_at_once
+
+    @property
+    def position_unit(self) -> dict[str, int | None]:
+        """What a position in the middle of an epoch is counted in. With another unit it would mean other samples."""
+        return {"simulate": self.simulated, "samples": self.loader_batch_size}
+
+    @property
+    def adaptation_batch(self) -> int:
+        """How many samples ``adapt`` takes statistics of together, at most: one batch of each loader in the group."""
+        if self.simulated:
+            return self.loader_batch_size
+        group = self.cfg.adapt.get("group", "world")
+        return int(self.batch_size * {"world": self.world_size, "node": self.devices}.get(group, group))
+
+    def with_settings(self, **settings: Any) -> "Plan":
+        """The same run with other top-level settings, such as ``ckpt_path``."""
+        cfg = self.cfg.copy()
+        OmegaConf.set_readonly(cfg, False)
+        for name, value in settings.items():
+            cfg[name] = value
+        return Plan.of(cfg, self.run_dir)
+
+    def starting_from(self, checkpoint: str | Path | None, restore: str | None) -> "Plan":
+        """The same run with another start."""
+        return self.with_settings(ckpt_path=None if checkpoint is None else str(checkpoint), ckpt_restore=restore)
+
+    def in_directory(self, run_dir: Path) -> "Plan":
+        """The same plan for another run directory."""
+        return replace(self, run_dir=run_dir)
+
+
+def _normalization_batch(cfg: DictConfig) -> int | None:
+    norm, size = cfg.norm, int(cfg.data.batch_size)
+    replicas = int(cfg.get("simulate") or cfg.trainer.devices * cfg.trainer.num_nodes)
+    if norm.name in ("none", "group_norm"):
+        return None
+    if norm.get("ghost_batch") is not None:
+        return int(norm.ghost_batch)
+    if norm.name == "torch_sync":
+        return size * replicas
+    if norm.name != "sync":
+        return size
+    node = cfg.get("simulate") or cfg.trainer.devices
+    return int(size * {"world": replicas, "node": node}.get(norm.group, norm.group))

@@ -1,0 +1,193 @@
+"""From composed settings to a plan: checks every setting and fills in what the user left to the program."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from syncbn.nn import batch_planning
+from syncbn.training.config import ranges, validate
+from syncbn.training.config.machine import Launched, Machine
+from syncbn.training.config.numbers import divisors, listed
+from syncbn.training.config.plan import Plan
+from syncbn.training.config.validate_group import check_group
+from syncbn.training.data import shards
+from syncbn.training.distributed import slurm
+from syncbn.training.errors import SettingError
+
+DEFAULT_BATCH_SIZE = 32
+
+
+def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
+    """Makes the plan of a run.
+
+    In its settings interpolations are resolved, ``trainer.accelerator``, ``trainer.devices`` and ``trainer.num_nodes``
+    are what will be used, and ``data.batch_size`` (per device) and ``data.global_batch_size`` are both set.
+
+    Args:
+        composed: settings as Hydra composes them; they stay as they are.
+        machine: that the run is for.
+        run_dir: the run directory.
+
+    Raises:
+        SettingError: at the first setting that cannot work.
+    """
+    ranges.check(composed)
+    cfg = composed.copy()
+    if cfg.get("simulate") is not None and cfg.trainer.devices == "auto":
+        cfg.trainer.devices = 1
+    _settle_devices(cfg, machine)
+    replicas = int(cfg.get("simulate") or cfg.trainer.devices * cfg.trainer.num_nodes)
+    validate.check_trainer(cfg)
+    _settle_batch_size(cfg.data, replicas)
+    _settle_shards(cfg.data, replicas)
+    _settle_norm(cfg.norm, cfg.data.batch_size, replicas)
+    plan = Plan.of(cfg, run_dir)
+    validate.check(plan)
+    return Plan.of(_resolved(cfg), run_dir)
+
+
+def _resolved(cfg: DictConfig) -> DictConfig:
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise ranges.unresolved(error) from error
+    return cfg
+
+
+def _settle_devices(cfg: DictConfig, machine: Machine) -> None:
+    trainer, launched = cfg.trainer, machine.launched
+    if trainer.accelerator == "auto":
+        trainer.accelerator = "gpu" if machine.gpus else "cpu"
+    if trainer.accelerator == "cuda":
+        trainer.accelerator = "gpu"
+    if launched is not None:
+        _take_launched(trainer, launched, machine.gpus)
+    if cfg.cluster.name == "slurm" and (launched is None or launched.by != "srun"):
+        raise SettingError(
+            "cluster", "slurm", "srun did not start this process; use sbatch slurm/train.sbatch, or cluster=local"
+        )
+    if trainer.num_nodes == "auto":
+        trainer.num_nodes = 1
+    if trainer.accelerator == "gpu" and not machine.gpus:
+        raise SettingError(
+            "trainer.accelerator", "gpu", "torch sees no GPU here; use trainer.accelerator=cpu (or auto)"
+        )
+    if trainer.devices == "auto":
+        trainer.devices = machine.gpus if trainer.accelerator == "gpu" else 2
+    _check_fits(trainer, machine)
+
+
+def _take_launched(trainer: DictConfig, launched: Launched, gpus: int) -> None:
+    """Takes the numbers of nodes and devices from the launcher."""
+    found = {"num_nodes": launched.num_nodes, "devices": launched.devices}
+    automatic = trainer.devices == "auto" and trainer.accelerator == "gpu"
+    if launched.by == "srun" and automatic and launched.devices < gpus:
+        raise SettingError(
+            "Slurm",
+            hint=f"{gpus} GPUs, but {launched.devices} tasks on this node; ask for "
+            f"{slurm.header(launched.num_nodes, gpus)}, or use trainer.devices={launched.devices}",
+        )
+    for name, number in found.items():
+        if trainer[name] not in ("auto", number):
+            wanted = {key: trainer[key] if trainer[key] != "auto" else found[key] for key in found}
+            works = f"ask for {slurm.header(wanted['num_nodes'], wanted['devices'])}"
+            works = works if launched.by == "srun" else "make them agree"
+            raise SettingError(
+                f"trainer.{name}", trainer[name], f"{launched.by} started {number}; leave it out, or {works}"
+            )
+        trainer[name] = number
+
+
+def _check_fits(trainer: DictConfig, machine: Machine) -> None:
+    devices, launched = trainer.devices, machine.launched
+    if trainer.accelerator == "gpu" and devices > machine.gpus:
+        per_node = f"#SBATCH --gpus-per-node={devices}, which each task sees all of"
+        works = per_node if launched is not None and launched.by == "srun" else f"use at most {machine.gpus}"
+        raise SettingError("trainer.devices", devices, f"there are {machine.gpus} GPUs; {works}")
+    most = max(4 * machine.cores, 8)  # a device is a process: more than cores is slow, many more is a mistake
+    if trainer.accelerator == "cpu" and devices > most:
+        raise SettingError(
+            "trainer.devices", devices, f"{devices} processes on {machine.cores} CPU cores; use at most {most}"
+        )
+
+
+def _settle_batch_size(data: DictConfig, replicas: int) -> None:
+    per_device, total = data.get("batch_size"), data.get("global_batch_size")
+    if total is None:
+        total = (DEFAULT_BATCH_SIZE if per_device is None else per_device) * replicas
+    elif total % replicas:
+        near = [n for n in (total // replicas * replicas, (total // replicas + 1) * replicas) if n]
+        raise SettingError(
+            "data.global_batch_size",
+            total,
+            f"{replicas} devices cannot share it equally; use a multiple of {replicas}, such as "
+            f"{' or '.join(map(str, near))}",
+        )
+    elif per_device is not None and per_device * replicas != total:
+        raise SettingError(
+            "data.batch_size",
+            per_device,
+            f"it disagrees with data.global_batch_size={total}: {per_device} on each of {replicas} devices make "
+            f"{per_device * replicas}; set one of the two",
+        )
+    with open_dict(data):
+        data.batch_size, data.global_batch_size = total // replicas, total
+
+
+def _settle_shards(data: DictConfig, replicas: int) -> None:
+    if data.get("shards") and data.get("num_shards") is None:
+        data.num_shards = replicas
+    number = data.get("num_shards")
+    shards.check(data.get("shards"), number)
+    if number is not None and replicas % number:
+        sizes = divisors(replicas)[1:]
+        works = f"numbers that work: {listed(sizes)}" if sizes else f"use {number} devices, or simulate={number}"
+        raise SettingError(
+            "data.num_shards",
+            number,
+            f"each of {replicas} devices has one shard, each shard equally many devices; {works}",
+        )
+
+
+def _settle_norm(norm: DictConfig, device_batch: int, replicas: int) -> None:
+    if isinstance(norm.get("only"), str):
+        norm.only = [norm.only]
+    if norm.name == "ghost":
+        with open_dict(norm):
+            norm.ghost_batch = _ghost_batch(norm.batch_size, device_batch)
+    if norm.name == "sync":
+        if norm.batch_size is not None:
+            norm.group, norm.ghost_batch = _share(norm, device_batch, replicas)
+        check_group("norm.group", norm.group, replicas)
+
+
+def _ghost_batch(size: int, device_batch: int) -> int:
+    sizes = divisors(device_batch)[:-1]
+    if not sizes:
+        raise SettingError(
+            "norm.batch_size",
+            size,
+            "a device holds 1 sample, which cannot be cut into ghost batches; use a larger data.batch_size, or "
+            "norm=local",
+        )
+    if size not in sizes:
+        raise SettingError(
+            "norm.batch_size",
+            size,
+            f"ghost batches are equal parts of the {device_batch} samples that a device holds (data.batch_size); sizes "
+            f"that work: {listed(sizes)}",
+        )
+    return size
+
+
+def _share(norm: DictConfig, device_batch: int, replicas: int) -> tuple[Any, Any]:
+    """The group and the ghost batch by which this many samples share statistics."""
+    try:
+        picked = batch_planning.normalization_batch(norm.batch_size, device_batch, replicas)
+    except (TypeError, ValueError) as error:
+        raise SettingError("norm.batch_size", norm.batch_size, str(error).removeprefix("batch_size=")) from None
+    if (norm.group, norm.ghost_batch) not in (("world", None), picked):
+        raise SettingError("norm.batch_size", norm.batch_size, "it sets group and ghost_batch: leave these out")
+    return picked
