@@ -134,7 +134,7 @@ def passes() -> list[Row]:
     if not cpu.built():
         fix = f"install a C compiler, then: {INSTALL}"
         return [warning("compiled passes", "none: on the CPU the layer takes two to six times as long", fix)]
-    if cpu._disabled:
+    if cpu.disabled:
         return [warning("compiled passes", "built, but SYNCBN_NATIVE=0 keeps them out", "unset SYNCBN_NATIVE")]
     return [ok("compiled passes", "built for these sources and this machine")]
 

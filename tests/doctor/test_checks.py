@@ -103,9 +103,9 @@ def test_gpus_and_what_carries_their_messages(monkeypatch: pytest.MonkeyPatch) -
 
 def test_compiled_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "built", lambda: True)
-    monkeypatch.setattr(cpu, "_disabled", False)
+    monkeypatch.setattr(cpu, "disabled", False)
     assert the(machine.passes()).status == Status.ok
-    monkeypatch.setattr(cpu, "_disabled", True)
+    monkeypatch.setattr(cpu, "disabled", True)
     assert the(machine.passes()).fix == "unset SYNCBN_NATIVE"
     monkeypatch.setattr(cpu, "built", lambda: False)
     assert "C compiler" in the(machine.passes()).fix

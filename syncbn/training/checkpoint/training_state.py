@@ -6,8 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
+
+from syncbn.nn.torch_internals import NormBase
 
 State = dict[str, Any]
 
@@ -15,7 +16,7 @@ State = dict[str, Any]
 def running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
     """The buffers of normalization layers, by name."""
     for name, layer in trainer.lightning_module.named_modules():
-        if isinstance(layer, _NormBase):
+        if isinstance(layer, NormBase):
             yield from ((f"{name}.{key}", buffer) for key, buffer in layer.named_buffers(recurse=False))
 
 
