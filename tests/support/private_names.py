@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-PRIVATE = re.compile(r"_[A-Za-z]\w*")
+PRIVATE = re.compile(r"_(?!_)\w*[^_\W]")  # not __dunder__, and not _target_ of a configuration
+DOTTED = re.compile(r"[a-z]\w*(\.\w+)+")
 ACCESSORS = ("getattr", "setattr", "hasattr", "delattr")
 PUBLIC = ("_asdict", "_fields", "_replace", "_exit")  # documented: of named tuples, and os._exit
 
@@ -21,11 +22,15 @@ def _names(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
         yield from _private(node.attr)
     if isinstance(node, ast.Import | ast.ImportFrom):
-        dotted = [each.name for each in node.names] + [getattr(node, "module", None) or ""]
-        yield from (part for name in dotted for part in name.split(".") if PRIVATE.fullmatch(part))
+        for name in [each.name for each in node.names] + [getattr(node, "module", None) or ""]:
+            yield from _private(name)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ACCESSORS:
-        yield from (each.value for each in node.args[1:2] if isinstance(each, ast.Constant) and _private(each.value))
+        for argument in node.args[1:2]:
+            if isinstance(argument, ast.Constant):
+                yield from _private(argument.value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and DOTTED.fullmatch(node.value):
+        yield from _private(node.value)
 
 
-def _private(name: str) -> list[str]:
-    return [name] if PRIVATE.fullmatch(name) else []
+def _private(dotted: str) -> list[str]:
+    return [name for name in dotted.split(".") if PRIVATE.fullmatch(name)]

@@ -10,6 +10,7 @@ from multiprocessing import forkserver, resource_tracker
 
 from syncbn.training.distributed import signals as stopping
 from syncbn.training.distributed import temporary_directory
+from syncbn.training.distributed.python_internals import fork_server_pid
 
 
 def start_server(preload: str | None = None) -> None:
@@ -50,14 +51,8 @@ def start_tracker() -> None:
         resource_tracker.ensure_running()
 
 
-def _server() -> int | None:
-    """The fork server's process (CPython 3.11)."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    return pid
-
-
 def _server_lives() -> bool:
-    pid = _server()
+    pid = fork_server_pid()
     with suppress(ChildProcessError):
         return pid is not None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     return False
@@ -65,7 +60,7 @@ def _server_lives() -> bool:
 
 def _end_server() -> None:
     """It would end by itself, but only when its imports are done."""
-    pid = _server()
+    pid = fork_server_pid()
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
