@@ -6,9 +6,8 @@ An import that fails is left to the rank, which says so; here it would end the s
 from contextlib import suppress
 from importlib import import_module
 
-for name in (
-    "syncbn.training.launch.rank",
-    "wandb.sdk.launch",
-):  # the second is what wandb imports when a run starts, slowly
+from syncbn.training.loggers.wandb_internals import IMPORTED_BY_INIT
+
+for name in ("syncbn.training.launch.rank", IMPORTED_BY_INIT):
     with suppress(Exception):
         import_module(name)
