@@ -24,6 +24,7 @@ OWNERS: dict[str, Any] = {
     "_python_dispatch": torch.utils,
     "_disable_current_modes": _python_dispatch,
     "_C": torch,
+    "_dynamo": torch,
     "_are_functorch_transforms_active": torch._C,
     "_current_level": forward_ad,
     "_functorch": torch._C,
@@ -35,6 +36,7 @@ OWNERS: dict[str, Any] = {
 NAMES = private_names(Path(torch_internals.__file__))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_torch_has_the_attribute(name: str) -> None:
     assert hasattr(OWNERS[name], name), name
