@@ -50,8 +50,8 @@ def call_before_fetch(trainer: "pl.Trainer", callback: Callable[[], None]) -> No
     """Has ``callback`` called before each batch is fetched, when all hooks of the previous batch have returned.
 
     ``_TrainingEpochLoop._on_before_fetch``, Lightning 2.6.6: the loop gives it to its fetcher when an epoch begins. No
-    hook runs after the last hook of a batch and before the next fetch. The ``__next__`` of a loader is no replacement:
-    a resume point also has to be taken for third-party loaders, and a loader with workers fetches ahead.
+    hook runs after the last hook of a batch and before the next fetch. The ``__next__`` of our own loader is no
+    replacement: resume points are taken with third-party loaders too, and with several loaders at once.
     """
     loop = trainer.fit_loop.epoch_loop
     lightnings = loop._on_before_fetch
