@@ -103,7 +103,7 @@ def launches(shape: tuple[int, ...], layout: str, dtype: torch.dtype, added: str
         seen.append(Launch(name, grid, dict(zip(names, (*tensors, *numbers), strict=True)), warps))
 
     usable = mock.patch.object(gpu, "_usable", return_value=True)
-    with mock.patch.object(gpu, "_launch", note), mock.patch.object(gpu, "_interpreted", True), usable:
+    with mock.patch.object(gpu, "_launch", note), mock.patch.object(gpu, "interpreted", True), usable:
         for _, call in every_pass(x, at, added):
             call()
     return seen

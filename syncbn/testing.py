@@ -10,31 +10,31 @@ from syncbn.nn.kernels import cpu, gpu
 @contextmanager
 def force_exchange() -> Iterator[None]:
     """Within this context a group of one rank exchanges with itself, so that one process runs the distributed code."""
-    before, all_reduce._forced = all_reduce._forced, True
+    before, all_reduce.forced = all_reduce.forced, True
     try:
         yield
     finally:
-        all_reduce._forced = before
+        all_reduce.forced = before
 
 
 @contextmanager
 def without_native() -> Iterator[None]:
     """Within this context torch's kernels do what compiled code does otherwise, as where there is no C compiler."""
-    before, cpu._disabled = cpu._disabled, True
+    before, cpu.disabled = cpu.disabled, True
     try:
         yield
     finally:
-        cpu._disabled = before
+        cpu.disabled = before
 
 
 @contextmanager
 def without_gpu() -> Iterator[None]:
     """Within this context torch's kernels do what Triton's do otherwise, as where there is no Triton."""
-    before, gpu._disabled = gpu._disabled, True
+    before, gpu.disabled = gpu.disabled, True
     try:
         yield
     finally:
-        gpu._disabled = before
+        gpu.disabled = before
 
 
 @contextmanager
@@ -46,8 +46,8 @@ def interpreted() -> Iterator[None]:
     """
     if not gpu.interprets():
         raise RuntimeError("interpreted(): needs Triton, and TRITON_INTERPRET=1 in the environment from the start")
-    before, gpu._interpreted = gpu._interpreted, True
+    before, gpu.interpreted = gpu.interpreted, True
     try:
         yield
     finally:
-        gpu._interpreted = before
+        gpu.interpreted = before

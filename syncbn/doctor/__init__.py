@@ -28,6 +28,7 @@ def examine(
     checks: dict[str, Callable[[], list[Row]]] = {
         "Python": machine.python,
         "packages": machine.packages,
+        "tested versions": machine.newer_than_tested,
         "imports": machine.imports,
         "CPU": machine.processors,
         "GPUs": machine.gpus,

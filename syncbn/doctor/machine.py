@@ -14,10 +14,23 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from syncbn.doctor.rows import Row, failed, ok, warning
+from syncbn.nn import torch_internals
 from syncbn.nn.kernels import cpu, gpu
+from syncbn.training import lightning_internals
+from syncbn.training.checkpoint import torchmetrics_internals
+from syncbn.training.launch import hydra_internals
+from syncbn.training.loggers import wandb_internals
 
+TESTED = {
+    "torch": torch_internals.TESTED,
+    "lightning": lightning_internals.TESTED,
+    "torchmetrics": torchmetrics_internals.TESTED,
+    "hydra-core": hydra_internals.TESTED,
+    "wandb": wandb_internals.TESTED,
+}
 INSTALL = "pip install -c constraints.txt ."
 GB = 1e9
 
@@ -55,6 +68,20 @@ def packages() -> list[Row]:
             say = warning if optional else failed
             wrong.append(say(f"package {need.name}", here, f"pip install '{_plain(need)}'"))
     return [ok("packages", ", ".join(found)), *wrong]
+
+
+def newer_than_tested() -> list[Row]:
+    """A row for each package that is newer than any that the tests have run with, and whose private parts are used."""
+    rows = []
+    for name, tested in TESTED.items():
+        try:
+            here = version(name)
+        except PackageNotFoundError:
+            continue  # the row on packages reports it
+        if Version(here).release > Version(tested).release:
+            found = f"{here} is newer than {tested}, the newest version that syncbn was tested with"
+            rows.append(warning(f"package {name}", found, f"if something fails: pip install '{name}=={tested}'"))
+    return rows
 
 
 def _plain(need: Requirement) -> str:
@@ -134,7 +161,7 @@ def passes() -> list[Row]:
     if not cpu.built():
         fix = f"install a C compiler, then: {INSTALL}"
         return [warning("compiled passes", "none: on the CPU the layer takes two to six times as long", fix)]
-    if cpu._disabled:
+    if cpu.disabled:
         return [warning("compiled passes", "built, but SYNCBN_NATIVE=0 keeps them out", "unset SYNCBN_NATIVE")]
     return [ok("compiled passes", "built for these sources and this machine")]
 

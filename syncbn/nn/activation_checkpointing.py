@@ -3,9 +3,10 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch.distributed._functional_collectives  # defines the operations below
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+from syncbn.nn import torch_internals
+from syncbn.nn.comm import c10d
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
@@ -15,13 +16,10 @@ def checkpoint_contexts() -> tuple[Any, Any]:
     ranks alike. torch keeps the results of the collectives with the region that it will recompute, so none can be
     taken for another's. Other functional all-reduces in the region (tensor parallelism's) are kept too.
     """
-    operations = torch.ops._c10d_functional
-    kept = [operations.all_reduce.default, operations.wait_tensor.default]
-    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(kept)
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(c10d.all_reduce_operations())
     return contexts
 
 
 def unseen() -> AbstractContextManager[Any]:
     """For the bookkeeping of a recomputation: torch refuses one with operations that the first pass did not have."""
-    contexts: AbstractContextManager[Any] = _disable_current_modes()
-    return contexts
+    return torch_internals.without_dispatch_modes()

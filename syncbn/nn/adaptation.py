@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
@@ -24,6 +23,7 @@ from syncbn.nn.comm import all_reduce, groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
 from syncbn.nn.kernels import dispatch
+from syncbn.nn.torch_internals import BatchNormBase, forward_pre_hooks
 
 
 def adapt(
@@ -73,7 +73,7 @@ def adapt(
     if not chosen:
         raise ValueError("adapt: there is no batch norm layer to adapt that has running statistics")
     for name, layer in chosen:
-        if any(isinstance(getattr(hook, "__self__", None), _Mixed) for hook in layer._forward_pre_hooks.values()):
+        if any(isinstance(getattr(hook, "__self__", None), _Mixed) for hook in forward_pre_hooks(layer)):
             raise ValueError(f"adapt: {name or 'the module'} is adapted already; revert() that first")
     return Adaptation([(layer, _Mixed(name, float(prior), streaming, spec)) for name, layer in chosen])
 
@@ -81,7 +81,7 @@ def adapt(
 class Adaptation:
     """Layers that are adapted, from when it is made until :meth:`revert`; :func:`adapt` makes it."""
 
-    def __init__(self, layers: list[tuple[_BatchNorm, "_Mixed"]]) -> None:
+    def __init__(self, layers: list[tuple[BatchNormBase, "_Mixed"]]) -> None:
         self._layers = layers
         self._hooks: list[RemovableHandle] = []
         eager_mode.run_eagerly()
@@ -120,7 +120,7 @@ class _Mixed:
     def put_in(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before the forward pass."""
         self.take_out(layer)  # which a KeyboardInterrupt has prevented
-        assert isinstance(layer, _BatchNorm)
+        assert isinstance(layer, BatchNormBase)
         x, mask = third_party.inputs(layer, args, kwargs)
         if layer.training or not _has_source(layer):
             return
@@ -176,5 +176,5 @@ def _samples(x: Tensor, mask: Tensor | None) -> Tensor:
     return mask.flatten(1).any(1).sum().double().reshape(1)
 
 
-def _has_source(layer: _BatchNorm) -> bool:
+def _has_source(layer: BatchNormBase) -> bool:
     return layer.running_mean is not None and layer.running_var is not None

@@ -1,9 +1,10 @@
 """Compiled code calls no hooks: whoever has hooks in a model has the process run everything eagerly meanwhile."""
 
-import sys
 from typing import Any
 
 import torch
+
+from syncbn.nn import torch_internals
 
 _asking = 0
 _stance: Any = None
@@ -13,7 +14,7 @@ def run_eagerly() -> None:
     """From now on compiled code runs eagerly, until :func:`run_as_before` has been called as often as this."""
     global _asking, _stance
     _asking += 1
-    if _stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled, and to import it takes seconds
+    if _stance is None and torch_internals.dynamo_is_imported():  # else nothing is compiled
         _stance = torch.compiler.set_stance("force_eager")
 
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.nn import double_backward, epilogue, operands, tracing
+from syncbn.nn import double_backward, epilogue, operands, torch_internals, tracing
 from syncbn.nn.comm import all_reduce, groups, lockstep
 from syncbn.nn.comm.observer import present
 from syncbn.nn.kernels import dispatch, running_statistics
@@ -293,9 +293,9 @@ def normalize_chunks(
 def recomputing() -> bool:
     """Whether this forward pass runs within a backward pass, as activation checkpointing's second one does.
 
-    ``_current_graph_task_id`` is private to torch; this is the one place that asks it, and a test watches the answer.
+    Always False in code that ``torch.compile`` traces.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch_internals.backward_is_running()
 
 
 class _Normalize(torch.autograd.Function):

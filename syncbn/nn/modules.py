@@ -1,16 +1,16 @@
 """The layers: torch's batch norm classes, normalizing with the statistics of a group of ranks while they train."""
 
-import sys
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import epilogue, functional, operands, tracing
 from syncbn.nn.comm import all_reduce, groups
 from syncbn.nn.kernels import running_statistics
 from syncbn.nn.kernels.dispatch import Statistics
 from syncbn.nn.statistics import Moments
+from syncbn.nn.torch_internals import BatchNormBase
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
 
@@ -30,7 +30,7 @@ def options(
     return {name: value for name, value in chosen if value not in (None, False)}
 
 
-class Synchronized(_BatchNorm):
+class Synchronized(BatchNormBase):
     """What the synchronized layers have in common; mixed in before a torch batch norm class.
 
     Parameters, buffers and state_dict are those of the torch class: checkpoints load both ways. In evaluation, and
@@ -100,7 +100,7 @@ class Synchronized(_BatchNorm):
         if act is None:
             act = self.fused_act
         epilogue.check_added(x, act, residual)
-        place = self._place()
+        place = self.name_in_errors()
         if not self.training and mask is None:
             operands.check_input(x, place)
             return epilogue.finished(super().forward(x), act, residual)
@@ -137,7 +137,7 @@ class Synchronized(_BatchNorm):
         found = self._learn(mean, var, batch.sums, place)
         return functional.normalize(batch, weight, bias, self.eps, act, residual, found)
 
-    def _place(self) -> str:
+    def name_in_errors(self) -> str:
         """What errors call this layer: its name where ``convert`` knew one."""
         return self.name_in_model or f"{type(self).__name__}({self.num_features})"
 
@@ -173,7 +173,9 @@ class Synchronized(_BatchNorm):
         That function builds a ``torch.nn.SyncBatchNorm`` out of any batch norm, this one included, and would drop ours
         in silence. It asks each layer for ``qconfig`` on the way.
         """
-        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+        frame = inspect.currentframe()
+        caller = frame and frame.f_back
+        if caller is not None and caller.f_code.co_name == "convert_sync_batchnorm":
             raise TypeError(
                 f"{type(self).__name__} is synchronized already: drop torch.nn.SyncBatchNorm.convert_sync_batchnorm "
                 "(in Lightning: Trainer(sync_batchnorm=True)), or call syncbn.revert(module) first"

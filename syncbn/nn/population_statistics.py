@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.nn import rng, statistics
@@ -18,6 +17,7 @@ from syncbn.nn.conversion.convert import Only, batch_norms
 from syncbn.nn.kernels import dispatch
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
+from syncbn.nn.torch_internals import BatchNormBase, registered_buffers
 
 
 class MeasurementError(ValueError):
@@ -96,7 +96,7 @@ def precise_statistics(
         _set(layer, each)
 
 
-def _set(layer: _BatchNorm, sums: Tensor) -> None:
+def _set(layer: BatchNormBase, sums: Tensor) -> None:
     moments = statistics.unpack(sums)
     biased = isinstance(layer, Synchronized) and layer.biased_running_var
     assert layer.running_mean is not None
@@ -116,11 +116,11 @@ def model_input(batch: Any) -> Any:
 
 
 @contextmanager
-def _in_training(model: nn.Module, chosen: list[_BatchNorm]) -> Iterator[None]:
+def _in_training(model: nn.Module, chosen: list[BatchNormBase]) -> Iterator[None]:
     """These layers in training mode, all else in evaluation mode; afterwards flags and buffers are as before."""
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
-    homes = [(module._buffers, dict(module._buffers)) for module in modules]
+    homes = [(buffers, dict(buffers)) for buffers in map(registered_buffers, modules)]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     values += [(row, row.clone()) for layer in chosen if isinstance(layer, Simulated) for row in layer.rows or ()]
     try:
@@ -139,7 +139,7 @@ def _in_training(model: nn.Module, chosen: list[_BatchNorm]) -> Iterator[None]:
 
 
 @contextmanager
-def _sums(layers: list[_BatchNorm]) -> Iterator[dict[_BatchNorm, Tensor]]:
+def _sums(layers: list[BatchNormBase]) -> Iterator[dict[BatchNormBase, Tensor]]:
     """Adds up what each layer is given, as sums of :mod:`syncbn.nn.statistics`; a layer that is called twice, both."""
     found = {
         layer: torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device=layer.running_mean.device)
@@ -148,7 +148,7 @@ def _sums(layers: list[_BatchNorm]) -> Iterator[dict[_BatchNorm, Tensor]]:
     }
 
     def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert isinstance(layer, _BatchNorm)
+        assert isinstance(layer, BatchNormBase)
         found[layer] += dispatch.local_sums(*third_party.inputs(layer, args, kwargs)).sums
 
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]

@@ -10,17 +10,17 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import functional
 from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
 from syncbn.nn.kernels import running_statistics
 from syncbn.nn.statistics import Moments, pack, unpack
+from syncbn.nn.torch_internals import BatchNormBase
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-class Simulated(_BatchNorm):
+class Simulated(BatchNormBase):
     """What the layers have in common that :func:`simulate` makes of torch's.
 
     Attributes:

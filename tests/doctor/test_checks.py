@@ -18,6 +18,7 @@ import torch
 
 from syncbn.doctor import Row, Status, cluster, machine
 from syncbn.nn.kernels import cpu, gpu
+from tests.training.support.train_command import REPO
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -45,6 +46,37 @@ def test_packages_outside_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
         ("package no-such-package", Status.failed, "pip install 'no-such-package<2,>=1'"),
         ("package rich", Status.warning, "pip install 'rich>=99'"),
     ]
+
+
+def test_constraints_name_the_versions_that_were_tested() -> None:
+    lines = (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    assert {name: pinned[name] for name in machine.TESTED} == machine.TESTED
+    assert machine.TESTED.keys() >= {"torch", "lightning", "wandb"}
+
+
+@pytest.mark.parametrize("name", machine.TESTED)
+def test_a_version_newer_than_tested_is_one_row(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    tested = machine.TESTED[name]
+    installed = dict(machine.TESTED)
+    monkeypatch.setattr(machine, "version", installed.__getitem__)
+    for same in (tested, f"{tested}+cpu", f"{tested}.post1", "0.0.1"):
+        installed[name] = same
+        assert machine.newer_than_tested() == []
+    for here in (f"{tested}.1", "99.0+cpu", "99.1.dev0"):
+        installed[name] = here
+        row = the(machine.newer_than_tested())
+        assert (row.check, row.status) == (f"package {name}", Status.warning)
+        assert row.found == f"{here} is newer than {tested}, the newest version that syncbn was tested with"
+        assert f"pip install '{name}=={tested}'" in row.fix
+
+
+def test_a_package_that_is_not_installed_is_not_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", gone)
+    assert machine.newer_than_tested() == []
 
 
 def test_a_package_that_is_not_installed_has_no_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +135,9 @@ def test_gpus_and_what_carries_their_messages(monkeypatch: pytest.MonkeyPatch) -
 
 def test_compiled_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "built", lambda: True)
-    monkeypatch.setattr(cpu, "_disabled", False)
+    monkeypatch.setattr(cpu, "disabled", False)
     assert the(machine.passes()).status == Status.ok
-    monkeypatch.setattr(cpu, "_disabled", True)
+    monkeypatch.setattr(cpu, "disabled", True)
     assert the(machine.passes()).fix == "unset SYNCBN_NATIVE"
     monkeypatch.setattr(cpu, "built", lambda: False)
     assert "C compiler" in the(machine.passes()).fix

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
-from syncbn.nn import eager_mode
+from syncbn.nn import torch_internals
 from syncbn.nn.simulation import simulate
 from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, make_steps, with_parameters
 from tests.support.ranks import Messages, Ranks, messages
@@ -295,7 +295,7 @@ def test_compiled_code_has_no_way_around_it(monkeypatch: pytest.MonkeyPatch, com
         net = torch.compile(nn.Sequential(layer), backend=backend)
         net(x)
     else:  # as in a process that has compiled nothing yet
-        monkeypatch.setattr(eager_mode, "sys", SimpleNamespace(modules={}))
+        monkeypatch.setattr(torch_internals, "sys", SimpleNamespace(modules={}))
     with syncbn.adapt(layer):
         if not compiled_first:
             net = torch.compile(nn.Sequential(layer), backend=backend)

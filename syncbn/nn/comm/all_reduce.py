@@ -9,15 +9,14 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as funcol
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from syncbn.nn import torch_internals
 from syncbn.nn.comm import c10d, groups, lockstep, observer
 
 _options = dist.AllreduceOptions()
 _options.asyncOp = False
-_forced = False  # see syncbn.testing.force_exchange
+forced = False  # see syncbn.testing.force_exchange
 _alone = False
 
 
@@ -45,7 +44,7 @@ def partners(spec: groups.GroupSpec | dist.ProcessGroup, place: str = "sync_batc
         group = spec if isinstance(spec, dist.ProcessGroup) else groups.resolve(spec)
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"layer {place} forward: {error}") from error
-    if _forced:
+    if forced:
         return group or groups.alone()
     return None if group is None or group.size() == 1 else group
 
@@ -68,7 +67,7 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
     if problem := _join_problem():
         raise RuntimeError(f"layer {place}: {problem}")
     if compiling:
-        return _functional(x, group)
+        return c10d.functional_all_reduce(x, group)
     lockstep.check_in_step(x, group, place)
     try:
         if observer.observer is None:
@@ -95,14 +94,9 @@ def _join_problem() -> str:
 
 
 def _sent(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    if is_in_torch_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
-        return _functional(x, group)
+    if torch_internals.is_in_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
+        return c10d.functional_all_reduce(x, group)
     work = group.allreduce([x], _options)  # as dist.all_reduce calls it, with less around it
     if work is not None:
         work.wait()
     return x
-
-
-def _functional(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    total: Tensor = funcol.wait_tensor(funcol.all_reduce(x, "sum", group))
-    return total

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn.comm import groups
 from syncbn.nn.conversion import hidden, third_party
@@ -24,6 +23,7 @@ from syncbn.nn.modules import (
     Synchronized,
     options,
 )
+from syncbn.nn.torch_internals import BatchNormBase
 
 _LEAVE_OUT = "only=lambda name, module: ..."
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
@@ -128,12 +128,12 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
     return module
 
 
-def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, _BatchNorm]]:
+def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, BatchNormBase]]:
     """Each batch norm of ``module`` that ``only`` accepts, once, under the first of its names that it accepts."""
     accepts = predicate(only)
     seen: set[nn.Module] = set()
     for name, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, _BatchNorm) and layer not in seen and accepts(name, layer):
+        if isinstance(layer, BatchNormBase) and layer not in seen and accepts(name, layer):
             seen.add(layer)
             yield name, layer
 
@@ -159,7 +159,7 @@ def _is_ours(layer: nn.Module) -> bool:
     return isinstance(layer, Synchronized)
 
 
-def _twin(name: str, layer: _BatchNorm, ghost_batch: int | None) -> type[Synchronized]:
+def _twin(name: str, layer: BatchNormBase, ghost_batch: int | None) -> type[Synchronized]:
     kind = type(layer)
     try:
         if "forward" in vars(layer):
@@ -174,7 +174,7 @@ def _twin(name: str, layer: _BatchNorm, ghost_batch: int | None) -> type[Synchro
         ) from None
 
 
-def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
+def _original(name: str, layer: BatchNormBase) -> type[nn.Module]:
     original = _ORIGINALS.get(type(layer)) or vars(type(layer)).get("original")
     if original is None:
         raise TypeError(
@@ -189,7 +189,7 @@ def _original(name: str, layer: _BatchNorm) -> type[nn.Module]:
     return original
 
 
-def _torch_group(name: str, layer: _BatchNorm) -> Any:
+def _torch_group(name: str, layer: BatchNormBase) -> Any:
     """The process group of a torch.nn.SyncBatchNorm as plain data; what is no process group as it is."""
     process_group = layer.process_group if isinstance(layer, nn.SyncBatchNorm) else None
     if not isinstance(process_group, dist.ProcessGroup):
@@ -200,7 +200,7 @@ def _torch_group(name: str, layer: _BatchNorm) -> Any:
         raise ValueError(f"{name or 'the module'} is a {type(layer).__qualname__}: {error}") from None
 
 
-def _process_group(name: str, layer: _BatchNorm) -> Any:
+def _process_group(name: str, layer: BatchNormBase) -> Any:
     """What :func:`_torch_group` was given: the same process group, or in another process one of the same ranks."""
     torch_group = layer.__dict__.get("_torch_group")
     if not isinstance(torch_group, tuple):

@@ -5,12 +5,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from syncbn.nn.comm import groups
+from syncbn.nn.comm import c10d, groups
 from syncbn.nn.modules import Synchronized
 
-IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DistributedDataParallel looks for names
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -48,6 +46,5 @@ def broadcast_buffers_once(module: AnyModule) -> AnyModule:
         dist.broadcast_object_list(message, src=0)
     for buffer, values in zip(shared.values(), message[0], strict=True):
         buffer.copy_(values)
-    names = [*getattr(module, IGNORED, []), *shared]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+    c10d.set_ignored_by_ddp(module, [*(c10d.ignored_by_ddp(module) or []), *shared])
     return module

@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from syncbn.nn.torch_internals import BatchNormBase, NormBase
 
 _OF_TORCH = ("torch.nn.modules.module", "torch.nn.modules.container")
 _STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var", "moving_variance")
@@ -25,7 +26,7 @@ _TRAINING = 5  # position of ``training`` in the call of torch.nn.functional.bat
 
 def reason(module: nn.Module) -> str | None:
     """Why this module, by itself, has batch norm in it that no layer of torch's class does; None where it has none."""
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, BatchNormBase):
         return None
     if isinstance(module, torch.jit.ScriptModule):
         return _in_script(module)
@@ -39,7 +40,7 @@ def reason(module: nn.Module) -> str | None:
 
 def learns_by_itself(module: nn.Module) -> bool:
     """Whether this is another kind of normalization with running statistics that training moves; not a frozen one."""
-    if isinstance(module, _NormBase | torch.jit.ScriptModule | fx.GraphModule):
+    if isinstance(module, NormBase | torch.jit.ScriptModule | fx.GraphModule):
         return False
     if all(getattr(module, name, None) is None for name in _STATISTICS):
         return False
@@ -188,7 +189,7 @@ def _trains(function: types.FunctionType) -> bool:
     owners = [
         _resolved(each.value, function) for each in every if isinstance(each, ast.Attribute) and each.attr == "forward"
     ]
-    return any(isinstance(each, type) and issubclass(each, _BatchNorm) for each in owners)  # of a layer, not called
+    return any(isinstance(each, type) and issubclass(each, BatchNormBase) for each in owners)  # of a layer, not called
 
 
 def _name_of(node: ast.AST) -> str:

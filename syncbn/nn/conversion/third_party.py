@@ -11,16 +11,16 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from syncbn.nn import activation_checkpointing, functional
 from syncbn.nn.modules import Synchronized
+from syncbn.nn.torch_internals import BatchNormBase
 
 
 @cast(Callable[[Any], Any], cache)  # a class hashes, whatever the annotations of Module say
-def twin(original: type[_BatchNorm]) -> type[Synchronized]:
+def twin(original: type[BatchNormBase]) -> type[Synchronized]:
     """The synchronized twin of a subclass of torch's batch norm; made once.
 
     Raises:
@@ -33,7 +33,7 @@ def twin(original: type[_BatchNorm]) -> type[Synchronized]:
             "it is a kind of torch.nn.SyncBatchNorm and would go on to synchronize by itself: convert the model before "
             "it gets such layers, instead of giving them to it"
         )
-    if original.forward is _BatchNorm.forward:
+    if original.forward is BatchNormBase.forward:
         bases: tuple[type, ...] = (_Rebuilt, Synchronized, original)
     elif _calls_batch_norm(original):
         bases = (_Rebuilt, KeepsForward, Synchronized, original)
@@ -45,24 +45,24 @@ def twin(original: type[_BatchNorm]) -> type[Synchronized]:
     return type(f"Sync{original.__name__}", bases, {"original": original, "__module__": original.__module__})
 
 
-class _Rebuilt(_BatchNorm):
+class _Rebuilt(BatchNormBase):
     """Pickles by its original class, since the twin has no place to be imported from."""
 
-    original: type[_BatchNorm]
+    original: type[BatchNormBase]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self.original,), self.__dict__
 
 
-def _rebuild(original: type[_BatchNorm]) -> _BatchNorm:
-    made: _BatchNorm = object.__new__(twin(original))
+def _rebuild(original: type[BatchNormBase]) -> BatchNormBase:
+    made: BatchNormBase = object.__new__(twin(original))
     return made
 
 
 class KeepsForward(Synchronized):
     """Runs the original forward pass, answering its call of ``batch_norm`` with the synchronized one."""
 
-    original: type[_BatchNorm]
+    original: type[BatchNormBase]
 
     def forward(self, x: Tensor, *arguments: Any, **keywords: Any) -> Any:  # type: ignore[override]
         if not self.training:
@@ -79,8 +79,9 @@ class KeepsForward(Synchronized):
         except RuntimeError as error:
             if "would mutate a captured Tensor" in str(error):  # torch's refusal under torch.func, of several lines
                 raise RuntimeError(
-                    f"layer {self._place()}: its own forward pass changes buffers that torch.func did not get; make "
-                    "the buffers an argument of the transformed function, or use track_running_stats=False or eval()"
+                    f"layer {self.name_in_errors()}: its own forward pass changes buffers that torch.func did not get; "
+                    "make the buffers an argument of the transformed function, or use track_running_stats=False or "
+                    "eval()"
                 ) from error
             raise
         finally:  # checkpointing may stop a recomputation half-way
@@ -95,7 +96,7 @@ class KeepsForward(Synchronized):
         return result
 
 
-def inputs(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+def inputs(layer: BatchNormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """What a call gives a layer: its input, and a mask that broadcasts to it, for a hook before the forward pass."""
     given = dict(zip(("input", "mask"), args, strict=False)) | kwargs
     x = given["input"] if "input" in given else next(iter(given.values()))
@@ -111,7 +112,7 @@ class _Answers(TorchFunctionMode):
         super().__init__()
         self.layer, self.asked = layer, False
         # Batch norms within the layer (timm's SplitBatchNorm2d has some) answer for themselves, or were left out.
-        within = (module for module in layer.modules() if module is not layer and isinstance(module, _BatchNorm))
+        within = (module for module in layer.modules() if module is not layer and isinstance(module, BatchNormBase))
         # Known by a tensor: with track_running_stats=False there is no running mean in the call.
         self.not_its_own = [t for module in within for t in (module.running_mean, module.weight) if t is not None]
 
@@ -147,11 +148,11 @@ class _Answers(TorchFunctionMode):
             eps=eps,
             group=layer.group,
             biased_running_var=layer.biased_running_var,
-            name=layer._place(),
+            name=layer.name_in_errors(),
         )
 
 
-def _calls_batch_norm(original: type[_BatchNorm]) -> bool:
+def _calls_batch_norm(original: type[BatchNormBase]) -> bool:
     """Whether the code of its forward pass names ``batch_norm``, or passes on to a parent's that does."""
     for cls in original.__mro__:
         if "forward" in vars(cls):

@@ -21,7 +21,7 @@ LIBRARY = Path(__file__).with_name("libcpu.so")
 SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "cpu_passes.h")]
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _CPU = torch.device("cpu")
-_disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
+disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
 
 
 class Shape(ctypes.Structure):
@@ -60,7 +60,7 @@ def built() -> bool:
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be passed as memory to a library that is there; see :mod:`~syncbn.nn.kernels.memory_format`."""
-    if not _functions or _disabled or not tracing.unwatched():
+    if not _functions or disabled or not tracing.unwatched():
         return False
     return memory_format.are_plain(*tensors, device=_CPU, channels=channels)
 

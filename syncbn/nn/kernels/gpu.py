@@ -24,25 +24,25 @@ _WARPS = 8  # of a program
 # Tiles on their way to a program while it computes on one. A memory of 4 TB/s that answers in 800 ns wants 25 KB on
 # their way for each of 132 processors, and two programs with 100 registers a thread are all that one has room for.
 _STAGES = 3
-_disabled = False  # see syncbn.testing.without_gpu
-_interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
+disabled = False  # see syncbn.testing.without_gpu
+interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
     """Whether these may be passed as memory to kernels that are there; see :mod:`syncbn.nn.kernels.memory_format`."""
-    if _disabled or not serves(tensors[0]):
+    if disabled or not serves(tensors[0]):
         return False
     device = tensors[0].device  # type: ignore[union-attr]
     return (
         tracing.unwatched()
         and memory_format.are_plain(*tensors, device=device, channels=channels)
-        and _usable(_interpreted)
+        and _usable(interpreted)
     )
 
 
 def serves(x: Tensor | None) -> bool:
     """Whether ``x`` is on a device that the kernels are for: asked first, since on the CPU nothing else counts."""
-    return x is not None and (x.is_cuda or _interpreted)
+    return x is not None and (x.is_cuda or interpreted)
 
 
 def shape(x: Tensor) -> triton_tiling.Shape | None:
@@ -329,7 +329,7 @@ def why_not() -> str:
 
 def _try() -> None:
     """Starts the least kernel there is."""
-    device = torch.device("cpu") if _interpreted else torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cpu") if interpreted else torch.device("cuda", torch.cuda.current_device())
     sums, out = (torch.zeros(3, dtype=dtype, device=device) for dtype in (torch.float64, torch.float32))
     _passes().statistics[1, 1, 1](sums, out, 1, _BLOCK)
 

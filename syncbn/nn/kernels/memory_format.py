@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from syncbn.nn import torch_internals
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -16,7 +18,7 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
             continue
         if type(t) not in _PLAIN or t.device != device or t.layout is not torch.strided:
             return False
-        if t.is_neg() or t._is_zerotensor():
+        if t.is_neg() or torch_internals.is_zero_tensor(t):
             return False
         if channels is not None and (t.dim() != 1 or t.numel() != channels):
             return False

@@ -18,7 +18,7 @@ from matplotlib.transforms import ScaledTranslation
 from syncbn.study.claims.result import PlotData
 from syncbn.study.format import plural, power
 from syncbn.study.report import plot_style
-from syncbn.study.report.plot_style import COLOURS, MARKERS, MUTED, PAPER, short
+from syncbn.study.report.plot_style import COLOURS, MARKERS, MUTED, PAPER, set_scale, short
 from syncbn.study.report.plots import Plot, heading
 
 SIDES = ("none", "local", "sync", "group_norm", "local_mean", "ghost", "torch_sync")  # each has a look of its own
@@ -210,7 +210,7 @@ def _limits(data: PlotData, frame: pd.DataFrame) -> tuple[float, float]:
 def _ticks(axis: Axis, low: float, high: float, logarithmic: bool, most: int) -> None:
     """At round numbers; on a logarithmic axis no more of them than can be read, however many decades it spans."""
     if logarithmic:
-        axis._set_axes_scale("log")  # type: ignore[attr-defined]  # of either axis
+        set_scale(axis, "log")
         axis.set_major_locator(FixedLocator(list(_decades(low, high, most))))
     else:
         axis.set_major_locator(MaxNLocator(most - 1, steps=[1, 2, 5, 10]))

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -142,11 +142,17 @@ def plain(value: float) -> str:
     return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}").replace("-", "−")
 
 
+def set_scale(axis: Axis, scale: str, **options: Any) -> None:
+    """``set_xscale`` or ``set_yscale`` of the plot that ``axis`` belongs to."""
+    change = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
+    change(scale, **options)
+
+
 def logarithmic(axis: Axis, values: Iterable[float]) -> None:
     """With plain numbers at the ticks, two or more of them."""
     finite = [value for value in values if np.isfinite(value) and value > 0]
     decades = np.log10(max(finite) / min(finite))
-    axis._set_axes_scale("log", nonpositive="clip")  # type: ignore[attr-defined]  # of either axis
+    set_scale(axis, "log", nonpositive="clip")
     subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
     axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_minor_locator(NullLocator())
@@ -156,7 +162,7 @@ def logarithmic(axis: Axis, values: Iterable[float]) -> None:
 def at_these(axis: Axis, values: Sequence[float]) -> None:
     """Ticks where the data is, 2, 4, 8, 16 say, and a logarithmic axis where they span octaves."""
     if spans_octaves(values):
-        axis._set_axes_scale("log", base=2)  # type: ignore[attr-defined]  # of either axis
+        set_scale(axis, "log", base=2)
     if len(values) <= 8:
         axis.set_major_locator(FixedLocator(list(values)))
     axis.set_minor_locator(NullLocator())

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from syncbn.nn import eager_mode, functional
-from syncbn.training.callbacks.statistics_monitor import FEW, logged_step
+from syncbn.nn.torch_internals import ConvBase
+from syncbn.training.callbacks.statistics_monitor import FEW
 from syncbn.training.errors import SettingError
+from syncbn.training.lightning_internals import logged_step
 from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", "depth", "norm", "weight_gradient", "weight_norm")
@@ -53,7 +54,7 @@ class Backward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | _ConvNd)]
+        self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | ConvBase)]
         self._squares: dict[nn.Module, Tensor] = {}
         eager_mode.run_eagerly()
         self._hooks = [layer.register_forward_hook(self._watch) for layer in self.layers]
@@ -223,7 +224,7 @@ def look(
     """
     weights: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
-        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear | _ConvNd) else None
+        weight = _weight(layer)
         if weight is not None:
             weights.setdefault(weight, (name, layer))
     found = [
@@ -276,3 +277,10 @@ def _scale(trainer: pl.Trainer) -> float:
 def _norm(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return norm
+
+
+def _weight(layer: nn.Module) -> nn.Parameter | None:
+    """The parameter ``weight`` of a linear or convolutional layer; None where a parametrization computes it."""
+    if not isinstance(layer, nn.Linear | ConvBase):
+        return None
+    return dict(layer.named_parameters(recurse=False, remove_duplicate=False)).get("weight")

@@ -8,11 +8,11 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
+from syncbn.nn.torch_internals import COMPILED, NormBase
 from syncbn.training.callbacks.step_replay import Seen, all_finite, replay
 from syncbn.training.console import print_line
 from syncbn.training.errors import SettingError
@@ -210,14 +210,14 @@ def _on_any_rank(trainer: pl.Trainer, here: bool, device: torch.device) -> bool:
 def _running(module: nn.Module) -> list[Tensor]:
     """What a forward pass in training changes in normalization layers, those of simulated devices too."""
     layers = list(module.modules())
-    buffers = [each for layer in layers if isinstance(layer, _NormBase) for each in layer.buffers(recurse=False)]
+    buffers = [each for layer in layers if isinstance(layer, NormBase) for each in layer.buffers(recurse=False)]
     return buffers + [row for layer in layers if isinstance(layer, Simulated) for row in layer.rows or ()]
 
 
 def _blame_layer(seen: Seen, in_batch: str | None) -> str:
     assert seen.layer is not None
     name, layer = seen.layer
-    label = f"{name.replace('._orig_mod', '') or 'the LightningModule'} ({type(layer).__name__})"
+    label = f"{name.replace(f'.{COMPILED}', '') or 'the LightningModule'} ({type(layer).__name__})"
     # A layer that trains has its running statistics spoiled by this batch, and does not normalize with them.
     spoiled = _first(_learned(layer, running=lambda norm: not norm.training))
     text = f"the first non-finite output is that of {label}"
@@ -233,7 +233,7 @@ def _blame_layer(seen: Seen, in_batch: str | None) -> str:
 def _learned(module: nn.Module, running: Any) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     for prefix, layer in module.named_modules():
-        if isinstance(layer, _NormBase) and running(layer):
+        if isinstance(layer, NormBase) and running(layer):
             for name in ("running_mean", "running_var"):
                 if (buffer := getattr(layer, name)) is not None:
                     yield f"{prefix}.{name}".removeprefix("."), buffer

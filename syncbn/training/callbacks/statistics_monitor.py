@@ -9,13 +9,14 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import device_spread
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
+from syncbn.nn.torch_internals import BatchNormBase
 from syncbn.training.callbacks.step_probe import Look
 from syncbn.training.errors import SettingError
+from syncbn.training.lightning_internals import accumulates, logged_step
 from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", *device_spread.Figures._fields, "seconds")
@@ -52,7 +53,7 @@ class StatisticsMonitor(pl.Callback):
         if every_n_steps is not None and every_n_steps < 1:
             raise SettingError(f"callbacks.statistics.every_n_steps={every_n_steps}: use 1 or more, or null")
         self.every_n_steps, self.directory = every_n_steps, directory
-        self._layers: dict[str, _BatchNorm] = {}
+        self._layers: dict[str, BatchNormBase] = {}
         self._layout = device_spread.Layers([])
         self._renamed: dict[str, str] = {}
         self._file: MetricsFile | None = None
@@ -103,7 +104,7 @@ class StatisticsMonitor(pl.Callback):
             self._look = Look(self._layers, pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        self._midway = trainer.fit_loop.epoch_loop._should_accumulate()
+        self._midway = accumulates(trainer)
         if self._midway:
             return
         if self._look is not None:
@@ -179,8 +180,3 @@ def _summary(found: dict[str, device_spread.Figures]) -> dict[str, float]:
 
 def _known(figures: device_spread.Figures) -> dict[str, float]:
     return {name: value for name, value in figures._asdict().items() if not math.isnan(value)}
-
-
-def logged_step(trainer: pl.Trainer) -> int:
-    """By which loggers know the step that is under way."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped

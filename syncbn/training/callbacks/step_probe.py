@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import device_spread, functional
 from syncbn.nn.comm import all_reduce, observer
 from syncbn.nn.conversion import third_party
 from syncbn.nn.kernels import dispatch
 from syncbn.nn.modules import Synchronized
+from syncbn.nn.torch_internals import BatchNormBase
 
 Mark = float | torch.cuda.Event
 
@@ -32,7 +32,7 @@ class Look:
         device: that they are on.
     """
 
-    def __init__(self, layers: dict[str, _BatchNorm], device: torch.device) -> None:
+    def __init__(self, layers: dict[str, BatchNormBase], device: torch.device) -> None:
         self._layers, self._device = layers, device
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}  # its sums, and how many values share statistics
         self._spans: list[tuple[str, Mark, Mark]] = []
@@ -79,7 +79,7 @@ class Look:
     def _before(self, name: str) -> Any:
         """A hook that takes the sums of a layer that exchanges none."""
 
-        def look(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def look(layer: BatchNormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling() or not layer.training or name in self._seen or functional.recomputing():
                 return
             given = [*args, *kwargs.values()]
@@ -93,20 +93,20 @@ class Look:
         return look
 
 
-def _exchanges(layer: _BatchNorm) -> bool:
+def _exchanges(layer: BatchNormBase) -> bool:
     """Whether the layer will tell by itself."""
     if not isinstance(layer, Synchronized) or layer.ghost_batch is not None:
         return False
-    return all_reduce.partners(layer.group, layer._place()) is not None
+    return all_reduce.partners(layer.group, layer.name_in_errors()) is not None
 
 
-def _fits(layer: _BatchNorm, given: list[Any]) -> bool:
+def _fits(layer: BatchNormBase, given: list[Any]) -> bool:
     """Whether the layer's input is one; what is none is for the layer to refuse."""
     x = given[0] if given else None
     return isinstance(x, Tensor) and x.dim() > 1 and x.shape[1] == layer.num_features
 
 
-def _shared(layer: _BatchNorm, samples: int) -> float:
+def _shared(layer: BatchNormBase, samples: int) -> float:
     """Values that share statistics, as a multiple of this device's; torch's own layer takes equal batches on trust."""
     if isinstance(layer, nn.SyncBatchNorm):
         return dist.get_world_size(layer.process_group)

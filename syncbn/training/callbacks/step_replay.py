@@ -17,11 +17,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
-from syncbn.nn.comm import all_reduce
+from syncbn.nn.comm import all_reduce, c10d
 from syncbn.nn.conversion import convert
+from syncbn.nn.torch_internals import TorchDispatchMode, registered_buffers
 
 
 @dataclass
@@ -94,7 +94,7 @@ class _Silence(TorchDispatchMode):
     """Refuses whatever goes through a process group."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional", "_c10d_functional_autograd"):
+        if func.namespace in c10d.NAMESPACES:
             raise RuntimeError(f"training_step sends a message of its own, {func}")
         return func(*args, **(kwargs or {}))
 
@@ -104,7 +104,7 @@ def _left_as_it_was(pl_module: pl.LightningModule) -> Iterator[None]:
     """Takes back what a step does to attributes and buffers, of metrics too, and lets it log and measure nothing."""
     layers = list(pl_module.modules())
     attributes = [(layer, type(layer), dict(vars(layer))) for layer in layers]
-    buffers = [(layer._buffers, dict(layer._buffers)) for layer in layers]
+    buffers = [(registered, dict(registered)) for registered in map(registered_buffers, layers)]
     values = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
     vars(pl_module)["log"] = _nothing
     vars(pl_module)["manual_backward"] = _stop_before_backward

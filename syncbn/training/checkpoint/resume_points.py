@@ -15,11 +15,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
+from torch.distributed.checkpoint.stateful import Stateful
 
 from syncbn.nn import rng
 from syncbn.nn.conversion.convert import batch_norms
+from syncbn.training import lightning_internals
 from syncbn.training.callbacks.non_finite import NonFiniteError, first_non_finite_parameter, stopper
 from syncbn.training.checkpoint import files
 from syncbn.training.checkpoint.training_state import (
@@ -104,14 +106,7 @@ class ResumePoints(pl.Callback):
         self._meet(trainer)
         if self._loaded is not None:
             self._forget_damaged(trainer)
-        loop = trainer.fit_loop.epoch_loop
-        fetches = loop._on_before_fetch
-
-        def before_fetch() -> None:
-            self._before_fetch(trainer)
-            fetches()
-
-        loop._on_before_fetch = before_fetch  # type: ignore[method-assign]  # there is no hook after all hooks of a batch
+        lightning_internals.call_before_fetch(trainer, lambda: self._before_fetch(trainer))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._group is None:
@@ -133,7 +128,7 @@ class ResumePoints(pl.Callback):
         """All of one batch is over, what other callbacks draw too, and nothing of the next has begun."""
         self._put_random_back()
         loaders: list[State] | None = None
-        if _is_ahead(trainer):
+        if _fetches_ahead(trainer):
             loaders, self._earlier = self._earlier, _loaders(trainer)
         elif self._due:
             loaders = _loaders(trainer)
@@ -222,11 +217,10 @@ class ResumePoints(pl.Callback):
     def _results(self, trainer: pl.Trainer) -> State:
         """What ``self.log`` has accumulated of plain numbers in this epoch, on this rank."""
         found = dict(self._unlogged)
-        for key, result in trainer.fit_loop.epoch_loop._results.items():
+        for key, result in lightning_internals.epoch_results(trainer).items():
             if result.is_tensor and result.meta.on_epoch:
                 fold = "max" if result.meta.is_max_reduction else "min" if result.meta.is_min_reduction else "add"
-                states = {name: on_cpu(getattr(result, name)) for name in result._defaults}
-                found[key] = {"fold": fold, "states": states}
+                found[key] = {"fold": fold, "states": on_cpu(result.metric_state)}
         return found
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
@@ -306,12 +300,7 @@ class ResumePoints(pl.Callback):
                 "the data loaders have no state_dict and load_state_dict, to go on in the middle of an epoch: epoch "
                 f"{trainer.current_epoch + 1} begins anew, with what was learned in it so far"
             )
-        loop = trainer.fit_loop
-        # Lightning holds that the first epoch after a resume is not a whole one, and leaves out a scheduler's step.
-        loop._restarting = False
-        if loaded["epoch_is_over"]:
-            loop.epoch_loop.restarting = False  # or it would end the next epoch before its first batch
-            loop._resuming_from_checkpoint = False  # or it would not call iter(), which may draw random numbers
+        lightning_internals.begin_whole_epoch(trainer, fetch_anew=loaded["epoch_is_over"])
         self._go_on(trainer, loaded)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -373,37 +362,38 @@ class ResumePoints(pl.Callback):
 
     def _add_unlogged(self, trainer: pl.Trainer) -> None:
         """Puts what ``self.log`` had accumulated before the stop into Lightning's results, once it has made them."""
-        results = trainer.fit_loop.epoch_loop._results
+        results = lightning_internals.epoch_results(trainer)
         for key in self._unlogged.keys() & results.keys():
             before, now = self._unlogged.pop(key), results[key]
-            for name in now._defaults.keys() & before["states"].keys():
+            for name in now.metric_state.keys() & before["states"].keys():
                 value = before["states"][name]
                 setattr(now, name, fold(before["fold"], getattr(now, name), value.to(now.value.device)))
 
 
 def _between_steps(trainer: pl.Trainer) -> bool:
     """Whether the next thing is another batch of this epoch, with no gradient kept for it."""
-    loop = trainer.fit_loop.epoch_loop
-    fetcher = trainer.fit_loop._data_fetcher
-    validates = fetcher is not None and loop._should_check_val_fx(fetcher)
-    return not (trainer.is_last_batch or loop._should_accumulate() or loop._is_training_done or validates)
+    return lightning_internals.another_batch_follows(trainer) and not lightning_internals.accumulates(trainer)
+
+
+def _fetches_ahead(trainer: pl.Trainer) -> bool:
+    """Whether Lightning 2.6 fetches a batch before the current one has begun: it does where the data have no length."""
+    return trainer.num_training_batches == float("inf")
+
+
+def _flat_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The training loaders in the order in which Lightning 2.6 saves and loads their states."""
+    loaders = trainer.train_dataloader
+    return [] if loaders is None else CombinedLoader(loaders).flattened
 
 
 def _loaders(trainer: pl.Trainer) -> list[State]:
-    loader = trainer.fit_loop._combined_loader
-    return [] if loader is None else loader._state_dicts()
-
-
-def _is_ahead(trainer: pl.Trainer) -> bool:
-    """Whether a batch has been fetched that has not begun: Lightning looks ahead where data has no length."""
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and fetcher.length is None
+    return [each.state_dict() for each in _flat_loaders(trainer) if isinstance(each, Stateful)]
 
 
 def _know_their_place(trainer: pl.Trainer) -> bool:
-    """Whether all loaders can go on in the middle of an epoch."""
-    loader = trainer.fit_loop._combined_loader
-    return loader is not None and all(isinstance(each, _Stateful) for each in loader.flattened)
+    """Whether all loaders can resume in the middle of an epoch."""
+    loaders = trainer.train_dataloader
+    return loaders is not None and all(isinstance(each, Stateful) for each in _flat_loaders(trainer))
 
 
 def _next_epoch(state: State, epoch: int) -> State:

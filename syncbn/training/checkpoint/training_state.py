@@ -6,8 +6,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
+
+from syncbn.nn.torch_internals import NormBase
+from syncbn.training.checkpoint.torchmetrics_internals import forget_result, set_update_count
 
 State = dict[str, Any]
 
@@ -15,7 +17,7 @@ State = dict[str, Any]
 def running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
     """The buffers of normalization layers, by name."""
     for name, layer in trainer.lightning_module.named_modules():
-        if isinstance(layer, _NormBase):
+        if isinstance(layer, NormBase):
             yield from ((f"{name}.{key}", buffer) for key, buffer in layer.named_buffers(recurse=False))
 
 
@@ -28,7 +30,7 @@ def _metric_modules(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:
 def metrics_state(trainer: pl.Trainer) -> State:
     """What every metric of the module has accumulated on this rank."""
     return {
-        name: {"updates": metric._update_count, "states": on_cpu(metric.metric_state)}
+        name: {"updates": metric.update_count, "states": on_cpu(metric.metric_state)}
         for name, metric in _metric_modules(trainer)
     }
 
@@ -37,7 +39,8 @@ def set_metrics(trainer: pl.Trainer, saved: State) -> None:
     """Sets this rank's metrics to what :func:`metrics_state` returned."""
     for name, metric in _metric_modules(trainer):
         if name in saved:
-            metric._update_count, metric._computed = saved[name]["updates"], None
+            set_update_count(metric, saved[name]["updates"])
+            forget_result(metric)
             for state in metric.metric_state.keys() & saved[name]["states"].keys():
                 setattr(metric, state, _on_device(saved[name]["states"][state], metric.device))
 
@@ -46,7 +49,7 @@ def merge_metrics(trainer: pl.Trainer, other: State) -> None:
     """Adds what another rank's metrics had accumulated."""
     for name, metric in _metric_modules(trainer):
         if name in other and other[name]["updates"]:
-            metric._update_count += other[name]["updates"]
+            set_update_count(metric, metric.update_count + other[name]["updates"])
             metric.merge_state({k: _on_device(v, metric.device) for k, v in other[name]["states"].items()})
 
 

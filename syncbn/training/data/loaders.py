@@ -17,7 +17,6 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -32,6 +31,7 @@ from torch.utils.data import (
 )
 
 from syncbn.nn import rng
+from syncbn.nn.torch_internals import tree_map
 from syncbn.training.data import samplers
 from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request
 from syncbn.training.data.samplers import this_rank as _rank

@@ -10,6 +10,7 @@ from multiprocessing import forkserver, resource_tracker
 
 from syncbn.training.distributed import server_imports, temporary_directory
 from syncbn.training.distributed import signals as stopping
+from syncbn.training.distributed.python_internals import fork_server_pid
 
 _modules: list[str] = []  # what the server imports; one that is started again, after its end, imports the same
 
@@ -54,14 +55,8 @@ def start_tracker() -> None:
         resource_tracker.ensure_running()
 
 
-def _server() -> int | None:
-    """The fork server's process (CPython 3.11)."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    return pid
-
-
 def _server_lives() -> bool:
-    pid = _server()
+    pid = fork_server_pid()
     with suppress(ChildProcessError):
         return pid is not None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     return False
@@ -69,7 +64,7 @@ def _server_lives() -> bool:
 
 def _end_server() -> None:
     """It would end by itself, but only when its imports are done."""
-    pid = _server()
+    pid = fork_server_pid()
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -9,13 +9,14 @@ import mmap
 import os
 import signal
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from syncbn.training.distributed.python_internals import start_programs_within
 
 # The last of those that arrived wins: a job whose time is up (SIGUSR1) gets a SIGTERM as well, but is requeued.
 SIGNALS = (
@@ -162,17 +163,15 @@ def _outlive_group() -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        subprocess.Popen._execute_child = _unblocked  # type: ignore[attr-defined]  # of CPython 3.11
+        start_programs_within(_unblocked)
 
 
-_execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
-
-
-def _unblocked(process: subprocess.Popen[Any], *args: Any) -> None:
-    """Starts a program of the loader worker's, a decoder, so that ``terminate()`` ends it: it inherits the mask."""
+@contextmanager
+def _unblocked() -> Iterator[None]:
+    """A program that a loader worker starts within, a decoder, inherits the mask, so that ``terminate()`` ends it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
-        _execute_child(process, *args)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 

@@ -9,12 +9,11 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from multiprocessing import process
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from syncbn.training.distributed import signals
+from syncbn.training.distributed import python_internals, signals
 
 PREFIX = "syncbn-run-"
 LONGEST_PARENT = 66  # bytes; below it come our directory (20), and the fork server's socket in it (19)
@@ -37,14 +36,13 @@ def make() -> Path:
         _mine = place, lock, os.getpid()
         atexit.register(remove)
         signals.at_end(remove)
-        # Children, and theirs, inherit it (CPython 3.11, util.get_temp_dir); else each makes a pymp-* of its own.
-        process.current_process()._config["tempdir"] = str(place)  # type: ignore[attr-defined]
+        python_internals.set_temporary_directory(str(place))  # else each child makes a pymp-* of its own
     return _mine[0]
 
 
 def inherited() -> Path | None:
     """The directory that this process, or the one that started it, has made."""
-    place = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    place = python_internals.temporary_directory()
     return Path(place) if place and Path(place).name.startswith(PREFIX) else None
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from torch.utils._pytree import tree_leaves
 
 from syncbn.nn.adaptation import Adaptation, adapt
 from syncbn.nn.conversion.convert import Only, batch_norms
+from syncbn.nn.torch_internals import tree_leaves
 from syncbn.training.data.samplers import ExactSampler
 from syncbn.training.errors import AgreedError
 

@@ -18,6 +18,7 @@ from syncbn.training.data import corruptions
 from syncbn.training.data.loaders import BatchLoader
 from syncbn.training.data.samplers import this_rank, world_size
 from syncbn.training.errors import AgreedError, SettingError
+from syncbn.training.lightning_internals import logged_step
 
 ORDER = 0  # the seed of the order in which images are dealt into batches; files are often sorted by class
 CURVE = ("batch_sizes", "priors", "severities", "images")
@@ -99,7 +100,7 @@ class CorruptionSuite(pl.Callback):
         self.result = scoring.result()
         for logger in trainer.loggers:
             for part in self.result.values():
-                logger.log_metrics(part, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(part, step=logged_step(trainer))
             logger.save()
 
     def _look(self, loader: Any) -> None:

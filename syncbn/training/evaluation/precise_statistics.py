@@ -14,10 +14,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from syncbn.nn import rng
 from syncbn.nn.conversion.convert import Only, batch_norms
 from syncbn.nn.population_statistics import MeasurementError, model_input, precise_statistics
+from syncbn.training import lightning_internals
 from syncbn.training.data.loaders import training_batches
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.evaluation.repeat_test import retest
@@ -74,7 +76,7 @@ class PreciseStatistics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for each in trainer.callbacks if self.every_n_epochs is None else ():  # type: ignore[attr-defined]
-            late = isinstance(each, ModelCheckpoint) and not each._should_save_on_train_epoch_end(trainer)
+            late = isinstance(each, ModelCheckpoint) and not lightning_internals.saves_at_epoch_end(each, trainer)
             if late or isinstance(each, EarlyStopping):
                 why = "saves with validations, before the last epoch's end" if late else "may end training at any epoch"
                 raise AgreedError(
@@ -120,7 +122,7 @@ class PreciseStatistics(pl.Callback):
 
         def run(batch: Any) -> None:
             batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = _hook_owner(trainer, pl_module).on_before_batch_transfer(batch, dataloader_idx=0)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.train_step_context():
                 pl_module(model_input(batch)) if self.forward is None else self.forward(pl_module, batch)
@@ -143,7 +145,15 @@ def _is_last_epoch(trainer: pl.Trainer) -> bool:
     limits = (loop.epoch_loop.global_step, loop.max_steps), (epochs, loop.max_epochs)
     if any(most is not None and -1 != most <= reached for reached, most in limits):
         return True
-    return bool(trainer.should_stop and loop._can_stop_early)
+    least = (loop.epoch_loop.global_step, loop.min_steps), (epochs, loop.min_epochs)
+    return trainer.should_stop and all(reached >= (fewest or 0) for reached, fewest in least)
+
+
+def _hook_owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> pl.LightningModule | pl.LightningDataModule:
+    """Whose ``on_before_batch_transfer`` Lightning 2.6 calls: the datamodule's, if it overrides the hook."""
+    datamodule: pl.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+    overrides = datamodule is not None and is_overridden("on_before_batch_transfer", datamodule)
+    return datamodule if datamodule is not None and overrides else pl_module
 
 
 def test_precisely(trainer: Any, pl_module: pl.LightningModule, num_batches: int, **options: Any) -> dict[str, Any]:
@@ -167,7 +177,7 @@ def test_precisely(trainer: Any, pl_module: pl.LightningModule, num_batches: int
 @contextmanager
 def _synchronized(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """The layers as they are in training: Lightning synchronizes them while it fits alone."""
-    sync = getattr(trainer.strategy, "_layer_sync", None)
+    sync = lightning_internals.layer_sync(trainer)
     if sync is not None:
         sync.apply(pl_module)
     try:

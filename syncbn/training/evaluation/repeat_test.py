@@ -5,6 +5,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from syncbn.training.lightning_internals import logged_step
+
 Numbers = dict[str, float]
 
 
@@ -34,6 +36,6 @@ def retest(
     found = {f"{name}/{key.removeprefix('test/')}": value for each in metrics for key, value in each.items()}
     found |= more(found)
     for logger in loggers:
-        logger.log_metrics(found, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # the step of the first
+        logger.log_metrics(found, step=logged_step(trainer))  # the step of the first
         logger.save()
     return found

@@ -3,11 +3,9 @@
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn import training
+from syncbn.training.loggers.wandb_internals import IMPORTED_BY_INIT
 
-RANK = (
-    "syncbn.training.launch.rank",
-    "wandb.sdk.launch",  # imported by wandb when a run starts, slowly
-)
+RANK = ("syncbn.training.launch.rank", IMPORTED_BY_INIT)
 
 
 def modules(cfg: DictConfig) -> list[str]:

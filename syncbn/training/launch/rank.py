@@ -40,6 +40,7 @@ from syncbn.training.evaluation import generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
+from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.run_directory import record
@@ -179,7 +180,7 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
         default_root_dir=plan.run_dir,
         **settings,
     )
-    _leave_signals_alone(trainer)
+    leave_signals_alone(trainer)  # ResumePoints agrees on a stop in its place
     return trainer
 
 
@@ -268,15 +269,6 @@ def _resume_points(plan: Plan) -> ResumePoints:
         on_begin=lambda: record.trains(run_dir),
         **_plain(cfg.resume),
     )
-
-
-def _leave_signals_alone(trainer: pl.Trainer) -> None:
-    """Keeps Lightning's handler of SIGTERM out, which sends a message from within, and its message before every step.
-
-    :class:`ResumePoints` does what they are for.
-    """
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def build(cfg: Any) -> Any:

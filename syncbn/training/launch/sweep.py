@@ -12,7 +12,8 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext, redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,11 @@ from syncbn.training.console import cell, print_line, printable
 from syncbn.training.distributed import environment
 from syncbn.training.distributed.rank_processes import Requests
 from syncbn.training.errors import SettingError
+from syncbn.training.launch.hydra_internals import is_basic_sweeper
 from syncbn.training.launch.job import RunError
 from syncbn.training.os_errors import explain
 from syncbn.training.read_file import DamagedError, read_text
 from syncbn.training.run_directory import lock, record
-
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra 1.3
 
 
 def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
@@ -77,7 +77,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 results.append(_run(launcher, list(overrides), number, sweep_dir))
                 if results[-1].status == JobStatus.FAILED:
                     failed.append((number, results[-1]))
-                    _tell(results[-1]._return_value)
+                    _tell(_error(results[-1]))
                 configure_log(settings.hydra_logging, settings.verbose)
                 if requests and requests.seen:  # between two jobs, or when one was as good as over
                     _stop(requests.seen[0], sweep_dir)
@@ -88,9 +88,9 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     if not failed:
         return results
     again = f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing"
-    if str(settings.sweeper._target_) != BASIC_SWEEPER:  # it decides itself how many jobs may fail
+    if not is_basic_sweeper(str(settings.sweeper._target_)):  # it decides itself how many jobs may fail
         for number, result in failed:
-            why = " ".join(str(result._return_value).split())
+            why = " ".join(str(_error(result)).split())
             result.return_value = CompactHydraException(f"error: job {number} failed: {why}; {again}")
         return results
     if not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
@@ -177,7 +177,19 @@ def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> J
     except OSError as error:
         failed = SettingError(f"job {number}", hint=explain(error, sweep_dir / str(number)))
         print_line(f"error: {failed}", error=True)
-        return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=failed)
+        result = JobReturn(overrides=overrides, status=JobStatus.FAILED)
+        result.return_value = failed
+        return result
+
+
+def _error(result: JobReturn) -> BaseException | None:
+    """What a job raised that has failed."""
+    with redirect_stderr(StringIO()):  # Hydra 1.3 prints the overrides before it raises the error
+        try:
+            _ = result.return_value
+        except Exception as error:
+            return error
+    return None
 
 
 def _note(job: Path, overrides: list[str]) -> None:
@@ -192,7 +204,7 @@ def _note(job: Path, overrides: list[str]) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _tell(error: BaseException) -> None:
+def _tell(error: BaseException | None) -> None:
     """What job.py has not said by itself: what came up before it, in composing the settings say."""
     if not isinstance(error, SettingError | RunError):
         print_line(f"error: {type(error).__name__}: {' '.join(str(error).split())}", error=True)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from syncbn.training.errors import SettingError
+from syncbn.training.loggers import wandb_internals
 from syncbn.training.read_file import DamagedError, read_json
-
-HEADER = 7  # bytes
 
 
 def check_names(directory: Path) -> None:
@@ -49,8 +48,8 @@ def waiting(run_dir: Path) -> list[Path]:
         directory
         for directory in directories(run_dir)
         if (is_offline(directory) or _gave_up(directory))
-        and not list(directory.glob("*.wandb.synced"))
-        and _log(directory).stat().st_size > HEADER
+        and not wandb_internals.was_synced(directory)
+        and wandb_internals.has_records(directory)
     ]
 
 
@@ -70,8 +69,7 @@ def is_offline(directory: Path) -> bool:
 
 def history(directory: Path) -> list[dict[str, Any]]:
     """The lines that one attempt has logged, up to the place where it was killed."""
-    # -P and no cwd: else Python would import what is in the run directory, wandb/__init__.py or json.py
-    command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(_log(directory).resolve())]
+    command = wandb_internals.inspect_command(directory)
     offline = os.environ | {"WANDB_MODE": "offline"}  # nothing is reported to W&B
     printed = subprocess.run(command, env=offline, capture_output=True, encoding="utf-8", errors="replace").stdout
     return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
@@ -83,12 +81,5 @@ def mark_unsent(directory: Path) -> None:
 
 
 def _gave_up(directory: Path) -> bool:
-    """Whether not all was uploaded: time ran out, or W&B's process gave up before, which it says in its log alone."""
-    log = directory / "logs" / "debug-internal.log"
-    fatal = log.exists() and "filestream: fatal error" in log.read_text(errors="replace", encoding="utf-8")
-    return fatal or (directory / "unsent").exists()
-
-
-def _log(directory: Path) -> Path:
-    (log,) = directory.glob("run-*.wandb")
-    return log
+    """Whether not all was uploaded: time ran out, or W&B's process gave up before."""
+    return wandb_internals.upload_failed(directory) or (directory / "unsent").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from syncbn.training.atomic_write import replacing
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import wandb_files, wandb_internals
 
 
 class Line(NamedTuple):
@@ -78,4 +78,4 @@ def _line(text: str) -> Line | None:
 
 
 def _end(directory: Path) -> int:
-    return max((line["_step"] + 1 for line in wandb_files.history(directory)), default=0)
+    return max((line[wandb_internals.NUMBER] + 1 for line in wandb_files.history(directory)), default=0)

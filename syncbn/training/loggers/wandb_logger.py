@@ -17,19 +17,18 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, UsageError
-from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from syncbn.training.console import print_line
 from syncbn.training.distributed import signals, temporary_directory
 from syncbn.training.errors import SettingError
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import wandb_files, wandb_internals
 from syncbn.training.loggers.csv_logger import MetricsFile, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.run_directory import record
 
 STEP = "trainer/global_step"
 EPOCH = "epoch"  # Lightning puts it beside the metrics, into several rows of a step
-GONE = (ConnectionError, HandleAbandonedError, MailboxClosedError)  # what its client says once its process has ended
+GONE = wandb_internals.connection_errors()
 LATER = "the run is kept offline; upload it later with the command printed at the end"
 
 

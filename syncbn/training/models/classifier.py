@@ -6,16 +6,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from syncbn.nn.torch_internals import NormBase
 from syncbn.training.data.loaders import global_samples
 from syncbn.training.data.shards import ShardBatch
 
-NORMALIZATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMALIZATION = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 class Classifier(pl.LightningModule):

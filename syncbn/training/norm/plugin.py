@@ -3,7 +3,7 @@
 from lightning.pytorch.plugins import LayerSync
 from torch import nn
 
-from syncbn.nn.comm import groups
+from syncbn.nn.comm import c10d, groups
 from syncbn.nn.conversion import convert, ddp_buffers
 from syncbn.nn.modules import Synchronized
 
@@ -41,15 +41,12 @@ class SyncBatchNormPlugin(LayerSync):
         if self.only is not None and _synchronized(model) == self._found_synchronized:
             names = [name for name, _ in convert.batch_norms(model)]
             raise ValueError(f"only={self.only!r} matches no batch norm layer; the names are {names}")
-        self._found_ignored = getattr(model, ddp_buffers.IGNORED, None)
+        self._found_ignored = c10d.ignored_by_ddp(model)
         return ddp_buffers.broadcast_buffers_once(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Takes back what ``apply`` did; layers that were synchronized before stay so."""
-        if self._found_ignored is not None:
-            setattr(model, ddp_buffers.IGNORED, self._found_ignored)
-        elif hasattr(model, ddp_buffers.IGNORED):
-            delattr(model, ddp_buffers.IGNORED)
+        c10d.restore_ignored_by_ddp(model, self._found_ignored)
         return convert.revert(model, only=lambda name, layer: layer not in self._found_synchronized)
 
 

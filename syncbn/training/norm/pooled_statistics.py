@@ -4,10 +4,10 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn import statistics
 from syncbn.nn.statistics import Moments
+from syncbn.nn.torch_internals import BatchNormBase
 
 
 class PoolRunningStatistics(pl.Callback):
@@ -32,7 +32,7 @@ def pool_running_statistics(model: nn.Module) -> None:
     Every rank counts the same, as every rank's running average has seen as many batches. One float64 all-reduce over
     the world; where no process group is initialised, nothing happens.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = [m for m in model.modules() if isinstance(m, BatchNormBase) and m.track_running_stats]
     running = [
         (m.running_mean, m.running_var) for m in layers if m.running_mean is not None and m.running_var is not None
     ]

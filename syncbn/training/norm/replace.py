@@ -3,9 +3,9 @@
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn.conversion.convert import batch_norms
+from syncbn.nn.torch_internals import BatchNormBase, ConvBase
 from syncbn.training.errors import SettingError
 
 
@@ -36,7 +36,7 @@ def remove_batch_norm(model: nn.Module) -> None:
     """
     before: nn.Module | None = None
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, BatchNormBase):
             if before is not None and before.bias is None and _outputs(before) == layer.num_features:
                 zeros = before.weight.new_zeros(layer.num_features)
                 before.bias = nn.Parameter(zeros)
@@ -54,7 +54,7 @@ def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: 
         min_channels: in a group, at least, unless a layer has fewer.
     """
 
-    def group_norm(norm: _BatchNorm) -> nn.Module:
+    def group_norm(norm: BatchNormBase) -> nn.Module:
         channels = norm.num_features
         groups = max(
             n for n in range(1, num_groups + 1) if n == 1 or (channels % n == 0 and channels // n >= min_channels)
@@ -70,15 +70,15 @@ def _outputs(layer: nn.Module) -> int | None:
     """How many channels a convolution or linear layer gives; None for any other."""
     if isinstance(layer, nn.Linear):
         return layer.out_features
-    return layer.out_channels if isinstance(layer, nn.modules.conv._ConvNd) else None
+    return layer.out_channels if isinstance(layer, ConvBase) else None
 
 
 def _replace(model: nn.Module, make: Any) -> None:
     """Puts ``make(layer)`` in the place of every batch norm below ``model``; a shared layer stays shared."""
     made: dict[nn.Module, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, _BatchNorm):
-                if child not in made:
-                    made[child] = make(child)
-                setattr(parent, name, made[child])
+    for path, child in list(model.named_modules(remove_duplicate=False)):
+        if path and isinstance(child, BatchNormBase):
+            if child not in made:
+                made[child] = make(child)
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, made[child])

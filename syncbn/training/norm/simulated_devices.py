@@ -8,12 +8,10 @@ import torch
 from lightning.pytorch.plugins import LayerSync
 from omegaconf import OmegaConf
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from syncbn.nn import simulation
 from syncbn.nn.simulation import Simulated
+from syncbn.nn.torch_internals import BatchNormBase, DropoutBase, InstanceNormBase
 from syncbn.training.config.plan import Plan
 from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
@@ -47,12 +45,12 @@ def refuse(model: nn.Module) -> None:
             whose evaluation depends on how samples are cut into batches.
     """
     for name, layer in model.named_modules():
-        p = layer.p if isinstance(layer, _DropoutNd) else layer.dropout if isinstance(layer, DROPPING) else 0
+        p = layer.p if isinstance(layer, DropoutBase) else layer.dropout if isinstance(layer, DROPPING) else 0
         if layer.training and p > 0:
             reason, use = f"has dropout {p:g}, drawn on each device by itself", "0"
-        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+        elif isinstance(layer, InstanceNormBase) and layer.track_running_stats:
             reason, use = "has running statistics, on each device of its own samples", "track_running_stats=False"
-        elif isinstance(layer, _BatchNorm) and layer.running_mean is None:
+        elif isinstance(layer, BatchNormBase) and layer.running_mean is None:
             reason, use = "has no running statistics, so it is evaluated by batches", "track_running_stats=True"
         else:
             continue

@@ -5,10 +5,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncbn.nn.comm import groups
 from syncbn.nn.modules import Synchronized
+from syncbn.nn.torch_internals import BatchNormBase
 from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
 
@@ -36,7 +36,7 @@ class RefuseLoneSamples(pl.Callback):
             if layer.training and inputs[0].shape[2:].numel() == 1 and _is_alone(layer, shares, trainer.global_rank):
                 raise SettingError(_message(loader, shares, layer))
 
-        layers = [layer for layer in pl_module.modules() if isinstance(layer, _BatchNorm)]
+        layers = [layer for layer in pl_module.modules() if isinstance(layer, BatchNormBase)]
         self._hooks = [layer.register_forward_pre_hook(check) for layer in layers]
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:

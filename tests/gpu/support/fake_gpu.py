@@ -53,4 +53,4 @@ def _pretend() -> None:
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch._C._cuda_getCurrentRawStream = lambda device: 0
-    gpu._interpreted = True
+    gpu.interpreted = True

@@ -1,16 +1,88 @@
 """The private parts of torch that the layer reaches for are there, and mean what they did in torch 2.13."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.join import Join
+from torch.distributed.algorithms.join import Join, Joinable
 from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.nn.comm import c10d
+from tests.support.private_names import private_names
 from tests.support.ranks import Ranks
+
+
+class Joins(Joinable):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def join_hook(self, **_: Any) -> None: ...
+
+    join_device = join_process_group = None
+
+
+def a_marked_function() -> Any:
+    return torch.compiler.assume_constant_result(lambda: None)
+
+
+OWNERS: dict[str, Callable[[], Any]] = {
+    "_get_default_store": lambda: dist.distributed_c10d,
+    "_world": lambda: dist.distributed_c10d,
+    "_device_types": lambda: dist.ProcessGroup,
+    "_get_backend": lambda: dist.ProcessGroup,
+    "_timeout": lambda: dist.ProcessGroupGloo._Options,
+    "_active_ddp_module": lambda: DistributedDataParallel,
+    "_join_config": Joins,
+    "_set_params_and_buffers_to_ignore_for_model": lambda: DistributedDataParallel,
+    "_dynamo_marked_constant": a_marked_function,
+    "_functional_collectives": lambda: torch.distributed,
+    "_c10d_functional": lambda: torch.ops,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", OWNERS)
+def test_torch_has_the_attribute(name: str) -> None:
+    assert hasattr(OWNERS[name](), name), name
+
+
+def test_every_private_name_in_the_module_has_an_owner() -> None:
+    assert private_names(Path(c10d.__file__)) == OWNERS.keys()
+
+
+def test_collectives_are_in_the_namespaces_that_are_named() -> None:
+    operations = zip(c10d.NAMESPACES, ("allreduce_", "all_reduce", "reduce_scatter_tensor"), strict=True)
+    assert all(hasattr(getattr(torch.ops, namespace), name) for namespace, name in operations)
+    assert [str(operation) for operation in c10d.all_reduce_operations()] == [
+        "_c10d_functional.all_reduce.default",
+        "_c10d_functional.wait_tensor.default",
+    ]
+
+
+def test_names_that_ddp_ignores_are_set_and_restored() -> None:
+    net = nn.Linear(1, 1)
+    assert c10d.ignored_by_ddp(net) is None
+    c10d.set_ignored_by_ddp(net, ["bias"])
+    assert c10d.ignored_by_ddp(net) == ["bias"]
+    c10d.restore_ignored_by_ddp(net, ["weight"])
+    assert c10d.ignored_by_ddp(net) == ["weight"]
+    for _ in range(2):
+        c10d.restore_ignored_by_ddp(net, None)
+        assert c10d.ignored_by_ddp(net) is None
+
+
+def reduced(rank: int, world_size: int) -> list[float]:
+    x = torch.ones(2) + rank
+    return [*c10d.functional_all_reduce(x, dist.group.WORLD).tolist(), *x.tolist()]
+
+
+def test_a_functional_all_reduce_leaves_its_argument(ranks: Ranks) -> None:
+    assert ranks.run(reduced, world_size=2) == [[3, 3, 1, 1], [3, 3, 2, 2]]
 
 
 def timeouts(rank: int, world_size: int, detail: bool) -> list[timedelta]:

@@ -15,6 +15,7 @@ import pytest
 
 from syncbn.training.distributed import fork_server, signals
 from syncbn.training.distributed import rank_processes as ranks_module
+from syncbn.training.distributed.python_internals import fork_server_pid
 from syncbn.training.distributed.rank_processes import End, Ranks, Requests, StartError
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.launch import outcome
@@ -128,7 +129,7 @@ def note_import(name: str, path: Path) -> None:
 
 def test_without_their_server_ranks_end_as_they_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fork_server.start_server()
-    server = fork_server._server()
+    server = fork_server_pid()
     assert server is not None
     ranks = Ranks(3, end_without_a_server, (server, tmp_path), tmp_path / "ranks")
     ends = ranks.watch(Requests(), stop_timeout=10)
@@ -144,7 +145,7 @@ def test_a_server_that_ends_while_it_starts_ranks_is_named(tmp_path: Path, monke
     def killed() -> None:
         """After multiprocessing has looked whether its server lives, or it would start another."""
         monkeypatch.setattr(forkserver._forkserver, "ensure_running", lambda: None)
-        os.kill(fork_server._server() or 0, signal.SIGKILL)
+        os.kill(fork_server_pid() or 0, signal.SIGKILL)
 
     fork_server.start_server()
     monkeypatch.setattr(ranks_module, "start_server", killed)

@@ -371,6 +371,57 @@ def test_the_last_checkpoint_has_what_is_measured_at_the_end(tmp_path: Path, las
     torch.testing.assert_close(saved[1], precise.net[0](a_set().tensors[0]).detach().mean(0))
 
 
+class Stop(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+@QUIET
+@pytest.mark.parametrize("least", [{"min_epochs": 2}, {"min_steps": 6}])
+def test_an_early_stop_ends_training_after_the_least_epochs_and_steps(tmp_path: Path, least: dict[str, int]) -> None:
+    saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    options = {"val_check_interval": 1.0, "enable_checkpointing": True, "max_epochs": 5} | least
+    precise, _ = fit(LOADERS["ours"](), saving, Stop(), PreciseStatistics(5, every_n_epochs=None), **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=0.ckpt", "epoch=1.ckpt"]
+    first, last = (torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"] for epoch in (0, 1))
+    x = a_set().tensors[0]
+    torch.testing.assert_close(last["net.1.running_mean"], precise.net[0](x).detach().mean(0))
+    expected = x @ first["net.0.weight"].T + first["net.0.bias"]
+    assert not torch.allclose(first["net.1.running_mean"], expected.mean(0), rtol=1e-2)
+
+
+class Doubles:
+    def on_before_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        return [2 * batch[0], *batch[1:]]
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return LOADERS["ours"]()
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(a_set(), 40)
+
+
+@QUIET
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
+@pytest.mark.parametrize("owner", ["datamodule", "module", "both", "neither"])
+def test_the_batches_pass_the_hook_that_lightning_calls_before_their_transfer(owner: str) -> None:
+    kinds = {
+        base: type(base.__name__, (Doubles, base), {}) if owner in (name, "both") else base
+        for name, base in (("datamodule", Data), ("module", Module))
+    }
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+    trainer = pl.Trainer(
+        **options, accelerator="cpu", enable_model_summary=False, callbacks=[PreciseStatistics(5, every_n_epochs=None)]
+    )
+    module = kinds[Module]()
+    trainer.fit(module, datamodule=kinds[Data]())
+    factor = 1 if owner == "neither" else 2  # "both": Lightning calls the datamodule's alone
+    found = module.net[0](factor * a_set().tensors[0]).detach().mean(0)
+    torch.testing.assert_close(module.net[1].running_mean, found)
+
+
 @QUIET
 @pytest.mark.parametrize(
     ("callback", "line"),

@@ -16,7 +16,7 @@ import pytest
 import wandb
 
 from syncbn.training.errors import SettingError
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import wandb_files, wandb_internals
 from syncbn.training.loggers.csv_logger import read
 from syncbn.training.loggers.wandb_logger import STEP
 from syncbn.training.run_directory import record
@@ -131,7 +131,7 @@ def test_what_came_into_wandbs_files_is_not_logged_again_and_what_did_not_is(
     attempt(tmp_path / "run", steps=10, save_at=6)
     (first,) = wandb_files.directories(tmp_path / "run")
     if not written:
-        os.truncate(next(first.glob("*.wandb")), wandb_files.HEADER)
+        os.truncate(next(first.glob("*.wandb")), wandb_internals.HEADER)
     attempt(tmp_path / "run")
     assert csv_points(tmp_path / "run") == straight
     assert points(wandb_lines(tmp_path / "run"), STEP) == straight
@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_after_its_test_has_it_once_and_what_wandb_lacked(
     killed(tmp_path / "run", save_at=19, killed_at=20, tests=True)
     (first,) = wandb_files.directories(tmp_path / "run")
     if not written:
-        os.truncate(next(first.glob("*.wandb")), wandb_files.HEADER)
+        os.truncate(next(first.glob("*.wandb")), wandb_internals.HEADER)
     before = (tmp_path / "run/metrics.csv").read_bytes()
     attempt(tmp_path / "run", tests=True)
     assert (tmp_path / "run/metrics.csv").read_bytes() == before
