@@ -23,7 +23,9 @@ def settle(cfg: DictConfig) -> None:
     wanted = cfg.trainer.accelerator
     if wanted in ("gpu", "cuda"):
         if cfg.trainer.devices == "auto":
-            raise SettingError("trainer.devices=auto: how many GPUs another machine has is not seen here; use a number")
+            raise SettingError(
+                "trainer.devices", "auto", "the number of GPUs of another machine is unknown here; use a number"
+            )
         cfg.trainer.accelerator = "cpu"  # whose processes stand for GPUs in all that is checked
     validate.settle(cfg)
     if wanted in ("gpu", "cuda"):
@@ -43,15 +45,18 @@ def refuse(cfg: DictConfig) -> None:
     nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
     if nodes not in ("auto", 1):
         raise SettingError(
-            f"trainer.num_nodes={nodes}: a study starts runs on one machine; {lists}, those of several nodes for "
-            "Slurm, and when these have finished the same study does the rest"
+            "trainer.num_nodes",
+            nodes,
+            f"a study starts runs on one machine; {lists}, those of several nodes for Slurm, and once these have "
+            "finished the same study does the rest",
         )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if cfg.trainer.accelerator in ("gpu", "cuda") and gpus < (1 if devices == "auto" else devices):
         has = "no GPU" if not gpus else f"{gpus} GPU{'s' * (gpus > 1)}"
         raise SettingError(
-            f"trainer.accelerator=gpu and trainer.devices={devices}: torch sees {has} here; {lists} for a machine that "
-            "has them"
+            "trainer.accelerator=gpu and trainer.devices",
+            devices,
+            f"torch sees {has} here; {lists} for a machine that has them",
         )
 
 
