@@ -101,7 +101,7 @@ def compare(
 
     try:
         if wandb not in (None, "offline", "online"):
-            raise SettingError(f"--wandb={wandb}: use offline or online")
+            raise SettingError("--wandb", wandb, "use offline or online")
         comparison = comparing.compare(
             runs, factor=factor, baseline=baseline, metric=metric, margin=margin, alpha=alpha
         )

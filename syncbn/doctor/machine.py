@@ -97,8 +97,7 @@ def imports() -> list[Row]:
     try:
         import_run()
     except SettingError as error:
-        found, _, fix = str(error).rpartition(": ")
-        return [failed("imports", found, fix)]
+        return [failed("imports", error.setting, error.hint)]
     except Exception as error:
         return [failed("imports", f"{type(error).__name__}: {' '.join(str(error).split())}", INSTALL)]
     return [ok("imports", f"Lightning and all that a rank needs, in {time.monotonic() - start:.1f} s")]

@@ -44,9 +44,9 @@ def cells(study: Mapping[str, Any], overrides: Sequence[str], root: Path) -> lis
         SettingError: a budget that is none, or a number of seeds below 1.
     """
     if study["budget"] not in BUDGETS:
-        raise SettingError(f"study.budget={study['budget']}: use one of {', '.join(BUDGETS)}")
+        raise SettingError("study.budget", study["budget"], f"use one of {', '.join(BUDGETS)}")
     if study["seeds"] is not None and study["seeds"] < 1:
-        raise SettingError(f"study.seeds={study['seeds']}: use a number, 1 or more, or null for the budget's")
+        raise SettingError("study.seeds", study["seeds"], "use a number, 1 or more, or null for the budget's")
     found = [
         cell for name, part in study["parts"].items() for cell in _of_part(study, str(name), part, overrides, root)
     ]

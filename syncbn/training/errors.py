@@ -1,7 +1,8 @@
 """Errors that end a run with one line."""
 
-from typing import Any
+from typing import Any, TypeVar
 
+_Kind = TypeVar("_Kind", bound="SettingError")
 _ABSENT = object()
 
 
@@ -28,6 +29,10 @@ class SettingError(ValueError):
         """Pickles the fields: BaseException would call the class with the printed line."""
         return (_restored, (type(self), str(self), self.setting, self.value, self.hint))
 
+    def agreed(self) -> "AgreedError":
+        """This error as one that every rank raises."""
+        return _restored(AgreedError, str(self), self.setting, self.value, self.hint)
+
 
 class AgreedError(SettingError):
     """An error that every rank raises, so that one rank reports it."""
@@ -38,7 +43,7 @@ def as_typed(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _restored(kind: type[SettingError], line: str, setting: str, value: Any, hint: str) -> SettingError:
+def _restored(kind: type[_Kind], line: str, setting: str, value: Any, hint: str) -> _Kind:
     error = kind.__new__(kind, line)
     error.setting, error.value, error.hint = setting, value, hint
     return error

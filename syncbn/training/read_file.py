@@ -13,25 +13,36 @@ VALUES = 100_000  # in one such file; a run with each corruption at each severit
 
 
 class DamagedError(SettingError):
-    """A file is there, and its contents are not what was written."""
+    """A file is there, and its contents are not what was written.
+
+    Printed as a sentence, without a colon: ``outputs/a/run.json is damaged (empty)``.
+
+    Args:
+        file: its path.
+        hint: what is wrong with it, ``"is damaged (empty)"``.
+    """
+
+    def __init__(self, file: str | Path, hint: str) -> None:
+        super().__init__(str(file), hint=hint)
+        self.args = (f"{file} {hint}",)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, whose numbers and depth are such that the rest of the program can compute with it.
 
     Raises:
-        DamagedError: it holds something else; the message says what, without the name of the file.
+        DamagedError: it holds something else; the error says what, with the path as it was given.
         OSError: it cannot be read.
     """
     text = read_text(path)
     try:
         contents = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"is damaged (not JSON: {error})") from None
+        raise DamagedError(path, f"is damaged (not JSON: {error})") from None
     if not isinstance(contents, dict):
-        raise DamagedError(f"is damaged (it holds a {type(contents).__name__}, and should hold an object)")
+        raise DamagedError(path, f"is damaged (it holds a {type(contents).__name__}, and should hold an object)")
     if wrong := out_of_range(contents):
-        raise DamagedError(f"is damaged ({wrong})")
+        raise DamagedError(path, f"is damaged ({wrong})")
     return contents
 
 
@@ -65,9 +76,9 @@ def read_text(path: Path) -> str:
     try:
         text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise DamagedError("is damaged (not text in UTF-8)") from None
+        raise DamagedError(path, "is damaged (not text in UTF-8)") from None
     if not text.strip("\0 \t\r\n"):
-        raise DamagedError("is damaged (empty)")
+        raise DamagedError(path, "is damaged (empty)")
     return text
 
 
@@ -80,5 +91,5 @@ def read_bytes(path: Path) -> bytes:
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe would wait
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DamagedError("is damaged (it is no regular file)")
+            raise DamagedError(path, "is damaged (it is no regular file)")
         return file.read()

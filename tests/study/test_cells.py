@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from syncbn.study import cells as plan
-from syncbn.training.errors import SettingError
+from tests.support.refuses import refuses
 
 ROOT = Path("studies/x")
 
@@ -57,12 +57,12 @@ def test_the_users_settings_win_over_the_studys_but_not_over_what_is_compared() 
 
 
 @pytest.mark.parametrize(
-    ("more", "line"),
+    ("name", "value", "words"),
     [
-        ({"budget": "tiny"}, "study.budget=tiny: use one of smoke, default, full"),
-        ({"seeds": 0}, "study.seeds=0: use a number, 1 or more"),
+        ("budget", "tiny", "use one of smoke, default, full"),
+        ("seeds", 0, "use a number, 1 or more"),
     ],
 )
-def test_nonsense(more: dict[str, Any], line: str) -> None:
-    with pytest.raises(SettingError, match=line):
-        plan.cells(study(**more), [], ROOT)
+def test_nonsense(name: str, value: Any, words: str) -> None:
+    with refuses(f"study.{name}", value, words):
+        plan.cells(study(**{name: value}), [], ROOT)

@@ -1,11 +1,13 @@
 """How an error of a setting is printed, and what it holds."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from syncbn.training.errors import AgreedError, SettingError
+from syncbn.training.read_file import DamagedError, read_json
 from tests.support.refuses import refuses
 
 
@@ -34,6 +36,23 @@ def test_the_fields_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(AgreedError("seed", -1, "use 0 or more")))
     assert (type(error), str(error)) == (AgreedError, "seed=-1: use 0 or more")
     assert (error.setting, error.value, error.hint) == ("seed", -1, "use 0 or more")
+
+
+def test_an_error_that_all_ranks_raise_keeps_the_line_and_the_fields() -> None:
+    for error in (SettingError("run.id", None, "use a name"), SettingError("-m", hint="leave it out")):
+        agreed = error.agreed()
+        assert (type(agreed), str(agreed)) == (AgreedError, str(error))
+        assert vars(agreed) == vars(error)
+
+
+def test_a_damaged_file_is_named_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.touch()
+    with refuses(str(path), None, "is damaged (empty)", kind=DamagedError):
+        read_json(path)
+    error = pickle.loads(pickle.dumps(DamagedError(path, "is damaged (empty)")))
+    assert (type(error), str(error)) == (DamagedError, f"{path} is damaged (empty)")
+    assert (error.setting, error.hint) == (str(path), "is damaged (empty)")
 
 
 def test_a_refusal_with_another_field_fails_the_test() -> None:

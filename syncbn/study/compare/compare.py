@@ -59,7 +59,7 @@ def compare(
         SettingError: there is nothing to compare, or the sides differ in more than the factor.
     """
     if not 0 < alpha < 1:
-        raise SettingError(f"--alpha={alpha}: use a number between 0 and 1, such as {ALPHA}")
+        raise SettingError("--alpha", alpha, f"use a number between 0 and 1, such as {ALPHA}")
     places = [Path(path) for path in paths]
     found = run_reader.read(places)
     measured = choose(metric, found)
@@ -119,7 +119,7 @@ def directory_of_report(paths: Sequence[Path]) -> Path:
     directory = run_reader.root(run_reader.directories(paths)) / "compare"
     if directory.is_symlink():
         raise SettingError(
-            f"--report={directory}: this is a symbolic link; use --report with the directory it leads to"
+            "--report", directory, "this is a symbolic link; use --report with the directory it leads to"
         )
     return directory
 

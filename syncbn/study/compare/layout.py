@@ -70,8 +70,9 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
     rests = [_part(row, names, inside=False) for row in rows]
     distinct = _distinct([part for part, row in zip(side_rows, rows, strict=True) if row])
     if not any(distinct):
-        there = ", ".join(sorted({name.split(".")[0] for row in known for name in row})) or "none that can be read"
-        raise SettingError(f"--factor={factor}: the runs have no such setting; there are {there} and what is in them")
+        there = ", ".join(sorted({name.split(".")[0] for row in known for name in row}))
+        hint = f"use one of {there}, or a setting inside one" if there else "no settings of these runs can be read"
+        raise SettingError("--factor", factor, f"the runs have no such setting; {hint}")
     if len(distinct) == 1:
         _refuse_one_side(factor, names, distinct[0], known)
     side_names = {_key(part): label for part, label in zip(distinct, _side_labels(distinct, names), strict=True)}
@@ -79,7 +80,7 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
     by_side = {side_names[_key(part)]: part for part in distinct}
     sides = sorted(by_side, key=lambda label: _rank(label, by_side[label]))
     if baseline is not None and baseline not in sides:
-        raise SettingError(f"--baseline={baseline}: there is no such side; use one of {', '.join(map(repr, sides))}")
+        raise SettingError("--baseline", baseline, f"there is no such side; use one of {', '.join(map(repr, sides))}")
     first = baseline or ("local" if "local" in sides else sides[0])
     sides = [first, *(side for side in sides if side != first)]
     distinct = _distinct([rest for rest, row in zip(rests, rows, strict=True) if row])
@@ -149,8 +150,10 @@ def _refuse_one_side(factor: str, names: Sequence[str], row: Row, rows: Sequence
     other = f", or --factor={others[0]}, in which they differ" if others else ""
     (label,) = _side_labels([row], names)
     raise SettingError(
-        f"--factor={factor}: all runs have {label or labels.assignment(*next(iter(row.items())))}; "
-        f"give runs with another {factor} too{other}"
+        "--factor",
+        factor,
+        f"all runs have {label or labels.assignment(*next(iter(row.items())))}; give runs with another {factor} "
+        f"too{other}",
     )
 
 

@@ -31,8 +31,8 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
     if not any(name in run.numbers() for run in runs):
         there = sorted({each for run in runs for each in run.numbers() if "/" in each})
         if not there:
-            raise SettingError(f"--metric={name}: no run has finished with a result; {_how_many(runs)}")
-        raise SettingError(f"--metric={name}: no run has it; there are {', '.join(there)}")
+            raise SettingError("--metric", name, f"no run has finished with a result; {_how_many(runs)}")
+        raise SettingError("--metric", name, f"no run has it; use one of {', '.join(there)}")
     match = ACCURACY.search(name)
     if match and all(0 <= value <= 1 for value in values):
         label = SETS.get(name.partition("/")[0], "test error" if name.startswith("test/") else f"error by {name}")
@@ -66,7 +66,7 @@ def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) ->
     """
     if asked is not None:
         if not 0 < asked < math.inf:
-            raise SettingError(f"--margin={asked}: use a number above 0, in {metric.difference_unit or 'the metric'}")
+            raise SettingError("--margin", asked, f"use a number above 0, in {metric.difference_unit or 'the metric'}")
         return asked
     return MARGIN_POINTS if metric.unit == "%" else MARGIN_SHARE * abs(sum(baseline) / max(len(baseline), 1))
 

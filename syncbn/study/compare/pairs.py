@@ -117,10 +117,12 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
                     pairs.cells[Cell(condition, side, where)] = both
     for each in (p for both in pairs.cells.values() for two in both for p in two):
         each.used = True
+    factor = ",".join(layout.factor)
     reasons = [_why_never(placed, layout, side) for side in layout.sides[1:] if not _paired(pairs, side)]
     if not pairs.cells:
-        raise SettingError(reasons[0])
-    pairs.problems = [*reasons, *_missing(pairs, layout, confirming)]
+        raise SettingError("--factor", factor, reasons[0])
+    unpaired = [f"--factor={factor}: {reason}" for reason in reasons]
+    pairs.problems = [*unpaired, *_missing(pairs, layout, confirming)]
     for each in placed:
         if each.usable and not each.used:
             each.why = "it confirms the run in one process" if id(each) in confirming else _why_alone(each, layout)
@@ -193,7 +195,7 @@ def _why_never(placed: Sequence[Placed], layout: Layout, side: str) -> str:
     theirs = [p for p in placed if p.usable and p.side == baseline]
     if not ours or not theirs:
         name = side if not ours else baseline
-        return f"--factor={factor}: no run of {name} has finished with a result, so {side} has no pair with {baseline}"
+        return f"no run of {name} has finished with a result, so {side} has no pair with {baseline}"
     rows = layout.condition_rows
     closest = min(
         ((p, q) for p in ours for q in theirs),
@@ -206,17 +208,17 @@ def _why_never(placed: Sequence[Placed], layout: Layout, side: str) -> str:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         both = f", or --factor={','.join([factor, *names])} compares all of it at once" if len(names) < 3 else ""
         return (
-            f"--factor={factor}: {baseline} and {side} differ in more than {factor}, so no runs of theirs are a pair: "
-            f"{values}{more}; run both with the same{both}"
+            f"{baseline} and {side} differ in more than {factor}, so no runs of theirs are a pair: {values}{more}; run "
+            f"both with the same{both}"
         )
     common = {p.place for p in ours} & {p.place for p in theirs}
     if not common:
         return (
-            f"--factor={factor}: {baseline} ran as {closest[1].place}, {side} as {closest[0].place}, and such runs are "
-            "no pairs; run both the same way"
+            f"{baseline} ran as {closest[1].place}, {side} as {closest[0].place}, and such runs are no pairs; run both "
+            "the same way"
         )
     return (
-        f"--factor={factor}: {baseline} and {side} have no seed in common: {_count({p.seed for p in theirs})} against "
+        f"{baseline} and {side} have no seed in common: {_count({p.seed for p in theirs})} against "
         f"{_count({p.seed for p in ours})}; run both with the same seeds"
     )
 

@@ -65,14 +65,14 @@ def _entry(given: Mapping[str, Any]) -> Expected:
     known = {each.name for each in fields(Expected)}
     if unknown := given.keys() - known:
         raise SettingError(
-            f"expected: {', '.join(sorted(unknown))}: there is no such key; use {', '.join(sorted(known))}"
+            f"expected: {', '.join(sorted(unknown))}", hint=f"there is no such key; use {', '.join(sorted(known))}"
         )
     sides = {name: str(given[name]) for name in ("side", "baseline") if given.get(name) is not None}
     found = Expected(**{**given, **sides, "where": given.get("where") or {}})
     forms = [name for name in ("value", "difference", "at_most") if getattr(found, name) is not None]
     if len(forms) != 1 or not found.side or (forms != ["value"] and found.baseline is None):
         raise SettingError(
-            f"expected: {found.what}: give a value of a side, or its difference to a baseline, or what its seconds per "
-            "step are at most, over the baseline's"
+            f"expected: {found.what}",
+            hint="give side with value, or side and baseline with either difference or at_most",
         )
     return found

@@ -112,12 +112,12 @@ def directories(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             what = "this is a file" if path.exists() else "there is no such directory"
             raise SettingError(
-                f"RUNS={path}: {what}; give run directories (outputs/RUN), or a sweep's (multirun/SWEEP)"
+                "RUNS", path, f"{what}; give run directories (outputs/RUN), or a sweep's (multirun/SWEEP)"
             )
         here = _directories(path)
         if not here:
             raise SettingError(
-                f"RUNS={path}: there is no run in it; a run directory has a run.json, a sweep's has 0, 1, ..."
+                "RUNS", path, "there is no run in it; a run directory has a run.json, a sweep's has 0, 1, ..."
             )
         found |= {each.resolve() for each in here}
     return sorted(found, key=_natural)
@@ -146,7 +146,7 @@ def _directories(path: Path) -> list[Path]:
             return [path]
         inside = sorted(each for each in path.iterdir() if each.is_dir() and not each.is_symlink())
     except OSError as error:  # of another user, for example
-        raise SettingError(f"RUNS: {explain(error, path)}") from error
+        raise SettingError("RUNS", hint=explain(error, path)) from error
     return [found for each in inside for found in _directories(each)]
 
 

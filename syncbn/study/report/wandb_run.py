@@ -43,7 +43,7 @@ def log_to_wandb(
 
     wandb_files.check_names(directory)
     if mode not in ("offline", "online"):
-        raise SettingError(f"mode={mode}: there is offline and online")
+        raise SettingError("mode", mode, "use offline or online")
     wandb.setup(wandb.Settings(silent=True))
     try:
         run = wandb.init(
@@ -77,5 +77,5 @@ def log_to_wandb(
     except (wandb.Error, TimeoutError) as error:
         wandb.teardown()
         says = " ".join(str(error).split())
-        raise SettingError(f"mode={mode}: W&B says: {says}; use mode=offline") from error
+        raise SettingError("mode", mode, f"W&B says: {says}; use mode=offline") from error
     return str(address) if mode == "online" else shlex.join(["wandb", "sync", paths.short(place)])

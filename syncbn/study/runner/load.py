@@ -50,15 +50,17 @@ def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Memb
     for name in map(_name, overrides):
         if name.startswith("study.") and name.split(".")[1] not in SHARED:
             raise SettingError(
-                f"{name}: study={study['name']} is made of others; say this of one of them, +study="
-                f"{study['studies'][0]}, or use one of {', '.join(f'study.{each}' for each in SHARED)}"
+                name,
+                hint=f"study={study['name']} consists of other studies; set this for one of them, +study="
+                f"{study['studies'][0]}, or use one of {', '.join(f'study.{each}' for each in SHARED)}",
             )
     found = []
     for name in dict.fromkeys(map(str, study["studies"])):
+        composed = _composed(name, study, of_runs)
         try:
-            found.append(_member(_composed(name, study, of_runs), of_runs, root / name))
+            found.append(_member(composed, of_runs, root / name))
         except SettingError as error:
-            raise SettingError(f"+study={name}: {error}") from error
+            raise SettingError("+study", name, str(error)) from error
     return found
 
 
@@ -76,9 +78,9 @@ def _composed(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> 
         cfg = hydra.compose(HydraConfig.get().job.config_name, [f"+study={name}", *overrides, *handed])
         found: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError(" ".join(str(error).split())) from error
+        raise SettingError("+study", name, " ".join(str(error).split())) from error
     if found["claim"] is None:
-        raise SettingError("it has no claim (study.claim); study.studies is of those that have one")
+        raise SettingError("+study", name, "it has no claim (study.claim); use studies that have one in study.studies")
     return found
 
 

@@ -27,7 +27,7 @@ def settle_elsewhere(cfg: DictConfig, here: Machine, run_dir: Path) -> Plan:
     if cfg.trainer.accelerator in GPU:
         if devices == "auto":
             raise SettingError(
-                "trainer.devices", "auto", "how many GPUs another machine has is not known here; use a number"
+                "trainer.devices", "auto", "the number of GPUs of another machine is unknown here; use a number"
             )
         gpus = max(devices, 1) if isinstance(devices, int) else 1
     return settle(cfg, Machine(gpus, here.cores), run_dir)
@@ -49,15 +49,15 @@ def refuse(cfg: DictConfig, here: Machine) -> None:
         raise SettingError(
             "trainer.num_nodes",
             nodes,
-            f"a study starts runs on one machine; {lists}, those of several nodes for Slurm, and when these have "
+            f"a study starts runs on one machine; {lists}, those of several nodes for Slurm, and once these have "
             "finished the same study does the rest",
         )
     if cfg.trainer.accelerator in GPU and here.gpus < (1 if devices == "auto" else devices):
         has = "no GPU" if not here.gpus else f"{here.gpus} GPU{'s' * (here.gpus > 1)}"
         raise SettingError(
-            "trainer.devices",
+            "trainer.accelerator=gpu and trainer.devices",
             devices,
-            f"with trainer.accelerator=gpu; torch sees {has} here; {lists} for a machine that has them",
+            f"torch sees {has} here; {lists} for a machine that has them",
         )
 
 

@@ -102,4 +102,4 @@ def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str
             expected=part.get("expected", ()),
         )
     except SettingError as error:
-        raise SettingError(f"study.parts.{name}: {error}") from error
+        raise SettingError(f"study.parts.{name}", hint=str(error)) from error

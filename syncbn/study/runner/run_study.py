@@ -86,7 +86,9 @@ def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
         try:
             runs = compose(member.cells, here=here)
         except SettingError as error:
-            raise SettingError(f"+study={member.study['name']}: {error}" if len(found) > 1 else str(error)) from error
+            if len(found) == 1:
+                raise
+            raise SettingError("+study", member.study["name"], str(error)) from error
         jobs += [Job(member.study, cell, run) for cell, run in zip(member.cells, runs, strict=True)]
     return sorted(jobs, key=lambda job: order(job.cell))
 
@@ -111,7 +113,7 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
                 cfg = hydra.compose(HydraConfig.get().job.config_name, list(key))
                 composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
             except (HydraException, OmegaConfBaseException) as error:
-                raise SettingError(f"study.parts.{cell.part}: {' '.join(str(error).split())}") from error
+                raise SettingError(f"study.parts.{cell.part}", hint=" ".join(str(error).split())) from error
         cfg = OmegaConf.create(_placed(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
@@ -135,11 +137,12 @@ def _placed(value: Any, directory: str) -> Any:
 
 def _check() -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise SettingError("-m: a study makes its own runs; leave it out")
+        raise SettingError("-m", hint="a study makes its own runs; leave it out")
     if environment.launcher():
         raise SettingError(
-            f"+study: {environment.launcher()} starts the ranks of one run; call python train.py, or take the runs "
-            "that study.dry_run=true lists"
+            "+study",
+            hint=f"{environment.launcher()} starts the ranks of one run; call python train.py, or take the runs that "
+            "study.dry_run=true lists",
         )
 
 
@@ -162,8 +165,10 @@ def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
             continue
         if changes := compare.changes_of(run.plan.cfg, before, compare.HARMLESS):
             raise SettingError(
-                f"study.directory={study['directory']}: its runs were made with other settings ({', '.join(changes)}); "
-                "use another directory, or the same settings"
+                "study.directory",
+                study["directory"],
+                f"its runs were made with other settings ({', '.join(changes)}); use another directory, or the same "
+                "settings",
             )
 
 

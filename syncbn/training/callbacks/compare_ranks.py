@@ -39,7 +39,8 @@ class CompareRanks(pl.Callback):
             if others:
                 rank = others[0]
                 raise AgreedError(
-                    f"{name}: rank {rank} has {everybody[rank][name]}, rank 0 {first}; start all ranks with the same"
+                    name,
+                    hint=f"rank {rank} has {everybody[rank][name]}, rank 0 {first}; start all ranks with the same",
                 )
         self._same_directory(trainer)
 
@@ -59,8 +60,9 @@ class CompareRanks(pl.Callback):
         dist.all_gather_object(sizes, trainer.num_training_batches)
         if len(set(sizes)) > 1:
             raise AgreedError(
-                f"data: the ranks have {', '.join(map(str, sizes))} batches an epoch; give each as many "
-                "(syncbn.training.data.train_loader does)"
+                "data",
+                hint=f"the ranks have {', '.join(map(str, sizes))} batches an epoch; give each as many "
+                "(syncbn.training.data.train_loader does)",
             )
 
     def _about(self) -> dict[str, Any]:
@@ -92,6 +94,8 @@ class CompareRanks(pl.Callback):
         blind = [rank for rank, each in enumerate(found) if not each]
         if blind:
             raise AgreedError(
-                f"hydra.run.dir={self.run_dir}: rank {', '.join(map(str, blind))} cannot see what rank 0 writes there; "
-                "use a directory that all nodes share"
+                "hydra.run.dir",
+                self.run_dir,
+                f"rank {', '.join(map(str, blind))} cannot see what rank 0 writes there; use a directory that all "
+                "nodes share",
             )

@@ -60,9 +60,9 @@ class StopOnNonFinite(pl.Callback):
 
     def __init__(self, every_n_steps: int | None = None, action: str = "fail") -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            raise SettingError(f"callbacks.finite.every_n_steps={every_n_steps}: use 1 or more, or null")
+            raise SettingError("callbacks.finite.every_n_steps", every_n_steps, "use 1 or more, or null")
         if action not in ("fail", "stop"):
-            raise SettingError(f"callbacks.finite.action={action}: use fail, or stop to end training without an error")
+            raise SettingError("callbacks.finite.action", action, "use fail, or stop to end training without an error")
         self.every_n_steps, self.action = every_n_steps, action
         self.diverged = False
         self._batch: Any = None

@@ -51,7 +51,7 @@ class StatisticsMonitor(pl.Callback):
 
     def __init__(self, every_n_steps: int | None = None, directory: str | Path | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            raise SettingError(f"callbacks.statistics.every_n_steps={every_n_steps}: use 1 or more, or null")
+            raise SettingError("callbacks.statistics.every_n_steps", every_n_steps, "use 1 or more, or null")
         self.every_n_steps, self.directory = every_n_steps, directory
         self._layers: dict[str, BatchNormBase] = {}
         self._layout = device_spread.Layers([])

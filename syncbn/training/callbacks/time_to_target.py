@@ -30,7 +30,7 @@ class TimeToTarget(pl.Callback):
 
     def __init__(self, monitor: str, target: float) -> None:
         if not 0 < target <= 1:
-            raise SettingError(f"target={target}: use an accuracy above 0 and at most 1, or null")
+            raise SettingError("target", target, "use an accuracy above 0 and at most 1, or null")
         self.monitor, self.target = monitor, target
         self._seconds = 0.0
         self._since: float | None = None  # None: the clock stands
@@ -52,8 +52,10 @@ class TimeToTarget(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.enable_validation:
             raise AgreedError(
-                f"target={self.target}: there is no validation to reach it in; use data with a val_dataloader "
-                "and trainer.limit_val_batches above 0, or target=null"
+                "target",
+                self.target,
+                "there is no validation to reach it in; use data with a val_dataloader and trainer.limit_val_batches "
+                "above 0, or target=null",
             )
         self._counted = self._counted and (trainer.global_step == 0 or self._seconds > 0)
         if not self._counted and trainer.is_global_zero:
@@ -81,7 +83,9 @@ class TimeToTarget(pl.Callback):
         if self.monitor not in trainer.callback_metrics:
             there = ", ".join(sorted(trainer.callback_metrics))
             raise AgreedError(
-                f"target={self.target}: validations log no {self.monitor} (callbacks.checkpoint.monitor), but {there}"
+                "target",
+                self.target,
+                f"validations log no {self.monitor} (callbacks.checkpoint.monitor), but {there}",
             )
         accuracy = trainer.callback_metrics[self.monitor]
         if self._reached is None and accuracy >= accuracy.new_tensor(self.target):  # 19 of 20 in float32 are 0.95

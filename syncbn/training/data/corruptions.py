@@ -80,33 +80,35 @@ def check(kind: str, severity: int, names: tuple[str, str] = ("kind", "severity"
     Args:
         kind: one of :data:`KINDS`.
         severity: 1 to 5.
-        names: what the two are called in the message.
+        names: what the two are called in the error.
 
     Raises:
         SettingError: it is none.
     """
     if kind not in PARAMETERS:
-        raise SettingError(f"{names[0]}={kind}: use one of {', '.join(KINDS)}")
+        raise SettingError(names[0], kind, f"use one of {', '.join(KINDS)}")
     if severity not in SEVERITIES or isinstance(severity, bool):
-        raise SettingError(f"{names[1]}={severity}: use a whole number from 1 to 5")
+        raise SettingError(names[1], severity, "use a whole number from 1 to 5")
 
 
 def check_images(images: Tensor, name: str) -> None:
     """Refuses what the severities are not made for.
 
     Raises:
-        SettingError: another shape than ``(N, C, H, W)``, whole numbers, or values outside [0, 1]; ``name`` begins the
-            message.
+        SettingError: another shape than ``(N, C, H, W)``, whole numbers, or values outside [0, 1]; ``name`` is its
+            setting.
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise SettingError(
-            f"{name}: the images are {images.dtype} of shape {tuple(images.shape)}; corruptions are made for "
-            "floating-point (N, C, H, W)"
+            name,
+            hint=f"the images are {images.dtype} of shape {tuple(images.shape)}; corruptions are made for "
+            "floating-point (N, C, H, W)",
         )
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise SettingError(
-            f"{name}: the images go from {images.min():.3g} to {images.max():.3g}; corruptions are made for values in "
-            "[0, 1], so normalize within the network"
+            name,
+            hint=f"the images go from {images.min():.3g} to {images.max():.3g}; corruptions are made for values in "
+            "[0, 1], so normalize within the network",
         )
 
 

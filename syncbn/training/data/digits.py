@@ -78,8 +78,9 @@ class Digits(pl.LightningDataModule):
         super().__init__()
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise SettingError(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: "
-                "each must be above 0, and their sum below 1"
+                f"data.val_fraction={val_fraction} and data.test_fraction",
+                test_fraction,
+                "each must be above 0, and their sum below 1",
             )
         check_remainder(remainder)
         check_shards(shards, num_shards)
@@ -88,13 +89,16 @@ class Digits(pl.LightningDataModule):
             corruptions.check(corruption, self.severity, ("data.corruption", "data.severity"))
         for name, value in (("severity", severity), ("corrupt_train", corrupt_train or None)):
             if corruption is None and value is not None:
-                raise SettingError(f"data.{name}={value}: say which, data.corruption={corruptions.KINDS[0]} or another")
+                first = corruptions.KINDS[0]
+                raise SettingError(
+                    f"data.{name}", value, f"no corruption is set; use data.corruption={first} or another"
+                )
         self.corrupt_train, self.label_noise, self.outliers = bool(corrupt_train), label_noise or 0, outliers or 0
         check_share("data.label_noise", self.label_noise)
         check_share("data.outliers", self.outliers)
         self.outlier_scale = 10.0 if outlier_scale is None else outlier_scale
         if isinstance(self.outlier_scale, bool) or not isinstance(self.outlier_scale, int | float):
-            raise SettingError(f"data.outlier_scale={outlier_scale}: use a number")
+            raise SettingError("data.outlier_scale", outlier_scale, "use a number")
         self.shards, self.num_shards = shards, num_shards
         self.parts: list[list[int]] | None = None
         self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder

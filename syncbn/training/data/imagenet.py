@@ -55,7 +55,7 @@ class ImageNet(pl.LightningDataModule):
         super().__init__()
         check_remainder(remainder)
         if not 1 <= size <= resize:
-            raise SettingError(f"data.size={size} and data.resize={resize}: use sizes of 1 or more, resize the larger")
+            raise SettingError("data.size", size, f"use 1 or more, and at most data.resize={resize}")
         self.folders, self._listed = _folders(root), False
         _torchvision()
         self.root, self.num_classes, self.size, self.resize = root, num_classes, size, resize
@@ -72,7 +72,9 @@ class ImageNet(pl.LightningDataModule):
         differ = sorted(set(self.train.classes) ^ set(self.val.classes))
         if differ:
             raise SettingError(
-                f"data.root={self.root}: train and val must have folders of the same names; {differ[0]} is in one alone"
+                "data.root",
+                self.root,
+                f"train and val must have folders of the same names; {differ[0]} is in one of them only",
             )
         self._listed = True
 
@@ -99,11 +101,13 @@ class ImageNet(pl.LightningDataModule):
                 self.folders[part], torchvision.transforms.v2.Compose(list(transforms))
             )
         except FileNotFoundError as error:  # no folder, or one without images
-            raise SettingError(f"data.root={self.root}: {' '.join(str(error).split())}") from error
+            raise SettingError("data.root", self.root, " ".join(str(error).split())) from error
         if len(images.classes) != self.num_classes:
             raise SettingError(
-                f"model.num_classes={self.num_classes}: {self.folders[part]} has {len(images.classes)} folders, one a "
-                f"class; use model.num_classes={len(images.classes)}"
+                "model.num_classes",
+                self.num_classes,
+                f"{self.folders[part]} has {len(images.classes)} folders, one a class; use "
+                f"model.num_classes={len(images.classes)}",
             )
         return images
 
@@ -111,11 +115,11 @@ class ImageNet(pl.LightningDataModule):
 def _folders(root: str | None) -> dict[str, Path]:
     expects = "ImageNet is expected as train/CLASS/*.JPEG and val/CLASS/*.JPEG below data.root"
     if root is None:
-        raise SettingError(f"data.root=null: {expects}; set it, or the environment variable IMAGENET")
+        raise SettingError("data.root", None, f"{expects}; set it, or the environment variable IMAGENET")
     folders = {part: Path(root, part) for part in ("train", "val")}
     for folder in folders.values():
         if not folder.is_dir():
-            raise SettingError(f"data.root={root}: there is no directory {folder}; {expects}")
+            raise SettingError("data.root", root, f"there is no directory {folder}; {expects}")
     return folders
 
 
@@ -126,7 +130,8 @@ def _torchvision() -> Any:
         import torchvision.transforms.v2  # noqa: F401  # torchvision alone does not import it
     except ModuleNotFoundError as error:
         raise SettingError(
-            "data=imagenet: torchvision reads its images and is not installed; pip install '.[vision]', with the build "
-            "that belongs to this torch"
+            "data",
+            "imagenet",
+            "torchvision reads its images and is not installed; pip install '.[vision]', with the build for this torch",
         ) from error
     return torchvision

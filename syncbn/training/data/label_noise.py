@@ -14,7 +14,7 @@ def check_share(name: str, share: float) -> None:
         SettingError: it is not a number from 0 to 1.
     """
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
-        raise SettingError(f"{name}={share}: use a share, a number from 0 to 1")
+        raise SettingError(name, share, "use a share, a number from 0 to 1")
 
 
 def relabelled(labels: Tensor, share: float, num_classes: int, *, seed: int) -> Tensor:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import count
 from os import PathLike, fspath
@@ -101,8 +102,9 @@ class TrainLoader(BatchLoader):
         epoch, batch = state["epoch"], state["batch"]
         if not 0 <= batch < len(self):
             raise SettingError(
-                f"data.batch_size: the checkpoint stands at batch {batch} of an epoch, but an epoch has {len(self)} "
-                f"of {self.sampler.global_batch} samples; use the global batch, data and data.remainder of that run"
+                "data.batch_size",
+                hint=f"the checkpoint is at batch {batch} of an epoch, but an epoch has {len(self)} of "
+                f"{self.sampler.global_batch} samples; use the global batch, data and data.remainder of that run",
             )
         self.sampler.go_to(epoch, batch, state.get("during"))
 
@@ -311,15 +313,20 @@ def training_loader(trainer: Any) -> Any:
         return trainer.datamodule.train_dataloader()
 
 
+_OF_STATISTICS = partial(AgreedError, "PreciseStatistics")
+
+
 def own_loader(
-    loader: Any, who: str = "PreciseStatistics", instead: str = "give it batches=, a function that returns batches"
+    loader: Any,
+    refusal: Callable[..., AgreedError] = _OF_STATISTICS,
+    instead: str = "give it batches=, a function that returns batches",
 ) -> TrainLoader:
     """A loader over the same data as this one, which it leaves alone.
 
     Args:
         loader: of training data.
-        who: wants it, for the message.
-        instead: what to do where there can be none, likewise.
+        refusal: makes the error from its hint.
+        instead: what works where there can be none, likewise.
 
     Raises:
         SettingError: it is no DataLoader over a map-style data set, or it picks samples in a way of its own.
@@ -343,9 +350,7 @@ def own_loader(
         enough = len(cast(Sized, loader.dataset)) >= loader.batch_size * samplers.world_size()
         options |= {"remainder": "drop" if enough else "pad", "collate_fn": loader.collate_fn}
         return train_loader(loader.dataset, loader.batch_size, **options)
-    raise AgreedError(
-        f"{who}: of the training data ({type(loader).__name__}) it cannot make a loader of its own; {instead}"
-    )
+    raise refusal(hint=f"no second loader can be made of the training data ({type(loader).__name__}); {instead}")
 
 
 def global_samples(trainer: pl.Trainer | None) -> int | None:

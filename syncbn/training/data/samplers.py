@@ -85,12 +85,13 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             self.samples = len(lengths) * (min(lengths) if remainder == "drop" else max(lengths))
         if remainder == "drop" and self.samples < self.global_batch:
             raise SettingError(
-                f"data.batch_size={batch_size}: a global batch is {self.global_batch} samples ({batch_size} on each of "
-                f"{num_replicas} devices), but the training set has {self.samples}; "
-                f"use at most {self.samples // num_replicas}"
+                "data.batch_size",
+                batch_size,
+                f"a global batch is {self.global_batch} samples ({batch_size} on each of {num_replicas} devices), but "
+                f"the training set has {self.samples}; use at most {self.samples // num_replicas}",
             )
         if self.samples == 0:
-            raise SettingError("data: the training set is empty; give it at least one sample")
+            raise SettingError("data", hint="the training set is empty; give it at least one sample")
         whole = self.samples / self.global_batch
         self.num_batches = int(whole) if remainder == "drop" else ceil(whole)
         self.start, self.reached = 0, 0
@@ -150,14 +151,18 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
     def _check_shards(self, shards: list[list[int]]) -> None:
         if self.remainder == "uneven":
-            raise SettingError("data.remainder=uneven: shards are dealt in equal parts; use data.remainder=drop or pad")
+            raise SettingError(
+                "data.remainder", "uneven", "shards are dealt in equal parts; use data.remainder=drop or pad"
+            )
         if self.global_batch % len(shards):
             raise SettingError(
-                f"data.num_shards={len(shards)}: a global batch of {self.global_batch} samples cannot hold equally "
-                f"many of each; use a global batch that is a multiple of {len(shards)}"
+                "data.num_shards",
+                len(shards),
+                f"a global batch of {self.global_batch} samples cannot hold equally many of each; use a global batch "
+                f"that is a multiple of {len(shards)}",
             )
         if not all(shards):
-            raise SettingError(f"data.num_shards={len(shards)}: a shard has no training image; use fewer")
+            raise SettingError("data.num_shards", len(shards), "a shard has no training image; use fewer")
 
 
 class ExactSampler(DistributedSampler[Any]):
@@ -194,7 +199,9 @@ class ExactSampler(DistributedSampler[Any]):
         samples = len(cast(Sized, dataset))
         if samples < ranks:
             raise SettingError(
-                f"trainer.devices: {ranks} in all, but {samples} samples to evaluate on; use at most {samples}"
+                "trainer.devices",
+                hint=f"the evaluation data have fewer samples ({samples}) than there are ranks ({ranks}); use at most "
+                f"{samples}",
             )
         # As many batches as the largest share needs, but no more than the smallest share can fill.
         self.num_batches = min(ceil(ceil(samples / ranks) / batch_size), samples // ranks)
@@ -217,7 +224,7 @@ def check_remainder(remainder: str) -> None:
         SettingError: it is none.
     """
     if remainder not in REMAINDERS:
-        raise SettingError(f"data.remainder={remainder}: use one of {', '.join(REMAINDERS)}")
+        raise SettingError("data.remainder", remainder, f"use one of {', '.join(REMAINDERS)}")
 
 
 def world_size() -> int:

@@ -50,14 +50,15 @@ def check(shards: str | None, num_shards: int | None) -> None:
     """
     if shards is None:
         if num_shards is not None:
-            raise SettingError(f"data.num_shards={num_shards}: say what they differ in, data.shards={_words()}")
+            raise SettingError("data.num_shards", num_shards, f"data.shards is null; use data.shards={_words()}")
         return
     if shards not in SHARDS:
-        raise SettingError(f"data.shards={shards}: use {_words()}, or null")
+        raise SettingError("data.shards", shards, f"use {_words()}, or null")
     if num_shards is None or num_shards < 2:
         raise SettingError(
-            f"data.shards={shards} with data.num_shards={num_shards}: shards differ from each other; use two or more "
-            "devices (trainer.devices=2, simulate=2)"
+            f"data.shards={shards} with data.num_shards",
+            num_shards,
+            "shards differ from each other; use two or more devices (trainer.devices=2, simulate=2)",
         )
 
 
@@ -106,7 +107,7 @@ def _label_groups(labels: Tensor, num_shards: int) -> Tensor:
     classes = int(labels.max()) + 1
     if classes < num_shards:
         raise SettingError(
-            f"data.shards=labels: {classes} classes make no {num_shards} shards; use at most {classes} devices"
+            "data.shards", "labels", f"{classes} classes cannot fill {num_shards} shards; use at most {classes} devices"
         )
     return labels * num_shards // classes
 

@@ -77,34 +77,44 @@ def explained(strategy: Any) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        line = _explanation(str(error), strategy.settings, strategy.trained)
-        if line is None:
+        explanation = _explanation(str(error), strategy.settings, strategy.trained)
+        if explanation is None:
             raise
-        raise SettingError(line) from error
+        raise SettingError(*explanation) from error
 
 
-def _explanation(message: str, settings: DictConfig, trained: Sequence[str]) -> str | None:
-    """What to change; None if the message is not about these settings. The texts are torch 2.13's, of reducer.cpp."""
+def _explanation(message: str, settings: DictConfig, trained: Sequence[str]) -> tuple[str, bool, str] | None:
+    """The setting, its value and what to change; None if the message is not about these settings.
+
+    The messages are those of torch 2.13's reducer.cpp.
+    """
     if "Expected to mark a variable ready only once" in message:
         which = _named(re.findall(r"Parameter at index (\d+)", message), trained)
         if settings.find_unused_parameters:
             return (
-                f"ddp.find_unused_parameters=true: one backward pass reached a parameter twice{which}; use "
-                "ddp.find_unused_parameters=false, or ddp.static_graph=true if each step uses the same parameters"
+                "ddp.find_unused_parameters",
+                True,
+                f"one backward pass reached a parameter twice{which}; use ddp.find_unused_parameters=false, or "
+                "ddp.static_graph=true if each step uses the same parameters",
             )
         return (
-            f"ddp.static_graph={str(settings.static_graph).lower()}: one backward pass reached a parameter twice"
-            f"{which}; use torch.utils.checkpoint with use_reentrant=False, or ddp.static_graph=true"
+            "ddp.static_graph",
+            settings.static_graph,
+            f"one backward pass reached a parameter twice{which}; use torch.utils.checkpoint with "
+            "use_reentrant=False, or ddp.static_graph=true",
         )
     if "expect_autograd_hooks_ INTERNAL ASSERT" in message and settings.static_graph:
         return (
-            "ddp.static_graph=true: torch's DistributedDataParallel fails with it where batches are accumulated; use "
-            "ddp.static_graph=false"
+            "ddp.static_graph",
+            True,
+            "torch's DistributedDataParallel fails with it where batches are accumulated; use ddp.static_graph=false",
         )
     if "training graph has changed in this iteration" in message:
         return (
-            "ddp.static_graph=true: this step used other parameters than the first one; use ddp.static_graph=false "
-            "ddp.find_unused_parameters=true"
+            "ddp.static_graph",
+            True,
+            "this step used other parameters than the first one; use ddp.static_graph=false "
+            "ddp.find_unused_parameters=true",
         )
     if "Expected to have finished reduction in the prior iteration" not in message:
         return None
@@ -112,12 +122,15 @@ def _explanation(message: str, settings: DictConfig, trained: Sequence[str]) -> 
     which = _named(" ".join(indices).split(), trained)
     if settings.find_unused_parameters:
         return (
-            f"ddp.find_unused_parameters=true: the loss of a step did not use all that forward returned{which}; "
-            "return only what the loss uses, or freeze the rest (requires_grad_(False))"
+            "ddp.find_unused_parameters",
+            True,
+            f"the loss of a step did not use all that forward returned{which}; return only what the loss uses, or "
+            "freeze the rest (requires_grad_(False))",
         )
     return (
-        f"ddp.find_unused_parameters=false: parameters had no part in the loss of a step{which}; use "
-        "ddp.find_unused_parameters=true"
+        "ddp.find_unused_parameters",
+        False,
+        f"parameters had no part in the loss of a step{which}; use ddp.find_unused_parameters=true",
     )
 
 

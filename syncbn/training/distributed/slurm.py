@@ -51,14 +51,17 @@ def check() -> None:
     name = os.environ.get("SLURM_JOB_NAME")
     if name in SHELLS:
         raise SettingError(
-            f"#SBATCH --job-name={name}: Lightning and others take a job of this name for an interactive shell; use "
-            "another, such as #SBATCH --job-name=syncbn"
+            "#SBATCH --job-name",
+            name,
+            "Lightning and others take a job of this name for an interactive shell; use another, such as #SBATCH "
+            "--job-name=syncbn",
         )
     nodes, tasks = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)), int(os.environ.get("SLURM_NTASKS", 1))
     if not is_task() and max(nodes, tasks) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SettingError(
-            f"Slurm: this job has {_count(nodes, 'node')} and {_count(tasks, 'task')}, but python was not started by "
-            "srun, so one process is all that would train; in the script write: srun python train.py ..."
+            "Slurm",
+            hint=f"this job has {_count(nodes, 'node')} and {_count(tasks, 'task')}, but python was not started by "
+            "srun, so only one process would train; in the script write: srun python train.py ...",
         )
 
 
@@ -78,8 +81,9 @@ def join() -> None:
     per_node = _tasks_per_node(_any("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if len(set(per_node)) > 1:
         raise SettingError(
-            f"Slurm: nodes have {', '.join(map(str, per_node))} tasks, and must have as many each; use "
-            f"{header(len(per_node), max(per_node))}"
+            "Slurm",
+            hint=f"nodes have {', '.join(map(str, per_node))} tasks, and must have as many each; use "
+            f"{header(len(per_node), max(per_node))}",
         )
     rank = os.environ["SLURM_PROCID"]
     os.environ |= {"RANK": rank, "LOCAL_RANK": os.environ["SLURM_LOCALID"], "GROUP_RANK": os.environ["SLURM_NODEID"]}
@@ -132,8 +136,9 @@ def _scontrol(*arguments: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise SettingError(
-            f"scontrol {' '.join(arguments)}: {said}; do it from a machine that has it (a container needs scontrol, "
-            "slurm.conf and munge's socket)"
+            f"scontrol {' '.join(arguments)}",
+            hint=f"{said}; run it on a machine that has scontrol (a container needs scontrol, slurm.conf and munge's "
+            "socket)",
         ) from error
     return done.stdout
 
@@ -141,7 +146,7 @@ def _scontrol(*arguments: str) -> str:
 def _any(*names: str) -> str:
     found = next((os.environ[name] for name in names if name in os.environ), None)
     if found is None:
-        raise SettingError(f"Slurm: none of {', '.join(names)} is set, as srun does; start ranks by srun")
+        raise SettingError("Slurm", hint=f"srun has set none of {', '.join(names)}; start the ranks with srun")
     return found
 
 
@@ -161,7 +166,7 @@ def _first_host() -> str:
     try:
         return _scontrol("show", "hostnames", nodes).split()[0]
     except SettingError as error:
-        raise SettingError(f"{error}; or set MASTER_ADDR to the first of {nodes}") from error
+        raise SettingError(error.setting, hint=f"{error.hint}; or set MASTER_ADDR to the first of {nodes}") from error
 
 
 def _port() -> int:
@@ -175,8 +180,10 @@ def _start_store(address: str, port: int) -> Any:
         return loopback.start_store(address, port)
     except (OSError, RuntimeError) as error:
         raise SettingError(
-            f"MASTER_PORT={port}: rank 0 cannot listen there ({' '.join(str(error).split())[:200]}); set another with "
-            "export MASTER_PORT=... in the job script"
+            "MASTER_PORT",
+            port,
+            f"rank 0 cannot listen there ({' '.join(str(error).split())[:200]}); set another with export "
+            "MASTER_PORT=... in the job script",
         ) from error
 
 

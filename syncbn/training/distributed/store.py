@@ -27,7 +27,7 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
     if environment.launcher() is None:
         return make()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise SettingError("run.id=null: this torchrun keeps no store to agree through; give the run an id")
+        raise SettingError("run.id", None, "this torchrun has no store, so ranks cannot agree on an id; set run.id")
     store = connect(START)
     name = f"syncbn/{key}" if lasting else of_this_attempt(key)
     if os.environ["RANK"] == "0" and not (lasting and store.check([name])):
@@ -38,7 +38,7 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
             raise
         except SettingError as error:
             store.set(name, f"no {error}")
-            raise AgreedError(str(error)) from error
+            raise error.agreed() from error
     word, said = store.get(name).decode().split(" ", 1)
     if word == "no":
         raise AgreedError(said)
@@ -63,7 +63,9 @@ def gathered(key: str, mine: str, timeout: float) -> list[str]:
         try:
             said.append(str(store.get(f"{name}/{rank}").decode()))
         except RuntimeError as error:
-            raise SettingError(f"launcher: of {world} ranks, rank {rank} has not come within {timeout:g} s") from error
+            raise SettingError(
+                "launcher", hint=f"of {world} ranks, rank {rank} has not come within {timeout:g} s"
+            ) from error
     return said
 
 

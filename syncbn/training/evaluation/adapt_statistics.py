@@ -83,7 +83,7 @@ class AdaptStatistics(pl.Callback):
                 pl_module, prior=self.prior, streaming=self.streaming, group=self.group, only=self.only
             )
         except (TypeError, ValueError) as error:
-            raise AgreedError(f"AdaptStatistics: {error}") from error
+            raise AgreedError("AdaptStatistics", hint=str(error)) from error
 
     def _revert(self) -> None:
         if self._adaptation is not None:
@@ -104,6 +104,7 @@ class AdaptStatistics(pl.Callback):
         for high, low in zip(most.tolist(), least.tolist(), strict=True):
             if high != low:
                 raise AgreedError(
-                    f"AdaptStatistics: ranks have {low:g} to {high:g} batches, and adapt together in each; use loaders "
-                    "that give them equally many (syncbn.training.data.exact_loader), or group=1"
+                    "AdaptStatistics",
+                    hint=f"ranks have {low:g} to {high:g} batches, and adapt together in each; use loaders that give "
+                    "them equally many (syncbn.training.data.exact_loader), or group=1",
                 )

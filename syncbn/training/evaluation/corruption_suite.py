@@ -67,7 +67,7 @@ class CorruptionSuite(pl.Callback):
         _check(kinds, severities, "corruptions.severities")
         _check_whole("corruptions.batch_size", batch_size, 1)
         if isinstance(prior, bool) or not isinstance(prior, int | float) or not prior >= 0:
-            raise SettingError(f"corruptions.prior={prior}: use a number of samples, 0 (the batch alone) or more")
+            raise SettingError("corruptions.prior", prior, "use a number of samples, 0 (the batch alone) or more")
         if curve is not None:
             _check_curve(kinds, curve)
         self.kinds, self.severities, self.curve = kinds, severities, curve
@@ -79,7 +79,8 @@ class CorruptionSuite(pl.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if not is_overridden("forward", pl_module, pl.LightningModule):
             raise AgreedError(
-                f"corruptions: {type(pl_module).__name__} has no forward(); give it one that maps images to scores"
+                "corruptions",
+                hint=f"{type(pl_module).__name__} has no forward(); give it one that maps images to scores",
             )
         if stage == "fit" and datamodule is not None:
             with rng.untouched():
@@ -107,15 +108,17 @@ class CorruptionSuite(pl.Callback):
         """Refuses data that it cannot work with, by a few images from all over them."""
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise AgreedError(
-                f"corruptions: the test data are a {type(loader).__name__}; use one DataLoader over a map-style set"
+                "corruptions",
+                hint=f"the test data are a {type(loader).__name__}; use one DataLoader over a map-style set",
             )
         number = len(loader.dataset)  # type: ignore[arg-type]  # a map-style data set of a test has a length
         images, _ = _samples(loader, range(0, number, -(-number // 16)))
         corruptions.check_images(images, "corruptions")
         if self.curve is not None and max(self.curve["batch_sizes"]) > number:
             raise AgreedError(
-                f"corruptions.curve.batch_sizes={self.curve['batch_sizes']}: the test has {number} images; use at most "
-                f"{number}, or corruptions.curve=null"
+                "corruptions.curve.batch_sizes",
+                self.curve["batch_sizes"],
+                f"the test has {number} images; use at most {number}, or corruptions.curve=null",
             )
 
     def _measure(self, scoring: "_Scoring", images: Tensor) -> None:
@@ -194,31 +197,33 @@ def _equal(number: int, most: int) -> list[slice]:
 def _check(kinds: Sequence[str], severities: Sequence[int], name: str) -> None:
     for given, of in ((kinds, "corruptions.kinds"), (severities, name)):
         if not given or len(set(given)) < len(given):
-            raise SettingError(f"{of}={list(given)}: use one or more, each once")
+            raise SettingError(of, list(given), "use one or more, each once")
     for kind, severity in product(kinds, severities):
         corruptions.check(kind, severity, ("corruptions.kinds", name))
 
 
 def _check_curve(kinds: Sequence[str], curve: Mapping[str, Any]) -> None:
     if set(curve) != set(CURVE):
-        raise SettingError(f"corruptions.curve={dict(curve)}: use null, or all of {', '.join(CURVE)}")
+        raise SettingError("corruptions.curve", dict(curve), f"use null, or all of {', '.join(CURVE)}")
     _check(kinds, curve["severities"], "corruptions.curve.severities")
     _check_whole("corruptions.curve.images", curve["images"], 1)
     for name, least in (("batch_sizes", 1), ("priors", 0)):
         if not curve[name]:
-            raise SettingError(f"corruptions.curve.{name}=[]: use one or more")
+            raise SettingError(f"corruptions.curve.{name}", [], "use one or more")
         for value in curve[name]:
             _check_whole(f"corruptions.curve.{name}", value, least)
     sizes, largest = list(curve["batch_sizes"]), max(curve["batch_sizes"])
     if any(largest % size for size in sizes):
         raise SettingError(
-            f"corruptions.curve.batch_sizes={sizes}: use divisors of the largest, {largest}, so that all see the same "
-            "images"
+            "corruptions.curve.batch_sizes",
+            sizes,
+            f"use divisors of the largest, {largest}, so that all see the same images",
         )
     if curve["images"] < largest:
-        raise SettingError(f"corruptions.curve.images={curve['images']}: use at least the largest batch, {largest}")
+        images = curve["images"]
+        raise SettingError("corruptions.curve.images", images, f"use at least the largest batch, {largest}")
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SettingError(f"{name}={value}: use whole numbers, {least} or more")
+        raise SettingError(name, value, f"use whole numbers, {least} or more")

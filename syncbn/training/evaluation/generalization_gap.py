@@ -1,11 +1,13 @@
 """How well the training images themselves are known: the test on them, and the generalization gap."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 
 from syncbn.training.data.loaders import Batches, BatchLoader, TrainLoader, exact_loader, own_loader, training_loader
+from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.repeat_test import Numbers, retest
 
 
@@ -54,7 +56,7 @@ class RefuseUnfit(pl.Callback):
 
 
 def _own_loader(trainer: pl.Trainer) -> TrainLoader:
-    return own_loader(training_loader(trainer), "fit=true", "use fit=false")
+    return own_loader(training_loader(trainer), partial(AgreedError, "fit", True), "use fit=false")
 
 
 def _each_once(trainer: pl.Trainer) -> BatchLoader:

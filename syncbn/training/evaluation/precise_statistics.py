@@ -65,7 +65,7 @@ class PreciseStatistics(pl.Callback):
     ) -> None:
         for name, value in (("num_batches", num_batches), ("every_n_epochs", every_n_epochs)):
             if value is not None and value < 1:
-                raise SettingError(f"PreciseStatistics: {name}={value}: use a whole number, 1 or more")
+                raise SettingError(f"PreciseStatistics.{name}", value, "use a whole number, 1 or more")
         self.num_batches, self.every_n_epochs, self.before_test = num_batches, every_n_epochs, before_test
         self.only, self.batches, self.forward = only, batches, forward
         self._frozen: set[str] = set()
@@ -80,8 +80,10 @@ class PreciseStatistics(pl.Callback):
             if late or isinstance(each, EarlyStopping):
                 why = "saves with validations, before the last epoch's end" if late else "may end training at any epoch"
                 raise AgreedError(
-                    f"PreciseStatistics: every_n_epochs=None: {type(each).__name__} {why}, so what is saved last would "
-                    "not have them; use every_n_epochs=1"
+                    "PreciseStatistics.every_n_epochs",
+                    None,
+                    f"{type(each).__name__} {why}, so the last checkpoint would not have the statistics; use "
+                    "every_n_epochs=1",
                 )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -134,7 +136,8 @@ class PreciseStatistics(pl.Callback):
                     pl_module, batches, self.num_batches, only=lambda name, layer: layer in thawed, forward=run
                 )
             except MeasurementError as error:
-                raise SettingError(str(error)) from error
+                subject, _, wrong = str(error).partition(": ")
+                raise SettingError(subject, hint=wrong) from error
         self._measured_at = trainer.global_step
 
 

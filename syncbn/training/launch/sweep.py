@@ -124,7 +124,7 @@ def _hold(sweep_dir: Path) -> None:
     try:
         lock.hold(sweep_dir)
     except SettingError as error:
-        holder = str(error).removeprefix(f"run.id={sweep_dir.name}: ").split(" is at ")[0]
+        holder = error.hint.partition(" is at ")[0]
         raise SettingError(
             "hydra.sweep.dir",
             sweep_dir,

@@ -22,8 +22,10 @@ def check_names(directory: Path) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise SettingError(
-                f"logger=wandb: W&B takes UTF-8 only, and this is not UTF-8 for Python, which uses "
-                f"{sys.getfilesystemencoding()} here: {text}; use PYTHONUTF8=1, another name, or logger=csv"
+                "logger",
+                "wandb",
+                "W&B takes UTF-8 only, and this is not UTF-8 for Python, which uses "
+                f"{sys.getfilesystemencoding()} here: {text}; use PYTHONUTF8=1, another name, or logger=csv",
             ) from None
 
 

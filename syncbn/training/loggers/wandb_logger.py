@@ -109,7 +109,7 @@ def _open(cfg: DictConfig, run_dir: Path) -> Any:
         run = _init(cfg, run_dir, mode)
     except _UnreachableError as error:
         mode = "offline"
-        _say(f"W&B cannot be reached ({error}): {LATER}")
+        _say(f"W&B cannot be reached ({error.hint}): {LATER}")
         wandb.teardown()  # its process would hold on to the run's name
         run = _init(cfg, run_dir, mode)
     about = {"id": run.id, "mode": mode, "asked": asked, "url": run.url if mode == "online" else None}
@@ -154,9 +154,9 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
         says = " ".join(str(error).split())
         refused = isinstance(error, AuthenticationError | UsageError) or re.search(r"returned error 4\d\d", says)
         if mode == "online" and not refused:
-            raise _UnreachableError(says) from error
+            raise _UnreachableError("logger.mode", mode, says) from error
         instead = "logger.mode=offline" if mode == "online" else "logger=csv"
-        raise SettingError(f"logger.mode={mode}: W&B says: {says}; use {instead}") from error
+        raise SettingError("logger.mode", mode, f"W&B says: {says}; use {instead}") from error
 
 
 def _start_service() -> None:

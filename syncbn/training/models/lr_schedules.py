@@ -27,7 +27,7 @@ class Cosine(LambdaLR):
     def __init__(self, optimizer: Optimizer, epochs: int, final: float = 0.0) -> None:
         if not isinstance(epochs, int) or epochs < 1:
             raise SettingError(
-                f"scheduler.epochs={epochs}: a cosine needs an end; set trainer.max_epochs or scheduler=constant"
+                "scheduler.epochs", epochs, "a cosine needs an end; set trainer.max_epochs or scheduler=constant"
             )
         super().__init__(optimizer, lambda epoch: final + (1 - final) * (1 + cos(pi * min(epoch / epochs, 1))) / 2)
 

@@ -85,11 +85,11 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise SettingError(f"model.activation={activation}: use relu, sigmoid or tanh")
+            raise SettingError("model.activation", activation, "use relu, sigmoid or tanh")
         if init not in INITS:
-            raise SettingError(f"model.init={init}: use he, or torch for what torch's Linear does by itself")
+            raise SettingError("model.init", init, "use he, or torch for the default of torch's Linear")
         if isinstance(gain, str) or not 0 < gain < math.inf:
-            raise SettingError(f"model.gain={gain}: use a number above 0; 1 leaves the weights as drawn")
+            raise SettingError("model.gain", gain, "use a number above 0; 1 leaves the weights as drawn")
         layers: list[nn.Module] = []
         for _ in range(depth):
             layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), ACTIVATIONS[activation]()]

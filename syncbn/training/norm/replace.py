@@ -24,8 +24,9 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
         names = ", ".join(name for name, _ in batch_norms(model))
         if norm.get("only") is None:
             wants = "cut into ghost batches" if norm["name"] == "ghost" else "synchronize"
-            raise SettingError(f"norm={norm['name']}: this model has no batch norm to {wants}; use norm=local")
-        raise SettingError(f"norm.only={norm['only']}: no batch norm layer is called so; there are {names or 'none'}")
+            raise SettingError("norm", norm["name"], f"this model has no batch norm to {wants}; use norm=local")
+        hint = f"no batch norm layer has this name; there are {names or 'none'}"
+        raise SettingError("norm.only", norm["only"], hint)
 
 
 def remove_batch_norm(model: nn.Module) -> None:

@@ -47,14 +47,16 @@ def refuse(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         p = layer.p if isinstance(layer, DropoutBase) else layer.dropout if isinstance(layer, DROPPING) else 0
         if layer.training and p > 0:
-            reason, use = f"has dropout {p:g}, drawn on each device by itself", "0"
+            reason, use = f"has dropout {p:g}, which each device draws separately", "0"
         elif isinstance(layer, InstanceNormBase) and layer.track_running_stats:
-            reason, use = "has running statistics, on each device of its own samples", "track_running_stats=False"
+            reason, use = "has running statistics of each device's own samples", "track_running_stats=False"
         elif isinstance(layer, BatchNormBase) and layer.running_mean is None:
             reason, use = "has no running statistics, so it is evaluated by batches", "track_running_stats=True"
         else:
             continue
-        raise SettingError(f"simulate: {name} ({type(layer).__name__}) {reason}; use {use} there, or simulate=null")
+        raise SettingError(
+            "simulate", hint=f"{name} ({type(layer).__name__}) {reason}; use {use} there, or simulate=null"
+        )
 
 
 class RefuseRest(pl.Callback):
@@ -72,15 +74,18 @@ class RefuseRest(pl.Callback):
         if self.accumulate == 1:
             return
         loader = trainer.train_dataloader
-        name = f"simulate and trainer.accumulate_grad_batches={self.accumulate}"
+        name = "simulate and trainer.accumulate_grad_batches"
         if not isinstance(loader, TrainLoader) or trainer.num_training_batches < len(loader):
-            raise SettingError(f"{name}: these want loaders of syncbn.training.data and no trainer.limit_train_batches")
+            hint = "these need loaders of syncbn.training.data and no trainer.limit_train_batches"
+            raise SettingError(name, self.accumulate, hint)
         whole = loader.sampler.samples / self.global_batch_size
         batches = ceil(whole) if loader.sampler.remainder == "pad" else floor(whole)
         if batches % self.accumulate:
             raise SettingError(
-                f"{name}: an epoch has {batches} batches of {self.global_batch_size}, so its last step would be a "
-                f"smaller one; use data of a multiple of {self.accumulate * self.global_batch_size} images"
+                name,
+                self.accumulate,
+                f"an epoch has {batches} batches of {self.global_batch_size}, so its last step would be a smaller one; "
+                f"use data of a multiple of {self.accumulate * self.global_batch_size} images",
             )
 
 

@@ -34,7 +34,7 @@ class RefuseLoneSamples(pl.Callback):
 
         def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if layer.training and inputs[0].shape[2:].numel() == 1 and _is_alone(layer, shares, trainer.global_rank):
-                raise SettingError(_message(loader, shares, layer))
+                raise SettingError("data.remainder", "uneven", _hint(loader, shares, layer))
 
         layers = [layer for layer in pl_module.modules() if isinstance(layer, BatchNormBase)]
         self._hooks = [layer.register_forward_pre_hook(check) for layer in layers]
@@ -58,12 +58,12 @@ def _is_alone(layer: nn.Module, shares: list[int], rank: int) -> bool:
     return sum(shares[member] for member in members) == 1
 
 
-def _message(loader: TrainLoader, shares: list[int], layer: nn.Module) -> str:
+def _hint(loader: TrainLoader, shares: list[int], layer: nn.Module) -> str:
     sampler = loader.sampler
     alone = "one sample on a rank" if sum(shares) > 1 else "one sample"
     return (
-        f"data.remainder=uneven: the last batch of an epoch has {sum(shares)} of {sampler.samples} samples, and with "
-        f"{alone} a {type(layer).__name__} has one value per channel to normalize; use {_what_works(loader, layer)}"
+        f"the last batch of an epoch has {sum(shares)} of {sampler.samples} samples, and with {alone} a "
+        f"{type(layer).__name__} has one value per channel to normalize; use {_what_works(loader, layer)}"
     )
 
 

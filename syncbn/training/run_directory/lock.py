@@ -35,7 +35,7 @@ def hold(run_dir: Path) -> None:
                 holder = os.read(file, 200).decode(errors="replace") or "another process"
                 os.close(file)
                 raise SettingError(
-                    f"run.id={run_dir.name}: {printable(holder)} is at this run already; wait for it, or stop it"
+                    "run.id", run_dir.name, f"{printable(holder)} is at this run already; wait for it, or stop it"
                 ) from None
             time.sleep(0.05)  # it may be nothing but a check (is_held), which is over at once
         except OSError:  # a file system without locks

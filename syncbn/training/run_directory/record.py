@@ -203,7 +203,7 @@ def damage(run_dir: Path, name: str) -> str:
     except OSError as error:
         return f"{short(path, resolve=False)} cannot be read ({error.strerror})"
     except DamagedError as error:
-        return f"{short(path, resolve=False)} {error}"
+        return f"{short(path, resolve=False)} {error.hint}"
     return f"{short(path, resolve=False)} is damaged (it has no {missing})" if missing else ""
 
 
@@ -220,16 +220,16 @@ def settings(run_dir: Path) -> DictConfig | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DamagedError(f"{short(path, resolve=False)} cannot be read ({error.strerror})") from error
+        raise DamagedError(short(path, resolve=False), f"cannot be read ({error.strerror})") from error
     except DamagedError as error:
-        raise DamagedError(f"{short(path, resolve=False)} {error}") from error
+        raise DamagedError(short(path, resolve=False), error.hint) from error
     except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         said = " ".join(str(error).split())[:100]
-        raise DamagedError(f"{short(path, resolve=False)} is damaged ({said})") from error
+        raise DamagedError(short(path, resolve=False), f"is damaged ({said})") from error
     groups = [name for name in GROUPS if not isinstance(found, DictConfig) or not OmegaConf.is_dict(found.get(name))]
     if groups or not text.endswith("\n"):
         lacks = f"it has no {', '.join(groups)}" if groups else "its end is missing"
-        raise DamagedError(f"{short(path, resolve=False)} is damaged ({lacks})")
+        raise DamagedError(short(path, resolve=False), f"is damaged ({lacks})")
     assert isinstance(found, DictConfig)
     return found
 

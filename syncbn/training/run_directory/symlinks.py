@@ -26,7 +26,7 @@ def detach(run_dir: Path) -> list[str]:
     """
     for path in (run_dir / name for name in APPENDED):
         if path.exists() and not path.is_file():
-            raise SettingError(f"{printable(path)}: this is no regular file, and the run writes to it; remove it")
+            raise SettingError(printable(path), hint="this is no regular file, and the run writes to it; remove it")
     names = [name for name in (*APPENDED, *FOLDERS) if (run_dir / name).is_symlink()]
     for name in names:
         path, draft = run_dir / name, run_dir / f".{name}.part"

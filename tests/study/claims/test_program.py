@@ -63,7 +63,7 @@ def test_a_study_of_two(tmp_path: Path) -> None:
         (
             "both",
             "study.title=x",
-            "study.title: study=both is made of others; say this of one of them, +study=tiny, or ",
+            "study.title: study=both consists of other studies; set this for one of them, +study=tiny, or ",
         ),
         ("both", "study.studies=[small_batch]", "+study=small_batch: it has no claim (study.claim)"),
         ("both", "study.studies=[missing]", "+study=missing: In 'config': Could not find 'study/missing'"),

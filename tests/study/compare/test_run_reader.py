@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from syncbn.study.compare.run_reader import directories, read, root, short
-from syncbn.training.errors import SettingError
 from tests.study.support import run_directories
+from tests.support.refuses import refuses
 
 DEEP = "model: " + "{a: " * 60 + "1" + "}" * 60 + "\n"
 ITSELF = "model: &a\n  again: *a\n"
@@ -113,11 +113,11 @@ def test_metrics_that_are_no_numbers(tmp_path: Path) -> None:
 def test_paths_without_a_run_are_refused(tmp_path: Path) -> None:
     run = run_directories.run(tmp_path / "a")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SettingError, match=r"^RUNS=.*gone: there is no such directory; give run directories"):
+    with refuses("RUNS", tmp_path / "gone", "there is no such directory; give run directories"):
         read([run, tmp_path / "gone"])
-    with pytest.raises(SettingError, match=r"^RUNS=.*empty: there is no run in it; "):
+    with refuses("RUNS", tmp_path / "empty", "there is no run in it; "):
         read([tmp_path / "empty", run])
-    with pytest.raises(SettingError, match=r"^RUNS=.*run.json: this is a file; "):
+    with refuses("RUNS", run / "run.json", "this is a file; "):
         read([run / "run.json"])
 
 

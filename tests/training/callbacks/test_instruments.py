@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from syncbn.training import MLP, Digits, SettingError
+from syncbn.training import MLP, Digits
+from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.generalization_gap import RefuseUnfit
 from syncbn.training.loggers.csv_logger import read
+from tests.support.refuses import refuses
 from tests.training.support.faulty_runs import fault
 from tests.training.support.train_command import Run, train
 
@@ -81,7 +83,5 @@ def test_one_process_stopped_and_gone_on_says_what_two_do(tmp_path: Path) -> Non
 
 def test_training_data_that_cannot_be_gone_through_are_refused_before_training() -> None:
     trainer: Any = SimpleNamespace(train_dataloader=[1, 2], datamodule=None)
-    with pytest.raises(
-        SettingError, match=r"^fit=true: of the training data \(list\) it cannot make .*; use fit=false$"
-    ):
+    with refuses("fit", True, "no second loader", "(list); use fit=false", kind=AgreedError):
         RefuseUnfit().on_train_start(trainer, pl.LightningModule())

@@ -16,13 +16,13 @@ from torchmetrics import CatMetric, MeanMetric
 
 from syncbn.training import (
     NonFiniteError,
-    SettingError,
     StopOnNonFinite,
     SyncBatchNormPlugin,
     first_non_finite_parameter,
 )
 from syncbn.training.callbacks import non_finite
 from tests.support.ranks import Ranks, messages
+from tests.support.refuses import refuses
 from tests.training.support.train_command import train
 
 STEPS = 8
@@ -264,7 +264,7 @@ def test_every_n_steps_says_when_it_was_finite() -> None:
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_every_n_steps_below_one_is_refused(value: int) -> None:
-    with pytest.raises(SettingError, match=rf"callbacks.finite.every_n_steps={value}: use 1 or more, or null"):
+    with refuses("callbacks.finite.every_n_steps", value, "use 1 or more, or null"):
         StopOnNonFinite(every_n_steps=value)
 
 

@@ -22,10 +22,11 @@ import syncbn
 from syncbn.nn import device_spread, statistics
 from syncbn.nn.comm import observer
 from syncbn.nn.statistics import Moments
-from syncbn.training import SettingError, StatisticsMonitor
+from syncbn.training import StatisticsMonitor
 from syncbn.training.callbacks.step_probe import Look
 from syncbn.training.loggers.csv_logger import MetricsFile
 from tests.support.ranks import Messages, Ranks, messages
+from tests.support.refuses import refuses
 from tests.training.support.faulty_runs import fault, faulty
 from tests.training.support.train_command import Run
 
@@ -515,7 +516,7 @@ def test_a_compiled_network_is_left_alone(ranks: Ranks, looks: list[bool], frame
 
 @pytest.mark.parametrize("value", [0, -3])
 def test_an_interval_that_cannot_be_is_refused(value: int) -> None:
-    with pytest.raises(SettingError, match=rf"callbacks.statistics.every_n_steps={value}: use 1 or more, or null"):
+    with refuses("callbacks.statistics.every_n_steps", value, "use 1 or more, or null"):
         StatisticsMonitor(value)
 
 

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 from syncbn.training.data.digits import Digits
 from syncbn.training.data.loaders import train_loader
 from syncbn.training.data.samplers import ExactSampler
-from syncbn.training.errors import SettingError
+from tests.support.refuses import refuses
 
 
 @given(ranks=st.integers(1, 9), extra=st.integers(0, 300), batch_size=st.integers(1, 40), seed=st.none() | st.just(0))
@@ -28,7 +28,7 @@ def test_every_sample_is_dealt_once_in_equally_many_batches(
 
 
 def test_fewer_samples_than_ranks_are_refused() -> None:
-    with pytest.raises(SettingError, match="2 in all, but 1 samples to evaluate on; use at most 1"):
+    with refuses("trainer.devices", None, "fewer samples (1) than there are ranks (2); use at most 1"):
         ExactSampler(TensorDataset(torch.arange(1)), 4, 2, 0)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from syncbn.training.data.corruptions import corrupt
 from syncbn.training.data.digits import Digits
 from syncbn.training.data.label_noise import relabelled, with_outliers
-from syncbn.training.errors import SettingError
+from tests.support.refuses import refuses
 
 SHARES = st.floats(0, 1) | st.sampled_from([0.05, 0.2, 0.4])
 
@@ -106,18 +106,22 @@ def test_shards_are_made_of_what_comes_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("name", "value", "words"),
     [
-        ({"corruption": "fog"}, "data.corruption=fog: use one of gaussian_noise, "),
-        ({"corruption": "contrast", "severity": 7}, "data.severity=7: use a whole number from 1 to 5"),
-        ({"severity": 2}, "data.severity=2: say which, data.corruption=gaussian_noise or another"),
-        ({"corrupt_train": True}, "data.corrupt_train=True: say which, data.corruption="),
-        ({"label_noise": 40}, "data.label_noise=40: use a share, a number from 0 to 1"),
-        ({"outliers": -0.1}, r"data.outliers=-0\.1: use a share"),
-        ({"outlier_scale": "big"}, "data.outlier_scale=big: use a number"),
-        ({"label_noise": True}, "data.label_noise=True: use a share"),
+        ("corruption", "fog", "use one of gaussian_noise, "),
+        ("severity", 2, "use data.corruption=gaussian_noise or another"),
+        ("corrupt_train", True, "use data.corruption="),
+        ("label_noise", 40, "use a share, a number from 0 to 1"),
+        ("outliers", -0.1, "use a share"),
+        ("outlier_scale", "big", "use a number"),
+        ("label_noise", True, "use a share"),
     ],
 )
-def test_what_cannot_work_is_refused(options: dict[str, object], line: str) -> None:
-    with pytest.raises(SettingError, match=line):
-        digits(**options)
+def test_what_cannot_work_is_refused(name: str, value: object, words: str) -> None:
+    with refuses(f"data.{name}", value, words):
+        digits(**{name: value})
+
+
+def test_another_severity_is_refused() -> None:
+    with refuses("data.severity", 7, "use a whole number from 1 to 5"):
+        digits(corruption="contrast", severity=7)

@@ -164,7 +164,7 @@ def test_where_there_is_nobody_to_tell_the_store_is_left_alone(monkeypatch: pyte
     calls = []
     monkeypatch.setattr(unresponsive_ranks, "_within", lambda *_: calls.append(1))
     if alone == "agreed":
-        unresponsive_ranks.leave_word(AgreedError("a=1: no"))
+        unresponsive_ranks.leave_word(AgreedError("a", 1, "no"))
     else:
         unresponsive_ranks.introduce()
         unresponsive_ranks.leave_word(TIMEOUT)

@@ -20,8 +20,10 @@ from syncbn.training import AdaptStatistics, SettingError
 from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan
 from syncbn.training.data.loaders import exact_loader
+from syncbn.training.errors import AgreedError
 from syncbn.training.run_directory import record
 from tests.support.ranks import Ranks
+from tests.support.refuses import refuses
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import train
 
@@ -81,15 +83,15 @@ def test_in_force_while_it_tests_and_predicts(streaming: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("callback", "line"),
+    ("callback", "words"),
     [
-        (AdaptStatistics(only="nothing"), "AdaptStatistics: adapt: there is no batch norm layer"),
-        (AdaptStatistics(-1), "AdaptStatistics: prior=-1: use a number of samples"),
+        (AdaptStatistics(only="nothing"), "adapt: there is no batch norm layer"),
+        (AdaptStatistics(-1), "prior=-1: use a number of samples"),
     ],
 )
-def test_what_cannot_be_adapted_is_said_before_anything_is_done(callback: AdaptStatistics, line: str) -> None:
+def test_what_cannot_be_adapted_is_said_before_anything_is_done(callback: AdaptStatistics, words: str) -> None:
     module = Lit()
-    with pytest.raises(SettingError, match=line):
+    with refuses("AdaptStatistics", None, words, kind=AgreedError):
         trainer(callback).test(module, DataLoader(TensorDataset(X), 4))
     assert not module.seen["test"]
 
@@ -128,27 +130,29 @@ def test_layers_may_be_built_late() -> None:
     for each in (module, early):
         trainer(AdaptStatistics(2)).test(each, DataLoader(TensorDataset(X), 4), verbose=False)
     assert all(map(torch.equal, module.seen["test"], early.seen["test"]))
-    with pytest.raises(SettingError, match="AdaptStatistics: adapt: there is no batch norm layer"):
+    with refuses("AdaptStatistics", None, "adapt: there is no batch norm layer", kind=AgreedError):
         AdaptStatistics(only="nothing").on_fit_start(trainer(pl.Callback()), module)
 
 
-def unequal(rank: int, world_size: int, group: object, numbers: list[float]) -> str:
-    """What a rank is told that has so many batches."""
+def unequal(rank: int, world_size: int, group: object, numbers: list[float]) -> tuple[str, str] | None:
+    """What is refused on a rank that has so many batches."""
     made: Any = SimpleNamespace(num_predict_batches=[1, numbers[rank]])
     callback = AdaptStatistics(group=group)
     try:
         callback.on_predict_start(made, Lit())
-    except SettingError as error:
-        return str(error)
+    except AgreedError as error:
+        return error.setting, error.hint
     callback.on_predict_end(made, Lit())
-    return ""
+    return None
 
 
 def test_ranks_that_would_wait_for_each_other_are_told_so(ranks: Ranks) -> None:
-    line = "AdaptStatistics: ranks have 2 to 3 batches, and adapt together in each; use loaders that give them equally "
-    assert all(said.startswith(line) for said in ranks.run(unequal, "world", [3, 2], world_size=2))
-    assert ranks.run(unequal, 1, [3, 2], world_size=2) == ["", ""]
-    assert ranks.run(unequal, "world", [math.inf, math.inf], world_size=2) == ["", ""]
+    line = "ranks have 2 to 3 batches, and adapt together in each; use loaders that give them equally "
+    for setting, hint in ranks.run(unequal, "world", [3, 2], world_size=2):
+        assert setting == "AdaptStatistics"
+        assert hint.startswith(line)
+    assert ranks.run(unequal, 1, [3, 2], world_size=2) == [None, None]
+    assert ranks.run(unequal, "world", [math.inf, math.inf], world_size=2) == [None, None]
 
 
 BASE = ["model=mlp", "logger=csv", "model.width=16", "data.global_batch_size=72"]

@@ -20,10 +20,12 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 import syncbn
 from syncbn.nn.population_statistics import MeasurementError
 from syncbn.nn.simulation import simulate
-from syncbn.training import PreciseStatistics, SettingError, SyncBatchNormPlugin, precise_statistics
+from syncbn.training import PreciseStatistics, SyncBatchNormPlugin, precise_statistics
 from syncbn.training.data.loaders import own_loader, train_loader
+from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.precise_statistics import _synchronized
 from tests.support.ranks import Ranks, messages
+from tests.support.refuses import refuses
 from tests.training.support.train_command import train
 
 CUTS = {1: [[5], [2], [7]], 2: [[3, 4], [0, 6], [2, 5], [4, 4]], 3: [[2, 3, 4], [5, 0, 2], [2, 6, 3]]}
@@ -268,16 +270,36 @@ def test_what_is_masked_does_not_count() -> None:
         (lambda: precise_statistics(a_net(), [], num_batches=0), "num_batches=0: use a whole number, 1 or more"),
         (lambda: precise_statistics(nn.Linear(2, 2), []), "there is no batch norm layer to measure"),
         (lambda: precise_statistics(nn.BatchNorm1d(2, track_running_stats=False), []), "no batch norm layer"),
-        (lambda: PreciseStatistics(0), "PreciseStatistics: num_batches=0: use a whole number, 1 or more"),
-        (lambda: PreciseStatistics(every_n_epochs=0), "PreciseStatistics: every_n_epochs=0: use a whole number"),
-        (lambda: own_loader([1, 2]), r"of the training data \(list\) it cannot make .*; give it batches="),
-        (lambda: own_loader(DataLoader(a_set(), sampler=WeightedRandomSampler([1.0], 1))), "give it batches="),
-        (lambda: own_loader(DataLoader(a_set(), batch_sampler=[[0, 1]])), "give it batches="),
     ],
 )
-def test_what_cannot_work_is_refused(call: Callable[[], object], line: str) -> None:
-    with pytest.raises((SettingError, MeasurementError), match=line):
+def test_what_cannot_be_measured_is_refused(call: Callable[[], object], line: str) -> None:
+    with pytest.raises(MeasurementError, match=line):
         call()
+
+
+@pytest.mark.parametrize("name", ["num_batches", "every_n_epochs"])
+def test_a_number_below_one_is_refused(name: str) -> None:
+    with refuses(f"PreciseStatistics.{name}", 0, "use a whole number, 1 or more"):
+        PreciseStatistics(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("loader", "kind"),
+    [
+        ([1, 2], "(list)"),
+        (DataLoader(TensorDataset(torch.zeros(4)), sampler=WeightedRandomSampler([1.0], 1)), "(DataLoader)"),
+        (DataLoader(TensorDataset(torch.zeros(4)), batch_sampler=[[0, 1]]), "(DataLoader)"),
+    ],
+)
+def test_training_data_that_cannot_be_read_a_second_time_are_refused(loader: Any, kind: str) -> None:
+    with refuses("PreciseStatistics", None, "no second loader", kind, "; give it batches=", kind=AgreedError):
+        own_loader(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
+def test_a_module_without_batch_norm_is_refused_when_it_is_measured() -> None:
+    with refuses("precise statistics", None, "there is no batch norm layer to measure"):
+        fit(LOADERS["ours"](), PreciseStatistics(5, only="nothing"))
 
 
 def a_set() -> TensorDataset:
@@ -424,17 +446,17 @@ def test_the_batches_pass_the_hook_that_lightning_calls_before_their_transfer(ow
 
 @QUIET
 @pytest.mark.parametrize(
-    ("callback", "line"),
+    ("callback", "why"),
     [
-        (EarlyStopping("loss"), "every_n_epochs=None: EarlyStopping may end training at any epoch, .*; use every_n"),
-        (ModelCheckpoint(save_on_train_epoch_end=False), "None: ModelCheckpoint saves with validations"),
+        (EarlyStopping("loss"), "EarlyStopping may end training at any epoch, "),
+        (ModelCheckpoint(save_on_train_epoch_end=False), "ModelCheckpoint saves with validations"),
     ],
 )
-def test_what_would_be_saved_without_them_is_refused(tmp_path: Path, callback: pl.Callback, line: str) -> None:
+def test_what_would_be_saved_without_them_is_refused(tmp_path: Path, callback: pl.Callback, why: str) -> None:
     options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
     if isinstance(callback, EarlyStopping):
         options["enable_checkpointing"] = False
-    with pytest.raises(SettingError, match=line):
+    with refuses("PreciseStatistics.every_n_epochs", None, why, "; use every_n_epochs=1", kind=AgreedError):
         fit(LOADERS["ours"](), callback, PreciseStatistics(5, every_n_epochs=None), **options)
 
 

@@ -21,10 +21,10 @@ import syncbn
 from syncbn.training.data.digits import Digits
 from syncbn.training.data.loaders import train_loader
 from syncbn.training.data.samplers import GlobalBatchSampler
-from syncbn.training.errors import SettingError
 from syncbn.training.models.classifier import Classifier
 from syncbn.training.norm.uneven_batches import _is_alone
 from tests.support.ranks import Ranks
+from tests.support.refuses import refuses
 from tests.training.support.train_command import Run, train
 
 EPOCHS, PER_RANK, SEED = 3, 4, 5
@@ -42,7 +42,7 @@ def test_global_batches_are_the_order_cut_up_and_dealt(
 ) -> None:
     dataset, size = TensorDataset(torch.arange(samples)), per_rank * ranks
     if remainder == "drop" and samples < size:
-        with pytest.raises(SettingError, match=f"use at most {samples // ranks}$"):
+        with refuses("data.batch_size", per_rank, f"has {samples}; use at most {samples // ranks}"):
             GlobalBatchSampler(dataset, per_rank, ranks, 0)
         return
     dealers = [GlobalBatchSampler(dataset, per_rank, ranks, r, seed=SEED, remainder=remainder) for r in range(ranks)]
@@ -83,7 +83,7 @@ def test_torchs_synchronized_layer_is_alone_with_one_sample_over_all_ranks() -> 
 
 def test_a_wrong_word_is_refused() -> None:
     for make in (Digits, partial(train_loader, TensorDataset(torch.arange(9)), 2)):
-        with pytest.raises(SettingError, match=r"^data\.remainder=keep: use one of drop, pad, uneven$"):
+        with refuses("data.remainder", "keep", "use one of drop, pad, uneven"):
             make(remainder="keep")
 
 
