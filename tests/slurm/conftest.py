@@ -16,6 +16,17 @@ LONG = "SLURM_LONG" in os.environ  # nodes with links of their own, which can be
 collect_ignore = [] if LONG else ["test_links.py"]
 
 
+# Above all that a test waits for: 90 s for a step (Cluster.until) and 180 s for the end (Cluster.ended), which report
+# the job's log; pytest's own limit of 180 s reported nothing.
+LIMIT = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT))
+
+
 def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
