@@ -48,8 +48,8 @@ def test_public_names_stay(name: str) -> None:
 
 
 def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> None:
-    names = ",".join(preload.modules(settled()))
+    names = ",".join(preload.modules(settled().cfg))
     environment = f"import os; os.environ[{server_imports.VARIABLE!r}] = {names!r}"
     imported = modules_after(f"{environment}; import {server_imports.__name__}")
     assert imported >= {"lightning", "wandb", "syncbn.training.launch.rank", "sklearn.datasets"}
-    assert "sklearn" not in "".join(preload.modules(settled("data=imagenet", "data.root=x")))
+    assert "sklearn" not in "".join(preload.modules(settled("data=imagenet", "data.root=x").cfg))

@@ -15,9 +15,7 @@ from omegaconf import OmegaConf
 from syncbn.study import cells
 from syncbn.study.compare import reference_spec
 from syncbn.study.compare.reference_spec import Expected
-from syncbn.study.report import write
-from syncbn.study.runner import remote, run_study
-from syncbn.study.runner.report import write as write_pages
+from syncbn.study.runner import remote, report, run_study
 from syncbn.training.config.machine import Machine
 from syncbn.training.launch import main  # noqa: F401  # Hydra's resolvers
 from tests.training.support.train_command import REPO, train
@@ -139,11 +137,11 @@ def test_each_figure_stands_beside_its_runs_in_the_report(
         study = OmegaConf.to_container(cfg.study)
         runs = finished(study, tmp_path)
     pages = []
-    monkeypatch.setattr(write, "write_several", lambda *given: pages.append(given[2]) or tmp_path)
+    monkeypatch.setattr(report, "write_several", lambda *given: pages.append(given[2]) or tmp_path)
     for off in (0.0, 1.5):
         for directory, number, expects in runs:
             write_result(directory, expects, off * (1 + number) if expects else 0.0)
-        write_pages(cfg, study, cells.cells(study, [], tmp_path), tmp_path)
+        report.write(cfg, study, cells.cells(study, [], tmp_path), tmp_path)
     parts = study["parts"].values()
     assert len(pages[0]) == sum(len(part.get("metrics", ["test/acc"])) for part in parts)
     for made, answer in zip(pages, ("yes", "no"), strict=True):

@@ -4,7 +4,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +125,12 @@ def _decided(plan: Plan, hydra_dir: str | None) -> tuple[str, Path | None]:
             lock.release(Path(path))
     except SettingError as error:
         return ("refused" if "\n" not in str(error) else f"more lines: {error}"), None
-    if not todo:
+    if todo is None:
         return "done", Path(path)
     if cfg.mode == "test":
         return "tests", Path(path)
-    own = cfg.ckpt_path is not None and paths.run_of(Path(cfg.ckpt_path)) == Path(path).resolve()
-    return "continues" if own else f"new, {cfg.ckpt_restore}", Path(path)
+    own = todo.checkpoint is not None and paths.run_of(Path(todo.checkpoint)) == Path(path).resolve()
+    return "continues" if own else f"new, {todo.restore}", Path(path)
 
 
 def expected(checkpoint: str, name: str, mode: str, status: str, change: str) -> str:
@@ -178,14 +177,15 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
         if status != "finished" and change in ("seed", "model"):  # settings differ, as with another optimizer
             continue
         cell = (checkpoint, name, mode, status, change)
-        cfg = deepcopy(composed[change])
-        cfg.ckpt_path, cfg.mode, (cfg.run.id, hydra_dir) = checkpoints[checkpoint], mode, NAMES[name]
-        what, where = decided(cfg, hydra_dir, monkeypatch)
+        run_id, hydra_dir = NAMES[name]
+        asked = {"ckpt_path": checkpoints[checkpoint], "mode": mode, "run": {"id": run_id}}
+        plan = composed[change].with_settings(**asked)
+        what, where = decided(plan, hydra_dir, monkeypatch)
         assert what == expected(*cell), cell
         tried.add(what)
         if what.startswith(("new", "tests")):
             assert where is not None
-            record.begin(cfg.in_directory(where), where.name, [])
+            record.begin(plan.in_directory(where), where.name, [])
             assert record.read(where, "run")["wandb_id"] not in wandb_ids, cell
             shutil.rmtree(where)
         assert stamps() == files, cell

@@ -187,7 +187,7 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
     other = train(tmp_path, *alone, "model.width=8", "trainer.devices=1")
     assert other.code == 1
     line = (
-        r"error: ckpt_path=\S*/base/checkpoints/best\.ckpt: the run that it is of has model\.width=16, and its "
+        r"error: ckpt_path=\S*/base/checkpoints/best\.ckpt: its run has model\.width=16, and its "
         r"test is to have the same; leave out what says otherwise\n"
     )
     assert re.fullmatch(line, other.err), other.err
@@ -195,7 +195,7 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
 
 BAD = {
     "mode=tset": r"mode=tset: use train or test",
-    "mode=test": r"ckpt_path=null: mode=test tests a checkpoint; say which: ckpt_path=outputs/RUN/.*",
+    "mode=test": r"ckpt_path=null: mode=test tests a checkpoint; use ckpt_path=outputs/RUN/checkpoints/best\.ckpt",
     "mode=test ckpt_path=a.ckpt test=false": r"test=false: mode=test leaves nothing else to do; use test=true",
     "adapt=batch norm=none": r"adapt: norm=none leaves no batch norm to adapt; use norm=sync or local, or adapt=null",
     "adapt=batch test=false": r"adapt: test=false leaves no test to adapt in; use test=true, or adapt=null",

@@ -237,7 +237,9 @@ def test_what_cannot_be_tested_is_refused_before_training(module: Any, data: Any
 
 def test_without_a_test_there_is_nothing_to_repeat() -> None:
     settled("corruptions=suite")
-    with pytest.raises(SettingError, match="corruptions: test=false leaves no test to repeat; use test=true, or"):
+    with refuses("corruptions", None, "test=false leaves no test to repeat; use test=true, or corruptions=null"):
         settled("corruptions=suite", "test=false")
-    with pytest.raises(SettingError, match=r"corruptions: data\.corruption=shift has corrupted .*=null, or corrup"):
+    with pytest.raises(
+        SettingError, match=r"corruptions: data\.corruption=shift corrupts .* already; use .*=null, or corrup"
+    ):
         settled("corruptions=suite", "data.corruption=shift")

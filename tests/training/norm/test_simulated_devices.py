@@ -84,7 +84,7 @@ def test_what_devices_keep_each_by_itself_survives_a_stop(tmp_path: Path) -> Non
         refused = train(tmp_path, *settings, "run.id=parts", *other)
         assert refused.code == 1
         assert refused.err.startswith(f"error: {line}")
-        assert "an epoch that was counted with simulate=2 and 16 samples at once; go on with that, or" in refused.err
+        assert "an epoch that was counted with simulate=2 and 16 samples at once; resume with that, or" in refused.err
         assert len(refused.err.splitlines()) == 1
     rest = train(tmp_path, *settings, "run.id=parts")
     assert "goes on from" in rest.out
@@ -104,7 +104,7 @@ def test_what_devices_keep_each_by_itself_survives_a_stop(tmp_path: Path) -> Non
             ["trainer.accumulate_grad_batches=7"],
             "simulate and trainer.accumulate_grad_batches=7: an epoch has 64 batches of 16, so its last step would",
         ),
-        (["norm.batch_size=5"], "norm.batch_size=5 samples cannot share statistics with 8 on each of 2 devices"),
+        (["norm.batch_size=5"], "norm.batch_size=5: 5 samples cannot share statistics with 8 on each of 2 devices"),
         (["simulate=0"], "simulate=0: use a whole number, 1 or more"),
     ],
 )
