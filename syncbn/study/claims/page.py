@@ -12,7 +12,7 @@ from syncbn.study.claims.plots import draw
 from syncbn.study.claims.result import Finding, Versus
 from syncbn.study.format import plural
 from syncbn.study.report import html, plot_style
-from syncbn.study.report.plots import Plot
+from syncbn.study.report.plot_style import Plot
 from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import printable
 
@@ -137,10 +137,7 @@ def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot
         for finding in findings:
             names = [f"{finding.study}-{plot.name}-{at}" for at, plot in enumerate(finding.plots, 1)]
             drawn.append([draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
-            for plot in drawn[-1]:
-                if plot.figure is not None:
-                    plot_style.png(plot.figure, unlinked(plots / f"{plot.name}.png"))
-                    plot_style.svg(plot.figure, unlinked(plots / f"{plot.name}.svg"))
+            plot_style.save(drawn[-1], plots)
     return drawn
 
 

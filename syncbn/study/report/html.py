@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from syncbn.study.report import plot_style
-from syncbn.study.report.plots import Plot
+from syncbn.study.report.plot_style import Plot
 from syncbn.training.console import printable
 
 LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from syncbn.study import format
-from syncbn.study.report.plots import Plot
+from syncbn.study.report.plot_style import Plot
 from syncbn.study.report.tables import Table
 from syncbn.training.console import printable
 

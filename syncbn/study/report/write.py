@@ -109,16 +109,13 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
     return figures
 
 
-def _write_plots(comparison: Comparison, directory: Path) -> list[plots.Plot]:
+def _write_plots(comparison: Comparison, directory: Path) -> list[plot_style.Plot]:
     unlinked(directory).mkdir(parents=True, exist_ok=True)
     for path in [path for kind in ("png", "svg") for path in plots_in(directory, kind)]:
         path.unlink()  # what an earlier report had and this one has not must not stay beside it
     with plot_style.style():
         drawn = plots.draw(comparison)
-        for plot in drawn:
-            if plot.figure is not None:
-                plot_style.png(plot.figure, unlinked(directory / f"{plot.name}.png"))
-                plot_style.svg(plot.figure, unlinked(directory / f"{plot.name}.svg"))
+        plot_style.save(drawn, directory)
     return drawn
 
 
