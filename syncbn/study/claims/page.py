@@ -122,11 +122,14 @@ def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
 
 def _finish_matrix(norms: Mapping[str, str], tones: Sequence[str], html: str) -> str:
     """With what a norm is in the heads, with tones, and with heads beside the cells for a narrow screen."""
-    for side, other in norms.items():
-        what = f"{NORMS[side]}, " if side in NORMS else ""
-        words = [escape_html(each) for each in (f"{side}, against {other}", side, f"{what}against {other}")]
-        html = html.replace(f"<th>{words[0]}</th>", f"<th>{words[1]} <small>{words[2]}</small></th>")
-    heads = [*(f"{side} against {other}" for side, other in norms.items()), SHARING]
+    words = {side: f"{NORMS[side]}, " if side in NORMS else "" for side in norms}
+    heads = [f"{side} against {other}" for side, other in norms.items()] + [SHARING]
+    shown = [
+        f"{escape_html(side)} <small>{escape_html(f'{words[side]}against {other}')}</small>"
+        for side, other in norms.items()
+    ]
+    each = iter(["claim", *shown, SHARING])
+    html = re.sub(r"<th>.*?</th>", lambda _: f"<th>{next(each)}</th>", html)
     html = re.sub(r"<tr>\n<td>(.*)</td>", r'<tr>\n<th scope="row" role="rowheader">\1</th>', html)
     html = re.sub(r"<td>(.*)</td>", r'<td><span class="telling">\1</span></td>', html)
     beside = (f'data-head="{escape_html(heads[at % len(heads)])}"' for at in range(len(tones)))
