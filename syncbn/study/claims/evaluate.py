@@ -27,9 +27,10 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         SettingError: the claim cannot be read.
     """
     claim, results = rule.parse(study), Results(cells, root)
-    rows, versus = hypothesis_tests.rows(claim.cases, results), hypothesis_tests.versus(claim.cases, results)
+    cases = list(claim.cases.values())
+    rows, versus = hypothesis_tests.rows(cases, results), hypothesis_tests.versus(cases, results)
     whole = [run for run in results.runs.values() if not run.trouble]
-    doubts = [line for case in claim.cases for line in _gaps(case, results, str(study["budget"]))]
+    doubts = [line for case in cases for line in _gaps(case, results, str(study["budget"]))]
     return Finding(
         study=str(study["name"]),
         number=claim.number,

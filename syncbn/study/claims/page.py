@@ -1,19 +1,21 @@
 """The page of the claims: one HTML file that needs nothing else, the same as Markdown, plots and tables as files."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from html import escape as escape_html
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from syncbn.study.claims import markdown, tables
+from syncbn.study.claims import tables
 from syncbn.study.claims.plots import draw
 from syncbn.study.claims.result import Finding, Versus
 from syncbn.study.format import plural
-from syncbn.study.report import html, plot_style
-from syncbn.study.report.plots import Plot
-from syncbn.training.atomic_write import replacing, unlinked
+from syncbn.study.report import blocks, plot_style
+from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
+from syncbn.study.report.plot_style import Plot
+from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import printable
 
 NORMS = {
@@ -26,6 +28,12 @@ NORMS = {
     "torch_sync": "torch's synchronized statistics",
 }
 NO_BOTH = "No case has both synchronized and per-device statistics."
+SHARING = "sync against local"  # head of a column
+TABLES = {  # of a claim: heading, and what is written instead of a table without rows
+    "cases": ("Each case, norm by norm", "No case has a row."),
+    "versus": ("Synchronized against per-device statistics", "No case has both."),
+    "published": ("The literature's figures", "No published figure was given for this claim."),
+}
 
 
 def write(findings: Sequence[Finding], title: str, question: str, directory: Path, *, name: str = "report") -> Path:
@@ -50,12 +58,10 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
     for table, frame in tables.frames(findings, [[plot.name for plot in each] for each in drawn]).items():
         frame = frame.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
         frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False, errors="surrogateescape")
-    content = _content(findings, drawn, directory) | {"title": title, "question": question}
-    page = html.environment().get_template("claims.html.jinja").render(content)
-    for file, text in {f"{name}.html": page, f"{name}.md": markdown.render(content)}.items():
-        with replacing(directory / file) as draft:
-            draft.write_text(text, encoding="utf-8", errors="surrogateescape")
-    return directory / f"{name}.html"
+    path = directory / f"{name}.html"
+    head = [Block(f"# {escape(title)}"), Block(escape(question), "question")]
+    blocks.write([*head, *_blocks(findings, drawn, directory)], title, path, ("report.css", "claims.css"))
+    return path
 
 
 def how_to_read(findings: Sequence[Finding]) -> list[str]:
@@ -79,36 +85,86 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def _content(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], directory: Path) -> dict[str, Any]:
-    """What the template and Markdown get."""
-    several = len(findings) > 1
-    norms = tables.norms(findings)
-    claims = [
-        {
-            "id": f"{one.study}-",
-            "f": one,
-            "verdicts": [(side, *tables.verdict(one, side)) for side in one.sides],
-            "plots": plots,
-            "tables": tables.build(one),
-            "svg": partial(html.svg, directory / "plots"),
-            "counted": _counted(one),
-        }
-        for one, plots in zip(findings, drawn, strict=True)
-    ]
-    return {
-        "claims": claims,
-        "how": how_to_read(findings),
-        "norms": [(side, NORMS.get(side, ""), tables.held_against(findings, side)) for side in norms],
-        "matrix": [(one, [*(tables.verdict(one, side) for side in norms), tables.sharing(one)]) for one in findings],
-        "shared": [
-            ("worse", [(one, line) for one in findings for line in one.worse]),
-            ("better", [(one, line) for one in findings for line in one.better]),
-        ],
-        "none_shown": _none_shown([case for one in findings for case in one.versus]),
-        "problems": [(one.text if several else "", line) for one in findings for line in one.problems],
-        "overall": {"id": "", "tables": {"verdicts": tables.runs(findings)}},
-        "computed": html.computed(),
+def _blocks(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], directory: Path) -> list[Block | Group]:
+    norms = {side: tables.held_against(findings, side) for side in tables.norms(findings)}
+    words = " ".join(f"{escape(side)}: {escape(NORMS[side])}." for side in norms if side in NORMS)
+    shared = {
+        "worse": [(one, line) for one in findings for line in one.worse],
+        "better": [(one, line) for one in findings for line in one.better],
     }
+    none_shown = _none_shown([case for one in findings for case in one.versus])
+    claim = "{}: " if len(findings) > 1 else ""
+    return [
+        _matrix(findings, norms),
+        Block(words, only="markdown"),  # in HTML they are in the heads of the matrix
+        Group([Block("## How to read this"), Block(bullets(how_to_read(findings)))]),
+        *(_shared(word, told, none_shown) for word, told in shared.items()),
+        blocks.problems([f"{claim.format(one.text)}{line}" for one in findings for line in one.problems]),
+        *(_claim(one, plots, directory) for one, plots in zip(findings, drawn, strict=True)),
+        Group([Block("## Runs and versions", "part"), *blocks.table(tables.runs(findings)), blocks.computed()]),
+    ]
+
+
+def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
+    """The verdict of each claim on each norm.
+
+    Args:
+        findings: a row each.
+        norms: a column each, with what it is compared with.
+    """
+    heads = ["claim", *(f"{side}, against {other}" for side, other in norms.items()), SHARING]
+    cells = [[*(tables.verdict(one, side) for side in norms), tables.sharing(one)] for one in findings]
+    rows = [[_link(one), *(escape(words) for words, _ in line)] for one, line in zip(findings, cells, strict=True)]
+    lines = [[escape(head) for head in heads], ["---"] * len(heads), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Block(text, finish=partial(_finish_matrix, norms, [tone for line in cells for _, tone in line]))
+
+
+def _finish_matrix(norms: Mapping[str, str], tones: Sequence[str], html: str) -> str:
+    """With what a norm is in the heads, with tones, and with heads beside the cells for a narrow screen."""
+    words = {side: f"{NORMS[side]}, " if side in NORMS else "" for side in norms}
+    heads = [f"{side} against {other}" for side, other in norms.items()] + [SHARING]
+    shown = [
+        f"{escape_html(side)} <small>{escape_html(f'{words[side]}against {other}')}</small>"
+        for side, other in norms.items()
+    ]
+    each = iter(["claim", *shown, SHARING])
+    html = re.sub(r"<th>.*?</th>", lambda _: f"<th>{next(each)}</th>", html)
+    html = re.sub(r"<tr>\n<td>(.*)</td>", r'<tr>\n<th scope="row" role="rowheader">\1</th>', html)
+    html = re.sub(r"<td>(.*)</td>", r'<td><span class="telling">\1</span></td>', html)
+    beside = (f'data-head="{escape_html(heads[at % len(heads)])}"' for at in range(len(tones)))
+    cells = (f'role="cell" class="verdict-cell {tone}" {head}' for tone, head in zip(tones, beside, strict=True))
+    html = html.replace("<th>", '<th scope="col" role="columnheader">').replace("<tr>", '<tr role="row">')
+    html = html.replace("<thead>", '<thead role="rowgroup">').replace("<tbody>", '<tbody role="rowgroup">')
+    return blocks.with_attributes(html, "td", cells).replace("<table>", '<table id="matrix" role="table">')
+
+
+def _shared(word: str, told: Sequence[tuple[Finding, str]], none_shown: str) -> Group:
+    lines = [f"- {_link(one)}: {escape(line)}" for one, line in told]
+    heading = f"## Where synchronized statistics do {word} than per-device ones"
+    return Group([Block(heading), Block("\n".join(lines) or escape(none_shown))], id=word)
+
+
+def _claim(one: Finding, plots: Sequence[Plot], directory: Path) -> Group:
+    prefix, made = f"{one.study}-", tables.build(one)
+    verdicts = [tables.verdict(one, side) for side in one.sides]
+    words = zip(one.sides, (words for words, _ in verdicts), strict=True)
+    inside: list[Block | Group] = [
+        Block(f'<a id="{one.study}"></a>', only="markdown"),
+        Block(f"## {one.number}. {escape(one.text)}", "part"),
+        Block(f"*The claim:* {escape(one.article)}" if one.article else "", "about"),
+        Block(f"*The test:* {escape(one.method)}" if one.method else "", "about"),
+        terms(words, "verdicts", tones=[tone for _, tone in verdicts]),
+        Group([blocks.figure(plot, directory, prefix=prefix) for plot in plots], "div", "plots"),
+    ]
+    for name, (heading, instead) in TABLES.items():
+        inside += [Block(f"### {heading}"), *blocks.table(made.get(name), prefix=prefix, instead=instead)]
+    inside += [Block("### Runs"), Block(escape(_counted(one))), blocks.command(one.command)]
+    return Group(inside, id=one.study)
+
+
+def _link(one: Finding) -> str:
+    return f"[{one.number}. {escape(one.text)}](#{one.study})"
 
 
 def _none_shown(versus: Sequence[Versus]) -> str:
@@ -137,10 +193,7 @@ def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot
         for finding in findings:
             names = [f"{finding.study}-{plot.name}-{at}" for at, plot in enumerate(finding.plots, 1)]
             drawn.append([draw(plot, name) for plot, name in zip(finding.plots, names, strict=True)])
-            for plot in drawn[-1]:
-                if plot.figure is not None:
-                    plot_style.png(plot.figure, unlinked(plots / f"{plot.name}.png"))
-                    plot_style.svg(plot.figure, unlinked(plots / f"{plot.name}.svg"))
+            plot_style.save(drawn[-1], plots)
     return drawn
 
 

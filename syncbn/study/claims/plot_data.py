@@ -11,7 +11,7 @@ import pandas as pd
 
 from syncbn.study.claims.readings import Results, exp
 from syncbn.study.claims.result import PlotData
-from syncbn.study.claims.rule_plots import Plot
+from syncbn.study.claims.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
 from syncbn.study.compare.paired_tests import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
@@ -25,43 +25,36 @@ def plots(asked: Sequence[Plot], results: Results) -> list[PlotData]:
 
 
 def _plot(asked: Plot, results: Results) -> PlotData:
-    rows = {"conditions": _conditions, "numbers": _numbers, "layers": _layers}[asked.kind](asked, results)
+    rows = _layers(asked, results) if isinstance(asked, LayersPlot) else _metrics(asked, results)
     return PlotData(
         name=re.sub(r"[^A-Za-z0-9]+", "-", asked.part),
-        title=asked.title,
-        x=asked.x,
-        y=asked.y,
-        x_log=asked.x_log,
-        y_log=asked.y_log,
         frame=pd.DataFrame(list(rows), columns=COLUMNS),
-        level=asked.level,
-        level_label=asked.level_label,
+        **asked.model_dump(include={"title", "x", "y", "x_log", "y_log", "level", "level_label"}),
     )
 
 
-def _conditions(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
-    """A line for each side and series over the part's conditions."""
-    at: list[float | str] = list(asked.conditions)
+def _metrics(asked: ConditionsPlot | NumbersPlot, results: Results) -> Iterator[dict[str, Any]]:
+    """A line for each side and series, over the part's conditions or over numbers in the metrics' names."""
+    at = asked.at if isinstance(asked, NumbersPlot) else _as_numbers(asked.conditions)
+    for side in asked.sides:
+        for series, metric in asked.lines.items():
+            for place, x in enumerate(at):
+                if isinstance(asked, NumbersPlot):
+                    condition, name = asked.condition, metric.replace("{x}", f"{x:g}")
+                else:
+                    condition, name = asked.conditions[place], metric
+                yield from _point("", side, series, x, _over_seeds(asked, results, condition, side, name))
+
+
+def _as_numbers(conditions: Sequence[str]) -> Sequence[float | str]:
+    """As numbers, if all of them are."""
     with suppress(ValueError):
-        at = [float(condition) for condition in asked.conditions]
-    for side in asked.sides:
-        for series, metric in asked.series.items():
-            for condition, x in zip(asked.conditions, at, strict=True):
-                values = _over_seeds(asked, results, condition, side, metric)
-                yield from _point("", side, series, x, values)
+        return [float(condition) for condition in conditions]
+    return conditions
 
 
-def _numbers(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
-    """A line for each side and series over numbers that are in the metrics' names."""
-    for side in asked.sides:
-        for series, metric in asked.series.items():
-            for x in asked.at:
-                values = _over_seeds(asked, results, asked.conditions[0], side, metric.replace("{x}", f"{x:g}"))
-                yield from _point("", side, series, x, values)
-
-
-def _layers(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
-    """A panel for each condition: the gradient's norm by depth, the first or last time that the monitor looked."""
+def _layers(asked: LayersPlot, results: Results) -> Iterator[dict[str, Any]]:
+    """A panel for each condition: the gradient's norm by depth, the first or last step that the monitor recorded."""
     for condition in asked.conditions:
         for side in asked.sides:
             tables = [
@@ -77,7 +70,9 @@ def _layers(asked: Plot, results: Results) -> Iterator[dict[str, Any]]:
                     yield row | {key: exp(row[key]) for key in ("mean", "low", "high")}
 
 
-def _over_seeds(asked: Plot, results: Results, condition: str, side: str, metric: str) -> list[float]:
+def _over_seeds(
+    asked: ConditionsPlot | NumbersPlot, results: Results, condition: str, side: str, metric: str
+) -> list[float]:
     """The metric of each seed that has one which is a finite number."""
     values = [results.value(asked.part, condition, side, seed, metric) for seed in results.seeds(asked.part)]
     return [value for value in values if value is not None and math.isfinite(value)]

@@ -1,49 +1,44 @@
 """The rule of a claim, as ``study.claim`` writes it down before the runs, checked against the study's parts."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
-from syncbn.study.claims import rule_checks, rule_plots
+from pydantic import Field, StrictBool, StrictInt, model_validator
+
+from syncbn.study.claims import rule_plots
+from syncbn.study.claims.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
 from syncbn.training.errors import SettingError
 
 PLACE = "study.claim"
 WORDS = ("mean", "worst", "best", "highest")  # how conditions become one number, besides the name of one of them
 LARGEST = "highest"
-KEYS = {
-    "": ["number", "text", "article", "method", "baseline", "sides", "cases", "plots", "literature"],
-    "cases": [
-        *("when", "part", "metric", "over", "conditions", "usable", "less", "magnitude"),
-        *("wants", "effect", "at_least", "at_most", "sides", "against", "what", "counts"),
-    ],
-    "against": ["side", "part", "metric", "over", "conditions", "usable", "less"],
-    "literature": ["what", "published", "source", "case", "side", "value", "tolerance", "of"],
-}
+OF_BOTH = ("magnitude", "wants")  # what `against` cannot change of a case's reading
+Parts = Mapping[str, Mapping[str, list[str]]]  # conditions and sides of each part of the study
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(Section):
     """How runs become one number for each seed.
 
     Attributes:
         part: of the study.
         metric: in ``result.json``; an accuracy is an error in percent.
         over: one of ``WORDS``, or a condition.
-        conditions: those that are looked at.
+        conditions: those that are read.
         usable: of ``highest``: what the metric may be at most.
         magnitude: whether its absolute value counts.
-        wants: which is better, "lower" or "higher".
-        less: the condition whose metric is taken away, seed by seed: what is left is the rise over it; "" for none.
+        wants: which is better.
+        less: the condition whose metric is subtracted, seed by seed: the result is the rise over it; "" for none.
     """
 
-    part: str
-    metric: str
-    over: str
-    conditions: tuple[str, ...]
-    usable: float | None
-    magnitude: bool
-    wants: str
-    less: str = ""
+    part: Text
+    metric: Text
+    over: Text = ""
+    conditions: Names = ()
+    usable: Number | None = None
+    magnitude: StrictBool = False
+    wants: Literal["lower", "higher"]
+    less: Text = ""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -51,205 +46,188 @@ class Reading:
         return tuple(dict.fromkeys([*self.conditions, *filter(None, [self.less])]))
 
 
-@dataclass(frozen=True)
-class Case:
-    """One question to several norms.
+class Case(Reading):
+    """One question to several norms, with how a norm is read.
 
     Attributes:
-        name: in the file.
         when: for "holds only WHEN".
-        reading: of a norm.
         sides: the norms.
-        against_side: what they are held against.
-        against: the reading of that.
-        is_ratio: whether the effect is a ratio of the two, else a difference.
+        against: the reading of what they are compared with; the file has what differs from the case's own.
+        against_side: the side that they are compared with.
+        effect: of the two.
         at_least: the effect that is needed.
-        what: is measured, for people; "" for what the metric is called anyhow.
+        at_most: what the norm's own number may be, besides; None where there is no limit.
+        what: is measured, for people; "" for the label of the metric.
         counts: whether it is judged; else its numbers are only shown.
-        at_most: what the norm's own number may be, besides; None where nothing is asked of it.
+        name: in the file, where it is the key of the section.
     """
 
-    name: str
-    when: str
-    reading: Reading
-    sides: tuple[str, ...]
-    against_side: str
+    when: Text = ""
+    sides: Names = ()
     against: Reading
-    is_ratio: bool
-    at_least: float
-    what: str
-    counts: bool
-    at_most: float | None = None
+    against_side: Text = Field("", alias="against.side")
+    effect: Literal["ratio", "difference"]
+    at_least: Number
+    at_most: Number | None = None
+    what: Text = ""
+    counts: StrictBool = True
+    name: str = ""
+
+    @property
+    def reading(self) -> Reading:
+        """How a norm is read."""
+        return Reading(**{key: getattr(self, key) for key in Reading.model_fields})
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the effect is a ratio, else a difference."""
+        return self.effect == "ratio"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, given: Any) -> Any:
+        """With all of the reading of what is compared with, and its side."""
+        given = with_values(given, [key for key in cls.model_fields if key not in ("against_side", "name")])
+        keys = ["side", *(key for key in Reading.model_fields if key not in OF_BOTH)]
+        change = with_values(given.pop("against", {}), keys, "against")
+        same = {key: given[key] for key in Reading.model_fields if key in given}
+        if "over" in change:
+            same.pop("usable", None)
+        return given | {"against.side": change.pop("side", ""), "against": same | change}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.is_ratio and self.at_least <= 0:
+            raise wrong("at_least", f"{self.at_least:g}", "a ratio is above 0; 1.25 asks for 1.25 times as good")
+        if self.at_most is not None and self.wants != "lower":
+            raise wrong("at_most", f"{self.at_most:g}", "works with wants: lower only; leave it out")
+        return self
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Of the literature; as :class:`syncbn.study.claims.result.Published`, with where ours is to be found.
+class Figure(Section):
+    """A figure of the literature; as :class:`syncbn.study.claims.result.Published`, with where ours is to be found.
 
     Attributes:
         what, published, source: as there.
         case: of the claim; "" where we have not measured it.
         side: of the case.
-        value: as a number, to say whether ours agrees; None where the two are only to be seen side by side.
+        value: as a number, to say whether ours agrees; None where the two are only shown side by side.
         tolerance: either way.
-        of: which number of the row: "value", "other" or "effect".
+        of: which number of the row.
     """
 
-    what: str
-    published: str
-    source: str
-    case: str
-    side: str
-    value: float | None
-    tolerance: float
-    of: str
+    what: Text
+    published: Text
+    source: Text
+    case: Text = ""
+    side: Text = ""
+    value: Number | None = None
+    tolerance: Number = 0.0
+    of: Literal["value", "other", "effect"] = "effect"
+
+    @model_validator(mode="after")
+    def _has_a_case(self) -> Self:
+        if self.value is not None and not self.case:
+            raise wrong("value", f"{self.value:g}", "name the case and the side of our number, or leave it out")
+        return self
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Section):
     """A claim and its rule.
 
     Attributes:
         number, text, article, method, baseline, sides: as :class:`syncbn.study.claims.result.Finding`.
-        cases: the questions, in order.
+        cases: the questions by name, in order.
         literature: figures of it.
         plots: one at least.
     """
 
-    number: int
-    text: str
-    article: str
-    method: str
-    baseline: str
-    sides: tuple[str, ...]
-    cases: list[Case]
-    literature: list[Figure]
-    plots: list[rule_plots.Plot]
+    number: StrictInt
+    text: Text
+    article: Text
+    method: Text
+    baseline: Text
+    sides: Names
+    cases: dict[Text, Case] = Field(min_length=1)
+    plots: list[rule_plots.Plot] = Field(min_length=1)
+    literature: list[Figure] = Field([])
 
 
 def parse(study: Mapping[str, Any]) -> Claim:
-    """The claim of a study.
+    """The claim of a study, with the names of the sides and conditions that it leaves to the study.
 
     Args:
         study: the settings under ``study``, plain, with a ``claim``.
 
     Raises:
-        SettingError: a key, a part, a condition, a side or a value that there is not; it names the place.
+        SettingError: a key, a part, a condition, a side or a value that does not exist; it names the place.
     """
-    given = rule_checks.section(PLACE, study["claim"], KEYS[""], optional=["literature"])
+    claim = read(Claim, PLACE, study["claim"])
     parts = {
         str(name): {kind: [str(each) for each in part.get(kind, {"": []})] for kind in ("conditions", "sides")}
         for name, part in study["parts"].items()
     }
-    sides = rule_checks.names(f"{PLACE}.sides", given["sides"])
-    if not given["cases"] or not given["plots"]:
-        raise SettingError(f"{PLACE}: a claim needs cases and plots, one of each at least")
-    cases = [
-        _case(f"{PLACE}.cases.{name}", str(name), each, parts, str(given["baseline"]), sides)
-        for name, each in given["cases"].items()
-    ]
-    for case in cases if len(cases) > 1 else []:
-        if not case.when:
-            raise SettingError(f"{PLACE}.cases.{case.name}.when: one of several cases needs words for its condition")
-    return Claim(
-        number=int(rule_checks.number(f"{PLACE}.number", given["number"])),
-        **{key: str(given[key]).strip() for key in ("text", "article", "method", "baseline")},
-        sides=sides,
-        cases=cases,
-        literature=[
-            _figure(f"{PLACE}.literature.{place}", each, cases) for place, each in enumerate(given["literature"] or [])
-        ],
-        plots=[rule_plots.parse(f"{PLACE}.plots.{place}", each, parts) for place, each in enumerate(given["plots"])],
+    cases = {name: _case(name, each, claim, parts) for name, each in claim.cases.items()}
+    for at, figure in enumerate(claim.literature):
+        if figure.case:
+            one_of(f"{PLACE}.literature.{at}.case", figure.case, cases)
+            one_of(f"{PLACE}.literature.{at}.side", figure.side, cases[figure.case].sides)
+    plots = [rule_plots.resolve(f"{PLACE}.plots.{at}", each, parts) for at, each in enumerate(claim.plots)]
+    return claim.model_copy(update={"cases": cases, "plots": plots})
+
+
+def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
+    place = f"{PLACE}.cases.{name}"
+    if len(claim.cases) > 1 and not case.when:
+        raise SettingError(f"{place}.when: one of several cases needs words for its condition")
+    own, against = (
+        _names(place, case, parts),
+        case.against.model_copy(update=_names(f"{place}.against", case.against, parts)),
     )
-
-
-def _case(
-    place: str,
-    name: str,
-    entry: Any,
-    parts: Mapping[str, dict[str, list[str]]],
-    baseline: str,
-    all_sides: Sequence[str],
-) -> Case:
-    needed = ("part", "metric", "wants", "effect", "at_least")
-    optional = [key for key in KEYS["cases"] if key not in needed]
-    given = rule_checks.section(place, entry, KEYS["cases"], optional=optional)
-    reading = _reading(place, given, parts)
-    sides = tuple(all_sides) if given["sides"] is None else rule_checks.names(f"{place}.sides", given["sides"])
+    sides, other = case.sides or claim.sides, case.against_side or claim.baseline
     for side in sides:
-        rule_checks.one_of(f"{place}.sides", side, all_sides)
-        rule_checks.one_of(f"{place}.sides", side, parts[reading.part]["sides"])
-    asked = rule_checks.section(f"{place}.against", given["against"] or {}, KEYS["against"], optional=KEYS["against"])
-    changed = {key: value for key, value in asked.items() if value is not None}
-    inherited = {key: given[key] for key in ("magnitude", "wants", *KEYS["against"][1:])}
-    if "over" in changed:
-        inherited["usable"] = None
-    against = _reading(f"{place}.against", inherited | changed, parts)
-    where, other = (f"{place}.against.side", str(asked["side"])) if asked["side"] else (f"{PLACE}.baseline", baseline)
-    rule_checks.one_of(where, other, parts[against.part]["sides"])
-    if other in sides and against == reading:
-        raise SettingError(f"{place}.sides={other}: it is held against itself; use others")
-    effect = rule_checks.one_of(f"{place}.effect", str(given["effect"]), ("ratio", "difference"))
-    at_least = rule_checks.number(f"{place}.at_least", given["at_least"])
-    if effect == "ratio" and at_least <= 0:
-        raise SettingError(f"{place}.at_least={at_least:g}: a ratio is above 0; 1.25 asks for 1.25 times as good")
-    at_most = None if given["at_most"] is None else rule_checks.number(f"{place}.at_most", given["at_most"])
-    if at_most is not None and reading.wants != "lower":
-        raise SettingError(f"{place}.at_most={at_most:g}: is for wants: lower alone; leave it out")
-    words = {key: str(given[key] or "").strip() for key in ("when", "what")}
-    counts = given["counts"] is None or rule_checks.truth(f"{place}.counts", given["counts"])
-    is_ratio = effect == "ratio"
-    return Case(name, words["when"], reading, sides, other, against, is_ratio, at_least, words["what"], counts, at_most)
+        one_of(f"{place}.sides", side, claim.sides)
+        one_of(f"{place}.sides", side, parts[case.part]["sides"])
+    where = f"{place}.against.side" if case.against_side else f"{PLACE}.baseline"
+    one_of(where, other, parts[against.part]["sides"])
+    found = case.model_copy(update=own | {"name": name, "sides": sides, "against": against, "against_side": other})
+    if other in sides and against == found.reading:
+        raise SettingError(f"{place}.sides={other}: it is compared with itself; use others")
+    return found
 
 
-def _reading(place: str, given: Mapping[str, Any], parts: Mapping[str, dict[str, list[str]]]) -> Reading:
-    part = rule_checks.one_of(f"{place}.part", str(given["part"]), parts)
-    there = parts[part]["conditions"]
-    conditions = rule_checks.chosen(f"{place}.conditions", given["conditions"], there)
-    if given["over"] is None and len(conditions) > 1:
-        raise SettingError(
-            f"{place}.over: the part has several conditions; use {rule_checks.one_of_these([*WORDS, *there])}"
-        )
-    over = str(conditions[0] if given["over"] is None else given["over"])
-    rule_checks.one_of(f"{place}.over", over, [*WORDS, *there])
-    usable = given["usable"]
+def _names(place: str, given: Reading, parts: Parts) -> dict[str, Any]:
+    """Of what the conditions of a reading are, and whether they are read as the file says."""
+    there = parts[one_of(f"{place}.part", given.part, parts)]["conditions"]
+    conditions = some_of(f"{place}.conditions", given.conditions, there)
+    if not given.over and len(conditions) > 1:
+        raise SettingError(f"{place}.over: the part has several conditions; use one of {', '.join([*WORDS, *there])}")
+    over = one_of(f"{place}.over", given.over or conditions[0], [*WORDS, *there])
     if over in there:
         conditions = (over,)
-    if (over == LARGEST) != (usable is not None):
-        says = "needs a number, what the metric may be at most" if over == LARGEST else f"is for over: {LARGEST} alone"
-        raise SettingError(f"{place}.usable: {says}")
-    if over == LARGEST and not all(rule_checks.is_number(each) for each in conditions):
+    if given.less:
+        one_of(f"{place}.less", given.less, there)
+    if over == LARGEST:
+        _check_largest(place, given, conditions)
+    elif given.usable is not None:
+        raise SettingError(f"{place}.usable={given.usable:g}: works with over: {LARGEST} only; leave it out")
+    return {"over": over, "conditions": conditions}
+
+
+def _check_largest(place: str, given: Reading, conditions: Sequence[str]) -> None:
+    if given.usable is None:
+        raise SettingError(f"{place}.usable: over: {LARGEST} needs a number, what the metric may be at most")
+    if not all(map(_is_number, conditions)):
         raise SettingError(f"{place}.over={LARGEST}: conditions have to be numbers, not {', '.join(conditions)}")
-    if usable is not None:
-        usable = rule_checks.number(f"{place}.usable", usable)
-    magnitude = rule_checks.truth(f"{place}.magnitude", given["magnitude"])
-    wants = rule_checks.one_of(f"{place}.wants", str(given["wants"]), ("lower", "higher"))
-    less = "" if given["less"] is None else rule_checks.one_of(f"{place}.less", str(given["less"]), there)
-    if less and over == LARGEST:
+    if given.less:
         raise SettingError(
-            f"{place}.less={less}: over: {LARGEST} gives a condition, no {given['metric']}; leave it out"
+            f"{place}.less={given.less}: over: {LARGEST} results in a condition, not in {given.metric}; leave it out"
         )
-    return Reading(part, str(given["metric"]), over, conditions, usable, magnitude, wants, less)
 
 
-def _figure(place: str, entry: Any, cases: Sequence[Case]) -> Figure:
-    given = rule_checks.section(place, entry, KEYS["literature"], optional=["case", "side", "value", "tolerance", "of"])
-    by_name = {case.name: case for case in cases}
-    case, side = (str(given[key] or "") for key in ("case", "side"))
-    if case:
-        rule_checks.one_of(f"{place}.case", case, by_name)
-        rule_checks.one_of(f"{place}.side", side, by_name[case].sides)
-    elif given["value"] is not None:
-        raise SettingError(f"{place}.value={given['value']}: say of which case and side ours is, or leave it out")
-    value = None if given["value"] is None else rule_checks.number(f"{place}.value", given["value"])
-    of = rule_checks.one_of(f"{place}.of", str(given["of"] or "effect"), ("value", "other", "effect"))
-    return Figure(
-        what=str(given["what"]),
-        published=str(given["published"]),
-        source=str(given["source"]),
-        case=case,
-        side=side,
-        value=value,
-        tolerance=rule_checks.number(f"{place}.tolerance", given["tolerance"] or 0),
-        of=of,
-    )
+def _is_number(word: str) -> bool:
+    """Whether a word can be read as a finite number."""
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False

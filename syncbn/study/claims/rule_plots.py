@@ -1,90 +1,110 @@
-"""The plots that a claim asks for, checked against the study's parts."""
+"""The plots of a claim's rule, a model for each kind."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal, Self
 
-from syncbn.study.claims import rule_checks
+from pydantic import Field, StrictBool, model_validator
+
+from syncbn.study.claims.section import Names, Number, Section, Text, one_of, some_of, wrong
 from syncbn.training.errors import SettingError
 
-KEYS = ["kind", "part", "title", "x", "y", "x_log", "y_log", "sides", "level", "level_label"]
-KINDS = {  # of plots, and the keys that each has besides those of all
-    "conditions": ["metric", "series", "conditions"],
-    "numbers": ["metric", "series", "condition", "at"],
-    "layers": ["conditions", "look"],
-}
 
-
-@dataclass(frozen=True)
-class Plot:
-    """What to draw.
+class _Plot(Section):
+    """What all kinds have.
 
     Attributes:
-        kind: of ``KINDS``.
         part: of the study.
-        conditions: of the part; one where the kind is "numbers".
-        sides: of the part.
-        series: metrics by what the line is of; "" where there is one alone. In "numbers" ``{x}`` stands for one of
-            ``at``.
-        at: places on the horizontal axis.
-        look: of "layers": the monitor's "first" or "last".
+        sides: of the part; all where none is given.
         title, x, y, x_log, y_log, level, level_label: as :class:`syncbn.study.claims.result.PlotData`.
     """
 
-    kind: str
-    part: str
-    conditions: tuple[str, ...]
-    sides: tuple[str, ...]
-    series: dict[str, str]
-    at: tuple[float, ...]
-    look: str
-    title: str
-    x: str
-    y: str
-    x_log: bool
-    y_log: bool
-    level: float | None
-    level_label: str
+    part: Text
+    title: Text
+    x: Text
+    y: Text
+    x_log: StrictBool = False
+    y_log: StrictBool = False
+    sides: Names = ()
+    level: Number | None = None
+    level_label: Text = ""
 
 
-def parse(place: str, entry: Any, parts: Mapping[str, dict[str, list[str]]]) -> Plot:
-    """One entry of ``plots``.
+class _OfMetrics(_Plot):
+    """A plot of one metric, or of several series.
+
+    Attributes:
+        metric: of the only line of a side.
+        series: metrics by what the line is of.
+    """
+
+    metric: Text = ""
+    series: dict[Text, Text] = Field({})
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """Metrics by series; "" is the series of ``metric``."""
+        return self.series | ({"": self.metric} if self.metric else {})
+
+    @model_validator(mode="after")
+    def _has_lines(self) -> Self:
+        if not self.lines or ("" in self.lines and len(self.lines) > 1):
+            raise wrong("", None, "give a metric, or series (metrics by name)")
+        return self
+
+
+class ConditionsPlot(_OfMetrics):
+    """Metrics over the conditions of the part; all conditions where none is given."""
+
+    kind: Literal["conditions"]
+    conditions: Names = ()
+
+
+class NumbersPlot(_OfMetrics):
+    """Metrics over numbers that are part of their names.
+
+    Attributes:
+        condition: of the part; "" where the part has one alone.
+        at: places on the horizontal axis; ``{x}`` in the name of a metric represents one of them.
+    """
+
+    kind: Literal["numbers"]
+    condition: Text = ""
+    at: tuple[Number, ...]
+
+
+class LayersPlot(_Plot):
+    """The gradient's norm by depth, a panel for each condition; all conditions of the part where none is given.
+
+    Attributes:
+        look: the "first" or the "last" step that the monitor recorded.
+    """
+
+    kind: Literal["layers"]
+    conditions: Names = ()
+    look: Literal["first", "last"] = "first"
+
+
+Plot = Annotated[ConditionsPlot | NumbersPlot | LayersPlot, Field(discriminator="kind")]
+
+
+def resolve(place: str, plot: Plot, parts: Mapping[str, Mapping[str, list[str]]]) -> Plot:
+    """The plot with the names of its sides and conditions.
 
     Args:
-        place: for messages.
-        entry: as the file has it.
+        place: of the plot in the settings, for error messages.
+        plot: as the file has it.
         parts: conditions and sides of each part of the study.
 
     Raises:
-        SettingError: a key, a part, a condition, a side or a value that there is not.
+        SettingError: the study has no such part, side or condition.
     """
-    kind = entry.get("kind") if isinstance(entry, Mapping) else None
-    rule_checks.one_of(f"{place}.kind", str(kind), KINDS)
-    own, optional = KINDS[str(kind)], ["x_log", "y_log", "sides", "level", "level_label", "metric", "series", "look"]
-    given = rule_checks.section(place, entry, [*KEYS, *own], optional=[*optional, "conditions", "condition"])
-    part = rule_checks.one_of(f"{place}.part", str(given["part"]), parts)
-    series = {str(name): str(metric) for name, metric in (given.get("series") or {}).items()}
-    if given.get("metric") is not None:
-        series |= {"": str(given["metric"])}
-    if ("metric" in own and not series) or ("" in series and len(series) > 1):
-        raise SettingError(f"{place}: give a metric, or series (metrics by name)")
-    conditions = given.get("conditions") if given.get("condition") is None else [given["condition"]]
-    chosen = rule_checks.chosen(f"{place}.conditions", conditions, parts[part]["conditions"])
-    if kind == "numbers" and len(chosen) > 1:
-        raise SettingError(f"{place}.condition: the part has several; use {rule_checks.one_of_these(chosen)}")
-    return Plot(
-        kind=str(kind),
-        part=part,
-        conditions=chosen,
-        sides=rule_checks.chosen(f"{place}.sides", given["sides"], parts[part]["sides"]),
-        series=series,
-        at=tuple(rule_checks.number(f"{place}.at", each) for each in given.get("at") or ()),
-        look=rule_checks.one_of(f"{place}.look", str(given.get("look") or "first"), ("first", "last")),
-        title=str(given["title"]).strip(),
-        x=str(given["x"]),
-        y=str(given["y"]),
-        x_log=rule_checks.truth(f"{place}.x_log", given["x_log"]),
-        y_log=rule_checks.truth(f"{place}.y_log", given["y_log"]),
-        level=None if given["level"] is None else rule_checks.number(f"{place}.level", given["level"]),
-        level_label=str(given["level_label"] or ""),
-    )
+    there = parts[one_of(f"{place}.part", plot.part, parts)]
+    names: dict[str, str | tuple[str, ...]] = {"sides": some_of(f"{place}.sides", plot.sides, there["sides"])}
+    if not isinstance(plot, NumbersPlot):
+        names["conditions"] = some_of(f"{place}.conditions", plot.conditions, there["conditions"])
+    else:
+        chosen = some_of(f"{place}.condition", filter(None, [plot.condition]), there["conditions"])
+        if len(chosen) > 1:
+            raise SettingError(f"{place}.condition: the part has several; use one of {', '.join(chosen)}")
+        names["condition"] = chosen[0]
+    return plot.model_copy(update=names)

@@ -1,6 +1,7 @@
-"""How plots look: colours that the colour-blind tell apart, a shape for each, axes, and figures as SVG and PNG.
+"""The parts that all plots are made of: colours that the colour-blind tell apart, figures, legends, intervals, files.
 
-Figures are five inches wide with text of 11 points, so that they can be read on a page of 400 pixels.
+Figures are five inches wide with text of 11 points, so that they can be read on a page of 400 pixels. Scales and ticks
+are in :mod:`syncbn.study.report.plot_scales`.
 """
 
 import re
@@ -9,22 +10,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from numpy.typing import ArrayLike
+
+from syncbn.training.atomic_write import unlinked
 
 WIDTH = 5.0  # inches
+Fill = Literal["full", "none", "left", "bottom"]  # of markers
 INK, MUTED, RULE, PAPER = "#1b1f24", "#636b76", "#d9dde3", "#fffffe"
 # Okabe & Ito 2008, without yellow, which is too pale on white. The baseline has the ink; the order is the one in which
 # the first few are farthest apart for every kind of colour blindness.
 COLOURS = (INK, "#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#009e73")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FILLS: tuple[Fill, ...] = ("full", "none", "left", "bottom")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
 BETTER, WORSE = "#0072b2", "#d55e00"
 _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 _STYLE: dict[str, Any] = {
@@ -71,47 +77,86 @@ def style() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """One figure.
+
+    Attributes:
+        name: of its files.
+        title: what it shows.
+        caption: how to read it, or why there is none.
+        figure: None where there is nothing to show.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure | None = None
+
+
+@dataclass(frozen=True)
 class Look:
     """How a series is drawn.
 
     Attributes:
-        label: what it is called.
+        label: its name in the legend.
         colour: of line and marker.
         marker: its shape.
-        filled: a hollow one is the same side, run in another way.
+        fill: of the marker, one of ``FILLS``.
+        dashes: of the line, one of ``DASHES``.
     """
 
     label: str
     colour: str
     marker: str
-    filled: bool
+    fill: Fill = "full"
+    dashes: Any = "-"
+
+    @classmethod
+    def of(cls, label: str, at: int, variant: int = 0) -> "Look":
+        """The colour and shape number ``at``; a variant of it has another fill and other dashes."""
+        which = variant % len(FILLS)
+        return cls(label, COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], FILLS[which], DASHES[which])
 
     @property
-    def face(self) -> str:
-        """The colour inside the marker."""
-        return self.colour if self.filled else PAPER
+    def filled(self) -> bool:
+        """Whether the whole marker has the colour."""
+        return self.fill == "full"
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Arguments of a line with such markers."""
+        hollow = self.fill == "none"
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "fillstyle": "full" if hollow else self.fill,
+            "markerfacecolor": PAPER if hollow else self.colour,
+            "markerfacecoloralt": PAPER,
+        }
 
     @property
     def handle(self) -> Line2D:
         """Its line in a legend."""
-        return Line2D(
-            [],
-            [],
-            color=self.colour,
-            marker=self.marker,
-            markerfacecolor=self.face,
-            markersize=7,
-            label=self.label,
-        )
+        return Line2D([], [], **self.style, markersize=7, label=self.label)
 
 
 def new(
     height: float, rows: int = 1, columns: int = 1, *, shared: bool = False, by_row: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """A figure of that height in inches, and its axes, which may share their scales, the vertical one row by row."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")  # pyplot, which would keep it, is not told
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")  # pyplot would keep a reference to it
     axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey="row" if by_row else shared)
     return figure, list(axes.flat)
+
+
+def panels(count: int, height: float, *, shared: bool = False, by_row: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with rows of that height, in inches, of up to two panels; its axes are those of the panels alone."""
+    columns = min(count, 2)
+    lines = -(-count // columns)
+    figure, axes = new(1.0 + height * lines, lines, columns, shared=shared, by_row=by_row)
+    for empty in axes[count:]:
+        empty.set_visible(False)
+    return figure, axes[:count]
 
 
 def short(text: str, length: int = 34) -> str:
@@ -122,51 +167,63 @@ def short(text: str, length: int = 34) -> str:
     return f"\u200b{text}" if text.startswith("_") else text  # matplotlib hides labels that begin with it
 
 
-def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Above the axes, in as many columns as fit."""
-    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
-    columns = max(1, min(len(handles), 44 // (widest + 6)))
-    figure.legend(
-        handles, [str(h.get_label()) for h in handles], loc="outside upper left", ncols=columns, columnspacing=1.2
-    )
+def legend(
+    figure: Figure,
+    handles: Sequence[Line2D],
+    place: Literal["outside upper left", "outside lower left"] = "outside upper left",
+) -> None:
+    """Above or below the axes: in one line if it fits, else in as many columns as fit."""
+    labels = [str(handle.get_label()) for handle in handles]
+    in_line = sum(map(len, labels)) + 8 * len(labels) <= 60
+    columns = len(labels) if in_line else max(1, 44 // (max(map(len, labels)) + 6))
+    figure.legend(handles, labels, loc=place, ncols=columns, columnspacing=1.2, handlelength=2.6)
 
 
-def spans_octaves(values: Iterable[float]) -> bool:
-    """Whether a logarithmic axis shows them better."""
-    finite = [value for value in values if np.isfinite(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) >= 8 * min(finite)
+def intervals(
+    axes: Axes,
+    at: ArrayLike,
+    values: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    look: Look,
+    *,
+    upright: bool = True,
+    size: float = 8,
+    **options: Any,
+) -> None:
+    """Markers with a bar from ``low`` to ``high``, which may be NaN for no bar.
+
+    Args:
+        axes: to draw on.
+        at: places of the markers, along the horizontal axis where ``upright``, else along the vertical one.
+        values: of the markers, on the other axis.
+        low: lower ends of the bars.
+        high: upper ends of the bars.
+        look: of markers and bars.
+        upright: whether bars are vertical.
+        size: of markers, in points.
+        options: of ``Axes.errorbar``; without a ``linestyle`` the markers are not joined.
+    """
+    at, values, low, high = (np.atleast_1d(np.asarray(each, float)) for each in (at, values, low, high))
+    x, y, bar = (at, values, "yerr") if upright else (values, at, "xerr")
+    options = look.style | {bar: np.abs([low - values, high - values]), "linestyle": "none"} | options
+    axes.errorbar(x, y, markersize=size, zorder=3, **options)
 
 
-def plain(value: float) -> str:
-    """A number on an axis."""
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}").replace("-", "−")
+def band(axes: Axes, x: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike, look: Look, every: Any) -> None:
+    """A line within a band from ``low`` to ``high``; ``every`` says which places have a marker (``markevery``)."""
+    axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
+    axes.plot(x, mean, **look.style, linestyle=look.dashes, markersize=5.5, markevery=every, zorder=3)
 
 
-def set_scale(axis: Axis, scale: str, **options: Any) -> None:
-    """``set_xscale`` or ``set_yscale`` of the plot that ``axis`` belongs to."""
-    change = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
-    change(scale, **options)
+def level(axes: Axes, value: float, *, upright: bool = False, width: float = 0.8) -> None:
+    """A grey line at a value."""
+    (axes.axvline if upright else axes.axhline)(value, color=MUTED, linewidth=width, zorder=1)
 
 
-def logarithmic(axis: Axis, values: Iterable[float]) -> None:
-    """With plain numbers at the ticks, two or more of them."""
-    finite = [value for value in values if np.isfinite(value) and value > 0]
-    decades = np.log10(max(finite) / min(finite))
-    set_scale(axis, "log", nonpositive="clip")
-    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-
-
-def at_these(axis: Axis, values: Sequence[float]) -> None:
-    """Ticks where the data is, 2, 4, 8, 16 say, and a logarithmic axis where they span octaves."""
-    if spans_octaves(values):
-        set_scale(axis, "log", base=2)
-    if len(values) <= 8:
-        axis.set_major_locator(FixedLocator(list(values)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+def finite(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have a number there; an empty frame's columns have no type."""
+    return frame[np.isfinite(frame[column].astype(float))]
 
 
 def rows(axes: Axes, labels: Sequence[str], notes: Sequence[str] = ()) -> None:
@@ -190,22 +247,21 @@ def height_of_rows(count: int) -> float:
     return 0.54 * count
 
 
-def svg(figure: Figure, path: Path) -> None:
-    """As a file of its own; the same figure gives the same bytes."""
-    with mpl.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-
-
-def png(figure: Figure, path: Path) -> None:
-    """For Markdown and W&B: 1,000 pixels wide."""
-    figure.savefig(path, format="png", dpi=1000 / WIDTH, metadata={"Software": None})
+def save(plots: Iterable[Plot], directory: Path) -> None:
+    """Writes ``NAME.png``, 1,000 pixels wide, and ``NAME.svg``. The same figure gives the same bytes."""
+    for plot in plots:
+        if plot.figure is not None:
+            paths = {kind: unlinked(directory / f"{plot.name}.{kind}") for kind in ("png", "svg")}
+            plot.figure.savefig(paths["png"], dpi=1000 / WIDTH, metadata={"Software": None})
+            with mpl.rc_context({"svg.hashsalt": plot.name}):
+                plot.figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
 
 
 def inline(path: Path, label: str, prefix: str = "") -> str:
     """An SVG file as part of a page, with the page's colours, light or dark, and identifiers of its own.
 
     Args:
-        path: of what :func:`svg` wrote.
+        path: of the SVG file that :func:`save` wrote.
         label: for those who cannot see it; already escaped.
         prefix: of identifiers, where the page has several plots of one name.
     """

@@ -140,7 +140,8 @@ def test_what_diverged_is_not_usable_however_good_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_conditions_that_are_bounds(how: str, wants: str, numbers: list[Number], made: Number) -> None:
-    assert over(Reading("one", "target/steps", how, ("a", "b"), None, False, wants), numbers) == made
+    reading = Reading(part="one", metric="target/steps", over=how, conditions=("a", "b"), wants=wants)
+    assert over(reading, numbers) == made
 
 
 def test_what_is_left_of_bounds() -> None:

@@ -26,7 +26,7 @@ def test_the_page_has_each_case_as_it_is_judged(name: str) -> None:
     asked = study(name)
     claim = rule.parse(asked)
     seeds = ", ".join(str(asked["budgets"][budget]["seeds"]) for budget in ("default", "full"))
-    for case in claim.cases:
+    for case in claim.cases.values():
         read = case.reading
         over = read.over + (f" less {read.less}" if read.less else "")
         if read.over in ("worst", "best", "mean", "highest") and asked["claim"]["cases"][case.name].get("conditions"):

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from syncbn.study.claims import plots
 from syncbn.study.claims.result import PlotData
 from syncbn.study.report import plot_style
-from syncbn.study.report.plot_style import PAPER
-from syncbn.study.report.plots import Plot
+from syncbn.study.report.plot_style import PAPER, Plot
 from tests.study.support import claim_results
 
 
@@ -28,7 +27,7 @@ def figure(data: PlotData) -> Figure:
 
 
 def colour(side: str) -> str:
-    return str(plots.look(side)["color"])
+    return plots.look(side).colour
 
 
 def test_each_line_goes_through_the_means_of_its_side() -> None:
@@ -116,14 +115,14 @@ def test_many_places_have_bands() -> None:
 
 
 def test_a_norm_looks_the_same_in_all_plots_and_unlike_the_others() -> None:
-    looks = [(plots.look(side)["color"], plots.look(side)["marker"]) for side in plots.SIDES]
+    looks = [(plots.look(side).colour, plots.look(side).marker) for side in plots.SIDES]
     assert len({a for a, _ in looks}) == len({b for _, b in looks}) == len(plots.SIDES)
     for make in (claim_results.ladder, claim_results.severities, claim_results.curve):
         data = make()
         made = figure(data)
         handles = made.legends[0].get_lines()
         assert [str(line.get_color()) for line in handles] == [colour(s) for s in dict.fromkeys(data.frame.side)]
-    assert plots.look("none")["color"] == plot_style.INK
+    assert plots.look("none").colour == plot_style.INK
     assert plots.look("one of mine") == plots.look("one of mine")
 
 

@@ -70,7 +70,7 @@ def test_a_study_of_two(tmp_path: Path) -> None:
         ("both", "study.budget=tin", "+study=tiny: study.budget=tin: use one of smoke, default, full"),
         ("both", "model=missing", "+study=tiny: "),
         ("tiny", "study.claim.cases.plain.part=x", "study.claim.cases.plain.part=x: use one of only"),
-        ("tiny", "study.claim.number=one", "study.claim.number=one: use a number"),
+        ("tiny", "study.claim.number=one", "study.claim.number=one: use a valid integer"),
     ],
 )
 def test_nonsense_is_one_line(tmp_path: Path, name: str, setting: str, line: str) -> None:

@@ -1,5 +1,6 @@
 """A claim's rule is checked against the study's parts before a run begins."""
 
+import math
 from typing import Any
 
 import pytest
@@ -24,29 +25,29 @@ def changed(where: str, value: Any) -> dict[str, Any]:
 
 def test_what_is_left_out() -> None:
     claim = rule.parse(study(sides=["local", "sync"]))
-    (case,) = claim.cases
+    (case,) = claim.cases.values()
     assert (case.sides, case.against_side, case.against) == (("local", "sync"), "none", case.reading)
     assert (case.when, case.what, case.reading.magnitude) == ("", "", False)
     assert (case.reading.less, case.at_most) == ("", None)
     (plot,) = claim.plots
     assert plot.conditions == ("0.1", "1", "10")
     assert plot.sides == ("none", "local", "sync", "group_norm")
-    assert rule.parse(changed("cases.plain.over", "mean")).cases[0].reading.conditions == ("0.1", "1", "10")
+    assert rule.parse(changed("cases.plain.over", "mean")).cases["plain"].reading.conditions == ("0.1", "1", "10")
     assert rule.parse(changed("literature.0.published", 2)).literature[0].published == "2"
 
 
 def test_what_is_taken_away_is_taken_from_both() -> None:
-    (case,) = rule.parse(study({"plain": {"over": "mean", "conditions": [1, 10], "less": 0.1}})).cases
+    (case,) = rule.parse(study({"plain": {"over": "mean", "conditions": [1, 10], "less": 0.1}})).cases.values()
     assert case.reading.less == case.against.less == "0.1"
     assert case.reading.asked == ("1", "10", "0.1")
-    (other,) = rule.parse(study({"plain": {"over": "10", "less": 0.1, "against": {"less": 1}}})).cases
+    (other,) = rule.parse(study({"plain": {"over": "10", "less": 0.1, "against": {"less": 1}}})).cases.values()
     assert (other.reading.less, other.against.less) == ("0.1", "1")
 
 
 def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
     made = changed("cases.plain.over", None)
     del made["parts"]["one"]["conditions"]
-    assert rule.parse(made).cases[0].reading.conditions == ("",)
+    assert rule.parse(made).cases["plain"].reading.conditions == ("",)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,14 @@ def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
     [
         ("text", None, "study.claim.text: it is missing"),
         ("casse", {}, "study.claim.casse: there is no such key; use number, text, "),
-        ("number", "one", "study.claim.number=one: use a number"),
+        ("number", "one", "study.claim.number=one: use a valid integer"),
         ("baseline", "nome", "study.claim.baseline=nome: use one of none, local, sync, group_norm"),
-        ("sides", "sync", "study.claim.sides=sync: use a list of names"),
+        ("sides", "sync", "study.claim.sides=sync: use a list"),
         ("sides", ["syncc"], "study.claim.cases.plain.sides=syncc: use one of none, local, sync, group_norm"),
-        ("cases", {}, "study.claim: a claim needs cases and plots, one of each at least"),
-        ("plots", [], "study.claim: a claim needs cases and plots, one of each at least"),
-        ("cases.plain", 3, "study.claim.cases.plain=3: use a section with when, part, "),
-        ("cases.plain.usabel", 3, "study.claim.cases.plain.usabel: there is no such key; use when, part, "),
+        ("cases", {}, "study.claim.cases={}: use a list of one or more"),
+        ("plots", [], "study.claim.plots=[]: use a list of one or more"),
+        ("cases.plain", 3, "study.claim.cases.plain=3: use a section with part, metric, "),
+        ("cases.plain.usabel", 3, "study.claim.cases.plain.usabel: there is no such key; use part, metric, "),
         ("cases.plain.metric", None, "study.claim.cases.plain.metric: it is missing"),
         ("cases.plain.part", "two", "study.claim.cases.plain.part=two: use one of one, other"),
         ("cases.plain.over", "2", "study.claim.cases.plain.over=2: use one of mean, worst, best, highest, 0.1, 1, 10"),
@@ -70,13 +71,13 @@ def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
         (
             "cases.plain.over",
             "highest",
-            "study.claim.cases.plain.usable: needs a number, what the metric may be at most",
+            "study.claim.cases.plain.usable: over: highest needs a number, what the metric may be at most",
         ),
-        ("cases.plain.usable", 10, "study.claim.cases.plain.usable: is for over: highest alone"),
-        ("cases.plain.wants", "less", "study.claim.cases.plain.wants=less: use one of lower, higher"),
-        ("cases.plain.effect", "times", "study.claim.cases.plain.effect=times: use one of ratio, difference"),
-        ("cases.plain.at_least", "much", "study.claim.cases.plain.at_least=much: use a number"),
-        ("cases.plain.at_most", "much", "study.claim.cases.plain.at_most=much: use a number"),
+        ("cases.plain.usable", 10, "study.claim.cases.plain.usable=10: works with over: highest only"),
+        ("cases.plain.wants", "less", "study.claim.cases.plain.wants=less: use 'lower' or 'higher'"),
+        ("cases.plain.effect", "times", "study.claim.cases.plain.effect=times: use 'ratio' or 'difference'"),
+        ("cases.plain.at_least", "much", "study.claim.cases.plain.at_least=much: use a valid number"),
+        ("cases.plain.at_most", "much", "study.claim.cases.plain.at_most=much: use a valid number"),
         ("cases.plain.less", "2", "study.claim.cases.plain.less=2: use one of 0.1, 1, 10"),
         ("cases.plain.against", {"less": "2"}, "study.claim.cases.plain.against.less=2: use one of 0.1, 1, 10"),
         ("cases.plain.magnitude", 1, "study.claim.cases.plain.magnitude=1: use true or false"),
@@ -88,12 +89,12 @@ def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
         ),
         ("cases.plain.against", {"side": "x"}, "study.claim.cases.plain.against.side=x: use one of none, local, "),
         ("cases.plain.against", {"part": "other"}, "study.claim.cases.plain.against.over=0.1: use one of mean, "),
-        ("cases.plain.against", {"side": "sync"}, "study.claim.cases.plain.sides=sync: it is held against itself"),
-        ("literature.0.value", 2, "study.claim.literature.0.value=2: say of which case and side ours is"),
+        ("cases.plain.against", {"side": "sync"}, "study.claim.cases.plain.sides=sync: it is compared with itself"),
+        ("literature.0.value", 2, "study.claim.literature.0.value=2: name the case and the side of our number"),
         ("literature.0.case", "x", "study.claim.literature.0.case=x: use one of plain"),
         ("literature.0.case", "plain", "study.claim.literature.0.side=: use one of local, sync"),
         ("literature.0.off", 1, "study.claim.literature.0.off: there is no such key"),
-        ("plots.0.kind", "pie", "study.claim.plots.0.kind=pie: use one of conditions, numbers, layers"),
+        ("plots.0.kind", "pie", "study.claim.plots.0.kind=pie: use one of 'conditions', 'numbers', 'layers'"),
         ("plots.0.kind", "numbers", "study.claim.plots.0.at: it is missing"),
         ("plots.0.title", None, "study.claim.plots.0.title: it is missing"),
         ("plots.0.metric", None, "study.claim.plots.0: give a metric, or series"),
@@ -113,8 +114,8 @@ def test_nonsense_in_two_places() -> None:
     higher = {"wants": "higher", "at_most": 3}
     sizes = {"over": "highest", "usable": 1, "less": "1"}
     for cases, line in (
-        ({"a": higher}, r"cases.a.at_most=3: is for wants: lower alone"),
-        ({"a": sizes}, r"cases.a.less=1: over: highest gives a condition, no test/loss"),
+        ({"a": higher}, r"cases.a.at_most=3: works with wants: lower only"),
+        ({"a": sizes}, r"cases.a.less=1: over: highest results in a condition, not in test/loss"),
         ({"a": ratio}, r"cases.a.at_least=0: a ratio is above 0"),
         ({"a": words}, r"cases.a.over=highest: conditions have to be numbers, not a, b"),
         ({"a": {"when": "so"}, "b": {}}, r"cases.b.when: one of several cases needs words"),
@@ -124,3 +125,27 @@ def test_nonsense_in_two_places() -> None:
     numbers = PLOT | {"kind": "numbers", "at": [1]}
     with pytest.raises(SettingError, match=r"plots.0.condition: the part has several; use one of 0.1, 1, 10"):
         rule.parse(study(plots=[numbers]))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "line"),
+    [
+        ("plots.0", 3, "study.claim.plots.0=3: use a section"),
+        ("plots.0.kind", None, "study.claim.plots.0.kind=None: use one of 'conditions', 'numbers'"),
+        ("plots.0.off", 1, "study.claim.plots.0.off: there is no such key; use part, title, "),
+        ("plots.0.y_log", "yes", "study.claim.plots.0.y_log=yes: use true or false"),
+        ("plots.0.conditions", "0.1", "study.claim.plots.0.conditions=0.1: use a list"),
+        ("cases.plain.at_least", True, "study.claim.cases.plain.at_least=True: use a valid number"),
+        ("cases.plain.at_least", math.inf, "study.claim.cases.plain.at_least=inf: use a finite number"),
+        ("cases.plain.against", {"wants": "lower"}, "study.claim.cases.plain.against.wants: there is no such key; "),
+        ("cases.plain.against", 3, "study.claim.cases.plain.against=3: use a section with side, part, "),
+        ("cases.plain.against", {"side": ["x"]}, "study.claim.cases.plain.against.side=['x']: use a valid string"),
+        ("cases.plain.name", "x", "study.claim.cases.plain.name: there is no such key; use part, metric, "),
+    ],
+)
+def test_an_error_is_one_line_with_the_setting_as_it_is_in_the_file(where: str, value: Any, line: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        rule.parse(changed(where, value))
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)

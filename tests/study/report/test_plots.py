@@ -8,12 +8,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import plot_style, plots
-from syncbn.study.report.plots import Plot
+from syncbn.study.report.plot_style import Plot
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame, measured
 from tests.test_import import modules_after
@@ -35,11 +36,14 @@ def of_rich(rich: Comparison) -> dict[str, Plot]:
 
 
 def lines(figure: Figure | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What is plotted: x and y of each line, and of each group of dots."""
+    """What is plotted: x and y of each line, of each group of dots, and of each bar of an interval."""
     assert figure is not None
     for axes in figure.axes:
         for line in axes.lines:
             yield np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        for bars in axes.collections:
+            if isinstance(bars, LineCollection):
+                yield from (np.asarray(ends, float).T for ends in bars.get_segments())
 
 
 def plotted(figure: Figure | None, *, x: bool = False) -> set[float]:
@@ -95,7 +99,7 @@ def test_the_band_is_as_wide_as_the_margin_of_its_row(rich: Comparison) -> None:
 
 def band_is(axes: Axes, margins: list[float]) -> bool:
     """Whether the grey band has its edges there, from the first row to the last."""
-    (collection,) = axes.collections
+    (collection,) = (each for each in axes.collections if not isinstance(each, LineCollection))
     (path,) = collection.get_paths()
     rows = [(row + off, margin) for row, margin in enumerate(margins) for off in (-0.4, 0.4)]
     inside = [path.contains_point((sign * 0.99 * margin, at)) for at, margin in rows for sign in (-1, 1)]

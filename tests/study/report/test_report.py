@@ -17,7 +17,7 @@ import wandb
 from markdown_it import MarkdownIt
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import plots, tables, wandb_run, write
+from syncbn.study.report import comparison_page, plots, tables, wandb_run, write
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame
 from tests.study.support.page_reader import Page, cells, files
@@ -122,7 +122,9 @@ def test_a_difference_that_is_there_and_small_is_both(tmp_path: Path) -> None:
     assert list(made.effects.verdict) == ["lower"]
     write.write(made, tmp_path)
     assert "lower (better), by less than ±0.75 points" in cells(page(tmp_path))[0][1]
-    assert ("1 of 1", "differences are shown to be small, that is within ±0.75 points") in write.key_figures(made)
+    assert ("1 of 1", "differences are shown to be small, that is within ±0.75 points") in comparison_page.key_figures(
+        made
+    )
     far = made.effects.assign(p_tost=0.02)
     assert tables.build(replace(made, effects=far))["effects"].rows[0][4] == "lower (better)"
 
@@ -359,7 +361,7 @@ def test_problems_are_loud_and_absent_where_there_are_none(written: dict[str, Pa
     ],
 )
 def test_key_figures(change: Callable[[Comparison], Comparison], shown: tuple[str, str]) -> None:
-    figures = write.key_figures(change(comparisons.rich()))
+    figures = comparison_page.key_figures(change(comparisons.rich()))
     (what,) = (what for figure, what in figures if figure == shown[0])
     assert shown[1] in what
 

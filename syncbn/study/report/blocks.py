@@ -1,0 +1,244 @@
+"""A page as blocks of Markdown, from which the Markdown file and one HTML file that needs nothing else are made.
+
+markdown-it-py renders the blocks. What Markdown cannot express is added to the HTML of a block (``Block.finish``):
+plots inside the page, tones, lists of terms, and the box in which a wide table scrolls.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape as escape_html
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markdown_it import MarkdownIt
+
+from syncbn.study.format import plural
+from syncbn.study.report import plot_style
+from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.tables import Table
+from syncbn.training.atomic_write import replacing
+from syncbn.training.console import printable
+
+LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
+SHORT = 24  # letters of a cell that stay on one line
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some Markdown.
+
+    Attributes:
+        text: one or more Markdown blocks; "" for none.
+        style: the CSS class of its first element.
+        only: "markdown" or "html" where it is in one of the two files alone; "" for both.
+        finish: changes its HTML.
+    """
+
+    text: str
+    style: str = ""
+    only: str = ""
+    finish: Callable[[str], str] = str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks in one HTML element; in Markdown they follow each other.
+
+    Attributes:
+        blocks: in order.
+        tag: of the element.
+        style: its CSS class.
+        id: of the element.
+        summary: of the tag ``details``: what is seen while it is closed.
+    """
+
+    blocks: "Sequence[Block | Group]"
+    tag: str = "section"
+    style: str = ""
+    id: str = ""
+    summary: str = ""
+
+
+def write(blocks: Sequence[Block | Group], title: str, path: Path, sheets: Sequence[str] = ("report.css",)) -> None:
+    """Writes a page, over an older one.
+
+    Args:
+        blocks: of the page.
+        title: of its window.
+        path: of the HTML file; the Markdown file lies beside it.
+        sheets: the style sheets in ``templates/``.
+    """
+    environment = Environment(loader=PackageLoader("syncbn.study.report", "templates"), autoescape=True)
+    page = environment.get_template("page.html.jinja")
+    html = page.render(title=printable(title), sheets=sheets, body=_html(blocks))
+    markdown = "\n\n".join(_texts(blocks)) + "\n"
+    for file, text in {path: html, path.with_suffix(".md"): markdown}.items():
+        with replacing(file) as draft:
+            draft.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def escape(text: str) -> str:
+    """As Markdown text that is no markup, in one line."""
+    text = printable(" ".join(text.split()))
+    text = re.sub(r"([\\`*\[\]<>|~&$!])", r"\\\1", text)
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it is a letter
+    return re.sub(r"^(\d+)?([-+#=.)])(?= |$|#)", r"\1\\\2", text)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list."""
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def terms(items: Iterable[tuple[str, str]], style: str, colon: str = ":", tones: Sequence[str] = ()) -> Block:
+    """A list of terms with what they mean, which HTML has an element for.
+
+    Args:
+        items: term and meaning.
+        style: CSS class of the list.
+        colon: after each term in Markdown.
+        tones: CSS class of each, if any.
+    """
+    text = "\n".join(f"- **{escape(term)}**{colon} {escape(meaning)}" for term, meaning in items)
+    return Block(text, style, finish=partial(_terms, colon=colon, tones=tones))
+
+
+def problems(lines: Sequence[str], deeper: str = "", prefix: str = "") -> Group:
+    """The box of what casts doubt; empty without lines."""
+    heading = f"{deeper}## {plural(len(lines), 'thing')} to know before believing this"
+    blocks = [Block(heading), Block(bullets(lines))] if lines else []
+    return Group(blocks, style="problems", id=f"{prefix}problems")
+
+
+def table(shown: Table | None, place: str = "", prefix: str = "", instead: str = "") -> list[Block]:
+    """A table, with a link to its file in ``place``; or what is written where there is none.
+
+    Args:
+        shown: the table.
+        place: the directory of its files, as seen from the page; "" or with a slash at the end.
+        prefix: of its HTML identifier.
+        instead: of a table that has no rows.
+    """
+    if shown is None:
+        return [Block(instead, "none")]
+    rows = [f"| {' | '.join(escape(cell) for cell in line)} |" for line in [shown.columns, *shown.rows]]
+    rows.insert(1, f"|{'|'.join('--:' if numeric else '---' for numeric in shown.numeric)}|")
+    link = Block(f"[all digits]({place}tables/{shown.name}.csv)", only="markdown")
+    return [Block("\n".join(rows), finish=partial(_table, shown, prefix)), link]
+
+
+def figure(plot: Plot, directory: Path, place: str = "", prefix: str = "") -> Block:
+    """A plot with its caption, or why there is none.
+
+    Args:
+        plot: whose files are written.
+        directory: of its files, with ``plots/`` in it.
+        place: the same, as seen from the page.
+        prefix: of its HTML identifiers.
+    """
+    if plot.figure is None:
+        return Block(escape(plot.caption), "none")
+    title = escape(plot.title)
+    text = f"![{title}]({place}plots/{plot.name}.png)\n\n**{title}.** {escape(plot.caption)}"
+    return Block(text, finish=partial(_figure, plot, directory, prefix))
+
+
+def command(text: str) -> Block:
+    """What is typed into a shell."""
+    return Block("\n".join(f"    {printable(line)}" for line in text.splitlines()))
+
+
+def computed() -> Block:
+    """The line on versions, and on where all digits are."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return Block(
+        escape(
+            f"Computed from the run directories by {libraries}."
+            " Numbers are rounded here; the files in tables/ have all digits, those in plots/ are the figures."
+        ),
+        "notes",
+    )
+
+
+def with_attributes(html: str, tag: str, attributes: Iterable[str]) -> str:
+    """The HTML of Markdown with attributes for each element of a tag, in order; "" for none."""
+    each = iter(attributes)
+    return re.sub(rf"<{tag}( [^>]*)?>", lambda _: f"<{tag} {next(each)}>".replace(" >", ">"), html)
+
+
+def _texts(blocks: Iterable[Block | Group]) -> Iterator[str]:
+    for block in blocks:
+        if isinstance(block, Group):
+            yield from _texts(block.blocks)
+        elif block.text and block.only != "html":
+            yield block.text
+
+
+def _html(blocks: Iterable[Block | Group]) -> str:
+    return "\n".join(_element(block) if isinstance(block, Group) else _rendered(block) for block in blocks)
+
+
+def _element(group: Group) -> str:
+    inside = _html(group.blocks)
+    if not inside.strip():
+        return ""
+    names = "".join(f' {name}="{value}"' for name, value in (("id", group.id), ("class", group.style)) if value)
+    summary = f"<summary>{escape_html(group.summary)}</summary>\n" if group.summary else ""
+    return f"<{group.tag}{names}>\n{summary}{inside}\n</{group.tag}>"
+
+
+def _rendered(block: Block) -> str:
+    if not block.text or block.only == "markdown":
+        return ""
+    tokens = _MARKDOWN.parse(block.text)
+    if block.style:
+        tokens[0].attrSet("class", block.style)
+    return block.finish(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}).strip())
+
+
+def _terms(html: str, colon: str, tones: Sequence[str]) -> str:
+    html = re.sub(
+        rf"<li><strong>(.*?)</strong>{colon} (.*?)</li>", r"<div><dt>\1</dt><dd>\2</dd></div>", html, flags=re.DOTALL
+    )
+    if tones:
+        html = with_attributes(html, "div", (f'class="{tone}"' for tone in tones))
+        html = html.replace("<dd>", '<dd class="telling">')
+    return re.sub(r"^<ul|ul>$", lambda found: found[0].replace("ul", "dl"), html)
+
+
+def _table(shown: Table, prefix: str, html: str) -> str:
+    heads = ('scope="col" class="number"' if numeric else 'scope="col"' for numeric in shown.numeric)
+    cells = (f'class="{_kind(shown, column, cell)}"' for row in shown.rows for column, cell in enumerate(row))
+    html = with_attributes(with_attributes(html, "th", heads), "td", cells)
+    html = with_attributes(html, "tr", ["", *(f'class="{tone}"' if tone else "" for tone in shown.tones)])
+    html = with_attributes(html, "table", [f'id="{prefix}table-{shown.name}"'])
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {shown.name}">\n{html}\n</div>'
+
+
+def _kind(shown: Table, column: int, cell: str) -> str:
+    kind = "number" if shown.numeric[column] else "short" if len(cell) <= SHORT else "long"
+    return f"{kind} telling" if shown.columns[column] == shown.telling else kind
+
+
+def _figure(plot: Plot, directory: Path, prefix: str, html: str) -> str:
+    svg = plot_style.inline(directory / "plots" / f"{plot.name}.svg", escape_html(printable(plot.title)), prefix)
+    caption = html.partition("</p>")[2].strip().removeprefix("<p>").removesuffix("</p>")
+    return f'<figure id="{prefix}plot-{plot.name}">\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>'
+
+
+def _breakable(_: Any, tokens: Sequence[Any], at: int, *__: Any) -> str:
+    """Text in which a line may break after the slashes of paths and the commas of settings."""
+    return re.sub(r"([/,])(?=\w{3})", r"\1<wbr>", escape_html(tokens[at].content))
+
+
+def _command(_: Any, tokens: Sequence[Any], at: int, *__: Any) -> str:
+    return f'<pre tabindex="0">{escape_html(tokens[at].content)}</pre>\n'
+
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_MARKDOWN.add_render_rule("text", _breakable)
+_MARKDOWN.add_render_rule("code_block", _command)

@@ -1,0 +1,134 @@
+"""Scales and ticks of axes: linear, logarithmic, at the places of the data, and linear near zero."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import ceil, floor, isfinite, log10
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation, Transform
+
+from syncbn.study.format import power
+
+
+def spans_octaves(values: Iterable[float]) -> bool:
+    """Whether a logarithmic axis shows the values better: all are above zero, and they span three octaves or more."""
+    finite = [value for value in values if isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) >= 8 * min(finite)
+
+
+def plain(value: float) -> str:
+    """A number on an axis; a power of ten as such where it would have many zeros."""
+    if value > 0 and not 1e-4 < value < 1e6 and log10(value).is_integer():
+        return power(round(log10(value)))
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}").replace("-", "−")
+
+
+def linear(axis: Axis, most: int, *, integer: bool = False) -> None:
+    """Ticks at round numbers, ``most`` at most."""
+    _ticks(axis, MaxNLocator(most - 1, steps=[1, 2, 5, 10], integer=integer))
+
+
+def logarithmic(axis: Axis, most: int = 9) -> None:
+    """A logarithmic scale with round numbers at the ticks, ``most`` at most, within the limits that the axis has."""
+    set_scale(axis, "log", nonpositive="clip")
+    low, high = sorted(axis.axes.get_xlim() if axis is axis.axes.xaxis else axis.axes.get_ylim())
+    _ticks(axis, FixedLocator(list(_decades(low, high, most))))
+
+
+def ticks(axis: Axis, is_logarithmic: bool, most: int) -> None:
+    """:func:`logarithmic` or :func:`linear`."""
+    (logarithmic if is_logarithmic else linear)(axis, most)
+
+
+def at_places(axis: Axis, values: Sequence[float], width: int) -> None:
+    """Ticks where the data is, if their labels fit into ``width`` letters, else at round numbers between.
+
+    Args:
+        axis: with its scale set.
+        values: places, ascending.
+        width: of all labels.
+    """
+    if sum(len(plain(value)) + 1 for value in values) <= width:
+        _ticks(axis, FixedLocator(list(values)))
+    elif axis.get_scale() == "log" and values[0] > 0:
+        _ticks(axis, FixedLocator(list(_decades(values[0], values[-1], width // 5))))
+    else:
+        linear(axis, width // 6 + 2, integer=all(float(value).is_integer() for value in values))
+
+
+def bend(axes: Axes, ends: Sequence[float], margin: float) -> float:
+    """Scales the horizontal axis so that the margin is seen beside ends far beyond it: logarithmic beyond ±a limit.
+
+    Args:
+        axes: whose axis it is.
+        ends: of what is drawn.
+        margin: what has to be seen around zero.
+
+    Returns:
+        The limit; 0 where all of the axis is linear.
+    """
+    low, high = min(ends), max(ends)
+    far = max(abs(low), abs(high))
+    near = max(margin, far / 1000) * 2
+    if far <= near * 8:  # both are 0 where a metric is
+        linear(axes.xaxis, 7)
+        return 0.0
+    near = 10.0 ** floor(log10(near))
+    axes.set_xscale("symlog", linthresh=near, linscale=0.7)
+    powers = near * 10.0 ** np.arange(0, np.ceil(np.log10(far / near)) + 1)
+    low, high = min(low * 1.6, -near * 1.5), max(high * 1.6, near * 1.5)
+    _ticks(axes.xaxis, FixedLocator([tick for tick in (*-powers[::-1], 0, *powers) if low <= tick <= high]))
+    axes.set_xlim(low, high)
+    return near
+
+
+def set_scale(axis: Axis, scale: str, **options: float | str) -> None:
+    """Of either axis, and of those that share it."""
+    (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)(scale, **options)
+
+
+def _ticks(axis: Axis, locator: Locator) -> None:
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def _decades(low: float, high: float, most: int) -> Iterator[float]:
+    """Round numbers between the two, no more than can be read, however many decades they span."""
+    exponents = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for parts in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3)):
+        inside = [tick for at in exponents for part in parts if low <= (tick := part * 10.0**at) <= high]
+        if len(inside) <= most:
+            yield from inside
+            return
+    whole = [at for at in exponents if low <= 10.0**at <= high]
+    yield from (10.0**at for at in whole if at % ceil(len(whole) / most) == 0)
+
+
+def room(axes: Axes, across: Sequence[float], width: float, most: float) -> float:
+    """Sets the ends of the horizontal axis, with room beyond all places, or on either side of the only one.
+
+    Args:
+        axes: with the scale of their horizontal axis set.
+        across: places, ascending.
+        width: of the axis, about, in points.
+        most: the largest result, in points.
+
+    Returns:
+        How far from its place something may be drawn, in points, and still be nearer to it than to the next place.
+    """
+    scale = axes.xaxis.get_transform()
+    at = scale.transform(np.asarray(across, float))
+    pad = max(0.05, (most + 8) / width) * float(at[-1] - at[0]) or 0.5  # 8 points: of a marker
+    low, high = float(at[0]) - pad, float(at[-1]) + pad
+    axes.set_xlim(*scale.inverted().transform(np.array([low, high])))
+    nearest = float(np.diff(at).min()) if len(at) > 1 else np.inf
+    return min(most, 0.2 * width * nearest / (high - low))
+
+
+def aside(axes: Axes, at: int, count: int, points: float) -> Transform:
+    """The axes' transform for number ``at`` of ``count`` things at one place: spread over ``points`` to either side."""
+    off = points * (2 * at / max(count - 1, 1) - (count > 1)) / 72  # inches
+    return axes.transData + ScaledTranslation(off, 0, axes.figure.dpi_scale_trans)
