@@ -45,11 +45,15 @@ class Plan:
     @classmethod
     def of(cls, cfg: DictConfig, run_dir: Path) -> "Plan":
         """The plan of settings that are settled already, such as those in a ``config.yaml``."""
+        return cls._of(cfg.copy(), run_dir)
+
+    @classmethod
+    def _of(cls, cfg: DictConfig, run_dir: Path) -> "Plan":
+        """The same, of settings that nobody else has."""
         trainer, simulated = cfg.trainer, cfg.get("simulate")
-        settled = cfg.copy()
-        OmegaConf.set_readonly(settled, True)
+        OmegaConf.set_readonly(cfg, True)
         return cls(
-            cfg=settled,
+            cfg=cfg,
             run_dir=run_dir,
             accelerator=trainer.accelerator,
             devices=int(trainer.devices),
@@ -97,7 +101,7 @@ class Plan:
         OmegaConf.set_readonly(cfg, False)
         for name, value in settings.items():
             cfg[name] = value
-        return Plan.of(cfg, self.run_dir)
+        return Plan._of(cfg, self.run_dir)
 
     def starting_from(self, checkpoint: str | Path | None, restore: str | None) -> "Plan":
         """The same run with another start."""
