@@ -184,7 +184,7 @@ class _Attempt:
             return plan
         self.before = self._settings_before()
         free = [name for name in HARMLESS if name != "ckpt_path"]
-        if changes := changes_of(plan.cfg, self.before, free):
+        if changes := changes_of(plan.settings(), self.before, free):
             self.changes = changes
             self._refuse_second_run()
             raise self._refusal(f"this run was made with other settings ({', '.join(changes)}); use another id")

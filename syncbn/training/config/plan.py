@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,7 +11,7 @@ class Plan:
     """A run that can start. :func:`syncbn.training.config.settle.settle` makes it; nothing changes it.
 
     Attributes:
-        cfg: settled settings, read-only. ``config.yaml`` holds these, and each rank makes the same plan from them.
+        cfg: settled settings, read-only, with the checkpoint that the user named; see :meth:`settings`.
         run_dir: the run directory; it need not exist yet.
         accelerator: "cpu" or "gpu".
         devices: processes per node.
@@ -45,11 +44,7 @@ class Plan:
     @classmethod
     def of(cls, cfg: DictConfig, run_dir: Path) -> "Plan":
         """The plan of settings that are settled already, such as those in a ``config.yaml``."""
-        return cls._of(cfg.copy(), run_dir)
-
-    @classmethod
-    def _of(cls, cfg: DictConfig, run_dir: Path) -> "Plan":
-        """The same, of settings that nobody else has."""
+        cfg = cfg.copy()
         trainer, simulated = cfg.trainer, cfg.get("simulate")
         OmegaConf.set_readonly(cfg, True)
         return cls(
@@ -95,17 +90,16 @@ class Plan:
         group = self.cfg.adapt.get("group", "world")
         return int(self.batch_size * {"world": self.world_size, "node": self.devices}.get(group, group))
 
-    def with_settings(self, **settings: Any) -> "Plan":
-        """The same run with other top-level settings, such as ``ckpt_path``."""
-        cfg = self.cfg.copy()
-        OmegaConf.set_readonly(cfg, False)
-        for name, value in settings.items():
-            cfg[name] = value
-        return Plan._of(cfg, self.run_dir)
-
     def starting_from(self, checkpoint: str | Path | None, restore: str | None) -> "Plan":
         """The same run with another start."""
-        return self.with_settings(ckpt_path=None if checkpoint is None else str(checkpoint), ckpt_restore=restore)
+        return replace(self, checkpoint=None if checkpoint is None else str(checkpoint), restore=restore)
+
+    def settings(self) -> DictConfig:
+        """The settings by which every rank makes this plan: those of ``cfg``, with the start of the run."""
+        cfg = self.cfg.copy()
+        OmegaConf.set_readonly(cfg, False)
+        cfg.ckpt_path, cfg.ckpt_restore = self.checkpoint, self.restore
+        return cfg
 
     def in_directory(self, run_dir: Path) -> "Plan":
         """The same plan for another run directory."""

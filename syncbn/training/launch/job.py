@@ -219,7 +219,7 @@ def _agreed(plan: Plan, command: Command) -> Plan | None:
         return json.dumps(None if begun is None else [begun.checkpoint, begun.restore])
 
     start = json.loads(store.shared("start", begin))
-    return None if start is None else plan.starting_from(*start)
+    return None if start is None else Plan.of(plan.starting_from(*start).settings(), plan.run_dir)
 
 
 def _be_a_rank(asked: Plan, command: Command) -> None:

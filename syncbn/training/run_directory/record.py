@@ -75,7 +75,7 @@ def begin(plan: Plan, run_id: str, overrides: list[str], begun_from: str | None 
         # The next number only now: after a kill before this, the rest is moved to the last.
         write(run_dir, "run", record)
         with replacing(run_dir / "config.yaml") as draft:
-            OmegaConf.save(plan.cfg, draft)
+            OmegaConf.save(plan.settings(), draft)
     except OSError:
         _put_back(run_dir, last)
         raise
@@ -107,7 +107,7 @@ def mend(plan: Plan, run_id: str, overrides: list[str]) -> None:
         whole = False
     if not whole:
         with replacing(run_dir / "config.yaml") as draft:
-            OmegaConf.save(plan.cfg, draft)
+            OmegaConf.save(plan.settings(), draft)
 
 
 def take_back(run_dir: Path, *, refused: bool) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan
@@ -70,9 +70,9 @@ def stamps() -> dict[Path, tuple[int, int, int]]:
     return {path: ((found := path.stat()).st_mtime_ns, found.st_size, found.st_ino) for path in files}
 
 
-def settings() -> Iterator[tuple[str, Plan]]:
+def settings() -> Iterator[tuple[str, DictConfig]]:
     for change, overrides in CHANGES.items():
-        yield change, settled(*SAME, *overrides)
+        yield change, settled(*SAME, *overrides).settings()
 
 
 def of_another_run(name: str, status: str) -> None:
@@ -178,8 +178,9 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
             continue
         cell = (checkpoint, name, mode, status, change)
         run_id, hydra_dir = NAMES[name]
-        asked = {"ckpt_path": checkpoints[checkpoint], "mode": mode, "run": {"id": run_id}}
-        plan = composed[change].with_settings(**asked)
+        cfg = composed[change]
+        cfg.ckpt_path, cfg.mode, cfg.run.id = checkpoints[checkpoint], mode, run_id
+        plan = Plan.of(cfg, Path("somewhere"))
         what, where = decided(plan, hydra_dir, monkeypatch)
         assert what == expected(*cell), cell
         tried.add(what)

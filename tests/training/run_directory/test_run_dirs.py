@@ -353,7 +353,7 @@ def test_an_interrupted_run_with_a_damaged_file_goes_on_from_its_checkpoint(run_
     record.begin(plan, "A", ["run.id=A"])
     assert record.read(run_dir, "run")["wandb_id"] == "A-123456" != wandb_id
     assert record.read(run_dir, "run")["attempt"] == 2
-    assert record.settings(run_dir) == plan.cfg
+    assert record.settings(run_dir) == plan.settings()
     summary.summary(run_dir)
     assert (run_dir / "metrics.csv").exists()
 
