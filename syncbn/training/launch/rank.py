@@ -65,7 +65,7 @@ def run(plan: Plan) -> None:
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
         of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
     try:
-        with files.named(plan.checkpoint):
+        with files.explain_mismatch(plan.checkpoint):
             result = _fit_and_test(plan, rank)
     except BaseException as error:
         unresponsive_ranks.leave_word(error)  # before the loggers, which may take a minute

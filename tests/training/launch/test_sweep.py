@@ -108,7 +108,7 @@ def test_a_failed_job_is_marked_and_does_not_stop_the_rest(tmp_path: Path) -> No
     assert status(tmp_path) == {"0": "failed", "2": "finished"}
     again = sweep(tmp_path, "data.global_batch_size=64,32", die, "logger=csv")
     assert again.code == 0, again.err
-    assert "this run failed before; it had no checkpoint and begins anew" in again.out
+    assert "this run failed before; it had no checkpoint and starts over" in again.out
     assert again.out.count("has finished before") == 1
     assert status(tmp_path) == {"0": "finished", "2": "finished"}
 

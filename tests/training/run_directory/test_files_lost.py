@@ -110,7 +110,7 @@ def test_where_every_resume_point_is_damaged_the_run_begins_anew_and_reports_eac
     assert again.code == 0, again.err
     for path in points:
         assert f"{path.name} is damaged (" in again.out
-    assert "begins anew" in again.out
+    assert "starts over" in again.out
     assert again.json("result")["steps"] == 3 * 18
 
 

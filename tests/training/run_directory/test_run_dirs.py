@@ -384,7 +384,7 @@ def test_results_that_are_lost_with_the_checkpoints_are_named(run_dir: Path) -> 
     (run_dir / "result.json").write_text("", encoding="utf-8")
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(
-        SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no sound checkpoint is left"
+        SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no intact checkpoint is left"
     ):
         continue_run.continued(settled(*SAME).in_directory(run_dir), pytest.fail)
 
@@ -653,6 +653,6 @@ def test_the_state_of_another_optimizer_is_told_from_ones_own() -> None:
     later["param_groups"][0]["an option of a later version"] = 1
     assert files.other_optimizer([later], [adam]) is None
     assert files.other_optimizer([sgd.state_dict()], [optimizer(torch.optim.SGD, 3)]) == (
-        "its groups have 2 parameters, and here [3]"
+        "its parameter groups have 2 parameters, and those of this training [3]"
     )
-    assert files.other_optimizer([], [sgd]) == "it has 0 of them, and this training 1"
+    assert files.other_optimizer([], [sgd]) == "the checkpoint has 0 optimizers, and this training 1"
