@@ -133,7 +133,7 @@ def test_two_processes_cannot_be_at_one_run(tmp_path: Path) -> None:
     code, said = (tmp_path / "said").read_text(encoding="utf-8").split(" ", 1)
     assert code == "1"
     assert said.startswith("error: run.id=a: process ")
-    assert "is at this run already; wait for it, or stop it" in said
+    assert "is running this run already; wait for it, or stop it" in said
 
 
 def test_a_run_begun_from_another_ones_checkpoint_goes_on_by_the_same_command_or_the_printed_one(

@@ -72,7 +72,7 @@ def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch,
 def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rank.setenv("WORLD_SIZE", "3")
     store.connect(0).set_timeout(timedelta(seconds=0.5))
-    with pytest.raises(SettingError, match=r"^launcher: of 3 ranks, rank 2 has not come within 0.5 s$"):
+    with pytest.raises(SettingError, match=r"^launcher: rank 2 of 3 did not report within 0.5 s$"):
         store.gathered("preflight", "", 0.5)
 
 
