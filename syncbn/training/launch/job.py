@@ -171,7 +171,7 @@ def _watch(plan: Plan, requests: Requests) -> None:
         if status != "finished":
             close_wandb(run_dir, requests)
             with suppress(OSError):
-                record.take_back(run_dir, refused=refused)
+                record.undo_begin(run_dir, refused=refused)
         lock.release(run_dir)
 
 
@@ -186,7 +186,7 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
     try:
         plan = continue_run.continued(asked, print_line, command.overrides, named=command.named)
         if plan is None:
-            record.mend(asked, command.name, command.overrides)
+            record.repair(asked, command.name, command.overrides)
             print_line(f"run {command.name} has finished before; its results:")
             _print_summary(run_dir)
             lock.release(run_dir)
@@ -259,7 +259,7 @@ def _run_as_rank(asked: Plan, command: Command) -> None:
             with suppress(OSError):
                 record.end(run_dir, status)
                 if status != "finished":
-                    record.take_back(run_dir, refused=refused)
+                    record.undo_begin(run_dir, refused=refused)
     if first:
         _print_summary(run_dir)
 

@@ -268,7 +268,7 @@ def _resume_points(plan: Plan) -> ResumePoints:
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=print_line,
-        on_begin=lambda: record.trains(run_dir),
+        on_begin=lambda: record.mark_trained(run_dir),
         **_plain(cfg.resume),
     )
 

@@ -104,7 +104,7 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
             record.begin(plan, run.directory.name, run.overrides, continue_run.begun_from(run.plan))
             logs = run.directory / "ranks"
             return Ranks(plan.devices, rank, (run.directory,), logs, silent=True, signals=requests)
-        record.mend(run.plan, run.directory.name, run.overrides)
+        record.repair(run.plan, run.directory.name, run.overrides)
     except (Exception, Interrupted) as error:
         text = " ".join(str(error).split())
         end = Outcome("failed", text if isinstance(error, SettingError) else f"{type(error).__name__}: {text}", 1)
@@ -113,7 +113,7 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
         with suppress(OSError):  # the disk may be full
             if began and record.read(run.directory, "run").get("status") == "running":
                 record.end(run.directory, end.status)
-                record.take_back(run.directory, refused=False)
+                record.undo_begin(run.directory, refused=False)
     if held:
         lock.release(run.directory)
     return end
@@ -133,5 +133,5 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
         if status != "finished":
             close_wandb(run.directory, requests)
             with suppress(OSError):
-                record.take_back(run.directory, refused=refused)
+                record.undo_begin(run.directory, refused=refused)
         lock.release(run.directory)

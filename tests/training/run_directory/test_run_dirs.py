@@ -326,7 +326,7 @@ def test_a_finished_run_with_a_damaged_file_is_mended_by_its_own_command(run_dir
         assert line.startswith(f"outputs/A/{name} is {'missing' if how == 'gone' else 'damaged ('}"), line
         assert len(line) < 250
     before = record.read(run_dir, "run")
-    record.mend(cfg.in_directory(run_dir), "A", overrides)
+    record.repair(cfg.in_directory(run_dir), "A", overrides)
     assert record.read(run_dir, "run")["status"] == "finished"
     if before:
         assert record.read(run_dir, "run") == before
@@ -423,7 +423,7 @@ def test_a_run_that_cannot_begin_again_is_as_it_was(
         else:
             break
     assert last == 8  # four files, and their directory each time
-    assert record.take_back(run_dir, refused=False)
+    assert record.undo_begin(run_dir, refused=False)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
@@ -440,9 +440,9 @@ def test_only_a_run_that_has_finished_or_was_refused_is_taken_back(run_dir: Path
         record.end(copy, status)
         record.begin(cfg.in_directory(copy), "A", [])
         if trained:
-            record.trains(copy)
+            record.mark_trained(copy)
         record.end(copy, "failed")
-        assert record.take_back(copy, refused=refused) == taken
+        assert record.undo_begin(copy, refused=refused) == taken
         assert record.read(copy, "run")["status"] == (status if taken else "failed")
         shutil.rmtree(copy)
 
