@@ -338,13 +338,13 @@ class ResumePoints(pl.Callback):
                 self.on_missing(
                     f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested"
                 )
-            sound = {path: score for path, score in each.best_k_models.items() if path not in damaged}
+            intact = {path: score for path, score in each.best_k_models.items() if path not in damaged}
             best = min if each.mode == "min" else max
-            each.best_k_models = sound
-            each.best_model_path = best(sound, key=sound.__getitem__) if sound else ""
-            each.best_model_score = sound.get(each.best_model_path)
-            each.kth_best_model_path = (min if best is max else max)(sound, key=sound.__getitem__) if sound else ""
-            each.kth_value = sound.get(each.kth_best_model_path, each.kth_value)
+            each.best_k_models = intact
+            each.best_model_path = best(intact, key=intact.__getitem__) if intact else ""
+            each.best_model_score = intact.get(each.best_model_path)
+            each.kth_best_model_path = (min if best is max else max)(intact, key=intact.__getitem__) if intact else ""
+            each.kth_value = intact.get(each.kth_best_model_path, each.kth_value)
 
     def _set_aside_later(self, step: int) -> None:
         """Renames resume points of later steps, so that the next resume does not take one.
