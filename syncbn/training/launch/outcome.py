@@ -106,7 +106,7 @@ def _explain(ends: list[End], run_dir: Path, resume_hint: str) -> str:
         _print_lines(traces)
     reason = failure(first.error, trace)
     if any(end.short_of_memory for end in ends):
-        reason += f"; the kernel ran out of memory meanwhile and killed a process; {out_of_memory.ADVICE}"
+        reason += f"; meanwhile the kernel killed a process because it ran out of memory; {out_of_memory.ADVICE}"
     return f"{_shown_rank(first, ends, run_dir)} failed: {reason}; {resume_hint}"
 
 

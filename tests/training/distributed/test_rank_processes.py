@@ -149,7 +149,7 @@ def test_a_server_that_ends_while_it_starts_ranks_is_named(tmp_path: Path, monke
 
     fork_server.start_server()
     monkeypatch.setattr(ranks_module, "start_server", killed)
-    with pytest.raises(StartError, match=r"ended while it started them, killed perhaps \(see dmesg\)"):
+    with pytest.raises(StartError, match=r"ended while it started the ranks, killed perhaps \(see dmesg\)"):
         Ranks(2, sleep, (60.0,), tmp_path / "ranks")
 
 

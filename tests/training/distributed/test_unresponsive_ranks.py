@@ -155,7 +155,7 @@ def test_what_was_heard_before_the_store_was_gone_counts(
 )
 def test_other_errors_have_nobody_else_to_blame(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     be(monkeypatch, 0, 2, 1)
-    monkeypatch.setattr(unresponsive_ranks, "_within", lambda *_: None)
+    monkeypatch.setattr(unresponsive_ranks, "_run_within", lambda *_: None)
     assert unresponsive_ranks.find_unresponsive(error, 7.0) == ""
 
 
@@ -165,7 +165,7 @@ def test_where_there_is_nobody_to_tell_the_store_is_left_alone(monkeypatch: pyte
     if alone == "watched by train.py":
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     calls = []
-    monkeypatch.setattr(unresponsive_ranks, "_within", lambda *_: calls.append(1))
+    monkeypatch.setattr(unresponsive_ranks, "_run_within", lambda *_: calls.append(1))
     if alone == "agreed":
         unresponsive_ranks.report_failure(AgreedError("a", 1, "no"))
     else:

@@ -187,7 +187,7 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
     other = train(tmp_path, *alone, "model.width=8", "trainer.devices=1")
     assert other.code == 1
     line = (
-        r"error: ckpt_path=\S*/base/checkpoints/best\.ckpt: the run that it is of has model\.width=16, and its "
+        r"error: ckpt_path=\S*/base/checkpoints/best\.ckpt: its run has model\.width=16, and its "
         r"test is to have the same; leave out what says otherwise\n"
     )
     assert re.fullmatch(line, other.err), other.err

@@ -165,7 +165,7 @@ def test_ranks_share_the_cores_where_no_number_of_threads_is_asked_for(
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(run, "_quieten", lambda: None)
+    monkeypatch.setattr(run, "_silence_warnings", lambda: None)
     monkeypatch.setattr(preflight, "check", lambda *_: pytest.fail("so far", pytrace=False))
     cfg = OmegaConf.merge(CFG, {"mode": "train", "trainer": {"devices": devices}})
     assert isinstance(cfg, DictConfig)

@@ -30,7 +30,7 @@ class Ended:
             record.write(args[0], "wandb", {"finished": False})
         self.closed = False
 
-    def live(self, *_: Any) -> bool:
+    def poll(self, *_: Any) -> bool:
         return False
 
     def sentinels(self) -> list[int]:
