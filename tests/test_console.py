@@ -87,13 +87,13 @@ def test_there_is_one_place_that_prints() -> None:
 
 
 def test_errors_and_what_ranks_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job._say(f"error: {NASTY}")
-    job._tell(NASTY)
+    job._print_error(f"error: {NASTY}")
+    job.print_line(NASTY)
     (tmp_path / "ranks").mkdir()
     (tmp_path / "ranks/0.log").write_text(f"before\n{NASTY}\n", encoding="utf-8")
     error = {"kind": "ValueError", "message": NASTY, "trace": f"Traceback\n  {NASTY}\n", "place": f"{NASTY}:1"}
     ended = outcome.of([End(0, 1, 1, error)], [], tmp_path, "")
-    job._say(ended.message)
+    job._print_error(ended.message)
     printed = capsys.readouterr()
     assert is_harmless(printed.out + printed.err)
     assert printed.out.count("\n") == 1

@@ -1,6 +1,6 @@
-"""Training with Lightning: everything that ``train.py`` is made of, each part usable alone.
+"""Training with Lightning: the parts of ``train.py``, each of which can be used on its own.
 
-Names are imported on first use, since Lightning takes seconds to import and a mistyped setting should not cost them.
+Names are imported on first use. Lightning takes seconds to import, and a mistyped setting is to be reported before.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ HOME = {  # the module of each name, within this package
     "TimeToTarget": "callbacks.time_to_target",
     "first_non_finite_parameter": "callbacks.non_finite",
     "main": "launch.main",
-    "precise_statistics": "evaluation.precise_statistics",  # the public name; it is syncbn.nn's
+    "precise_statistics": "evaluation.precise_statistics",  # re-exports syncbn.nn's function
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, never through a symbolic link; read with a line about what is wrong."""
+"""Writes small files atomically: whole or not at all, and never through a symbolic link."""
 
 import errno
 import os
@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # file systems that flush no directory, or do not let us open it
+# Errors of file systems that cannot flush a directory, or do not allow to open it.
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write, which then takes the place of ``path``; one that cannot be written leaves the old file alone.
+    """Yields the path of a draft to write, and renames the draft to ``path`` at the end of the context.
 
-    It is flushed to the disk before it is renamed, and the directory after that: a power cut leaves the old file or the
-    new one, and no empty one. A process that is killed may leave the draft, under one name for each ``path``: the next
-    one writes over it.
+    If the draft cannot be written, it is removed and the old file is unchanged. The draft is flushed to the disk before
+    it is renamed, and the directory after that. So a power cut leaves the old file or the new one, never an empty one.
+    A killed process may leave its draft; the next draft for the same ``path`` has the same name and overwrites it.
     """
     draft = unlinked(path.with_name(f".{path.name}"))
     try:
@@ -30,14 +31,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def unlinked(path: Path) -> Path:
-    """``path``, to be written. A symbolic link there is removed: writing to it would change a file elsewhere."""
+    """Removes a symbolic link at ``path``, through which a write would change a file elsewhere; returns ``path``."""
     if path.is_symlink():
         path.unlink()
     return path
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the entries of a directory, are on the disk."""
+    """Waits until a file, or the entries of a directory, are written to the disk (fsync)."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:

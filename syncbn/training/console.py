@@ -1,7 +1,7 @@
-"""Prints for people. Every line that this program prints comes through here, so that none does more than to be read.
+"""Prints lines with control characters escaped. All output of this program goes through this module.
 
-Names of runs, settings, file names and messages of exceptions may hold escape sequences, which move the cursor or
-change what stands above, line breaks, which make a second line, and marks that turn the direction of a line.
+Names of runs, settings, file names and messages of exceptions may contain escape sequences, which move the cursor or
+change earlier output, line breaks, and marks that reverse the direction of a line.
 """
 
 import re
@@ -16,9 +16,9 @@ SURROGATES = re.compile("([\udc80-\udcff]+)")
 
 
 def printable(text: object) -> str:
-    """``text`` as one line: what is not a letter, sign or space becomes an escape, such as ``\\x1b`` or ``\\n``.
+    """``text`` as one line, with all characters that are not printable escaped, such as ``\\x1b`` and ``\\n``.
 
-    Letters of a file name that the locale lacks come as surrogates (PEP 383), and stay.
+    Letters of a file name that the locale lacks are surrogates (PEP 383). They are kept.
     """
     return "".join(
         part if _is_text(part) else "".join(map(_escaped, part)) for part in SURROGATES.split(str(text)) if part
@@ -38,17 +38,17 @@ def _is_text(part: str) -> bool:
 
 
 def print_line(text: object = "", *, error: bool = False) -> None:
-    """Prints one line at once.
+    """Prints one line and flushes it.
 
     Args:
-        text: printed as :func:`printable` makes it.
-        error: to standard error.
+        text: escaped by :func:`printable`.
+        error: print to standard error.
     """
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def cell(text: object, style: str = "") -> "Text":
-    """One line for a table or console of rich, whose markup in it is not obeyed."""
-    from rich.text import Text  # a tenth of a second, which a mistyped setting should not cost
+    """One line for a table or console of rich, without interpreting rich's markup in it."""
+    from rich.text import Text  # the import takes a tenth of a second, which a mistyped setting should not cost
 
     return Text(printable(text), style)

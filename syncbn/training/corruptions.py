@@ -1,4 +1,4 @@
-"""The public name of :func:`syncbn.training.data.corruptions.corrupt`, which was here first."""
+"""Re-exports :func:`syncbn.training.data.corruptions.corrupt` under its earlier public name."""
 
 from syncbn.training.data.corruptions import corrupt
 

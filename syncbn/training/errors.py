@@ -1,4 +1,4 @@
-"""Errors that end a run with one line."""
+"""Error classes for invalid settings, which end a run with a one-line error."""
 
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ class SettingError(ValueError):
     """A setting that cannot work, printed as one line: ``setting=value: hint``.
 
     Args:
-        setting: the name as the user types it, ``trainer.devices``; or what else is at fault, such as a file.
+        setting: the name as the user types it, ``trainer.devices``; or another cause, such as a file.
         value: of the setting, printed as on the command line (``null``, ``true``). Left out, only the name is printed.
         hint: what is wrong and what works, ``"there are 2 GPUs; use at most 2"``.
 
@@ -30,12 +30,12 @@ class SettingError(ValueError):
         return (_restored, (type(self), str(self), self.setting, self.value, self.hint))
 
     def agreed(self) -> "AgreedError":
-        """This error as one that every rank raises."""
+        """The same error as an :class:`AgreedError`."""
         return _restored(AgreedError, str(self), self.setting, self.value, self.hint)
 
 
 class AgreedError(SettingError):
-    """An error that every rank raises, so that one rank reports it."""
+    """An error that all ranks raise, so that only one rank prints it."""
 
 
 def as_typed(value: object) -> str:

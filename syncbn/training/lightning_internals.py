@@ -47,7 +47,7 @@ def another_batch_follows(trainer: "pl.Trainer") -> bool:
 
 
 def call_before_fetch(trainer: "pl.Trainer", callback: Callable[[], None]) -> None:
-    """Has ``callback`` called before each batch is fetched, when all hooks of the previous batch have returned.
+    """Registers a function that Lightning calls before it fetches a batch, after all hooks of the previous batch.
 
     ``_TrainingEpochLoop._on_before_fetch``, Lightning 2.6.6: the loop gives it to its fetcher when an epoch begins. No
     hook runs after the last hook of a batch and before the next fetch. The ``__next__`` of our own loader is no

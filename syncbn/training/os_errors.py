@@ -26,24 +26,24 @@ ADVICE = {
 
 
 def explain(error: OSError, path: Path) -> str:
-    """One line: which file, what the system says about it, and what to do.
+    """Explains an error in one line: the file, the system's message, and what to do.
 
     Args:
         error: as it was raised.
-        path: the file, where the error names none.
+        path: of the file, used if the error names none.
     """
-    named = error.filename2 or error.filename  # the second is what a file was to be renamed to
+    named = error.filename2 or error.filename  # filename2 is the target of a rename
     at = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
-    said = error.strerror or str(error)
+    reason = error.strerror or str(error)
     if error.errno == errno.EMFILE:
-        said += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+        reason += f", ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        said += f", {free(at)}"
-    return f"{printable(at)}: {said}; {ADVICE.get(error.errno or 0, 'use another directory')}"
+        reason += f", {free(at)}"
+    return f"{printable(at)}: {reason}; {ADVICE.get(error.errno or 0, 'use another directory')}"
 
 
 def free(path: Path) -> str:
-    """How much room there is beside a file, as a part of a line; empty where the system does not tell."""
+    """The free space on the file system of a file, as a part of a line; empty if it is unknown."""
     try:
         found = os.statvfs(next(each for each in path.absolute().parents if each.is_dir()))
     except (OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Reads small files that may be damaged, or that another user wrote."""
+"""Reads small text and JSON files, and reports damaged ones; the files may come from other users."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from typing import Any
 
 from syncbn.training.errors import SettingError
 
-DEPTH = 50  # objects within objects in a file of a run; settings have fewer than 10
-VALUES = 100_000  # in one such file; a run with each corruption at each severity has some hundred
+DEPTH = 50  # largest nesting of objects in a file of a run; settings are nested less than 10 deep
+VALUES = 100_000  # most values in such a file; a run with all corruptions at all severities has some hundreds
 
 
 class DamagedError(SettingError):
-    """A file is there, and its contents are not what was written.
+    """A file exists, but its contents are damaged.
 
     Printed as a sentence, without a colon: ``outputs/a/run.json is damaged (empty)``.
 
@@ -28,11 +28,11 @@ class DamagedError(SettingError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, whose numbers and depth are such that the rest of the program can compute with it.
+    """Reads the object in a JSON file, and limits its numbers, size and depth to what the program can process.
 
     Raises:
-        DamagedError: it holds something else; the error says what, with the path as it was given.
-        OSError: it cannot be read.
+        DamagedError: the file holds something else; the error names the path as it was given, and the problem.
+        OSError: the file cannot be read.
     """
     text = read_text(path)
     try:
@@ -47,9 +47,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def out_of_range(contents: Any) -> str:
-    """What in JSON or YAML no file of a run has: numbers of more than 64 bits, too many values, or too much depth.
+    """The first limit that a JSON or YAML value exceeds: numbers of 64 bits, number of values, depth; "" if none.
 
-    YAML's aliases make much of little: one to itself is endless, and ten levels of ten are ten thousand million values.
+    A short YAML file can expand to a huge value by aliases. An alias to itself has no end, and ten levels of ten
+    aliases are ten thousand million values.
     """
     left, seen = [(contents, 0)], 0
     while left:
@@ -67,11 +68,11 @@ def out_of_range(contents: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that is not empty.
+    """Reads a text file in UTF-8.
 
     Raises:
-        DamagedError: it is empty, or is not text.
-        OSError: it cannot be read.
+        DamagedError: the file is empty, or is not text.
+        OSError: the file cannot be read.
     """
     try:
         text = read_bytes(path).decode("utf-8")
@@ -83,13 +84,14 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file. What is no file, such as a named pipe, is not waited for.
+    """Reads a regular file. It does not wait for the writer of a named pipe.
 
     Raises:
-        DamagedError: it is a pipe, a socket or a device.
-        OSError: it cannot be read.
+        DamagedError: the path is of a pipe, a socket or a device.
+        OSError: the file cannot be read.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe would wait
+    # Without O_NONBLOCK the opening of a named pipe waits for a writer.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise DamagedError(path, "is damaged (it is no regular file)")
         return file.read()

@@ -1,7 +1,7 @@
-"""Standard output and standard error that nothing printed can make raise: any text, and no reader.
+"""Makes standard output and standard error accept any text, and survive when their reader is gone.
 
-``python train.py | head`` ends the reader of a pipe; a dropped connection ends a terminal. Python then raises at the
-next print, as it does for a name with accents on a terminal that has none. Neither may end a run.
+``python train.py | head`` ends the reader of a pipe, and a dropped connection ends a terminal. Python then raises an
+error at the next print. It also raises for letters that the terminal's encoding lacks. Neither may end a run.
 """
 
 import codecs
@@ -15,15 +15,15 @@ from io import TextIOWrapper
 from typing import Any
 
 ERRORS = "syncbn.escape"
-GONE = (errno.EPIPE, errno.EIO)  # no reader of the pipe, no terminal
+GONE = (errno.EPIPE, errno.EIO)  # the pipe has no reader, or the terminal is gone
 
 
 def accept_any_text() -> None:
-    """Escapes characters that the terminal's encoding lacks, where Python would raise UnicodeEncodeError.
+    """Escapes characters that the terminal's encoding lacks, for which Python would raise UnicodeEncodeError.
 
-    Bytes of a file name that are not in the locale's encoding (PEP 383) are written as they are.
+    Bytes of a file name that are not in the locale's encoding (PEP 383) are written unchanged.
     """
-    if sys.getfilesystemencoding() != "utf-8":  # the log files of libraries may lack characters too
+    if sys.getfilesystemencoding() != "utf-8":  # the log files of libraries have the same encoding
         logging.raiseExceptions = False
     codecs.register_error(ERRORS, _escaped)
     for stream in (sys.stdout, sys.stderr):
@@ -39,12 +39,12 @@ def _escaped(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def _byte(character: str) -> bytes:
-    """The byte that this character represents; empty if it represents none."""
+    """The byte that a surrogate represents (PEP 383); empty for other characters."""
     return bytes([ord(character) - 0xDC00]) if "\udc80" <= character <= "\udcff" else b""
 
 
 class _Stream(io.FileIO):
-    """Drops what cannot be written."""
+    """A raw stream that drops what cannot be written."""
 
     def write(self, data: Any) -> int:
         try:
@@ -52,19 +52,19 @@ class _Stream(io.FileIO):
         except OSError as error:
             if error.errno in GONE:
                 _to_null(self.fileno())
-            return memoryview(data).nbytes  # a full disk may have room again for the next line
+            return memoryview(data).nbytes  # the stream stays open: a full disk may have room again for the next line
 
 
 def outlive_reader() -> None:
-    """Replaces ``sys.stdout`` and ``sys.stderr`` by streams whose ``write`` never raises for a reader that is gone.
+    """Replaces ``sys.stdout`` and ``sys.stderr`` with streams whose ``write`` never raises an OSError.
 
-    A standard stream that is closed (``>&-``) becomes the null device, so that no other file gets its number.
+    A closed standard stream (``>&-``) is replaced with the null device, so that no other file gets its descriptor.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None or _is_plain(stream, descriptor):
@@ -73,14 +73,14 @@ def outlive_reader() -> None:
 
 
 def _is_plain(stream: Any, descriptor: int) -> bool:
-    """Whether this is Python's own stream of the descriptor; a test runner's is left alone."""
+    """Whether this is Python's own stream of the descriptor; a test runner's stream is not replaced."""
     with suppress(OSError, ValueError, AttributeError):
         return bool(stream.fileno() == descriptor) and not isinstance(stream.buffer, _Stream | _Buffer)
     return False
 
 
 class _Buffer(io.BufferedWriter):
-    """Only a name, to recognize a stream that has been replaced."""
+    """A subclass that marks a stream that has been replaced."""
 
 
 def _lasting(stream: Any, descriptor: int, name: str) -> io.TextIOWrapper:

@@ -21,7 +21,7 @@ def test_a_link_that_is_cut_ends_the_job_and_a_requeue_finishes_it(cluster: Clus
     cluster.until(job, lambda: "error: " in cluster.log(job), timeout=60)
     within = time.monotonic() - since
     (line,) = [line for line in cluster.log(job).splitlines() if line.startswith("error: ")]
-    assert f"error: rank 0 of 2 on {FIRST} failed: no word from rank 1 on {SECOND}" in line
+    assert f"error: rank 0 of 2 on {FIRST} failed: no response from rank 1 on {SECOND}" in line
     assert within < 4 + TIMEOUT + 10  # the step, the time-out, and a look at who is missing
     cluster.until(job, lambda: cluster.about(job)["JobState"] != "RUNNING", timeout=90)
     cluster.script("mend-link", cut)

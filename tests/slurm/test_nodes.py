@@ -21,7 +21,7 @@ def test_a_job_that_is_warned_of_preemption_comes_back(cluster: Cluster, straigh
     job = submit_and_wait(cluster, apart=True)
     cluster.call("srun", "--partition=high", f"--nodelist={APART}", "--nodes=2", "--ntasks-per-node=4", "true")
     ended = cluster.ended(job)
-    assert f"stopped by SIGUSR1: job {job} goes back into the queue" in ended.log
+    assert f"stopped by SIGUSR1: job {job} is requeued" in ended.log
     check(ended, straight, restarts=1)
 
 

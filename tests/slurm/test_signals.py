@@ -27,7 +27,7 @@ def test_a_job_that_is_signalled_comes_back_and_ends_as_if_nothing_had_happened(
     signal = fault(cluster.place, "warn_job", **drawn.at)
     job = submit(cluster, f"data.num_workers={drawn.workers}", f"resume.every_n_steps={drawn.every_n_steps}", signal)
     ended = cluster.ended(job)
-    assert ended.log.count(f"stopped by SIGUSR1: job {job} goes back into the queue") == 1
+    assert ended.log.count(f"stopped by SIGUSR1: job {job} is requeued") == 1
     check(ended, straight, restarts=1)
 
 

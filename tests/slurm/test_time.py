@@ -24,7 +24,7 @@ def test_a_job_that_is_warned_of_its_time_limit_comes_back_and_one_that_is_not_i
     unwarned = submit(other, fault(other.place, "sleep", epoch=1, batch=4), options=UNWARNED)
 
     ended = cluster.ended(warned)
-    assert f"stopped by SIGUSR1: job {warned} goes back into the queue" in ended.log
+    assert f"stopped by SIGUSR1: job {warned} is requeued" in ended.log
     check(ended, straight, restarts=1)
 
     ended = other.ended(unwarned)

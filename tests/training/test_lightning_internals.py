@@ -238,14 +238,14 @@ def test_lightning_handles_no_signal_and_sends_nothing_about_one(monkeypatch: py
 @pytest.mark.parametrize("several", [False, True])
 def test_states_of_loaders_are_those_that_lightning_saves(several: bool) -> None:
     trainer: Any = a_trainer()
-    assert (resume_points._loaders(trainer), resume_points._know_their_place(trainer)) == ([], False)
+    assert (resume_points._loaders(trainer), resume_points._resume_within_epoch(trainer)) == ([], False)
     ours, other = (train_loader(TensorDataset(torch.ones(8, 1)), 2, seed=seed) for seed in (1, 2))
     loaders = {"a": [ours, DataLoader(torch.ones(4, 1))], "b": other} if several else ours
     trainer.fit_loop._combined_loader = CombinedLoader(loaders, "min_size")
     next(iter(ours))
     assert [state["batch"] for state in resume_points._loaders(trainer)] == ([1, 0] if several else [1])
     assert resume_points._loaders(trainer) == trainer.fit_loop._combined_loader._state_dicts()
-    assert resume_points._know_their_place(trainer) is not several
+    assert resume_points._resume_within_epoch(trainer) is not several
 
 
 def test_a_method_that_is_gone_is_reported_by_its_name() -> None:

@@ -19,7 +19,7 @@ from syncbn.training.errors import SettingError
 from syncbn.training.os_errors import explain
 from syncbn.training.read_file import out_of_range, read_bytes, read_text
 from syncbn.training.run_directory import lock
-from syncbn.training.run_directory.kinds import lacks
+from syncbn.training.run_directory.kinds import missing_value
 
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
@@ -194,7 +194,7 @@ def _read(path: Path) -> Run:
 def _is_whole(name: str, contents: dict[str, Any]) -> bool:
     if name == "config.yaml":
         return all(isinstance(contents.get(group), dict) for group in GROUPS)
-    return not lacks(name.removesuffix(".json"), contents)
+    return not missing_value(name.removesuffix(".json"), contents)
 
 
 def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:

@@ -1,1 +1,1 @@
-"""Checkpoints: resume points, their files, and what a run continues from."""
+"""Checkpoints: when they are saved, how their files are written and checked, and how a run resumes from one."""

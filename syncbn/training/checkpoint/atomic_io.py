@@ -1,4 +1,8 @@
-"""Writes checkpoint files that are there whole or not at all, and hold nothing but plain data."""
+"""Writes checkpoint files atomically, and keeps everything but plain data out of them.
+
+Plain data are numbers, strings, tensors, and lists and dicts of these. ``torch.load(weights_only=True)`` loads such a
+file without running code from it.
+"""
 
 import pickle
 import re
@@ -19,14 +23,15 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written. What was saved before is untouched."""
+    """A checkpoint could not be written. Earlier checkpoints are intact."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name, flushes to the disk, renames: a crash leaves the old file or the new.
+    """Writes a checkpoint under a temporary name, flushes it to the disk and renames it.
 
-    Hyper-parameters that are objects are left out, which is said once. The first file is read back, so that one which
-    would not load is no surprise at the end of the training.
+    A crash at any moment leaves the old file or the new file, never a part of one. Hyper-parameters that are not plain
+    data are left out; the first time, their names are printed. The first file is read back before it is renamed, so a
+    module whose checkpoints cannot be loaded fails at the first checkpoint.
     """
 
     def __init__(self) -> None:
@@ -36,14 +41,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises:
-        SaveError: the file system would not take it.
+        SaveError: the file system refused the file, or the checkpoint holds more than plain data.
         """
         path, checkpoint = Path(path), self._without_objects(checkpoint)
         draft = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path.parent)
-            with unlinked(draft).open("wb") as file:  # not by its name, which torch encodes in UTF-8
+            # An open file and not its name: torch encodes a name in UTF-8, and this one may be in another encoding.
+            with unlinked(draft).open("wb") as file:
                 torch.save(checkpoint, file)
             flush(draft)
             if not self._read_back:
@@ -53,14 +59,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             flush(path.parent)
         except pickle.UnpicklingError as error:
             draft.unlink(missing_ok=True)
-            raise SaveError(f"{path} would hold more than plain data: {_culprit(error)}") from error
-        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where there is no space
+            raise SaveError(f"{path} would hold more than plain data: {_unloadable(error)}") from error
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            raise SaveError(_why(path, error)) from error
+            raise SaveError(_explanation(path, error)) from error
 
     def _without_objects(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in checkpoint.items() if not key.endswith("hparams_type")}  # a class, if any
+        # Lightning stores the class of the hyper-parameters under a key that ends with "hparams_type".
+        kept = {key: value for key, value in checkpoint.items() if not key.endswith("hparams_type")}
         for key in HYPER_PARAMETERS:
             found = kept.get(key)
             if found is None:
@@ -71,7 +78,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if left_out:
                 self._left_out |= left_out
                 names = ", ".join(sorted(left_out))
-                print_line(f"save_hyperparameters(): not in checkpoints, as no plain data: {names}")
+                print_line(f"save_hyperparameters(): left out of checkpoints, not plain data: {names}")
         return kept
 
 
@@ -83,34 +90,39 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN) and type(value).__module__ in ("builtins", "torch")
 
 
-def _culprit(error: BaseException) -> str:
-    """The class that torch will not load, out of its long text."""
+def _unloadable(error: BaseException) -> str:
+    """The class that torch refuses to load, extracted from its long error message, and what to save instead."""
     found = re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)", str(error))
     what = f"an object of {found[1]}" if found else " ".join(str(error).split())[:200]
-    return f"{what}; give on_save_checkpoint and state_dict() numbers, strings, tensors, and lists and dicts of these"
+    return f"{what}; in on_save_checkpoint and state_dict() use numbers, strings, tensors, lists and dicts"
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Resume points that a killed process was writing: no other writes any, for a run directory has one at a time.
+    """Removes the drafts of resume points that a killed process has left.
 
-    Drafts of other names are written over by the next of that name, and the directory of these may be shared.
+    No live process is writing one: a run directory belongs to one process at a time. Drafts of other names stay. The
+    next checkpoint of that name overwrites its draft, and other runs may share the directory of such a callback.
     """
     for draft in directory.glob(".step-*.ckpt.part"):
-        with suppress(OSError):  # it would do no harm
+        with suppress(OSError):  # a leftover only takes space
             draft.unlink()
 
 
-def _why(path: Path, error: BaseException) -> str:
-    cause = error if isinstance(error, OSError) and error.errno else _refusal(path.parent)
+def _explanation(path: Path, error: BaseException) -> str:
+    """One line: the file, the reason that the system reports, the free space, and what to do."""
+    cause = error if isinstance(error, OSError) and error.errno else _write_error(path.parent)
     advice = ADVICE.get(cause.errno or 0, "use another directory") if cause else "make room"
-    said = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     if cause is not None and cause is not error:
-        said = f"{cause.strerror}: {said}"
-    return f"{path} could not be written ({said}; {free(path)}): {advice}; checkpoints from before are whole"
+        reason = f"{cause.strerror}: {reason}"
+    return f"{path} could not be written ({reason}; {free(path)}): {advice}; earlier checkpoints are intact"
 
 
-def _refusal(directory: Path) -> OSError | None:
-    """What the system says to a file there: torch's writer passes on none of that."""
+def _write_error(directory: Path) -> OSError | None:
+    """The error of a 1 MiB test file in this directory; None if it can be written.
+
+    torch's zip writer raises a RuntimeError that lacks the error number of the system.
+    """
     probe = directory / ".probe.part"
     try:
         probe.write_bytes(bytes(2**20))

@@ -1,4 +1,4 @@
-"""Checkpoint files: which are sound, and the newest of a run that is."""
+"""Reads checkpoint files: checks their integrity, finds the newest intact one of a run, and loads them."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from syncbn.training.errors import AgreedError
 
 
 def link(path: Path, name: str) -> None:
-    """Makes ``name``, beside ``path``, the same file; a copy where the file system links no files."""
+    """Makes ``name`` a hard link to ``path`` in the same directory; a copy where the file system has no hard links."""
     draft = path.with_name(f".{name}.part")
     draft.unlink(missing_ok=True)
     try:
@@ -28,27 +28,30 @@ def link(path: Path, name: str) -> None:
 def _copy(path: Path, draft: Path) -> None:
     try:
         draft.write_bytes(path.read_bytes())
-    except OSError:  # no space left, say
+    except OSError:  # no space left, for example
         draft.unlink(missing_ok=True)
         raise
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None where it can be loaded and its contents are as written (CRC-32)."""
-    if path.exists() and not path.is_file():  # the opening of a named pipe would wait for a writer
-        return "it is no file"
+    """What is wrong with a checkpoint file; None if its checksums (CRC-32) match and it can be loaded."""
+    if path.exists() and not path.is_file():  # opening a named pipe would block until there is a writer
+        return "it is not a regular file"
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
         if broken is None:
-            load(path)  # zipfile overlooks changes in headers that torch reads
-    except Exception as error:  # zipfile raises a dozen classes, of zlib, of text and its own
+            load(path)  # zipfile does not check all headers that torch reads
+    except Exception as error:  # zipfile raises a dozen classes: of zlib, of text decoding and its own
         return " ".join(str(error).split())[:200] or type(error).__name__
-    return None if broken is None else f"{broken} is not what was written"
+    return None if broken is None else f"the checksum of {broken} does not match"
 
 
 def points(directory: Path) -> list[Path]:
-    """The resume points in ``directory``, oldest first: ``step-00000036.ckpt``. Other names are of other callbacks."""
+    """The resume points in ``directory``, oldest first, such as ``step-00000036.ckpt``.
+
+    Checkpoints with other names belong to other callbacks.
+    """
     found = [path for path in directory.glob("step-*.ckpt") if re.fullmatch(r"step-[0-9]{8,}", path.stem)]
     return sorted(found, key=step_of)
 
@@ -59,24 +62,28 @@ def step_of(point: Path) -> int:
 
 
 def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest resume point in ``directory`` that is sound; others are reported and passed over.
+    """The newest intact resume point in ``directory``; damaged ones are reported and skipped.
 
     Args:
-        directory: of ``step-*.ckpt``, and of ``last.ckpt`` for where none of these is sound.
-        report: takes a line about each file that is damaged.
+        directory: holds ``step-*.ckpt``, and ``last.ckpt``, which is tried if none of the others is intact.
+        report: called with a line about each damaged file.
+
+    Returns:
+        None if there is no intact resume point.
     """
     for path in [*reversed(points(directory)), *(p for p in (directory / "last.ckpt",) if p.exists())]:
         wrong = damage(path)
         if wrong is None:
             return path
-        report(f"{path.name} is damaged ({wrong}): it is passed over for the one before")
+        report(f"{path.name} is damaged ({wrong}): it is skipped, and the previous checkpoint is tried")
     return None
 
 
 def load(path: Path) -> Any:
-    """What a file of ``torch.save`` holds, if that is plain data; tensors are mapped from the file where they can be.
+    """Loads a file of ``torch.save`` that holds plain data only, on the CPU.
 
-    torch 2.13 opens a file to be mapped by its name in UTF-8, and a name may be in another encoding.
+    Tensors are memory-mapped from the file. torch 2.13 opens a file to be mapped by its name in UTF-8, so a file whose
+    name is in another encoding is read without mapping.
     """
     try:
         str(path).encode("utf-8")
@@ -87,30 +94,32 @@ def load(path: Path) -> Any:
 
 
 def load_weights(module: Any, path: str) -> None:
-    """Loads the weights of a checkpoint into a LightningModule, and nothing else of it.
+    """Loads the weights of a checkpoint into a LightningModule, without optimizer, scheduler and counters.
 
     Raises:
-        RuntimeError: it is of another network, as torch says.
+        RuntimeError: of ``load_state_dict``, for the checkpoint of another network.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(checkpoint)  # as Lightning does: a module may keep more in it, or rename
+    module.on_load_checkpoint(checkpoint)  # as Lightning does: a module may store more in it, or rename keys
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
 
 
 def other_optimizer(states: Sequence[dict[str, Any]], optimizers: Sequence[Optimizer]) -> str | None:
-    """Why the optimizers cannot go on with what a checkpoint holds of its own; None where they can.
+    """Why the optimizers cannot continue from the optimizer states of a checkpoint; None if they can.
 
-    torch refuses another number of parameters by itself. It takes the state of another class without a word, and then
-    fails in the first step or computes something else. Each class has its own options, by whose names it is known
-    here; a version of torch that adds one, or leaves one out, makes no other class.
+    torch refuses another number of parameters. It accepts the state of another class without an error, and then fails
+    in the first step or computes something else. A state does not store its class, so the names of its options tell the
+    class here. It is another class if the state has options that this one lacks, and lacks options that this one has.
+    One of the two alone is another version of torch, which added or removed an option.
     """
     if len(states) != len(optimizers):
-        return f"it has {len(states)} of them, and this training {len(optimizers)}"
+        return f"the checkpoint has {len(states)} optimizers, and this training {len(optimizers)}"
     for state, optimizer in zip(states, optimizers, strict=True):
         name, sizes = type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups]
         groups = state.get("param_groups") or []
         if [len(group["params"]) for group in groups] != sizes:
-            return f"its groups have {', '.join(str(len(g['params'])) for g in groups)} parameters, and here {sizes}"
+            found = ", ".join(str(len(group["params"])) for group in groups)
+            return f"its parameter groups have {found} parameters, and those of this training {sizes}"
         own = {"params", "initial_lr", "param_names", *optimizer.defaults}
         theirs = {key for group in groups for key in group}
         if theirs - own and set(optimizer.defaults) - theirs:
@@ -119,18 +128,21 @@ def other_optimizer(states: Sequence[dict[str, Any]], optimizers: Sequence[Optim
 
 
 @contextmanager
-def named(path: str | None) -> Iterator[None]:
-    """Within this context, that a checkpoint is of another model or optimizer is told in a line.
+def explain_mismatch(path: str | None) -> Iterator[None]:
+    """Within this context, a checkpoint of another model or optimizer raises a one-line error.
+
+    Args:
+        path: of the checkpoint; None for none.
 
     Raises:
-        AgreedError: it does not fit, as every rank finds.
+        AgreedError: the checkpoint does not fit the model or the optimizer. Every rank finds that and raises it.
     """
     try:
         yield
     except OtherOptimizerError as error:
         raise AgreedError(
-            f"ckpt_path={path}: it is of a training with another optimizer ({error}); use that one, or begin "
-            "another run with its weights (run.id=NAME ckpt_restore=weights)"
+            f"ckpt_path={path}: it was saved with another optimizer ({error}); use that one, or begin another run "
+            "with its weights (run.id=NAME ckpt_restore=weights)"
         ) from error
     except RuntimeError as error:
         kind, *problems = str(error).splitlines() or [""]
@@ -143,4 +155,4 @@ def named(path: str | None) -> Iterator[None]:
 
 
 class OtherOptimizerError(Exception):
-    """A checkpoint holds the state of another optimizer; the message says how that is seen."""
+    """A checkpoint holds the state of another optimizer; the message is the difference that was found."""

@@ -1,4 +1,4 @@
-"""What a test alone takes from the run that its checkpoint lies in: the network, and which images are the test's."""
+"""Copies settings from the run of a checkpoint to a run that only tests it: model, norm, seed and data split."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,28 +14,29 @@ from syncbn.training.errors import AgreedError, as_typed
 from syncbn.training.run_directory import paths
 from syncbn.training.run_directory.paths import run_of
 
-# What a group is: its other settings belong to that.
+# The setting of each group that names its class or kind. The group's other settings are arguments of that class.
 KINDS = {"model": "model._target_", "norm": "norm.name", "module": "module._target_", "data": "data._target_"}
 SPLIT = ("data._target_", "data.split_seed", "data.val_fraction", "data.test_fraction")
-SHARE = {"norm.group", "norm.batch_size", "norm.ghost_batch"}  # of training alone, and bound to its devices
-SHOWN = 3  # settings in an error
+# These depend on the devices of the training, and do not affect a test.
+SHARE = {"norm.group", "norm.batch_size", "norm.ghost_batch"}
+SHOWN = 3  # settings that an error message lists
 ORIGIN = {"module.network": "${model}", "module.optimizer": "${optimizer}", "module.scheduler": "${scheduler}"}
 
 
-def inherited(composed: DictConfig, overrides: Sequence[str], say: Callable[[str], None]) -> DictConfig:
-    """Settings with ``model``, ``norm``, ``module``, ``seed`` and the split of the data of the checkpoint's run.
+def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[str], None]) -> DictConfig:
+    """Settings with ``model``, ``norm``, ``module``, ``seed`` and the data split of the checkpoint's run.
 
-    That is for ``mode=test`` and a checkpoint that lies in a run directory; else the settings stay as they are. The
-    seed is among them because a comparison pairs runs by it.
+    Settings are only copied with ``mode=test``, and if the checkpoint lies in a run directory. The seed is copied
+    because a comparison pairs runs by it.
 
     Args:
         composed: settings as Hydra composes them; they are not changed.
-        overrides: what the user has said, as Hydra lists it: ``model=mlp``, ``model.width=16``.
-        say: takes a line on what was taken.
+        overrides: of the command line, as Hydra lists them: ``model=mlp``, ``model.width=16``.
+        report: called with a line that lists the copied settings.
 
     Raises:
-        AgreedError: the user has said something else, or the data are others; the run's settings cannot be read, or
-            they could run code or read files here and the user has not set ``trust``.
+        AgreedError: an override contradicts the run's settings, or the run has another data set. Or the run's settings
+            cannot be read, or they could run code or read files here and ``trust`` is not set.
     """
     cfg = composed.copy()
     run_dir = run_of(Path(cfg.ckpt_path)) if cfg.get("mode") == "test" and cfg.ckpt_path else None
@@ -44,30 +45,30 @@ def inherited(composed: DictConfig, overrides: Sequence[str], say: Callable[[str
     earlier = _load(file, cfg)
     if not cfg.trust:
         _refuse_untrusted(earlier, cfg, file)
-    said = {each.lstrip("+~").partition("=")[0] for each in overrides}
+    typed = {each.lstrip("+~").partition("=")[0] for each in overrides}
     taken: dict[str, Any] = {}
-    against: dict[str, Any] = {}
+    contradicted: dict[str, Any] = {}
     for group in (*KINDS, "seed"):
         kind = KINDS.get(group, group)
         try:
-            before, now = _of(earlier, group), _of(cfg, group)
+            before, now = _compared(earlier, group), _compared(cfg, group)
         except OmegaConfBaseException:
             return cfg  # settle() reports it
-        if {before.get("norm.name"), now.get("norm.name")} == {"sync", "torch_sync"}:  # the same norm twice
+        if {before.get("norm.name"), now.get("norm.name")} == {"sync", "torch_sync"}:  # both compute the same
             continue
-        another = before.get(kind) != now.get(kind)
-        if another and (group in said or group == "data"):
-            against[kind] = before.get(kind)
+        other_kind = before.get(kind) != now.get(kind)
+        if other_kind and (group in typed or group == "data"):
+            contradicted[kind] = before.get(kind)
             continue
-        if not another:
+        if not other_kind:
             before = {name: DEFAULTS[name] for name in now if name in DEFAULTS} | before
         differ = {name: value for name, value in before.items() if value != now.get(name)}
-        spoken = {name for name in differ if _is_said(name, said - KINDS.keys())}
-        if said & SHARE:
-            spoken |= SHARE
-        against |= {name: value for name, value in differ.items() if name in spoken - SHARE}
-        differ = {name: value for name, value in differ.items() if name not in spoken}
-        if another and group in KINDS:
+        overridden = {name for name in differ if _is_typed(name, typed - KINDS.keys())}
+        if typed & SHARE:
+            overridden |= SHARE
+        contradicted |= {name: value for name, value in differ.items() if name in overridden - SHARE}
+        differ = {name: value for name, value in differ.items() if name not in overridden}
+        if other_kind and group in KINDS:
             own = [key for key in earlier[group] if f"{group}.{key}" not in COPIES]
             cfg[group] = OmegaConf.merge(OmegaConf.masked_copy(earlier[group], own), _originals(earlier, group))
         for name, value in differ.items():
@@ -77,18 +78,20 @@ def inherited(composed: DictConfig, overrides: Sequence[str], say: Callable[[str
                 why = " ".join(str(error).split())
                 raise AgreedError(name, as_typed(value)[:80], f"{paths.short(file)} sets it: {why}") from error
         taken |= differ
-    if against:
-        works = "set data= as that run did" if KINDS["data"] in against else "leave out what differs"
+    if contradicted:
+        works = "set data= as that run did" if KINDS["data"] in contradicted else "leave out what differs"
         raise AgreedError(
-            "ckpt_path", cfg.ckpt_path, f"its run has {_listed(against)}, and its test has to have the same; {works}"
+            "ckpt_path",
+            cfg.ckpt_path,
+            f"its run has {_listed(contradicted)}, and its test has to have the same; {works}",
         )
     if taken:
-        say(f"as in the run of the checkpoint: {_listed(taken)}")
+        report(f"taken from the run of the checkpoint: {_listed(taken)}")
     return cfg
 
 
 def _load(file: Path, cfg: DictConfig) -> DictConfig:
-    """The settings of the checkpoint's run, with interpolations as they are written."""
+    """Reads ``config.yaml`` of the checkpoint's run; interpolations are not resolved."""
     try:
         earlier = OmegaConf.load(file)  # PyYAML's safe loader: a tag such as !!python/object is an error
         written = OmegaConf.to_container(earlier)
@@ -106,6 +109,7 @@ def _load(file: Path, cfg: DictConfig) -> DictConfig:
 
 
 def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
+    """Refuses settings of the checkpoint's run that could run code or read files here."""
     written: Any = OmegaConf.to_container(earlier)
     refused: dict[str, Any] = {}
     for group in (*KINDS, "seed"):
@@ -114,7 +118,7 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
             ours: Any = _plain(cfg.get(group))
         except OmegaConfBaseException:
             return  # settle() reports it
-        if group == "data":  # the rest is the user's, and other data are refused
+        if group == "data":  # only the split is copied, and another data set is refused later
             theirs = {key: theirs[key] for key in theirs if f"data.{key}" in SPLIT}
             if theirs.get("_target_") != (ours or {}).get("_target_"):
                 refused |= trust.refused(theirs.pop("_target_", None), None, "data._target_")
@@ -131,8 +135,8 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
         )
 
 
-def _of(cfg: DictConfig, group: str) -> dict[str, Any]:
-    """What has to agree of a group, by flat names."""
+def _compared(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """The settings of a group that a test has to share with the checkpoint's run, by flat names."""
     if group == "data":
         names = [name for name in SPLIT if OmegaConf.select(cfg, name) is not None]
     else:
@@ -141,7 +145,7 @@ def _of(cfg: DictConfig, group: str) -> dict[str, Any]:
         skipped = tuple(f"{name}." for name in COPIES)
         names = [name for name in flat({group: written[group]}) if not f"{name}.".startswith(skipped)]
     values = {name: _plain(OmegaConf.select(cfg, name)) for name in names}
-    if values.get("norm.batch_size") is not None:  # it picks the two
+    if values.get("norm.batch_size") is not None:  # group and ghost_batch are computed from it
         values.pop("norm.group", None)
         values.pop("norm.ghost_batch", None)
     if isinstance(only := values.get("norm.only"), str):
@@ -153,16 +157,17 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _is_said(name: str, said: set[str]) -> bool:
-    return any(f"{name}.".startswith(f"{each}.") for each in said)
+def _is_typed(name: str, typed: set[str]) -> bool:
+    """Whether the command line sets this setting, or a group of settings that it belongs to."""
+    return any(f"{name}.".startswith(f"{each}.") for each in typed)
 
 
 def _originals(earlier: DictConfig, group: str) -> DictConfig:
-    """For the copies of other groups in this one, where they come from."""
+    """The interpolations of this group's copies of other groups, such as ``module.network: ${model}``."""
     parts = {name.partition(".")[2]: origin for name, origin in ORIGIN.items() if group == name.partition(".")[0]}
     return OmegaConf.create({name: origin for name, origin in parts.items() if name in earlier[group]})
 
 
 def _listed(values: dict[str, Any]) -> str:
-    """As on a command line."""
+    """The settings as on a command line: ``name=value name=value``."""
     return " ".join(f"{name}={as_typed(value)}" for name, value in values.items())

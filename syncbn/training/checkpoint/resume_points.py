@@ -1,8 +1,8 @@
-"""Checkpoints from which a run goes on as if nothing had happened, and stops that all ranks agree on.
+"""Saves checkpoints from which a run resumes exactly, and stops all ranks at the same step after a signal.
 
-Lightning restores weights, optimizer, scheduler and counters. What it leaves out is here: the random numbers of every
-rank, the position in the data, and metrics that an epoch has accumulated so far. A resume point is a state *between*
-two batches, or between two epochs, after everything that belongs to the first has been logged.
+Lightning restores weights, optimizer, scheduler and counters. This module adds what it leaves out: the random number
+generators of every rank, the position in the data, and the metrics accumulated so far in the epoch. A *resume point* is
+the state between two batches, or between two epochs, after everything of the first one has been logged.
 """
 
 import os
@@ -45,22 +45,24 @@ KEY = "resume"  # in the checkpoint
 
 
 class ResumePoints(pl.Callback):
-    """Saves ``step-*.ckpt``, and ``last.ckpt`` as the newest of them, after each epoch and as often as asked within.
+    """Saves ``step-*.ckpt`` after each epoch and at intervals within it, and links ``last.ckpt`` to the newest.
 
-    To be the first of the callbacks that log. A signal that reached any rank ends the run on all of them here, with a
-    checkpoint (:class:`~syncbn.training.distributed.signals.Stopped`). That takes a message of two numbers a step.
+    A signal that reached any rank stops the run on all ranks here, with a checkpoint
+    (:class:`~syncbn.training.distributed.signals.Stopped`). The ranks agree on that by an all-reduce of two numbers per
+    step. Put this callback before all callbacks that log.
 
     Args:
         directory: for the files.
         every_n_steps: optimizer steps between two resume points within an epoch; None for none.
-        every_n_minutes: likewise, by rank 0's clock.
-        keep: how many files to keep; two, so that a damaged one has one before it.
-        global_batch_size: samples in a step over all ranks; a resume with another is not the same training.
-        counted_in: what a position in the middle of an epoch is counted in, for the checkpoint; see
+        every_n_minutes: minutes between two resume points within an epoch, by rank 0's clock; None for none.
+        keep: how many files to keep; with two, an older one remains if the newest is damaged.
+        global_batch_size: samples per step over all ranks, stored in the checkpoint. A resume with another one would
+            not be the same training.
+        counted_in: the unit of a position in the middle of an epoch, stored in the checkpoint; see
             :attr:`syncbn.training.config.plan.Plan.position_unit`.
-        own_buffers: each rank's running statistics are its own, so each keeps them.
-        timeout: until ranks that wait for another give it up.
-        on_missing: called with a line where a checkpoint says nothing of some part of the state.
+        own_buffers: save the running statistics of every rank; for norms whose ranks have different ones.
+        timeout: of the collectives here.
+        on_missing: called with a line about each part of the state that cannot be restored.
         on_begin: called on rank 0 when all checks have passed, before training changes any file.
     """
 
@@ -82,39 +84,40 @@ class ResumePoints(pl.Callback):
         self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing
         self.counted_in, self.own_buffers, self.timeout = counted_in, own_buffers, timeout
         self.on_begin = on_begin
-        self._optimizers: list[State] | None = None  # their states in the checkpoint
+        self._optimizers: list[State] | None = None  # optimizer states of the checkpoint to resume from
         self._group: dist.ProcessGroup | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._stop = 0  # the signal that all ranks have agreed on, by its place
-        self._save = False  # a resume point is asked for
-        self._due = False  # and can be taken before the next batch
-        self._point: State | None = None  # taken between two batches, written before the next
-        self._earlier: list[State] | None = None  # of the loaders, a batch ago
-        self._random: State | None = None  # to be put back when training goes on
-        self._writing = False
-        self._frozen: list[str] | None = None  # batch norm layers in evaluation mode; None until a batch was trained on
-        self._loaded: State | None = None
-        self._unlogged: State = {}
+        self._stop = 0  # the signal that the ranks agreed on: its index in SIGNALS, from 1; 0 for none
+        self._save = False  # a resume point is requested
+        self._due = False  # it is requested, and the next batch boundary is between two optimizer steps
+        self._point: State | None = None  # collected between two batches, written before the next one starts
+        self._earlier: list[State] | None = None  # the states of the loaders one batch ago
+        self._random: State | None = None  # of the random number generators, to restore when training resumes
+        self._writing = False  # the checkpoint that Lightning is saving is ours
+        self._frozen: list[str] | None = None  # batch norm layers in evaluation mode; None before the first batch
+        self._loaded: State | None = None  # our part of the checkpoint to resume from; {} if it has none
+        self._unlogged: State = {}  # values logged before the stop, not yet merged into Lightning's results
 
-    # Agreeing and saving
+    # Agreeing on a stop, and saving
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning 2.6 has made the optimizers by now, and gives them their states after this.
+        # Lightning 2.6 has created the optimizers by now, and loads their states after this hook.
         if self._optimizers is not None and (why := files.other_optimizer(self._optimizers, trainer.optimizers)):
             raise files.OtherOptimizerError(why)
-        self._meet(trainer)
+        self._make_group(trainer)
         if self._loaded is not None:
             self._forget_damaged(trainer)
         lightning_internals.call_before_fetch(trainer, lambda: self._before_fetch(trainer))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._group is None:
-            self._meet(trainer)
+            self._make_group(trainer)
 
-    def _meet(self, trainer: pl.Trainer) -> None:
+    def _make_group(self, trainer: pl.Trainer) -> None:
+        """Creates a gloo process group if the default one has another backend."""
         if trainer.world_size > 1 and dist.get_backend() != "gloo":
-            # Through the host: asking a GPU for a flag would make it wait for all that is queued there.
+            # The flags are all-reduced on the CPU. Reading a flag from a GPU would wait for all queued kernels.
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -125,8 +128,12 @@ class ResumePoints(pl.Callback):
         self._due = bool(self._stop or self._save) and _between_steps(trainer)
 
     def _before_fetch(self, trainer: pl.Trainer) -> None:
-        """All of one batch is over, what other callbacks draw too, and nothing of the next has begun."""
-        self._put_random_back()
+        """Collects a due resume point.
+
+        All hooks of the previous batch have returned here, with the random numbers that they draw, and nothing of the
+        next batch has begun.
+        """
+        self._restore_random()
         loaders: list[State] | None = None
         if _fetches_ahead(trainer):
             loaders, self._earlier = self._earlier, _loaders(trainer)
@@ -138,10 +145,10 @@ class ResumePoints(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self._point is not None:
             self._write(trainer, epoch_is_over=False)
-            self._end_if_asked()
+            self._stop_if_requested()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._put_random_back()
+        self._restore_random()
         self._earlier = self._frozen = None
         if trainer.current_epoch > 0:
             self._after_epoch(trainer)
@@ -151,15 +158,16 @@ class ResumePoints(pl.Callback):
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self._agree(trainer)
-        self._end_if_asked()
+        self._stop_if_requested()
 
     def _after_epoch(self, trainer: pl.Trainer) -> None:
         self._point = {"random": rng.state(), "loaders": _loaders(trainer)}
         self._agree(trainer)
         self._write(trainer, epoch_is_over=True)
-        self._end_if_asked()
+        self._stop_if_requested()
 
     def _agree(self, trainer: pl.Trainer) -> None:
+        """All-reduces the requests to stop and to save. All ranks call it at the same step, so all act alike."""
         late = self.every_n_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_n_minutes
         flags = torch.tensor([signals.asked(), late], dtype=torch.int32)
         if trainer.world_size > 1:
@@ -170,23 +178,24 @@ class ResumePoints(pl.Callback):
         self._stop = int(flags[0])
         self._save = self._save or many or bool(flags[1])
 
-    def _end_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self._stop:
             raise Stopped(signals.SIGNALS[self._stop - 1])
 
     def _write(self, trainer: pl.Trainer, *, epoch_is_over: bool) -> None:
         path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
-        if trainer.global_step in (0, self._saved_step):  # no look at the file: all ranks must decide alike
+        # Not path.exists(): all ranks have to decide alike, and a network file system may show a file to some of them.
+        if trainer.global_step in (0, self._saved_step):
             self._point = None
             return
         name = first_non_finite_parameter(trainer.lightning_module)
-        spoiled = None if name is None else f"{name} is not finite after step {trainer.global_step}: {self._kept()}"
+        diverged = None if name is None else f"{name} is not finite after step {trainer.global_step}: {self._kept()}"
         stops = stopper(trainer)
-        if stops is not None and stops.stops_at(trainer, spoiled):
-            self._point = None  # a run that goes on would begin with what has diverged
+        if stops is not None and stops.stops_at(trainer, diverged):
+            self._point = None  # a later resume would start from weights that are not finite
             return
-        if spoiled is not None:
-            raise NonFiniteError(spoiled)
+        if diverged is not None:
+            raise NonFiniteError(diverged)
         assert self._point is not None
         self._point |= self._gathered(trainer, self._point.pop("random")) | {"epoch_is_over": epoch_is_over}
         self._writing = True
@@ -199,11 +208,12 @@ class ResumePoints(pl.Callback):
                 old.unlink()
 
     def _kept(self) -> str:
+        """For the error of weights that are not finite: which checkpoint remains."""
         points = files.points(self.directory)
-        return f"nothing is saved of it, {points[-1].name} is kept" if points else "nothing is saved of it"
+        return f"this state is not saved, the last checkpoint is {points[-1].name}" if points else "it is not saved"
 
     def _gathered(self, trainer: pl.Trainer, random_state: State) -> State:
-        """What all ranks add to a checkpoint; complete on rank 0."""
+        """Gathers the state of all ranks for the checkpoint; complete on rank 0 only, which writes it."""
         mine = {"random": random_state, "metrics": metrics_state(trainer), "results": self._results(trainer)}
         if self.own_buffers:
             mine["buffers"] = {name: on_cpu(buffer) for name, buffer in running_statistics(trainer)}
@@ -215,7 +225,7 @@ class ResumePoints(pl.Callback):
         return {"world_size": trainer.world_size, "ranks": ranks, **about}
 
     def _results(self, trainer: pl.Trainer) -> State:
-        """What ``self.log`` has accumulated of plain numbers in this epoch, on this rank."""
+        """The values that ``self.log`` has accumulated in this epoch on this rank, except those that are Metrics."""
         found = dict(self._unlogged)
         for key, result in lightning_internals.epoch_results(trainer).items():
             if result.is_tensor and result.meta.on_epoch:
@@ -226,7 +236,7 @@ class ResumePoints(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         if self._frozen is not None:
             checkpoint[FROZEN] = self._frozen
-        if not self._writing or self._point is None:  # somebody else's checkpoint, ModelCheckpoint's perhaps
+        if not self._writing or self._point is None:  # another callback saves, for example ModelCheckpoint
             return
         point = dict(self._point)
         point["should_stop"] = trainer.should_stop and [trainer.max_epochs, trainer.max_steps]
@@ -237,10 +247,10 @@ class ResumePoints(pl.Callback):
             states = [_next_epoch(state, epochs["current"]["processed"]) for state in states]
             epochs["current"]["ready"] = epochs["current"]["processed"]
             epochs["total"]["ready"] = epochs["total"]["processed"]
-        else:  # the next batch has been fetched, but not begun
+        else:  # Lightning has fetched the next batch and counted it as ready, but it has not started
             batches["current"]["ready"] = batches["current"]["completed"]
             batches["total"]["ready"] = batches["total"]["completed"]
-            if not _know_their_place(trainer):
+            if not _resume_within_epoch(trainer):
                 point["begins_anew"], states = True, []
                 loops["state_dict"].pop("combined_loader", None)
                 batches["current"] = dict.fromkeys(batches["current"], 0)
@@ -250,36 +260,42 @@ class ResumePoints(pl.Callback):
         point["logged"] = wandb_logger.position(trainer)
         checkpoint[KEY] = point
 
-    # Going on
+    # Resuming
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         self._loaded = checkpoint.get(KEY, {})
         self._optimizers = checkpoint.get("optimizer_states")
         limits = self._loaded.get("should_stop")
-        if limits:  # by early stopping, say, which stands as long as no more is asked for
+        if limits:  # early stopping, for example; it still holds unless the limits have changed
             trainer.should_stop = limits == [trainer.max_epochs, trainer.max_steps]
         states = checkpoint.get("callbacks", {})
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and isinstance(states.get(callback.state_key), dict):
-                states[callback.state_key] = self._at_home(trainer, str(callback.dirpath), states[callback.state_key])
+                states[callback.state_key] = self._relocated(trainer, str(callback.dirpath), states[callback.state_key])
 
-    def _at_home(self, trainer: pl.Trainer, home: str, state: State) -> State:
-        """ModelCheckpoint's state with paths in its directory alone: it deletes what they name, and the best is tested.
+    def _relocated(self, trainer: pl.Trainer, home: str, state: State) -> State:
+        """The state of ModelCheckpoint with all paths in its own directory.
 
-        Of a run that was moved, they are those of the same names where it is now; of another run, none is kept.
+        ModelCheckpoint deletes the files that its state names, and the best one is tested. If the run was moved, its
+        paths are mapped to the new directory. Paths of another run are dropped, so that its files are not deleted.
+
+        Args:
+            trainer: that resumes.
+            home: the directory of the callback now.
+            state: of the callback in the checkpoint.
         """
         before = os.path.normpath(str(state.get("dirpath")))
         resumed = Path(str(trainer.ckpt_path)).parent
         is_ours = before == os.path.normpath(home) or real(resumed) == real(self.directory)
 
-        def here(path: Any) -> str:
+        def moved(path: Any) -> str:
             path = os.path.normpath(str(path))
-            there = home + path.removeprefix(before)
+            now = home + path.removeprefix(before)
             inside = is_ours and path.startswith(f"{before}{os.sep}")
-            return there if inside and ("://" in home or Path(there).is_file()) else ""
+            return now if inside and ("://" in home or Path(now).is_file()) else ""  # a URL cannot be checked here
 
-        paths = {name: here(state.get(name)) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        models = {here(path): score for path, score in dict(state.get("best_k_models", {})).items() if here(path)}
+        paths = {name: moved(state.get(name)) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {moved(path): score for path, score in dict(state.get("best_k_models", {})).items() if moved(path)}
         return state | paths | {"best_k_models": models} | ({"dirpath": home} if is_ours else {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -293,27 +309,27 @@ class ResumePoints(pl.Callback):
         if loaded is None:
             return
         if not loaded:
-            self.on_missing("the checkpoint holds no random numbers, metrics or position in the data: these begin anew")
+            self.on_missing("the checkpoint has no random states, metrics and position in the data: these start over")
             return
         if loaded.get("begins_anew"):
             self.on_missing(
-                "the data loaders have no state_dict and load_state_dict, to go on in the middle of an epoch: epoch "
-                f"{trainer.current_epoch + 1} begins anew, with what was learned in it so far"
+                "the data loaders have no state_dict and load_state_dict, so no epoch is resumed in the middle: epoch "
+                f"{trainer.current_epoch + 1} starts over, with the weights learned so far"
             )
         lightning_internals.begin_whole_epoch(trainer, fetch_anew=loaded["epoch_is_over"])
-        self._go_on(trainer, loaded)
+        self._restore(trainer, loaded)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._add_unlogged(trainer)
         self._unlogged = {}
 
     def _forget_damaged(self, trainer: pl.Trainer) -> None:
-        """Takes damaged files out of what ModelCheckpoint knows: the best of them would be tested in the end."""
+        """Removes damaged files from ModelCheckpoint's state: the best of them would be tested after training."""
         for each in trainer.checkpoint_callbacks:
             if not isinstance(each, ModelCheckpoint):
                 continue
             known = sorted({*each.best_k_models, *filter(None, [each.best_model_path])})
-            read = known if trainer.is_global_zero else []  # all ranks must decide alike
+            read = known if trainer.is_global_zero else []  # rank 0 decides for all ranks
             damaged = {path: wrong for path in read if (wrong := files.damage(Path(path)))}
             damaged = trainer.strategy.broadcast(damaged)
             if not damaged:
@@ -322,21 +338,25 @@ class ResumePoints(pl.Callback):
                 self.on_missing(
                     f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested"
                 )
-            sound = {path: score for path, score in each.best_k_models.items() if path not in damaged}
+            intact = {path: score for path, score in each.best_k_models.items() if path not in damaged}
             best = min if each.mode == "min" else max
-            each.best_k_models = sound
-            each.best_model_path = best(sound, key=sound.__getitem__) if sound else ""
-            each.best_model_score = sound.get(each.best_model_path)
-            each.kth_best_model_path = (min if best is max else max)(sound, key=sound.__getitem__) if sound else ""
-            each.kth_value = sound.get(each.kth_best_model_path, each.kth_value)
+            each.best_k_models = intact
+            each.best_model_path = best(intact, key=intact.__getitem__) if intact else ""
+            each.best_model_score = intact.get(each.best_model_path)
+            each.kth_best_model_path = (min if best is max else max)(intact, key=intact.__getitem__) if intact else ""
+            each.kth_value = intact.get(each.kth_best_model_path, each.kth_value)
 
     def _set_aside_later(self, step: int) -> None:
-        """Resume points of later steps are damaged, or of a way that is left now: the next resume must not take one."""
+        """Renames resume points of later steps, so that the next resume does not take one.
+
+        They are damaged, or belong to a training that is abandoned because this resume started from an earlier step.
+        """
         for path in files.points(self.directory):
             if files.step_of(path) > step:
                 path.replace(path.with_name(f"aside-{path.name}"))
 
-    def _go_on(self, trainer: pl.Trainer, loaded: State) -> None:
+    def _restore(self, trainer: pl.Trainer, loaded: State) -> None:
+        """Restores what each rank has saved; with another number of ranks, merges it on rank 0."""
         ranks, rank = loaded["ranks"], trainer.global_rank
         if loaded["world_size"] == trainer.world_size:
             self._random = ranks[rank]["random"]
@@ -346,7 +366,8 @@ class ResumePoints(pl.Callback):
                 if name in ranks[rank].get("buffers", {}):
                     buffer.copy_(ranks[rank]["buffers"][name])
             return
-        # Weights, optimizer and the order of the data do not depend on the number of ranks; dropout and the like do.
+        # Weights, optimizer and data order do not depend on the number of ranks. Random numbers (dropout) do: each rank
+        # has its own generators. The step is added so that the random numbers of the first steps are not repeated.
         torch.manual_seed(torch.initial_seed() + trainer.global_step)
         if rank == 0:
             set_metrics(trainer, ranks[0]["metrics"])
@@ -354,14 +375,20 @@ class ResumePoints(pl.Callback):
                 merge_metrics(trainer, other["metrics"])
             self._unlogged = merge_results([each["results"] for each in ranks])
 
-    def _put_random_back(self) -> None:
-        """As late as can be: what other callbacks draw when training begins belongs to what is over."""
+    def _restore_random(self) -> None:
+        """Restores the random number generators, as late as possible.
+
+        Other callbacks may draw random numbers when training begins. The saved state is from after these draws.
+        """
         if self._random is not None:
             rng.put_back(self._random)
             self._random = None
 
     def _add_unlogged(self, trainer: pl.Trainer) -> None:
-        """Puts what ``self.log`` had accumulated before the stop into Lightning's results, once it has made them."""
+        """Merges the values that ``self.log`` had accumulated before the stop into Lightning's results.
+
+        Lightning creates a result when a value is first logged, so this is called after each batch.
+        """
         results = lightning_internals.epoch_results(trainer)
         for key in self._unlogged.keys() & results.keys():
             before, now = self._unlogged.pop(key), results[key]
@@ -371,12 +398,12 @@ class ResumePoints(pl.Callback):
 
 
 def _between_steps(trainer: pl.Trainer) -> bool:
-    """Whether the next thing is another batch of this epoch, with no gradient kept for it."""
+    """Whether another batch of this epoch follows, and no accumulated gradients wait for it."""
     return lightning_internals.another_batch_follows(trainer) and not lightning_internals.accumulates(trainer)
 
 
 def _fetches_ahead(trainer: pl.Trainer) -> bool:
-    """Whether Lightning 2.6 fetches a batch before the current one has begun: it does where the data have no length."""
+    """Whether Lightning 2.6 fetches a batch before the current one has begun, as it does for data without a length."""
     return trainer.num_training_batches == float("inf")
 
 
@@ -387,15 +414,20 @@ def _flat_loaders(trainer: pl.Trainer) -> list[Any]:
 
 
 def _loaders(trainer: pl.Trainer) -> list[State]:
+    """The states of the training loaders that have ``state_dict`` and ``load_state_dict``."""
     return [each.state_dict() for each in _flat_loaders(trainer) if isinstance(each, Stateful)]
 
 
-def _know_their_place(trainer: pl.Trainer) -> bool:
+def _resume_within_epoch(trainer: pl.Trainer) -> bool:
     """Whether all loaders can resume in the middle of an epoch."""
     loaders = trainer.train_dataloader
     return loaders is not None and all(isinstance(each, Stateful) for each in _flat_loaders(trainer))
 
 
 def _next_epoch(state: State, epoch: int) -> State:
-    """The state of a loader that begins this epoch: one that was left early (limit_train_batches) does not know."""
+    """The state of our loader at the start of this epoch.
+
+    With ``limit_train_batches`` the loader was left before its end, so its own state is still in the previous epoch.
+    The states of third-party loaders are not changed.
+    """
     return {"epoch": epoch, "batch": 0} if state.keys() == {"epoch", "batch"} else state

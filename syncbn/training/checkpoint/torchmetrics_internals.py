@@ -23,8 +23,8 @@ def set_update_count(metric: "Metric", count: int) -> None:
 
 
 def forget_result(metric: "Metric") -> None:
-    """Has the next ``compute`` compute from the states.
+    """Clears the cached result, so that the next ``compute`` computes from the states.
 
-    ``Metric._computed``, torchmetrics 1.9. The public ``reset`` forgets the states too.
+    ``Metric._computed``, torchmetrics 1.9. The public ``reset`` clears the states too.
     """
     metric._computed = None

@@ -1,4 +1,7 @@
-"""What a resume point holds besides weights and optimizer: metrics, results and running statistics."""
+"""Collects and restores the state of metrics, logged values and running statistics for resume points.
+
+Lightning's checkpoints leave out what metrics and ``self.log`` have accumulated so far in an epoch.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +18,7 @@ State = dict[str, Any]
 
 
 def running_statistics(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
-    """The buffers of normalization layers, by name."""
+    """The buffers of all normalization layers, each with its name."""
     for name, layer in trainer.lightning_module.named_modules():
         if isinstance(layer, NormBase):
             yield from ((f"{name}.{key}", buffer) for key, buffer in layer.named_buffers(recurse=False))
@@ -28,7 +31,7 @@ def _metric_modules(trainer: pl.Trainer) -> Iterator[tuple[str, Metric]]:
 
 
 def metrics_state(trainer: pl.Trainer) -> State:
-    """What every metric of the module has accumulated on this rank."""
+    """The state that every metric of the module has accumulated on this rank, by the metric's name."""
     return {
         name: {"updates": metric.update_count, "states": on_cpu(metric.metric_state)}
         for name, metric in _metric_modules(trainer)
@@ -36,7 +39,7 @@ def metrics_state(trainer: pl.Trainer) -> State:
 
 
 def set_metrics(trainer: pl.Trainer, saved: State) -> None:
-    """Sets this rank's metrics to what :func:`metrics_state` returned."""
+    """Restores this rank's metrics from a state that :func:`metrics_state` returned."""
     for name, metric in _metric_modules(trainer):
         if name in saved:
             set_update_count(metric, saved[name]["updates"])
@@ -46,7 +49,7 @@ def set_metrics(trainer: pl.Trainer, saved: State) -> None:
 
 
 def merge_metrics(trainer: pl.Trainer, other: State) -> None:
-    """Adds what another rank's metrics had accumulated."""
+    """Adds the state that another rank's metrics had accumulated to this rank's metrics."""
     for name, metric in _metric_modules(trainer):
         if name in other and other[name]["updates"]:
             set_update_count(metric, metric.update_count + other[name]["updates"])
@@ -54,7 +57,7 @@ def merge_metrics(trainer: pl.Trainer, other: State) -> None:
 
 
 def merge_results(ranks: list[State]) -> State:
-    """Lightning's results of all ranks as those of one."""
+    """Merges the logged values of all ranks into those of one rank."""
     merged: State = {}
     for key, saved in (item for rank in ranks for item in rank.items()):
         if key not in merged:
@@ -67,14 +70,14 @@ def merge_results(ranks: list[State]) -> State:
 
 
 def fold(how: str, a: Tensor, b: Tensor) -> Tensor:
-    """Merges the states of two ranks: ``how`` is "add", "max" or "min"."""
+    """Merges two values elementwise: ``how`` is "add", "max" or "min"."""
     if how == "add":
         return a + b
     return torch.maximum(a, b) if how == "max" else torch.minimum(a, b)
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy with all tensors on the CPU, of any nesting of dicts and lists."""
+    """Copies nested dicts and lists, with all tensors moved to the CPU."""
     if isinstance(value, dict):
         return {name: on_cpu(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be continued from with these settings."""
+"""Checks whether training can resume from a checkpoint with the current settings."""
 
 import math
 from collections.abc import Callable
@@ -14,16 +14,28 @@ from syncbn.training.console import printable
 from syncbn.training.errors import SettingError
 from syncbn.training.run_directory import paths
 
-# What a checkpoint has to have for a training to be continued from it; weights alone need the first.
+# The keys of a checkpoint that training can resume from. A start from the weights only needs the first.
 WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "global_step")
 
 
-def check_usable(path: Path, plan: Plan, say: Callable[[str], None]) -> Path:
-    """The whole path of a checkpoint that these settings can go on from."""
+def check_usable(path: Path, plan: Plan, report: Callable[[str], None]) -> Path:
+    """Checks that training can resume from a checkpoint with these settings.
+
+    Args:
+        path: of the checkpoint.
+        plan: of the run.
+        report: called with a line if the number of processes has changed.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        SettingError: the checkpoint has another global batch size, or its position in the epoch has another unit.
+    """
     checkpoint = load_checkpoint(path)
     if epochs_done(checkpoint) is None:
         raise SettingError(
-            str(path), hint="it does not say how many epochs were done; remove it, or use another run.id"
+            str(path), hint="it does not record how many epochs are done; remove it, or use another run.id"
         )
     point, batch = checkpoint.get("resume", {}), plan.global_batch_size
     if point.get("global_batch_size") not in (None, batch):
@@ -37,37 +49,41 @@ def check_usable(path: Path, plan: Plan, say: Callable[[str], None]) -> Path:
         _check_position(path, point.get("counted_in"), plan)
     before, now = point.get("world_size"), plan.world_size
     if before not in (None, now):
-        say(
-            f"it was trained by {before} processes so far and goes on with {now}: weights, optimizer and the order of "
-            "the data carry over exactly, random numbers (dropout) begin anew"
+        report(
+            f"the checkpoint was trained with {before} processes and resumes with {now}: weights, optimizer and the "
+            "order of the data carry over exactly, random numbers (dropout) do not"
         )
-    return path.absolute()  # a symbolic link in the run directory is the run's, wherever it leads
+    # Not resolve(): a checkpoint in the run directory that is a symbolic link belongs to this run, wherever it leads.
+    return path.absolute()
 
 
 def whole_checkpoint(path: Path) -> Path:
-    """A checkpoint that the user named within its run.
+    """Checks a ``ckpt_path`` that lies in this run's own directory: it has to hold the whole training state.
 
     Raises:
-        SettingError: it holds the weights alone.
+        SettingError: it holds the weights only.
     """
-    if lacks := lacking_parts(load_checkpoint(path)):
+    if missing := missing_parts(load_checkpoint(path)):
         raise SettingError(
             "ckpt_path",
             path,
-            f"it has no {', '.join(lacks)}, so no training can be continued from it; run.id=NAME begins another run "
+            f"it has no {', '.join(missing)}, so no training can be continued from it; run.id=NAME begins another run "
             "with its weights",
         )
     return path
 
 
-def lacking_parts(checkpoint: dict[str, Any]) -> list[str]:
-    """What a training needs to be continued, and this checkpoint has not."""
-    lacks = [name for name in STATE if name not in checkpoint]
-    return lacks or (["number of epochs"] if epochs_done(checkpoint) is None else [])
+def missing_parts(checkpoint: dict[str, Any]) -> list[str]:
+    """The parts of the training state that this checkpoint lacks; empty if training can resume from it."""
+    missing = [name for name in STATE if name not in checkpoint]
+    return missing or (["number of epochs"] if epochs_done(checkpoint) is None else [])
 
 
 def refuse_less_training(path: Path, cfg: DictConfig, earlier: DictConfig, run_dir: Path) -> None:
-    """Refuses less training than the run has done already; as much is well: its test may be what is missing."""
+    """Refuses limits that are lower than the training that the run has done already.
+
+    Equal limits are accepted: the run may have been interrupted between training and test.
+    """
     checkpoint, trainer = load_checkpoint(path), cfg.trainer
     epochs, steps = epochs_done(checkpoint) or 0, checkpoint.get("global_step", 0)
     part = "" if checkpoint.get("resume", {}).get("epoch_is_over", True) else " and a part of the next"
@@ -92,14 +108,17 @@ def refuse_less_training(path: Path, cfg: DictConfig, earlier: DictConfig, run_d
 
 
 def _trained_for(checkpoint: dict[str, Any]) -> float:
-    """Seconds of training so far; Lightning's Timer, which is there with ``max_time``, counts them."""
+    """Seconds of training so far, from Lightning's Timer callback, which ``max_time`` adds; 0 without one."""
     states = checkpoint.get("callbacks") or {}
     elapsed = [state.get("time_elapsed", {}).get("train", 0.0) for name, state in states.items() if "Timer" in name]
     return float(max(elapsed, default=0.0))
 
 
 def _seconds(limit: Any) -> float:
-    """Of ``DD:HH:MM:SS``, or a ``dict`` for a ``timedelta``; what Lightning will refuse is no limit here."""
+    """The seconds of a ``max_time``: ``DD:HH:MM:SS``, or the arguments of a ``timedelta`` as a dict.
+
+    A value that cannot be parsed is infinite here: Lightning refuses it with its own error.
+    """
     try:
         if isinstance(limit, str):
             days, hours, minutes, seconds = map(int, limit.split(":"))
@@ -110,7 +129,7 @@ def _seconds(limit: Any) -> float:
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int | None:
-    """How many epochs were done; None where the checkpoint does not say."""
+    """The number of epochs that are done; None if the checkpoint does not record it."""
     part: Any = checkpoint
     for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
         part = part.get(name) if isinstance(part, dict) else None
@@ -122,7 +141,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What is in a checkpoint."""
+    """Loads a checkpoint of a training run.
+
+    Raises:
+        SettingError: there is no such file, or it cannot be loaded.
+    """
     if not paths.is_file(path):
         beside = sorted(str(p) for p in path.parent.glob("*.ckpt") if paths.is_file(p))
         hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
@@ -136,21 +159,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise TypeError(f"it holds a {type(checkpoint).__name__}")
     except Exception as error:
         others = [p for p in (files.newest(path.parent, lambda line: None),) if p not in (None, path)]
-        hint = f"; a sound one is {others[0]}" if others else ""
-        said = " ".join(str(error).split())[:300]
+        hint = f"; an intact one is {others[0]}" if others else ""
+        reason = " ".join(str(error).split())[:300]
         raise SettingError(
-            "ckpt_path", path, f"no checkpoint of a training run can be read from it ({said}){hint}"
+            "ckpt_path", path, f"no checkpoint of a training run can be read from it ({reason}){hint}"
         ) from error
     return checkpoint
 
 
 def _check_position(path: Path, before: dict[str, int | None] | None, plan: Plan) -> None:
-    """Refuses to resume in the middle of an epoch where the position would not be the same samples."""
+    """Refuses to resume in the middle of an epoch if the saved position would now be at other samples."""
     if before is not None and before != plan.position_unit:
         raise SettingError(
             _position(plan.position_unit),
-            hint=f"{path} lies in the middle of an epoch that was counted with {_position(before)}; resume with that, "
-            "or from a checkpoint of an epoch's end (ckpt_path=)",
+            hint=f"{path} was saved in the middle of an epoch with {_position(before)}; resume with that, or from a "
+            "checkpoint of an epoch's end (ckpt_path=)",
         )
 
 

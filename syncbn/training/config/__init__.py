@@ -1,1 +1,1 @@
-"""Settings: schema, validation, derived numbers, and comparison of two configurations."""
+"""Settings: their types and ranges, the plan that is derived from them, and the comparison of two runs' settings."""

@@ -1,4 +1,4 @@
-"""Compares the settings of two runs: which differences matter when a run continues."""
+"""Compares the settings of two attempts or runs, and lists the settings that may differ when a run is resumed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.config.schema import Config
 
-# What may differ between two attempts of one run without a word: where and how, but not what is trained.
+# Settings that may differ between two attempts of a run without a report: they do not affect the result.
 HARMLESS = [
     "run",
     "ckpt_path",
@@ -21,36 +21,42 @@ HARMLESS = [
     *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
-# Of callbacks those that look; others may change the weights.
+# Callbacks that only measure. Other callbacks may change the weights.
 HARMLESS += [f"callbacks.{name}" for name in ("learning_rate", "statistics", "finite._target_", "finite.every_n_steps")]
 HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "enable_progress_bar")]
-# And what a finished run may be asked for again with, or go on with, that it did not begin with.
+# Settings that may also differ when the command of a finished run is repeated, or the run is resumed.
 DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
-# And with what it may go on alone: where nothing is left to train, it would not have been done.
+# Settings that may also differ when a run is resumed. A finished run refuses them: nothing is left that they apply to.
 FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
-COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # of groups that are compared themselves
+COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # copies of groups, which are compared themselves
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"data": {"batch_size": 2}}`` as ``{"data.batch_size": 2}``."""
+    """Flattens nested settings: ``{"data": {"batch_size": 2}}`` is ``{"data.batch_size": 2}``."""
     if not isinstance(tree, dict):
         return {prefix.removesuffix("."): tree}
     return {name: value for key, each in tree.items() for name, value in flat(each, f"{prefix}{key}.").items()}
 
 
-# What a setting was before there was one of that name; in a group's file it is null, if not said here.
+# The values of settings that a config.yaml of an earlier version lacks. A setting of a group that is not here was null.
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
 DEFAULTS |= {"callbacks.finite.action": "fail"}
 
 
 def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
-    """Settings that are not as before, each as ``name=before -> now``, but those in ``free`` and what is in them.
+    """Lists the changed settings, each as ``name=before -> now``.
 
-    A setting that one of the two does not have yet has its default there.
+    A setting that one of the two lacks has its default there.
+
+    Args:
+        cfg: settled settings now.
+        earlier: settled settings before.
+        free: names of settings and groups that are not compared.
     """
-    # Both are settled. An interpolation in a config.yaml is not ours, and would show what is in the environment.
+    # Interpolations are not resolved. Settled settings have none, and one that somebody wrote into a config.yaml could
+    # print environment variables.
     before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
     skipped = tuple(f"{name}." for name in (*free, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]

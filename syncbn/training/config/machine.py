@@ -1,4 +1,4 @@
-"""The machine that settings are checked against: its GPUs and cores, and the processes that a launcher started."""
+"""Describes the machine that settings are checked against: GPUs, CPU cores, and the processes of a launcher."""
 
 import os
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class Launched:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run has to fit.
+    """The resources that a run has to fit.
 
     Attributes:
         gpus: how many GPUs torch sees.
         cores: CPU cores.
-        launched: None where no launcher started this process, so it starts the ranks itself.
+        launched: None if no launcher started this process, so that it starts the ranks itself.
     """
 
     gpus: int

@@ -1,11 +1,11 @@
-"""Numbers for messages: the divisors of one, and a list of them."""
+"""Computes the divisors of a number and formats lists of numbers, for error messages."""
 
 
 def divisors(number: int) -> list[int]:
-    """All that divide it, in ascending order."""
+    """All divisors of a number, in ascending order."""
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def listed(numbers: list[int]) -> str:
-    """As ``1, 2, 4``."""
+    """The numbers separated by commas: ``1, 2, 4``."""
     return ", ".join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""What a run is going to do: its settled settings and the numbers that follow from them."""
+"""The plan of a run: its settled settings, and the numbers that are derived from them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start. :func:`syncbn.training.config.settle.settle` makes it; nothing changes it.
+    """The plan of a run that can start. :func:`syncbn.training.config.settle.settle` makes it; nothing changes it.
 
     Attributes:
         cfg: settled settings, read-only, with the checkpoint that the user named; see :meth:`settings`.
@@ -19,13 +19,13 @@ class Plan:
         simulated: how many devices the one process simulates; None where devices are real.
         batch_size: samples per device and step.
         global_batch_size: samples per step over all devices.
-        batches_at_once: batches of one gradient accumulation that a process takes at once: all of them where it
-            simulates devices, else 1.
-        normalization_batch: how many samples share batch statistics (Wu & Johnson 2021, arXiv:2105.07576); None
-            where no batch statistics are taken. For ``norm.group=node`` a node has ``devices`` ranks.
-        checkpoint: what the run starts from, or tests; None for none.
-        restore: "all" continues the training of the checkpoint, "weights" takes its weights alone; None where that
-            is not decided or there is no checkpoint.
+        batches_at_once: how many batches of one gradient accumulation a process computes together: all of them if it
+            simulates devices, otherwise 1.
+        normalization_batch: how many samples share batch statistics (Wu & Johnson 2021, arXiv:2105.07576); None if the
+            norm takes no batch statistics. For ``norm.group=node`` a node has ``devices`` ranks.
+        checkpoint: the checkpoint that the run starts from, or tests; None for none.
+        restore: "all" continues the training of the checkpoint, "weights" takes only its weights; None if that is not
+            decided yet or there is no checkpoint.
     """
 
     cfg: DictConfig
@@ -79,19 +79,19 @@ class Plan:
 
     @property
     def position_unit(self) -> dict[str, int | None]:
-        """What a position in the middle of an epoch is counted in. With another unit it would mean other samples."""
+        """The unit of a position in the middle of an epoch. In another unit the same position is at other samples."""
         return {"simulate": self.simulated, "samples": self.loader_batch_size}
 
     @property
     def adaptation_batch(self) -> int:
-        """How many samples ``adapt`` takes statistics of together, at most: one batch of each loader in the group."""
+        """The largest number of samples whose statistics ``adapt`` pools: one batch of each loader in the group."""
         if self.simulated:
             return self.loader_batch_size
         group = self.cfg.adapt.get("group", "world")
         return int(self.batch_size * {"world": self.world_size, "node": self.devices}.get(group, group))
 
     def starting_from(self, checkpoint: str | Path | None, restore: str | None) -> "Plan":
-        """The same run with another start."""
+        """The same run, started from another checkpoint."""
         return replace(self, checkpoint=None if checkpoint is None else str(checkpoint), restore=restore)
 
     def settings(self) -> DictConfig:

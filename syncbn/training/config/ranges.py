@@ -1,7 +1,7 @@
-"""Types and ranges of single settings, as pydantic models. What depends on two settings is in the ``validate`` modules.
+"""Checks the type and range of each setting with pydantic models. The ``validate`` modules check combinations.
 
-Groups take further settings (``trainer`` whatever ``lightning.Trainer`` takes), so the models name those that have a
-range. ``schema.py`` has the types that Hydra needs before: it converts what the command line gives.
+Groups accept further settings (``trainer`` all arguments of ``lightning.Trainer``), so the models only name settings
+that have a range. ``schema.py`` has the types by which Hydra converts the values of the command line before this check.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ NORMS = Literal["sync", "local", "local_mean", "ghost", "none", "group_norm", "t
 
 
 def _hint(words: str) -> WrapValidator:
-    """Replaces pydantic's message by what works."""
+    """Replaces pydantic's message with a hint that names valid values."""
 
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
         try:
@@ -145,13 +145,13 @@ class _Settings(_Group):
 
 
 def check(cfg: DictConfig) -> None:
-    """Checks each setting for itself.
+    """Checks each setting on its own, without the others.
 
     Args:
         cfg: composed settings; interpolations are resolved for the check and stay as they are.
 
     Raises:
-        SettingError: at the first setting of another type, or out of its range.
+        SettingError: for the first setting with a wrong type or out of its range.
     """
     try:
         values = {name: _plain(cfg.get(name)) for name in _Settings.model_fields if name in cfg}
@@ -175,7 +175,7 @@ def _validate(model: type[BaseModel], values: Any, prefix: str = "", missing: st
 
 
 def _first(error: ValidationError, model: type[BaseModel], prefix: str, missing: str) -> SettingError:
-    """The first error, in the words of this program."""
+    """The first of pydantic's errors as a :class:`SettingError`."""
     found = error.errors()[0]
     setting = prefix + ".".join(map(str, found["loc"]))
     if found["type"] == "missing":
@@ -186,7 +186,7 @@ def _first(error: ValidationError, model: type[BaseModel], prefix: str, missing:
 
 
 def _names(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """The settings beside this one."""
+    """The valid names of settings beside this one."""
     return [name for name in (_Adapt if loc[0] == "adapt" else model).model_fields if name != "name"]
 
 

@@ -1,4 +1,4 @@
-"""Which names a run may have."""
+"""Checks that a run id can name a directory, a W&B run and a setting of Hydra's command line."""
 
 import os
 import re
@@ -6,8 +6,8 @@ import re
 from syncbn.training.console import printable
 from syncbn.training.errors import SettingError
 
-# What a directory, W&B, a glob and Hydra's command line all take. File servers for Windows drop a dot at the end.
-# Letters that the locale lacks come as surrogates (PEP 383).
+# Characters that a directory, W&B, a glob and Hydra's command line all accept. File servers for Windows drop a dot at
+# the end. Letters that the locale lacks are surrogates (PEP 383).
 RUN_ID = r"[\w\udc80-\udcff]([\w\udc80-\udcff.+@ -]*[\w\udc80-\udcff+@-])?"
 
 
@@ -16,7 +16,7 @@ LONGEST = 255  # bytes in one name, on nearly every file system
 
 def check_id(run_id: str | None) -> None:
     """Raises:
-    SettingError: no directory, or no W&B run, may have this name.
+    SettingError: a directory or a W&B run cannot have this name.
     """
     if run_id is not None and not re.fullmatch(RUN_ID, run_id):
         raise SettingError(

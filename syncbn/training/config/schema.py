@@ -1,4 +1,4 @@
-"""The types of settings, as Hydra knows them. Imports little: settings are composed before anything else is done."""
+"""The types of settings for Hydra. Imports no torch: Hydra composes the settings before anything else."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,11 +7,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-GROUPS = ("data", "norm", "trainer")  # what the settings of any run have
+GROUPS = ("data", "norm", "trainer")  # groups that the settings of every run have
 
 
 class WandbMode(StrEnum):
-    """How W&B runs."""
+    """The modes of W&B."""
 
     offline = "offline"
     online = "online"
@@ -80,7 +80,7 @@ class ClusterConfig:
 
 @dataclass
 class Config:
-    """The types of ``conf/config.yaml``; what a group's file may hold is the group's own business."""
+    """The types of ``conf/config.yaml``. The settings within most groups have no types here."""
 
     data: Any = MISSING
     model: Any = MISSING
@@ -112,7 +112,7 @@ class Config:
 
 
 def register() -> None:
-    """Makes the types known to Hydra, under the names that the files in ``conf/`` use."""
+    """Registers the types with Hydra, under the names that the files in ``conf/`` use."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="logger", name="schema_wandb", node=WandbConfig)

@@ -1,4 +1,4 @@
-"""From composed settings to a plan: checks every setting and fills in what the user left to the program."""
+"""Makes the plan of a run from composed settings: checks all settings and fills in those that are ``auto`` or null."""
 
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,17 @@ DEFAULT_BATCH_SIZE = 32
 def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
     """Makes the plan of a run.
 
-    In its settings interpolations are resolved, ``trainer.accelerator``, ``trainer.devices`` and ``trainer.num_nodes``
-    are what will be used, and ``data.batch_size`` (per device) and ``data.global_batch_size`` are both set.
+    The settings of the plan are *settled*: interpolations are resolved, ``trainer.accelerator``, ``trainer.devices``
+    and ``trainer.num_nodes`` have their final values, and ``data.batch_size`` (per device) and
+    ``data.global_batch_size`` are both set.
 
     Args:
-        composed: settings as Hydra composes them; they stay as they are.
-        machine: that the run is for.
+        composed: settings as Hydra composes them; they are not changed.
+        machine: on which the run is to start.
         run_dir: the run directory.
 
     Raises:
-        SettingError: at the first setting that cannot work.
+        SettingError: for the first setting that cannot work.
     """
     ranges.check(composed)
     cfg = composed.copy()
@@ -106,7 +107,7 @@ def _check_fits(trainer: DictConfig, machine: Machine) -> None:
         per_node = f"#SBATCH --gpus-per-node={devices}, which each task sees all of"
         works = per_node if launched is not None and launched.by == "srun" else f"use at most {machine.gpus}"
         raise SettingError("trainer.devices", devices, f"there are {machine.gpus} GPUs; {works}")
-    most = max(4 * machine.cores, 8)  # a device is a process: more than cores is slow, many more is a mistake
+    most = max(4 * machine.cores, 8)  # each device is a process: more than cores are slow, many more are a mistake
     if trainer.accelerator == "cpu" and devices > most:
         raise SettingError(
             "trainer.devices", devices, f"{devices} processes on {machine.cores} CPU cores; use at most {most}"
@@ -183,7 +184,7 @@ def _ghost_batch(size: int, device_batch: int) -> int:
 
 
 def _share(norm: DictConfig, device_batch: int, replicas: int) -> tuple[Any, Any]:
-    """The group and the ghost batch by which this many samples share statistics."""
+    """The group and the ghost batch that make ``norm.batch_size`` samples share statistics."""
     try:
         picked = batch_planning.normalization_batch(norm.batch_size, device_batch, replicas)
     except (TypeError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""Which settings of another run's ``config.yaml`` may be used: those that cannot run code or read files here.
+"""Refuses settings of another run's ``config.yaml`` that could run code or read files here.
 
-Hydra calls what a ``_target_`` names, with the values beside it. So a target of another run is called only if the
-user's own settings have it in the same place, or if it is a network, layer, optimizer or scheduler of syncbn, torch,
-torchvision or timm.
+Hydra calls the object that a ``_target_`` names, with the settings beside it as arguments. So a target of another run
+is only called if the user's own settings have the same target in the same place, or if it is a network, layer,
+optimizer or scheduler of syncbn, torch, torchvision or timm.
 """
 
 import re
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from syncbn.training.errors import SettingError
 
 INSTALL = "install it (torchvision and timm: pip install '.[vision]')"
-# Where a target may be named, and where its class may be defined. A dotted path outside of these is not imported.
+# NAMED: dotted paths that a target may have; others are not imported. DEFINED: modules that may define its class.
 NAMED = re.compile(
     r"(syncbn|torch\.nn(\.modules)?|torch\.optim|torchvision\.(models|ops|transforms)|timm(\.(models|layers|loss|optim))?)"
     r"(\.[a-z]\w*)*\.[A-Za-z]\w*",
@@ -31,29 +31,32 @@ DEFINED = re.compile(
     r"|timm\.(models|layers|loss|optim)(\.[a-z]\w*)*"  # timm.models._features_fx generates code from names
 )
 KINDS = (nn.Module, Optimizer, LRScheduler)
-# Arguments of torchvision and timm that load weights from a file or an address. The checkpoint has the weights anyway.
+# Arguments of torchvision and timm that load weights from a file or a URL. The checkpoint has the weights anyway.
 LOADS = {
     *("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("checkpoint_path", "cache_dir"),
 }
 KEY = re.compile(r"[\w-]+")
-WORDS = re.compile(r"[\w .,+=-]{,200}")  # no path, address, expression or module:name
+WORDS = re.compile(r"[\w .,+=-]{,200}")  # matches no path, URL, expression or module:name
 DOTTED = re.compile(r"([A-Za-z_]\w*)(\.[A-Za-z_]\w*)+")
 
 
 def refused(theirs: Any, ours: Any, name: str) -> dict[str, Any]:
-    """Settings that must not be used, by their flat names.
+    """Finds the settings of another run that must not be used.
 
     Args:
-        theirs: a part of another run's settings, with interpolations as they are written.
-        ours: the same part of the user's own settings, resolved. Equal values under equal targets are the user's own.
-        name: of that part, as ``model``.
+        theirs: a part of another run's settings; interpolations are not resolved.
+        ours: the same part of the user's own settings, resolved. Equal values under equal targets are trusted.
+        name: of that part, such as ``model``.
+
+    Returns:
+        The refused settings by their flat names.
     """
     return _refused(theirs, ours, name, known=True, package="")
 
 
 def is_safe(target: Any) -> bool:
-    """Whether a target is a class or constructor that does no more than build a part of a network or its training.
+    """Whether a target is a class or constructor that only builds a part of a network, an optimizer or a scheduler.
 
     Only modules of the packages in ``NAMED`` are imported for this.
 
@@ -79,7 +82,15 @@ def is_safe(target: Any) -> bool:
 
 
 def _refused(theirs: Any, ours: Any, name: str, *, known: bool, package: str) -> dict[str, Any]:
-    """``known``: all targets above are the user's own; ``package``: that of the nearest target, "" if there is none."""
+    """Implements :func:`refused`.
+
+    Args:
+        theirs: a part of another run's settings.
+        ours: the same part of the user's settings.
+        name: the flat name of the part.
+        known: all targets above this part are those of the user's settings.
+        package: of the nearest target above; "" if there is none.
+    """
     if isinstance(theirs, list):
         theirs = dict(enumerate(theirs))
         ours = dict(enumerate(ours)) if isinstance(ours, list) else {}
@@ -92,7 +103,7 @@ def _refused(theirs: Any, ours: Any, name: str, *, known: bool, package: str) ->
         if not known and not is_safe(target):
             return {f"{name}._target_": target}
         package = target.partition(".")[0]
-    # By position an argument has no name that could be checked.
+    # _args_ are positional arguments, which have no names that could be checked.
     loads = {*LOADS, "_args_"} if package in ("torchvision", "timm") else set()
     found: dict[str, Any] = {}
     for key, each in theirs.items():
@@ -111,7 +122,7 @@ def _same(theirs: Any, ours: Any) -> bool:
 
 
 def _is_plain(value: Any, *, called: bool) -> bool:
-    """Whether a value is a number or a word; an argument of something ``called`` must not name a file either."""
+    """Whether a value is a number or a plain string. An argument of a call must not name a file or a module either."""
     if value is None or isinstance(value, bool | int | float):
         return True
     if not isinstance(value, str) or "${" in value:
@@ -120,7 +131,7 @@ def _is_plain(value: Any, *, called: bool) -> bool:
 
 
 def _names_module(text: str) -> bool:
-    """Whether it is ``module.name``, which a class may import."""
+    """Whether a string is ``module.name`` of an importable module; a class may import such an argument."""
     dotted = DOTTED.fullmatch(text)
     return dotted is not None and find_spec(dotted[1]) is not None and not is_safe(text)
 
@@ -130,7 +141,10 @@ def _is_file(text: str) -> bool:
 
 
 def _find(target: str) -> Any:
-    """What Hydra's ``_locate`` finds, or None where the way there leaves the module that it names (``x.os.system``)."""
+    """Finds the object that Hydra's ``_locate`` would find; None if the path leads into another module.
+
+    For example ``x.os.system`` leads through the module ``x`` into ``os``.
+    """
     *parts, name = target.split(".")
     found = import_module(parts[0])
     for end in range(2, len(parts) + 1):
@@ -145,7 +159,7 @@ def _find(target: str) -> Any:
 
 
 def _is_constructor(function: Any, target: str) -> bool:
-    """Whether a function builds a network that torchvision or timm has registered by this name."""
+    """Whether a function is a model constructor that torchvision or timm has registered under this name."""
     package, name = target.partition(".")[0], target.rpartition(".")[2]
     if package == "torchvision":
         from torchvision import models

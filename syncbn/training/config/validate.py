@@ -1,4 +1,4 @@
-"""Checks where two settings meet, or a setting meets the number of devices. Ranges of single ones are in ``ranges``."""
+"""Checks combinations of settings, and settings that depend on the number of devices. ``ranges`` checks single ones."""
 
 import re
 from typing import Any
@@ -10,14 +10,14 @@ from syncbn.training.config.numbers import divisors, listed
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
-FOLLOWS = ("plugins", "logger", "callbacks", "default_root_dir")  # of Lightning's Trainer, what this program sets
+FOLLOWS = ("plugins", "logger", "callbacks", "default_root_dir")  # arguments of Lightning's Trainer that syncbn sets
 
 
 def check(plan: Plan) -> None:
-    """Refuses settings that do not go together.
+    """Refuses settings that cannot be combined.
 
     Raises:
-        SettingError: at the first setting that cannot work.
+        SettingError: for the first setting that cannot work.
     """
     _check_simulated(plan)
     _check_ddp(plan)
@@ -33,7 +33,7 @@ def check_trainer(cfg: DictConfig) -> None:
     """Refuses arguments of Lightning's Trainer that another setting of this program replaces.
 
     Raises:
-        SettingError: with that other setting.
+        SettingError: the hint names that other setting.
     """
     trainer = cfg.trainer
     if trainer.get("sync_batchnorm"):
@@ -45,7 +45,7 @@ def check_trainer(cfg: DictConfig) -> None:
             hint = "drop it; it follows from norm, logger, callbacks and the run directory"
             raise SettingError(f"trainer.{name}", hint=hint)
     batches = trainer.get("overfit_batches")
-    if batches:  # Lightning 2.6 replaces the loaders' samplers for it, and ours must stay
+    if batches:  # Lightning 2.6 replaces the loaders' samplers for it, which would remove ours
         hint = f"use debug=overfit trainer.limit_train_batches={batches}"
         raise SettingError("trainer.overfit_batches", batches, hint)
 
@@ -66,7 +66,8 @@ def _check_ddp(plan: Plan) -> None:
         hint = "it finds unused parameters itself, once; use ddp.find_unused_parameters=false"
         raise SettingError("ddp.static_graph", True, hint)
     batches = plan.cfg.trainer.get("accumulate_grad_batches") or 1
-    if ddp.static_graph and batches != 1 and not plan.simulated:  # DDP's no_sync() before its first all-reduce
+    # DDP with static_graph fails if no_sync() is used before the first all-reduce, as gradient accumulation does.
+    if ddp.static_graph and batches != 1 and not plan.simulated:
         raise SettingError(
             "ddp.static_graph",
             True,
@@ -112,7 +113,7 @@ def _check_simulated(plan: Plan) -> None:
 
 
 def _check_simulated_batches(plan: Plan) -> None:
-    """What one process takes at once has to be cut where devices would cut it."""
+    """Refuses sizes with which one process could not split a batch at the same places as the simulated devices."""
     if plan.simulated is None:
         return
     ghost, size, together = plan.cfg.norm.get("ghost_batch"), plan.batch_size, plan.batches_at_once

@@ -1,4 +1,4 @@
-"""Checks of what is measured beside the training: which tests there are, and which do not go together."""
+"""Checks the settings of tests and measurements: which tests need others, and which cannot be combined."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -8,10 +8,10 @@ from syncbn.training.errors import SettingError, as_typed
 
 
 def check(plan: Plan) -> None:
-    """Refuses what cannot be measured, or would hide something else.
+    """Refuses measurements that are not possible, or that would change the result of another one.
 
     Raises:
-        SettingError: at the first setting that cannot work.
+        SettingError: for the first setting that cannot work.
     """
     cfg = plan.cfg
     _check_precise(cfg)
@@ -27,7 +27,7 @@ def check(plan: Plan) -> None:
 
 
 def target_monitor(cfg: DictConfig) -> str:
-    """The accuracy of the validation that ``target`` is one of."""
+    """The name of the validation accuracy that ``target`` refers to."""
     return str(OmegaConf.select(cfg, "callbacks.checkpoint.monitor") or "val/acc")
 
 

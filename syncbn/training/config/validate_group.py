@@ -1,4 +1,4 @@
-"""Checks the ``group`` of a setting against the number of ranks, by the rules of the layer."""
+"""Checks the ``group`` of a setting against the number of ranks, by the rules of the SyncBatchNorm layer."""
 
 import re
 from typing import Any
@@ -8,10 +8,10 @@ from syncbn.training.errors import SettingError
 
 
 def check_group(setting: str, group: Any, world_size: int) -> None:
-    """Refuses a group that the layer does not know, or that does not divide the world.
+    """Refuses a group that is not a valid group of the layer, or whose size does not divide the world size.
 
     Raises:
-        SettingError: with the groups that work.
+        SettingError: the hint names the groups that work.
     """
     try:
         spec = groups.parse(group)
@@ -22,5 +22,5 @@ def check_group(setting: str, group: Any, world_size: int) -> None:
 
 
 def _without_value(message: str) -> str:
-    """The layer's ``group=3 does not divide ...`` without its beginning."""
+    """Removes the setting and its value from the layer's message ``group=3 does not divide ...``."""
     return re.sub(r'^group=("[^"]*"|\S+?):? ', "", message)

@@ -1,1 +1,1 @@
-"""Processes and hosts: environment, store, Slurm, signals, rank processes, unresponsive ranks."""
+"""Rank processes and their hosts: starts and monitors ranks, handles signals, and works with torchrun and Slurm."""

@@ -1,4 +1,4 @@
-"""``ddp``: the settings of DistributedDataParallel, and its errors in terms of these settings."""
+"""Applies the settings of ``ddp`` to DistributedDataParallel, and explains its errors in terms of these settings."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ HOOKS: dict[str, Any] = {
     "powersgd": powerSGD_hook.powerSGD_hook,
 }
 WRAPPERS: dict[str, Any] = {"fp16": default_hooks.fp16_compress_wrapper, "bf16": default_hooks.bf16_compress_wrapper}
-FEW = 3  # names of parameters in a message
+FEW = 3  # names of parameters that an error message lists
 
 
 class Strategy(DDPStrategy):
@@ -30,7 +30,7 @@ class Strategy(DDPStrategy):
 
     Args:
         settings: of ``ddp``.
-        buffers: further arguments of DistributedDataParallel, about buffers.
+        buffers: arguments of DistributedDataParallel about buffers, such as ``broadcast_buffers``.
         timeout: of collectives.
     """
 
@@ -42,7 +42,7 @@ class Strategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         assert self.model is not None
-        # DistributedDataParallel counts these; toggle_optimizer() freezes some of them later.
+        # DDP's errors give indices into this list. It is made now: toggle_optimizer() freezes some parameters later.
         self.trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         super().configure_ddp()
         settings = self.settings
@@ -61,12 +61,14 @@ class Strategy(DDPStrategy):
         self.model.register_comm_hook(state, hook)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Nothing: Lightning would advise ``strategy=``, which is no setting here; :func:`explained` advises."""
+        """Does nothing: Lightning's hint names ``strategy=``, which is no setting here; see :func:`explained`."""
 
 
 @contextmanager
 def explained(strategy: Any) -> Iterator[None]:
-    """Within this context, an error of DistributedDataParallel that a setting of ``ddp`` solves names the setting.
+    """Within this context, an error of DistributedDataParallel is replaced by one that names the ``ddp`` setting.
+
+    Errors that no setting of ``ddp`` solves are not changed.
 
     Args:
         strategy: a :class:`Strategy`.
@@ -84,9 +86,9 @@ def explained(strategy: Any) -> Iterator[None]:
 
 
 def _explanation(message: str, settings: DictConfig, trained: Sequence[str]) -> tuple[str, bool, str] | None:
-    """The setting, its value and what to change; None if the message is not about these settings.
+    """Setting, value and hint of a :class:`SettingError`; None if the message is not about these settings.
 
-    The messages are those of torch 2.13's reducer.cpp.
+    The matched texts are from reducer.cpp of torch 2.13.
     """
     if "Expected to mark a variable ready only once" in message:
         which = _named(re.findall(r"Parameter at index (\d+)", message), trained)
@@ -135,7 +137,7 @@ def _explanation(message: str, settings: DictConfig, trained: Sequence[str]) -> 
 
 
 def _named(indices: Sequence[str], trained: Sequence[str]) -> str:
-    """The parameters of these numbers, in brackets."""
+    """The names of the parameters with these indices, in brackets; at most ``FEW`` of them."""
     names = [trained[int(each)] for each in indices if int(each) < len(trained)]
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
     return f" ({', '.join(names[:FEW])}{more})" if names else ""

@@ -1,4 +1,4 @@
-"""The process that ranks are forked from, multiprocessing's fork server, which has imported everything once."""
+"""Starts multiprocessing's fork server, from which ranks are forked, and has it import their modules once."""
 
 import atexit
 import multiprocessing
@@ -12,20 +12,21 @@ from syncbn.training.distributed import server_imports, temporary_directory
 from syncbn.training.distributed import signals as stopping
 from syncbn.training.distributed.python_internals import fork_server_pid
 
-_modules: list[str] = []  # what the server imports; one that is started again, after its end, imports the same
+_modules: list[str] = []  # that the server imports; if it ended and is started again, it imports the same
 
 
 def start_server(*modules: str) -> None:
-    """Starts the process that ranks are forked from, if it is not running yet, and does not wait for it.
+    """Starts the fork server if it is not running, without waiting for its imports.
 
     Args:
-        modules: which it imports, so that ranks need not. A later call without any imports those of the first call.
+        modules: that the server imports, so that ranks need not. Without any, those of the first call.
     """
     if not can_fork() or _server_lives():
         return
-    # A process that has asked CUDA anything must not fork. Asked through NVML, "is there a GPU" asks CUDA nothing.
+    # After a process has initialized CUDA, its forked children cannot use it. With this variable,
+    # torch.cuda.is_available() asks NVML and does not initialize CUDA.
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    # It ends by SIGKILL, and leaves what W&B's import makes there.
+    # The server is ended by SIGKILL, so it never removes the temporary files that the import of W&B creates.
     environment["TMPDIR"] = str(temporary_directory.make())
     if modules:
         _modules[:] = modules
@@ -35,7 +36,7 @@ def start_server(*modules: str) -> None:
     environment[server_imports.VARIABLE] = ",".join(_modules)
     start_tracker()
     before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # and it is to import what this process would
+    os.environ.update(environment)  # PYTHONPATH: the server has to find the same modules as this process
     try:
         with stopping.held():
             forkserver.ensure_running()
@@ -47,15 +48,16 @@ def start_server(*modules: str) -> None:
 
 
 def start_tracker() -> None:
-    """Starts multiprocessing's resource tracker where no signal to the group reaches it.
+    """Starts multiprocessing's resource tracker with all stop signals blocked, so that a group signal does not end it.
 
-    It ignores two signals itself, and unblocks these in this process (CPython 3.11), so it comes before any other.
+    CPython 3.11: starting the tracker unblocks SIGINT and SIGTERM in this process, so it is started before the server.
     """
     with stopping.held():
         resource_tracker.ensure_running()
 
 
 def _server_lives() -> bool:
+    """Whether the server runs; WNOWAIT leaves its exit status to multiprocessing."""
     pid = fork_server_pid()
     with suppress(ChildProcessError):
         return pid is not None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
@@ -63,7 +65,7 @@ def _server_lives() -> bool:
 
 
 def _end_server() -> None:
-    """It would end by itself, but only when its imports are done."""
+    """Ends the fork server at once; otherwise it would end only after its imports."""
     pid = fork_server_pid()
     if pid is not None:
         with suppress(ProcessLookupError):
@@ -71,5 +73,5 @@ def _end_server() -> None:
 
 
 def can_fork() -> bool:
-    """Not so on Windows."""
+    """Whether this platform has a fork server; Windows has none."""
     return "forkserver" in multiprocessing.get_all_start_methods()

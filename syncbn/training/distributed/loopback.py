@@ -1,7 +1,7 @@
-"""Where a run on one machine listens: on the loopback interface alone.
+"""Makes a run on one machine listen on the loopback interface only.
 
-torch's store and gloo ask nobody for a password. On all interfaces anybody on the network could read and write the keys
-and the gradients of a run.
+torch's store and gloo have no authentication. If they listened on all interfaces, any host on the network could read
+and write the keys and the gradients of a run.
 """
 
 import os
@@ -13,11 +13,13 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def start_store(address: str = LOCALHOST, port: int = 0) -> Any:
-    """A ``TCPStore`` in this process. It listens on ``address`` only if that is :data:`LOCALHOST`, else everywhere.
+    """Starts a ``TCPStore`` server in this process.
+
+    It listens on the loopback interface if ``address`` is :data:`LOCALHOST`, and otherwise on all interfaces.
 
     Args:
-        address: where ranks find it.
-        port: 0 for a free one.
+        address: by which the ranks connect.
+        port: to listen on; 0 for a free one.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
 
@@ -30,9 +32,9 @@ def start_store(address: str = LOCALHOST, port: int = 0) -> Any:
 
 
 def within_machine() -> dict[str, str]:
-    """Environment variables for ranks that are all on this machine: gloo and NCCL listen on the loopback interface.
+    """Environment variables that make gloo and NCCL listen on the loopback interface, for ranks on one machine.
 
-    By default both take the interface that the host's name leads to. What the user has set stays.
+    By default both use the interface that the host name resolves to. Variables that the user has set are not changed.
     """
     names = {name for _, name in socket.if_nameindex()}
     loopback = next((name for name in ("lo", "lo0") if name in names), None)

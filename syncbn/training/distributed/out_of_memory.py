@@ -1,4 +1,4 @@
-"""Whether the kernel has killed a process for lack of memory."""
+"""Counts the processes that the kernel has killed because memory ran out."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,16 +7,16 @@ ADVICE = "use a smaller data.batch_size, fewer data.num_workers, or a machine or
 
 
 def kills(root: Path = Path("/")) -> int:
-    """How many processes the kernel's out-of-memory killer has killed: in this cgroup, or else on this machine.
+    """How many processes the kernel's out-of-memory killer has killed in this cgroup, or on this machine without one.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: the directory of ``proc`` and ``sys``; another one for tests.
     """
     return next((count for path in _counters(root) if (count := _count(path)) is not None), 0)
 
 
 def _counters(root: Path) -> list[Path]:
-    """Files with a line ``oom_kill N``: of cgroup version 2, of version 1, of the machine."""
+    """Files with a line ``oom_kill N``: of cgroup version 2 or 1, and of the machine."""
     groups = root / "sys" / "fs" / "cgroup"
     found = []
     with suppress(OSError):

@@ -14,10 +14,10 @@ _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
 
 def fork_server_pid() -> int | None:
-    """The process of multiprocessing's fork server; None where this process has started none.
+    """The process id of multiprocessing's fork server; None if this process has started none.
 
     ``multiprocessing.forkserver._forkserver._forkserver_pid``, CPython 3.11. The public functions start the server, and
-    none reports it.
+    none returns its process id.
     """
     from multiprocessing import forkserver
 
@@ -26,29 +26,29 @@ def fork_server_pid() -> int | None:
 
 
 def set_temporary_directory(path: str) -> None:
-    """Sets where multiprocessing puts its sockets, in this process and all that it will start.
+    """Sets the directory of multiprocessing's sockets, in this process and in those that it starts later.
 
-    ``multiprocessing.process.current_process()._config``, CPython 3.11. ``multiprocessing.util.get_temp_dir`` makes a
-    directory of its own in each process, and cannot be given one.
+    ``multiprocessing.process.current_process()._config``, CPython 3.11. ``multiprocessing.util.get_temp_dir`` creates
+    a new directory in each process and takes no argument.
     """
     process.current_process()._config["tempdir"] = path  # type: ignore[attr-defined]
 
 
 def temporary_directory() -> str | None:
-    """What :func:`set_temporary_directory` has set in this process or in the one that started it.
+    """The directory that :func:`set_temporary_directory` has set in this process or its parent; None without one.
 
     ``multiprocessing.process.current_process()._config``, CPython 3.11. ``multiprocessing.util.get_temp_dir`` would
-    make a directory.
+    create a directory.
     """
     found: str | None = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
     return found
 
 
 def start_programs_within(context: Callable[[], AbstractContextManager[None]]) -> None:
-    """Has ``subprocess`` start each program of this process within ``context()``, which the program inherits from.
+    """Makes ``subprocess`` start each program of this process within ``context()``, so that it inherits that state.
 
-    ``subprocess.Popen._execute_child``, CPython 3.11. ``preexec_fn`` is the caller's, and here the callers are
-    libraries that decode images or videos.
+    ``subprocess.Popen._execute_child``, CPython 3.11. The public ``preexec_fn`` is an argument of each call, and the
+    calls here are in libraries that decode images or videos.
     """
 
     def execute_child(popen: subprocess.Popen[Any], *args: Any) -> None:

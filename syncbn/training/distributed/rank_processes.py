@@ -1,8 +1,8 @@
-"""The ranks of one machine: started, watched and stopped by a process that is none of them.
+"""Starts, monitors and stops the rank processes of one machine. The launcher that does this is not a rank itself.
 
-torchrun's agent would do, but it stops ranks within 30 seconds and mid-step, knows no rank that hangs, and takes longer
-to start one than a small job trains. Ranks are forked from a server that has imported everything once, so in a sweep
-only the first job waits for imports.
+torchrun's agent could do this too. But it stops ranks within 30 seconds and in the middle of a step, does not detect a
+rank that hangs, and takes longer to start a rank than a small job trains. Ranks are forked from a server that has
+imported everything once, so in a sweep only the first job waits for imports.
 """
 
 import faulthandler
@@ -27,12 +27,12 @@ from syncbn.training.console import print_line
 from syncbn.training.distributed import loopback, out_of_memory, temporary_directory
 from syncbn.training.distributed import signals as stopping
 from syncbn.training.distributed.fork_server import can_fork, start_server
-from syncbn.training.distributed.rank_error import about
+from syncbn.training.distributed.rank_error import describe
 from syncbn.training.distributed.signals import Interrupted, Stopped
 
-STACKS = signal.SIGRTMIN + 4  # asks a rank for its stacks; SIGUSR1 and 2 are Slurm's and submitit's
-GRACE = 5.0  # seconds in which the others may end by themselves once one has failed
-NO_SERVER = 255  # what multiprocessing takes for a rank's exit code where the fork server is gone (popen_forkserver.py)
+STACKS = signal.SIGRTMIN + 4  # makes a rank write its stacks; SIGUSR1 and SIGUSR2 are used by Slurm and submitit
+GRACE = 5.0  # seconds that the other ranks have to end after one has failed
+NO_SERVER = 255  # multiprocessing's exit code for any process whose fork server is gone (popen_forkserver.py)
 
 
 @dataclass
@@ -40,12 +40,12 @@ class End:
     """How one rank ended.
 
     Attributes:
-        rank: of the machine's ranks.
-        pid: its process.
-        code: exit code; negative: killed by that signal; None: not known, as the fork server had been killed before.
-        error: ``kind``, ``message``, ``place``, ``trace`` and ``guilty`` of the exception that ended it, if one did.
-        hung: what it was doing when its time was up and it was killed, where no exception had ended it.
-        short_of_memory: whether the kernel has killed a process for lack of memory while the ranks ran.
+        rank: the local rank.
+        pid: its process id.
+        code: exit code; negative for the signal that killed it; None if unknown because the fork server was killed.
+        error: ``kind``, ``message``, ``place``, ``trace`` and ``guilty`` of the exception that ended it; else empty.
+        hung: what the rank was doing when it was killed after its time-out; None if it ended itself.
+        short_of_memory: the kernel has killed a process because memory ran out while the ranks ran.
     """
 
     rank: int
@@ -60,22 +60,20 @@ class StartError(RuntimeError):
     """The fork server ended while it started ranks."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "the process that ranks are forked from ended while it started them, killed perhaps (see dmesg)"
-        )
+        super().__init__("the fork server ended while it started the ranks, killed perhaps (see dmesg)")
 
 
 class Ranks:
     """Processes that run ``entry(*args)`` with the environment variables torchrun would set.
 
     Args:
-        count: how many.
-        entry: a function of a module.
-        args: for it; they must pickle.
-        logs: directory for what ranks other than 0 print.
-        silent: what rank 0 prints goes there too.
-        signals: a request that comes before the ranks have started raises :class:`Interrupted`. The first start waits
-            for the fork server's imports, which take seconds.
+        count: the number of ranks.
+        entry: a function at the top level of a module.
+        args: of the function; they must pickle.
+        logs: directory of the log files, which take the output of all ranks but 0.
+        silent: the output of rank 0 goes to a log file too.
+        signals: a signal before all ranks have started raises :class:`Interrupted`. The first start waits for the fork
+            server's imports, which take seconds.
     """
 
     def __init__(
@@ -94,17 +92,17 @@ class Ranks:
         shared = {
             "MASTER_ADDR": loopback.LOCALHOST,
             "MASTER_PORT": str(self._store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store above; no rank has to live for it
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks use the store above, which outlives any of them
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "GROUP_RANK": "0",
             **loopback.within_machine(),
         }
         self._processes: list[BaseProcess] = []
-        self._reports: list[Connection] = []  # no files: a full disk is to be reported too
+        self._reports: list[Connection] = []  # pipes and not files: a rank has to report a full disk too
         self._errors: dict[int, dict[str, Any]] = {}
-        self._codes: dict[int, int] = {}  # as ranks themselves report them
-        self._gone: set[int] = set()  # ranks whose report has ended, as it does with the process
+        self._codes: dict[int, int] = {}  # exit codes that the ranks report themselves
+        self._gone: set[int] = set()  # ranks whose pipe is closed, which the kernel does when the process ends
         self._deadline, self._asked_at = float("inf"), float("-inf")
         self._hung: dict[int, str] = {}
         self._kills = out_of_memory.kills()
@@ -112,7 +110,7 @@ class Ranks:
         try:
             with signals.raising() if signals else nullcontext():
                 self._start(count, shared, entry, args, silent)
-        except BaseException:  # nobody else knows of those that have started
+        except BaseException:  # the caller gets no object, so it could not end the ranks that have started
             self.kill()
             raise
 
@@ -125,7 +123,7 @@ class Ranks:
             environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(  # type: ignore[attr-defined]
-                target=_be, args=(rank, environment, self._logs, theirs, entry, args, silent), name=f"rank {rank}"
+                target=_run_rank, args=(rank, environment, self._logs, theirs, entry, args, silent), name=f"rank {rank}"
             )
             self._processes.append(process)
             self._reports.append(ours)
@@ -136,64 +134,67 @@ class Ranks:
             theirs.close()
 
     def watch(self, signals: "Requests", stop_timeout: float, limit: float = float("inf")) -> list[End]:
-        """Waits until all have ended, or been ended; how each did, by rank.
+        """Waits until all ranks have ended or been killed.
 
         Args:
-            signals: what this process has been asked; the first request goes on to the ranks, the second kills them.
-            stop_timeout: seconds that the ranks have to stop once they are asked to.
-            limit: seconds after which they are killed in any case.
+            signals: that this process receives. The first is forwarded to the ranks, a second one kills them.
+            stop_timeout: seconds that the ranks have to stop after the first signal.
+            limit: seconds after which the ranks are killed in any case.
+
+        Returns:
+            How each rank ended, by rank.
         """
         end = time.monotonic() + limit
         try:
-            while self.live(signals, stop_timeout) and time.monotonic() < end:
+            while self.poll(signals, stop_timeout) and time.monotonic() < end:
                 wait(self.sentinels(), timeout=0.1)
         finally:
             self.close()
         return self.ends()
 
-    def live(self, signals: "Requests", stop_timeout: float) -> bool:
-        """One look, as :meth:`watch` takes again and again: whether there is anybody to wait for still."""
-        self._listen()
+    def poll(self, signals: "Requests", stop_timeout: float) -> bool:
+        """Checks the ranks once and forwards signals; whether to keep waiting. :meth:`watch` calls it repeatedly."""
+        self._read_reports()
         living = self._living()
         if not living:
             return False
-        if signals.seen and time.monotonic() > self._asked_at + 1:  # again and again: a rank may not listen yet
+        if signals.seen and time.monotonic() > self._asked_at + 1:  # each second: a rank may have no handler yet
             self._deadline = min(self._deadline, time.monotonic() + stop_timeout)
             self._asked_at = time.monotonic()
             self._signal(living, signals.seen[0])
         signals.announce()
         ended = [self._code(rank) for rank in range(len(self._processes)) if rank not in living]
         failed = any(code != 0 and not stopped(code) for code in ended)
-        if failed or self._errors:  # a rank that has raised something may still hang in its end
+        if failed or self._errors:  # a rank that has reported an exception may still hang while it exits
             self._deadline = min(self._deadline, time.monotonic() + GRACE)
-        if not signals.enough and time.monotonic() > self._deadline:
-            self._hung = self._doing(living)
+        if not signals.kill_requested and time.monotonic() > self._deadline:
+            self._hung = self._activities(living)
             return False
-        return not signals.enough
+        return not signals.kill_requested
 
     def sentinels(self) -> list[Any]:
-        """What :func:`multiprocessing.connection.wait` waits for, of those that live."""
+        """Objects for :func:`multiprocessing.connection.wait`, one for each rank that lives."""
         return [
             (self._reports[rank] if self._orphaned(rank) else self._processes[rank].sentinel) for rank in self._living()
         ]
 
     def close(self) -> None:
-        """Ends all that still live, and takes in what they had to say."""
+        """Kills the ranks that still live, and reads the reports of all."""
         self.kill()
-        self._listen()
+        self._read_reports()
         for report in self._reports:
             report.close()
 
     def ends(self) -> list[End]:
-        """How each has ended, by rank."""
+        """How each rank has ended, by rank."""
         return [self._end(rank, self._hung.get(rank)) for rank in range(len(self._processes))]
 
     def kill(self) -> None:
-        """Ends all that still live, at once."""
+        """Kills the ranks that still live, and waits for their ends."""
         for rank, process in enumerate(self._processes):
             if self._orphaned(rank):
                 self._signal([rank], signal.SIGKILL)
-            elif process.pid is not None:  # else it has not started
+            elif process.pid is not None:  # None: it has not started
                 process.kill()
         for rank, process in enumerate(self._processes):
             if self._orphaned(rank):
@@ -205,20 +206,20 @@ class Ranks:
         return [rank for rank, p in enumerate(self._processes) if p.exitcode is None or self._orphaned(rank)]
 
     def _orphaned(self, rank: int) -> bool:
-        """Whether this rank lives, and multiprocessing has lost it, as the fork server was killed.
+        """Whether this rank lives, but multiprocessing reports it as ended because the fork server was killed.
 
-        Its report tells both: it ends with the process, and the exit code is the last message.
+        The pipe of the rank shows it: the pipe closes when the process ends, and the exit code is its last message.
         """
         if self._processes[rank].exitcode != NO_SERVER:
             return False
-        self._listen()
+        self._read_reports()
         if rank not in self._gone and not self._lost_server:
             self._lost_server = True
-            _say("warning: the process that ranks are forked from was killed; they continue without it")
+            print_line("warning: the fork server was killed; the ranks continue without it", error=True)
         return rank not in self._gone
 
     def _code(self, rank: int) -> int | None:
-        """The exit code of a rank that has ended; None if nobody knows it."""
+        """The exit code of a rank that has ended; None if it is unknown."""
         code = self._processes[rank].exitcode
         return self._codes.get(rank) if code == NO_SERVER else code
 
@@ -233,33 +234,33 @@ class Ranks:
         short = out_of_memory.kills() > self._kills
         return End(rank, process.pid, self._code(rank), error, None if error else hung, short)
 
-    def _listen(self) -> None:
-        """Takes in what ranks report: the exception that ends one, then its exit code."""
+    def _read_reports(self) -> None:
+        """Reads the pipes of the ranks: each sends the exception that ends it, if there is one, and its exit code."""
         for rank, report in enumerate(self._reports):
             while rank not in self._gone:
                 try:
                     if not report.poll():
                         break
-                    said = report.recv()
-                except (EOFError, OSError):  # it has ended
+                    received = report.recv()
+                except (EOFError, OSError):  # the rank has ended
                     self._gone.add(rank)
                     break
-                if isinstance(said, int):
-                    self._codes[rank] = said
+                if isinstance(received, int):
+                    self._codes[rank] = received
                 else:
-                    self._errors[rank] = said
+                    self._errors[rank] = received
 
-    def _doing(self, ranks: list[int]) -> dict[int, str]:
-        """In words, what ranks that do not end are doing; their stacks go into the logs."""
-        doing = {rank: "is stopped, by SIGSTOP or a debugger" for rank in ranks if self._is_stopped(rank)}
-        asked = [rank for rank in ranks if rank not in doing and (self._logs / f"{rank}.stacks").exists()]
+    def _activities(self, ranks: list[int]) -> dict[int, str]:
+        """Describes what ranks that do not end are doing; makes them write their stacks into the log directory."""
+        found = {rank: "is stopped, by SIGSTOP or a debugger" for rank in ranks if self._is_stopped(rank)}
+        asked = [rank for rank in ranks if rank not in found and (self._logs / f"{rank}.stacks").exists()]
         self._signal(asked, STACKS)
         time.sleep(0.5)
         for rank in asked:
             stacks = self._logs / f"{rank}.stacks"
             answered = stacks.stat().st_size > 0
-            doing[rank] = f"is busy or waiting (its stacks: {stacks})" if answered else "does not answer"
-        return doing
+            found[rank] = f"is busy or waiting (its stacks: {stacks})" if answered else "does not answer"
+        return found
 
     def _is_stopped(self, rank: int) -> bool:
         state = Path(f"/proc/{self._processes[rank].pid}/stat")
@@ -269,12 +270,12 @@ class Ranks:
 
 
 class Requests:
-    """Counts signals that ask for a stop while the context lasts; a second SIGINT asks for an end at once.
+    """Counts the signals that ask for a stop within its context; a second SIGINT or SIGQUIT ends the run at once.
 
-    A context within another, a job of a sweep, continues its count.
+    A context within another one continues its count, as that of a job within the one of its sweep.
 
     Args:
-        note: called with the first, outside of the handler, by whoever acts on it.
+        note: called with the first signal, outside of the signal handler, by :meth:`announce`.
     """
 
     _outer: "Requests | None" = None
@@ -287,19 +288,19 @@ class Requests:
         self._before: dict[int, Any] = {}
 
     @property
-    def enough(self) -> bool:
-        """Whether a second request has come."""
+    def kill_requested(self) -> bool:
+        """Whether a second signal has come, and it is SIGINT or SIGQUIT."""
         return any(signum in stopping.AGAIN for signum in self.seen[1:])
 
     def announce(self) -> None:
-        """Calls ``note``, once, if anything was asked."""
+        """Calls ``note`` once, if a signal has come."""
         if self.seen and not self._noted:
             self._noted = True
             self._note(self.seen[0])
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Within it the first request raises :class:`Interrupted`: there is no step that could be finished."""
+        """Within this context the first signal raises :class:`Interrupted`; for work without training steps."""
         self._raises = True
         try:
             if self.seen:
@@ -329,11 +330,11 @@ class Requests:
 
 
 def stopped(code: int | None) -> bool:
-    """Whether a rank ended as asked: 128 + the signal."""
+    """Whether this exit code is that of a rank that stopped after a signal: 128 + the signal."""
     return code in [128 + signum for signum in stopping.SIGNALS]
 
 
-def _be(
+def _run_rank(
     rank: int,
     environment: dict[str, str],
     logs: Path,
@@ -342,16 +343,16 @@ def _be(
     args: tuple[Any, ...],
     silent: bool,
 ) -> None:
-    """A rank's life."""
+    """Main function of a rank process: runs ``entry``, and sends its exception and exit code to the launcher."""
     stopping.listen()
-    os.register_at_fork(after_in_child=report.close)  # so that it ends with this process
-    multiprocessing.set_start_method(None, force=True)  # for loaders: the platform's, not ours
-    os.environ.clear()  # the server has the one that it was started with
+    os.register_at_fork(after_in_child=report.close)  # a data loader worker must not keep the pipe open
+    multiprocessing.set_start_method(None, force=True)  # data loaders use the platform's default, not the fork server
+    os.environ.clear()  # a forked process has the environment of the server
     os.environ.update(environment)
-    tempfile.tempdir = None  # likewise
+    tempfile.tempdir = None  # its cached value is from the environment of the server too
     code = 0
     try:
-        threading.Thread(target=_leave_with_launcher, daemon=True).start()
+        threading.Thread(target=_exit_with_launcher, daemon=True).start()
         if rank > 0 or silent:
             _redirect(logs / f"{rank}.log")
         standard_streams.outlive_reader()
@@ -367,14 +368,14 @@ def _be(
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code else 1
         with suppress(OSError):  # the launcher is gone
-            report.send(about(error))
+            report.send(describe(error))
     with suppress(OSError):
         report.send(code)
     sys.exit(code)
 
 
 def _redirect(path: Path) -> None:
-    """What this process writes goes into a file, its children's output too."""
+    """Redirects the output of this process and its children into a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("ab") as file:
@@ -382,14 +383,10 @@ def _redirect(path: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _leave_with_launcher() -> None:
-    """Ends this process when the one that watches it is gone, also where a message hangs."""
+def _exit_with_launcher() -> None:
+    """Ends this process when the launcher is gone, even if a collective hangs."""
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     launcher.join()
     temporary_directory.remove()
     os._exit(1)
-
-
-def _say(message: str) -> None:
-    print_line(message, error=True)

@@ -1,6 +1,7 @@
-"""What the fork server imports, so that ranks need not: the modules that an environment variable names.
+"""Imports, in the fork server, the modules that an environment variable names, so that ranks need not import them.
 
-A module that cannot be imported is skipped: the rank that needs it reports the error, which would end the server here.
+A module that cannot be imported is skipped. An exception would end the server here, and the rank that needs the module
+reports it.
 """
 
 import os

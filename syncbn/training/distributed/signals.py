@@ -1,8 +1,8 @@
-"""Signals that ask for a stop: what each process of a run does with them.
+"""Handles the signals that ask a run to stop, in each of its processes.
 
-In a rank a signal sets a flag and nothing else; all ranks agree on it at the next step. A checkpoint that is saved
-within a signal handler, as Lightning does it, catches each rank at another point: one waits for a collective that the
-other never calls (Lightning issue 21406).
+In a rank the signal handler only sets a flag, on which all ranks agree at the next step. Lightning saves a checkpoint
+within the signal handler instead. The signal reaches each rank at another point of its step, so one rank waits for a
+collective that another never calls (Lightning issue 21406).
 """
 
 import mmap
@@ -18,19 +18,19 @@ from typing import Any
 
 from syncbn.training.distributed.python_internals import start_programs_within
 
-# The last of those that arrived wins: a job whose time is up (SIGUSR1) gets a SIGTERM as well, but is requeued.
+# Of several signals the one listed last counts: a job whose time is up gets SIGUSR1 and SIGTERM, and is to be requeued.
 SIGNALS = (
     *(signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGXCPU, signal.SIGTERM),
     *(signal.SIGUSR2, signal.SIGUSR1),
 )
-AGAIN = (signal.SIGINT, signal.SIGQUIT)  # a second one of these ends the run at once; others may be repeated
+AGAIN = (signal.SIGINT, signal.SIGQUIT)  # as a second signal these end the run at once; others may be sent repeatedly
 
 
-class Stopped(Exception):  # noqa: N818  # no error: all ranks raise it at the same step
-    """All ranks stop here, since one of them was asked to.
+class Stopped(Exception):  # noqa: N818  # not an error: all ranks raise it at the same step
+    """Stops all ranks at the same step after a signal to one of them.
 
     Attributes:
-        signum: the signal that asked.
+        signum: the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -39,7 +39,7 @@ class Stopped(Exception):  # noqa: N818  # no error: all ranks raise it at the s
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ends what the launching process is waiting for; no ``except Exception`` catches it.
+    """A signal interrupts the launcher. It is a KeyboardInterrupt, so that ``except Exception`` does not catch it.
 
     Attributes:
         signum: the signal.
@@ -53,13 +53,13 @@ class Interrupted(KeyboardInterrupt):
 _asked = 0
 _process = 0
 _at_end: list[Callable[[], None]] = []
-_first = mmap.mmap(-1, 8)  # when this process was first asked; its children see it
+_first = mmap.mmap(-1, 8)  # time of the first signal to this process; shared with its forked children
 
 
 def begin() -> None:
-    """Handles signals from the first line of a program on, before its imports, which take seconds.
+    """Installs signal handlers at the start of a program, before its imports, which take seconds.
 
-    A process that torchrun or srun started stops together with the other ranks. Any other ends at once.
+    A process that torchrun or srun started stops together with the other ranks. Any other process ends at once.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ:
         listen()
@@ -68,9 +68,10 @@ def begin() -> None:
 
 
 def end_at_once() -> None:
-    """From now on a signal ends this process with one line and exit code 128 + signal: nothing is lost by it yet.
+    """From now on a signal ends this process with a one-line error and exit code 128 + signal.
 
-    The handler raises nothing. numpy is imported from torch's C++ code, which drops a KeyboardInterrupt.
+    For the time before a run begins, when there is nothing to save. The handler exits and does not raise: torch imports
+    numpy from C++ code, which drops a KeyboardInterrupt.
     """
     if asked() and _process == os.getpid():
         _end(SIGNALS[_asked - 1], None)
@@ -78,14 +79,14 @@ def end_at_once() -> None:
 
 
 def at_end(clean: Callable[[], None]) -> None:
-    """Registers what :func:`end_at_once` calls before it ends the process."""
+    """Registers a function that the handler of :func:`end_at_once` calls before it ends the process."""
     _at_end.append(clean)
 
 
 def listen() -> None:
-    """From now on a signal sets the flag of this process. For the main thread, before any other work.
+    """From now on a signal sets the flag of this process. To be called in the main thread, before any other work.
 
-    A signal that came before, while it was blocked (:func:`held`, ``env --block-signal``), counts.
+    Signals that arrived while they were blocked (:func:`held`, ``env --block-signal``) are delivered now.
     """
     global _asked, _process, _first
     if _process != os.getpid():
@@ -96,7 +97,10 @@ def listen() -> None:
 
 
 def done() -> None:
-    """From now on a warning that the time is nearly up is ignored; by default it would kill what is about to end."""
+    """From now on SIGUSR1 and SIGUSR2, which warn of a time limit, are ignored: the work is done.
+
+    Their default action would kill the process, which would change its exit code.
+    """
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
 
@@ -104,18 +108,19 @@ def done() -> None:
 def ignore() -> None:
     """From now on no signal changes the exit code.
 
-    At its end Python puts the default, which kills, in place of other handlers.
+    A Python handler would not be enough: at exit Python restores the default action, which kills, for such signals.
+    Ignored signals stay ignored.
     """
     handle(signal.SIG_IGN)
 
 
 def asked() -> int:
-    """Which signal asked this process to stop, by its place in ``SIGNALS``, from 1; 0 for none."""
+    """The signal that asked this process to stop, as its index in ``SIGNALS``, from 1; 0 for none."""
     return _asked
 
 
 def handle(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> dict[int, Any]:
-    """Sets a handler for all ``SIGNALS``, except for a SIGHUP that is ignored (``nohup``). For the main thread.
+    """Sets a handler for all ``SIGNALS``, except for an ignored SIGHUP (``nohup``). To be called in the main thread.
 
     Returns:
         The handlers that were replaced, by signal.
@@ -126,9 +131,9 @@ def handle(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) ->
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Blocks ``SIGNALS`` within the context; a process that is started within has them blocked for good.
+    """Blocks ``SIGNALS`` within the context. A process that is started within it inherits the blocked signals.
 
-    A signal to the whole process group, or to all processes of a service, then leaves such a helper alone.
+    A signal to the whole process group, or to all processes of a service, then does not end such a helper process.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -139,7 +144,8 @@ def held() -> Iterator[None]:
 
 def _end(signum: int, frame: FrameType | None) -> None:
     line = f"error: stopped by {signal.Signals(signum).name}\n"
-    with suppress(OSError):  # nobody reads it any more; and print() must not be called in a handler
+    # os.write, because print() is not reentrant: the handler may have interrupted a print().
+    with suppress(OSError):  # the reader of standard error may be gone
         os.write(2, line.encode())
     for clean in reversed(_at_end):
         with suppress(Exception):
@@ -149,16 +155,17 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 def _note(signum: int, frame: FrameType | None) -> None:
     global _asked
-    if os.getpid() == _process:  # loader workers inherit the handler; they end with their rank
+    if os.getpid() == _process:  # data loader workers inherit this handler; they end with their rank
         if not _asked:
             _first[:] = struct.pack("d", time.monotonic())
         _asked = max(_asked, SIGNALS.index(signal.Signals(signum)) + 1)
 
 
 def _outlive_group() -> None:
-    """In a process that a rank forked, a loader worker: a SIGTERM counts only if the rank sent it.
+    """In a data loader worker, which a rank forks: ignores a SIGTERM unless the rank sent it.
 
-    torch's workers die of any other (``handler_SIGTERM`` in DataLoader.cpp, torch 2.13), and their rank raises for it.
+    torch's workers end by any SIGTERM (``handler_SIGTERM`` in DataLoader.cpp, torch 2.13), and their rank then raises
+    an error. A SIGTERM to the whole process group would thus make ranks fail that are about to stop with a checkpoint.
     """
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -168,7 +175,7 @@ def _outlive_group() -> None:
 
 @contextmanager
 def _unblocked() -> Iterator[None]:
-    """A program that a loader worker starts within, a decoder, inherits the mask, so that ``terminate()`` ends it."""
+    """Unblocks SIGTERM. A program that a worker starts inherits the mask, and ``terminate()`` has to end it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
         yield
@@ -179,7 +186,8 @@ def _unblocked() -> Iterator[None]:
 def _end_with_parent() -> None:
     while True:
         if signal.sigwaitinfo([signal.SIGTERM]).si_pid == os.getppid():
-            time.sleep(1)  # the rank may have sent it to the whole group, itself included
+            # The rank may have sent it to the whole process group. Then the rank got it too, just now.
+            time.sleep(1)
             (asked,) = struct.unpack("d", _first[:])
             if not 0 < time.monotonic() - asked < 3:
                 os._exit(0)  # as torch's handler does

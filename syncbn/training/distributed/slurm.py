@@ -1,8 +1,8 @@
-"""Under Slurm: what srun tells a task, put as torchrun would put it; and how a job comes back.
+"""Slurm: sets the environment variables of torchrun from those of srun, checks the job's header, and requeues jobs.
 
-Lightning's own requeueing saves a checkpoint within the signal handler, where each rank is caught at another point, and
-may wait for ever (its issue 21406). Here all ranks have stopped at one step, checkpoint written, before the job is put
-back into the queue.
+Lightning requeues a job from within the signal handler, where it saves a checkpoint. Each rank is at another point of
+its step then, and may wait for ever (Lightning issue 21406). Here all ranks have stopped at the same step and have
+written a checkpoint before the job is requeued.
 """
 
 import os
@@ -16,35 +16,35 @@ from syncbn.training.distributed import loopback
 from syncbn.training.errors import SettingError
 
 SHELLS = ("bash", "sh", "zsh", "fish", "interactive")  # names that salloc and srun --pty give a job
-SPECIAL = 0xFFFFFFFA  # steps from here on are not srun's: the batch script, an interactive shell
-NEARLY_UP = (signal.SIGUSR1, signal.SIGUSR2)  # what --signal asks for; the second is submitit's
+SPECIAL = 0xFFFFFFFA  # step ids from here on are not srun's: the batch script, an interactive shell
+NEARLY_UP = (signal.SIGUSR1, signal.SIGUSR2)  # warnings of the time limit (--signal); submitit uses the second
 
-_held: list[Any] = []  # the store, which ranks meet at as long as rank 0 lives
+_held: list[Any] = []  # keeps the store alive as long as rank 0 lives
 
 
 def is_task() -> bool:
-    """Whether srun started this process, as a rank; a shell by ``srun --pty`` is none."""
+    """Whether srun started this process as a rank; a shell of ``srun --pty`` is not a rank."""
     step = os.environ.get("SLURM_STEP_ID", "")
     return step.isdecimal() and int(step) < SPECIAL and "SLURM_PTY_PORT" not in os.environ
 
 
 def is_interactive() -> bool:
-    """Whether a person sits before this job: it runs many things and does not come back."""
+    """Whether this is an interactive allocation, in which a person runs many commands; it is never requeued."""
     return os.environ.get("ENVIRONMENT") != "BATCH" and os.environ.get("SLURM_JOB_NAME") in SHELLS
 
 
 def job() -> str | None:
-    """What a requeue keeps and no other job has: the job's number, in an array its number and the task's."""
+    """The id of the job, ``ARRAY_TASK`` in an array; None outside Slurm. A requeue keeps it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def check() -> None:
-    """Looks at how the job was asked for, before any work.
+    """Checks the header of the job before any work.
 
     Raises:
-        SettingError: it has tasks that would not take part, or would each train by themselves; or it would not go on
-            after a requeue. The message has the right header.
+        SettingError: the job has several tasks, but srun did not start this process, so only one would train; or the
+            job has a name that Lightning takes for an interactive shell. The hint has the right header.
     """
     if "SLURM_JOB_ID" not in os.environ or is_interactive():
         return
@@ -66,19 +66,19 @@ def check() -> None:
 
 
 def header(nodes: int, devices: int) -> str:
-    """What asks Slurm for this many."""
+    """The ``#SBATCH`` lines that request this many nodes and tasks."""
     return f"#SBATCH --nodes={nodes} and #SBATCH --ntasks-per-node={devices}"
 
 
 @cache
 def join() -> None:
-    """Sets the variables that torchrun would, and on rank 0 starts the store that ranks meet at.
+    """Sets the environment variables that torchrun would set, and starts the store on rank 0.
 
     Raises:
-        SettingError: nodes have unequally many tasks, or the store cannot be started.
+        SettingError: the nodes have different numbers of tasks, or the store cannot be started.
     """
-    tasks = int(_any("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"))
-    per_node = _tasks_per_node(_any("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
+    tasks = int(_first_set("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"))
+    per_node = _tasks_per_node(_first_set("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if len(set(per_node)) > 1:
         raise SettingError(
             "Slurm",
@@ -97,10 +97,13 @@ def join() -> None:
         _held.append(_start_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
 
 
-def comes_back(signum: int) -> bool:
-    """Whether a job that this signal has stopped is to be put back into the queue: its time is up, or it is preempted.
+def should_requeue(signum: int) -> bool:
+    """Whether a job that this signal has stopped is to be requeued: its time is up, or it is preempted.
 
-    A job that was cancelled is not, whatever came before.
+    A cancelled job is never requeued, even if it was preempted or its time was up before.
+
+    Raises:
+        SettingError: scontrol fails.
     """
     about = _scontrol("show", "job", "--oneliner", _own_id())
     if "JobState=CANCELLED" in about:
@@ -109,17 +112,21 @@ def comes_back(signum: int) -> bool:
     return signum in NEARLY_UP or (preempted is not None and preempted[1] not in ("None", "Unknown"))
 
 
-def goes_back() -> bool:
-    """Whether Slurm has put this job back into the queue already (``scontrol requeue``, preemption): it counts that."""
+def was_requeued() -> bool:
+    """Whether Slurm has requeued this job already (``scontrol requeue``, preemption), by its count of restarts.
+
+    Raises:
+        SettingError: scontrol fails.
+    """
     restarts = re.search(r"\bRestarts=(\d+)", _scontrol("show", "job", "--oneliner", _own_id()))
     return restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def requeue() -> None:
-    """Puts this job back into the queue; Slurm then ends what still runs of it.
+    """Requeues this job. Slurm then ends all its processes, this one included.
 
     Raises:
-        SettingError: Slurm says no.
+        SettingError: Slurm refuses.
     """
     _scontrol("requeue", _own_id())
 
@@ -134,16 +141,17 @@ def _scontrol(*arguments: str) -> str:
             ["scontrol", *arguments], capture_output=True, check=True, timeout=60, encoding="utf-8", errors="replace"
         )
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
         raise SettingError(
             f"scontrol {' '.join(arguments)}",
-            hint=f"{said}; run it on a machine that has scontrol (a container needs scontrol, slurm.conf and munge's "
+            hint=f"{reason}; run it on a machine that has scontrol (a container needs scontrol, slurm.conf and munge's "
             "socket)",
         ) from error
     return done.stdout
 
 
-def _any(*names: str) -> str:
+def _first_set(*names: str) -> str:
+    """The value of the first of these environment variables that is set."""
     found = next((os.environ[name] for name in names if name in os.environ), None)
     if found is None:
         raise SettingError("Slurm", hint=f"srun has set none of {', '.join(names)}; start the ranks with srun")
@@ -151,7 +159,7 @@ def _any(*names: str) -> str:
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """Of Slurm's ``2(x3),1``, which is 2, 2, 2, 1."""
+    """Parses Slurm's ``2(x3),1``, which is 2, 2, 2, 1."""
     counts = []
     for part in text.split(","):
         number, _, times = part.partition("(x")
@@ -160,7 +168,7 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def _first_host() -> str:
-    nodes = _any("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    nodes = _first_set("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
     if not re.search(r"[\[,]", nodes):
         return nodes
     try:
@@ -170,7 +178,7 @@ def _first_host() -> str:
 
 
 def _port() -> int:
-    """The same on all ranks, another for another job or step, below those that systems give to clients."""
+    """A port that all ranks compute alike and that differs between jobs and steps, below the range of client ports."""
     number = 31 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
     return 15000 + number % 16000
 

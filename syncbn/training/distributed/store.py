@@ -1,4 +1,4 @@
-"""The launcher's store: what ranks share before there is a process group."""
+"""Shares values between ranks through the launcher's store (torch's TCPStore), before there is a process group."""
 
 import os
 from collections.abc import Callable
@@ -8,21 +8,21 @@ from typing import Any
 from syncbn.training.distributed import environment, slurm
 from syncbn.training.errors import AgreedError, SettingError
 
-START = 600.0  # seconds between the first rank and the last: imports from a slow network disk take a minute
+START = 600.0  # seconds to wait for the last rank to start: imports from a slow network disk take a minute
 
 
 def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
-    """What rank 0 makes of it, on all ranks that compose a configuration of their own: those of torchrun and srun.
+    """Calls ``make`` on rank 0 and returns its result on all ranks, under torchrun and srun.
 
-    It goes through the launcher's store, as there is no process group yet.
+    In any other process this returns ``make()``.
 
     Args:
-        key: what it is.
+        key: name of the value in the store.
         make: called on rank 0.
-        lasting: made once, also where torchrun starts the ranks anew (``--max-restarts``), so that they go on.
+        lasting: keep the value when torchrun restarts the ranks (``--max-restarts``), so that they resume the same run.
 
     Raises:
-        AgreedError: on all ranks, where ``make`` raises a SettingError.
+        AgreedError: on all ranks, if ``make`` raises a SettingError.
     """
     if environment.launcher() is None:
         return make()
@@ -39,41 +39,44 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
         except SettingError as error:
             store.set(name, f"no {error}")
             raise error.agreed() from error
-    word, said = store.get(name).decode().split(" ", 1)
-    if word == "no":
-        raise AgreedError(said)
-    return str(said)
+    status, value = store.get(name).decode().split(" ", 1)
+    if status == "no":
+        raise AgreedError(value)
+    return str(value)
 
 
 def gathered(key: str, mine: str, timeout: float) -> list[str]:
-    """What each rank says, on all ranks; through the launcher's store too.
+    """Gathers one value of each rank on all ranks, through the launcher's store.
 
     Args:
-        key: what it is about.
-        mine: what this rank says.
-        timeout: seconds to wait for the slowest.
+        key: name of the values in the store.
+        mine: the value of this rank.
+        timeout: seconds to wait for the slowest rank.
+
+    Returns:
+        The values, by rank.
 
     Raises:
-        SettingError: a rank said nothing in time.
+        SettingError: a rank did not report in time.
     """
     store, name, world = connect(timeout), of_this_attempt(key), int(os.environ["WORLD_SIZE"])
     store.set(f"{name}/{os.environ['RANK']}", mine)
-    said = []
+    values = []
     for rank in range(world):
         try:
-            said.append(str(store.get(f"{name}/{rank}").decode()))
+            values.append(str(store.get(f"{name}/{rank}").decode()))
         except RuntimeError as error:
             raise SettingError(
-                "launcher", hint=f"of {world} ranks, rank {rank} has not come within {timeout:g} s"
+                "launcher", hint=f"rank {rank} of {world} did not report within {timeout:g} s"
             ) from error
-    return said
+    return values
 
 
 def connect(timeout: float) -> Any:
-    """The launcher's store, by a connection of its own.
+    """Opens a new connection to the launcher's store.
 
     Args:
-        timeout: seconds to wait for it, and for what it does not have yet.
+        timeout: seconds to wait for the store, and for keys that it does not have yet.
     """
     if environment.launcher() == "srun":
         slurm.join()
@@ -84,5 +87,5 @@ def connect(timeout: float) -> Any:
 
 
 def of_this_attempt(key: str) -> str:
-    """Its name in the store, another each time that torchrun starts the ranks anew."""
+    """The name of a key in the store, with torchrun's count of restarts: a restarted rank must not read old values."""
     return f"syncbn/{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

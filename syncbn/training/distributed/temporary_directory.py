@@ -1,7 +1,7 @@
-"""The directory in which the processes of one launcher keep what is temporary: sockets, and W&B's directories.
+"""Creates and removes the temporary directory of one launcher and its ranks, for sockets and W&B's directories.
 
-A launcher removes its own at the end. After ``kill -9`` a surviving rank does, or else the next launcher on this
-machine: a lock shows whether the owner still lives.
+A launcher removes its directory at exit. After ``kill -9`` a surviving rank removes it, or else the next launcher on
+this machine. A lock shows whether the owner still lives.
 """
 
 import atexit
@@ -16,56 +16,59 @@ from filelock import FileLock, Timeout
 from syncbn.training.distributed import python_internals, signals
 
 PREFIX = "syncbn-run-"
-LONGEST_PARENT = 66  # bytes; below it come our directory (20), and the fork server's socket in it (19)
-LONGEST = 60  # bytes; the path of a socket has at most 107, and W&B's adds 40
+# A socket's path has at most 107 bytes.
+LONGEST_PARENT = 66  # bytes; our directory adds 20, and the fork server's socket in it 19
+LONGEST = 60  # bytes; W&B's socket adds 40
 
 _mine: tuple[Path, FileLock, int] | None = None
 
 
 def make() -> Path:
-    """The directory of this process, made at the first call, and those of dead processes removed."""
+    """The directory of this process. The first call creates it, and removes the directories of dead processes."""
     global _mine
     if _mine is None or _mine[2] != os.getpid():
-        _sweep()
+        _remove_abandoned()
         draft = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=_parent()))
         lock = FileLock(draft / "lock")
-        with suppress(OSError, NotImplementedError):  # a file system without locks
+        with suppress(OSError, NotImplementedError):  # the file system may have no locks
             lock.acquire(blocking=False)
-        place = draft.with_name(draft.name.removeprefix("."))  # only now others may look at it
+        # The draft's name does not match the glob of _remove_abandoned(), which would remove an unlocked directory.
+        place = draft.with_name(draft.name.removeprefix("."))
         draft.rename(place)
         _mine = place, lock, os.getpid()
         atexit.register(remove)
         signals.at_end(remove)
-        python_internals.set_temporary_directory(str(place))  # else each child makes a pymp-* of its own
+        python_internals.set_temporary_directory(str(place))  # otherwise each child process creates a pymp-* directory
     return _mine[0]
 
 
 def inherited() -> Path | None:
-    """The directory that this process, or the one that started it, has made."""
+    """The directory that this process or its parent has created; None if there is none."""
     place = python_internals.temporary_directory()
     return Path(place) if place and Path(place).name.startswith(PREFIX) else None
 
 
 def for_sockets() -> dict[str, str]:
-    """``TMPDIR`` for a process that makes sockets there, if their paths would not be too long."""
+    """``TMPDIR`` for a process that creates sockets in it; empty if their paths would be too long."""
     place = inherited()
     return {"TMPDIR": str(place)} if place is not None and len(os.fsencode(place)) <= LONGEST else {}
 
 
 def remove() -> None:
-    """Removes the directory, as the process that made it or in its place."""
+    """Removes the directory. A rank calls this too, if the launcher that created the directory was killed."""
     place = inherited()
     if place is not None:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _parent() -> Path:
-    """The directory for temporary files; a short one where the fork server's socket would get too long a path."""
+    """The system's directory for temporary files, or ``/tmp`` if the fork server's socket would get too long a path."""
     place = Path(tempfile.gettempdir())
     return place if len(os.fsencode(place)) <= LONGEST_PARENT else Path("/tmp")
 
 
-def _sweep() -> None:
+def _remove_abandoned() -> None:
+    """Removes this user's directories whose owners no longer hold the lock."""
     for place in _parent().glob(f"{PREFIX}*"):
         with suppress(OSError, Timeout, NotImplementedError):
             if place.is_symlink() or place.stat().st_uid != os.getuid():

@@ -1,7 +1,7 @@
-"""Which rank the others wait for, where nobody watches the ranks: under torchrun and srun.
+"""Finds the unresponsive rank under torchrun and srun, where no launcher of ours monitors the ranks.
 
-A rank that fails leaves a word in the launcher's store. One that has waited for another in vain looks for the words of
-all, and names the ranks that have left none. Every wait is bounded, also where the store's machine is gone.
+A rank that fails writes a report to the launcher's store. A rank whose collective timed out reads the reports of all
+ranks and names those that have written none. Every wait is bounded, even if the machine of the store is gone.
 """
 
 import os
@@ -17,68 +17,74 @@ from syncbn.training.distributed import environment, store
 from syncbn.training.distributed.signals import Stopped
 from syncbn.training.errors import AgreedError
 
-PATIENCE = 5.0  # seconds for the words of the others, who give up at about the same time
-LINGER = 1.0  # seconds that the store outlives its own rank's last look, so that the others have theirs
+PATIENCE = 5.0  # seconds to wait for the reports of the other ranks, which time out at about the same time
+LINGER = 1.0  # seconds that rank 0 keeps the store alive after it has read the reports, so that others can read them
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "No route to host", "pair closure")
 WAITED = "waited in vain"
 
 
 def is_timeout(message: str) -> bool:
-    """Whether a rank that says this has waited too long for another; a user's own time-outs are another thing."""
+    """Whether an error message is of a collective or store that timed out, and not of a time-out in the user's code."""
     message = message.lower()
     return any(w in message for w in ("timed out", "timeout")) and any(w in message for w in ("gloo", "nccl", "store"))
 
 
-def introduce() -> None:
-    """Leaves this rank's host in the store, for when it no longer answers. All ranks do, before any collective."""
-    if _is_alone():
+def register_host() -> None:
+    """Writes this rank's host to the store, to name it if the rank no longer responds. Called before any collective."""
+    if _is_disabled():
         return
-    _say(store.connect(store.START), "hosts", environment.host())
+    _append(store.connect(store.START), "hosts", environment.host())
 
 
-def leave_word(error: BaseException) -> None:
-    """Tells the others how this rank ends. At once: what a rank does before it ends may take longer than they wait.
+def report_failure(error: BaseException) -> None:
+    """Writes to the store how this rank ends, for the other ranks.
+
+    To be called at once: the other ranks wait :data:`PATIENCE` seconds for reports, and a rank may take longer to clean
+    up.
 
     Args:
-        error: what ends it.
+        error: the exception that ends this rank.
     """
-    if _is_alone() or isinstance(error, Stopped | AgreedError):  # those end all ranks alike
+    if _is_disabled() or isinstance(error, Stopped | AgreedError):  # all ranks raise these
         return
-    word = WAITED if _waited(error) else f"failed: {type(error).__name__}"
-    _within(PATIENCE, lambda: _say(_connect(), "ends", word))
+    report = WAITED if _waited(error) else f"failed: {type(error).__name__}"
+    _run_within(PATIENCE, lambda: _append(_connect(), "ends", report))
 
 
-def to_blame(error: Exception, timeout: float) -> str:
-    """Which ranks this one has waited for in vain, with the host of each; empty for any other error.
+def find_unresponsive(error: Exception, timeout: float) -> str:
+    """Names the ranks that this rank waited for in vain, each with its host.
 
-    Takes :data:`PATIENCE` seconds, or less where all ranks have left their words.
+    Takes :data:`PATIENCE` seconds, or less if all ranks have reported.
 
     Args:
-        error: what ended this rank.
+        error: the exception that ended this rank.
         timeout: of a collective, in seconds.
+
+    Returns:
+        A part of an error line; empty if the error is not that of a collective that another rank left.
     """
-    if _is_alone() or not _waited(error):
+    if _is_disabled() or not _waited(error):
         return ""
     hosts: dict[int, str] = {}
-    words: dict[int, str] = {}
-    _within(PATIENCE + 1, lambda: _listen(hosts, words))
+    reports: dict[int, str] = {}
+    _run_within(PATIENCE + 1, lambda: _read_reports(hosts, reports))
     if environment.launcher() == "srun" and environment.rank() == 0:
         time.sleep(LINGER)
-    if not words:
+    if not reports:
         by = "rank 0" if environment.launcher() == "srun" else "torchrun"
         return f"{by} on {os.environ['MASTER_ADDR']}, which has the store, cannot be reached"
-    failed = [rank for rank, word in words.items() if word != WAITED]
+    failed = [rank for rank, report in reports.items() if report != WAITED]
     if failed:
-        return "; ".join(f"{_named([rank], hosts)} {words[rank]}" for rank in sorted(failed)[:4])
-    silent = [rank for rank in range(_world_size()) if rank not in words and rank != environment.rank()]
+        return "; ".join(f"{_named([rank], hosts)} {reports[rank]}" for rank in sorted(failed)[:4])
+    silent = [rank for rank in range(_world_size()) if rank not in reports and rank != environment.rank()]
     if not silent:
-        return "all ranks have waited, none is silent: a link between them, or they are out of step (SYNCBN_DEBUG=1)"
+        return "all ranks timed out, all respond: a link between them failed, or they are out of step (SYNCBN_DEBUG=1)"
     within = f" within {timeout:g} s, timeouts.collective" if is_timeout(str(error)) else ""
-    return f"no word from {_named(silent, hosts)}{within}"
+    return f"no response from {_named(silent, hosts)}{within}"
 
 
-def _is_alone() -> bool:
-    """Whether there is nobody to wait for, or train.py itself watches the ranks."""
+def _is_disabled() -> bool:
+    """Whether there is no other rank to wait for, or the launcher of ``train.py`` monitors the ranks."""
     return environment.launcher() is None or _world_size() == 1
 
 
@@ -87,46 +93,53 @@ def _world_size() -> int:
 
 
 def _waited(error: BaseException) -> bool:
-    """Whether a collective of this rank came to nothing because of another rank."""
+    """Whether a collective of this rank failed because another rank did not respond or closed the connection."""
     return isinstance(error, RuntimeError) and (is_timeout(str(error)) or any(word in str(error) for word in LOST))
 
 
-def _listen(hosts: dict[int, str], words: dict[int, str]) -> None:
-    """Takes in what the store has, until all ranks have left a word, or one has that explains the others."""
+def _read_reports(hosts: dict[int, str], reports: dict[int, str]) -> None:
+    """Reads the store until all ranks have reported, one has reported its own failure, or time is up.
+
+    The arguments are updated in place, so that the caller has what was read before the store was gone.
+    """
     deadline = time.monotonic() + PATIENCE
     client = _connect()
-    hosts |= _said(client, "hosts")
-    while True:  # each look counts: the store may be gone at the next
-        words |= _said(client, "ends")
-        explained = any(word != WAITED for word in words.values())
-        if explained or len(words) == _world_size() or time.monotonic() > deadline:
+    hosts |= _read(client, "hosts")
+    while True:
+        reports |= _read(client, "ends")
+        explained = any(report != WAITED for report in reports.values())
+        if explained or len(reports) == _world_size() or time.monotonic() > deadline:
             return
         time.sleep(0.2)
 
 
 def _connect() -> Any:
     address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    socket.create_connection(address, timeout=PATIENCE).close()  # torch's client tries on and on, and prints
+    # A plain socket first: torch's client retries a refused connection many times and prints each attempt.
+    socket.create_connection(address, timeout=PATIENCE).close()
     return store.connect(PATIENCE)
 
 
-def _say(client: Any, key: str, word: str) -> None:
-    client.append(store.of_this_attempt(key), f"{environment.rank()} {word}\n")  # all in one: one look reads them
+def _append(client: Any, key: str, text: str) -> None:
+    # All ranks append to one key, so that one request reads the lines of all.
+    client.append(store.of_this_attempt(key), f"{environment.rank()} {text}\n")
 
 
-def _said(client: Any, key: str) -> dict[int, str]:
-    """What each rank has said, by rank."""
+def _read(client: Any, key: str) -> dict[int, str]:
+    """The lines that the ranks have appended to this key, by rank."""
     lines = client.get(store.of_this_attempt(key)).decode().splitlines()
-    return {int(rank): word for rank, word in (line.split(" ", 1) for line in lines)}
+    return {int(rank): text for rank, text in (line.split(" ", 1) for line in lines)}
 
 
-def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Does it in a thread, and leaves it alone with it after so long: a store's client may wait for ever, whatever its
-    time-out, where the connection stands and nobody answers.
+def _run_within(seconds: float, work: Callable[[], None]) -> None:
+    """Runs ``work`` in a thread and abandons the thread after this time.
+
+    The time-out of a store's client is not enough: the client may wait for ever if the connection is open and the
+    server does not answer.
     """
 
     def quietly() -> None:
-        with suppress(OSError, RuntimeError):  # no store, which is found by what is missing then
+        with suppress(OSError, RuntimeError):  # no store: the caller finds no reports
             work()
 
     thread = threading.Thread(target=quietly, daemon=True)

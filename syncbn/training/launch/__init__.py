@@ -1,1 +1,1 @@
-"""From one command to rank processes, and to the line that reports the exit status; sweeps and pools."""
+"""Launching: starts the rank processes of a command, reports how they ended, and runs sweeps and pools of runs."""

@@ -1,7 +1,7 @@
-"""Checks the directory of a run or a sweep before Hydra makes it, and removes what a refused command made.
+"""Checks the directory of a run or a sweep before Hydra creates it, and removes the directory of a refused command.
 
-Hydra makes the directory before it calls the program. So this is a Hydra callback, which comes first
-(``hydra.callbacks`` in ``conf/hydra/default.yaml``). It imports little: a refused name costs no import of torch.
+Hydra creates the directory before it calls the program. So this is a Hydra callback, which Hydra calls before that
+(``hydra.callbacks`` in ``conf/hydra/default.yaml``). It does not import torch, so a refused name is reported at once.
 """
 
 import atexit
@@ -25,21 +25,24 @@ from syncbn.training.distributed import environment
 from syncbn.training.errors import SettingError
 from syncbn.training.os_errors import explain
 
-FILES = 32  # open files that the launcher needs by itself; each rank needs some more
+FILES = 32  # open files that the launcher itself needs; each rank needs more
 
 
 class CheckDirectories(Callback):
-    """Ends the program with one line and code 1 where the directory cannot be one, before anything is made."""
+    """Ends the program with a one-line error and exit code 1 if the directory cannot be used, before it is created."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        _or_end(lambda: _run(config))
+        _exit_on_error(lambda: _check_run(config))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _or_end(lambda: _sweep(config))
+        _exit_on_error(lambda: _check_sweep(config))
 
 
-def _or_end(check: Callable[[], None]) -> None:
-    """Hydra makes a warning of an exception in a callback, so the end of the program is all that stops it."""
+def _exit_on_error(check: Callable[[], None]) -> None:
+    """Runs a check and ends the program if it fails.
+
+    Hydra turns an exception in a callback into a warning and continues, so an exception would not stop it.
+    """
     try:
         check()
         return
@@ -56,7 +59,7 @@ def _or_end(check: Callable[[], None]) -> None:
     sys.exit(1)
 
 
-def _run(config: DictConfig) -> None:
+def _check_run(config: DictConfig) -> None:
     run_id = config.run.id
     _check_spelling(run_id, config.hydra.get("overrides", {}).get("task", ()))
     check_id(run_id)
@@ -77,7 +80,7 @@ def _run(config: DictConfig) -> None:
 
 
 def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
-    """Hydra reads a value as a number where it can, so that ``1.50`` and ``1.5`` would be one run."""
+    """Refuses an id that Hydra changes: it parses numbers, so that ``1.50`` and ``1.5`` would be the same run."""
     for each in overrides:
         name, _, given = each.partition("=")
         if name == "run.id" and run_id is not None and re.fullmatch(r"[\w.+-]+", given) and given != run_id:
@@ -88,7 +91,7 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
             )
 
 
-def _sweep(config: DictConfig) -> None:
+def _check_sweep(config: DictConfig) -> None:
     if environment.launcher() == "torchrun":
         raise SettingError("-m", hint="torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
     if config.run.id is not None:
@@ -107,16 +110,17 @@ def _sweep(config: DictConfig) -> None:
 
 def _path(config: DictConfig, name: str) -> Path:
     text = str(OmegaConf.select(config, name))
-    if not os.fsencode(text).decode("utf-8", "replace").isprintable():  # not surrogates: letters the locale lacks
+    # Encoded and decoded again, because letters that the locale lacks are surrogates here, which are not printable.
+    if not os.fsencode(text).decode("utf-8", "replace").isprintable():
         raise SettingError(name, printable(text), "it has control characters; leave them out")
     path = Path(text)
     if not text.strip() or Path.cwd().is_relative_to(path.absolute().resolve()):
-        raise SettingError(name, text, "a run needs a directory of its own; use outputs/NAME, for example")
+        raise SettingError(name, text, "a run needs its own directory; use outputs/NAME, for example")
     return path
 
 
 def _refuse_nested(name: str, path: Path) -> None:
-    """A run in the directory of another would be part of that; one that holds others would hide them."""
+    """Refuses a run directory inside another one, and one that contains other runs."""
     above = next((each for each in path.absolute().parents if (each / "run.json").exists()), None)
     if above is not None:
         raise SettingError(name, path, f"this lies in the directory of another run, {above}; use one outside it")
@@ -128,19 +132,26 @@ def _refuse_nested(name: str, path: Path) -> None:
 
 
 def _make(name: str, path: Path, *left: str) -> None:
-    """Makes the directory. What is still empty when the program ends is removed, with the files named ``left``."""
+    """Creates the directory, and removes it at the exit of the program if it is still empty.
+
+    Args:
+        name: of the setting.
+        path: of the directory; missing parents are created and removed likewise.
+        left: names of files that are removed with it.
+    """
     missing = [each for each in (path, *path.parents) if not each.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         _remove(missing, ())
-        said = explain(error, path) if isinstance(error, OSError) else f"{printable(path)}: {error}"
-        raise SettingError(name, printable(path), f"no directory can be made there ({said})") from error
+        reason = explain(error, path) if isinstance(error, OSError) else f"{printable(path)}: {error}"
+        raise SettingError(name, printable(path), f"no directory can be made there ({reason})") from error
     if missing:
         atexit.register(_remove, [each.absolute() for each in missing], left)
 
 
 def _remove(made: list[Path], left: tuple[str, ...]) -> None:
+    """Removes the directories that are empty but for the files named ``left``."""
     with suppress(OSError):
         if made and {each.name for each in made[0].iterdir()} <= set(left):
             for name in left:
@@ -150,7 +161,11 @@ def _remove(made: list[Path], left: tuple[str, ...]) -> None:
 
 
 def _allow_open_files() -> None:
-    """As many as this user may have: the shell's limit is often lower, and loaders share memory by open files."""
+    """Raises the limit of open files to the hard limit; data loader workers share tensors through open files.
+
+    Raises:
+        SettingError: the hard limit is too low for a run.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(OSError, ValueError):

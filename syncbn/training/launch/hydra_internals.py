@@ -8,9 +8,9 @@ TESTED = "1.3.8"  # the newest Hydra that the tests have run with; the doctor re
 
 
 def is_basic_sweeper(target: str) -> bool:
-    """Whether a sweeper's ``_target_`` is the one that ``-m`` has by default, which tries each combination once.
+    """Whether a sweeper's ``_target_`` is Hydra's default for ``-m``, which tries each combination once.
 
     ``hydra._internal.core_plugins.basic_sweeper.BasicSweeper``, Hydra 1.3. The public ``hydra.runtime.choices`` names
-    the config group, also where ``hydra.sweeper._target_`` was overridden.
+    the config group, even if ``hydra.sweeper._target_`` was overridden.
     """
     return target == "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

@@ -1,7 +1,8 @@
-"""From one command to all ranks and back: settle the run, start its ranks, watch them, say how it ended.
+"""Runs one job: settles its settings, starts its ranks, monitors them, and reports how the run ended.
 
-The process that was called is never a rank. A rank gets the settled configuration from the run directory, so none
-composes its own. Started by torchrun or srun, which watch over ranks themselves, a process is a rank at once.
+With ``python train.py`` the called process is the launcher and never a rank. The ranks read the settled settings from
+the run directory, so none of them composes its own. torchrun and srun start and monitor the ranks themselves, so a
+process that they started is a rank.
 """
 
 import json
@@ -45,14 +46,14 @@ from syncbn.training.run_directory import lock, paths, record, symlinks
 
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
 
-NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # what says which run this is
+NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # overrides that identify the run
 
 
 class RunError(RuntimeError):
-    """The ranks came to a bad end; what there was to say has been said.
+    """A run failed or was stopped. Its error line has been printed already.
 
     Attributes:
-        code: of the program, by convention: 128 + the signal that stopped it, 1 for anything else.
+        code: exit code of the program: 128 + the signal that stopped it, 1 for any other failure.
     """
 
     def __init__(self, message: str, code: int = 1) -> None:
@@ -61,28 +62,32 @@ class RunError(RuntimeError):
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Runs one job, as :func:`syncbn.training.launch.main.main` says; the best value of the monitored metric."""
+    """Runs one job under Hydra; see :func:`syncbn.training.launch.main.main`.
+
+    Returns:
+        The best value of the monitored metric.
+    """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     run_dir = Path(hydra.runtime.output_dir)
     try:
         try:
             return _run(cfg, run_dir, in_sweep)
-        except OSError as error:  # of a file or process of the launcher's: what a rank raises is a RunError by now
+        except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
             raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
     except (SettingError, RunError) as error:
         if isinstance(error, SettingError) and environment.rank() == 0:
-            _say(f"error: {error}")
+            _print_error(f"error: {error}")
         code = getattr(error, "code", 1)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
-            raise  # the sweep goes on
+            raise  # the sweep catches it and runs the next job
         sys.exit(code)
 
 
 def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    cfg = inherit_config.inherited(cfg, overrides, _tell if environment.rank() == 0 else lambda line: None)
+    cfg = inherit_config.inherited(cfg, overrides, print_line if environment.rank() == 0 else lambda line: None)
     if in_sweep and cfg.logger.get("group", "") is None:
         cfg.logger.group = run_dir.parent.name
     named = in_sweep or cfg.run.id is not None
@@ -93,7 +98,7 @@ def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
 
 
 class Command(NamedTuple):
-    """What the user typed.
+    """The command line of a run.
 
     Attributes:
         name: of the run.
@@ -107,14 +112,14 @@ class Command(NamedTuple):
 
 
 def launch(plan: Plan, command: Command) -> None:
-    """Does a run: starts its ranks, or is one of them where torchrun or srun started this process.
+    """Performs a run: starts its ranks, or runs as one of them if torchrun or srun started this process.
 
     Raises:
         SettingError: the run cannot begin.
-        RunError: it ended badly, which is reported by then.
+        RunError: it failed or was stopped, which has been printed already.
     """
     if environment.launcher():
-        _be_a_rank(plan, command)
+        _run_as_rank(plan, command)
     else:
         _start_ranks(plan, command)
 
@@ -128,7 +133,7 @@ def _start_ranks(plan: Plan, command: Command) -> None:
             f"python train.py starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
             f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py",
         )
-    with Requests(_say_that_it_stops) as requests:
+    with Requests(_announce_stop) as requests:
         try:
             with requests.raising():
                 begun = _begin(plan, command)
@@ -136,9 +141,9 @@ def _start_ranks(plan: Plan, command: Command) -> None:
                     return
             _watch(begun, requests)
         except Interrupted as stop:
-            raise _ended(f"{stop}; {_how_to_go_on(run_dir)}", 128 + stop.signum) from None
+            raise _printed(f"{stop}; {_resume_hint(run_dir)}", 128 + stop.signum) from None
         except StartError as error:
-            raise _ended(f"{error}; {_how_to_go_on(run_dir)}") from error
+            raise _printed(f"{error}; {_resume_hint(run_dir)}") from error
     _print_summary(run_dir)
 
 
@@ -149,48 +154,48 @@ def _watch(plan: Plan, requests: Requests) -> None:
     try:
         ranks = Ranks(plan.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
         ends = ranks.watch(requests, plan.cfg.timeouts.stop)
-        end = outcome.of(ends, requests.seen, run_dir, _how_to_go_on(run_dir))
+        end = outcome.of(ends, requests.seen, run_dir, _resume_hint(run_dir))
         status, refused = end.status, end.refused
         if status == "interrupted" and _is_requeued():
             more["requeued"] = slurm.job()
-            _say(_goes_back(end.message.partition(";")[0]))
+            _print_error(_requeue_message(end.message.partition(";")[0]))
             raise RunError(end.message, end.code)
         if end.code:
-            raise _ended(end.message, end.code)
+            raise _printed(end.message, end.code)
     except Interrupted:
         status = "interrupted"
         raise
     finally:
-        with suppress(OSError):  # the disk may be full, which has been said
+        with suppress(OSError):  # the disk may be full, which has been reported
             record.end(run_dir, status, **more)
         if status != "finished":
             close_wandb(run_dir, requests)
             with suppress(OSError):
-                record.take_back(run_dir, refused=refused)
+                record.undo_begin(run_dir, refused=refused)
         lock.release(run_dir)
 
 
 def _begin(asked: Plan, command: Command) -> Plan | None:
-    """Takes the run directory and writes the beginning of its record.
+    """Locks the run directory and writes ``run.json`` and ``config.yaml`` of this attempt.
 
     Returns:
-        The plan with the checkpoint that the run starts from; None where the run has finished before.
+        The plan with the checkpoint that the run starts from; None if the run has finished before.
     """
     run_dir, began = asked.run_dir, False
     lock.hold(run_dir)
     try:
-        plan = continue_run.continued(asked, _tell, command.overrides, named=command.named)
+        plan = continue_run.continued(asked, print_line, command.overrides, named=command.named)
         if plan is None:
-            record.mend(asked, command.name, command.overrides)
-            _tell(f"run {command.name} has finished before; this is what came out")
+            record.repair(asked, command.name, command.overrides)
+            print_line(f"run {command.name} has finished before; its results:")
             _print_summary(run_dir)
             lock.release(run_dir)
             return None
         for link in symlinks.detach(run_dir):
-            _tell(f"{link} was a symbolic link: this run writes into its own directory, and nothing where that led")
+            print_line(f"{link} was a symbolic link and was replaced: a run writes into its own directory only")
         began = True
         record.begin(plan, command.name, command.overrides, continue_run.begun_from(asked))
-        _tell(summary.headline(plan))
+        print_line(summary.headline(plan))
     except BaseException as error:
         with suppress(Exception):
             if began and record.read(run_dir, "run").get("status") == "running":
@@ -201,17 +206,17 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
 
 
 def rank(run_dir: Path) -> None:
-    """The entry point of a rank that this module started."""
+    """Entry point of a rank process that this module started: reads the settled settings and runs the rank."""
     run = import_run()
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
     run(Plan.of(cfg, run_dir))
 
 
-def _agreed(plan: Plan, command: Command) -> Plan | None:
-    """Begins the run on rank 0; every rank gets the checkpoint that rank 0 found, or None where there is nothing to do.
+def _begin_on_rank_0(plan: Plan, command: Command) -> Plan | None:
+    """Begins the run on rank 0 and shares the checkpoint to start from with all ranks; None if the run has finished.
 
-    Only rank 0 reads earlier attempts: a file system may be late to show the same to all.
+    Only rank 0 reads the earlier attempts: a network file system may show an old state to other ranks.
     """
 
     def begin() -> str:
@@ -222,9 +227,10 @@ def _agreed(plan: Plan, command: Command) -> Plan | None:
     return None if start is None else Plan.of(plan.starting_from(*start).settings(), plan.run_dir)
 
 
-def _be_a_rank(asked: Plan, command: Command) -> None:
+def _run_as_rank(asked: Plan, command: Command) -> None:
+    """Runs as one rank of a run whose ranks torchrun or srun has started."""
     first, run_dir = environment.rank() == 0, asked.run_dir
-    plan = _agreed(asked, command)
+    plan = _begin_on_rank_0(asked, command)
     if plan is None:
         return
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
@@ -237,63 +243,64 @@ def _be_a_rank(asked: Plan, command: Command) -> None:
     except Stopped as stop:
         status = "interrupted"
         if environment.launcher() == "srun" and plan.cfg.cluster.requeue:
-            _come_back(stop, run_dir)
+            _requeue(stop, run_dir)
         elif first:
-            _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
+            _print_error(f"error: {stop}; {_resume_hint(run_dir)}")
         sys.exit(128 + stop.signum)
     except SettingError as error:
         refused = True
         if not first and not isinstance(error, AgreedError):
-            _say(f"error: rank {environment.rank()}: {error}")
+            _print_error(f"error: rank {environment.rank()}: {error}")
         raise
     except Exception as error:
-        raise _failed(error, run_dir, plan.cfg.timeouts.collective) from error
+        raise _rank_failure(error, run_dir, plan.cfg.timeouts.collective) from error
     finally:
         if first:
             with suppress(OSError):
                 record.end(run_dir, status)
                 if status != "finished":
-                    record.take_back(run_dir, refused=refused)
+                    record.undo_begin(run_dir, refused=refused)
     if first:
         _print_summary(run_dir)
 
 
-def _failed(error: Exception, run_dir: Path, timeout: float) -> RunError:
-    """What a rank says of its own end, where nobody watches it who could, and of those that it has waited for."""
-    rank, about = environment.rank(), rank_error.about(error)
+def _rank_failure(error: Exception, run_dir: Path, timeout: float) -> RunError:
+    """Prints the error of this rank under torchrun and srun, and names the ranks that it waited for in vain."""
+    rank, about = environment.rank(), rank_error.describe(error)
     trace = run_dir / "ranks" / f"{rank}-error.txt"
     with suppress(OSError):
         trace.parent.mkdir(exist_ok=True)
         trace.write_text(about["trace"], encoding="utf-8", errors="backslashreplace")
     where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {environment.host()}"
-    what = outcome.what(about, trace, unresponsive_ranks.to_blame(error, timeout))
-    return _ended(f"{where} failed: {what}; {_how_to_go_on(run_dir)}")
+    failure = outcome.failure(about, trace, unresponsive_ranks.find_unresponsive(error, timeout))
+    return _printed(f"{where} failed: {failure}; {_resume_hint(run_dir)}")
 
 
-def _come_back(stop: Stopped, run_dir: Path) -> None:
-    """Puts the job back into Slurm's queue, where this is in order; what became of that is said."""
+def _requeue(stop: Stopped, run_dir: Path) -> None:
+    """Requeues the Slurm job on rank 0 if its time is up or it was preempted, and prints whether it was requeued."""
 
     def requeue() -> str:
-        record.end(run_dir, "interrupted")  # here, for Slurm ends this process
+        record.end(run_dir, "interrupted")  # before the requeue, which ends this process
         try:
-            asks = slurm.comes_back(stop.signum)
-            if asks or slurm.goes_back():
+            needed = slurm.should_requeue(stop.signum)
+            if needed or slurm.was_requeued():
                 record.end(run_dir, "interrupted", requeued=slurm.job())
-                _say(_goes_back(stop))
-                if asks:
+                _print_error(_requeue_message(stop))
+                if needed:
                     slurm.requeue()
                 return "yes"
         except SettingError as error:
             record.end(run_dir, "interrupted", requeued=None)
-            _say(f"error: {error}")
-        _say(f"error: {stop}; {_how_to_go_on(run_dir)}")
+            _print_error(f"error: {error}")
+        _print_error(f"error: {stop}; {_resume_hint(run_dir)}")
         return "no"
 
-    store.shared("requeue", requeue)  # all wait for it: a task that ends may end the job
+    # All ranks wait here for rank 0: if one task ended now, Slurm could end the whole job before it is requeued.
+    store.shared("requeue", requeue)
 
 
-def _goes_back(stop: object) -> str:
-    return f"{stop}: job {slurm.job()} goes back into the queue, and will go on from its last checkpoint"
+def _requeue_message(stop: object) -> str:
+    return f"{stop}: job {slurm.job()} is requeued and will resume from its last checkpoint"
 
 
 def _is_requeued() -> bool:
@@ -301,13 +308,19 @@ def _is_requeued() -> bool:
     if slurm.job() is None or slurm.is_interactive():
         return False
     try:
-        return slurm.goes_back()
+        return slurm.was_requeued()
     except SettingError:  # no scontrol here
         return False
 
 
 def import_run() -> Callable[[Plan], None]:
-    """A rank's job. Importing Lightning imports torchvision, where it is installed."""
+    """Imports :func:`syncbn.training.launch.rank.run`.
+
+    Lightning imports torchvision if it is installed, and a torchvision for another torch raises an error at import.
+
+    Raises:
+        SettingError: the installed torchvision does not match torch.
+    """
     try:
         from syncbn.training.launch import rank as run
     except (ImportError, OSError, RuntimeError) as error:
@@ -322,11 +335,11 @@ def import_run() -> Callable[[Plan], None]:
 
 
 def close_wandb(run_dir: Path, requests: Requests) -> None:
-    """Marks the W&B run as failed, where rank 0 did not live to do it, and nobody wants an end at once.
+    """Marks the W&B run as failed if rank 0 was killed before it could, unless a second signal asked to end at once.
 
-    In a process that is forked for it: imports that take seconds are done there, and it can be killed.
+    A forked process does it: the fork server has imported W&B already, and the process can be killed after a time-out.
     """
-    if record.read(run_dir, "wandb").get("finished") is not False or requests.enough:
+    if record.read(run_dir, "wandb").get("finished") is not False or requests.kill_requested:
         return
     with suppress(OSError, RuntimeError, Interrupted):
         closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
@@ -338,20 +351,20 @@ def _mark_failed(run_dir: Path) -> None:
 
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    with suppress(SettingError):  # that a server is gone is no news by now
+    with suppress(SettingError):  # an unreachable server has been reported before
         wandb_logger.mark_failed(cfg, run_dir)
 
 
-def _how_to_go_on(run_dir: Path) -> str:
-    """The command that goes on with this run."""
+def _resume_hint(run_dir: Path) -> str:
+    """For an error line: the command that resumes this run."""
     if record.read(run_dir, "run").get("tests"):
         return "the same command tests it again"
     if not (run_dir / "checkpoints" / "last.ckpt").exists():
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"the same sweep with hydra.sweep.dir={paths.short(run_dir.parent)} goes on with it"
+        return f"the same sweep with hydra.sweep.dir={paths.short(run_dir.parent)} resumes it"
     program, *settings = (each for each in sys.argv if not each.startswith(NAMES))
-    settings.append(_name(run_dir))
+    settings.append(_run_setting(run_dir))
     if environment.launcher() == "srun":
         return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"
     if environment.launcher() == "torchrun":
@@ -359,36 +372,33 @@ def _how_to_go_on(run_dir: Path) -> str:
     return f"go on with: {shlex.join(['python', program, *settings])}"
 
 
-def _name(run_dir: Path) -> str:
-    """The setting that finds this run again, in quotes where Hydra wants them."""
+def _run_setting(run_dir: Path) -> str:
+    """The setting that names this run, ``run.id`` or ``hydra.run.dir``, quoted if Hydra needs it."""
     key, value = "hydra.run.dir", paths.short(run_dir)
     if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
         key, value = "run.id", run_dir.name
     return f"{key}={value}" if re.fullmatch(r"[A-Za-z0-9_./+@-]+", value) else f"{key}='{value}'"
 
 
-def _ended(message: str, code: int = 1) -> RunError:
-    _say(f"error: {message}")
+def _printed(message: str, code: int = 1) -> RunError:
+    """Prints the error and returns it as an exception."""
+    _print_error(f"error: {message}")
     return RunError(message, code)
 
 
-def _say_that_it_stops(signum: int) -> None:
-    more = "; once more ends it at once" if signum == signal.SIGINT else ""
-    _say(f"{signal.Signals(signum).name}: stopping after this step, with a checkpoint{more}")
+def _announce_stop(signum: int) -> None:
+    more = "; a second SIGINT ends it at once" if signum == signal.SIGINT else ""
+    _print_error(f"{signal.Signals(signum).name}: the run stops after this step and saves a checkpoint{more}")
 
 
 def _print_summary(run_dir: Path) -> None:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # its table has it all
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep prints one table of all jobs
         return
     console = Console(soft_wrap=True, highlight=False)
-    if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
+    if not console.is_terminal:  # in a file or a pipe the table keeps its full width
         console.width = 1000
     console.print(summary.summary(run_dir))
 
 
-def _tell(line: str) -> None:
-    print_line(line)
-
-
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     print_line(message, error=True)

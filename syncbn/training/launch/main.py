@@ -1,4 +1,4 @@
-"""What ``train.py`` calls: a job under Hydra. Imports little, so that a mistyped setting is told at once."""
+"""The main function of ``train.py``, which Hydra calls. It imports torch late, so a mistyped setting fails fast."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -8,27 +8,27 @@ from syncbn.training.distributed import environment, fork_server, signals, tempo
 from syncbn.training.launch import preload
 from syncbn.training.run_directory import paths
 
-standard_streams.accept_any_text()  # here: Hydra prints before main() is called
+standard_streams.accept_any_text()  # at import: Hydra prints before it calls main()
 schema.register()
 OmegaConf.register_new_resolver("run_dir", paths.run_dir)
 OmegaConf.register_new_resolver("sweep_dir", paths.sweep_dir, use_cache=True)
 
 
 def main(cfg: DictConfig) -> float | None:
-    """Runs one job under Hydra. A setting that cannot work, or a rank that fails, ends it with one line and code 1.
+    """Runs one job under Hydra. An invalid setting or a failed rank ends it with a one-line error and exit code 1.
 
-    ``HYDRA_FULL_ERROR=1`` gives the traceback instead.
+    ``HYDRA_FULL_ERROR=1`` prints the traceback instead.
 
     Returns:
-        The best value of the metric that ``callbacks.checkpoint.monitor`` names, for a sweeper that searches; the
-        recorded one if the run had finished before. None if there is no such value, and on ranks other than 0.
+        The best value of the metric ``callbacks.checkpoint.monitor``, for a sweeper that optimizes it; the recorded
+        value if the run had finished before. None if there is no such value, and on ranks other than 0.
     """
     if environment.launcher() is None:
         signals.end_at_once()  # also in an interactive step of Slurm
-        # It imports what ranks need, while this process imports torch.
+        # The server imports the modules of the ranks in the background, while this process imports torch.
         fork_server.start_server(*preload.modules(cfg))
     else:
-        signals.listen()  # before imports, which take seconds
+        signals.listen()  # before the import of torch, which takes seconds
         temporary_directory.make()
     from syncbn.training.launch import job
 

@@ -1,4 +1,4 @@
-"""How a run ended, from how its ranks did: one line, about the rank that it began with."""
+"""Derives how a run ended from how its ranks ended, and composes the error line about the rank that caused it."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ REFUSALS = ("SettingError", "AgreedError", "DamagedError")
 
 
 class Outcome(NamedTuple):
-    """The end of a run.
+    """How a run ended.
 
     Attributes:
         status: for ``run.json``: finished, interrupted or failed.
-        message: one line for the user; empty where it finished.
-        code: for the program, by convention: 0, 128 + the signal that stopped it, 1 for anything else.
-        refused: its settings cannot work, as a rank has found.
+        message: one line for the user; empty if the run finished.
+        code: exit code of the program: 0, 128 + the signal that stopped the run, 1 for any other failure.
+        refused: a rank has found that the settings cannot work.
     """
 
     status: str
@@ -30,39 +30,39 @@ class Outcome(NamedTuple):
     refused: bool = False
 
 
-def of(ends: list[End], asked: list[int], run_dir: Path, go_on: str) -> Outcome:
-    """What the ends of the ranks come to.
+def of(ends: list[End], asked: list[int], run_dir: Path, resume_hint: str) -> Outcome:
+    """The outcome of a run.
 
     Args:
-        ends: one a rank.
-        asked: the signals that this process was sent meanwhile.
-        run_dir: tracebacks go there, and the last lines of the rank to blame are shown from there.
-        go_on: how to go on with the run, for the line.
+        ends: how each rank ended.
+        asked: the signals that this process received while the ranks ran.
+        run_dir: tracebacks are written there, and the log of the rank that caused a failure is read from there.
+        resume_hint: how to resume the run, for the message.
     """
     if all(end.code == 0 for end in ends):
         return Outcome("finished")
-    if any(end.error for end in ends):  # that it was asked to stop as well is no excuse
-        return Outcome("failed", _explain(ends, run_dir, go_on), 1, _refused(ends))
+    if any(end.error for end in ends):  # also if a signal asked for a stop as well
+        return Outcome("failed", _explain(ends, run_dir, resume_hint), 1, _refused(ends))
     signum = (asked or [end.code - 128 for end in ends if end.code and stopped(end.code)] or [0])[0]
     if not signum:
-        return Outcome("failed", _explain(ends, run_dir, go_on), 1)
+        return Outcome("failed", _explain(ends, run_dir, resume_hint), 1)
     message = f"stopped by {signal.Signals(signum).name}"
     if not all(stopped(end.code) or end.code == 0 for end in ends):
         message += ", some ranks in the middle of a step"
-    return Outcome("interrupted", f"{message}; {go_on}", 128 + signum)
+    return Outcome("interrupted", f"{message}; {resume_hint}", 128 + signum)
 
 
 def _refused(ends: list[End]) -> bool:
-    return min((end for end in ends if end.error), key=_blame).error.get("kind") in REFUSALS
+    return min((end for end in ends if end.error), key=_distance_to_cause).error.get("kind") in REFUSALS
 
 
-def what(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
-    """An exception as part of a line.
+def failure(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
+    """Describes an exception as part of a line.
 
     Args:
-        error: as :func:`syncbn.training.distributed.rank_error.about` has it.
-        trace: the file with its traceback; None where it could not be written.
-        cause: what it came from, to be said first.
+        error: as :func:`syncbn.training.distributed.rank_error.describe` returns it.
+        trace: the file with its traceback; None if it could not be written.
+        cause: what led to the exception; printed before it.
     """
     message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
     place = f"{paths.short(Path(error['place']))}, " if error.get("place") else ""
@@ -71,9 +71,9 @@ def what(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
 
 
 def _how_it_died(end: End) -> str:
-    """A rank that has reported no exception."""
+    """Describes the end of a rank that has reported no exception."""
     if end.code is None:
-        return "has ended, and with what is not known: the process that ranks are forked from was killed before"
+        return "ended with an unknown exit code: the fork server was killed before it ended"
     if end.code >= 0:
         return f"ended with exit code {end.code}"
     died = f"was killed by {signal.Signals(-end.code).name}"
@@ -82,52 +82,57 @@ def _how_it_died(end: End) -> str:
     return f"{died}, perhaps for lack of memory (see dmesg)" if end.code == -signal.SIGKILL else died
 
 
-def _explain(ends: list[End], run_dir: Path, go_on: str) -> str:
+def _explain(ends: list[End], run_dir: Path, resume_hint: str) -> str:
+    """The error line of a failed run, about the rank that caused it. Writes the tracebacks to ``error.txt``."""
     for end in ends:
         end.error.setdefault("message", "")
     hung = [end for end in ends if end.hung is not None and (end.code or -1) < 0]
     failed = [end for end in ends if end.code != 0 and end not in hung]
-    first = min(failed, key=_blame)
+    first = min(failed, key=_distance_to_cause)
     if unresponsive_ranks.is_timeout(first.error["message"]) and hung:
-        waited = f"{hung[0].hung}, and the others have waited too long for it"
-        return f"{_about(hung[0], ends, run_dir)} {waited}; {go_on}"
-    if "kind" not in first.error:  # gloo's thread may abort a process that ends
-        return f"{_about(first, ends, run_dir)} {_how_it_died(first)}; {go_on}"
+        waited = f"{hung[0].hung}, and the other ranks timed out waiting for it"
+        return f"{_shown_rank(hung[0], ends, run_dir)} {waited}; {resume_hint}"
+    if "kind" not in first.error:  # it was killed or aborted: gloo's thread may abort a process that is exiting
+        return f"{_shown_rank(first, ends, run_dir)} {_how_it_died(first)}; {resume_hint}"
     if first.error.get("kind") in REFUSALS:
         return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
     trace: Path | None = run_dir / "error.txt"
     try:
         unlinked(run_dir / "error.txt").write_text(traces, encoding="utf-8", errors="backslashreplace")
-    except OSError:  # no space left, perhaps
+    except OSError:  # no space left, for example
         trace = None
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        _show(traces)
-    said = what(first.error, trace)
+        _print_lines(traces)
+    reason = failure(first.error, trace)
     if any(end.short_of_memory for end in ends):
-        said += f"; the kernel has killed a process meanwhile, as it ran out of memory; {out_of_memory.ADVICE}"
-    return f"{_about(first, ends, run_dir)} failed: {said}; {go_on}"
+        reason += f"; meanwhile the kernel killed a process because it ran out of memory; {out_of_memory.ADVICE}"
+    return f"{_shown_rank(first, ends, run_dir)} failed: {reason}; {resume_hint}"
 
 
-def _blame(end: End) -> tuple[bool, bool, bool, int]:
-    """Sorts ranks that failed by how near to the cause they are: those that only lost another rank come last."""
+def _distance_to_cause(end: End) -> tuple[bool, bool, bool, int]:
+    """Sort key of failed ranks, the likely cause first.
+
+    The order: ranks that report themselves as the cause, ranks that raised an exception or were killed, ranks that
+    exited without a traceback, and ranks that only lost the connection to another rank.
+    """
     victim = any(word in end.error["message"] for word in (*unresponsive_ranks.LOST, "gloo", "NCCL", "Socket"))
     return not end.error.get("guilty", False), victim, (end.code or 0) > 0 and not end.error.get("trace"), end.rank
 
 
-def _about(end: End, ends: list[End], run_dir: Path) -> str:
-    """Which rank this is; the last that it printed is shown, where it went into a file."""
+def _shown_rank(end: End, ends: list[End], run_dir: Path) -> str:
+    """Names a rank, and prints the last lines of its log, if its output goes to a file."""
     log = run_dir / "ranks" / f"{end.rank}.log"
     if log.exists():
         for line in log.read_text(errors="replace", encoding="utf-8").splitlines()[-5:]:
-            _say(f"rank {end.rank} | {line}")
+            _print_error(f"rank {end.rank} | {line}")
     return f"rank {end.rank} of {len(ends)} (pid {end.pid})"
 
 
-def _show(traces: str) -> None:
+def _print_lines(traces: str) -> None:
     for line in traces.split("\n"):
-        _say(line)
+        _print_error(line)
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     print_line(message, error=True)

@@ -1,7 +1,6 @@
-"""Checks what a run needs before it starts, on every rank, and compares the ranks.
+"""Checks on every rank, before training, that the launcher, the run directory and the precision work.
 
-An error names what was found, what was expected and how to repair it. Settings alone are checked before
-(:func:`syncbn.training.config.settle.settle`).
+Settings are checked earlier (:func:`syncbn.training.config.settle.settle`). These checks need the rank's own process.
 """
 
 import json
@@ -18,10 +17,11 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check(plan: Plan) -> None:
-    """Checks this rank's launcher, run directory and precision; an error on one rank is raised on all.
+    """Checks this rank's launcher, run directory and precision; the error of one rank is raised on all ranks.
 
     Raises:
-        AgreedError: at the first thing that cannot work.
+        SettingError: the launcher has not set the environment variables of a rank.
+        AgreedError: for the first check that fails on any rank.
     """
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing:
@@ -36,14 +36,14 @@ def check(plan: Plan) -> None:
             f"on each of trainer.num_nodes={plan.num_nodes} nodes, these are {plan.world_size} ranks, but the launcher "
             f"started {world}; make them agree",
         )
-    unresponsive_ranks.introduce()
+    unresponsive_ranks.register_host()
     for error in map(json.loads, store.gathered("preflight", json.dumps(_error(plan)), store.START)):
         if error is not None:
             raise AgreedError(*error)
 
 
 def _error(plan: Plan) -> tuple[str, str, str] | None:
-    """The setting that this rank cannot work with, its value, and why; None where it can."""
+    """The setting that does not work on this rank, its value and a hint; None if all work."""
     run_dir = plan.run_dir
     kept = run_dir / "checkpoints"
     for directory in (run_dir, kept) if kept.is_dir() else (run_dir,):

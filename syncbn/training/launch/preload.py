@@ -1,4 +1,4 @@
-"""The modules that a run's ranks need; the server that they are forked from imports them once."""
+"""Lists the modules that the ranks of a run need, which the fork server imports once for all of them."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,7 +9,10 @@ RANK = ("syncbn.training.launch.rank", IMPORTED_BY_INIT)
 
 
 def modules(cfg: DictConfig) -> list[str]:
-    """The names of the modules, that of the data among them: ``Digits`` imports scikit-learn, which takes a second."""
+    """The names of the modules, including the module of the data set.
+
+    ``Digits`` imports scikit-learn, which takes a second in every rank if the fork server has not imported it.
+    """
     package, _, name = str(OmegaConf.select(cfg, "data._target_")).rpartition(".")
     home = training.HOME.get(name) if package == training.__name__ else None
     return [*RANK, *([f"{training.__name__}.{home}"] if home else [])]

@@ -1,4 +1,4 @@
-"""The job of one rank: build everything from the settings, fit, test, and (rank 0) write down what came out."""
+"""Runs one rank: builds model, data and trainer from the settings, fits, tests, and writes the results on rank 0."""
 
 import logging
 import os
@@ -49,12 +49,12 @@ Kind = TypeVar("Kind", bound=pl.Callback)
 
 
 def run(plan: Plan) -> None:
-    """Trains and tests as this rank, whose number the launcher's environment gives (``RANK``, ``WORLD_SIZE``, ...).
+    """Trains and tests as the rank that the launcher's environment variables name (``RANK``, ``WORLD_SIZE``, ...).
 
     Args:
-        plan: of the run, the same on all ranks; :func:`syncbn.training.run_directory.record.begin` began its directory.
+        plan: of the run, the same on all ranks; :func:`syncbn.training.run_directory.record.begin` has been called.
     """
-    _quieten()
+    _silence_warnings()
     run_dir = plan.run_dir
     if plan.accelerator == "cpu":
         asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -63,12 +63,13 @@ def run(plan: Plan) -> None:
     preflight.check(plan)
     rank = int(os.environ["RANK"])
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
-        of_rank_0.rank = rank  # type: ignore[union-attr]  # they looked for it when the server imported them, which is none
+        # They read RANK when they are imported. The fork server imported them, which is not a rank.
+        of_rank_0.rank = rank  # type: ignore[union-attr]
     try:
-        with files.named(plan.checkpoint):
+        with files.explain_mismatch(plan.checkpoint):
             result = _fit_and_test(plan, rank)
     except BaseException as error:
-        unresponsive_ranks.leave_word(error)  # before the loggers, which may take a minute
+        unresponsive_ranks.report_failure(error)  # before the loggers end, which may take a minute
         stop = isinstance(error, Stopped)
         wandb_logger.finish(run_dir, failed=not stop, preempted=stop)
         if stop and dist.is_initialized():
@@ -77,12 +78,13 @@ def run(plan: Plan) -> None:
     if rank == 0:
         record.write(run_dir, "result", result)
         wandb_logger.finish(run_dir, failed=False, summary=result)
-    if dist.is_initialized():  # gloo's thread may abort a process that ends with it; Lightning ends NCCL's group alone
+    # Otherwise gloo's thread may abort the process while it exits. Lightning destroys the group with NCCL only.
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
 class _Session(NamedTuple):
-    """What one fit or one test needs."""
+    """Trainer, module and data of one fit or one test."""
 
     trainer: pl.Trainer
     module: pl.LightningModule
@@ -90,10 +92,10 @@ class _Session(NamedTuple):
 
 
 class _Sessions:
-    """Builds sessions from the settings, each as it would be in a new process; they share the loggers.
+    """Builds sessions from the settings, each as in a new process; they share the loggers.
 
-    A trainer that has fitted is not used for a test. Its callbacks, EMA for one, may replace the weights that the test
-    has loaded, so the result would not be that of the checkpoint.
+    The trainer of the fit is not reused for a test. Its callbacks, EMA for example, could replace the weights that the
+    test has loaded, so the result would not be that of the checkpoint.
     """
 
     def __init__(self, plan: Plan, rank: int) -> None:
@@ -103,7 +105,7 @@ class _Sessions:
         self._fitted: pl.LightningModule | None = None
 
     def begin(self, *, suite: bool = True) -> _Session:
-        """A new session. ``suite=False`` leaves the test on corrupted images out."""
+        """Builds a new session. ``suite=False`` leaves out the test on corrupted images."""
         cfg = self._plan.cfg
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
@@ -115,12 +117,12 @@ class _Sessions:
         trainer = build_trainer(self._plan, self._loggers, suite=suite)
         if self._progress is not None:  # a test is logged at the step and epoch of the fit
             trainer.fit_loop.load_state_dict(self._progress)
-        # Lightning does this too, but after it has loaded a checkpoint: numbers in float64 would go through float32.
+        # Lightning does this too, but only after it has loaded the checkpoint: float64 weights would lose precision.
         trainer.precision_plugin.convert_module(module)
         return _Session(trainer, module, datamodule)
 
     def fitted(self, session: _Session, checkpoint: str | None) -> None:
-        """Later sessions are tests after this fit: of ``checkpoint``, or, without one, of the weights as they are."""
+        """Makes later sessions tests of this fit: of ``checkpoint``, or of the final weights if it is None."""
         self._progress = session.trainer.fit_loop.state_dict()
         self._fitted = session.module if checkpoint is None else None
 
@@ -147,21 +149,21 @@ def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
 
 
 def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> pl.Trainer:
-    """Lightning's Trainer of a run, with the callbacks and plugins that the plan needs.
+    """Builds Lightning's Trainer of a run, with the callbacks and plugins that the plan needs.
 
     Args:
         plan: of the run.
-        loggers: that the run has.
-        suite: whether its test is also one of corrupted images, where ``corruptions`` is set.
+        loggers: of the run.
+        suite: add the test on corrupted images, if ``corruptions`` is set.
     """
     cfg = plan.cfg
-    exchange = simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
+    norm_parts = simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
     settings = dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
     if cfg.simulate:
-        settings["accumulate_grad_batches"] = 1  # they are in one
+        settings["accumulate_grad_batches"] = 1  # the loader's batch holds all of them (plan.batches_at_once)
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
-    callbacks += [_resume_points(plan), *exchange.callbacks, Throughput()]
+    callbacks += [_resume_points(plan), *norm_parts.callbacks, Throughput()]
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())
@@ -173,21 +175,21 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
     if cfg.corruptions and suite:
         callbacks.append(build(cfg.corruptions))
     trainer = pl.Trainer(
-        strategy=ddp_strategy.Strategy(cfg.ddp, exchange.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
-        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *exchange.plugins],
+        strategy=ddp_strategy.Strategy(cfg.ddp, norm_parts.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins],
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=plan.run_dir,
         **settings,
     )
-    leave_signals_alone(trainer)  # ResumePoints agrees on a stop in its place
+    leave_signals_alone(trainer)  # ResumePoints handles the signals instead, on all ranks at the same step
     return trainer
 
 
 def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
-    """Trains; returns the result."""
+    """Trains, and returns the part of ``result.json`` about training."""
     if plan.cfg.ddp.comm_hook == "powersgd" and plan.checkpoint is not None and trainer.is_global_zero:
-        print_line("ddp.comm_hook=powersgd: its error feedback is not in checkpoints and begins anew")
+        print_line("ddp.comm_hook=powersgd: its error feedback is not saved in checkpoints and starts from zero")
     start = time.monotonic()
     state = plan.checkpoint
     if state is not None and plan.restore == "weights":
@@ -225,7 +227,7 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
 
 
 def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, Any]:
-    """Tests the checkpoint, or the weights as they are; and again in every way that was asked for."""
+    """Tests the checkpoint, or the current weights if it is None, and repeats the test as ``fit`` and others ask."""
     options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
     trainer, module, datamodule = sessions.begin()
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
@@ -235,7 +237,7 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
     if plan.cfg.fit:
         trainer, module, datamodule = sessions.begin(suite=False)
         result["fit"] = generalization_gap.test_fit(trainer, module, result["test"], datamodule=datamodule, **options)
-    if plan.cfg.precise_batches:  # the last, for where no checkpoint is loaded it changes the running statistics
+    if plan.cfg.precise_batches:  # last, since it changes the running statistics if no checkpoint is loaded
         trainer, module, datamodule = sessions.begin(suite=False)
         batches = plan.cfg.precise_batches // plan.batches_at_once
         result["precise"] = precise_statistics.test_precisely(
@@ -253,7 +255,7 @@ def _monitored(trainer: pl.Trainer) -> dict[str, float]:
 
 
 def _callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
-    """The first of this class."""
+    """The trainer's first callback of this class; None if it has none."""
     return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
@@ -266,14 +268,16 @@ def _resume_points(plan: Plan) -> ResumePoints:
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
         on_missing=print_line,
-        on_begin=lambda: record.trains(run_dir),
+        on_begin=lambda: record.mark_trained(run_dir),
         **_plain(cfg.resume),
     )
 
 
 def build(cfg: Any) -> Any:
-    """The object that ``cfg._target_`` names; its arguments are plain lists and dicts, as config objects do not belong
-    into checkpoints.
+    """Builds the object that ``cfg._target_`` names.
+
+    Its arguments are converted to plain lists and dicts: modules may save them in checkpoints, which take plain data
+    only.
     """
     try:
         return instantiate(cfg, _convert_="all")
@@ -288,18 +292,18 @@ def build(cfg: Any) -> Any:
         raise
 
 
-def _quieten() -> None:
-    """Leaves out what Lightning and torch say about every run; warnings that ask for something stay."""
+def _silence_warnings() -> None:
+    """Silences log lines and warnings of Lightning and torch that need no action; others are still printed."""
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     for about in (
-        "does not have many workers",  # digits are in memory
+        "does not have many workers",  # data in memory, such as the digits, need none
         "is smaller than the logging interval",
-        "Checkpoint directory .* exists and is not empty",  # a run that goes on in its directory
-        "The dirpath has changed",  # a run that begins from another one's checkpoint, or tests it
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
+        "The dirpath has changed",  # a run that starts from the checkpoint of another run, or tests it
         "LeafSpec.* is deprecated",  # Lightning 2.6 on torch 2.13
         "You're resuming from a checkpoint that ended before the epoch ended",  # resume_points.py handles it
-        "The `srun` command is available on your system but is not used",  # a machine may have it and not be asked for
+        "The `srun` command is available on your system but is not used",  # not every run on a cluster is a Slurm job
         "You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",  # in the test
     ):
         warnings.filterwarnings("ignore", f".*{about}")

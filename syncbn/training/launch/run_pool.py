@@ -1,4 +1,4 @@
-"""Several runs of one program at once, each with ranks of its own: the cells of a study."""
+"""Runs several runs in parallel, each with its own rank processes; a study runs its jobs this way."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,15 +16,15 @@ from syncbn.training.launch.job import close_wandb, rank
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.run_directory import lock, record, symlinks
 
-GO_ON = "the same command goes on with it"
+RESUME_HINT = "the same command resumes it"
 
 
 class Run(NamedTuple):
     """One run.
 
     Attributes:
-        plan: what it does.
-        overrides: for the record.
+        plan: of the run.
+        overrides: of its command line, for ``run.json``.
     """
 
     plan: Plan
@@ -32,26 +32,26 @@ class Run(NamedTuple):
 
     @property
     def directory(self) -> Path:
-        """The run directory; a run that is in it already is resumed."""
+        """The run directory; a run that exists in it already is resumed."""
         return self.plan.run_dir
 
 
 def run_all(
     runs: Sequence[Run], slots: int, requests: Requests, ended: Callable[[Run, Outcome], None]
 ) -> dict[Path, Outcome]:
-    """Does all of ``runs``, in order, as many at once as there is room for; those that have finished before are left.
+    """Performs all of ``runs`` in order, as many in parallel as ``slots`` allows; finished runs are skipped.
 
-    One that fails, or cannot begin, does not stop the others. Once this process is asked to stop, those that are under
-    way stop with a checkpoint and no other begins.
+    A run that fails or cannot begin does not stop the others. After a signal that asks for a stop, the active runs stop
+    with a checkpoint and no further run begins.
 
     Args:
-        runs: of one machine.
-        slots: processes at once. A run of more waits until it is alone.
-        requests: within its context, what this process is asked.
-        ended: called when one has ended, at once for one that had before.
+        runs: to perform, all on this machine.
+        slots: rank processes in parallel. A run with more ranks runs alone.
+        requests: counts the signals that ask for a stop; its context has to be entered.
+        ended: called when a run has ended, and at once for a run that had finished before.
 
     Returns:
-        How each that was begun has ended, by directory.
+        How each run that was begun has ended, by run directory.
     """
     waiting, outcomes = list(runs), {}
     live: list[tuple[Run, Ranks]] = []
@@ -69,12 +69,12 @@ def run_all(
                     ended(run, begun)
             wait([sentinel for _, ranks in live for sentinel in ranks.sentinels()], timeout=0.1)
             for run, ranks in list(live):
-                if not ranks.live(requests, run.plan.cfg.timeouts.stop):
+                if not ranks.poll(requests, run.plan.cfg.timeouts.stop):
                     live.remove((run, ranks))
                     outcomes[run.directory] = _end(run, ranks, requests)
                     ended(run, outcomes[run.directory])
     finally:
-        for run, ranks in live:  # something was raised here
+        for run, ranks in live:  # empty, unless an exception was raised above
             _end(run, ranks, requests)
     return outcomes
 
@@ -84,12 +84,14 @@ def _processes(live: list[tuple[Run, Ranks]]) -> int:
 
 
 def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
-    """Takes the run directory, writes the beginning of its record and starts the ranks; how the run has ended, where it
-    has finished before or cannot begin.
+    """Locks the run directory, writes ``run.json`` and ``config.yaml``, and starts the ranks.
 
     Args:
         run: to begin.
-        requests: what interrupts the start; None where a start takes no time, as another run has begun before.
+        requests: a signal interrupts the start; None if another run has begun before, so the start takes no time.
+
+    Returns:
+        The ranks; or the outcome, if the run has finished before or cannot begin.
     """
     began, held, end = False, False, Outcome("finished")
     try:
@@ -102,26 +104,27 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
             record.begin(plan, run.directory.name, run.overrides, continue_run.begun_from(run.plan))
             logs = run.directory / "ranks"
             return Ranks(plan.devices, rank, (run.directory,), logs, silent=True, signals=requests)
-        record.mend(run.plan, run.directory.name, run.overrides)
+        record.repair(run.plan, run.directory.name, run.overrides)
     except (Exception, Interrupted) as error:
-        said = " ".join(str(error).split())
-        end = Outcome("failed", said if isinstance(error, SettingError) else f"{type(error).__name__}: {said}", 1)
+        text = " ".join(str(error).split())
+        end = Outcome("failed", text if isinstance(error, SettingError) else f"{type(error).__name__}: {text}", 1)
         if isinstance(error, Interrupted):
-            end = Outcome("interrupted", f"{said}; {GO_ON}", 128 + error.signum)
+            end = Outcome("interrupted", f"{text}; {RESUME_HINT}", 128 + error.signum)
         with suppress(OSError):  # the disk may be full
             if began and record.read(run.directory, "run").get("status") == "running":
                 record.end(run.directory, end.status)
-                record.take_back(run.directory, refused=False)
+                record.undo_begin(run.directory, refused=False)
     if held:
         lock.release(run.directory)
     return end
 
 
 def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
+    """Ends the ranks that still live, records how the run ended, and unlocks its directory."""
     status, refused = "failed", False
     try:
         ranks.close()
-        end = outcome.of(ranks.ends(), requests.seen, run.directory, GO_ON)
+        end = outcome.of(ranks.ends(), requests.seen, run.directory, RESUME_HINT)
         status, refused = end.status, end.refused
         return end
     finally:
@@ -130,5 +133,5 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
         if status != "finished":
             close_wandb(run.directory, requests)
             with suppress(OSError):
-                record.take_back(run.directory, refused=refused)
+                record.undo_begin(run.directory, refused=refused)
         lock.release(run.directory)

@@ -1,4 +1,4 @@
-"""What a run prints: the line at its start, and the table of its results."""
+"""Composes the line that a run prints at its start and the table of results that it prints at its end."""
 
 import shlex
 import shutil
@@ -18,7 +18,7 @@ from syncbn.training.run_directory.record import damage, read, read_whole
 
 
 def headline(plan: Plan) -> str:
-    """One line that says what is about to run."""
+    """One line that describes the run: processes, batch size, norm, and how many samples share statistics."""
     cfg, norm = plan.cfg, plan.cfg.norm
     ranks = f"{plan.devices} {'process' if plan.devices == 1 else 'processes'} on the {plan.accelerator.upper()}"
     if plan.simulated:
@@ -39,7 +39,7 @@ def headline(plan: Plan) -> str:
 
 
 def _adapts(plan: Plan) -> str:
-    """To how many samples batch norm adapts in the test, and what training's statistics count for beside them."""
+    """How many samples batch norm adapts to in the test, and the weight of the training statistics beside them."""
     adapt = plan.cfg.adapt
     prior = adapt.get("prior", 16)
     to = "all samples so far" if adapt.get("streaming") else f"batches of {plan.adaptation_batch}"
@@ -47,14 +47,14 @@ def _adapts(plan: Plan) -> str:
 
 
 def summary(run_dir: Path) -> Group:
-    """What came out and where it lies, as a table, and the command that uploads it.
+    """The results of a run and the paths of its files as a table, and the command that uploads it to W&B.
 
-    A run of an earlier version has perhaps not all of it, one that was ended by ``sys.exit`` no result.
+    A run of an earlier version may lack some results. A run whose rank called ``sys.exit`` has none.
     """
     result, wandb, about = read_whole(run_dir, "result"), read(run_dir, "wandb"), read_whole(run_dir, "run")
     try:
-        rows = _came_out(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
-    except (TypeError, ValueError, AttributeError, KeyError):  # names that are known, with values that are not numbers
+        rows = _result_rows(result) if result else [("result", "none: a rank ended by sys.exit before the end")]
+    except (TypeError, ValueError, AttributeError, KeyError):  # values of the wrong type
         result = {}
     if not result and damage(run_dir, "result"):
         rows = [("result", f"{short(run_dir / 'result.json')} is damaged")]
@@ -66,7 +66,7 @@ def summary(run_dir: Path) -> Group:
     elif result.get("tested") == "final weights":
         rows.append(("tested", "the weights at the end of training: there is no best checkpoint"))
     attempts = wandb_files.directories(run_dir) if wandb else []
-    if wandb.get("url") or attempts:  # its directories may have been removed
+    if wandb.get("url") or attempts:  # the user may have removed the directories
         rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
     table = Table(show_header=False, box=box.HORIZONTALS)
     table.add_column(style="bold", no_wrap=True)
@@ -81,8 +81,8 @@ def summary(run_dir: Path) -> Group:
     return Group(*lines)
 
 
-def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows of the table that say what a result says."""
+def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the table that show ``result.json``."""
     rows = []
     test = result.get("test", {})
     if "test/acc" in test:
@@ -119,5 +119,5 @@ def _came_out(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _program(name: str) -> str:
-    """A command as the user can type it: by its name, or, outside an activated environment, by its path."""
+    """The name of a command if it is on the PATH; otherwise its path in this Python environment."""
     return name if shutil.which(name) else short(Path(sys.executable).parent / name, resolve=False)

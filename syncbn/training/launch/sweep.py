@@ -1,9 +1,9 @@
-"""Sweeps: Hydra's ``-m``, one job after the other, that can be issued again for what is missing.
+"""Runs the jobs of a sweep (Hydra's ``-m``) one after the other; the same command again runs only the missing jobs.
 
-The work of ``hydra/launcher=syncbn`` (``hydra_plugins/syncbn_launcher.py``). Every job has processes, a run directory
-and a W&B run of its own. They are forked from one server that has imported everything
+Implements ``hydra/launcher=syncbn`` (``hydra_plugins/syncbn_launcher.py``). Every job has its own processes, run
+directory and W&B run. The processes are forked from one server that has imported everything
 (:mod:`syncbn.training.distributed.rank_processes`), so a job starts in about a second. In a Slurm job array
-(``slurm/sweep.sbatch``) each task runs the job of its number.
+(``slurm/sweep.sbatch``) each task runs one job, whose number is the task's.
 """
 
 import csv
@@ -39,18 +39,18 @@ from syncbn.training.run_directory import lock, record
 
 
 def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
-    """Runs jobs in turn, or in a Slurm job array the one whose number is the task's.
+    """Runs all jobs in order; in a Slurm job array, only the job whose number is the task's.
 
-    One that fails is marked and does not stop the rest; one that has finished is not run again. Prints a table of all
-    jobs of the sweep at the end.
+    A failed job does not stop the others. A job that has finished is not run again. At the end a table of all jobs of
+    the sweep is printed.
 
     Args:
         launcher: a Hydra launcher after its ``setup``: its ``config``, ``hydra_context`` and ``task_function``.
-        job_overrides: of each job.
+        job_overrides: the overrides of each job.
 
     Returns:
-        What each job returned. If some failed the program ends here, with one line and code 1; but another sweeper
-        than Hydra's own gets their errors, since it may go on without them.
+        The result of each job. If some jobs failed, the program ends here with a one-line error and exit code 1. A
+        sweeper other than Hydra's basic one gets their errors as results instead, since it may continue without them.
     """
     setup_globals()
     settings = launcher.config.hydra
@@ -77,9 +77,9 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 results.append(_run(launcher, list(overrides), number, sweep_dir))
                 if results[-1].status == JobStatus.FAILED:
                     failed.append((number, results[-1]))
-                    _tell(_error(results[-1]))
+                    _print_unreported(_error(results[-1]))
                 configure_log(settings.hydra_logging, settings.verbose)
-                if requests and requests.seen:  # between two jobs, or when one was as good as over
+                if requests and requests.seen:  # the signal came between two jobs, or after the last step of one
                     _stop(requests.seen[0], sweep_dir)
     finally:
         if not console.quiet:
@@ -87,13 +87,13 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
         lock.release(sweep_dir)
     if not failed:
         return results
-    again = f"the same sweep with hydra.sweep.dir={sweep_dir} does what is missing"
-    if not is_basic_sweeper(str(settings.sweeper._target_)):  # it decides itself how many jobs may fail
+    again = f"the same sweep with hydra.sweep.dir={sweep_dir} runs the missing jobs"
+    if not is_basic_sweeper(str(settings.sweeper._target_)):  # such a sweeper decides how many jobs may fail
         for number, result in failed:
             why = " ".join(str(_error(result)).split())
             result.return_value = CompactHydraException(f"error: job {number} failed: {why}; {again}")
         return results
-    if not console.quiet:  # here, and not by Hydra, which prints a traceback for any exception
+    if not console.quiet:  # printed here, because Hydra prints a traceback for any exception
         numbers_of_failed = ", ".join(str(number) for number, _ in failed)
         print_line(f"error: {len(failed)} of {len(jobs)} jobs failed (job {numbers_of_failed}); {again}", error=True)
     raise SystemExit(1)
@@ -102,17 +102,21 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
 def _stop(signum: int, sweep_dir: Path) -> None:
     name = signal.Signals(signum).name
     print_line(
-        f"error: stopped by {name}; the same sweep with hydra.sweep.dir={sweep_dir} does what is missing", error=True
+        f"error: stopped by {name}; the same sweep with hydra.sweep.dir={sweep_dir} runs the missing jobs", error=True
     )
     raise SystemExit(128 + signum)
 
 
 def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[tuple[str, ...], int], range]:
-    """The numbers of the jobs that there are, and which of ``jobs`` to run, by their places; takes the directory."""
+    """Locks the sweep directory and finds the jobs that it has.
+
+    Returns:
+        The number of each existing job, by its overrides; and the indices of ``jobs`` to run.
+    """
     subdir = dict(OmegaConf.to_container(settings.sweep))["subdir"]  # type: ignore[arg-type]  # a DictConfig's is a dict
     if subdir != "${hydra.job.num}":
         raise SettingError("hydra.sweep.subdir", subdir, "leave it out; a job's directory is named by its number")
-    if environment.launcher() == "srun":  # the tasks of an array share the directory, each with a number of its own
+    if environment.launcher() == "srun":  # no lock: the tasks of an array share the directory, each has its own job
         numbers = _numbers(sweep_dir)
         return numbers, _of_array(jobs, numbers, sweep_dir)
     if environment.launcher() is None:
@@ -124,21 +128,21 @@ def _hold(sweep_dir: Path) -> None:
     try:
         lock.hold(sweep_dir)
     except SettingError as error:
-        holder = error.hint.partition(" is at ")[0]
+        holder = error.hint.partition(lock.HELD)[0]
         raise SettingError(
             "hydra.sweep.dir",
             sweep_dir,
-            f"{holder} is at this sweep already; wait for it, or use another directory",
+            f"{holder} is running this sweep already; wait for it, or use another directory",
         ) from None
 
 
 def _free(numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> int:
-    """The number after all that are in use, by a job that has left nothing readable too."""
+    """The next unused number. The number of a job whose files cannot be read is used too."""
     return max([-1, *numbers.values(), *(int(job.name) for job in _directories(sweep_dir))]) + 1
 
 
 def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> range:
-    """The job of this array task, whose number it has."""
+    """The index of the job that this array task runs: the number of the task."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     array = f"#SBATCH --array=0-{len(jobs) - 1}"
     if task is None:
@@ -147,12 +151,12 @@ def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_
         raise SettingError(
             "#SBATCH --array", hint=f"this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}"
         )
-    there = {number: job for job, number in numbers.items()}.get(int(task))
-    if there not in (None, tuple(jobs[int(task)])):
+    earlier = {number: job for job, number in numbers.items()}.get(int(task))
+    if earlier not in (None, tuple(jobs[int(task)])):
         raise SettingError(
             "hydra.sweep.dir",
             sweep_dir,
-            f"job {task} was {' '.join(there)} before and would be {' '.join(jobs[int(task)])} now; give the same "
+            f"job {task} was {' '.join(earlier)} before and would be {' '.join(jobs[int(task)])} now; give the same "
             "settings in the same order, or another directory",
         )
     numbers[tuple(jobs[int(task)])] = int(task)
@@ -160,13 +164,13 @@ def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_
 
 
 def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> JobReturn:
-    """Runs one job; one whose directory cannot be made has failed."""
+    """Runs one job. If its directory cannot be created, the job has failed and the sweep continues."""
     try:
         config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-        if environment.rank() == 0:  # of the ranks of torchrun and srun, which all come here
-            _note(sweep_dir / str(number), list(config.hydra.overrides.task))
+        if environment.rank() == 0:  # under srun all ranks run this function
+            _write_overrides(sweep_dir / str(number), list(config.hydra.overrides.task))
         return run_job(
             hydra_context=launcher.hydra_context,
             task_function=launcher.task_function,
@@ -183,7 +187,7 @@ def _run(launcher: Any, overrides: list[str], number: int, sweep_dir: Path) -> J
 
 
 def _error(result: JobReturn) -> BaseException | None:
-    """What a job raised that has failed."""
+    """The exception of a failed job."""
     with redirect_stderr(StringIO()):  # Hydra 1.3 prints the overrides before it raises the error
         try:
             _ = result.return_value
@@ -192,8 +196,11 @@ def _error(result: JobReturn) -> BaseException | None:
     return None
 
 
-def _note(job: Path, overrides: list[str]) -> None:
-    """Writes a job's settings where its number is found by; Hydra does, but a kill leaves half of what it writes."""
+def _write_overrides(job: Path, overrides: list[str]) -> None:
+    """Writes a job's overrides, by which a repeated sweep finds its number.
+
+    Hydra writes this file too, but not atomically: a kill leaves a part of it.
+    """
     path = job / ".hydra" / "overrides.yaml"
     text = yaml.safe_dump(overrides, allow_unicode=True) if overrides else "[]\n"
     with suppress(OSError, DamagedError):
@@ -204,26 +211,26 @@ def _note(job: Path, overrides: list[str]) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _tell(error: BaseException | None) -> None:
-    """What job.py has not said by itself: what came up before it, in composing the settings say."""
+def _print_unreported(error: BaseException | None) -> None:
+    """Prints an error that job.py has not printed: one raised before it, for example while settings are composed."""
     if not isinstance(error, SettingError | RunError):
         print_line(f"error: {type(error).__name__}: {' '.join(str(error).split())}", error=True)
 
 
 def _directories(sweep_dir: Path) -> list[Path]:
-    """Those of jobs, whose names are numbers."""
+    """The directories of jobs, whose names are numbers."""
     return [path for path in sweep_dir.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name)]
 
 
 def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
-    """The jobs that this directory has seen, by their settings."""
+    """The number of each job in this directory, by its overrides."""
     found: dict[tuple[str, ...], int] = {}
     for job in _directories(sweep_dir):
         try:
             settings = yaml.safe_load(read_text(job / ".hydra" / "overrides.yaml"))
-        except (OSError, DamagedError, ValueError, RecursionError, yaml.YAMLError):  # killed in its first moment
+        except (OSError, DamagedError, ValueError, RecursionError, yaml.YAMLError):  # killed before it was whole
             settings = None
-        if not isinstance(settings, list):  # they are said twice
+        if not isinstance(settings, list):  # run.json has the overrides too
             settings = record.read(job, "run").get("overrides")
         if isinstance(settings, list):
             found[tuple(map(str, settings))] = int(job.name)
@@ -248,7 +255,7 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
         table.add_column(cell(name))
     for row in rows:
         table.add_row(*(cell(_shown(name, row.get(name, ""))) for name in kept))
-    if not console.is_terminal:  # a table for a file or a pipe is as wide as it is
+    if not console.is_terminal:  # in a file or a pipe the table keeps its full width
         console.width = 1000
     console.print()
     console.print(table)
@@ -279,15 +286,15 @@ def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
     if record.damage(run_dir, "result"):
         result, status = {}, "damaged" if status == "finished" else status
     chosen = dict(map(_name_and_value, settings))
-    came_out = (
+    results = (
         {**result.get("monitored", {}), **result.get("test", {}), "seconds": result.get("seconds")} if result else {}
     )
-    row = {"job": number, **chosen, "status": status, **came_out}
-    return row | {"job": number, "status": status}  # whatever settings or metrics bear these names
+    row = {"job": number, **chosen, "status": status, **results}
+    return row | {"job": number, "status": status}  # a setting or metric of the same name must not replace these
 
 
 def _name_and_value(override: str) -> tuple[str, str]:
-    """Of an override without Hydra's syntax: ``+x='a b'`` is ``x`` and ``a b``, ``~x`` is ``x`` and ``removed``."""
+    """Parses an override: ``+x='a b'`` is ``x`` and ``a b``, ``~x`` is ``x`` and ``removed``."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except (HydraException, RecursionError):  # written by another version, or damaged

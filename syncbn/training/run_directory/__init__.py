@@ -1,1 +1,1 @@
-"""The run directory: its path, its lock, and its record."""
+"""Run directories: names and paths, the lock, and the files ``run.json``, ``result.json`` and ``config.yaml``."""

@@ -1,4 +1,4 @@
-"""What ``run.json`` and ``result.json`` hold: the kinds of the values that are read again."""
+"""Checks ``run.json`` and ``result.json``: the types of the values that the program reads back."""
 
 from typing import Any, NamedTuple
 
@@ -6,13 +6,13 @@ STATUSES = ("running", "finished", "failed", "interrupted")
 
 
 class Each(NamedTuple):
-    """An object whose values are of this kind."""
+    """A dict whose values are all of this kind."""
 
     kind: Any
 
 
 NUMBER = (int, float)
-# What the values are that are read again, where they are there.
+# The types of the values that are read back. Each value may be missing or null.
 KINDS: dict[str, dict[str, Any]] = {
     "run": {
         **dict.fromkeys(("started", "ended", "tests", "begun_from", "goes_on_from"), str),
@@ -26,8 +26,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def lacks(name: str, contents: dict[str, Any]) -> str:
-    """What ``run.json`` or ``result.json`` has to have, and this one has not; "" where it is as it was written."""
+def missing_value(name: str, contents: dict[str, Any]) -> str:
+    """The first value that is missing or has a wrong type in ``run.json`` or ``result.json``; "" if all are valid.
+
+    Args:
+        name: "run" or "result".
+        contents: of the file.
+    """
     if name == "run" and contents.get("status") not in STATUSES:
         return "status that is known"
     if name == "result" and not contents:
@@ -37,7 +42,7 @@ def lacks(name: str, contents: dict[str, Any]) -> str:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind of ``KINDS``; None is of each."""
+    """Whether a value is of this kind of ``KINDS``; None is of every kind."""
     if value is None:
         return True
     if isinstance(kind, Each):

@@ -1,4 +1,4 @@
-"""The lock of a run directory: one process at a time works in it."""
+"""Locks a run directory, so that only one process at a time works in it."""
 
 import errno
 import fcntl
@@ -12,15 +12,19 @@ from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import printable
 from syncbn.training.errors import SettingError
 
-_held: dict[Path, int] = {}  # open files, whose locks end with this process, however it ends
+HELD = " is running this run already"  # in the error, after the name of the process
+
+_held: dict[Path, int] = {}  # open lock files; the kernel releases their locks when this process ends, even by SIGKILL
 
 
 def hold(run_dir: Path) -> None:
-    """Takes the run directory for this process, until its end, a sudden one too.
+    """Locks the run directory for this process until :func:`release` or the end of the process.
+
+    On a file system without locks this does nothing.
 
     Raises:
-        SettingError: another process holds it.
-        OSError: there can be no such directory.
+        SettingError: another process holds the lock.
+        OSError: the directory cannot be created.
     """
     patience = 5
     while True:
@@ -35,22 +39,22 @@ def hold(run_dir: Path) -> None:
                 holder = os.read(file, 200).decode(errors="replace") or "another process"
                 os.close(file)
                 raise SettingError(
-                    "run.id", run_dir.name, f"{printable(holder)} is at this run already; wait for it, or stop it"
+                    "run.id", run_dir.name, f"{printable(holder)}{HELD}; wait for it, or stop it"
                 ) from None
-            time.sleep(0.05)  # it may be nothing but a check (is_held), which is over at once
+            time.sleep(0.05)  # another process may only be checking the lock (is_held), which takes a moment
         except OSError:  # a file system without locks
             os.close(file)
             return
         patience -= 1
-        os.close(file)  # also where another has removed it, with a directory that it had made in vain
-    with suppress(OSError):  # no space left, or read-only; the lock holds all the same
+        os.close(file)  # also if release() in another process has just removed this lock file: the next try makes one
+    with suppress(OSError):  # no space left, or read-only; the lock is held even without the note
         os.truncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
     _held[run_dir] = file
 
 
 def release(run_dir: Path) -> None:
-    """Lets others have the run directory. One that holds nothing but the lock loses that too."""
+    """Unlocks the run directory. If it contains nothing but the lock file, that file is removed."""
     if run_dir not in _held:
         return
     file = _held.pop(run_dir)
@@ -62,7 +66,11 @@ def release(run_dir: Path) -> None:
 
 
 def is_held(run_dir: Path) -> bool | None:
-    """Whether a process is at this run; None where no lock tells: in a copy, or on a file system without locks."""
+    """Whether a process holds the lock of this run.
+
+    Returns:
+        None if that is unknown: without a lock file, as in a copy, or on a file system without locks.
+    """
     try:
         file = os.open(run_dir / ".lock", os.O_RDONLY)
     except OSError:
@@ -85,7 +93,7 @@ def _open_lock(run_dir: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not path.exists():
             raise
-        # A run that has finished is shown from a read-only directory too.
+        # The results of a finished run can be shown from a read-only directory too.
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 

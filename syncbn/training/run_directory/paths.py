@@ -1,4 +1,4 @@
-"""The names and directories of runs and sweeps: made once for all processes of a run."""
+"""Chooses the directories of runs and sweeps, alike in all processes of a run, and shortens paths for output."""
 
 import os
 import secrets
@@ -10,9 +10,9 @@ from syncbn.training.distributed import slurm, store
 
 
 def run_dir(parent: str, run_id: str | None, ckpt_path: str | None, mode: str = "train") -> str:
-    """The directory of a run: by its id; without one the run that ``ckpt_path`` lies in, else a new one.
+    """The directory of a run: that of its id; without an id that of the run that ``ckpt_path`` lies in, or a new one.
 
-    So ``ckpt_path`` alone continues a run, and with ``run.id`` it is where another run begins.
+    So ``ckpt_path`` alone resumes a run, and ``ckpt_path`` with ``run.id`` begins another run.
     """
     if run_id is not None:
         return str(Path(parent) / str(run_id))
@@ -24,9 +24,9 @@ def run_dir(parent: str, run_id: str | None, ckpt_path: str | None, mode: str = 
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in, also one without ``run.json``.
+    """The run directory that a checkpoint lies in, even if its ``run.json`` is lost; None outside of run directories.
 
-    Of a symbolic link outside of all runs it is that of the target.
+    For a symbolic link outside of run directories it is the run directory of the target.
     """
     for path in (Path(os.path.normpath(checkpoint.absolute())), real(checkpoint)):
         found = next((d for d in path.parents if (d / "run.json").exists() or _is_run(d, path)), None)
@@ -36,10 +36,10 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def real(path: Path) -> Path:
-    """``path`` without symbolic links. ``Path.resolve`` does this too, and raises where links lead in a circle."""
+    """Resolves symbolic links like ``Path.resolve``, which raises an error for links in a circle."""
     try:
         return Path(os.path.realpath(path))
-    except ValueError:  # a NUL, which no file has in its name
+    except ValueError:  # a NUL, which no file name can contain
         return path.absolute()
 
 
@@ -48,15 +48,15 @@ def _is_run(directory: Path, checkpoint: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; no for a name that no file can have."""
+    """Whether there is such a file; False for a name that no file can have."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or with a NUL
+    except (OSError, ValueError):  # the name is too long or contains a NUL
         return False
 
 
 def is_link(path: Path) -> bool:
-    """Likewise for a symbolic link."""
+    """Whether there is such a symbolic link; False for a name that no file can have."""
     try:
         return path.is_symlink()
     except (OSError, ValueError):
@@ -64,7 +64,7 @@ def is_link(path: Path) -> bool:
 
 
 def is_directory(path: Path) -> bool:
-    """Likewise for a directory."""
+    """Whether there is such a directory; False for a name that no directory can have."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -73,9 +73,10 @@ def is_directory(path: Path) -> bool:
 
 @cache
 def new_id() -> str:
-    """That of the Slurm job, which a requeue keeps, else date, time and a few letters: ``20260131-235959-3f9c``.
+    """A new run id: that of the Slurm job, or date, time and random letters, such as ``20260131-235959-3f9c``.
 
-    An interactive allocation runs many things, so there it is date and time too.
+    A requeue keeps the id of the job, so the job resumes its run. Many runs can start in an interactive allocation, so
+    date and time are used there too.
     """
     if slurm.job() and not slurm.is_interactive():
         return f"slurm-{slurm.job()}"
@@ -83,12 +84,12 @@ def new_id() -> str:
 
 
 def sweep_dir(parent: str) -> str:
-    """The directory of a sweep: that of the job array, whose tasks share it, else date and time."""
+    """The directory of a sweep, named after the Slurm job array, whose tasks share it, or after date and time."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return str(Path(parent) / (f"slurm-{array}" if array else strftime("%Y%m%d-%H%M%S")))
 
 
 def short(path: Path, *, resolve: bool = True) -> str:
-    """Relative to the working directory where it lies below it."""
+    """The path relative to the working directory if it lies below it; otherwise the absolute path."""
     path, here = real(path) if resolve else path, Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,7 +1,10 @@
-"""What a run directory holds besides checkpoints and metrics, and the table that is printed from it at the end.
+"""Writes, reads and recovers the files of a run directory besides checkpoints and metrics.
 
 ``config.yaml``  every setting as it was used        ``run.json``    identity, command, versions, git commit, status
-``wandb.json``   the W&B run                      ``result.json`` what came out
+``wandb.json``   the W&B run                         ``result.json`` results of training and tests
+
+An *attempt* is one execution of a run's command. A resumed run has several, whose files are kept with a number:
+``run-1.json``.
 """
 
 import json
@@ -28,25 +31,25 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.config.schema import GROUPS
 from syncbn.training.read_file import DamagedError, read_json, read_text
 from syncbn.training.run_directory import lock
-from syncbn.training.run_directory.kinds import lacks
+from syncbn.training.run_directory.kinds import missing_value
 from syncbn.training.run_directory.paths import run_of, short
 
 NUMBERED = ("config.yaml", "result.json", "wandb.json", "error.txt", "ranks")  # each attempt has its own
-TABLES = ("metrics.csv", "statistics.csv", "gradients.csv")  # of all attempts, unless one begins anew
+TABLES = ("metrics.csv", "statistics.csv", "gradients.csv")  # resumed attempts append; one that starts over does not
 PACKAGES = ("syncbn", "torch", "lightning", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy", "scikit-learn")
 
 
 def begin(plan: Plan, run_id: str, overrides: list[str], begun_from: str | None = None) -> None:
-    """Writes ``config.yaml`` and ``run.json``; what an earlier attempt in this directory wrote is kept, numbered.
+    """Writes ``config.yaml`` and ``run.json`` of a new attempt, and renames those of an earlier attempt.
 
-    It may be killed anywhere: ``run.json`` is always there, and does not say ``finished`` once anything has been moved.
-    Where a file cannot be written, everything is put back.
+    The process may be killed at any point: ``run.json`` always exists, and its status is no longer ``finished`` before
+    the first file is renamed. If a file cannot be written, all files are renamed back.
 
     Args:
         plan: of the run.
         run_id: its name.
-        overrides: what the user has said.
-        begun_from: the checkpoint that the user named; None keeps that of the earlier attempts.
+        overrides: of the command line.
+        begun_from: the checkpoint of ``ckpt_path``; None keeps that of the earlier attempts.
     """
     run_dir = plan.run_dir
     before = recovered(run_dir)
@@ -65,24 +68,24 @@ def begin(plan: Plan, run_id: str, overrides: list[str], begun_from: str | None 
         **_about(plan, overrides),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    numbered = [*NUMBERED, *(TABLES if earlier != run_dir.resolve() else ())]  # else the tables go on
+    numbered = [*NUMBERED, *(TABLES if earlier != run_dir.resolve() else ())]  # otherwise the tables are continued
     try:
         if before:
-            _keep(run_dir, before, last)
+            _keep_record(run_dir, before, last)
         for name in numbered:
             if (path := run_dir / name).exists():
                 path.rename(_numbered(path, last))
-        # The next number only now: after a kill before this, the rest is moved to the last.
+        # run.json gets the new number last: after a kill before this line the next attempt renames the remaining files.
         write(run_dir, "run", record)
         with replacing(run_dir / "config.yaml") as draft:
             OmegaConf.save(plan.settings(), draft)
     except OSError:
-        _put_back(run_dir, last)
+        _rename_back(run_dir, last)
         raise
 
 
 def _about(plan: Plan, overrides: list[str]) -> dict[str, Any]:
-    """What does not depend on earlier attempts."""
+    """The values of ``run.json`` that do not depend on earlier attempts."""
     return {
         "command": [sys.executable, *sys.argv],
         "overrides": overrides,
@@ -93,10 +96,10 @@ def _about(plan: Plan, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def mend(plan: Plan, run_id: str, overrides: list[str]) -> None:
-    """Writes ``run.json`` and ``config.yaml`` again where a run that has finished with these settings has lost them."""
+def repair(plan: Plan, run_id: str, overrides: list[str]) -> None:
+    """Rewrites ``run.json`` and ``config.yaml`` of a finished run with these settings, if they are lost or damaged."""
     run_dir = plan.run_dir
-    if lacks("run", read(run_dir, "run")):
+    if missing_value("run", read(run_dir, "run")):
         about = _about(plan, overrides) | recovered(run_dir)
         if (run_dir / "run.json").exists():
             (run_dir / "run.json").replace(run_dir / "damaged-run.json")
@@ -110,35 +113,38 @@ def mend(plan: Plan, run_id: str, overrides: list[str]) -> None:
             OmegaConf.save(plan.settings(), draft)
 
 
-def take_back(run_dir: Path, *, refused: bool) -> bool:
-    """Undoes :func:`begin` for an attempt that ended before it trained; whether it did.
+def undo_begin(run_dir: Path, *, refused: bool) -> bool:
+    """Undoes :func:`begin` for an attempt that failed before it trained.
 
-    A run that had finished stays finished, with its results and settings. Any other run stays as it was where this
-    attempt was refused: nothing was done with its settings.
+    A run that had finished stays finished, with its results and settings. Any other run is restored if this attempt was
+    refused, since nothing was done with the refused settings.
 
     Args:
-        run_dir: a run directory whose attempt has ended, and not finished.
-        refused: its settings cannot work.
+        run_dir: a run directory whose last attempt has ended without finishing.
+        refused: the settings of the attempt cannot work.
+
+    Returns:
+        Whether the attempt was undone.
     """
     now = read(run_dir, "run")
     last = _attempt(run_dir, now) - 1
     before = read(run_dir, f"run-{last}")
     if now.get("trained") or not (before.get("status") == "finished" or (before and refused)):
         return False
-    _put_back(run_dir, last)
+    _rename_back(run_dir, last)
     return True
 
 
-def trains(run_dir: Path) -> None:
-    """Notes that this attempt changes the run from now on."""
+def mark_trained(run_dir: Path) -> None:
+    """Records that this attempt changes the run from now on, so that :func:`undo_begin` leaves it as it is."""
     write(run_dir, "run", recovered(run_dir) | {"trained": True})
 
 
-def _put_back(run_dir: Path, last: int) -> None:
-    """Renames what the attempt with this number had left; ``run.json`` comes last, and marks that it is done."""
+def _rename_back(run_dir: Path, last: int) -> None:
+    """Renames the files of the attempt with this number back; ``run.json`` last, which completes the undo."""
     for path in [run_dir / name for name in (*NUMBERED, *TABLES)]:
         kept = _numbered(path, last)
-        with suppress(OSError):  # as far as it goes: the disk may be read-only by now
+        with suppress(OSError):  # renames as many as possible: the disk may be read-only by now
             if kept.exists():
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -162,31 +168,38 @@ def _attempt(run_dir: Path, record: dict[str, Any]) -> int:
     return number if isinstance(number, int) else len(list(run_dir.glob("run-*.json"))) + 1
 
 
-def _keep(run_dir: Path, record: dict[str, Any], number: int) -> None:
-    """Copies ``run.json``, for it marks a run directory, and takes back that the run has finished."""
+def _keep_record(run_dir: Path, record: dict[str, Any], number: int) -> None:
+    """Copies ``run.json`` to its number, and sets the status of ``run.json`` itself to ``running``.
+
+    It is copied and not renamed, because a directory without ``run.json`` is not recognized as a run directory.
+    """
     if damage(run_dir, "run"):
         (run_dir / "run.json").replace(run_dir / "damaged-run.json")
-    if not (run_dir / f"run-{number}.json").exists():  # else the copy is of before it was taken back
+    # An existing copy was made by an attempt that was killed during this. It has the status from before that attempt.
+    if not (run_dir / f"run-{number}.json").exists():
         write(run_dir, f"run-{number}", record)
     write(run_dir, "run", record | {"attempt": number, "status": "running"})
 
 
 def _wandb_id(run_id: str) -> str:
-    """Of this run directory alone: W&B makes one of two runs with one id, also from another sweep, or long deleted."""
-    if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run_id):  # date, time and letters: made for this run
+    """A W&B id that no other run directory has.
+
+    W&B merges two runs with the same id, even if one is of another sweep or was deleted long ago.
+    """
+    if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run_id):  # a generated id is unique already
         return run_id
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)[:100]  # W&B takes no other names
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)[:100]  # W&B accepts no other characters
     return f"{name}-{secrets.token_hex(3)}"
 
 
 def end(run_dir: Path, status: str, **more: Any) -> None:
-    """Writes how the run ended into ``run.json``: ``finished``, ``failed`` or ``interrupted``."""
+    """Writes the status of an ended run into ``run.json``: ``finished``, ``failed`` or ``interrupted``."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write(run_dir, "run", recovered(run_dir) | {"status": status, "ended": ended} | more)
 
 
 def read(run_dir: Path, name: str) -> dict[str, Any]:
-    """The contents of ``name.json`` in the run directory; empty where there is none, or it is damaged."""
+    """The contents of ``name.json`` in the run directory; empty if the file is missing or damaged."""
     try:
         return read_json(run_dir / f"{name}.json")
     except (OSError, DamagedError):
@@ -194,10 +207,10 @@ def read(run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def damage(run_dir: Path, name: str) -> str:
-    """What is wrong with ``name.json``, in one line with its path; empty where it is whole, or not there."""
+    """What is wrong with ``name.json``, in one line with its path; empty if the file is intact or missing."""
     path = run_dir / f"{name}.json"
     try:
-        missing = lacks(name, read_json(path))
+        missing = missing_value(name, read_json(path))
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -208,10 +221,10 @@ def damage(run_dir: Path, name: str) -> str:
 
 
 def settings(run_dir: Path) -> DictConfig | None:
-    """``config.yaml`` of a run; None where there is none.
+    """Reads ``config.yaml`` of a run; None if it is missing.
 
     Raises:
-        DamagedError: it cannot be read, or is not the settings of a run. One line, with its path.
+        DamagedError: the file cannot be read, or does not contain the settings of a run. One line, with its path.
     """
     path = run_dir / "config.yaml"
     try:
@@ -224,25 +237,28 @@ def settings(run_dir: Path) -> DictConfig | None:
     except DamagedError as error:
         raise DamagedError(short(path, resolve=False), error.hint) from error
     except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        said = " ".join(str(error).split())[:100]
-        raise DamagedError(short(path, resolve=False), f"is damaged ({said})") from error
+        reason = " ".join(str(error).split())[:100]
+        raise DamagedError(short(path, resolve=False), f"is damaged ({reason})") from error
     groups = [name for name in GROUPS if not isinstance(found, DictConfig) or not OmegaConf.is_dict(found.get(name))]
     if groups or not text.endswith("\n"):
-        lacks = f"it has no {', '.join(groups)}" if groups else "its end is missing"
-        raise DamagedError(short(path, resolve=False), f"is damaged ({lacks})")
+        reason = f"it has no {', '.join(groups)}" if groups else "its end is missing"
+        raise DamagedError(short(path, resolve=False), f"is damaged ({reason})")
     assert isinstance(found, DictConfig)
     return found
 
 
 def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """``run.json``; where it is lost or damaged, what the rest of the run directory tells; empty where no run began.
+    """Reads ``run.json``, or recovers it from the other files if it is lost or damaged.
 
     Args:
-        run_dir: a run directory; there need be none.
-        report: takes a line where something was recovered.
+        run_dir: a run directory, which need not exist.
+        report: called with a line if ``run.json`` was recovered.
+
+    Returns:
+        The contents; empty if no run has begun in this directory.
     """
     found = read(run_dir, "run")
-    if found and not lacks("run", found):
+    if found and not missing_value("run", found):
         return found
     wrong = damage(run_dir, "run")
     try:
@@ -262,37 +278,37 @@ def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) 
         elif run_of(Path(named)) != run_dir.resolve():
             about["begun_from"] = named
     wandb_id = about.get("wandb_id") or read(run_dir, "wandb").get("id")
-    status = "finished" if not lacks("result", read(run_dir, "result")) else "running"
+    status = "finished" if not missing_value("result", read(run_dir, "result")) else "running"
     return about | {"attempt": last + 1, "wandb_id": wandb_id, "status": status}
 
 
 def status(run_dir: Path) -> str:
-    """How a run ended. One that says ``running``, and that no process holds, was ``killed``."""
+    """The status of a run. A run with the status ``running`` whose lock no process holds was ``killed``."""
     about = read(run_dir, "run")
-    if lacks("run", about):
+    if missing_value("run", about):
         return "damaged" if damage(run_dir, "run") or (run_dir / "result.json").exists() else "failed"
-    said = str(about["status"])
-    if said == "interrupted" and about.get("requeued"):
+    recorded = str(about["status"])
+    if recorded == "interrupted" and about.get("requeued"):
         return "requeued"
-    return "killed" if said == "running" and lock.is_held(run_dir) is False else said
+    return "killed" if recorded == "running" and lock.is_held(run_dir) is False else recorded
 
 
 def write(run_dir: Path, name: str, contents: dict[str, Any]) -> None:
-    """Replaces ``name.json`` in the run directory, whole or not at all."""
+    """Replaces ``name.json`` in the run directory atomically."""
     text = json.dumps(contents, indent=2) + "\n"
     with replacing(run_dir / f"{name}.json") as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def monitored(run_dir: Path) -> float | None:
-    """The best value of the monitored metric; None if it was never logged, and for a run that only tests."""
+    """The best value of the monitored metric; None if it was never logged, or the run only tests."""
     return next(iter((read_whole(run_dir, "result").get("monitored") or {}).values()), None)
 
 
 def read_whole(run_dir: Path, name: str) -> dict[str, Any]:
-    """The contents of ``name.json``, empty where they lack something too."""
+    """The contents of ``name.json``; empty if the file is missing, damaged or lacks a value."""
     found = read(run_dir, name)
-    return {} if lacks(name, found) else found
+    return {} if missing_value(name, found) else found
 
 
 def _version(package: str) -> str | None:
@@ -304,7 +320,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def _git() -> dict[str, Any] | None:
-    """The commit of the working directory, and whether anything in it had changed since, when first asked."""
+    """The git commit of the working directory and whether it has uncommitted changes, at the first call."""
     try:
         commit, status = (
             subprocess.run(

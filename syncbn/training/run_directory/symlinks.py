@@ -7,19 +7,19 @@ from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import printable
 from syncbn.training.errors import SettingError
 
-# What a run writes to without replacing it. Other files of a run directory are replaced, which replaces a link too.
+# Files that a run appends to. It writes other files by renaming a draft, which replaces a symbolic link.
 APPENDED = ("metrics.csv", "statistics.csv", "gradients.csv", "wandb-lines.jsonl", "error.txt", "train.log")
 FOLDERS = ("checkpoints", "ranks", "wandb")
 
 
 def detach(run_dir: Path) -> list[str]:
-    """Replaces symbolic links in a run directory, where writing to them would change files elsewhere.
+    """Replaces symbolic links in a run directory through which the run would change files elsewhere.
 
-    A link to a file becomes a copy. A link to a directory becomes a directory of links to what is in it, so that its
-    checkpoints can be read, and neither replaced nor deleted. A broken link is removed.
+    A link to a file becomes a copy. A link to a directory becomes a directory of links to its files, so that the run
+    can read the checkpoints in it, but neither replaces nor deletes them. A broken link is removed.
 
     Returns:
-        The names of what was a link.
+        The names of the replaced links.
 
     Raises:
         SettingError: a file that is written to is a pipe, a socket or a device.

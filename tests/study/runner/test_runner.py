@@ -26,9 +26,7 @@ def test_it_does_what_is_missing(tmp_path: Path) -> None:
     stop = fault(tmp_path, "kill")
     first = of_study(tmp_path, stop)
     assert first.code == 1
-    assert (
-        "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command goes on with it" in first.err
-    )
+    assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command resumes it" in first.err
     assert first.err.splitlines()[-1] == "error: 1 of 6 runs failed; the same command does them again"
     assert "5 of 6 runs (1 failed)" in first.out
     done = written(tmp_path)

@@ -228,9 +228,7 @@ def test_a_finished_run_is_left_alone_by_a_run_that_begins_from_it(here: Path) -
     assert "seed=0 -> 1" in seed.err
     assert "run.id=NAME begins another run from that checkpoint" in seed.err
     whole = train(here, "run.id=C", *begins, *QUICK, "trainer.max_epochs=3", "ckpt_restore=all")
-    unchanged(
-        whole, here, before, line=f"ckpt_path={here}/outputs/A/checkpoints/best.ckpt: it is of a training with an"
-    )
+    unchanged(whole, here, before, line=f"ckpt_path={here}/outputs/A/checkpoints/best.ckpt: it was saved with an")
     assert "not those of AdamW); use that one, or begin another run with its weights" in whole.err
     model = train(here, "run.id=D", *begins, *SAME, "model.width=32")
     unchanged(model, here, before, line=f"ckpt_path={here / best}: it is not of this model")

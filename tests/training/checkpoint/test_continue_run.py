@@ -60,4 +60,4 @@ def test_a_run_that_is_not_done_may_be_looked_at_more_closely(tmp_path: Path) ->
     assert continue_run.continued(longer.in_directory(run_dir), said.append)
     record.end(run_dir, "failed")
     assert continue_run.continued(settled(*more).in_directory(run_dir), said.append)
-    assert said == [f"this run {how} before; it had no checkpoint and begins anew" for how in ("finished", "failed")]
+    assert said == [f"this run {how} before; it had no checkpoint and starts over" for how in ("finished", "failed")]

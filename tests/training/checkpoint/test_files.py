@@ -45,7 +45,7 @@ def test_files_of_other_names_are_no_resume_points(points: list[Path]) -> None:
 
 def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "last.ckpt")
-    assert files.damage(tmp_path / "last.ckpt") == "it is no file"
+    assert files.damage(tmp_path / "last.ckpt") == "it is not a regular file"
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -55,7 +55,7 @@ def test_a_damaged_one_is_reported_and_passed_over(points: list[Path], how: str)
     assert files.newest(points[0].parent, said.append) == points[1]
     assert len(said) == 1
     assert said[0].startswith("step-00000010.ckpt is damaged (")
-    assert said[0].endswith("): it is passed over for the one before")
+    assert said[0].endswith("): it is skipped, and the previous checkpoint is tried")
 
 
 def test_any_changed_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_what_was_not_said_is_as_it_was_in_the_run(tmp_path: Path) -> None:
     assert (cfg.data.split_seed, cfg.data.test_fraction, cfg.seed, cfg.data.seed) == (1, 0.3, 5, 5)
     assert (cfg.data.corruption, cfg.optimizer.lr) == ("shift", 0.05)
     assert len(said) == 1
-    assert said[0].startswith("as in the run of the checkpoint: model._target_=syncbn.training.MLP ")
+    assert said[0].startswith("taken from the run of the checkpoint: model._target_=syncbn.training.MLP ")
     assert " model.activation=tanh " in said[0]
     repeated = ["model=mlp", "model.activation=tanh", "norm=group_norm", "norm.num_groups=4", "seed=5"]
     assert taken(tmp_path, trained, *repeated, "data.corruption=shift")[0] == cfg

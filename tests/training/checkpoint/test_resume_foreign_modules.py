@@ -50,7 +50,7 @@ def test_callbacks_that_draw_and_data_without_a_length_go_on_in_the_middle_of_an
 def test_hyper_parameters_that_are_objects_are_left_out(tmp_path: Path) -> None:
     straight = faulty(tmp_path, *ONE, "module._target_=loops.Lit", "trainer.max_epochs=1")
     assert straight.code == 0, straight.err
-    assert straight.out.count("not in checkpoints, as no plain data: network, optimizer, scheduler\n") == 1
+    assert straight.out.count("left out of checkpoints, not plain data: network, optimizer, scheduler\n") == 1
     checkpoint = torch.load(straight.directory / "checkpoints/best.ckpt", weights_only=True)  # type: ignore[operator]
     assert checkpoint["hyper_parameters"] == {"decay_norm": False, "label_smoothing": 0.0, "num_classes": 10}
 
@@ -66,7 +66,7 @@ def test_plain_loaders_begin_their_epoch_anew(tmp_path: Path) -> None:
     settings = ("data._target_=loops.Plain", "module._target_=loops.Lit")
     _, other = resumed(tmp_path, {"epoch": 1, "batch": 7}, *settings, what="terminate")
     assert "it goes on from outputs/a/checkpoints/step-00000027.ckpt" in other.out
-    assert "epoch 2 begins anew, with what was learned in it so far\n" in other.out
+    assert "epoch 2 starts over, with the weights learned so far\n" in other.out
     last = torch.load(other.directory / "checkpoints/last.ckpt", weights_only=True)  # type: ignore[operator]
     assert last["global_step"] == 3 * BATCHES + 9
     assert logged(other, "train/first") == [1, 2, 3]

@@ -59,7 +59,7 @@ def test_another_world_size_with_the_same_global_batch_goes_on(tmp_path: Path) -
         if name == "changed":
             assert first.code == 143, first.err
             first = faulty(tmp_path, *settings, f"run.id={name}", "trainer.devices=1")
-            assert "it was trained by 2 processes so far and goes on with 1" in first.out
+            assert "the checkpoint was trained with 2 processes and resumes with 1" in first.out
         assert first.code == 0, first.err
         ends[name] = torch.load(first.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for key, value in ends["straight"].items():
@@ -122,7 +122,7 @@ def test_settings_that_changed_are_said(tmp_path: Path) -> None:
     assert faulty(tmp_path, "run.id=a", fault(tmp_path, "terminate", epoch=1)).code == 143
     second = faulty(tmp_path, "run.id=a", "module.label_smoothing=0.1", "trainer.max_epochs=2")
     assert second.code == 0, second.err
-    assert "with other settings than before: callbacks.fault." in second.out
+    assert "settings that changed since the last attempt: callbacks.fault." in second.out
     assert ", module.label_smoothing=0.0 -> 0.1\n" in second.out
 
 
@@ -133,7 +133,7 @@ def test_two_processes_cannot_be_at_one_run(tmp_path: Path) -> None:
     code, said = (tmp_path / "said").read_text(encoding="utf-8").split(" ", 1)
     assert code == "1"
     assert said.startswith("error: run.id=a: process ")
-    assert "is at this run already; wait for it, or stop it" in said
+    assert "is running this run already; wait for it, or stop it" in said
 
 
 def test_a_run_begun_from_another_ones_checkpoint_goes_on_by_the_same_command_or_the_printed_one(

@@ -134,10 +134,10 @@ def test_without_their_server_ranks_end_as_they_would(tmp_path: Path, capsys: py
     ranks = Ranks(3, end_without_a_server, (server, tmp_path), tmp_path / "ranks")
     ends = ranks.watch(Requests(), stop_timeout=10)
     assert [end.code for end in ends] == [3, None, 143]
-    assert capsys.readouterr().err.count("warning: the process that ranks are forked from was killed") == 1
+    assert capsys.readouterr().err.count("warning: the fork server was killed") == 1
     line = outcome.of(ends[1:2], [], tmp_path, "go on").message
     assert "of 1 (pid " in line
-    assert line.endswith(" is not known: the process that ranks are forked from was killed before; go on")
+    assert line.endswith(" with an unknown exit code: the fork server was killed before it ended; go on")
     assert [end.code for end in watch(tmp_path, sleep, 0.1)] == [0, 0]  # by another server
 
 
@@ -149,7 +149,7 @@ def test_a_server_that_ends_while_it_starts_ranks_is_named(tmp_path: Path, monke
 
     fork_server.start_server()
     monkeypatch.setattr(ranks_module, "start_server", killed)
-    with pytest.raises(StartError, match=r"ended while it started them, killed perhaps \(see dmesg\)"):
+    with pytest.raises(StartError, match=r"ended while it started the ranks, killed perhaps \(see dmesg\)"):
         Ranks(2, sleep, (60.0,), tmp_path / "ranks")
 
 
@@ -163,13 +163,13 @@ def test_a_request_ends_the_wait_for_the_first_rank(tmp_path: Path) -> None:
     requests = Requests()
     with requests, Requests() as inner:
         signal.raise_signal(signal.SIGHUP)
-        assert (requests.seen, inner.seen, inner.enough) == ([signal.SIGHUP], [signal.SIGHUP], False)
+        assert (requests.seen, inner.seen, inner.kill_requested) == ([signal.SIGHUP], [signal.SIGHUP], False)
         with pytest.raises(Interrupted, match="stopped by SIGHUP"):
             Ranks(2, sleep, (60.0,), tmp_path / "ranks", signals=inner)
         signal.raise_signal(signal.SIGTERM)
-        assert not inner.enough
+        assert not inner.kill_requested
         signal.raise_signal(signal.SIGINT)
-        assert inner.enough
+        assert inner.kill_requested
 
 
 @pytest.mark.parametrize(("environment", "heard"), [({}, 130), ({"TORCHELASTIC_RUN_ID": "a"}, 2)])

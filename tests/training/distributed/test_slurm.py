@@ -118,7 +118,7 @@ def scontrol(where: Path, says: str, code: int = 0) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("says", "signum", "comes_back"),
+    ("says", "signum", "requeued"),
     [
         ("JobState=RUNNING PreemptTime=None", signal.SIGUSR1, True),
         ("JobState=RUNNING PreemptTime=None", signal.SIGTERM, False),
@@ -128,11 +128,11 @@ def scontrol(where: Path, says: str, code: int = 0) -> Path:
         ("JobState=CANCELLED PreemptTime=2026-01-31T23:59:59", signal.SIGTERM, False),
     ],
 )
-def test_which_jobs_come_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, signum: int, comes_back: bool
+def test_which_jobs_are_requeued(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, signum: int, requeued: bool
 ) -> None:
     put(monkeypatch, JOB | {"PATH": f"{scontrol(tmp_path, says)}:{os.environ['PATH']}"})
-    assert slurm.comes_back(signum) == comes_back
+    assert slurm.should_requeue(signum) == requeued
 
 
 def tasks(where: Path, *settings: str) -> list[subprocess.Popen]:
@@ -161,7 +161,7 @@ def test_a_signal_at_the_very_begin_stops_both_tasks_and_puts_the_job_back(tmp_p
     both[1].send_signal(signal.SIGUSR1)
     out = [task.communicate(timeout=120)[0] for task in both]
     assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
-    assert "stopped by SIGUSR1: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
+    assert "stopped by SIGUSR1: job 7 is requeued and will resume from its last checkpoint\n" in out[0]
     assert (tmp_path / "calls").read_text(encoding="utf-8").splitlines() == ["show job --oneliner 7", "requeue 7"]
     (run_dir,) = tmp_path.glob("outputs/*")
     assert run_dir.name == "slurm-7"
@@ -180,7 +180,7 @@ def test_a_job_that_slurm_has_put_back_itself_is_not_told_to_be_sent_again(tmp_p
         task.send_signal(signal.SIGTERM)
     out = [task.communicate(timeout=120)[0] for task in both]
     assert [task.returncode for task in both] == [128 + signal.SIGTERM] * 2, out
-    assert "stopped by SIGTERM: job 7 goes back into the queue, and will go on from its last checkpoint\n" in out[0]
+    assert "stopped by SIGTERM: job 7 is requeued and will resume from its last checkpoint\n" in out[0]
     assert "error: " not in out[0]
     assert "requeue" not in (tmp_path / "calls").read_text(encoding="utf-8")
     about = json.loads((tmp_path / "outputs/slurm-7/run.json").read_text(encoding="utf-8"))
@@ -207,7 +207,7 @@ def test_a_task_that_hangs_is_named_by_the_other(tmp_path: Path) -> None:
         both[1].kill()
         both[1].communicate()
     assert both[0].returncode != 0
-    cause = "no word from rank 1 on node1 within 5 s, timeouts.collective (RuntimeError: "
+    cause = "no response from rank 1 on node1 within 5 s, timeouts.collective (RuntimeError: "
     assert f"error: rank 0 of 2 on node0 failed: {cause}" in out
 
 

@@ -17,7 +17,7 @@ from syncbn.training.errors import AgreedError
 
 TIMEOUT = RuntimeError("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 7000ms for recv")
 LOST = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:4711")
-NOBODY = "all ranks have waited, none is silent: a link between them, or they are out of step (SYNCBN_DEBUG=1)"
+NOBODY = "all ranks timed out, all respond: a link between them failed, or they are out of step (SYNCBN_DEBUG=1)"
 ENVIRONMENT = {"TORCHELASTIC_RUN_ID": "a", "MASTER_ADDR": "127.0.0.1"}
 SERVER = """
 import time
@@ -51,13 +51,13 @@ def test_silent_ranks_are_named_with_their_hosts(monkeypatch: pytest.MonkeyPatch
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(7):
         be(monkeypatch, rank, 7, store.port)
-        unresponsive_ranks.introduce()
+        unresponsive_ranks.register_host()
     for rank in (0, 1, 4, 6):
         be(monkeypatch, rank, 7, store.port)
-        unresponsive_ranks.leave_word(TIMEOUT)
-    them = "no word from rank 2, 3 on node1, rank 5 on node2"
-    assert unresponsive_ranks.to_blame(TIMEOUT, 7.0) == f"{them} within 7 s, timeouts.collective"
-    assert unresponsive_ranks.to_blame(LOST, 7.0) == them
+        unresponsive_ranks.report_failure(TIMEOUT)
+    them = "no response from rank 2, 3 on node1, rank 5 on node2"
+    assert unresponsive_ranks.find_unresponsive(TIMEOUT, 7.0) == f"{them} within 7 s, timeouts.collective"
+    assert unresponsive_ranks.find_unresponsive(LOST, 7.0) == them
 
 
 def test_a_rank_that_failed_by_itself_is_not_called_silent_and_explains_the_others(
@@ -66,12 +66,12 @@ def test_a_rank_that_failed_by_itself_is_not_called_silent_and_explains_the_othe
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(3):
         be(monkeypatch, rank, 3, store.port, patience=20)
-        unresponsive_ranks.introduce()
+        unresponsive_ranks.register_host()
     for rank, error in ((1, KeyError("a")), (0, LOST)):
         be(monkeypatch, rank, 3, store.port, patience=20)
-        unresponsive_ranks.leave_word(error)
+        unresponsive_ranks.report_failure(error)
     begin = time.monotonic()
-    assert unresponsive_ranks.to_blame(LOST, 7.0) == "rank 1 on node0 failed: KeyError"
+    assert unresponsive_ranks.find_unresponsive(LOST, 7.0) == "rank 1 on node0 failed: KeyError"
     assert time.monotonic() - begin < 15
 
 
@@ -79,11 +79,11 @@ def give_up(rank: int, world_size: int, port: int, late: float) -> tuple[str, fl
     """What this rank says, and after how long; the last gives up late."""
     variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_PORT": str(port)}
     with mock.patch.dict(os.environ, ENVIRONMENT | variables), mock.patch.object(unresponsive_ranks, "PATIENCE", 20.0):
-        unresponsive_ranks.introduce()
+        unresponsive_ranks.register_host()
         time.sleep(late if rank == world_size - 1 else 0)
         begin = time.monotonic()
-        unresponsive_ranks.leave_word(TIMEOUT)
-        return unresponsive_ranks.to_blame(TIMEOUT, 7.0), time.monotonic() - begin
+        unresponsive_ranks.report_failure(TIMEOUT)
+        return unresponsive_ranks.find_unresponsive(TIMEOUT, 7.0), time.monotonic() - begin
 
 
 def test_ranks_that_all_wait_are_none_of_them_silent_and_wait_no_longer(ranks) -> None:
@@ -103,10 +103,10 @@ def test_under_srun_the_rank_that_has_the_store_stays_for_the_looks_of_others(
     monkeypatch.setattr(unresponsive_ranks, "LINGER", 3.0)
     for each in (1 - rank, rank):
         be(monkeypatch, each, 2, store.port)
-        unresponsive_ranks.introduce()
-        unresponsive_ranks.leave_word(TIMEOUT)
+        unresponsive_ranks.register_host()
+        unresponsive_ranks.report_failure(TIMEOUT)
     begin = time.monotonic()
-    assert unresponsive_ranks.to_blame(TIMEOUT, 7.0) == NOBODY
+    assert unresponsive_ranks.find_unresponsive(TIMEOUT, 7.0) == NOBODY
     assert (time.monotonic() - begin > 3) == stays
 
 
@@ -116,12 +116,15 @@ def test_a_store_that_cannot_be_reached_is_named_in_time(
 ) -> None:
     process, port = server
     be(monkeypatch, 1, 2, port)
-    unresponsive_ranks.introduce()
+    unresponsive_ranks.register_host()
     process.send_signal(signal.SIGKILL if how == "ended" else signal.SIGSTOP)
     time.sleep(0.2)
     begin = time.monotonic()
-    unresponsive_ranks.leave_word(TIMEOUT)
-    assert unresponsive_ranks.to_blame(TIMEOUT, 7.0) == "torchrun on 127.0.0.1, which has the store, cannot be reached"
+    unresponsive_ranks.report_failure(TIMEOUT)
+    assert (
+        unresponsive_ranks.find_unresponsive(TIMEOUT, 7.0)
+        == "torchrun on 127.0.0.1, which has the store, cannot be reached"
+    )
     assert time.monotonic() - begin < 10
 
 
@@ -132,13 +135,13 @@ def test_what_was_heard_before_the_store_was_gone_counts(
     process, port = server
     for rank in range(3):
         be(monkeypatch, rank, 3, port, patience=4)
-        unresponsive_ranks.introduce()
+        unresponsive_ranks.register_host()
     for rank in (0, 2):
         be(monkeypatch, rank, 3, port, patience=4)
-        unresponsive_ranks.leave_word(LOST)
+        unresponsive_ranks.report_failure(LOST)
     threading.Timer(1.0, process.send_signal, [how]).start()
     begin = time.monotonic()
-    assert unresponsive_ranks.to_blame(LOST, 7.0) == "no word from rank 1 on node0"
+    assert unresponsive_ranks.find_unresponsive(LOST, 7.0) == "no response from rank 1 on node0"
     assert time.monotonic() - begin < 15
 
 
@@ -152,8 +155,8 @@ def test_what_was_heard_before_the_store_was_gone_counts(
 )
 def test_other_errors_have_nobody_else_to_blame(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     be(monkeypatch, 0, 2, 1)
-    monkeypatch.setattr(unresponsive_ranks, "_within", lambda *_: None)
-    assert unresponsive_ranks.to_blame(error, 7.0) == ""
+    monkeypatch.setattr(unresponsive_ranks, "_run_within", lambda *_: None)
+    assert unresponsive_ranks.find_unresponsive(error, 7.0) == ""
 
 
 @pytest.mark.parametrize("alone", ["one rank", "watched by train.py", "agreed"])
@@ -162,11 +165,11 @@ def test_where_there_is_nobody_to_tell_the_store_is_left_alone(monkeypatch: pyte
     if alone == "watched by train.py":
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     calls = []
-    monkeypatch.setattr(unresponsive_ranks, "_within", lambda *_: calls.append(1))
+    monkeypatch.setattr(unresponsive_ranks, "_run_within", lambda *_: calls.append(1))
     if alone == "agreed":
-        unresponsive_ranks.leave_word(AgreedError("a", 1, "no"))
+        unresponsive_ranks.report_failure(AgreedError("a", 1, "no"))
     else:
-        unresponsive_ranks.introduce()
-        unresponsive_ranks.leave_word(TIMEOUT)
-        assert unresponsive_ranks.to_blame(TIMEOUT, 7.0) == ""
+        unresponsive_ranks.register_host()
+        unresponsive_ranks.report_failure(TIMEOUT)
+        assert unresponsive_ranks.find_unresponsive(TIMEOUT, 7.0) == ""
     assert calls == []

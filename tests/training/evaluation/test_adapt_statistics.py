@@ -233,7 +233,7 @@ def test_a_test_is_done_once_and_anew_where_it_was_killed(tmp_path: Path) -> Non
     run_dir, said = tmp_path / "a", []
     begin(a_test(tmp_path, "adapt=batch"), run_dir, "running")
     assert continue_run.continued(a_test(tmp_path, "adapt=batch").in_directory(run_dir), said.append)
-    assert said == ["this run was killed before; it begins anew"]
+    assert said == ["this run was killed before; it starts over"]
     record.end(run_dir, "finished")
     assert not continue_run.continued(a_test(tmp_path, "adapt=batch").in_directory(run_dir), said.append)
     with pytest.raises(SettingError, match=r"run\.id=a: .*\(adapt\.name=batch -> None, .*\); use another id"):

@@ -75,7 +75,7 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
     begin = time.monotonic()
     run = faulty(tmp_path, "run.id=a", "timeouts.collective=5", fault(tmp_path, "hang", epoch=1, rank=1))
     line = check(run, first="error: rank 1 of 2 (pid ")
-    assert " is stopped, by SIGSTOP or a debugger, and the others have waited too long for it; " in line
+    assert " is stopped, by SIGSTOP or a debugger, and the other ranks timed out waiting for it; " in line
     assert time.monotonic() - begin < 60
 
 
@@ -95,7 +95,7 @@ def test_a_signal_stops_all_ranks_after_the_step(tmp_path: Path, what: str, code
     at = {"hook": "on_train_batch_start", "epoch": 1, "batch": 4, "rank": 1}
     run = faulty(tmp_path, "run.id=a", "data.num_workers=1", fault(tmp_path, what, **at), logger="wandb")
     check(run, code=code, status="interrupted", first=f"error: stopped by {name}; ")
-    assert f"{name}: stopping after this step, with a checkpoint" in run.err
+    assert f"{name}: the run stops after this step and saves a checkpoint" in run.err
     checkpoint = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
     assert checkpoint["global_step"] == 18 + 5
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")}  # type: ignore[operator]
@@ -153,7 +153,7 @@ def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path) -> None:
 def test_a_killed_fork_server_does_not_end_the_run(tmp_path: Path) -> None:
     run = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill_server"), "trainer.max_epochs=1")
     assert (run.code, run.left) == (0, [])
-    assert run.err == "warning: the process that ranks are forked from was killed; they continue without it\n"
+    assert run.err == "warning: the fork server was killed; the ranks continue without it\n"
     assert run.json("run")["status"] == "finished"
 
 
@@ -206,7 +206,7 @@ def test_under_torchrun_a_rank_that_hangs_is_named_by_the_others(tmp_path: Path)
     lines = [line for line in run.err.splitlines() if line.startswith("error: ")]
     assert lines, run.err
     host = socket.gethostname()
-    cause = f"no word from rank 1 on {host} within 5 s, timeouts.collective \\(RuntimeError: .*Timed out .*\\)"
+    cause = f"no response from rank 1 on {host} within 5 s, timeouts.collective \\(RuntimeError: .*Timed out .*\\)"
     for line in lines:  # torchrun may end the second before it has said anything
         assert re.match(f"error: rank [02] of 3 on {host} failed: {cause}; go on with: torchrun", line), run.err
 

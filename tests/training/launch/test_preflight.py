@@ -72,7 +72,7 @@ def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch,
 def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rank.setenv("WORLD_SIZE", "3")
     store.connect(0).set_timeout(timedelta(seconds=0.5))
-    with pytest.raises(SettingError, match=r"^launcher: of 3 ranks, rank 2 has not come within 0.5 s$"):
+    with pytest.raises(SettingError, match=r"^launcher: rank 2 of 3 did not report within 0.5 s$"):
         store.gathered("preflight", "", 0.5)
 
 
@@ -165,7 +165,7 @@ def test_ranks_share_the_cores_where_no_number_of_threads_is_asked_for(
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(run, "_quieten", lambda: None)
+    monkeypatch.setattr(run, "_silence_warnings", lambda: None)
     monkeypatch.setattr(preflight, "check", lambda *_: pytest.fail("so far", pytrace=False))
     cfg = OmegaConf.merge(CFG, {"mode": "train", "trainer": {"devices": devices}})
     assert isinstance(cfg, DictConfig)

@@ -30,7 +30,7 @@ class Ended:
             record.write(args[0], "wandb", {"finished": False})
         self.closed = False
 
-    def live(self, *_: Any) -> bool:
+    def poll(self, *_: Any) -> bool:
         return False
 
     def sentinels(self) -> list[int]:
@@ -80,7 +80,7 @@ def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: 
     assert below.message.startswith("NotADirectoryError: ")
     assert "run has finished with other settings (data.global_batch_size=8 -> 16)" in other.message
     assert unstarted.message == "RuntimeError: the server socket"
-    assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command goes on" in killed.message
+    assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command resumes" in killed.message
     assert good.message == ""
     status = {name: record.read(tmp_path / name, "run")["status"] for name in names[1:]}
     assert status == {"other": "finished", "unstarted": "failed", "killed": "failed", "good": "finished"}
@@ -93,7 +93,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, closed: 
     record.begin(run.plan, "a", [])
     lock.hold(run.directory)
     outcomes = run_pool.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
-    assert "is at this run already" in outcomes[run.directory].message
+    assert "is running this run already" in outcomes[run.directory].message
     assert record.read(run.directory, "run")["status"] == "running"
     assert run.directory in lock._held
     lock.release(run.directory)

@@ -102,13 +102,13 @@ def test_a_failed_job_is_marked_and_does_not_stop_the_rest(tmp_path: Path) -> No
     assert "error: data.global_batch_size=63: 2 devices cannot share it equally; " in run.err
     assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); there was no checkpoint yet" in run.err
     assert run.err.splitlines()[-1] == (
-        "error: 2 of 3 jobs failed (job 0, 1); the same sweep with hydra.sweep.dir=multirun/a does what is missing"
+        "error: 2 of 3 jobs failed (job 0, 1); the same sweep with hydra.sweep.dir=multirun/a runs the missing jobs"
     )
     assert "Traceback" not in run.err
     assert status(tmp_path) == {"0": "failed", "2": "finished"}
     again = sweep(tmp_path, "data.global_batch_size=64,32", die, "logger=csv")
     assert again.code == 0, again.err
-    assert "this run failed before; it had no checkpoint and begins anew" in again.out
+    assert "this run failed before; it had no checkpoint and starts over" in again.out
     assert again.out.count("has finished before") == 1
     assert status(tmp_path) == {"0": "finished", "2": "finished"}
 
@@ -118,7 +118,7 @@ def test_an_interrupted_sweep_goes_on_in_the_middle_of_its_job(tmp_path: Path) -
     run = sweep(tmp_path, "seed=0,1", stop, "logger=csv")
     assert run.code == 130
     assert run.left == []
-    assert "the same sweep with hydra.sweep.dir=multirun/a goes on with it" in run.err
+    assert "the same sweep with hydra.sweep.dir=multirun/a resumes it" in run.err
     assert "  0     interrupted" in run.out  # the table
     assert status(tmp_path) == {"0": "interrupted"}
     again = sweep(tmp_path, "seed=0,1", stop, "logger=csv")
@@ -133,7 +133,7 @@ def test_a_second_sweep_in_the_directory_of_one_that_runs_is_refused(tmp_path: P
     run = sweep(tmp_path, "seed=0", nested, "logger=csv", fresh=True)
     assert run.code == 0, run.err
     assert re.fullmatch(
-        r"1 error: hydra\.sweep\.dir=multirun/a: process \d+ on \S+ is at this sweep already; "
+        r"1 error: hydra\.sweep\.dir=multirun/a: process \d+ on \S+ is running this sweep already; "
         r"wait for it, or use another directory\n",
         said.read_text(encoding="utf-8"),
     ), said.read_text(encoding="utf-8")

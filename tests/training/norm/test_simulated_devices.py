@@ -84,7 +84,7 @@ def test_what_devices_keep_each_by_itself_survives_a_stop(tmp_path: Path) -> Non
         refused = train(tmp_path, *settings, "run.id=parts", *other)
         assert refused.code == 1
         assert refused.err.startswith(f"error: {line}")
-        assert "an epoch that was counted with simulate=2 and 16 samples at once; resume with that, or" in refused.err
+        assert "in the middle of an epoch with simulate=2 and 16 samples at once; resume with that, or" in refused.err
         assert len(refused.err.splitlines()) == 1
     rest = train(tmp_path, *settings, "run.id=parts")
     assert "goes on from" in rest.out

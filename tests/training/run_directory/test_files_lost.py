@@ -39,10 +39,10 @@ def test_the_message_of_a_worker_is_its_exceptions(tmp_path: Path) -> None:
     trace = '  File "/a/data.py", line 7, in __getitem__\n    return open(path)\n           ^^^^\n'
     deep = '  File "/b/site-packages/torch/fetch.py", line 54, in fetch\n    data = self.dataset[i]\n' * 40
     text = "Caught ValueError in DataLoader worker process 1.\nOriginal Traceback (most recent call last):\n"
-    about = rank_error.about(ValueError(f"{text}{deep}{trace}ValueError: no: such\nlabel\n"))
+    about = rank_error.describe(ValueError(f"{text}{deep}{trace}ValueError: no: such\nlabel\n"))
     assert about["message"] == "no: such label (DataLoader worker process 1)"
     assert about["place"] == "/a/data.py:7"
-    assert rank_error.about(ValueError("plain"))["message"] == "plain"
+    assert rank_error.describe(ValueError("plain"))["message"] == "plain"
 
 
 def test_a_directory_that_becomes_read_only_costs_nothing_that_was_saved(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_where_every_resume_point_is_damaged_the_run_begins_anew_and_reports_eac
     assert again.code == 0, again.err
     for path in points:
         assert f"{path.name} is damaged (" in again.out
-    assert "begins anew" in again.out
+    assert "starts over" in again.out
     assert again.json("result")["steps"] == 3 * 18
 
 

@@ -326,7 +326,7 @@ def test_a_finished_run_with_a_damaged_file_is_mended_by_its_own_command(run_dir
         assert line.startswith(f"outputs/A/{name} is {'missing' if how == 'gone' else 'damaged ('}"), line
         assert len(line) < 250
     before = record.read(run_dir, "run")
-    record.mend(cfg.in_directory(run_dir), "A", overrides)
+    record.repair(cfg.in_directory(run_dir), "A", overrides)
     assert record.read(run_dir, "run")["status"] == "finished"
     if before:
         assert record.read(run_dir, "run") == before
@@ -384,7 +384,7 @@ def test_results_that_are_lost_with_the_checkpoints_are_named(run_dir: Path) -> 
     (run_dir / "result.json").write_text("", encoding="utf-8")
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(
-        SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no sound checkpoint is left"
+        SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no intact checkpoint is left"
     ):
         continue_run.continued(settled(*SAME).in_directory(run_dir), pytest.fail)
 
@@ -423,7 +423,7 @@ def test_a_run_that_cannot_begin_again_is_as_it_was(
         else:
             break
     assert last == 8  # four files, and their directory each time
-    assert record.take_back(run_dir, refused=False)
+    assert record.undo_begin(run_dir, refused=False)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
@@ -440,9 +440,9 @@ def test_only_a_run_that_has_finished_or_was_refused_is_taken_back(run_dir: Path
         record.end(copy, status)
         record.begin(cfg.in_directory(copy), "A", [])
         if trained:
-            record.trains(copy)
+            record.mark_trained(copy)
         record.end(copy, "failed")
-        assert record.take_back(copy, refused=refused) == taken
+        assert record.undo_begin(copy, refused=refused) == taken
         assert record.read(copy, "run")["status"] == (status if taken else "failed")
         shutil.rmtree(copy)
 
@@ -653,6 +653,6 @@ def test_the_state_of_another_optimizer_is_told_from_ones_own() -> None:
     later["param_groups"][0]["an option of a later version"] = 1
     assert files.other_optimizer([later], [adam]) is None
     assert files.other_optimizer([sgd.state_dict()], [optimizer(torch.optim.SGD, 3)]) == (
-        "its groups have 2 parameters, and here [3]"
+        "its parameter groups have 2 parameters, and those of this training [3]"
     )
-    assert files.other_optimizer([], [sgd]) == "it has 0 of them, and this training 1"
+    assert files.other_optimizer([], [sgd]) == "the checkpoint has 0 optimizers, and this training 1"
