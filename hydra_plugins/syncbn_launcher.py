@@ -1,4 +1,7 @@
-"""Where Hydra looks for plugins: ``hydra/launcher=syncbn``. Hydra imports it at each start."""
+"""The Hydra launcher plugin for sweeps, ``hydra/launcher=syncbn``.
+
+Hydra finds plugins in the package ``hydra_plugins`` and imports this module at every start, so it imports little.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +13,7 @@ from omegaconf import DictConfig
 
 
 class SyncbnLauncher(Launcher):
-    """Runs the jobs of a sweep by :func:`syncbn.training.launch.sweep.run`."""
+    """Runs the jobs of a sweep with :func:`syncbn.training.launch.sweep.run`."""
 
     def __init__(self) -> None:
         self.config: DictConfig | None = None

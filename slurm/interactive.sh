@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A shell in an allocation, to try things in:  slurm/interactive.sh [salloc's options]
-# In it  srun .venv/bin/python train.py [settings]  runs on all of it, and  exit  gives it back.
+# Opens a shell in an allocation, for experiments:  slurm/interactive.sh [options of salloc]
+# In this shell,  srun .venv/bin/python train.py [settings]  runs on the whole allocation, and  exit  releases it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source slurm/site.sh

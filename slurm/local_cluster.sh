@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A real Slurm of several nodes on one machine, from Debian's or Ubuntu's packages: to try job scripts, and for tests.
-# All it writes is in one directory, but for the lines in the hosts file that give the nodes their names, and with
-# --network the nodes' network namespaces.
+# Runs a real Slurm cluster of several nodes on one machine, from Debian's or Ubuntu's packages, for job scripts and tests.
+# All its files are in one directory. Outside of it are only the nodes' names in the hosts file and, with --network, the
+# nodes' network namespaces.
 set -euo pipefail
 
 DIR=${SYNCBN_SLURM_DIR:-/var/tmp/syncbn-slurm}
 CONF=$DIR/slurm.conf
-CPUS=4     # a node's, whatever this machine has
-PORT=16817 # slurmctld's; node K listens at PORT + K
+CPUS=4     # CPUs of each node, independent of this machine
+PORT=16817 # port of slurmctld; node K listens on PORT + K
 HOSTS=/etc/hosts
 MARK="# syncbn local slurm in $DIR" # the first line of slurm.conf, and the end of our lines in the hosts file
 POLICY=/usr/sbin/policy-rc.d
-NET=198.18.77    # with --network node K has the address NET.K; of a range that is meant for tests (RFC 2544)
-BRIDGE=syncbn0   # what the nodes' links end at, and this machine's own end of them, NET.254
+NET=198.18.77    # with --network, node K has the address NET.K, in a range reserved for tests (RFC 2544)
+BRIDGE=syncbn0   # bridge that connects the nodes' links; this machine has the address NET.254 on it
 PATH=$PATH:/usr/sbin:/sbin
 umask 022
 
@@ -21,17 +21,17 @@ usage() {
 usage: slurm/local_cluster.sh up [NODES] [--network] | down | status | kill-node NAME | start-node NAME
                               | cut-link NAME | mend-link NAME
 
-  up [NODES]       start NODES nodes (2), syncbn1 and so on, of $CPUS CPUs each; installs missing packages
-    --network      each in a network namespace, with a link, an address and a host name of its own
-  down             end all of it, jobs too, and remove all it has written
-  status           nodes and jobs; exit code 0 if all nodes are idle, mixed or allocated
-  kill-node NAME   SIGKILL to all processes of the node, as if it had lost its power
-  start-node NAME  bring such a node back
-  cut-link NAME    take down the node's link: nothing that is sent comes through any more
-  mend-link NAME   bring it back
+  up [NODES]       start NODES nodes (default 2), syncbn1, syncbn2, ..., of $CPUS CPUs each; install missing packages
+    --network      give each node its own network namespace, link, address and host name
+  down             end the cluster and its jobs, and remove all its files
+  status           show nodes and jobs; exit code 0 if all nodes are idle, mixed or allocated
+  kill-node NAME   send SIGKILL to all processes of the node, as in a power failure
+  start-node NAME  start a killed node again
+  cut-link NAME    take down the node's network link: packets are lost
+  mend-link NAME   bring the link up again
 
-Partitions: low, the default, and high, which preempts: jobs in low are warned, ended, and queued again.
-Its directory is \$SYNCBN_SLURM_DIR ($DIR); commands find it by SLURM_CONF, which up prints.
+Partitions: low, the default, and high, which preempts: jobs in low are warned, ended, and requeued.
+Its directory is \$SYNCBN_SLURM_DIR ($DIR); Slurm's commands find the cluster by SLURM_CONF, which up prints.
 END
 }
 
@@ -40,7 +40,7 @@ fail() {
   exit 1
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds
+# wait_for SECONDS COMMAND...: wait until the command succeeds
 wait_for() {
   local end=$((SECONDS + $1))
   until "${@:2}"; do
@@ -49,7 +49,7 @@ wait_for() {
   done
 }
 
-# --- Which processes are ours? Those with a path of our directory among their arguments, and what they have started.
+# --- Our processes: those with a path in our directory among their arguments, and their descendants
 
 is_up() { [[ $(ours slurmctld) ]]; }
 ours() { ps -C "$1" -o pid=,args= | awk -v dir="[ =]$DIR/" '$0 ~ dir { print $1 }' || true; }
@@ -57,8 +57,8 @@ others() { ps -C "$1" -o pid=,args= | awk -v dir="[ =]$DIR/" '$0 !~ dir && !/<de
 
 slurmd_of() { pgrep -xf "slurmd (-b )?-N $1 -f $CONF" || true; }
 
-# node_processes NODE: its slurmd; its slurmstepds, which write to the node's log, with all that descends from them; and
-# what has the environment of its jobs, for its slurmstepd may be gone
+# node_processes NODE: its slurmd; its slurmstepds, which write to the node's log, and their descendants; and processes
+# with the environment of its jobs, whose slurmstepd may have ended
 node_processes() {
   local pid steps=()
   slurmd_of "$1"
@@ -76,23 +76,23 @@ node_processes() {
 } 2>/dev/null
 
 kill_node() {
-  # A job may kill its own node: this does not count itself among what is to end.
+  # A job may kill its own node; without SLURMD_NODENAME, this script is not among the processes to kill.
   [[ ${SLURMD_NODENAME:-} != "$1" ]] || exec env -u SLURMD_NODENAME bash "$0" kill-node "$1"
   local pids
   for _ in {1..100}; do
     pids=$({ node_processes "$1" || true; } | grep -vx $$ || true)
     [[ $pids ]] || return 0
-    xargs kill -KILL <<<"$pids" 2>/dev/null || true # in this order, so that none reports the end of another
+    xargs kill -KILL <<<"$pids" 2>/dev/null || true # slurmd first, so that no process reports the end of another one
     sleep 0.05
   done
   fail "processes of node $1 do not end: $(xargs <<<"$pids")"
 }
 
-# --- What is written
+# --- Files and network
 
 nodes() { sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$CONF"; }
 
-# name_nodes NAMES...: these and no others in the hosts file; written in place, as in containers it is a mount
+# name_nodes NAMES...: put these nodes and no others into the hosts file; written in place, since in containers it is a mount
 name_nodes() {
   local kept name
   kept=$(grep -v " $MARK\$" "$HOSTS"; echo .)
@@ -103,7 +103,7 @@ name_nodes() {
 has_network() { grep -qs "NodeAddr=$NET" "$CONF"; }
 address_of() { if has_network; then echo "$NET.${1#syncbn}"; else echo 127.0.0.1; fi; }
 
-# link NODES...: gives each a network namespace of its name, with a link to the bridge
+# link NODES...: create a network namespace with the name of each node, and a link from it to the bridge
 link() {
   local name
   ip link add "$BRIDGE" type bridge
@@ -132,7 +132,7 @@ write_conf() { # NODES NETWORK
   local host k memory at=127.0.0.1
   if [[ $2 ]]; then at=$NET.254; fi
   host=$(hostname -s)
-  memory=$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo) # not shared out: the most that a job may ask for
+  memory=$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo) # of each node, not divided between them: the maximum request of a job
   cat <<END
 $MARK
 ClusterName=syncbn
@@ -140,7 +140,7 @@ SlurmctldHost=$host($at)
 SlurmctldPort=$PORT
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job waits until its old credentials have expired: two minutes, unless cred_expire says less.
+# A requeued job waits until its old credentials have expired; the default of cred_expire is two minutes.
 AuthInfo=socket=$DIR/run/munge.socket,cred_expire=10
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
@@ -148,10 +148,10 @@ SlurmctldPidFile=$DIR/run/slurmctld.pid
 SlurmdPidFile=$DIR/run/slurmd.%n.pid
 SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd.%n.log
-# A line for each attempt of a job, with how it ended.
+# One line per attempt of a job, with its exit status.
 JobCompType=jobcomp/filetxt
 JobCompLoc=$DIR/log/jobs.txt
-# No cgroups, no accounting, no mail; more CPUs than there are.
+# No cgroups, no accounting, no mail; config_overrides allows more CPUs than the machine has.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -160,17 +160,17 @@ MailProg=/bin/true
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-# Jobs start at once, and scontrol show job knows them for an hour after their end.
+# Jobs start at once, and scontrol show job lists them for an hour after their end.
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
 MinJobAge=3600
 JobRequeue=1
 KillWait=10
 OverTimeLimit=0
-# A node that does not answer for so long is down, seen at the next look at it; one that answers again is used again.
+# A node that does not respond for this time is set down at the next check; a node that responds again is used again.
 SlurmdTimeout=15
 ReturnToService=1
-# A preempted job gets the signal of its --signal, or SIGTERM, and is ended after GraceTime. Slurm looks whether that
-# has passed, and whether time limits have, every 30 seconds.
+# A preempted job gets the signal of its --signal, or SIGTERM, and is ended after GraceTime. Slurm checks GraceTime and
+# time limits every 30 seconds.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -183,7 +183,7 @@ END
   done
 }
 
-# --- What has to hold
+# --- Preconditions
 
 need_root() { [[ $EUID == 0 ]] || fail "$1 needs root, as Slurm's daemons do: sudo slurm/local_cluster.sh $1"; }
 need_no_job() { [[ -z ${SLURM_JOB_ID:-} ]] || fail "this is within Slurm job $SLURM_JOB_ID; $1 works outside of jobs"; }
@@ -226,7 +226,7 @@ need_packages() { # PACKAGES...
   command -v apt-get >/dev/null || fail "Slurm's packages are Debian's or Ubuntu's, and there is no apt-get here"
   [[ $EUID == 0 ]] || fail "packages are missing: sudo apt-get install --no-install-recommends ${missing[*]}"
   echo "installing ${missing[*]}"
-  if [[ ! -e $POLICY ]]; then # Debian's way to say that packages start no daemons when they are installed
+  if [[ ! -e $POLICY ]]; then # with this file, Debian packages do not start daemons on installation
     made_policy=yes
     trap 'rm -f "$POLICY"' EXIT
     printf '#!/bin/sh\nexit 101\n' >"$POLICY"
@@ -240,13 +240,13 @@ need_packages() { # PACKAGES...
 
 # --- The commands
 
-# start LOG COMMAND...: a daemon, which inherits nothing from who starts it
+# start LOG COMMAND...: start a daemon, which inherits nothing from its caller
 start() {
   LOG=$DIR/log/$1.log
   (cd / && exec env -i PATH="$PATH" LANG=C.UTF-8 SLURM_CONF="$CONF" "${@:2}" </dev/null >>"$LOG" 2>&1)
 }
 
-# nodes_are STATES [NODE]: all of them, or this one
+# nodes_are STATES [NODE]: whether all nodes, or this one, are in one of these states
 nodes_are() {
   local states
   states=$(SLURM_CONF=$CONF sinfo -hN -p low ${2:+-n "$2"} -o %t 2>/dev/null) || return 1
@@ -268,10 +268,10 @@ failed_up() {
   take_down
 }
 
-# daemon_of NODE: starts its slurmd
+# daemon_of NODE: start its slurmd
 daemon_of() {
   local within=()
-  # shellcheck disable=SC2016  # the inner shell's
+  # shellcheck disable=SC2016  # expanded by the inner shell
   if has_network; then within=(nsenter --net="/run/netns/$1" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$1"); fi
   start "slurmd.$1" "${within[@]}" slurmd "${@:2}" -N "$1" -f "$CONF"
 }
@@ -294,9 +294,9 @@ up() {
   fi
   need_packages "${packages[@]}"
   need_root up
-  need_no_other_slurm # for the packages may have started one
+  need_no_other_slurm # again, since the packages may have started one
   [[ -w $HOSTS ]] || fail "$HOSTS cannot be written, and the nodes need names in it"
-  take_down # what is left of a cluster whose machine was switched off
+  take_down # remains of a cluster whose machine was switched off
   mapfile -t names < <(seq -f "syncbn%g" "${1:-2}")
   if [[ $network ]]; then need_no_other_network "${names[@]}"; fi
 
@@ -319,7 +319,7 @@ up() {
   echo "export SLURM_CONF=$CONF"
 }
 
-# Ends and removes whatever there is. Jobs are cancelled first, so that srun and salloc in other shells end, too.
+# End and remove the cluster, or parts of one. Jobs are cancelled first, so that srun and salloc in other shells end too.
 take_down() {
   local name
   if is_up; then SLURM_CONF=$CONF timeout 5 bash -c 'squeue -ho %A | xargs -r scancel' 2>/dev/null || true; fi
@@ -349,8 +349,8 @@ status() {
   nodes_are 'idle|mix|alloc'
 }
 
-# The node says that it was switched off (-b): so Slurm knows that its jobs are gone, also where it has not missed the
-# node yet, and does not use it until it is told to.
+# slurmd -b reports a reboot of the node. Slurm then knows that its jobs are gone, even if it has not noticed the failure
+# yet, and does not use the node until it is resumed.
 start_node() {
   local before
   if [[ $(slurmd_of "$1") ]]; then echo "node $1 runs already" && return; fi
@@ -363,14 +363,14 @@ start_node() {
   use "$1"
 }
 
-# use NODE: until Slurm does, which may have given it up
+# use NODE: resume the node until Slurm uses it; Slurm may have set it down
 use() {
   is_used() { nodes_are 'idle|mix|alloc|comp' "$1" || { scontrol update nodename="$1" state=resume && false; }; }
   export SLURM_CONF=$CONF
   wait_for 15 is_used "$1" 2>/dev/null || fail "Slurm does not use node $1; see $DIR/log/slurmctld.log"
 }
 
-# set_link NODE up|down: the end of it that is not the node's
+# set_link NODE up|down: set the state of the bridge's end of the node's link
 set_link() {
   has_network || fail "the nodes have no links of their own; start them with: slurm/local_cluster.sh up --network"
   ip link set "$1" "$2"

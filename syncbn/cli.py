@@ -1,11 +1,15 @@
-"""The command ``syncbn``. A subcommand imports what it needs when it is called, so that ``--help`` need not wait."""
+"""The command line program ``syncbn`` with its subcommands ``doctor``, ``table`` and ``compare``.
+
+A subcommand imports its modules when it is called, so that ``--help`` is fast.
+"""
 
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":  # the program: a signal ends it from here on
+# Only if this is the program, not when the module is imported: from here on a signal ends the process at once.
+if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":
     from syncbn.training import standard_streams
     from syncbn.training.distributed.signals import end_at_once
 
@@ -30,11 +34,13 @@ def syncbn() -> None:
 
 @app.command()
 def doctor(
-    outputs: Annotated[Path, typer.Option(help="Where run directories would be made.")] = Path("outputs"),
+    outputs: Annotated[Path, typer.Option(help="Directory in which run directories would be created.")] = Path(
+        "outputs"
+    ),
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for the self-test of the layer.")] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check this machine for training, without training; the exit code is 1 if a check FAILED."""
+    """Check whether this machine is ready to train, without training; the exit code is 1 if a check FAILED."""
     from rich.console import Console
 
     from syncbn import doctor
@@ -43,10 +49,11 @@ def doctor(
     from syncbn.training.distributed.signals import Interrupted
 
     console = Console(highlight=False)
-    status = console.status("looking at this machine, and running the layer on it ...")
+    status = console.status("checking this machine and running the layer on it ...")
     try:
         shown = status if console.is_terminal and not as_json else nullcontext()
-        with Requests() as signals, signals.raising(), shown:  # the ranks of the self-test are to be ended
+        # A signal raises Interrupted, so that the self-test ends its rank processes.
+        with Requests() as signals, signals.raising(), shown:
             rows = doctor.examine(outputs, timeout)
     except Interrupted as stop:
         print_line(f"error: {stop}", error=True)
@@ -62,9 +69,9 @@ def doctor(
 
 @app.command()
 def table(
-    directory: Annotated[Path, typer.Argument(help="Of the sweep: hydra.sweep.dir, multirun/... if not said.")],
+    directory: Annotated[Path, typer.Argument(help="Directory of the sweep: hydra.sweep.dir, by default multirun/...")],
 ) -> None:
-    """Show all jobs of a sweep, and write them to its sweep.csv anew."""
+    """Show all jobs of a sweep, and rewrite its sweep.csv."""
     from rich.console import Console
 
     from syncbn.training.console import print_line
@@ -72,26 +79,30 @@ def table(
 
     if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
         print_line(
-            f"error: {directory}: there is no job of a sweep in it; give the directory that has 0, 1, ...", error=True
+            f"error: {directory}: it has no job of a sweep; use the directory that contains 0, 1, ...", error=True
         )
         sys.exit(1)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, sweeps' directories, directories of these.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, sweep directories, or directories of these.")],
     factor: Annotated[
-        str, typer.Option(help="What is compared: a setting, or a group (norm, data.batch_size).")
+        str, typer.Option(help="The compared factor: a setting, or a group (norm, data.batch_size).")
     ] = "norm",
-    baseline: Annotated[str | None, typer.Option(help="The side to compare with; local, if not said.")] = None,
-    metric: Annotated[str, typer.Option(help="By what, as result.json names it.")] = "test/acc",
-    margin: Annotated[float | None, typer.Option(help="What is no difference yet; 0.75 points, or 5 %.")] = None,
-    alpha: Annotated[float, typer.Option(help="Level of the tests.")] = 0.01,
-    report: Annotated[Path | None, typer.Option(help="Directory of the report; compare beside the runs.")] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="The tables here, and no report.")] = False,
-    wandb: Annotated[str | None, typer.Option(help="Log it to W&B too: offline or online.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The value to compare with; by default local.")] = None,
+    metric: Annotated[str, typer.Option(help="The compared metric, by its name in result.json.")] = "test/acc",
+    margin: Annotated[
+        float | None, typer.Option(help="Largest difference that counts as equal; by default 0.75 points, or 5 %.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Significance level of the tests.")] = 0.01,
+    report: Annotated[
+        Path | None, typer.Option(help="Directory of the report; by default compare, next to the runs.")
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Print the tables, write no report.")] = False,
+    wandb: Annotated[str | None, typer.Option(help="Also log the comparison to W&B: offline or online.")] = None,
 ) -> None:
-    """Compare runs that differ in one factor, over pairs of one seed: effect, interval, tests, cost; and a report."""
+    """Compare runs that differ in one factor, paired by seed: effect, interval, tests, cost; and write a report."""
     from rich.console import Console
 
     from syncbn.study.compare import compare as comparing

@@ -1,4 +1,4 @@
-"""For tests and benchmarks: make the layer take a road that it would not take here."""
+"""Context managers for tests and benchmarks that force the layer to use another implementation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from syncbn.nn.kernels import cpu, gpu
 
 @contextmanager
 def force_exchange() -> Iterator[None]:
-    """Within this context a group of one rank exchanges with itself, so that one process runs the distributed code."""
+    """Let a group of one rank all-reduce with itself, so that a single process runs the distributed code."""
     before, all_reduce.forced = all_reduce.forced, True
     try:
         yield
@@ -19,7 +19,7 @@ def force_exchange() -> Iterator[None]:
 
 @contextmanager
 def without_native() -> Iterator[None]:
-    """Within this context torch's kernels do what compiled code does otherwise, as where there is no C compiler."""
+    """Use torch's kernels instead of the compiled code for the CPU, as without a C compiler."""
     before, cpu.disabled = cpu.disabled, True
     try:
         yield
@@ -29,7 +29,7 @@ def without_native() -> Iterator[None]:
 
 @contextmanager
 def without_gpu() -> Iterator[None]:
-    """Within this context torch's kernels do what Triton's do otherwise, as where there is no Triton."""
+    """Use torch's kernels instead of the Triton kernels, as without Triton."""
     before, gpu.disabled = gpu.disabled, True
     try:
         yield
@@ -39,10 +39,10 @@ def without_gpu() -> Iterator[None]:
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Within this context tensors of the CPU go through the kernels for GPUs, in Triton's interpreter.
+    """Run the GPU kernels on CPU tensors, in Triton's interpreter.
 
     Raises:
-        RuntimeError: there is no Triton, or TRITON_INTERPRET=1 was not in the environment when it was imported.
+        RuntimeError: Triton is not installed, or TRITON_INTERPRET=1 was not set when it was imported.
     """
     if not gpu.interprets():
         raise RuntimeError("interpreted(): needs Triton, and TRITON_INTERPRET=1 in the environment from the start")

@@ -1,1 +1,1 @@
-"""Lightning callbacks that watch training: statistics, gradients, non-finite values, targets, progress."""
+"""Lightning callbacks that monitor training: statistics, gradients, non-finite values, targets and progress."""

@@ -1,4 +1,4 @@
-"""The best value of the monitored metric: what a run returns to a sweeper such as Optuna's."""
+"""Records the best value of the monitored metric, which a run returns to a sweeper such as Optuna's."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 class BestMetric(pl.Callback):
     """Keeps the best value of the metric that the first ModelCheckpoint monitors.
 
-    Without a ModelCheckpoint, or where it monitors nothing, the metric is ``default`` and higher is better. A value
-    that is nan is never the best.
+    Without a ModelCheckpoint, or where it monitors nothing, the metric is ``default`` and higher is better. NaN values
+    are ignored.
 
     Args:
-        default: the name of a metric.
+        default: the name of the metric to use then.
     """
 
     def __init__(self, default: str) -> None:
@@ -23,7 +23,7 @@ class BestMetric(pl.Callback):
 
     @property
     def result(self) -> dict[str, float]:
-        """The best value by the metric's name; empty if it was never logged, or was always nan."""
+        """The metric's name and its best value; empty if the metric was never logged or was always NaN."""
         return {} if self._best is None else {self._monitor: self._best}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -43,7 +43,7 @@ class BestMetric(pl.Callback):
             return
         value = float(trainer.callback_metrics[self._monitor])
         is_better = self._best is None or (value < self._best if self._mode == "min" else value > self._best)
-        if value == value and is_better:
+        if value == value and is_better:  # NaN is not equal to itself
             self._best = value
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Compares what must be equal on all ranks before they train."""
+"""Checks before training that all ranks have the same settings, package versions, run directory and batch count."""
 
 import secrets
 import time
@@ -15,43 +15,48 @@ from syncbn.training.errors import AgreedError
 
 
 class CompareRanks(pl.Callback):
-    """Compares the ranks before the first batch.
+    """Compares the ranks before the first batch and stops the run if they differ.
 
     Args:
-        plan: of the run, as this rank has it.
+        plan: the plan of the run on this rank.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.run_dir = plan, plan.run_dir
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises:
-        AgreedError: on every rank, and naming the ranks that differ.
+        """Compare settings, package versions and the run directory of all ranks.
+
+        Raises:
+            AgreedError: on every rank; it names a rank that differs from rank 0.
         """
         if trainer.world_size == 1:
             return
-        mine = self._about()
-        everybody: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
-        dist.all_gather_object(everybody, mine)
+        mine = self._values()
+        gathered: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
+        dist.all_gather_object(gathered, mine)
         for name in mine:
-            first = everybody[0][name]
-            others = [rank for rank, each in enumerate(everybody) if each[name] != first]
+            first = gathered[0][name]
+            others = [rank for rank, each in enumerate(gathered) if each[name] != first]
             if others:
                 rank = others[0]
                 raise AgreedError(
                     name,
-                    hint=f"rank {rank} has {everybody[rank][name]}, rank 0 {first}; start all ranks with the same",
+                    hint=f"rank {rank} has {gathered[rank][name]}, rank 0 has {first}; start all ranks with the same "
+                    "value",
                 )
-        self._same_directory(trainer)
+        self._check_shared_directory(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same, where nothing was fitted."""
+        """Compare the ranks in ``mode=test``, where ``on_fit_start`` does not run."""
         if self.plan.cfg.mode == "test":
             self.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises:
-        AgreedError: ranks would train on unequally many batches, and wait for each other at the end.
+        """Compare the number of training batches: with unequal numbers, some ranks would wait forever in a collective.
+
+        Raises:
+            AgreedError: the ranks have different numbers of batches.
         """
         loader = trainer.train_dataloader
         sizes: list[Any] = [None] * trainer.world_size
@@ -61,11 +66,12 @@ class CompareRanks(pl.Callback):
         if len(set(sizes)) > 1:
             raise AgreedError(
                 "data",
-                hint=f"the ranks have {', '.join(map(str, sizes))} batches an epoch; give each as many "
-                "(syncbn.training.data.train_loader does)",
+                hint=f"the ranks have {', '.join(map(str, sizes))} batches per epoch; use a loader with the same "
+                "number on each rank (syncbn.training.data.train_loader)",
             )
 
-    def _about(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, Any]:
+        """The values that must be equal on all ranks, by name."""
         names = ("syncbn", "torch", "lightning")
         return {
             "world size": dist.get_world_size(),
@@ -76,26 +82,33 @@ class CompareRanks(pl.Callback):
             "ckpt_path": self.plan.checkpoint,
         }
 
-    def _same_directory(self, trainer: pl.Trainer) -> None:
-        """Nodes that each have a directory of this name would each keep a part of the run."""
-        word = [secrets.token_hex(8)]
-        mark = self.run_dir / ".same"
+    def _check_shared_directory(self, trainer: pl.Trainer) -> None:
+        """Check that all ranks see the same run directory.
+
+        Two nodes may each have a local directory of this name; each would then hold a part of the run. Rank 0 writes a
+        random token into a file, and every rank checks that it can read the token.
+
+        Raises:
+            AgreedError: a rank cannot read the token; raised on every rank.
+        """
+        token = [secrets.token_hex(8)]
+        marker = self.run_dir / ".same"
         if trainer.is_global_zero:
-            unlinked(mark).write_bytes(word[0].encode())
-        dist.broadcast_object_list(word)
-        deadline = time.monotonic() + 10  # a network file system may be late
-        expected = word[0].encode()
-        while not (seen := mark.exists() and mark.read_bytes() == expected) and time.monotonic() < deadline:
+            unlinked(marker).write_bytes(token[0].encode())
+        dist.broadcast_object_list(token)
+        deadline = time.monotonic() + 10  # on a network file system the file may become visible late
+        expected = token[0].encode()
+        while not (seen := marker.exists() and marker.read_bytes() == expected) and time.monotonic() < deadline:
             time.sleep(0.2)
         found: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(found, seen)
         if trainer.is_global_zero:
-            mark.unlink()
-        blind = [rank for rank, each in enumerate(found) if not each]
-        if blind:
+            marker.unlink()
+        failing = [rank for rank, each in enumerate(found) if not each]
+        if failing:
             raise AgreedError(
                 "hydra.run.dir",
                 self.run_dir,
-                f"rank {', '.join(map(str, blind))} cannot see what rank 0 writes there; use a directory that all "
-                "nodes share",
+                f"rank {', '.join(map(str, failing))} cannot see the files that rank 0 writes there; use a directory "
+                "that all nodes share",
             )

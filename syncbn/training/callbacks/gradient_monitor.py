@@ -1,4 +1,4 @@
-"""How gradients grow or vanish with depth: their norms layer by layer, at initialization and while a network trains."""
+"""Logs gradient norms per layer, to show whether gradients grow or vanish with depth, from initialization on."""
 
 import math
 from collections import Counter
@@ -15,27 +15,27 @@ from torch.optim import Optimizer
 
 from syncbn.nn import eager_mode, functional
 from syncbn.nn.torch_internals import ConvBase
-from syncbn.training.callbacks.statistics_monitor import FEW
+from syncbn.training.callbacks.statistics_monitor import MAX_LOGGED_LAYERS
 from syncbn.training.errors import SettingError
 from syncbn.training.lightning_internals import logged_step
 from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", "depth", "norm", "weight_gradient", "weight_norm")
-FEWEST = 3  # hidden layers from which a growth can be told
+MIN_HIDDEN_LAYERS = 3  # with fewer hidden layers no growth is fitted
 
 
-class Gradient(NamedTuple):
-    """Of one layer, at one step; norms are Euclidean.
+class LayerGradient(NamedTuple):
+    """Gradient norms of one layer at one step; norms are Euclidean.
 
     Attributes:
-        layer: its name.
-        depth: how many layers with a weight come before it.
-        norm: of the loss's gradient with respect to the layer's output, which is what goes back through the network;
-            NaN where it was not seen.
-        weight_gradient: of the gradient of its weight. Between layers it changes as ``norm`` does times what inputs do
-            on their way forward, so one may hide the other.
-        weight_norm: of the weight before the step.
-        shape: of the weight.
+        layer: name of the layer.
+        depth: number of layers with a weight before it.
+        norm: norm of the loss's gradient with respect to the layer's output, which is what backpropagation passes on;
+            NaN where it was not recorded.
+        weight_gradient: norm of the gradient of the layer's weight. From layer to layer it changes like ``norm`` times
+            the norm of the layer's input, so the two changes may cancel.
+        weight_norm: norm of the weight before the step.
+        shape: shape of the weight.
     """
 
     layer: str
@@ -46,33 +46,37 @@ class Gradient(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Backward:
-    """Sees the gradients with respect to the outputs of linear and convolutional layers, until it is closed.
+class OutputGradients:
+    """Records gradient norms with respect to the outputs of linear and convolutional layers until it is closed.
 
-    Compiled code calls no hooks: meanwhile all compiled code of the process runs eagerly. A layer whose output goes on
-    without a gradient cannot be seen. A recomputed forward pass counts as none.
+    Compiled code calls no hooks, so all compiled code of the process runs eagerly while an instance is open. A layer
+    whose output does not require a gradient is not recorded. The recomputed forward pass of activation checkpointing
+    is ignored.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | ConvBase)]
         self._squares: dict[nn.Module, Tensor] = {}
         eager_mode.run_eagerly()
-        self._hooks = [layer.register_forward_hook(self._watch) for layer in self.layers]
+        self._hooks = [layer.register_forward_hook(self._forward_hook) for layer in self.layers]
         self._closed = False
 
     def norms(self, scale: float = 1.0) -> dict[nn.Module, float]:
-        """By layer, over all batches since it began and over all ranks, as of the mean of the ranks' losses.
+        """Norm per layer, over all batches recorded so far and over all ranks.
 
-        Sends a message where there are several ranks, and waits for the device once.
+        The loss is the mean of the ranks' losses. With several ranks this is one all-reduce; it synchronizes with the
+        device once.
 
         Args:
-            scale: what the losses were multiplied by.
+            scale: factor that the losses were multiplied by (the loss scale of 16-mixed).
         """
         if not self.layers:
             return {}
         device = next((each.device for each in self._squares.values()), self.layers[0].weight.device)
-        none = torch.full((), math.nan, dtype=torch.float64, device=device)
-        squares = torch.stack([self._squares.get(layer, none) for layer in self.layers])
+        # Every rank sends one number per layer, so that the all-reduce has the same size everywhere. NaN marks a layer
+        # without a gradient; the sum over the ranks stays NaN, and the layer is left out below.
+        missing = torch.full((), math.nan, dtype=torch.float64, device=device)
+        squares = torch.stack([self._squares.get(layer, missing) for layer in self.layers])
         ranks = 1
         if dist.is_available() and dist.is_initialized():
             ranks = dist.get_world_size()
@@ -81,15 +85,18 @@ class Backward:
         return {layer: norm for layer, norm in zip(self.layers, found, strict=True) if not math.isnan(norm)}
 
     def close(self) -> None:
+        """Remove the hooks and let compiled code run again; later calls do nothing."""
         if not self._closed:
             eager_mode.run_as_before()
         self._closed = True
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _watch(self, layer: nn.Module, args: Any, output: Any) -> None:
+    def _forward_hook(self, layer: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or not output.requires_grad or functional.recomputing():
             return
+        # A tensor hook, since register_full_backward_hook makes the output a view of a custom Function, and torch 2.13
+        # then raises where an in-place activation such as ReLU(inplace=True) follows.
 
         def add(gradient: Tensor) -> None:
             square = _norm(gradient.detach()).square()
@@ -99,24 +106,24 @@ class Backward:
 
 
 class GradientMonitor(pl.Callback):
-    """Looks at the norms of gradients layer by layer: of each layer's output, and of its weight.
+    """Logs two gradient norms per layer: with respect to the layer's output, and with respect to its weight.
 
-    The layers are linear and convolutional ones, in the order in which they were registered, which is that of the
-    forward pass in most networks. The gradient of a weight is what the optimizer is about to be given: averaged over
-    ranks and accumulated batches, unscaled in 16-mixed, not yet clipped. That of an output is of the same loss; its
-    norm is over all samples of the step, and takes one message where there are several ranks.
+    The layers are the linear and convolutional ones, in the order of registration, which in most networks is the order
+    of the forward pass. The gradient of a weight is the one that the optimizer is about to use: averaged over ranks and
+    accumulated batches, unscaled in 16-mixed, not yet clipped. The gradient of an output belongs to the same loss; its
+    norm is over all samples of the step, and takes one all-reduce where there are several ranks.
 
-    Rank 0 writes ``gradients.csv``, a row a layer and look: ``step`` (as in ``metrics.csv``) and what
-    :class:`Gradient` says. The loggers get ``gradients/LAYER`` for each layer, of more than 16 layers
-    ``gradients/first`` and ``gradients/last``, and the numbers of :func:`flow`. Norms are taken in float64, so a
-    gradient whose square would vanish in float32 is seen. The first step of training is always looked at: there the
-    network is as it was initialized. Between looks nothing is done. A weight that has no gradient in a step has no row.
-    With several optimizers (manual optimization) each step of one has rows of its own weights, of the batches whose
-    number is due.
+    Rank 0 writes ``gradients.csv``, one row per layer and measured step: ``step`` (as in ``metrics.csv``) and the
+    fields of :class:`LayerGradient` without the shape. The loggers get ``gradients/LAYER`` for each layer, with more
+    than 16 layers ``gradients/first`` and ``gradients/last`` instead, and the results of :func:`gradient_growth`.
+    Norms are computed in float64, so a gradient whose square would underflow in float32 is not lost. The first training
+    step is always measured, when the network is as it was initialized. Steps in between cost nothing. A weight without
+    a gradient in a step has no row. With several optimizers (manual optimization) each optimizer step of a measured
+    batch writes rows for its own weights.
 
     Args:
-        every_n_steps: optimizer steps between two looks; None for ``trainer.log_every_n_steps``.
-        directory: where ``gradients.csv`` goes; None for ``trainer.log_dir``.
+        every_n_steps: optimizer steps between two measurements; None for ``trainer.log_every_n_steps``.
+        directory: directory of ``gradients.csv``; None for ``trainer.log_dir``.
 
     Raises:
         SettingError: ``every_n_steps`` below 1.
@@ -127,50 +134,54 @@ class GradientMonitor(pl.Callback):
             raise SettingError("callbacks.gradients.every_n_steps", every_n_steps, "use 1 or more, or null")
         self.every_n_steps, self.directory = every_n_steps, directory
         self._file: MetricsFile | None = None
-        self._backward: Backward | None = None
+        self._outputs: OutputGradients | None = None  # not None in a step that is measured
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
     @property
     def gradients(self) -> dict[str, float]:
-        """``gradients/growth`` and ``gradients/decades`` of the first step (see :func:`flow`), and with ``_end`` of the
-        last that was looked at, by this process or an earlier attempt; without those that cannot be told.
+        """Results of :func:`gradient_growth` at the first step and, with the suffix ``_end``, at the last measured one.
+
+        The names are ``gradients/growth`` and ``gradients/decades``. A resumed run includes the steps that earlier
+        attempts measured. A number that could not be computed is left out.
         """
         return {f"gradients/{name}": value for name, value in self._first.items()} | {
             f"gradients/{name}_end": value for name, value in self._last.items()
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        directory = trainer.log_dir if self.directory is None else self.directory  # a message: all ranks ask
+        # trainer.log_dir broadcasts rank 0's directory, so all ranks have to read it (Lightning 2.6).
+        directory = trainer.log_dir if self.directory is None else self.directory
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            place = Path(directory or trainer.default_root_dir)
-            place.mkdir(parents=True, exist_ok=True)
-            self._file = MetricsFile(place, "gradients.csv", COLUMNS)
-            # What an earlier attempt has seen after the checkpoint comes again. The step is the loggers' (see there).
+            path = Path(directory or trainer.default_root_dir)
+            path.mkdir(parents=True, exist_ok=True)
+            self._file = MetricsFile(path, "gradients.csv", COLUMNS)
+            # On a resume, steps after the checkpoint are measured again, so their rows are removed. For the expression
+            # see wandb_logger.restore_position.
             self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        self._drop()
+        self._close()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
-        if self._backward is None and (due or trainer.global_step == 0):
-            self._backward = Backward(pl_module)
+        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # the steps at which Lightning logs step metrics
+        if self._outputs is None and (due or trainer.global_step == 0):
+            self._outputs = OutputGradients(pl_module)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._backward is None:
+        if self._outputs is None:
             return
-        norms = self._backward.norms(_scale(trainer))
-        self._drop()
-        if self._several(trainer):
-            self._backward = Backward(pl_module)
+        norms = self._outputs.norms(_loss_scale(trainer))
+        self._close()
+        if self._has_several_optimizers(trainer):
+            self._outputs = OutputGradients(pl_module)
         weights = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        if not trainer.is_global_zero or not (found := look(pl_module, norms, weights)):
+        if not trainer.is_global_zero or not (found := layer_gradients(pl_module, norms, weights)):
             return
-        numbers = flow(found)
+        numbers = gradient_growth(found)
         if trainer.global_step == 0:
             self._first = numbers
         self._last = numbers
@@ -178,20 +189,20 @@ class GradientMonitor(pl.Callback):
             rows = [{name: value for name, value in each._asdict().items() if name in COLUMNS} for each in found]
             self._file.append([{"step": logged_step(trainer), **row} for row in rows])
         by_layer = {each.layer: each.norm for each in found if not math.isnan(each.norm)}
-        few = by_layer if len(by_layer) <= FEW else {"first": found[0].norm, "last": found[-1].norm}
-        metrics = {f"gradients/{name}": value for name, value in (few | numbers).items()}
+        logged = by_layer if len(by_layer) <= MAX_LOGGED_LAYERS else {"first": found[0].norm, "last": found[-1].norm}
+        metrics = {f"gradients/{name}": value for name, value in (logged | numbers).items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, logged_step(trainer))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self._several(trainer):
-            self._drop()
+        if self._has_several_optimizers(trainer):
+            self._close()
 
     def on_train_end(self, *_: Any) -> None:
-        self._drop()
+        self._close()
 
     def on_exception(self, *_: Any) -> None:
-        self._drop()
+        self._close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self._first, "last": self._last}
@@ -199,28 +210,29 @@ class GradientMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first, self._last = state_dict["first"], state_dict["last"]
 
-    def _several(self, trainer: pl.Trainer) -> bool:
+    def _has_several_optimizers(self, trainer: pl.Trainer) -> bool:
         """Whether more than one optimizer may step within a batch (manual optimization)."""
         return len(trainer.optimizers) > 1
 
-    def _drop(self) -> None:
-        if self._backward is not None:
-            self._backward.close()
-        self._backward = None
+    def _close(self) -> None:
+        if self._outputs is not None:
+            self._outputs.close()
+        self._outputs = None
 
 
 @torch.no_grad()
-def look(
+def layer_gradients(
     module: nn.Module, norms: Mapping[nn.Module, float], only: Collection[nn.Parameter] | None = None
-) -> list[Gradient]:
-    """The gradients of linear and convolutional layers whose weights have one; waits for the device once.
+) -> list[LayerGradient]:
+    """Return the gradient norms of linear and convolutional layers, in order of registration.
 
-    A weight that two layers share counts once, where the first of them is.
+    A layer whose weight has no gradient is left out. A weight that two layers share counts once, at the first of them.
+    Synchronizes with the device once.
 
     Args:
-        module: after a backward pass.
-        norms: of the gradients with respect to outputs, by layer.
-        only: weights of these parameters; None for all.
+        module: a module after a backward pass.
+        norms: norms of the gradients with respect to the layers' outputs.
+        only: include these weights only; None for all.
     """
     weights: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
@@ -228,48 +240,46 @@ def look(
         if weight is not None:
             weights.setdefault(weight, (name, layer))
     found = [
-        (depth, *of, weight)
-        for depth, (weight, of) in enumerate(weights.items())
+        (depth, *named_layer, weight)
+        for depth, (weight, named_layer) in enumerate(weights.items())
         if weight.grad is not None and (only is None or weight in only)
     ]
     if not found:
         return []
-    of_weights = torch.stack([_norm(of) for *_, weight in found for of in (weight.grad, weight) if of is not None])
+    pairs = torch.stack([_norm(each) for *_, weight in found for each in (weight.grad, weight) if each is not None])
     return [
-        Gradient(name, depth, norms.get(layer, math.nan), gradient, of_weight, tuple(weight.shape))
-        for (depth, name, layer, weight), (gradient, of_weight) in zip(
-            found, of_weights.view(-1, 2).tolist(), strict=True
-        )
+        LayerGradient(name, depth, norms.get(layer, math.nan), gradient, weight_norm, tuple(weight.shape))
+        for (depth, name, layer, weight), (gradient, weight_norm) in zip(found, pairs.view(-1, 2).tolist(), strict=True)
     ]
 
 
-def flow(found: list[Gradient]) -> dict[str, float]:
-    """How gradients change on their way back through the hidden layers.
+def gradient_growth(found: list[LayerGradient]) -> dict[str, float]:
+    """Measure how gradient norms change from layer to layer in the backward pass through the hidden layers.
 
-    By the norms of gradients with respect to outputs. Hidden layers are those of the commonest shape of weight, the
-    last layer of all (the head) apart, so that the norms are of equally many numbers. ``growth`` is the factor from one
-    layer to the one before it, by least squares of the logarithm against depth: above 1 gradients grow backwards, below
-    1 they vanish. ``decades`` is log10 of the first hidden layer's norm over the last one's. For ReLU and batch norm at
-    initialization the growth is ``sqrt(pi / (pi - 1)) = 1.211`` (Yang et al. 2019).
+    The norms are of gradients with respect to outputs. The hidden layers are the layers with the most common weight
+    shape, without the last layer of the network (the head), so that all norms are over equally many numbers.
+    ``growth`` is the factor from one layer to the layer before it, from a least-squares fit of the logarithm against
+    depth. Above 1, gradients grow in the backward pass; below 1, they vanish. ``decades`` is log10 of the first hidden
+    layer's norm divided by the last one's. For ReLU and batch norm at initialization the growth is
+    ``sqrt(pi / (pi - 1)) = 1.211`` (Yang et al. 2019).
 
     Returns:
-        Those of ``growth`` and ``decades`` that can be told: not of fewer than three hidden layers, nor where a norm is
-        zero or not finite.
+        ``growth`` and ``decades``; empty with fewer than three hidden layers, or where a norm is zero or not finite.
     """
     inner = found[:-1]
     if not inner:
         return {}
     commonest = Counter(each.shape for each in inner).most_common(1)[0][0]
     hidden = [each for each in inner if each.shape == commonest]
-    if len(hidden) < FEWEST or not all(0 < each.norm < math.inf for each in hidden):
+    if len(hidden) < MIN_HIDDEN_LAYERS or not all(0 < each.norm < math.inf for each in hidden):
         return {}
     logs = [math.log(each.norm) for each in hidden]
     slope = float(np.polynomial.polynomial.polyfit([each.depth for each in hidden], logs, 1)[1])
     return {"growth": math.exp(-slope), "decades": (logs[0] - logs[-1]) / math.log(10)}
 
 
-def _scale(trainer: pl.Trainer) -> float:
-    """What 16-mixed multiplies the loss by."""
+def _loss_scale(trainer: pl.Trainer) -> float:
+    """The factor that ``precision=16-mixed`` multiplies the loss by; 1 for other precisions."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return float(scaler.get_scale()) if scaler is not None else 1.0
 
@@ -280,7 +290,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _weight(layer: nn.Module) -> nn.Parameter | None:
-    """The parameter ``weight`` of a linear or convolutional layer; None where a parametrization computes it."""
+    """The parameter ``weight`` of a linear or convolutional layer; None if a parametrization computes the weight."""
     if not isinstance(layer, nn.Linear | ConvBase):
         return None
     return dict(layer.named_parameters(recurse=False, remove_duplicate=False)).get("weight")

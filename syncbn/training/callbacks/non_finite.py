@@ -1,4 +1,4 @@
-"""A loss that is nan or inf ends the training before it spoils the weights, and the message says where it began."""
+"""Stops training when the loss is NaN or infinite, before the weights are updated, and names the first bad layer."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from torch.optim import Optimizer
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
 from syncbn.nn.torch_internals import COMPILED, NormBase
-from syncbn.training.callbacks.step_replay import Seen, all_finite, replay
+from syncbn.training.callbacks.step_replay import ReplayResult, all_finite, replay
 from syncbn.training.console import print_line
 from syncbn.training.errors import SettingError
 
-REMEDY = "lower optimizer.lr, set trainer.gradient_clip_val, look at the data; the last checkpoint before it is kept"
+REMEDY = "lower optimizer.lr, set trainer.gradient_clip_val or check the data; the last checkpoint before it is kept"
 
 
 class NonFiniteError(RuntimeError):
-    """The loss is nan or inf.
+    """The loss is NaN or infinite.
 
     Attributes:
-        guilty: whether this rank's own batch, weights or loss function gave it; where batch norm statistics are shared,
+        guilty: whether this rank's own batch, weights or loss function caused it. With shared batch norm statistics,
             one rank's batch makes the loss of every rank non-finite in the same step.
     """
 
@@ -34,28 +34,32 @@ class NonFiniteError(RuntimeError):
 
 
 class StopOnNonFinite(pl.Callback):
-    """Ends training at the first loss that is nan or inf, before its backward pass: the weights are unspoiled.
+    """Stops training at the first loss that is NaN or infinite, before its backward pass.
 
-    That is where each step is looked at; else steps since the last look have been taken, and may have spoiled them.
+    If every step is checked, the weights are then still good. With a longer interval, the steps since the last check
+    have been taken and may have made weights non-finite.
 
-    With ``action="fail"`` by a NonFiniteError, which ends the run. With ``"stop"`` training ends well, for studies in
-    which runs may diverge: that step is not taken (no weight, state of the optimizer or running statistic moves, by any
-    of the batches that it accumulates, though ``trainer.global_step`` counts it), a line on stderr says what happened,
-    nothing more is saved to go on from, and the test is of the last weights that were saved, or else of what there is.
-    Then all ranks have to agree, which is a message of one number a look.
+    ``action="fail"`` raises NonFiniteError, which ends the run. ``action="stop"`` ends training without an error, for
+    studies in which runs may diverge:
 
-    The step is then run once more on each such rank alone, to name the first layer whose output is not finite.
+    - The step has no effect: no weight, optimizer state or running statistic changes, by any of the batches that the
+      step accumulates. ``trainer.global_step`` counts it, though.
+    - A line on stderr reports what happened.
+    - No further resume point is saved. The test uses the last saved weights, or the current ones if none were saved.
+    - Each check is an all-reduce of one number, since all ranks have to stop together.
+
+    Each rank with a non-finite loss then repeats the step alone, to name the first layer whose output is not finite.
 
     Args:
-        every_n_steps: how often to look. None: each step on the CPU, where it costs nothing; each
-            ``trainer.log_every_n_steps`` on other devices, where a look waits for the device.
+        every_n_steps: steps between two checks. None: every step on the CPU, where a check is cheap, and every
+            ``trainer.log_every_n_steps`` on other devices, where a check synchronizes with the device.
         action: "fail" or "stop".
 
     Attributes:
-        diverged: whether it has stopped training.
+        diverged: whether this callback has stopped training.
 
     Raises:
-        SettingError: ``every_n_steps`` below 1; another word for ``action``.
+        SettingError: ``every_n_steps`` is below 1, or ``action`` is neither "fail" nor "stop".
     """
 
     def __init__(self, every_n_steps: int | None = None, action: str = "fail") -> None:
@@ -67,70 +71,75 @@ class StopOnNonFinite(pl.Callback):
         self.diverged = False
         self._batch: Any = None
         self._batch_idx = 0
-        self._finite_at: int | None = None
-        self._ends_here = False  # with this batch
-        self._lost: tuple[int, float] | None = None  # at this step with this loss, where it is this rank's
-        self._statistics: list[tuple[Tensor, Tensor]] = []  # each with what it was before the step
-        self._kept_at: int | None = None  # that step
+        self._finite_at: int | None = None  # the last step that was checked and had a finite loss
+        self._stop_after_batch = False
+        self._own_loss: tuple[int, float] | None = None  # step and loss, if this rank's loss is not finite
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # running statistics, and copies from before the step
+        self._copied_at: int | None = None  # the step that these copies belong to
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.diverged, self._kept_at = False, None
+        self.diverged, self._copied_at = False, None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._batch, self._batch_idx = batch, batch_idx
         step = trainer.global_step
-        looks = self.action == "stop" and step % self._every(trainer, pl_module.device) == 0
-        if looks and step != self._kept_at:  # of batches that are accumulated, before the first
-            self._statistics, self._kept_at = [(each, each.clone()) for each in _running(pl_module)], step
+        checks = self.action == "stop" and step % self._every(trainer, pl_module.device) == 0
+        if checks and step != self._copied_at:  # with accumulate_grad_batches, copy before the first batch of the step
+            self._statistics, self._copied_at = [(each, each.clone()) for each in _running(pl_module)], step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self._ends_here:  # only now: the backward pass may have kept the statistics, and a look restores them too
-            self._ends_here = False
-            _forget_gradients(pl_module)
+        # The statistics are restored here, not in on_before_backward: the backward pass in between may have saved them,
+        # and autograd raises if a saved tensor is changed in place. A replay restores them as well.
+        if self._stop_after_batch:
+            self._stop_after_batch = False
+            _drop_gradients(pl_module)
             for statistic, before in self._statistics:
                 statistic.copy_(before)
-            self._tell(trainer, self._lost and self._what(trainer, pl_module, *self._lost))
+            self._report(trainer, self._own_loss and self._describe(trainer, pl_module, *self._own_loss))
         self._batch = None
-        if trainer.global_step != self._kept_at:
+        if trainer.global_step != self._copied_at:
             self._statistics = []
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if self.diverged:  # torch's optimizers leave a parameter that has no gradient alone, and its state too
-            _forget_gradients(pl_module)
+        if self.diverged:  # torch's optimizers skip a parameter without a gradient, and leave its state unchanged
+            _drop_gradients(pl_module)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        # Divided by accumulate_grad_batches and, in 16-mixed, scaled: either leaves finite what is finite.
+        # Lightning has divided the loss by accumulate_grad_batches and, in 16-mixed, has multiplied it by the loss
+        # scale. Neither makes a finite loss non-finite.
         step = trainer.global_step
         if self.diverged or step % self._every(trainer, loss.device):
             return
         finite = all_finite(loss)
         found = None if finite else (step, loss.detach().sum().item())
         if self.action == "stop" and _on_any_rank(trainer, not finite, loss.device):
-            self._ends_here, self._lost = True, found
+            self._stop_after_batch, self._own_loss = True, found
             self._stop(trainer)
         elif found is not None:
-            message, guilty = self._what(trainer, pl_module, *found)
+            message, guilty = self._describe(trainer, pl_module, *found)
             raise NonFiniteError(f"{message}; {REMEDY}", guilty)
         else:
             self._finite_at = step
 
-    def stops_at(self, trainer: pl.Trainer, spoiled: str | None) -> bool:
-        """Whether training has ended, or ends here; on all ranks alike, and each has to ask.
+    def stops_at(self, trainer: pl.Trainer, non_finite: str | None) -> bool:
+        """Whether training has stopped or stops now because a rank found something non-finite.
+
+        This is a collective: every rank has to call it, and all ranks get the same answer.
 
         Args:
-            trainer: that trains.
-            spoiled: what this rank has found not to be finite, in words.
+            trainer: the trainer of the run.
+            non_finite: description of what this rank found to be non-finite; None if it found nothing.
         """
         if self.action != "stop" or self.diverged:
             return self.diverged
-        if not _on_any_rank(trainer, spoiled is not None, trainer.lightning_module.device):
+        if not _on_any_rank(trainer, non_finite is not None, trainer.lightning_module.device):
             return False
         self._stop(trainer)
-        self._tell(trainer, None if spoiled is None else (spoiled, True))
+        self._report(trainer, None if non_finite is None else (non_finite, True))
         return True
 
     def _every(self, trainer: pl.Trainer, device: torch.device) -> int:
@@ -140,21 +149,29 @@ class StopOnNonFinite(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer) -> None:
         self.diverged = trainer.should_stop = True
-        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None  # or Lightning would train on
+        # Lightning ignores should_stop until min_epochs and min_steps are reached.
+        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
 
-    def _tell(self, trainer: pl.Trainer, found: tuple[str, bool] | None) -> None:
-        """Says what one of the ranks has found; guilty ones come first."""
-        everybody = [found]
+    def _report(self, trainer: pl.Trainer, found: tuple[str, bool] | None) -> None:
+        """Print the finding of one rank, preferably of a guilty one; a collective.
+
+        Args:
+            trainer: the trainer of the run.
+            found: this rank's message and whether this rank is guilty; None if it found nothing.
+        """
+        gathered = [found]
         if trainer.world_size > 1:
-            everybody = [None] * trainer.world_size
-            dist.all_gather_object(everybody, found)
-        message, _ = max(filter(None, everybody), key=lambda each: each[1])
+            gathered = [None] * trainer.world_size
+            dist.all_gather_object(gathered, found)
+        message, _ = max(filter(None, gathered), key=lambda each: each[1])
         if trainer.is_global_zero:
-            line = f"warning: {message}; training ends here, as callbacks.finite.action=stop says"
+            line = f"warning: {message}; training stops here (callbacks.finite.action=stop)"
             print_line(line, error=True)
 
-    def _what(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, value: float) -> tuple[str, bool]:
-        """What happened, where and why, in words, and whether this rank is to blame."""
+    def _describe(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, value: float
+    ) -> tuple[str, bool]:
+        """The message with step, rank and cause, and whether this rank caused it."""
         cause, guilty = self._cause(trainer, pl_module)
         where = f"step {step} (epoch {trainer.current_epoch}, batch {self._batch_idx}) on rank {trainer.global_rank}"
         if self._every(trainer, pl_module.device) > 1 and self._finite_at is not None:
@@ -162,75 +179,79 @@ class StopOnNonFinite(pl.Callback):
         return f"the loss is {value} at {where}: {cause}", guilty
 
     def _cause(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[str, bool]:
-        """What is to blame, in words, and whether that is on this rank."""
-        seen = replay(trainer, pl_module, self._batch, self._batch_idx)
+        """The cause in words, and whether it lies on this rank."""
+        result = replay(trainer, pl_module, self._batch, self._batch_idx)
         in_batch = "the batch itself holds non-finite numbers"
-        if seen.layer is not None:
-            return _blame_layer(seen, None if all_finite(self._batch) else in_batch), True
-        if seen.loss_finite is not True and not all_finite(self._batch):
+        if result.layer is not None:
+            return _describe_layer(result, None if all_finite(self._batch) else in_batch), True
+        if result.loss_finite is not True and not all_finite(self._batch):
             return in_batch, True
-        if seen.error is not None:
-            return f"the layer is not known, since the step could not be run again ({seen.error})", False
-        if not seen.loss_finite:
+        if result.error is not None:
+            return f"the layer is not known, since the step could not be run again ({result.error})", False
+        if not result.loss_finite:
             return "every layer's output is finite, so it is the loss function", True
         shared = any(isinstance(layer, Synchronized | nn.SyncBatchNorm) for layer in pl_module.modules())
         if shared and trainer.world_size > 1:
-            return "no layer of this rank's own batch gives one: another rank's batch did, by shared statistics", False
-        return "run again, the same step gives a finite loss, so it hangs on what is random in it", True
+            return "with this rank's own batch it is finite: another rank's batch caused it by shared statistics", False
+        return "run again, the same step has a finite loss, so it depends on the random numbers of the step", True
 
 
 def first_non_finite_parameter(module: nn.Module) -> str | None:
-    """The name of the first parameter, or running statistic of a batch norm, that holds nan or inf; None if all are
-    finite.
+    """Name of the first parameter or batch norm running statistic that holds NaN or inf; None if all are finite.
 
-    Other buffers may well hold an inf, an attention mask for one. A GPU is waited for once.
+    Other buffers are not checked: they may hold an inf on purpose, as an attention mask does. Synchronizes with a GPU
+    once.
     """
-    return _first(_learned(module, running=lambda layer: True))
+    return _first_non_finite(_parameters_and_statistics(module, running=lambda layer: True))
 
 
 def stopper(trainer: pl.Trainer) -> StopOnNonFinite | None:
-    """The callback that ends training well where it diverges, if there is one."""
+    """The trainer's StopOnNonFinite callback with ``action="stop"``, if it has one."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((each for each in callbacks if isinstance(each, StopOnNonFinite) and each.action == "stop"), None)
 
 
-def _forget_gradients(module: nn.Module) -> None:
+def _drop_gradients(module: nn.Module) -> None:
     for parameter in module.parameters():
         parameter.grad = None
 
 
-def _on_any_rank(trainer: pl.Trainer, here: bool, device: torch.device) -> bool:
+def _on_any_rank(trainer: pl.Trainer, condition: bool, device: torch.device) -> bool:
+    """Whether ``condition`` holds on any rank; a collective."""
     if trainer.world_size == 1:
-        return here
-    flag = torch.tensor(int(here), dtype=torch.int32, device=device)
+        return condition
+    flag = torch.tensor(int(condition), dtype=torch.int32, device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
 def _running(module: nn.Module) -> list[Tensor]:
-    """What a forward pass in training changes in normalization layers, those of simulated devices too."""
+    """The tensors of normalization layers that a forward pass in training changes, also those of simulated devices."""
     layers = list(module.modules())
     buffers = [each for layer in layers if isinstance(layer, NormBase) for each in layer.buffers(recurse=False)]
     return buffers + [row for layer in layers if isinstance(layer, Simulated) for row in layer.rows or ()]
 
 
-def _blame_layer(seen: Seen, in_batch: str | None) -> str:
-    assert seen.layer is not None
-    name, layer = seen.layer
+def _describe_layer(result: ReplayResult, in_batch: str | None) -> str:
+    """Name the layer with the first non-finite output, and the reason: its parameters, its input or the batch."""
+    assert result.layer is not None
+    name, layer = result.layer
     label = f"{name.replace(f'.{COMPILED}', '') or 'the LightningModule'} ({type(layer).__name__})"
-    # A layer that trains has its running statistics spoiled by this batch, and does not normalize with them.
-    spoiled = _first(_learned(layer, running=lambda norm: not norm.training))
+    # The running statistics of a layer in training mode are left out: this batch may have made them non-finite, and the
+    # layer does not normalize with them.
+    non_finite = _first_non_finite(_parameters_and_statistics(layer, running=lambda norm: not norm.training))
     text = f"the first non-finite output is that of {label}"
-    if spoiled is not None:
-        return f"{text}, whose {spoiled} is not finite already"
-    if seen.input_finite:
+    if non_finite is not None:
+        return f"{text}, whose {non_finite} is not finite already"
+    if result.input_finite:
         return f"{text}, whose input is finite"
     if in_batch is not None:
         return f"{in_batch}; {text}"
     return f"{text}, whose input is not finite though every layer's output before it is"
 
 
-def _learned(module: nn.Module, running: Any) -> Iterator[tuple[str, Tensor]]:
+def _parameters_and_statistics(module: nn.Module, running: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and running statistics of the normalization layers for which ``running(layer)`` is true."""
     yield from module.named_parameters()
     for prefix, layer in module.named_modules():
         if isinstance(layer, NormBase) and running(layer):
@@ -239,16 +260,16 @@ def _learned(module: nn.Module, running: Any) -> Iterator[tuple[str, Tensor]]:
                     yield f"{prefix}.{name}".removeprefix("."), buffer
 
 
-def _first(tensors: Iterator[tuple[str, Tensor]]) -> str | None:
+def _first_non_finite(tensors: Iterator[tuple[str, Tensor]]) -> str | None:
     flags: dict[torch.device, list[Tensor]] = defaultdict(list)
-    places: dict[torch.device, list[tuple[int, str]]] = defaultdict(list)
+    names: dict[torch.device, list[tuple[int, str]]] = defaultdict(list)
     for index, (name, tensor) in enumerate(tensors):
         flags[tensor.device].append(torch.isfinite(tensor.detach()).all())
-        places[tensor.device].append((index, name))
-    spoiled = [
-        place
+        names[tensor.device].append((index, name))
+    non_finite = [
+        name
         for device, found in flags.items()
-        for place, finite in zip(places[device], torch.stack(found).tolist(), strict=True)
+        for name, finite in zip(names[device], torch.stack(found).tolist(), strict=True)  # one synchronization a device
         if not finite
     ]
-    return min(spoiled)[1] if spoiled else None
+    return min(non_finite)[1] if non_finite else None

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, plain lines anywhere else; and how fast it is."""
+"""Shows training progress, as a progress bar on a terminal and as plain lines elsewhere, and measures throughput."""
 
 import sys
 import time
@@ -13,15 +13,20 @@ from syncbn.training.data.loaders import global_samples
 
 
 def shows_bar(trainer: dict[str, Any]) -> bool:
-    """Whether a bar that redraws itself is in order: there is a terminal to do it on, and nobody asked for none."""
+    """Whether to show a progress bar: ``trainer.enable_progress_bar`` decides, by default whether stdout is a terminal.
+
+    Args:
+        trainer: arguments of the Trainer.
+    """
     return bool(trainer.get("enable_progress_bar", sys.stdout.isatty()))
 
 
 class MergeMetrics(pl.Callback):
-    """Merges the metrics of all ranks, on all ranks, at the end of each stage; to be the first of the callbacks.
+    """Computes metrics over all ranks at the end of each stage; must be the first callback.
 
-    Lightning merges a metric when somebody first asks for it, which is a message. A progress bar asks on rank 0 alone,
-    so it would meet whatever the other ranks send next.
+    Lightning computes a metric over the ranks when ``trainer.callback_metrics`` is first read, which is a collective.
+    A progress bar reads it on rank 0 only. Its collective would then be matched with whichever collective the other
+    ranks call next. This callback reads it on all ranks first.
     """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -31,17 +36,17 @@ class MergeMetrics(pl.Callback):
 
 
 class Bar(RichProgressBar):
-    """Lightning's, without the version number of a logger that counts none."""
+    """Lightning's progress bar without ``v_num``, the logger's version number: our loggers have no versions."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class LogLines(pl.Callback):
-    """One line an epoch, and within long epochs one every ``seconds``.
+    """Prints one line per epoch, and in long epochs another line every ``seconds``.
 
     Args:
-        seconds: the most time between two lines.
+        seconds: the time between two lines within an epoch; checked after each batch.
     """
 
     def __init__(self, seconds: float = 30.0) -> None:
@@ -70,11 +75,11 @@ class LogLines(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """Samples per second over all devices in training, validation and the first batch (the warm-up) left out.
+    """Measures samples per second over all devices in training, without validation and the first batch (the warm-up).
 
     Attributes:
-        batches: how many this rank was trained on in this process.
-        epochs_before: how many were over when this process began.
+        batches: number of training batches of this rank in this process.
+        epochs_before: number of epochs that were finished when this process began to train.
     """
 
     def __init__(self) -> None:
@@ -83,14 +88,15 @@ class Throughput(pl.Callback):
 
     @property
     def images_per_second(self) -> float:
-        """0 where there was one batch or none."""
+        """Samples per second; 0 with fewer than two batches."""
         return self._samples / self._seconds if self._seconds else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epochs_before = trainer.current_epoch
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.batches:  # there was nothing left to train, and Lightning called nothing in between
+        # With all epochs trained before this process, Lightning skips the loop and never calls on_train_start.
+        if not self.batches:
             self.epochs_before = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Which layers need shared statistics, and what sharing costs: measured while a network trains."""
+"""Logs per layer how much batch statistics differ between devices, and how long the layer's all-reduces take."""
 
 import math
 from pathlib import Path
@@ -14,36 +14,40 @@ from syncbn.nn import device_spread
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
-from syncbn.training.callbacks.step_probe import Look
+from syncbn.training.callbacks.step_probe import StepProbe
 from syncbn.training.errors import SettingError
 from syncbn.training.lightning_internals import accumulates, logged_step
 from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", *device_spread.Figures._fields, "seconds")
-FEW = 16  # layers that loggers get one by one
+MAX_LOGGED_LAYERS = 16  # with more layers, loggers get summaries instead of one metric per layer
 
 
 class StatisticsMonitor(pl.Callback):
-    """Looks at how much the devices' batches differ in each batch norm layer, and how long the layers' messages take.
+    """Measures how much the devices' batches differ in each batch norm layer, and the time of the layer's all-reduces.
 
-    For synchronized and per-device layers alike. Rank 0 writes ``statistics.csv``, a row a layer and look: ``step`` (as
-    in ``metrics.csv``), ``layer`` (its name as ``norm.only`` takes it), the
-    :class:`~syncbn.nn.device_spread.Figures` of the world's batch, and ``seconds``, the mean over ranks of the time in
-    the layer's messages forward and backward, waiting for other ranks included; empty where it cannot be told. The
-    loggers get ``statistics/LAYER/spread`` and ``.../effective_batch``, of more than 16 layers the mean and the
-    greatest spread and the least ratio of effective to device batch, and ``statistics/collective_share``, the share of
-    the messages in the time of the step: forward, backward and optimizer, from its first batch's begin to its last
-    one's end. That its data was fetched before is left out.
+    Works for synchronized and per-device layers. Rank 0 writes ``statistics.csv``, one row per layer and measured step:
 
-    A synchronized layer's figures come from the numbers that it sends anyway; a per-device one's batch is summed.
-    Between looks nothing is done; a look is one all-reduce, whatever the number of layers. Where a layer runs several
-    times in a step, or the step has several batches, figures are of the first time, seconds of all. A step with a
-    validation in its midst is passed over. A layer that did not run has no row. Nothing is seen within compiled
-    networks, and there is nothing to see in one process.
+    - ``step``, as in ``metrics.csv``;
+    - ``layer``, the layer's name in the form that ``norm.only`` takes;
+    - the :class:`~syncbn.nn.device_spread.Figures` of the world's batch;
+    - ``seconds``, the mean over ranks of the time in the layer's all-reduces in forward and backward, including the
+      wait for other ranks; empty where it cannot be measured.
+
+    The loggers get ``statistics/LAYER/spread`` and ``statistics/LAYER/effective_batch``. With more than 16 layers they
+    get the mean and the largest spread, and the smallest ratio of effective batch to device batch. They also get
+    ``statistics/collective_share``, the share of the all-reduces in the time of the step. That time covers forward,
+    backward and optimizer, from the start of the step's first batch to the end of its last; loading data is excluded.
+
+    The figures of a synchronized layer come from the sums that it all-reduces anyway; for a per-device layer the sums
+    are computed. A measurement is one all-reduce for all layers together, and steps in between cost nothing. Where a
+    layer runs several times in a step, or the step has several batches, the figures are of the first run and the
+    seconds of all runs. A step that a validation interrupts is skipped. A layer that did not run has no row. Layers in
+    compiled networks cannot be measured, and with one process nothing is measured.
 
     Args:
-        every_n_steps: optimizer steps between two looks; None for ``trainer.log_every_n_steps``.
-        directory: where ``statistics.csv`` goes; None for ``trainer.log_dir``.
+        every_n_steps: optimizer steps between two measurements; None for ``trainer.log_every_n_steps``.
+        directory: directory of ``statistics.csv``; None for ``trainer.log_dir``.
 
     Raises:
         SettingError: ``every_n_steps`` below 1.
@@ -57,67 +61,70 @@ class StatisticsMonitor(pl.Callback):
         self._layout = device_spread.Layers([])
         self._renamed: dict[str, str] = {}
         self._file: MetricsFile | None = None
-        self._look: Look | None = None
-        self._active = self._warm = self._midway = False
-        self._looks, self._seconds, self._step_seconds = 0, 0.0, 0.0
+        self._probe: StepProbe | None = None
+        self._active = self._warm = self._mid_step = False
+        self._measurements, self._seconds, self._step_seconds = 0, 0.0, 0.0
 
     @property
     def collectives(self) -> dict[str, float] | None:
-        """Of the batch norm layers' messages: ``seconds_per_step`` and their ``share`` in the time of a step (forward,
-        backward and optimizer; fetching data left out).
+        """Time of the batch norm layers' all-reduces: ``seconds_per_step`` and its ``share`` in the time of a step.
 
-        Means over the looks of this process, the first step left out (the warm-up), and over ranks; zero where there is
-        no such layer. None where there was no such look, where it cannot be told, and on ranks other than 0.
+        The time of a step covers forward, backward and optimizer, without loading data. The numbers are means over the
+        ranks and over the measured steps of this process, without its first step (the warm-up). They are zero in a
+        network without batch norm. None if no step was measured, if the time cannot be measured, and on ranks other
+        than 0.
         """
-        if not self._looks:
+        if not self._measurements:
             return dict.fromkeys(("seconds_per_step", "share"), 0.0) if self._active and not self._layers else None
-        return {"seconds_per_step": self._seconds / self._looks, "share": self._seconds / self._step_seconds}
+        return {"seconds_per_step": self._seconds / self._measurements, "share": self._seconds / self._step_seconds}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._layers, self._warm, self._midway = dict(batch_norms(pl_module)), False, False
-        self._looks, self._seconds, self._step_seconds = 0, 0.0, 0.0
+        self._layers, self._warm, self._mid_step = dict(batch_norms(pl_module)), False, False
+        self._measurements, self._seconds, self._step_seconds = 0, 0.0, 0.0
         self._active = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self._layers:
             return
         channels = [layer.num_features for layer in self._layers.values()]
         self._layout = device_spread.Layers(channels).to(pl_module.device)
-        self._rename()
-        directory = trainer.log_dir if self.directory is None else self.directory  # a message: all ranks ask
+        self._name_layers()
+        # trainer.log_dir broadcasts rank 0's directory, so all ranks have to read it (Lightning 2.6).
+        directory = trainer.log_dir if self.directory is None else self.directory
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            place = Path(directory or trainer.default_root_dir)
-            place.mkdir(parents=True, exist_ok=True)
-            self._file = MetricsFile(place, "statistics.csv", COLUMNS)
-            # What an earlier attempt has seen after the checkpoint comes again. The step is the loggers' (see there).
+            path = Path(directory or trainer.default_root_dir)
+            path.mkdir(parents=True, exist_ok=True)
+            self._file = MetricsFile(path, "statistics.csv", COLUMNS)
+            # On a resume, steps after the checkpoint are measured again, so their rows are removed. For the expression
+            # see wandb_logger.restore_position.
             self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        self._drop()
-        self._midway = False
+        self._discard_probe()
+        self._mid_step = False
 
     def on_validation_start(self, *_: Any) -> None:
-        self._drop()  # its time is none of the step's
+        self._discard_probe()  # the time of a validation is not part of the step
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # when Lightning logs metrics of a step
-        if due and not self._midway and self._look is None and self._active and self._layers:
-            self._look = Look(self._layers, pl_module.device)
+        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # the steps at which Lightning logs step metrics
+        if due and not self._mid_step and self._probe is None and self._active and self._layers:
+            self._probe = StepProbe(self._layers, pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        self._midway = accumulates(trainer)
-        if self._midway:
+        self._mid_step = accumulates(trainer)
+        if self._mid_step:
             return
-        if self._look is not None:
-            self._look.close()
-            total = self._look.message(self._layout)
+        if self._probe is not None:
+            self._probe.close()
+            total = self._probe.summary(self._layout)
             dist.all_reduce(total)
-            self._look = None
+            self._probe = None
             if trainer.is_global_zero:
                 self._report(trainer, total)
         self._warm = True
 
     def on_train_end(self, *_: Any) -> None:
-        self._drop()
+        self._discard_probe()
         for name, before in self._renamed.items():
             self._layers[name].__dict__["name_in_model"] = before
         self._renamed = {}
@@ -125,23 +132,26 @@ class StatisticsMonitor(pl.Callback):
     def on_exception(self, *_: Any) -> None:
         self.on_train_end()
 
-    def _rename(self) -> None:
-        """Gives each synchronized layer the name that it has here, for what it says to tell it from the others."""
+    def _name_layers(self) -> None:
+        """Give each synchronized layer its name in this module, by which the probe tells the all-reduces apart.
+
+        ``on_train_end`` restores the previous names.
+        """
         for name, layer in self._layers.items():
             if isinstance(layer, Synchronized) and layer.name_in_model != name:
                 self._renamed[name] = layer.name_in_model
                 layer.name_in_model = name
 
-    def _drop(self) -> None:
-        if self._look is not None:
-            self._look.close()
-        self._look = None
+    def _discard_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+        self._probe = None
 
     def _report(self, trainer: pl.Trainer, total: torch.Tensor) -> None:
         ranks, step = trainer.world_size, logged_step(trainer)
         count = 2 + len(self._layers)
         step_seconds, all_seconds, *seconds = (total[:count] / ranks).tolist()
-        # torch's own layer sends in its own way, of which nothing is known.
+        # torch.nn.SyncBatchNorm calls its collectives itself, so their time cannot be measured.
         timed = not any(isinstance(layer, nn.SyncBatchNorm) for layer in self._layers.values())
         found = dict(zip(self._layers, self._layout.figures(total[count:]), strict=True))
         if self._file is not None:
@@ -153,7 +163,7 @@ class StatisticsMonitor(pl.Callback):
             self._file.append(rows)
         metrics = _summary({name: figures for name, figures in found.items() if figures is not None})
         if timed and self._warm:
-            self._looks += 1
+            self._measurements += 1
             self._seconds += all_seconds
             self._step_seconds += step_seconds
             metrics["statistics/collective_share"] = all_seconds / step_seconds
@@ -162,8 +172,8 @@ class StatisticsMonitor(pl.Callback):
 
 
 def _summary(found: dict[str, device_spread.Figures]) -> dict[str, float]:
-    """What loggers get of the layers' figures."""
-    if len(found) <= FEW:
+    """The metrics for the loggers, from the layers' figures."""
+    if len(found) <= MAX_LOGGED_LAYERS:
         return {
             f"statistics/{layer}/{name}": value
             for layer, figures in found.items()
@@ -171,12 +181,13 @@ def _summary(found: dict[str, device_spread.Figures]) -> dict[str, float]:
             if name in ("spread", "effective_batch")
         }
     spreads = [each.spread for each in found.values() if not math.isnan(each.spread)]
-    worths = [
+    ratios = [
         each.effective_batch / each.device_batch for each in found.values() if not math.isnan(each.effective_batch)
     ]
     metrics = {"statistics/mean_spread": fmean(spreads), "statistics/max_spread": max(spreads)} if spreads else {}
-    return metrics | ({"statistics/min_effective_share": min(worths)} if worths else {})
+    return metrics | ({"statistics/min_effective_share": min(ratios)} if ratios else {})
 
 
 def _known(figures: device_spread.Figures) -> dict[str, float]:
+    """The figures that are not NaN."""
     return {name: value for name, value in figures._asdict().items() if not math.isnan(value)}

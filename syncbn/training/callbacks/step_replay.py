@@ -1,7 +1,7 @@
-"""One training step once more, on this rank alone: where does the first number that is not finite come from?
+"""Repeats one training step on this rank only, to find the first layer whose output is not finite.
 
-The other ranks are in their backward pass and would not answer, so nothing is sent. The model is afterwards what it was
-before.
+The other ranks are in their backward pass and would not join a collective, so collectives are refused during the
+replay. Afterwards the model is in the state that it was in before.
 """
 
 import warnings
@@ -25,14 +25,14 @@ from syncbn.nn.torch_internals import TorchDispatchMode, registered_buffers
 
 
 @dataclass
-class Seen:
-    """What came out of a step that was run again.
+class ReplayResult:
+    """Result of a replayed step.
 
     Attributes:
-        layer: the first layer whose output is not finite, and its name; None where there is none.
-        input_finite: whether that layer's input is.
-        loss_finite: whether the loss is; None where the step did not come so far.
-        error: why the step could not be run again to its end; None where it was, or where a layer was found.
+        layer: name and module of the first layer whose output is not finite; None if there is none.
+        input_finite: whether the input of that layer is finite.
+        loss_finite: whether the loss is finite; None if the step ended before it.
+        error: why the step could not be repeated to its end; None if it could, or if a layer was found.
     """
 
     layer: tuple[str, nn.Module] | None = None
@@ -41,28 +41,30 @@ class Seen:
     error: str | None = None
 
 
-def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Seen:
-    """Runs ``training_step`` on ``batch`` until the first layer whose output is not finite.
+def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> ReplayResult:
+    """Run ``training_step`` on ``batch`` until the first layer whose output is not finite.
 
-    Synchronized layers normalize with this rank's own batch. Any other message that the step would send ends it.
+    Synchronized layers normalize with this rank's own batch. Any other collective ends the replay with an error.
     """
-    seen = Seen()
+    result = ReplayResult()
     step = pl_module.training_step
     arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
-    with isolate_rng():  # it does not bear an exception
+    # isolate_rng does not restore the RNG state if its body raises (Lightning 2.6), so the try is inside of it.
+    with isolate_rng():
         try:
             with (
-                _left_as_it_was(pl_module),
-                _watched(pl_module, seen),
-                warnings.catch_warnings(action="ignore"),  # the step itself has given them
+                _state_restored(pl_module),
+                _stop_at_non_finite_output(pl_module, result),
+                warnings.catch_warnings(action="ignore"),  # the original step has already issued them
                 all_reduce.alone(),
                 torch.compiler.set_stance("force_eager"),  # compiled code calls no hooks
                 torch.no_grad(),
                 trainer.precision_plugin.train_step_context(),
-                _Silence(),  # type: ignore[no-untyped-call]
+                _RefuseCollectives(),  # type: ignore[no-untyped-call]
             ):
-                # torch's own synchronized layer sends in its own way; its twin does not here. A group of ours may not
-                # be made yet, which takes all ranks; this one is there.
+                # torch.nn.SyncBatchNorm calls its collectives itself, so it is converted to our layer, which
+                # all_reduce.alone() keeps local. The group is WORLD because it exists already: creating another group
+                # takes a collective.
                 convert.convert(
                     pl_module,
                     group=dist.group.WORLD if dist.is_initialized() else "world",
@@ -70,74 +72,83 @@ def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch
                 )
                 output = step(*arguments)
             loss = output["loss"] if isinstance(output, Mapping) else output
-            seen.loss_finite = all_finite(loss)
-        except _Enough:
+            result.loss_finite = all_finite(loss)
+        except _StopReplay:
             pass
         except Exception as error:
-            if seen.layer is None:
-                seen.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return seen
+            if result.layer is None:
+                result.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return result
 
 
 def all_finite(data: Any) -> bool:
-    """Whether every dense tensor in ``data``, any nesting of collections, is finite; waits for the device."""
+    """Whether every dense tensor in ``data``, a tensor or nested collections of them, is finite.
+
+    Synchronizes with the device.
+    """
     tensors: list[Tensor] = []
     apply_to_collection(data, Tensor, tensors.append, allow_frozen=True)
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.layout is torch.strided)
 
 
-class _Enough(BaseException):  # no error, and not to be caught by what the step may catch
-    """Ends the step: everything that there is to see has been seen."""
+class _StopReplay(BaseException):  # not an Exception: ``except Exception`` in a training_step must not catch it
+    """Ends the replayed step early, once the result is known."""
 
 
-class _Silence(TorchDispatchMode):
-    """Refuses whatever goes through a process group."""
+class _RefuseCollectives(TorchDispatchMode):
+    """Raises at any operation of a process group."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace in c10d.NAMESPACES:
-            raise RuntimeError(f"training_step sends a message of its own, {func}")
+            raise RuntimeError(f"training_step calls a collective, {func}")
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _left_as_it_was(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Takes back what a step does to attributes and buffers, of metrics too, and lets it log and measure nothing."""
+def _state_restored(pl_module: pl.LightningModule) -> Iterator[None]:
+    """Restore classes, attributes and buffers of all modules, metrics included, when the context ends.
+
+    Within the context ``log`` and the ``update`` of metrics do nothing, and ``manual_backward`` ends the step.
+    """
     layers = list(pl_module.modules())
     attributes = [(layer, type(layer), dict(vars(layer))) for layer in layers]
     buffers = [(registered, dict(registered)) for registered in map(registered_buffers, layers)]
     values = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
-    vars(pl_module)["log"] = _nothing
+    vars(pl_module)["log"] = _do_nothing
     vars(pl_module)["manual_backward"] = _stop_before_backward
     for layer in layers:
         if isinstance(layer, Metric):
-            vars(layer)["update"] = _nothing
+            vars(layer)["update"] = _do_nothing
     try:
         yield
     finally:
-        for layer, kind, before in attributes:
-            layer.__class__ = kind
+        for layer, original_class, before in attributes:
+            layer.__class__ = original_class  # convert() has changed the class of torch.nn.SyncBatchNorm layers
             vars(layer).clear()
             vars(layer).update(before)
-        for home, names in buffers:
-            home.update(names)
+        for registered, names in buffers:
+            registered.update(names)
         for buffer, value in values:
             buffer.copy_(value)
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def _do_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
 def _stop_before_backward(loss: Tensor, *_: Any, **__: Any) -> None:
-    """In place of ``manual_backward``, after which the step would change the weights."""
+    """Replaces ``manual_backward``: the code after it would step an optimizer and change the weights."""
     if all_finite(loss):
-        raise RuntimeError("training_step calls manual_backward, and up to the first call all is finite")
-    raise _Enough
+        raise RuntimeError("training_step calls manual_backward, and all values before the first call are finite")
+    raise _StopReplay
 
 
 @contextmanager
-def _watched(pl_module: pl.LightningModule, seen: Seen) -> Iterator[None]:
-    """Ends the step at the first non-finite output. Inner layers end before outer ones, so it is the innermost's."""
+def _stop_at_non_finite_output(pl_module: pl.LightningModule, result: ReplayResult) -> Iterator[None]:
+    """End the step at the first non-finite output.
+
+    The forward of an inner layer returns before that of the module around it, so the innermost layer is found.
+    """
     inputs: dict[nn.Module, bool] = {}
     metrics = {part for metric in pl_module.modules() if isinstance(metric, Metric) for part in metric.modules()}
 
@@ -145,12 +156,12 @@ def _watched(pl_module: pl.LightningModule, seen: Seen) -> Iterator[None]:
         inputs[layer] = all_finite((args, kwargs))
 
     def after(name: str) -> Any:
-        def look(layer: nn.Module, _: Any, output: Any) -> None:
-            if seen.layer is None and not all_finite(output):
-                seen.layer, seen.input_finite = (name, layer), inputs[layer]
-                raise _Enough
+        def check(layer: nn.Module, _: Any, output: Any) -> None:
+            if result.layer is None and not all_finite(output):
+                result.layer, result.input_finite = (name, layer), inputs[layer]
+                raise _StopReplay
 
-        return look
+        return check
 
     handles = []
     for name, layer in pl_module.named_modules():

@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from syncbn.training import MLP, GradientMonitor
-from syncbn.training.callbacks.gradient_monitor import Backward, Gradient, flow, look
+from syncbn.training.callbacks.gradient_monitor import LayerGradient, OutputGradients, gradient_growth, layer_gradients
 from syncbn.training.loggers.csv_logger import read
 from syncbn.training.norm.replace import remove_batch_norm
 from tests.support.ranks import Ranks
@@ -134,20 +134,20 @@ def test_norms_are_those_of_the_mean_gradient_before_clipping(tmp_path: Path) ->
     assert monitor.gradients == {}  # there are no three hidden layers of one shape
 
 
-def after_backward(net: MLP, seed: int, batch: int = 128) -> list[Gradient]:
+def after_backward(net: MLP, seed: int, batch: int = 128) -> list[LayerGradient]:
     generator = torch.Generator().manual_seed(seed)
     weight = net.head.weight
     x = torch.randn(batch, 64, generator=generator, dtype=weight.dtype)
-    backward = Backward(net)
+    backward = OutputGradients(net)
     F.cross_entropy(net(x), torch.arange(batch) % 10).backward()
     backward.close()
-    return look(net, backward.norms())
+    return layer_gradients(net, backward.norms())
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_relu_and_batch_norm_grow_as_theory_says(seed: int) -> None:
     torch.manual_seed(seed)
-    found = flow(after_backward(MLP(depth=20, width=64), seed))
+    found = gradient_growth(after_backward(MLP(depth=20, width=64), seed))
     assert 1.15 < found["growth"] < 1.27
     assert found["growth"] == pytest.approx(THEORY, abs=0.04)
     assert found["decades"] == pytest.approx(19 * math.log10(THEORY), abs=0.4)
@@ -157,7 +157,7 @@ def test_sigmoids_without_norm_vanish_and_are_still_told() -> None:
     torch.manual_seed(0)
     net = MLP(depth=50, activation="sigmoid").double()
     remove_batch_norm(net)
-    found = flow(after_backward(net, 0))
+    found = gradient_growth(after_backward(net, 0))
     assert -60 < found["decades"] < -30
     assert found["growth"] == pytest.approx(10 ** (found["decades"] / 49), rel=0.05)
 
@@ -167,7 +167,9 @@ def test_torchs_initialization_and_relu_vanish_though_all_weights_have_gradients
     net = MLP(depth=20, init="torch").double()
     remove_batch_norm(net)
     found = after_backward(net, 0)
-    assert flow(found)["decades"] == pytest.approx(19 * math.log10(math.sqrt(1 / 6)), abs=1)  # He et al. 2015, eq. 14
+    assert gradient_growth(found)["decades"] == pytest.approx(
+        19 * math.log10(math.sqrt(1 / 6)), abs=1
+    )  # He et al. 2015, eq. 14
     assert abs(math.log10(found[0].weight_gradient / found[-2].weight_gradient)) < 1  # what vanishes back grows forward
 
 
@@ -188,14 +190,14 @@ def test_a_compiled_network_is_seen_and_goes_on_compiled() -> None:
         loss.backward()
         return net.head.weight.grad.clone()
 
-    backward = Backward(net)
+    backward = OutputGradients(net)
     assert torch.equal(gradient(close=False), expected)
     assert len(backward.norms()) == 4
     assert counter.frame_count == 0
     backward.close()
     backward.close()
     assert torch.equal(gradient(close=False), expected)
-    backward = Backward(net)
+    backward = OutputGradients(net)
     assert torch.equal(gradient(close=True), expected)
     assert torch.equal(gradient(close=False), expected)
     assert counter.frame_count == 1
@@ -209,7 +211,7 @@ def of_outputs(rank: int, world_size: int) -> dict[str, float]:
     x, y = torch.randn(12, 64, generator=generator, dtype=torch.float64), torch.arange(12) % 10
     share = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
     net.eval()  # so that no rank's gradient hangs on another's samples
-    backward = Backward(net)
+    backward = OutputGradients(net)
     F.cross_entropy(net(x[share]), y[share]).backward()
     backward.close()
     return {names[layer]: norm for layer, norm in backward.norms().items()}
@@ -222,24 +224,24 @@ def test_ranks_norms_are_those_of_one_process(ranks: Ranks) -> None:
         assert two == pytest.approx(one, rel=1e-12)
 
 
-def layer(depth: int, norm: float, shape: tuple[int, ...] = (4, 4)) -> Gradient:
-    return Gradient(f"layer{depth}", depth, norm, 1.0, 1.0, shape)
+def layer(depth: int, norm: float, shape: tuple[int, ...] = (4, 4)) -> LayerGradient:
+    return LayerGradient(f"layer{depth}", depth, norm, 1.0, 1.0, shape)
 
 
 def test_growth_is_over_the_hidden_layers_of_one_shape() -> None:
     hidden = [layer(depth, 8.0 * 2**-depth) for depth in (1, 2, 4, 5)]  # at 3 is one of another shape
-    found = flow([layer(0, 1e9, (4, 64)), *hidden[:2], layer(3, 1e9, (8, 8)), *hidden[2:], layer(6, 1e9)])
+    found = gradient_growth([layer(0, 1e9, (4, 64)), *hidden[:2], layer(3, 1e9, (8, 8)), *hidden[2:], layer(6, 1e9)])
     assert found == pytest.approx({"growth": 2, "decades": 4 * math.log10(2)})
-    assert flow([*hidden[:2], layer(3, 1.0)]) == {}
-    assert flow([layer(0, 1.0)]) == flow([]) == {}
+    assert gradient_growth([*hidden[:2], layer(3, 1.0)]) == {}
+    assert gradient_growth([layer(0, 1.0)]) == gradient_growth([]) == {}
     for norm in (0.0, math.inf, math.nan):
-        assert flow([*hidden, layer(6, norm), layer(7, 1.0)]) == {}
+        assert gradient_growth([*hidden, layer(6, norm), layer(7, 1.0)]) == {}
 
 
 def test_a_gradient_whose_square_vanishes_in_float32_is_seen() -> None:
     linear = nn.Linear(2, 2)
     linear.weight.grad = torch.full((2, 2), 1e-30)
-    assert look(nn.Sequential(linear), {})[0].weight_gradient == pytest.approx(2e-30, rel=1e-6, abs=0)
+    assert layer_gradients(nn.Sequential(linear), {})[0].weight_gradient == pytest.approx(2e-30, rel=1e-6, abs=0)
 
 
 def test_every_n_steps_below_one_is_refused() -> None:

@@ -26,7 +26,7 @@ from tests.support.refuses import refuses
 from tests.training.support.train_command import train
 
 STEPS = 8
-REMEDY = "lower optimizer.lr, set trainer.gradient_clip_val, look at the data; the last checkpoint before it is kept"
+REMEDY = "lower optimizer.lr, set trainer.gradient_clip_val or check the data; the last checkpoint before it is kept"
 
 pytestmark = [  # what a run leaves out too
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -197,7 +197,7 @@ def test_a_loss_that_is_finite_the_second_time_is_told() -> None:
     lit = Counts()
     error = fit(lit, batches())
     assert len(lit.batches.value) == 4
-    assert "at step 3 (epoch 0, batch 3) on rank 0: run again, the same step gives a finite loss" in str(error)
+    assert "at step 3 (epoch 0, batch 3) on rank 0: run again, the same step has a finite loss" in str(error)
 
 
 def test_what_is_between_layers_is_told_from_a_layer() -> None:
@@ -397,7 +397,7 @@ def test_shared_statistics_stop_both_ranks_and_one_is_guilty(ranks: Ranks, size:
     innocent, guilty = ranks.run(of_two, free_port(), size, {}, False, world_size=2, fresh=True)
     where = "the loss is nan at step 3 (epoch 0, batch 3) on rank"
     assert innocent[0].startswith(
-        f"{where} 0: no layer of this rank's own batch gives one: another rank's batch did, by shared statistics; "
+        f"{where} 0: with this rank's own batch it is finite: another rank's batch caused it by shared statistics; "
     )
     assert guilty[0].startswith(f"{where} 1: the batch itself holds non-finite numbers; ")
     assert (innocent[1], guilty[1]) == (False, True)
@@ -409,7 +409,7 @@ def test_shared_statistics_stop_both_ranks_and_one_is_guilty(ranks: Ranks, size:
 
 def test_a_step_with_messages_of_its_own_does_not_hang(ranks: Ranks) -> None:
     innocent, guilty = ranks.run(of_two, free_port(), 4, {}, True, world_size=2, fresh=True)
-    assert "the step could not be run again (RuntimeError: training_step sends a message of its own" in innocent[0]
+    assert "the step could not be run again (RuntimeError: training_step calls a collective" in innocent[0]
     assert not innocent[1]
     assert "on rank 1: the batch itself holds non-finite numbers; " in guilty[0]
     assert guilty[1]

@@ -23,7 +23,7 @@ from syncbn.nn import device_spread, statistics
 from syncbn.nn.comm import observer
 from syncbn.nn.statistics import Moments
 from syncbn.training import StatisticsMonitor
-from syncbn.training.callbacks.step_probe import Look
+from syncbn.training.callbacks.step_probe import StepProbe
 from syncbn.training.loggers.csv_logger import MetricsFile
 from tests.support.ranks import Messages, Ranks, messages
 from tests.support.refuses import refuses
@@ -173,32 +173,32 @@ class Net(nn.Module):
         return self.shared(sum(layer(x) for layer in layers))
 
 
-class Looked(NamedTuple):
+class Probed(NamedTuple):
     total: Tensor
     sent: Messages
     places: list[str]
 
 
-def a_look(rank: int, world_size: int, pieces: list[Tensor], saving: bool, step: int = 0) -> Looked:
+def probe_one_step(rank: int, world_size: int, pieces: list[Tensor], saving: bool, step: int = 0) -> Probed:
     pair, _ = dist.new_subgroups_by_enumeration([[0, 1], [2]][: world_size - 1])
     net, x = Net(pair, saving).double(), pieces[rank].requires_grad_()
     layers = dict(syncbn.nn.conversion.convert.batch_norms(net))
     for name, layer in layers.items():
         if isinstance(layer, syncbn.nn.modules.Synchronized):
             layer.name_in_model = name
-    look = Look(layers, torch.device("cpu"))
+    probe = StepProbe(layers, torch.device("cpu"))
     try:
         with messages() as sent:
             for _ in range(2):  # two batches of a step: the first counts
                 net(x).sum().backward()
                 x = x.detach().square().requires_grad_()
     finally:
-        look.close()
+        probe.close()
     assert not any(layer._forward_pre_hooks for layer in layers.values())
     assert observer.observer is None
-    total = look.message(device_spread.Layers([C] * len(layers)))
+    total = probe.summary(device_spread.Layers([C] * len(layers)))
     dist.all_reduce(total)
-    return Looked(total, sent, [place for place, *_ in look._spans])
+    return Probed(total, sent, [place for place, *_ in probe._spans])
 
 
 NAMES = ("shared", "sync", "pair", "alone", "local", "ghost", "unused", "frozen")
@@ -209,9 +209,9 @@ NAMES = ("shared", "sync", "pair", "alone", "local", "ghost", "unused", "frozen"
 def test_each_kind_of_layer_is_seen_once(ranks: Ranks, sizes: list[int], saving: bool) -> None:
     devices = drawn([6 * n for n in sizes], by=0.2)
     pieces = [torch.from_numpy(values).reshape(-1, 2, 3, C).movedim(-1, 1) for values in devices]
-    looked = ranks.run(a_look, pieces, saving, world_size=len(sizes))
-    assert all(torch.equal(each.total, looked[0].total) for each in looked)
-    times, total = looked[0].total.tensor_split([len(NAMES) + 2])
+    probed = ranks.run(probe_one_step, pieces, saving, world_size=len(sizes))
+    assert all(torch.equal(each.total, probed[0].total) for each in probed)
+    times, total = probed[0].total.tensor_split([len(NAMES) + 2])
     found = dict(zip(NAMES, device_spread.Layers([C] * len(NAMES)).figures(total), strict=True))
     assert found["unused"] is found["frozen"] is None
     values, own = 6 * sum(sizes), 6 * sum(sizes) / sum(n > 0 for n in sizes)
@@ -228,7 +228,7 @@ def test_each_kind_of_layer_is_seen_once(ranks: Ranks, sizes: list[int], saving:
     assert sum(seconds) == pytest.approx(spent)
     assert 0 < spent < step
     assert [name for name, each in zip(NAMES, seconds, strict=True) if each > 0] == ["shared", "sync", "pair"]
-    for rank, each in enumerate(looked):
+    for rank, each in enumerate(probed):
         pair = rank < 2
         assert len(each.sent) == len(each.places) == 2 * (6 + 2 * pair + (2 + pair) * saving)
         assert each.places.count("shared backward") == 4
@@ -240,30 +240,30 @@ def selective(rank: int, world_size: int, pieces: list[Tensor]) -> tuple[list[Te
     gradients, layer = [], syncbn.SyncBatchNorm2d(C).double()
     layer.name_in_model = "layer"
     for looking in (False, True):
-        look = Look({"layer": layer}, torch.device("cpu"))
+        probe = StepProbe({"layer": layer}, torch.device("cpu"))
         if not looking:
-            look.close()
+            probe.close()
         x = pieces[rank].clone().requires_grad_()
         checkpoint(layer, x, use_reentrant=False, context_fn=syncbn.checkpoint_contexts).pow(3).sum().backward()
-        look.close()
+        probe.close()
         gradients.append(x.grad)
-    return gradients, list(look._seen.values())
+    return gradients, list(probe._seen.values())
 
 
 def test_a_look_is_not_in_the_way_of_selective_checkpointing(ranks: Ranks) -> None:
     pieces = [torch.randn(n, C, 2, 2, dtype=torch.float64) for n in (3, 2)]
-    for (without, with_look), seen in ranks.run(selective, pieces, world_size=2):
-        assert torch.equal(without, with_look)
+    for (without, with_probe), seen in ranks.run(selective, pieces, world_size=2):
+        assert torch.equal(without, with_probe)
         assert len(seen) == 1
 
 
 def test_a_residual_is_not_taken_for_a_mask() -> None:
     layer = syncbn.SyncBatchNorm2d(C, ghost_batch=2)
-    look = Look({"layer": layer}, torch.device("cpu"))
+    probe = StepProbe({"layer": layer}, torch.device("cpu"))
     x = torch.randn(4, C, 3, 3)
     layer(x, residual=x, act="relu")
-    look.close()
-    ((sums, _),) = look._seen.values()
+    probe.close()
+    ((sums, _),) = probe._seen.values()
     torch.testing.assert_close(sums[1 : C + 1], x.double().sum((0, 2, 3)))
 
 
@@ -495,12 +495,12 @@ def compiled(rank: int, world_size: int, looks: list[bool]) -> tuple[int, list[s
     counter, seen = CompileCounter(), []
     fast = torch.compile(net, backend=counter, fullgraph=True)
     for looking in looks:
-        look = Look(dict(syncbn.nn.conversion.convert.batch_norms(net)), torch.device("cpu"))
+        probe = StepProbe(dict(syncbn.nn.conversion.convert.batch_norms(net)), torch.device("cpu"))
         if not looking:
-            look.close()
+            probe.close()
         fast(torch.randn(4, C))
-        look.close()
-        seen += look._seen
+        probe.close()
+        seen += probe._seen
     return counter.frame_count, seen
 
 

@@ -114,7 +114,7 @@ def test_nothing_is_told_of_a_target_that_may_have_been_reached_before(
     fit(tmp_path, Lit(clock, list(ACCURACIES)), Silent("val/acc", 0.95), max_epochs=2)
     assert not capsys.readouterr().err.count("warning: target")
     options = {"num_sanity_val_steps": 0, "max_epochs": 2}
-    line = "warning: target=0.95: the checkpoint that training goes on from was made without this target, which may "
+    line = "warning: target=0.95: training resumes from a checkpoint that was written without this target, so it may "
     counting, before = tmp_path / "counting", tmp_path / "step=6.ckpt"
     fit(counting, Lit(clock, list(ACCURACIES)), TimeToTarget("val/acc", 0.99), max_epochs=2)
     for number, checkpoint in enumerate((before, counting / "step=6.ckpt")):  # no word on a target, and another

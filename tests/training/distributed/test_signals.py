@@ -85,8 +85,8 @@ def test_the_step_is_not_taken_and_training_ends(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
         f"warning: the loss is nan at step {5 // trainer.accumulate_grad_batches} (epoch 0, batch 5) on rank 0: the "
-        "batch itself holds non-finite numbers; the first non-finite output is that of body.0 (Linear); training ends "
-        "here, as callbacks.finite.action=stop says"
+        "batch itself holds non-finite numbers; the first non-finite output is that of body.0 (Linear); training stops "
+        "here (callbacks.finite.action=stop)"
     )
 
 

@@ -134,8 +134,8 @@ def differ(rank: int, world_size: int, run_dir: str, what: str) -> str:
     ("what", "line"),
     [
         ("nothing", "well: []"),
-        ("seed", "seed: rank 1 has 1, rank 0 0; start all ranks with the same"),
-        ("directory", "rank 1 cannot see what rank 0 writes there; use a directory that all nodes share"),
+        ("seed", "seed: rank 1 has 1, rank 0 has 0; start all ranks with the same value"),
+        ("directory", "rank 1 cannot see the files that rank 0 writes there; use a directory that all nodes share"),
     ],
 )
 def test_ranks_that_differ_are_told_of_on_every_rank(ranks, tmp_path: Path, what: str, line: str) -> None:
@@ -148,7 +148,9 @@ def test_unequally_many_batches_are_told_of_before_they_hang(tmp_path: Path) -> 
     run = train(tmp_path, "--config-dir", project, "data=unequal", "model=mlp", "logger=csv")
     assert run.code == 1
     assert run.left == []
-    assert "error: data: the ranks have 5, 6 batches an epoch; give each as many" in run.err
+    assert (
+        "error: data: the ranks have 5, 6 batches per epoch; use a loader with the same number on each rank" in run.err
+    )
 
 
 def test_torchrun_and_settings_must_agree(tmp_path: Path) -> None:
