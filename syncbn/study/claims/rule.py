@@ -179,7 +179,7 @@ def parse(study: Mapping[str, Any]) -> Claim:
 def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
     place = f"{PLACE}.cases.{name}"
     if len(claim.cases) > 1 and not case.when:
-        raise SettingError(f"{place}.when: one of several cases needs words for its condition")
+        raise SettingError(f"{place}.when", hint="one of several cases needs words for its condition")
     own, against = (
         _names(place, case, parts),
         case.against.model_copy(update=_names(f"{place}.against", case.against, parts)),
@@ -192,7 +192,7 @@ def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
     one_of(where, other, parts[against.part]["sides"])
     found = case.model_copy(update=own | {"name": name, "sides": sides, "against": against, "against_side": other})
     if other in sides and against == found.reading:
-        raise SettingError(f"{place}.sides={other}: it is compared with itself; use others")
+        raise SettingError(f"{place}.sides", other, "it is compared with itself; use others")
     return found
 
 
@@ -201,7 +201,8 @@ def _names(place: str, given: Reading, parts: Parts) -> dict[str, Any]:
     there = parts[one_of(f"{place}.part", given.part, parts)]["conditions"]
     conditions = some_of(f"{place}.conditions", given.conditions, there)
     if not given.over and len(conditions) > 1:
-        raise SettingError(f"{place}.over: the part has several conditions; use one of {', '.join([*WORDS, *there])}")
+        hint = f"the part has several conditions; use one of {', '.join([*WORDS, *there])}"
+        raise SettingError(f"{place}.over", hint=hint)
     over = one_of(f"{place}.over", given.over or conditions[0], [*WORDS, *there])
     if over in there:
         conditions = (over,)
@@ -210,19 +211,18 @@ def _names(place: str, given: Reading, parts: Parts) -> dict[str, Any]:
     if over == LARGEST:
         _check_largest(place, given, conditions)
     elif given.usable is not None:
-        raise SettingError(f"{place}.usable={given.usable:g}: works with over: {LARGEST} only; leave it out")
+        raise SettingError(f"{place}.usable", f"{given.usable:g}", f"works with over: {LARGEST} only; leave it out")
     return {"over": over, "conditions": conditions}
 
 
 def _check_largest(place: str, given: Reading, conditions: Sequence[str]) -> None:
     if given.usable is None:
-        raise SettingError(f"{place}.usable: over: {LARGEST} needs a number, what the metric may be at most")
+        raise SettingError(f"{place}.usable", hint=f"over: {LARGEST} needs a number, what the metric may be at most")
     if not all(map(_is_number, conditions)):
-        raise SettingError(f"{place}.over={LARGEST}: conditions have to be numbers, not {', '.join(conditions)}")
+        raise SettingError(f"{place}.over", LARGEST, f"conditions have to be numbers, not {', '.join(conditions)}")
     if given.less:
-        raise SettingError(
-            f"{place}.less={given.less}: over: {LARGEST} results in a condition, not in {given.metric}; leave it out"
-        )
+        hint = f"over: {LARGEST} results in a condition, not in {given.metric}; leave it out"
+        raise SettingError(f"{place}.less", given.less, hint)
 
 
 def _is_number(word: str) -> bool:

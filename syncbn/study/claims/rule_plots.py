@@ -105,6 +105,6 @@ def resolve(place: str, plot: Plot, parts: Mapping[str, Mapping[str, list[str]]]
     else:
         chosen = some_of(f"{place}.condition", filter(None, [plot.condition]), there["conditions"])
         if len(chosen) > 1:
-            raise SettingError(f"{place}.condition: the part has several; use one of {', '.join(chosen)}")
+            raise SettingError(f"{place}.condition", hint=f"the part has several; use one of {', '.join(chosen)}")
         names["condition"] = chosen[0]
     return plot.model_copy(update=names)

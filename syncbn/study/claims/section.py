@@ -58,11 +58,11 @@ def read(model: type[Model], place: str, given: Any) -> Model:
         loc = [str(part) for at, part in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == TAGGED)]
         setting = ".".join(filter(None, [place, *loc, words.get("key", words.get("discriminator", "")).strip("'")]))
         value = words.get("tag", words["value"] if "value" in words else first["input"])
-        if value is not None and first["type"] not in ("missing", "union_tag_not_found", "unknown_key"):
-            setting += f"={value}"
+        is_shown = value is not None and first["type"] not in ("missing", "union_tag_not_found", "unknown_key")
         template = HINTS.get(first["type"])
         hint = template.format(**words) if template else first["msg"].replace("Input should be", "use")
-        raise SettingError(f"{setting}: {hint}".replace("\n", " ")) from error
+        shown = {"value": _on_one_line(value)} if is_shown else {}
+        raise SettingError(_on_one_line(setting), **shown, hint=_on_one_line(hint)) from error
 
 
 def with_values(given: Any, keys: Iterable[str], place: str = "") -> dict[str, Any]:
@@ -92,10 +92,14 @@ def one_of(place: str, given: str, choices: Iterable[str]) -> str:
         SettingError: it is none of the choices.
     """
     if given not in choices:
-        raise SettingError(f"{place}={given}: use one of {', '.join(choices)}")
+        raise SettingError(place, given, f"use one of {', '.join(choices)}")
     return given
 
 
 def some_of(place: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
     """The names that are given, each one that the study has; all of its names where none is given."""
     return tuple(one_of(place, name, choices) for name in given) or tuple(choices)
+
+
+def _on_one_line(given: Any) -> Any:
+    return given.replace("\n", " ") if isinstance(given, str) else given
