@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from syncbn.study.claims.rule import LARGEST, Reading
+from syncbn.study.claims.rules.rule import LARGEST, Reading
 
 
 @dataclass(frozen=True)

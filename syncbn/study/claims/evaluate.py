@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from syncbn.study.cells import Cell, seeds
-from syncbn.study.claims import hypothesis_tests, literature, plot_data, rule, verdict
+from syncbn.study.claims import hypothesis_tests, literature, plot_data, verdict
 from syncbn.study.claims.readings import Results
 from syncbn.study.claims.result import Finding
-from syncbn.study.claims.rule import Case, Reading
+from syncbn.study.claims.rules import rule
+from syncbn.study.claims.rules.rule import Case, Reading
 from syncbn.study.compare import caveats
 from syncbn.study.compare.compare import ALPHA
 from syncbn.study.format import plural

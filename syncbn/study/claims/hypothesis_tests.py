@@ -22,12 +22,12 @@ from scipy import stats
 from syncbn.study.claims import censored
 from syncbn.study.claims.readings import Results, exp
 from syncbn.study.claims.result import Row, Versus
-from syncbn.study.claims.rule import Case, Reading
+from syncbn.study.claims.rules.rule import Case, Reading
 from syncbn.study.claims.verdict import BETTER, NOT_RUN, SAME, UNDECIDED, WORSE
-from syncbn.study.compare import metric as metrics
 from syncbn.study.compare import paired_tests
 from syncbn.study.compare.compare import ALPHA
-from syncbn.study.compare.comparison import Metric
+from syncbn.study.compare.runs import metric as metrics
+from syncbn.study.compare.runs.metric import Metric
 
 SYNC, LOCAL = "sync", "local"
 SAYS = ("yes", "no", "open")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from syncbn.study.claims.result import Published, Row
-from syncbn.study.claims.rule import Figure
+from syncbn.study.claims.rules.rule import Figure
 from syncbn.study.claims.verdict import effect_text
 from syncbn.study.format import number
 

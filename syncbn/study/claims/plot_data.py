@@ -11,7 +11,7 @@ import pandas as pd
 
 from syncbn.study.claims.readings import Results, exp
 from syncbn.study.claims.result import PlotData
-from syncbn.study.claims.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
+from syncbn.study.claims.rules.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
 from syncbn.study.compare.paired_tests import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from syncbn.study.cells import Cell
 from syncbn.study.claims.censored import Number, minus, over
-from syncbn.study.claims.rule import LARGEST, Reading
-from syncbn.study.compare import run_reader
-from syncbn.study.compare.comparison import Metric
-from syncbn.study.compare.metric import choose, shown
-from syncbn.study.compare.run_reader import Run
+from syncbn.study.claims.rules.rule import LARGEST, Reading
+from syncbn.study.compare.runs import run_reader
+from syncbn.study.compare.runs.metric import Metric, choose, shown
+from syncbn.study.compare.runs.run_reader import Run
 from syncbn.study.format import plural
 from syncbn.training.errors import SettingError
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from syncbn.study.compare import labels
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
-from syncbn.study.compare.run_reader import Run
-from syncbn.study.compare.settings import GPU, PLACE, place
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.run_reader import Run
+from syncbn.study.compare.runs.settings import GPU, PLACE, place
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
 SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices", "mode", "adapt")

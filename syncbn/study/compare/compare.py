@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, run_reader, verdict
+from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, verdict
 from syncbn.study.compare import cost as costs
-from syncbn.study.compare.comparison import Comparison, Metric
+from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.layout import Layout, lay_out
-from syncbn.study.compare.metric import choose, margin_of, resolution
 from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, pair, place_runs
-from syncbn.study.compare.settings import how
+from syncbn.study.compare.runs import run_reader
+from syncbn.study.compare.runs.metric import Metric, choose, margin_of, resolution
+from syncbn.study.compare.runs.settings import how
 from syncbn.training.errors import SettingError
 
 ALPHA = 0.01  # the protocols' level for a difference; see paired_tests.py on the other claim

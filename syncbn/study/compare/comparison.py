@@ -4,24 +4,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-
-@dataclass(frozen=True)
-class Metric:
-    """What the sides are compared by.
-
-    Attributes:
-        name: in ``result.json``, ``test/acc`` say.
-        label: for people: "test error" where the name is that of an accuracy, which is shown as an error in percent.
-        unit: "%" or "".
-        better: "lower" or "higher", of the number that is shown.
-        difference_unit: of a difference: "points" for percent, else "".
-    """
-
-    name: str
-    label: str
-    unit: str
-    better: str
-    difference_unit: str
+from syncbn.study.compare.runs.metric import Metric
 
 
 @dataclass(frozen=True)

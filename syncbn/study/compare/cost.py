@@ -8,7 +8,7 @@ from scipy import stats
 
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
-from syncbn.study.compare.settings import how, is_simulated
+from syncbn.study.compare.runs.settings import how, is_simulated
 
 
 def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from syncbn.study.compare import labels
-from syncbn.study.compare.run_reader import Run
-from syncbn.study.compare.settings import implied, settings
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.run_reader import Run
+from syncbn.study.compare.runs.settings import implied, settings
 from syncbn.training.errors import SettingError
 
 Row = dict[str, Any]

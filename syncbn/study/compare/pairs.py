@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from syncbn.study.compare import labels
-from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.layout import Layout
-from syncbn.study.compare.metric import resolution, shown
-from syncbn.study.compare.run_reader import Run
-from syncbn.study.compare.settings import how, is_simulated, place
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.metric import Metric, resolution, shown
+from syncbn.study.compare.runs.run_reader import Run
+from syncbn.study.compare.runs.settings import how, is_simulated, place
 from syncbn.training.errors import SettingError
 
 

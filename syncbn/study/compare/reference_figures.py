@@ -6,11 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from syncbn.study.compare import labels
-from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.layout import Layout
-from syncbn.study.compare.metric import resolution
 from syncbn.study.compare.reference_spec import Expected, parse
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.metric import Metric, resolution
 
 COLUMNS = ["condition", "what", "published", "ours", "agrees", "source"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.paired_tests import is_within
+from syncbn.study.compare.runs.metric import Metric
 from syncbn.study.format import plural
 
 Row = dict[str, Any]

@@ -7,8 +7,8 @@ from math import isfinite
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.compare.metric import MARGIN_SHARE
 from syncbn.study.compare.paired_tests import is_within
+from syncbn.study.compare.runs.metric import MARGIN_SHARE
 from syncbn.study.format import MISSING, count, interval, number, plural, probability, seconds, share, signed, times
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")

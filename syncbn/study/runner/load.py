@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.study import cells as plan
 from syncbn.study.cells import Cell
-from syncbn.study.claims import rule
+from syncbn.study.claims.rules import rule
 from syncbn.training.errors import SettingError
 
 # What may be said of several studies at once; the two in front are handed on.

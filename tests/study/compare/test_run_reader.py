@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.study.compare.run_reader import directories, read, root, short
+from syncbn.study.compare.runs.run_reader import directories, read, root, short
 from tests.study.support import run_directories
 from tests.support.refuses import refuses
 

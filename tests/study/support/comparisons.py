@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from syncbn.study.compare.comparison import Comparison, Metric
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.runs.metric import Metric
 
 NAN = float("nan")
 ERROR = Metric("test/acc", "test error", "%", "lower", "points")

@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from syncbn.study.compare.comparison import Metric
-from syncbn.study.compare.run_reader import Run
+from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.errors import SettingError
 
 ACCURACY = re.compile(r"(?:^|/)acc(?:uracy)?(?:_(\w+))?$")
@@ -17,6 +17,25 @@ MORE_IS_BETTER = re.compile(
 MARGIN_POINTS = 0.75
 MARGIN_SHARE = 0.05
 SETS = {"precise": "test error with population statistics", "val": "validation error"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the sides are compared by.
+
+    Attributes:
+        name: in ``result.json``, ``test/acc`` say.
+        label: for people: "test error" where the name is that of an accuracy, which is shown as an error in percent.
+        unit: "%" or "".
+        better: "lower" or "higher", of the number that is shown.
+        difference_unit: of a difference: "points" for percent, else "".
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: str
+    difference_unit: str
 
 
 def choose(name: str, runs: Sequence[Run]) -> Metric:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from syncbn.study.compare.run_reader import Run
+from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.config.compare import COPIES, flat
 
 # Bookkeeping, a group or a name each: where, how, and what is looked at. It cannot change what is trained.

@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from syncbn.study.claims import rule_plots
-from syncbn.study.claims.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
+from syncbn.study.claims.rules import rule_plots
+from syncbn.study.claims.rules.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
 from syncbn.training.errors import SettingError
 
 PLACE = "study.claim"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from syncbn.study.claims.section import Names, Number, Section, Text, one_of, some_of, wrong
+from syncbn.study.claims.rules.section import Names, Number, Section, Text, one_of, some_of, wrong
 from syncbn.training.errors import SettingError
 
 
