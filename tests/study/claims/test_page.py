@@ -66,9 +66,9 @@ def test_heads_name_all_that_a_norm_is_judged_against() -> None:
         claim_results.finding("x", 1, "X"),
         claim_results.finding("y", 2, "Y", rows=rows, sides=["sync", "local_mean"]),
     ]
-    assert tables.held_against(both, "sync") == "none or local"
-    assert tables.held_against([both[0], replace(both[1], baseline="ghost")], "group_norm") == "none"  # not asked there
-    assert tables.held_against([replace(both[1], baseline="ghost")], "local_mean") == "ghost"
+    assert tables.compared_sides(both, "sync") == "none or local"
+    assert tables.compared_sides([both[0], replace(both[1], baseline="ghost")], "group_norm") == "none"  # not asked
+    assert tables.compared_sides([replace(both[1], baseline="ghost")], "local_mean") == "ghost"
 
 
 @pytest.mark.parametrize(
