@@ -1,4 +1,4 @@
-"""``python train.py +study=NAME``: the runs of a study, those that are missing, and its report."""
+"""Implements ``python train.py +study=NAME``: executes the missing runs of a study and writes its report."""
 
 import os
 import shlex
@@ -38,7 +38,7 @@ OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 
 class Job(NamedTuple):
-    """A run to do, with the study that it is of."""
+    """A run with its study."""
 
     study: dict[str, Any]
     cell: Cell
@@ -46,8 +46,9 @@ class Job(NamedTuple):
 
 
 def main(cfg: DictConfig) -> None:
-    """Runs the study of ``cfg.study`` under Hydra, or lists its runs (``study.dry_run``). Ends the program by itself
-    where a run has failed, or a setting cannot work: one line, code 1.
+    """Executes the study of ``cfg.study`` under Hydra, or lists its runs (``study.dry_run``).
+
+    If a run fails or a setting is invalid, it prints one line and exits with status 1.
     """
     root = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -80,7 +81,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
-    """The runs of all studies as one list, in the order of each."""
+    """The runs of all studies as one list, sorted as the runs of one study are."""
     jobs = []
     for member in found:
         try:
@@ -94,19 +95,19 @@ def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
 
 
 def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
-    """The settled settings of each cell, composed as ``train.py`` with its overrides would.
+    """Composes and settles the settings of each cell as ``train.py`` does with its overrides.
 
     Args:
         cells: of a study.
-        here: what has not finished is to run on this machine, and refused if it cannot.
+        here: whether unfinished runs are executed on this machine. It is an error if this machine cannot do that.
 
     Raises:
-        SettingError: settings that cannot be composed, or cannot work.
+        SettingError: settings cannot be composed, or are invalid.
     """
     composed: dict[tuple[str, ...], Any] = {}
     runs, machine = [], this_machine()
     for cell in cells:
-        # Cells that differ in their seed alone are composed once: that takes a tenth of a second.
+        # Composing takes a tenth of a second, so cells that differ only in the seed are composed once.
         key = tuple(each for each in cell.overrides if not each.startswith("seed="))
         if key not in composed:
             try:
@@ -127,7 +128,7 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
 
 
 def _placed(value: Any, directory: str) -> Any:
-    """The settings with the run directory in the place of Hydra's resolver, which knows only that of the study."""
+    """Replaces Hydra's resolver of the output directory, which is the study's directory, by the run's directory."""
     if isinstance(value, dict):
         return {key: _placed(each, directory) for key, each in value.items()}
     if isinstance(value, list):
@@ -157,11 +158,11 @@ def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
 
 
 def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
-    """Runs of this directory that were made, or begun, with other settings are of another study."""
+    """Raises an error if the directory contains a run with other settings, and so belongs to another study."""
     for run in runs:
         try:
             before = record.settings(run.directory) or run.plan.cfg
-        except DamagedError:  # which concerns this run alone, and is reported when it is its turn
+        except DamagedError:  # only this run is affected; its execution reports the error
             continue
         if changes := compare.changes_of(run.plan.cfg, before, compare.HARMLESS):
             raise SettingError(
@@ -192,7 +193,7 @@ def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
 
 
 class _Progress:
-    """A line now and then, and one for each run that fails."""
+    """Prints the progress every 10 seconds or more, and one line for each failed run."""
 
     def __init__(self, total: int, root: Path) -> None:
         self.total, self.root, self.ends = total, root, Counter[str]()
