@@ -50,7 +50,9 @@ def cells(study: Mapping[str, Any], overrides: Sequence[str], root: Path) -> lis
     if study["seeds"] is not None and study["seeds"] < 1:
         raise SettingError("study.seeds", study["seeds"], "use a number, 1 or more, or null for the budget's")
     found = [
-        cell for name, part in study["parts"].items() for cell in _of_part(study, str(name), part, overrides, root)
+        cell
+        for name, part in study["parts"].items()
+        for cell in _cells_of_part(study, str(name), part, overrides, root)
     ]
     return sorted(found, key=order)
 
@@ -76,12 +78,12 @@ def seeds(study: Mapping[str, Any], part: Mapping[str, Any]) -> int:
     return int(study["seeds"] or budget(study, part)["seeds"])
 
 
-def _of_part(
+def _cells_of_part(
     study: Mapping[str, Any], name: str, part: Mapping[str, Any], overrides: Sequence[str], root: Path
 ) -> Iterable[Cell]:
     says = budget(study, part)
     common = [*study.get("settings", []), *part.get("settings", []), *says.get("settings", []), *overrides]
-    conditions, sides = (_chosen(part, says, kind) for kind in ("conditions", "sides"))
+    conditions, sides = (_selected(part, says, kind) for kind in ("conditions", "sides"))
     for condition, of_condition in conditions.items():
         for side, of_side in sides.items():
             for seed in range(seeds(study, part)):
@@ -100,7 +102,7 @@ def _is_confirmed(part: Mapping[str, Any], says: Mapping[str, Any], condition: s
     return all(name in map(str, confirm.get(kind, [name])) for kind, name in names.items())
 
 
-def _chosen(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> dict[str, list[str]]:
+def _selected(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> dict[str, list[str]]:
     there = {str(name): list(settings or []) for name, settings in part.get(kind, {"": []}).items()}
     return {str(name): there[str(name)] for name in says.get(kind, there)}
 

@@ -1,4 +1,4 @@
-"""Draws the plots of a claim. A norm has the same color and marker in all plots; captions explain how to read them."""
+"""Draws the plots of a claim. A norm has the same colour and marker in all plots; captions explain how to read them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -54,7 +54,7 @@ def draw(data: PlotData, name: str) -> Plot:
 
 
 def look(side: str, series: int = 0) -> Look:
-    """Color, marker and dashes of a norm in all plots. Other sides than :data:`SIDES` get a look from their name."""
+    """Colour, marker and dashes of a norm in all plots. Other sides than :data:`SIDES` get a look from their name."""
     at = SIDES.index(side) if side in SIDES else sum(map(ord, side))
     return Look.of(short(side, 24), at, series)
 

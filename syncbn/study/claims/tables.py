@@ -162,7 +162,7 @@ def _versus(finding: Finding) -> Table:
         ]
         for row in finding.versus
     ]
-    words = [SMALL if row.is_small else row.word for row in finding.versus]  # a small effect has no color
+    words = [SMALL if row.is_small else row.word for row in finding.versus]  # a small effect has no colour
     return _table("versus", columns, rows, "sync is", words)
 
 

@@ -212,14 +212,14 @@ def _terms(html: str, colon: str, tones: Sequence[str]) -> str:
 
 def _table(shown: Table, prefix: str, html: str) -> str:
     heads = ('scope="col" class="number"' if numeric else 'scope="col"' for numeric in shown.numeric)
-    cells = (f'class="{_kind(shown, column, cell)}"' for row in shown.rows for column, cell in enumerate(row))
+    cells = (f'class="{_cell_classes(shown, column, cell)}"' for row in shown.rows for column, cell in enumerate(row))
     html = with_attributes(with_attributes(html, "th", heads), "td", cells)
     html = with_attributes(html, "tr", ["", *(f'class="{tone}"' if tone else "" for tone in shown.tones)])
     html = with_attributes(html, "table", [f'id="{prefix}table-{shown.name}"'])
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {shown.name}">\n{html}\n</div>'
 
 
-def _kind(shown: Table, column: int, cell: str) -> str:
+def _cell_classes(shown: Table, column: int, cell: str) -> str:
     kind = "number" if shown.numeric[column] else "short" if len(cell) <= SHORT else "long"
     return f"{kind} telling" if shown.columns[column] == shown.telling else kind
 

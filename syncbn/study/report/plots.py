@@ -55,7 +55,7 @@ def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
 
 
 def _metric(comparison: Comparison) -> Plot:
-    comparison = _turned(comparison)
+    comparison = _sides_as_conditions(comparison)
     metric, means = comparison.metric, finite(comparison.means, "mean")
     name, title = with_unit(metric.label, metric.unit), f"{first_upper(metric.label)} of each side"
     if means.empty:
@@ -140,7 +140,7 @@ def _draw_means(
     axes.update_datalim(np.column_stack(list(ends if upright else ends[::-1])))
 
 
-def _turned(comparison: Comparison) -> Comparison:
+def _sides_as_conditions(comparison: Comparison) -> Comparison:
     """The sides as conditions of one series, if they are numbers of one setting and nothing else varies."""
     numbers = all(re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", side) for side in comparison.sides)
     if not numbers or len(comparison.conditions) > 1 or "," in comparison.factor:

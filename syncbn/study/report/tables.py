@@ -122,7 +122,7 @@ def _effects(comparison: Comparison) -> Table:
     metric, unit = comparison.metric, comparison.metric.difference_unit
     own_margins = [] if isfinite(comparison.margin) else [_Column("margin", lambda row: number(row.margin, unit))]
     columns = [
-        *_about(comparison),
+        *_condition_and_side(comparison),
         _Column("pairs", lambda row: count(row.n)),
         _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
         _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
@@ -149,7 +149,7 @@ def _verdict(comparison: Comparison, row: pd.Series) -> str:
 def _means(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        *_about(comparison),
+        *_condition_and_side(comparison),
         _Column("runs", lambda row: count(row.n)),
         _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
         _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
@@ -161,7 +161,7 @@ def _means(comparison: Comparison) -> Table:
 
 def _cost(comparison: Comparison) -> Table:
     columns = [
-        *_about(comparison),
+        *_condition_and_side(comparison),
         _Column("runs", lambda row: count(row.n)),
         _Column("time per step", lambda row: seconds(row.seconds_per_step)),
         _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
@@ -176,8 +176,8 @@ def _cost(comparison: Comparison) -> Table:
 
 def _layers(comparison: Comparison) -> Table:
     columns = [
-        _Column("layer", lambda row: _word(row.layer), numeric=False),
-        *_about(comparison),
+        _Column("layer", lambda row: _label_text(row.layer), numeric=False),
+        *_condition_and_side(comparison),
         _Column("values on a device", lambda row: count(row.device_batch)),
         _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
         _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
@@ -190,8 +190,8 @@ def _layers(comparison: Comparison) -> Table:
 def _confirmations(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        *_about(comparison),
-        _Column("seed", lambda row: _word(row.seed)),
+        *_condition_and_side(comparison),
+        _Column("seed", lambda row: _label_text(row.seed)),
         _Column(with_unit("in one process", metric.unit), lambda row: number(row.one_process, metric.unit)),
         _Column(with_unit("as processes", metric.unit), lambda row: number(row.processes, metric.unit)),
         _Column(
@@ -206,12 +206,12 @@ def _expected(comparison: Comparison) -> Table:
     tones = {"yes": "better", "no": "worse"}
     ours = f" ({TOLERANCE_NOTE})" if has_tolerances(comparison) else ""
     columns = [
-        _Column("condition", lambda row: _word(row.condition), numeric=False),
-        _Column("what", lambda row: _word(row.what), numeric=False),
-        _Column(f"published or expected{ours}", lambda row: _word(row.published), numeric=False),
-        _Column("ours", lambda row: _word(row.ours), numeric=False),
-        _Column("agrees", lambda row: _word(row.agrees), numeric=False),
-        _Column("source", lambda row: _word(row.source), numeric=False),
+        _Column("condition", lambda row: _label_text(row.condition), numeric=False),
+        _Column("what", lambda row: _label_text(row.what), numeric=False),
+        _Column(f"published or expected{ours}", lambda row: _label_text(row.published), numeric=False),
+        _Column("ours", lambda row: _label_text(row.ours), numeric=False),
+        _Column("agrees", lambda row: _label_text(row.agrees), numeric=False),
+        _Column("source", lambda row: _label_text(row.source), numeric=False),
     ]
     return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"), "agrees")
 
@@ -219,10 +219,10 @@ def _expected(comparison: Comparison) -> Table:
 def _runs(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        _Column("run", lambda row: _word(row.path), numeric=False),
-        *_about(comparison),
-        _Column("seed", lambda row: _word(row.seed)),
-        _Column("status", lambda row: _word(row.status), numeric=False),
+        _Column("run", lambda row: _label_text(row.path), numeric=False),
+        *_condition_and_side(comparison),
+        _Column("seed", lambda row: _label_text(row.seed)),
+        _Column("status", lambda row: _label_text(row.status), numeric=False),
         _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
         _Column("training", lambda row: seconds(row.seconds)),
         *_how(comparison),
@@ -238,16 +238,16 @@ def ways(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(how for frame in frames for how in frame.how))
 
 
-def _about(comparison: Comparison) -> list[_Column]:
+def _condition_and_side(comparison: Comparison) -> list[_Column]:
     """Columns of the condition, if there are several, and of the side."""
-    condition = _Column("condition", lambda row: _word(row.condition), numeric=False)
-    side = _Column("side", lambda row: _word(row.side), numeric=False)
+    condition = _Column("condition", lambda row: _label_text(row.condition), numeric=False)
+    side = _Column("side", lambda row: _label_text(row.side), numeric=False)
     return [condition, side] if len(comparison.conditions) > 1 else [side]
 
 
 def _how(comparison: Comparison) -> list[_Column]:
     """A column of the way of running, if there are several."""
-    return [_Column("how", lambda row: _word(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
+    return [_Column("how", lambda row: _label_text(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
 
 
 def _table(
@@ -268,7 +268,7 @@ def _table(
     )
 
 
-def _word(value: object) -> str:
+def _label_text(value: object) -> str:
     """The text of a label or a seed. Seeds are floats if one of them is missing."""
     if value is None or (isinstance(value, float) and value != value):
         return MISSING

@@ -113,7 +113,7 @@ def _means(c: Comparison, several: bool) -> Table:
     rows = []
     for (condition, how), here in c.means.groupby(["condition", "how"], sort=False):
         of = {row["side"]: _mean(row) for row in here.to_dict("records")}
-        at = _at(c, {"condition": condition, "how": how}, several)
+        at = _condition_cells(c, {"condition": condition, "how": how}, several)
         if len(c.sides) > MOST_SIDES:
             rows += [[*at, side, of[side]] for side in c.sides if side in of]
         else:
@@ -135,7 +135,7 @@ def _effects(c: Comparison, several: bool) -> Table:
         verdict = row["verdict"]
         if verdict in ("lower", "higher") and is_within(row["p_tost"], c.alpha):
             verdict += WITHIN
-        rows.append([*_at(c, row, several), row["side"], *figures, verdict])
+        rows.append([*_condition_cells(c, row, several), row["side"], *figures, verdict])
     columns = [_axis(c), "as", "side", "pairs", "difference", "95 % interval", "p", "p same", "verdict"]
     return _table(columns, rows)
 
@@ -150,7 +150,7 @@ def _cost(c: Comparison, several: bool) -> Table:
         share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
         time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
         spread = spread.replace("nan to nan", "—")
-        rows.append([*_at(c, row, several), row["side"], *time, ratio, pairs, spread, share])
+        rows.append([*_condition_cells(c, row, several), row["side"], *time, ratio, pairs, spread, share])
     return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in messages"], rows)
 
 
@@ -162,7 +162,7 @@ def _layers(c: Comparison) -> Table:
     table = c.layers[c.layers["side"] == side]
     for row in table.head(MOST_LAYERS).to_dict("records"):
         figures = [f"{row['device_batch']:.4g}", f"{row['effective_batch']:.3g}", f"{row['spread']:.3g}"]
-        rows.append([row["layer"], _at(c, row, False)[0], *figures, "yes" if row["needs"] else "no need"])
+        rows.append([row["layer"], _condition_cells(c, row, False)[0], *figures, "yes" if row["needs"] else "no need"])
     if (more := len(table) - MOST_LAYERS) > 0:
         rows.append([f"and {more} more", "", "", "", "", ""])
     return _table(["layer", _axis(c), "device batch", "worth", "spread", "needs sharing"], rows)
@@ -182,6 +182,6 @@ def _axis(c: Comparison) -> str:
     return c.axis.rpartition(".")[2] or "condition"
 
 
-def _at(c: Comparison, row: dict[str, Any], several: bool) -> list[str]:
+def _condition_cells(c: Comparison, row: dict[str, Any], several: bool) -> list[str]:
     """The condition, or only its number if the head names the axis; and how the runs ran, if that varies."""
     return [row["condition"].partition("=")[2] if c.axis else row["condition"], row["how"] if several else ""]

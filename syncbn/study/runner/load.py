@@ -44,10 +44,12 @@ def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Memb
     Raises:
         SettingError: the settings cannot be composed, or the budget, the seeds or a claim's rule is invalid.
     """
-    of_runs = [each for each in overrides if _name(each) != "study" and not _name(each).startswith("study.")]
+    of_runs = [
+        each for each in overrides if _override_name(each) != "study" and not _override_name(each).startswith("study.")
+    ]
     if not study["studies"]:
         return [_member(study, of_runs, root)]
-    for name in map(_name, overrides):
+    for name in map(_override_name, overrides):
         if name.startswith("study.") and name.split(".")[1] not in SHARED:
             raise SettingError(
                 name,
@@ -56,7 +58,7 @@ def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Memb
             )
     found = []
     for name in dict.fromkeys(map(str, study["studies"])):
-        composed = _composed(name, study, of_runs)
+        composed = _compose_study(name, study, of_runs)
         try:
             found.append(_member(composed, of_runs, root / name))
         except SettingError as error:
@@ -71,7 +73,7 @@ def _member(study: dict[str, Any], overrides: Sequence[str], root: Path) -> Memb
     return Member(study, cells, root)
 
 
-def _composed(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _compose_study(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The settings under ``study`` of a study in ``study.studies``, with the budget and the seeds of the latter."""
     handed = [f"study.budget={above['budget']}", f"study.seeds={'null' if above['seeds'] is None else above['seeds']}"]
     try:
@@ -84,6 +86,6 @@ def _composed(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> 
     return found
 
 
-def _name(override: str) -> str:
+def _override_name(override: str) -> str:
     """The name in an override: ``study.budget`` for ``study.budget=smoke``."""
     return override.lstrip("+~").split("=", 1)[0]

@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
     """
     root = Path(HydraConfig.get().runtime.output_dir)
     try:
-        _check()
+        _check_launcher()
         study: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
         overrides = list(HydraConfig.get().overrides.task)
         found = load.of(study, overrides, root)
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> None:
         if study["dry_run"]:
             _list(study, jobs)
             return
-        _refuse_others(runs, study)
+        _check_same_settings(runs, study)
         code = 0 if study["report_only"] else _run(study, runs, root)
         if code < 2:
             from syncbn.study.runner import report
@@ -115,7 +115,7 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
                 composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
             except (HydraException, OmegaConfBaseException) as error:
                 raise SettingError(f"study.parts.{cell.part}", hint=" ".join(str(error).split())) from error
-        cfg = OmegaConf.create(_placed(composed[key], str(cell.directory)))
+        cfg = OmegaConf.create(_with_run_directory(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
         if here and record.read(cell.directory, "run").get("status") != "finished":
@@ -127,16 +127,16 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
     return runs
 
 
-def _placed(value: Any, directory: str) -> Any:
+def _with_run_directory(value: Any, directory: str) -> Any:
     """Replaces Hydra's resolver of the output directory, which is the study's directory, by the run's directory."""
     if isinstance(value, dict):
-        return {key: _placed(each, directory) for key, each in value.items()}
+        return {key: _with_run_directory(each, directory) for key, each in value.items()}
     if isinstance(value, list):
-        return [_placed(each, directory) for each in value]
+        return [_with_run_directory(each, directory) for each in value]
     return value.replace(OUTPUT_DIR, directory) if isinstance(value, str) else value
 
 
-def _check() -> None:
+def _check_launcher() -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise SettingError("-m", hint="a study makes its own runs; leave it out")
     if environment.launcher():
@@ -157,7 +157,7 @@ def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
     print_line(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
 
 
-def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
+def _check_same_settings(runs: Sequence[Run], study: dict[str, Any]) -> None:
     """Raises an error if the directory contains a run with other settings, and so belongs to another study."""
     for run in runs:
         try:
