@@ -1,4 +1,4 @@
-"""The nine claims: their files are read, and docs/claims.md says what is in them."""
+"""Tests the files of the nine claims: they are valid, and docs/claims.md agrees with them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A claim's rule is checked against the study's parts before a run begins."""
+"""Tests the check of a claim's rule against the study's parts, and the errors of invalid rules."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ FIGURE = {"what": "steps", "published": 2, "source": "a paper"}
 
 
 def changed(where: str, value: Any) -> dict[str, Any]:
-    """The study with another value at a dotted place under ``claim``."""
+    """The study with another value at a dotted path under ``claim``."""
     made = study({"plain": {}}, literature=[dict(FIGURE)], plots=[dict(PLOT)])
     at: Any = made["claim"]
     *path, last = [int(word) if word.isdigit() else word for word in where.split(".")]

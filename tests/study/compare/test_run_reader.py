@@ -1,4 +1,4 @@
-"""What run directories say, whole and broken ones."""
+"""Tests reading of complete and damaged run directories."""
 
 from pathlib import Path
 
