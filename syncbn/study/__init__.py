@@ -1,8 +1,7 @@
-"""Reads finished runs and compares them: pairs, statistics, plots, a report. The top floor.
+"""Runs studies, compares finished runs pair by pair, tests claims, and writes reports.
 
-Bottom up: ``runs`` (what a run directory says), ``settings``, ``labels`` and ``sides`` (what tells runs apart),
-``metrics`` (what they are compared by), ``pairing`` (which belong together), ``effects`` (the statistics of pairs),
-``costs``, ``layers``, ``facts`` and ``published`` (what else there is to say), ``answer`` (the answer), ``comparing``
-(all of it, from paths to a ``comparison``), ``terminal``, ``plots`` and ``report`` (what is shown of it). Studies make
-runs and then compare them: ``plan`` (which), ``studies`` (how), ``pages`` (their report).
+Bottom up: ``cells`` lists the runs of a study and ``format`` formats numbers. ``compare`` reads run directories, pairs
+runs and computes tests, costs and the verdict. ``report`` shows a comparison as tables, plots, HTML, Markdown and
+terminal output. ``claims`` tests claims of papers by rules that were written before the runs. ``runner`` executes a
+study and writes its report. A folder imports only the folders before it in this list.
 """

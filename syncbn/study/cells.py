@@ -1,4 +1,4 @@
-"""The runs that a study is made of, from its file in ``conf/study``."""
+"""``cells``: lists the runs of a study from its settings in ``conf/study``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ class Cell(NamedTuple):
         condition: of the part.
         side: of the comparison.
         seed: of the run.
-        overrides: for ``train.py``.
+        overrides: command-line overrides for ``train.py``.
         directory: the run directory.
     """
 
@@ -30,56 +30,60 @@ class Cell(NamedTuple):
 
 
 def cells(study: Mapping[str, Any], overrides: Sequence[str], root: Path) -> list[Cell]:
-    """Every run, those of the first seed first, so that a study that is stopped has whole pairs; processes last.
+    """Lists every run of a study.
+
+    Runs are sorted by seed, so that an interrupted study has complete pairs. Runs as processes are last.
 
     Args:
-        study: the settings under ``study``, plain. Each of ``parts`` has ``conditions`` and ``sides`` (a name and its
-            overrides, each), perhaps ``settings`` for all, and ``confirm``: which of them run once more as processes.
-            A budget's entry in ``budgets``, of the study or of the part, says how many ``seeds``, and perhaps which
-            ``conditions`` and ``sides`` alone, and ``settings``.
-        overrides: of the user, which go before the study's settings and after those of conditions and sides.
+        study: the settings under ``study`` as plain containers. Each of ``parts`` has ``conditions`` and ``sides``
+            (names with their overrides). It can have ``settings`` for all its runs, and ``confirm``, which selects runs
+            to repeat as processes. An entry of ``budgets``, of the study or of the part, has the number of ``seeds``.
+            It can restrict ``conditions`` and ``sides``, and add ``settings``.
+        overrides: of the user. They replace settings of the study and the part; conditions and sides replace them.
         root: the study's directory.
 
     Raises:
-        SettingError: a budget that is none, or a number of seeds below 1.
+        SettingError: the budget does not exist, or the number of seeds is below 1.
     """
     if study["budget"] not in BUDGETS:
         raise SettingError("study.budget", study["budget"], f"use one of {', '.join(BUDGETS)}")
     if study["seeds"] is not None and study["seeds"] < 1:
         raise SettingError("study.seeds", study["seeds"], "use a number, 1 or more, or null for the budget's")
     found = [
-        cell for name, part in study["parts"].items() for cell in _of_part(study, str(name), part, overrides, root)
+        cell
+        for name, part in study["parts"].items()
+        for cell in _cells_of_part(study, str(name), part, overrides, root)
     ]
     return sorted(found, key=order)
 
 
 def order(cell: Cell) -> tuple[bool, int]:
-    """What runs are sorted by; two single ones fill a machine of two."""
+    """The sort key of runs: one-process runs first, then by seed."""
     return not simulates(cell), cell.seed
 
 
 def simulates(cell: Cell) -> bool:
-    """Whether one process does it."""
+    """Whether the run simulates its devices in one process."""
     return any(each.startswith("simulate=") for each in cell.overrides)
 
 
 def budget(study: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chosen budget says of a part."""
+    """The settings of the chosen budget for a part."""
     chosen = study["budget"]
     return {**study.get("budgets", {}).get(chosen, {}), **part.get("budgets", {}).get(chosen, {})}
 
 
 def seeds(study: Mapping[str, Any], part: Mapping[str, Any]) -> int:
-    """How many seeds a part has."""
+    """The number of seeds of a part."""
     return int(study["seeds"] or budget(study, part)["seeds"])
 
 
-def _of_part(
+def _cells_of_part(
     study: Mapping[str, Any], name: str, part: Mapping[str, Any], overrides: Sequence[str], root: Path
 ) -> Iterable[Cell]:
     says = budget(study, part)
     common = [*study.get("settings", []), *part.get("settings", []), *says.get("settings", []), *overrides]
-    conditions, sides = (_chosen(part, says, kind) for kind in ("conditions", "sides"))
+    conditions, sides = (_selected(part, says, kind) for kind in ("conditions", "sides"))
     for condition, of_condition in conditions.items():
         for side, of_side in sides.items():
             for seed in range(seeds(study, part)):
@@ -98,20 +102,20 @@ def _is_confirmed(part: Mapping[str, Any], says: Mapping[str, Any], condition: s
     return all(name in map(str, confirm.get(kind, [name])) for kind, name in names.items())
 
 
-def _chosen(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> dict[str, list[str]]:
+def _selected(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> dict[str, list[str]]:
     there = {str(name): list(settings or []) for name, settings in part.get(kind, {"": []}).items()}
     return {str(name): there[str(name)] for name in says.get(kind, there)}
 
 
 def as_processes(settings: Sequence[str]) -> list[str]:
-    """The same run with a process for each device that ``simulate`` has in one."""
+    """The overrides of the same run with one process for each simulated device."""
     return [
         each.replace("simulate=", "trainer.devices=") if each.startswith("simulate=") else each for each in settings
     ]
 
 
 def merged(*lists: Iterable[str]) -> list[str]:
-    """Overrides, of which a later one takes the place of an earlier one of the same name."""
+    """Joins lists of overrides. A later override replaces an earlier one with the same name."""
     found: dict[str, str] = {}
     for each in (each for part in lists for each in part):
         name = each.split("=", 1)[0].lstrip("+~").split("@")[0]

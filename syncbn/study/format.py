@@ -1,4 +1,4 @@
-"""Numbers as a reader likes them: rounded, with a sign where the sign is the point, and a dash where there is none."""
+"""Formats numbers for reports: rounding, signs, units, and a dash for missing numbers."""
 
 from math import floor, isfinite, log10
 
@@ -7,7 +7,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, unit: str = "") -> str:
-    """Percent (and their differences, points) with two decimals, all else with four digits that count."""
+    """Percent and points with two decimals, other numbers with four significant digits."""
     if not isfinite(value):
         return MISSING
     if unit in ("%", "points"):
@@ -21,13 +21,13 @@ def number(value: float, unit: str = "") -> str:
 
 
 def signed(value: float, unit: str = "") -> str:
-    """The same with a sign, which zero has not."""
+    """Like :func:`number`, with a sign; zero has none."""
     text = number(value, unit)
     return f"+{text}" if isfinite(value) and value > 0 and any(digit in text for digit in "123456789") else text
 
 
 def interval(low: float, high: float, unit: str = "", *, sign: bool = False) -> str:
-    """From where to where; a dash if there is no such interval."""
+    """An interval, ``1.20 to 3.40``; a dash if an end is not finite."""
     if not (isfinite(low) and isfinite(high)):
         return MISSING
     show = signed if sign else number
@@ -35,7 +35,7 @@ def interval(low: float, high: float, unit: str = "", *, sign: bool = False) -> 
 
 
 def probability(value: float) -> str:
-    """A p value with two digits that count: 0.23, 0.0016, 6.2×10⁻⁶."""
+    """A p value with two significant digits: 0.23, 0.0016, 6.2×10⁻⁶."""
     if not isfinite(value):
         return MISSING
     if value == 0 or value >= 0.995:
@@ -46,7 +46,7 @@ def probability(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """Two digits that count, times a power of ten: 6.2×10⁻⁶."""
+    """Scientific notation with two significant digits: 6.2×10⁻⁶."""
     if not isfinite(value):
         return MISSING
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -54,12 +54,12 @@ def scientific(value: float) -> str:
 
 
 def power(exponent: int) -> str:
-    """Of ten: 10⁻⁶."""
+    """A power of ten: 10⁻⁶."""
     return f"10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def seconds(value: float) -> str:
-    """Milliseconds below one second."""
+    """A duration: seconds, or milliseconds below one second."""
     if not isfinite(value):
         return MISSING
     if value >= 1:
@@ -73,17 +73,17 @@ def times(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A part of one, in percent."""
+    """A fraction in percent."""
     return f"{value * 100:.1f} %" if isfinite(value) else MISSING
 
 
 def count(value: float) -> str:
-    """Whole numbers whole, others with one decimal."""
+    """A count: integers without decimals, others with one decimal."""
     if not isfinite(value):
         return MISSING
     return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:,.1f}"
 
 
 def plural(how_many: int, word: str) -> str:
-    """``1 run``, ``2 runs``."""
+    """A number with its noun: ``1 run``, ``2 runs``."""
     return f"{how_many:,} {word}{'' if how_many == 1 else 's'}"

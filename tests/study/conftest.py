@@ -1,4 +1,4 @@
-"""Reports that several tests look at."""
+"""Fixtures: reports that several tests check."""
 
 from pathlib import Path
 

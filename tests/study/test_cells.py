@@ -1,4 +1,4 @@
-"""The runs that a study's file asks for."""
+"""Tests the list of runs of a study."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Numbers as they are shown."""
+"""Tests the formatting of numbers."""
 
 from collections.abc import Callable
 

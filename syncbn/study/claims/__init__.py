@@ -1,1 +1,1 @@
-"""Claims for batch norm, put to the test: rules written down before the runs, and what the runs say by them."""
+"""Tests claims about batch norm with rules that were written before the runs, and reports the verdicts."""

@@ -1,24 +1,25 @@
-"""Numbers that may be bounds alone, and what conditions, differences and effects that are made from them are then.
+"""Censored numbers: values that may be lower or upper bounds, and their reductions, differences and effects.
 
-A run that did not reach its target says that it takes more than what it trained; a ladder whose last rung is usable,
-that the largest usable one is this or larger. A bound decides which of the rule's answers cannot be given.
+A run that did not reach its target in time shows only a lower bound: the steps or seconds that it trained. If the
+largest tried condition is usable, the largest usable condition is this one or a larger one. Bounds decide which answers
+of the rule cannot be given.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from syncbn.study.claims.rule import LARGEST, Reading
+from syncbn.study.claims.rules.rule import LARGEST, Reading
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number.
+    """A number that may be a bound.
 
     Attributes:
-        value: it.
-        is_least: the true one is this or larger.
-        is_most: the true one is this or smaller; with ``is_least`` it can be anything.
+        value: the number.
+        is_least: whether it is a lower bound: the true value is this or larger.
+        is_most: whether it is an upper bound: the true value is this or smaller. With both, the true value is unknown.
     """
 
     value: float
@@ -27,11 +28,11 @@ class Number:
 
 
 def over(reading: Reading, numbers: Sequence[Number]) -> Number:
-    """Conditions as one number; not finite where what it is made from is not.
+    """Reduces the numbers of all conditions to one. Non-finite numbers can make the result non-finite.
 
     Args:
-        reading: with the conditions that the numbers are of.
-        numbers: of the metric, one a condition; ``is_least`` where it did not get there.
+        reading: with the conditions and the reduction.
+        numbers: values of the metric, one for each condition. ``is_least`` marks runs that did not reach the target.
     """
     values, late = [number.value for number in numbers], any(number.is_least for number in numbers)
     if reading.over == LARGEST:
@@ -43,7 +44,8 @@ def over(reading: Reading, numbers: Sequence[Number]) -> Number:
         return Number(worst(values) if all(map(math.isfinite, values)) else math.nan, late)
     if reading.over == "best":
         finite = [number for number in numbers if math.isfinite(number.value)]
-        if late and reading.wants == "lower":  # what trained short of the target is not the fastest to it
+        # A run that missed the target is not the fastest, even if it trained for fewer steps.
+        if late and reading.wants == "lower":
             there = [number.value for number in finite if not number.is_least]
             return Number(min(there)) if there else Number(max((each.value for each in finite), default=math.nan), True)
         return Number(best((number.value for number in finite), default=math.nan), late)
@@ -51,17 +53,17 @@ def over(reading: Reading, numbers: Sequence[Number]) -> Number:
 
 
 def minus(number: Number, other: Number) -> Number:
-    """What is the most of the one that is taken away is the least of what is left."""
+    """The difference. An upper bound of the subtracted number makes the difference a lower bound, and vice versa."""
     return Number(number.value - other.value, number.is_least or other.is_most, number.is_most or other.is_least)
 
 
 def of_effect(wants: str, side: Number, other: Number) -> tuple[bool, bool]:
-    """Whether a side truly does this well or better, and whether it does this well or worse, as far as can be said.
+    """Whether the improvement of a side is a lower bound, and whether it is an upper bound.
 
     Args:
-        wants: which is better, "lower" or "higher".
-        side: its number.
-        other: of what it is held against.
+        wants: which values are better, "lower" or "higher".
+        side: number of the side.
+        other: number of the side it is compared with.
     """
     by = minus(side, other)
     return (by.is_most, by.is_least) if wants == "lower" else (by.is_least, by.is_most)

@@ -1,36 +1,37 @@
-"""From a study's directory to what came of its claim."""
+"""``find``: evaluates the claim of a study from the run directories."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from syncbn.study.cells import Cell, seeds
-from syncbn.study.claims import hypothesis_tests, literature, plot_data, rule, verdict
+from syncbn.study.claims import hypothesis_tests, literature, plot_data, verdict
 from syncbn.study.claims.readings import Results
 from syncbn.study.claims.result import Finding
-from syncbn.study.claims.rule import Case, Reading
+from syncbn.study.claims.rules import rule
+from syncbn.study.claims.rules.rule import Case, Reading
 from syncbn.study.compare import caveats
 from syncbn.study.compare.compare import ALPHA
 from syncbn.study.format import plural
 
 
 def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> Finding:
-    """What the runs of a study say of its claim. What is missing is told, and stops nothing.
+    """Evaluates the claim of a study. Missing and failed runs are reported as problems, not as errors.
 
     Args:
-        study: its settings, plain, with ``claim``.
-        cells: its runs.
-        root: its directory.
-        command: what makes the runs and the page again.
+        study: settings of the study as plain containers, with ``claim``.
+        cells: runs of the study.
+        root: directory of the study.
+        command: the command that repeats the runs and writes the page.
 
     Raises:
-        SettingError: the claim cannot be read.
+        SettingError: the claim's rule is invalid.
     """
     claim, results = rule.parse(study), Results(cells, root)
     cases = list(claim.cases.values())
     rows, versus = hypothesis_tests.rows(cases, results), hypothesis_tests.versus(cases, results)
     whole = [run for run in results.runs.values() if not run.trouble]
-    doubts = [line for case in cases for line in _gaps(case, results, str(study["budget"]))]
+    doubts = [line for case in cases for line in _reasons_for_missing_pairs(case, results, str(study["budget"]))]
     return Finding(
         study=str(study["name"]),
         number=claim.number,
@@ -60,18 +61,18 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
     )
 
 
-def _gaps(case: Case, results: Results, budget: str) -> list[str]:
-    """Why a case has fewer pairs than seeds, apart from runs that failed or are missing."""
-    lines, left_out = [], dict[str, list[str]]()  # conditions by side
+def _reasons_for_missing_pairs(case: Case, results: Results, budget: str) -> list[str]:
+    """Lines on why a case has fewer pairs than seeds, for reasons other than failed or missing runs."""
+    lines, left_out = [], dict[str, list[str]]()  # left out: conditions by side
     read = [*((case.reading, side) for side in case.sides), (case.against, case.against_side)]
     for reading, side in read:
         for condition in reading.asked:
             if not results.is_planned(reading.part, condition, side):
                 left_out.setdefault(side, []).append(condition)
-            elif line := _without(case, reading, condition, side, results):
+            elif line := _missing_metric(case, reading, condition, side, results):
                 lines.append(line)
     if left_out:
-        which = "; ".join(f"{side}{_at(conditions)}" for side, conditions in left_out.items())
+        which = "; ".join(f"{side}{_at_conditions(conditions)}" for side, conditions in left_out.items())
         lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it is not run ({which})")
     for side in case.sides:
         found = hypothesis_tests.pairs(case, (case.reading, side), (case.against, case.against_side), results)
@@ -79,13 +80,13 @@ def _gaps(case: Case, results: Results, budget: str) -> list[str]:
     return lines
 
 
-def _at(conditions: Sequence[str]) -> str:
-    """`` at 0.1, 0.3``; nothing of a part without conditions."""
+def _at_conditions(conditions: Sequence[str]) -> str:
+    """`` at 0.1, 0.3``; "" for a part without conditions."""
     return f" at {', '.join(conditions)}" if any(conditions) else ""
 
 
-def _without(case: Case, reading: Reading, condition: str, side: str, results: Results) -> str:
-    """What is said of runs that have no such metric."""
+def _missing_metric(case: Case, reading: Reading, condition: str, side: str, results: Results) -> str:
+    """A line on runs that do not have the metric; "" if all have it."""
     runs = [results.run(reading.part, condition, side, seed) for seed in results.seeds(reading.part)]
     found = [run for run in runs if run]
     without = sum(reading.metric not in run.numbers() for run in found)

@@ -1,10 +1,10 @@
-"""The literature's figures, with ours beside them."""
+"""Compares published figures with the results of a claim."""
 
 import math
 from collections.abc import Sequence
 
 from syncbn.study.claims.result import Published, Row
-from syncbn.study.claims.rule import Figure
+from syncbn.study.claims.rules.rule import Figure
 from syncbn.study.claims.verdict import effect_text
 from syncbn.study.format import number
 
@@ -12,7 +12,7 @@ NOT_MEASURED = "not measured"
 
 
 def beside(figures: Sequence[Figure], rows: Sequence[Row]) -> list[Published]:
-    """Each figure with the number of ours that is the same; it agrees where our mean is what was published."""
+    """Each published figure with our corresponding number, and whether the two agree."""
     by_place = {(row.case, row.side): row for row in rows}
     return [_beside(figure, by_place.get((figure.case, figure.side))) for figure in figures]
 
@@ -36,8 +36,8 @@ def _beside(figure: Figure, row: Row | None) -> Published:
 
 
 def _agrees(value: float, low: float, high: float, published: float, tolerance: float) -> str:
-    """Our mean is within the tolerance: "yes"; all of our interval is outside of it: "no"; else "open"."""
-    tolerance += 1e-9 * abs(published)  # 2.0 is within 0.1 of 2.1
+    """Returns "yes" if our mean is within the tolerance, "no" if our whole interval is outside of it, else "open"."""
+    tolerance += 1e-9 * abs(published)  # rounding: 2.0 has to be within 0.1 of 2.1
     if abs(value - published) <= tolerance:
         return "yes"
     return "no" if low > published + tolerance or high < published - tolerance else "open"

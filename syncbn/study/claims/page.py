@@ -1,4 +1,4 @@
-"""The page of the claims: one HTML file that needs nothing else, the same as Markdown, plots and tables as files."""
+"""Writes the page on claims: a self-contained HTML file, the same as Markdown, and files of plots and tables."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ NORMS = {
 }
 NO_BOTH = "No case has both synchronized and per-device statistics."
 SHARING = "sync against local"  # head of a column
-TABLES = {  # of a claim: heading, and what is written instead of a table without rows
+TABLES = {  # tables of a claim: the heading, and the text that replaces a table without rows
     "cases": ("Each case, norm by norm", "No case has a row."),
     "versus": ("Synchronized against per-device statistics", "No case has both."),
     "published": ("The literature's figures", "No published figure was given for this claim."),
@@ -37,20 +37,20 @@ TABLES = {  # of a claim: heading, and what is written instead of a table withou
 
 
 def write(findings: Sequence[Finding], title: str, question: str, directory: Path, *, name: str = "report") -> Path:
-    """Writes ``NAME.html``, ``NAME.md``, ``tables/*.csv`` and ``plots/*.png`` and ``*.svg``, over older ones.
+    """Writes ``NAME.html``, ``NAME.md``, ``tables/*.csv``, ``plots/*.png`` and ``plots/*.svg``; replaces older ones.
 
-    The same findings give the same bytes. Files that no such page has written are left alone: its plots are those that
-    its ``tables/plots.csv`` names.
+    Equal findings produce identical files. Plots of an earlier page, as listed in its ``tables/plots.csv``, are
+    removed. Other files in the directory stay.
 
     Args:
         findings: in the order of the page.
         title: of the page.
-        question: what was asked.
-        directory: made if it is not there.
-        name: of the page; another one than ``report`` where a report of other kind lies in the directory.
+        question: the question that the page answers.
+        directory: created if it does not exist.
+        name: of the page. Choose another than ``report`` if the directory contains a report of another kind.
 
     Returns:
-        The path of ``NAME.html``, a file that stands alone.
+        The path of ``NAME.html``, which is self-contained.
     """
     directory = Path(directory)
     drawn = _write_plots(findings, directory)
@@ -65,7 +65,7 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
 
 
 def how_to_read(findings: Sequence[Finding]) -> list[str]:
-    """The rule in a few sentences, and what a verdict makes of its answers."""
+    """Sentences that explain the rule and how answers become a verdict."""
     levels = " or ".join(f"{alpha:g}" for alpha in sorted({one.alpha for one in findings}))
     return [
         "Each norm is asked, in each case of a claim, whether it does better than the side it is held against by what"
@@ -86,31 +86,31 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
 
 
 def _blocks(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], directory: Path) -> list[Block | Group]:
-    norms = {side: tables.held_against(findings, side) for side in tables.norms(findings)}
+    norms = {side: tables.compared_sides(findings, side) for side in tables.norms(findings)}
     words = " ".join(f"{escape(side)}: {escape(NORMS[side])}." for side in norms if side in NORMS)
     shared = {
         "worse": [(one, line) for one in findings for line in one.worse],
         "better": [(one, line) for one in findings for line in one.better],
     }
-    none_shown = _none_shown([case for one in findings for case in one.versus])
+    none_shown = _text_if_none([case for one in findings for case in one.versus])
     claim = "{}: " if len(findings) > 1 else ""
     return [
         _matrix(findings, norms),
-        Block(words, only="markdown"),  # in HTML they are in the heads of the matrix
+        Block(words, only="markdown"),  # the HTML has them in the heads of the matrix
         Group([Block("## How to read this"), Block(bullets(how_to_read(findings)))]),
-        *(_shared(word, told, none_shown) for word, told in shared.items()),
+        *(_sharing_section(word, told, none_shown) for word, told in shared.items()),
         blocks.problems([f"{claim.format(one.text)}{line}" for one in findings for line in one.problems]),
-        *(_claim(one, plots, directory) for one, plots in zip(findings, drawn, strict=True)),
+        *(_claim_section(one, plots, directory) for one, plots in zip(findings, drawn, strict=True)),
         Group([Block("## Runs and versions", "part"), *blocks.table(tables.runs(findings)), blocks.computed()]),
     ]
 
 
 def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
-    """The verdict of each claim on each norm.
+    """The matrix of verdicts: one row for each claim, one column for each norm.
 
     Args:
-        findings: a row each.
-        norms: a column each, with what it is compared with.
+        findings: one for each row.
+        norms: one for each column, with the compared side.
     """
     heads = ["claim", *(f"{side}, against {other}" for side, other in norms.items()), SHARING]
     cells = [[*(tables.verdict(one, side) for side in norms), tables.sharing(one)] for one in findings]
@@ -121,7 +121,7 @@ def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
 
 
 def _finish_matrix(norms: Mapping[str, str], tones: Sequence[str], html: str) -> str:
-    """With what a norm is in the heads, with tones, and with heads beside the cells for a narrow screen."""
+    """Adds descriptions of norms to the heads, tones to the cells, and the head of each cell for narrow screens."""
     words = {side: f"{NORMS[side]}, " if side in NORMS else "" for side in norms}
     heads = [f"{side} against {other}" for side, other in norms.items()] + [SHARING]
     shown = [
@@ -139,13 +139,13 @@ def _finish_matrix(norms: Mapping[str, str], tones: Sequence[str], html: str) ->
     return blocks.with_attributes(html, "td", cells).replace("<table>", '<table id="matrix" role="table">')
 
 
-def _shared(word: str, told: Sequence[tuple[Finding, str]], none_shown: str) -> Group:
+def _sharing_section(word: str, told: Sequence[tuple[Finding, str]], none_shown: str) -> Group:
     lines = [f"- {_link(one)}: {escape(line)}" for one, line in told]
     heading = f"## Where synchronized statistics do {word} than per-device ones"
     return Group([Block(heading), Block("\n".join(lines) or escape(none_shown))], id=word)
 
 
-def _claim(one: Finding, plots: Sequence[Plot], directory: Path) -> Group:
+def _claim_section(one: Finding, plots: Sequence[Plot], directory: Path) -> Group:
     prefix, made = f"{one.study}-", tables.build(one)
     verdicts = [tables.verdict(one, side) for side in one.sides]
     words = zip(one.sides, (words for words, _ in verdicts), strict=True)
@@ -159,7 +159,7 @@ def _claim(one: Finding, plots: Sequence[Plot], directory: Path) -> Group:
     ]
     for name, (heading, instead) in TABLES.items():
         inside += [Block(f"### {heading}"), *blocks.table(made.get(name), prefix=prefix, instead=instead)]
-    inside += [Block("### Runs"), Block(escape(_counted(one))), blocks.command(one.command)]
+    inside += [Block("### Runs"), Block(escape(_run_counts(one))), blocks.command(one.command)]
     return Group(inside, id=one.study)
 
 
@@ -167,15 +167,15 @@ def _link(one: Finding) -> str:
     return f"[{one.number}. {escape(one.text)}](#{one.study})"
 
 
-def _none_shown(versus: Sequence[Versus]) -> str:
-    """Of cases none of which is better, or worse."""
+def _text_if_none(versus: Sequence[Versus]) -> str:
+    """The text if no case is better, or none is worse."""
     both = sum(case.n > 0 for case in versus)
     if both == 1:
         return "The one case that has both did not show it."
     return f"None of the {both} cases that have both showed it." if both else NO_BOTH
 
 
-def _counted(finding: Finding) -> str:
+def _run_counts(finding: Finding) -> str:
     said = f"{plural(finding.seeds, 'seed')}, {plural(finding.runs, 'run')}, {finding.finished:,} with a result"
     if finding.diverged:
         said += f", of which {finding.diverged:,} diverged and count with the error that they have"
@@ -185,9 +185,9 @@ def _counted(finding: Finding) -> str:
 def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot]]:
     plots = unlinked(directory / "plots")
     plots.mkdir(parents=True, exist_ok=True)
-    for name in _plots_before(directory / "tables" / "plots.csv"):
+    for name in _plots_of_earlier_page(directory / "tables" / "plots.csv"):
         for kind in ("png", "svg"):
-            (plots / f"{name}.{kind}").unlink(missing_ok=True)  # what this page has not must not stay beside it
+            (plots / f"{name}.{kind}").unlink(missing_ok=True)  # otherwise plots that the new page lacks would stay
     drawn: list[list[Plot]] = []
     with plot_style.style():
         for finding in findings:
@@ -197,17 +197,17 @@ def _write_plots(findings: Sequence[Finding], directory: Path) -> list[list[Plot
     return drawn
 
 
-def _plots_before(table: Path) -> set[str]:
-    """Names of the plots that an earlier page has written, without any that would lead elsewhere."""
+def _plots_of_earlier_page(table: Path) -> set[str]:
+    """Names of an earlier page's plots, without names that would lead out of the directory."""
     try:
         names = pd.read_csv(table, dtype=str, usecols=["plot"])["plot"].dropna()
-    except (OSError, ValueError):  # there is none, or it is not ours
+    except (OSError, ValueError):  # the file is missing, or another program wrote it
         return set()
     return {name for name in names if Path(name).name == name}
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Each claim with the verdict of each norm; then sync against local; then what casts doubt."""
+    """Terminal output: the verdicts of each claim, then sync against local, then the problems."""
     width = max((len(each.text) for each in findings), default=0)
     for each in findings:
         yield f"{each.number} {each.text:{width}}   " + "   ".join(f"{s}: {each.verdicts[s]}" for s in each.sides)

@@ -1,4 +1,4 @@
-"""The numbers of a claim's plots: means over seeds with 95 % intervals, for each side and line."""
+"""Computes the data of a claim's plots: means over seeds with 95 % intervals, for each side and line."""
 
 import math
 import re
@@ -11,16 +11,16 @@ import pandas as pd
 
 from syncbn.study.claims.readings import Results, exp
 from syncbn.study.claims.result import PlotData
-from syncbn.study.claims.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
+from syncbn.study.claims.rules.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
 from syncbn.study.compare.paired_tests import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
-# What a gradient that has vanished counts as, where a mean is of logs.
+# Replaces a gradient norm of 0 before its log is taken.
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
 def plots(asked: Sequence[Plot], results: Results) -> list[PlotData]:
-    """The plots of a claim, in order, named by the parts that they are of."""
+    """The data of a claim's plots, in order. A plot is named after its part of the study."""
     return [_plot(each, results) for each in asked]
 
 
@@ -34,7 +34,7 @@ def _plot(asked: Plot, results: Results) -> PlotData:
 
 
 def _metrics(asked: ConditionsPlot | NumbersPlot, results: Results) -> Iterator[dict[str, Any]]:
-    """A line for each side and series, over the part's conditions or over numbers in the metrics' names."""
+    """Points of one line for each side and series, over the part's conditions or over numbers in metric names."""
     at = asked.at if isinstance(asked, NumbersPlot) else _as_numbers(asked.conditions)
     for side in asked.sides:
         for series, metric in asked.lines.items():
@@ -47,14 +47,14 @@ def _metrics(asked: ConditionsPlot | NumbersPlot, results: Results) -> Iterator[
 
 
 def _as_numbers(conditions: Sequence[str]) -> Sequence[float | str]:
-    """As numbers, if all of them are."""
+    """The conditions as numbers if all of them are numbers, else as they are."""
     with suppress(ValueError):
         return [float(condition) for condition in conditions]
     return conditions
 
 
 def _layers(asked: LayersPlot, results: Results) -> Iterator[dict[str, Any]]:
-    """A panel for each condition: the gradient's norm by depth, the first or last step that the monitor recorded."""
+    """Points of a panel for each condition: the gradient norm by depth at the first or last recorded step."""
     for condition in asked.conditions:
         for side in asked.sides:
             tables = [
@@ -73,13 +73,13 @@ def _layers(asked: LayersPlot, results: Results) -> Iterator[dict[str, Any]]:
 def _over_seeds(
     asked: ConditionsPlot | NumbersPlot, results: Results, condition: str, side: str, metric: str
 ) -> list[float]:
-    """The metric of each seed that has one which is a finite number."""
+    """The metric of each seed, without missing and non-finite values."""
     values = [results.value(asked.part, condition, side, seed, metric) for seed in results.seeds(asked.part)]
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _point(panel: str, side: str, series: str, x: float | str, values: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """Nothing where there are no values."""
+    """One point with the mean and its 95 % interval; no point if there are no values."""
     if values:
         low, high = mean_interval(values)
         mean = float(np.mean(values))

@@ -1,4 +1,4 @@
-"""The plots of a claim: a norm looks the same in all of them, and a caption says how to read each."""
+"""Draws the plots of a claim. A norm has the same colour and marker in all plots; captions explain how to read them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,23 +17,23 @@ from syncbn.study.report import plot_scales, plot_style
 from syncbn.study.report.plot_labels import first_upper, heading
 from syncbn.study.report.plot_style import DASHES, MUTED, WIDTH, Look, Plot, short
 
-SIDES = ("none", "local", "sync", "group_norm", "local_mean", "ghost", "torch_sync")  # each has a look of its own
+SIDES = ("none", "local", "sync", "group_norm", "local_mean", "ghost", "torch_sync")  # each has its own style
 DASHED, FILLED = ("solid", "dashed", "dotted", "dashed and dotted"), ("filled", "hollow", "half", "lower half")
-CROWDED = 12  # places on x above which a band is clearer than a bar for each
-LINE, GAP = 0.13, 0.4  # inches: a side's line in a row, and what a row has besides
-ASIDE = 3.0  # points: how far from its place on x a side is drawn at most, so that sides do not cover each other
-LEVEL = 1.2  # points: the width of the line at the level
+CROWDED = 12  # if x has more values than this, bands replace error bars
+LINE, GAP = 0.13, 0.4  # inches: height of a side in a row, and the additional height of a row
+ASIDE = 3.0  # points: largest horizontal offset of a side, so that sides do not cover each other
+LEVEL = 1.2  # points: width of the reference line
 
 
 def draw(data: PlotData, name: str) -> Plot:
-    """To be called, like what saves the figure, within ``plot_style.style()``.
+    """Draws one plot. Call this, and the function that saves the figure, within ``plot_style.style()``.
 
     Args:
-        data: what is drawn; words on x become rows, from top to bottom, and values lie along them.
-        name: of its files.
+        data: of the plot. If ``x`` contains strings, they become rows from top to bottom with a horizontal value axis.
+        name: of the plot's files.
 
     Returns:
-        The figure with its caption, or why there is none.
+        The figure with its caption. Without values to draw there is no figure, and the caption contains the reason.
     """
     if data.y_log and data.level is not None and data.level <= 0:
         data = replace(data, level=None)
@@ -44,7 +44,7 @@ def draw(data: PlotData, name: str) -> Plot:
     words = not all(isinstance(x, Real) for x in frame.x)
     figure, ranges = _rows(data, frame) if words else _lines(data, frame)
     _legends(figure, data, frame, words)
-    caption = [*_about(data, frame, words), *_styles(data, frame, words)]
+    caption = [*_axes_caption(data, frame, words), *_styles_caption(data, frame, words)]
     if any((of_one.low < low).any() or (of_one.high > high).any() for of_one, low, high in ranges):
         caption.append("Intervals that go beyond an axis are cut off.")
     if lost := len(data.frame) - len(frame):
@@ -54,16 +54,16 @@ def draw(data: PlotData, name: str) -> Plot:
 
 
 def look(side: str, series: int = 0) -> Look:
-    """Of a norm: the same in all plots. A side that is none of :data:`SIDES` has one by its name."""
+    """Colour, marker and dashes of a norm in all plots. Other sides than :data:`SIDES` get a look from their name."""
     at = SIDES.index(side) if side in SIDES else sum(map(ord, side))
     return Look.of(short(side, 24), at, series)
 
 
-Ranges = list[tuple[pd.DataFrame, float, float]]  # points, and the ends of their axis of values
+Ranges = list[tuple[pd.DataFrame, float, float]]  # points, and the limits of their value axis
 
 
 def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
-    """A line for each side and series; panels, two beside each other, which share their axis of values."""
+    """Draws a line for each side and series. Two panels stand in a row and share the value axis."""
     panels = unique(frame.panel)
     several, headings = len(panels) > 1, [heading(panel) for panel in panels]
     height = 1.6 + 0.2 * any("\n" in text for text in headings) if several else 3.0
@@ -71,7 +71,7 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
     across = sorted({float(x) for x in frame.x})
     if data.x_log and across[0] > 0:
         axes[0].set_xscale("log")
-    elif data.x_log and across[-1] > 0:  # 0 has a place too: a prior of nothing, say
+    elif data.x_log and across[-1] > 0:  # 0 can occur too, for example a prior of 0
         axes[0].set_xscale("symlog", linthresh=min(x for x in across if x > 0), linscale=0.5)
     plot_scales.at_places(axes[0].xaxis, across, 15 if several else 34)
     aside = plot_scales.room(axes[0], across, WIDTH * 72 * (0.42 if several else 0.8), ASIDE)
@@ -90,7 +90,7 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
             plot_style.level(axis, data.level, width=LEVEL)
     for axis in axes[-2:]:
         axis.set_xlabel(data.x)
-        axis.tick_params(labelbottom=True)  # below it there may be none
+        axis.tick_params(labelbottom=True)  # the row below may have no panel here
     if several:
         figure.supylabel(data.y, size=11)
     else:
@@ -101,7 +101,7 @@ def _lines(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
 def _draw_lines(
     frame: pd.DataFrame, axes: Axes, sides: Sequence[str], series: Sequence[str], aside: float | None
 ) -> None:
-    """With bars at places that leave room for them; with bands where there is none (``aside=None``)."""
+    """Draws lines with error bars that are offset by ``aside``; with bands if ``aside`` is None."""
     for (side, of), points in frame.groupby(["side", "series"], sort=False):
         points = points.assign(x=points.x.astype(float)).sort_values("x")
         x, mean, low, high = (points[column].to_numpy(float) for column in ("x", "mean", "low", "high"))
@@ -115,7 +115,7 @@ def _draw_lines(
 
 
 def _rows(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
-    """A row for each word, in it a line for each side, on which all series lie."""
+    """Draws a row for each string on x. A row has one line for each side, with the markers of all series on it."""
     labels = [f"{panel} · {x}" if panel else str(x) for panel, x in zip(frame.panel, frame.x, strict=True)]
     words, sides, series = list(dict.fromkeys(labels)), unique(frame.side), unique(frame.series)
     height = GAP + LINE * len(sides)
@@ -123,7 +123,7 @@ def _rows(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
     for label, (_, point) in zip(labels, frame.iterrows(), strict=True):
         which = series.index(point.series)
         at = words.index(label) - 0.22 + (0.11 + LINE * sides.index(point.side)) / height
-        at += 0.04 * (which - (len(series) - 1) / 2) / height  # so that one interval does not hide the other
+        at += 0.04 * (which - (len(series) - 1) / 2) / height  # so that intervals do not hide each other
         values = point["mean"], point.low, point.high
         plot_style.intervals(axes, at, *values, look(point.side, which), upright=False, size=6.5, elinewidth=1.4)
     plot_style.rows(axes, [short(word, 50) for word in words])
@@ -138,7 +138,7 @@ def _rows(data: PlotData, frame: pd.DataFrame) -> tuple[Figure, Ranges]:
 
 
 def _legends(figure: Figure, data: PlotData, frame: pd.DataFrame, words: bool) -> None:
-    """Sides above the axes; below, where there is something to tell, series and the level."""
+    """Adds a legend of sides above the axes and, if there are any, of series and the reference line below."""
     plot_style.legend(figure, [look(side).handle for side in unique(frame.side)])
     series = unique(frame.series)
     keys = []
@@ -152,8 +152,9 @@ def _legends(figure: Figure, data: PlotData, frame: pd.DataFrame, words: bool) -
 
 
 def _limits(data: PlotData, frame: pd.DataFrame) -> tuple[float, float]:
-    """Of the axis of values: all means, and their intervals but for what is far beyond the others. Two seeds that lie
-    apart have an interval that would leave nothing else to see.
+    """Limits of the value axis. They include all means, but cut off intervals that are much longer than the others.
+
+    The interval of two distant seeds would otherwise compress everything else.
     """
     columns = frame[["low", "mean", "high"]].to_numpy(float)
     if data.y_log:
@@ -175,8 +176,8 @@ def _limits(data: PlotData, frame: pd.DataFrame) -> tuple[float, float]:
     return (max(low, -0.03 * high) if means.min() >= 0 else low), high
 
 
-def _about(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
-    """What the axes are, and what the marks."""
+def _axes_caption(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
+    """Sentences of the caption on the axes and the markers."""
     y = first_upper(data.y)
     panels = ", a panel for each condition" if frame.panel.nunique() > 1 and not words else ""
     yield f"{y}, a row for each {data.x}." if words else f"{y} against {data.x}{panels}."
@@ -195,7 +196,7 @@ def _about(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
     yield f"{'Lines' if bands else 'Markers'}: mean of {runs}; {'bands' if bands else 'bars'}: 95 % interval."
 
 
-def _styles(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
+def _styles_caption(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
     series = unique(frame.series)
     if len(series) > 1:
         names = FILLED if words else DASHED
@@ -206,5 +207,5 @@ def _styles(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[str]:
 
 
 def unique(values: pd.Series) -> list[str]:
-    """In the order in which they come."""
+    """The distinct values in their order of appearance."""
     return list(dict.fromkeys(values))

@@ -1,4 +1,4 @@
-"""From run directories to numbers: what a claim's rule reads for a norm and a seed, and what is not there."""
+"""Reads from run directories the number of each norm and seed, and reports what is missing."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,14 @@ from pathlib import Path
 
 from syncbn.study.cells import Cell
 from syncbn.study.claims.censored import Number, minus, over
-from syncbn.study.claims.rule import LARGEST, Reading
-from syncbn.study.compare import run_reader
-from syncbn.study.compare.comparison import Metric
-from syncbn.study.compare.metric import choose, shown
-from syncbn.study.compare.run_reader import Run
+from syncbn.study.claims.rules.rule import LARGEST, Reading
+from syncbn.study.compare.runs import run_reader
+from syncbn.study.compare.runs.metric import Metric, choose, shown
+from syncbn.study.compare.runs.run_reader import Run
 from syncbn.study.format import plural
 from syncbn.training.errors import SettingError
 
-TARGET = "target/"  # metrics of what it took to reach an accuracy
+TARGET = "target/"  # prefix of metrics on reaching a target accuracy
 REACHED = "target/reached"
 CENSORED = ("target/steps", "target/seconds")
 
@@ -24,54 +23,54 @@ class Results:
     """The runs of a study, each read once.
 
     Attributes:
-        runs: those that have left anything, by directory.
+        runs: the runs whose directory contains a run, by directory.
     """
 
     def __init__(self, cells: Sequence[Cell], root: Path) -> None:
         self._cells, self._root = list(cells), root
         self.runs = {cell.directory: run for cell in cells if (run := _read(cell.directory))}
-        # A run that is done once more, as processes, has a directory of another name, and is no pair of its own.
+        # A run repeated as processes has another directory name. It only confirms, and is in no pair.
         alone = [cell for cell in cells if cell.directory.name == str(cell.seed)]
         self._at = {(cell.part, cell.condition, cell.side, cell.seed): cell for cell in alone}
         self._metrics: dict[str, Metric] = {}
 
     def seeds(self, part: str) -> list[int]:
-        """Of a part, in order."""
+        """The seeds of a part, in order."""
         return sorted({seed for name, _, _, seed in self._at if name == part})
 
     def is_planned(self, part: str, condition: str, side: str) -> bool:
-        """Whether the budget has such runs."""
+        """Whether the budget includes such runs."""
         return any((part, condition, side, seed) in self._at for seed in self.seeds(part))
 
     def planned(self, *read: tuple[Reading, str]) -> int:
-        """Seeds for which the budget has all the runs that are read, of a reading and a side each."""
+        """The number of seeds for which the budget includes all runs of the given pairs of a reading and a side."""
         return sum(
             all((reading.part, each, side, seed) in self._at for reading, side in read for each in reading.asked)
             for seed in self.seeds(read[0][0].part)
         )
 
     def run(self, part: str, condition: str, side: str, seed: int) -> Run | None:
-        """One that has finished with a result that can be read; None where there is none."""
+        """The run, if it finished with a readable result; else None."""
         cell = self._at.get((part, condition, side, seed))
         run = self.runs.get(cell.directory) if cell else None
         return run if run and not run.trouble else None
 
     def metric(self, name: str) -> Metric:
-        """What it is, by its name and by the values that runs have."""
+        """The metric of this name, with label and unit from the runs' values."""
         if name not in self._metrics:
             try:
                 self._metrics[name] = choose(name, [run for run in self.runs.values() if not run.trouble])
-            except SettingError:  # no run has it
+            except SettingError:  # no run has the metric
                 self._metrics[name] = Metric(name, name.replace("/", " ").replace("_", " "), "", "lower", "")
         return self._metrics[name]
 
     def value(self, part: str, condition: str, side: str, seed: int, metric: str) -> float | None:
-        """A metric as it is shown; None where there is no run, or none with it. May be no finite number."""
+        """A metric as it is shown, finite or not; None if there is no run, or the run does not have the metric."""
         run = self.run(part, condition, side, seed)
         return shown(self.metric(metric), run) if run and metric in run.numbers() else None
 
     def measured(self, reading: Reading) -> Metric:
-        """What a reading is of."""
+        """The metric that a reading results in, with its label."""
         metric = self.metric(reading.metric)
         if reading.less:
             return replace(metric, label=f"{metric.label} less that at {reading.less}")
@@ -81,16 +80,16 @@ class Results:
         return Metric(metric.name, f"largest condition with {metric.label} of {most} at most", "", "higher", "")
 
     def number(self, reading: Reading, side: str, seed: int) -> Number | None:
-        """What the rule takes of a side for a seed; None where a run of it is missing."""
-        seen = {each: self._seen(reading, each, side, seed) for each in reading.asked}
+        """The number of a side and seed by the reading; None if one of its runs is missing."""
+        seen = {each: self._run_number(reading, each, side, seed) for each in reading.asked}
         there = {each: number for each, number in seen.items() if number is not None}
         if len(there) < len(seen):
             return None
         number = over(reading, [there[each] for each in reading.conditions])
         return minus(number, there[reading.less]) if reading.less else number
 
-    def beyond(self, reading: Reading, side: str) -> str:
-        """What must be known of the numbers of a side that are bounds, or made without some; "" where none is."""
+    def note_on_bounds(self, reading: Reading, side: str) -> str:
+        """A note on a side's numbers that are bounds or omit conditions; "" if there are none."""
         numbers = [self.number(reading, side, seed) for seed in self.seeds(reading.part)]
         found = [number for number in numbers if number is not None]
         told = []
@@ -99,16 +98,16 @@ class Results:
             told += [(sum(number.is_most for number in found), "could use none, and count with the smallest")]
             words = "; ".join(f"{count} of {len(found)} {what}" for count, what in told if count)
         else:
-            words = self._late(reading, side, found)
+            words = self._missed_target(reading, side, found)
         return f"{side}: {words}" if words else ""
 
-    def _late(self, reading: Reading, side: str, found: Sequence[Number]) -> str:
-        """Of runs that did not reach their target."""
+    def _missed_target(self, reading: Reading, side: str, found: Sequence[Number]) -> str:
+        """Words on runs that did not reach their target; "" if all did."""
         seen = [
             number
             for condition in reading.asked
             for seed in self.seeds(reading.part)
-            if (number := self._seen(reading, condition, side, seed))
+            if (number := self._run_number(reading, condition, side, seed))
         ]
         late, what = sum(number.is_least for number in seen), reading.metric.removeprefix(TARGET)
         if not late:
@@ -120,8 +119,8 @@ class Results:
         nowhere = sum(number.is_least for number in found)
         return words + (f", and where none did ({nowhere} of {len(found)}) the most {what} trained" if nowhere else "")
 
-    def _seen(self, reading: Reading, condition: str, side: str, seed: int) -> Number | None:
-        """The metric of a run; where it has to be small to be usable, a run that diverged is not."""
+    def _run_number(self, reading: Reading, condition: str, side: str, seed: int) -> Number | None:
+        """The metric of a run, infinite if the run diverged and the reading is ``highest``; None if it is missing."""
         run = self.run(reading.part, condition, side, seed)
         value = self.value(reading.part, condition, side, seed, reading.metric)
         if value is None or run is None:
@@ -132,7 +131,7 @@ class Results:
         return Number(abs(value) if reading.magnitude else value, is_late)
 
     def problems(self) -> list[str]:
-        """Runs that failed, a line each, and those that are missing, a line for each cell of a part."""
+        """One line for each failed run, and one for each part, condition and side with missing runs."""
         lines, missing = [], dict[Path, list[str]]()
         for cell in self._cells:
             run = self.runs.get(cell.directory)
@@ -149,7 +148,7 @@ class Results:
 
 
 def exp(value: float) -> float:
-    """Of a mean of logs, or an end of its interval, which may be far out where there are two seeds: then infinite."""
+    """The exponential; infinity on overflow. With two seeds, the interval of a mean of logs can be that wide."""
     try:
         return math.exp(value)
     except OverflowError:
@@ -159,5 +158,5 @@ def exp(value: float) -> float:
 def _read(directory: Path) -> Run | None:
     try:
         return run_reader.read([directory])[0]
-    except SettingError:  # there is nothing
+    except SettingError:  # there is no run in the directory
         return None

@@ -1,4 +1,4 @@
-"""What came of a claim: tables that its page is made from, each figure computed from run directories."""
+"""The results of a claim: the answers, figures and plot data from which its page is made."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,32 +8,33 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Row:
-    """One question to one norm: does it do better than the baseline, by what the rule asks for?
+    """The answer for one case and one norm: is it better than the compared side by the required effect?
 
     Attributes:
-        case: the question's name in the study's file.
-        when: the words for it in a verdict, "with sigmoid".
-        side: the norm, ``sync`` say.
-        against: the side that it is held against.
-        what: what was measured, for people: "test error, %".
-        unit: of values: "%" or "".
-        n: pairs of seeds.
-        value: mean of the side over pairs; NaN if there is no pair, as all numbers below.
+        case: name of the case in the study's file.
+        when: the case in words, for the verdict: "with sigmoid".
+        side: the norm, for example ``sync``.
+        against: the side with which the norm is compared.
+        what: the measured quantity, for display: "test error, %".
+        unit: of the values: "%" or "".
+        n: number of pairs, one for each seed.
+        value: mean of the norm over pairs. This and all numbers below are NaN if there is no pair.
         value_low: lower end of its 95 % interval.
         value_high: upper end.
-        other: mean of the side that it is held against.
+        other: mean of the compared side.
         other_low: lower end of its 95 % interval.
         other_high: upper end.
-        is_ratio: the effect is a ratio of the two ("times"; geometric mean), else a difference.
-        effect: how much better, positive (a ratio: above 1) where it is better in the sense of the claim.
+        is_ratio: whether the effect is a ratio ("times"; geometric mean); otherwise it is a difference.
+        effect: improvement of the norm; positive (for a ratio: above 1) if the norm is better in the claim's sense.
         low: lower end of its 95 % interval.
         high: upper end.
-        needed: the least effect that counts, by the rule.
-        p_yes: one-sided, that the effect is no larger than needed; of all rows of the claim, by Holm.
-        p_no: one-sided, that it is no smaller; likewise.
-        says: "yes", "no" or "open"; "measured" where the case is not judged, and the p values are of no family.
-        at_most: what the side's own number may be for a "yes", as well; None where nothing is asked of it.
-        planned: pairs that there were to be.
+        needed: the effect that the rule requires.
+        p_yes: of the one-sided test that the effect is above ``needed``, Holm-corrected for all rows of the claim.
+        p_no: of the one-sided test that the effect is below ``needed``, likewise.
+        says: "yes", "no" or "open". "measured" if the case does not count for the verdict; its p values are then
+            uncorrected.
+        at_most: additional upper limit of the norm's own number for a "yes"; None for no limit.
+        planned: number of pairs that the study plans.
     """
 
     case: str
@@ -63,26 +64,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Versus:
-    """Synchronized against per-device statistics in one case; numbers are as in :class:`Row`.
+    """Synchronized compared with per-device statistics in one case.
 
     Attributes:
-        case: as there.
-        when: as there.
-        what: as there.
-        unit: as there.
-        n: pairs.
+        case, when, what, unit, is_ratio: as in :class:`Row`.
+        n: number of pairs.
         value: mean of ``sync``.
         other: mean of ``local``.
-        is_ratio: as there.
-        effect: how much better ``sync`` is; negative (a ratio: below 1) where it is worse.
+        effect: improvement of ``sync`` over ``local``; negative (for a ratio: below 1) if ``sync`` is worse.
         low: lower end of its 95 % interval.
         high: upper end.
-        p: two-sided, that there is no difference; of all cases of the claim, by Holm.
-        word: "better", "worse", "no difference" (shown to be less than ``needed``, either way), "not decided", or "not
-            run" of fewer than two pairs.
-        needed: the least effect that counts, as in :class:`Row`, but of errors in percent no more than 0.75 points.
-        p_same: that the effect is ``needed`` or more, either way (two one-sided tests); of all cases, by Holm.
-        is_small: "better" or "worse", and shown to be by less than is needed.
+        p: of the two-sided test for a difference, Holm-corrected for all cases of the claim.
+        word: "better", "worse", "no difference" (the effect is shown to be smaller than ``needed`` in either
+            direction), "not decided", or "not run" (fewer than two pairs).
+        needed: the required effect as in :class:`Row`, but at most 0.75 points for errors in percent.
+        p_same: of the equivalence test with the margin ``needed`` (two one-sided tests), Holm-corrected likewise.
+        is_small: whether ``sync`` is "better" or "worse", and by less than ``needed``; both are shown.
     """
 
     case: str
@@ -105,15 +102,15 @@ class Versus:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of the literature beside ours.
+    """A published figure beside ours.
 
     Attributes:
-        what: it is a figure of.
-        published: as it was published.
-        source: where; and how it came to be known, if not from there.
-        ours: the same of our runs, with its 95 % interval, or "not measured".
-        agrees: "yes" (our mean is within the tolerance), "no" (all of our interval is outside of it), "open", or ""
-            where the two are of different things and only to be seen side by side.
+        what: the quantity.
+        published: the published figure.
+        source: the publication; if the figure was not read there, also where it was read.
+        ours: our figure with its 95 % interval, or "not measured".
+        agrees: "yes" (our mean is within the tolerance), "no" (our whole interval is outside of it), "open", or "" if
+            the two are different quantities that are only shown side by side.
     """
 
     what: str
@@ -125,20 +122,20 @@ class Published:
 
 @dataclass(frozen=True)
 class PlotData:
-    """One plot, as numbers.
+    """The numbers and labels of one plot.
 
     Attributes:
-        name: for files: letters, digits and dashes.
-        title: a sentence about what is seen.
+        name: for file names: letters, digits and dashes.
+        title: a sentence that describes the plot.
         x: label of the horizontal axis.
         y: label of the vertical axis.
-        x_log: whether it is logarithmic.
-        y_log: likewise.
-        frame: ``panel`` ("" where there is one alone), ``side``, ``series`` ("" or what the line is of: "running
-            statistics"), ``x`` (a number, or a word where conditions are no numbers), ``n``, ``mean``, ``low``,
-            ``high`` (95 % interval; NaN for one seed).
-        level: a horizontal line to see, or None.
-        level_label: what it is.
+        x_log: whether the horizontal axis is logarithmic.
+        y_log: whether the vertical axis is logarithmic.
+        frame: ``panel`` ("" if there is only one), ``side``, ``series`` (the name of the line, "running statistics", or
+            ""), ``x`` (a number, or a string if the conditions are not numbers), ``n``, ``mean``, ``low``, ``high``
+            (95 % interval; NaN for one seed).
+        level: the value at which a reference line is drawn, or None.
+        level_label: label of the reference line.
     """
 
     name: str
@@ -154,33 +151,33 @@ class PlotData:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, the rule, and what the runs say.
+    """A claim with its verdicts and the results behind them.
 
     Attributes:
         study: the name of the study.
         number: of the claim.
         text: the claim in a few words: "Faster convergence".
-        article: what is claimed, in a sentence.
-        method: how it was put to the test, in a sentence or two.
-        baseline: the side that norms are held against.
+        article: the claim of the article, in a sentence.
+        method: how the claim is tested, in one or two sentences.
+        baseline: the side with which norms are compared by default.
         sides: the norms, in order.
-        seeds: how many there were to be.
+        seeds: number of planned seeds.
         alpha: level of the tests.
-        rows: every case for every side that it is about.
-        verdicts: by side: "holds", "holds only WHEN", "does not hold", "not decided by N seeds", and what is to be
-            said besides.
-        sharing: what synchronized statistics do against per-device ones, over the cases that are judged, in a few
-            words: "better WHEN; worse WHEN", "no difference", "not decided"; "" where no case has both.
-        versus: synchronized against per-device statistics, case by case.
-        worse: sentences on where synchronized statistics do worse than per-device ones; empty where they do not.
-        better: likewise, where they do better.
-        published: figures of the literature.
+        rows: one row for each case and each of its sides.
+        verdicts: by side: "holds", "holds only WHEN", "does not hold" or "not decided by N seeds", with additions for
+            cases that are undecided or not run.
+        sharing: synchronized compared with per-device statistics over the cases that count, in a few words: "better
+            WHEN; worse WHEN", "no difference" or "not decided"; "" if no case has both.
+        versus: synchronized compared with per-device statistics, one entry for each case.
+        worse: one sentence for each case in which synchronized statistics are worse than per-device statistics.
+        better: likewise, for each case in which they are better.
+        published: published figures beside ours.
         plots: at least one.
-        runs: how many there were to be.
-        finished: how many of them have a result.
-        diverged: how many of those stopped at a loss that was not finite; they count with the error that they have.
-        problems: failed and missing runs, and whatever else a reader must know, a line each.
-        command: what makes the runs and this page again.
+        runs: number of planned runs.
+        finished: number of runs with a result.
+        diverged: number of finished runs that stopped because of a non-finite loss. They count with their error.
+        problems: one line for each failed run, missing run, or other reason for doubt.
+        command: the command that repeats the runs and writes this page.
     """
 
     study: str

@@ -1,4 +1,4 @@
-"""Findings as tables: as text for the page, and with all digits for files."""
+"""Tables of findings: rounded text for the page, and all digits for CSV files."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -12,7 +12,7 @@ from syncbn.study.format import MISSING, count, interval, number, probability, s
 from syncbn.study.report.tables import Table
 
 NOT_ASKED, MEASURED = "not asked", "measured"
-INTERVAL = "[95\u00a0%]"  # in heads: on one line
+INTERVAL = "[95\u00a0%]"  # a non-breaking space, for table heads
 SMALL = "less than what matters"
 _TONES = {"yes": "better", "no": "worse", "better": "better", "worse": "worse", "": ""}
 _ABOUT = ["study", "number"]
@@ -20,7 +20,7 @@ _OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverge
 
 
 def verdict(finding: Finding, side: str) -> tuple[str, str]:
-    """In words, and its tone: "better", "partly", "worse", "open" or "unused"."""
+    """The verdict on a side in words, and its tone: "better", "partly", "worse", "open" or "unused"."""
     words = finding.verdicts.get(side, NOT_ASKED)
     for start, tone in (
         ("holds only", "partly"),
@@ -34,7 +34,7 @@ def verdict(finding: Finding, side: str) -> tuple[str, str]:
 
 
 def sharing(finding: Finding) -> tuple[str, str]:
-    """Synchronized against per-device statistics, in words, and its tone: as :func:`verdict`, or "even"."""
+    """Synchronized compared with per-device statistics in words, and the tone: as in :func:`verdict`, or "even"."""
     words = {part.split()[0] for part in finding.sharing.split("; ") if part.strip()} & {"better", "worse"}
     if len(words) == 2:
         return finding.sharing, "partly"
@@ -44,12 +44,12 @@ def sharing(finding: Finding) -> tuple[str, str]:
 
 
 def norms(findings: Iterable[Finding]) -> list[str]:
-    """That one of the claims is about, in order."""
+    """The norms of all claims, in order."""
     return list(dict.fromkeys(side for finding in findings for side in finding.sides))
 
 
-def held_against(findings: Iterable[Finding], side: str) -> str:
-    """What the verdicts on a side are against: "none", "none or local"."""
+def compared_sides(findings: Iterable[Finding], side: str) -> str:
+    """The sides with which the verdicts compare a side: "none", "none or local"."""
     others = dict[str, None]()
     for finding in findings:
         if side in finding.sides:
@@ -59,13 +59,13 @@ def held_against(findings: Iterable[Finding], side: str) -> str:
 
 
 def build(finding: Finding) -> dict[str, Table]:
-    """Those of one claim that have rows, by name."""
+    """The tables of one claim by name, without empty ones."""
     made = {"cases": _cases(finding), "versus": _versus(finding), "published": _published(finding)}
     return {name: table for name, table in made.items() if table.rows}
 
 
 def runs(findings: Sequence[Finding]) -> Table:
-    """What was run for each claim, and in all."""
+    """The number of runs for each claim, and the total."""
     rows = [
         [f"{one.number}. {one.text}", *map(count, (one.seeds, one.runs, one.finished, one.diverged))]
         for one in findings
@@ -78,11 +78,11 @@ def runs(findings: Sequence[Finding]) -> Table:
 
 
 def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[str, pd.DataFrame]:
-    """All digits, by the name of the file.
+    """Tables with all digits, by the name of their CSV file.
 
     Args:
-        findings: as they are.
-        files: the names of the plots' files, for each of the findings.
+        findings: one for each claim.
+        files: for each finding, the names of its plots' files.
     """
     about = [{"study": one.study, "number": one.number} for one in findings]
     verdicts = [
@@ -152,7 +152,7 @@ def _versus(finding: Finding) -> Table:
             row.when or MISSING,
             f"{row.word} ({SMALL})" if row.is_small else row.word,
             _effect(row),
-            _in_words(row.needed, row).replace("+", "±", 1),
+            _effect_text(row.needed, row).replace("+", "±", 1),
             count(row.n),
             number(row.value, row.unit),
             number(row.other, row.unit),
@@ -162,7 +162,7 @@ def _versus(finding: Finding) -> Table:
         ]
         for row in finding.versus
     ]
-    words = [SMALL if row.is_small else row.word for row in finding.versus]  # colours are for what matters
+    words = [SMALL if row.is_small else row.word for row in finding.versus]  # a small effect has no colour
     return _table("versus", columns, rows, "sync is", words)
 
 
@@ -175,37 +175,45 @@ def _published(finding: Finding) -> Table:
 
 
 def _table(name: str, columns: dict[str, bool], rows: list[list[str]], telling: str, words: Sequence[str]) -> Table:
-    """With the tone of each row by its word."""
+    """A table whose rows have the tone of their word."""
     tones = [_TONES.get(word, "open") for word in words]
     return Table(name, list(columns), list(columns.values()), rows, tones, telling)
 
 
 def _needed(row: Row) -> str:
     most = "" if row.at_most is None else f", and at most {number(row.at_most, row.unit)} {row.unit}".rstrip()
-    return f"{_in_words(row.needed, row)}{most}"
+    return f"{_effect_text(row.needed, row)}{most}"
 
 
 def _effect(row: Row | Versus) -> str:
     if row.is_ratio:
-        ends = f"{_ratio(row.low)} to {_ratio(row.high)}" if isfinite(row.low) and isfinite(row.high) else MISSING
+        ends = (
+            f"{_ratio_text(row.low)} to {_ratio_text(row.high)}"
+            if isfinite(row.low) and isfinite(row.high)
+            else MISSING
+        )
     else:
-        ends = interval(row.low, row.high, _points(row), sign=True)
-    return _with_interval(_in_words(row.effect, row), ends)
+        ends = interval(row.low, row.high, _difference_unit(row), sign=True)
+    return _with_interval(_effect_text(row.effect, row), ends)
 
 
-def _in_words(value: float, row: Row | Versus) -> str:
-    """1.25 times, +2.00 points."""
+def _effect_text(value: float, row: Row | Versus) -> str:
+    """An effect with its unit: ``1.25 times``, ``+2.00 points``."""
     if not isfinite(value):
         return MISSING
-    return f"{_ratio(value)} times" if row.is_ratio else f"{signed(value, _points(row))} {_points(row)}".strip()
+    return (
+        f"{_ratio_text(value)} times"
+        if row.is_ratio
+        else f"{signed(value, _difference_unit(row))} {_difference_unit(row)}".strip()
+    )
 
 
-def _points(row: Row | Versus) -> str:
+def _difference_unit(row: Row | Versus) -> str:
     """The unit of a difference."""
     return "points" if row.unit == "%" else row.unit
 
 
-def _ratio(value: float) -> str:
+def _ratio_text(value: float) -> str:
     return f"{value:,.2f}" if 0.01 <= value < 1e6 else scientific(value)
 
 

@@ -1,4 +1,4 @@
-"""What the rule's tests come to, in words."""
+"""States the verdicts on a claim in words, from the answers of its cases."""
 
 import math
 from collections.abc import Sequence
@@ -7,47 +7,52 @@ from syncbn.study.claims.result import Row, Versus
 from syncbn.study.format import number, plural
 
 HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
-BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference", "not decided"  # of Versus, with NOT_RUN
+BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference", "not decided"  # words of Versus
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Of one side, from its cases in order; with how many seeds there are, where some are to come."""
+    """The verdict on one side from its rows. While seeds are missing, it names the number of finished seeds."""
     if not rows:
         return NOT_ASKED
     if not any(row.n for row in rows):
         return NOT_RUN
     short = [row for row in rows if row.n < row.planned]
     of = plural(max(row.planned for row in short), "seed") if short else ""
-    return f"{_said(rows)} (so far, by {_range(short)} of {of})" if short else _said(rows)
+    return (
+        f"{_verdict_by_answers(rows)} (so far, by {_pairs_text(short)} of {of})" if short else _verdict_by_answers(rows)
+    )
 
 
-def _said(rows: Sequence[Row]) -> str:
+def _verdict_by_answers(rows: Sequence[Row]) -> str:
     yes, no, undecided = ([row for row in rows if row.says == word and row.n] for word in ("yes", "no", "open"))
     missing = [row for row in rows if not row.n]
-    rest = f"; {NOT_RUN} {_when(missing)}" if missing else ""
+    rest = f"; {NOT_RUN} {_joined_conditions(missing)}" if missing else ""
     if len(yes) == len(rows):
         return HOLDS
     if yes:
-        rest = (f"; {UNDECIDED} {_when(undecided)} by {_seeds(undecided)}" if undecided else "") + rest
-        return f"{HOLDS} only {_when(yes)}{rest}"
+        rest = (
+            f"; {UNDECIDED} {_joined_conditions(undecided)} by {_seeds_text(undecided)}" if undecided else ""
+        ) + rest
+        return f"{HOLDS} only {_joined_conditions(yes)}{rest}"
     if not undecided:
-        return f"{FAILS} {_when(no)}{rest}" if missing else FAILS
+        return f"{FAILS} {_joined_conditions(no)}{rest}" if missing else FAILS
     if not no:
-        return f"{UNDECIDED} by {_seeds(undecided)}{rest}"
-    return f"{UNDECIDED} by {_seeds(undecided)} {_when(undecided)}; {FAILS} {_when(no)}{rest}"
+        return f"{UNDECIDED} by {_seeds_text(undecided)}{rest}"
+    fails = f"{FAILS} {_joined_conditions(no)}"
+    return f"{UNDECIDED} by {_seeds_text(undecided)} {_joined_conditions(undecided)}; {fails}{rest}"
 
 
 def sentences(versus: Sequence[Versus], word: str) -> list[str]:
-    """One for each case in which synchronized statistics do "better", or "worse", than per-device ones."""
+    """One sentence for each case in which ``sync`` is "better", or "worse", than ``local``."""
     return [_sentence(one) for one in versus if one.word == word]
 
 
 def sharing(versus: Sequence[Versus]) -> str:
-    """What synchronized statistics do against per-device ones, in a few words; "" where no case has both."""
+    """Synchronized compared with per-device statistics in a few words; "" if no case has both."""
     told = []
     for word in (BETTER, WORSE):
         if there := [one for one in versus if one.word == word and not one.is_small]:
-            told.append(f"{word} {_when(there)}".rstrip())
+            told.append(f"{word} {_joined_conditions(there)}".rstrip())
     if told or not versus:
         return "; ".join(told)
     if all(one.word == SAME or one.is_small for one in versus):
@@ -56,10 +61,10 @@ def sharing(versus: Sequence[Versus]) -> str:
 
 
 def effect_text(effect: float, low: float, high: float, unit: str, is_ratio: bool) -> str:
-    """``2.31 times [1.90, 2.80]``, ``3.20 points [2.00, 4.40]``; without brackets where there is no interval."""
+    """``2.31 times [1.90, 2.80]``, ``3.20 points [2.00, 4.40]``; without an interval, only the effect."""
     kind = "times" if is_ratio else "points" if unit == "%" else ""
     if is_ratio:
-        unit = "%" if effect >= 0.1 else ""  # two decimals, where that says something
+        unit = "%" if effect >= 0.1 else ""  # two decimals for ratios of 0.1 or more
     interval = f"[{number(low, unit)}, {number(high, unit)}]" if math.isfinite(low) else ""
     return " ".join(filter(None, [number(effect, unit), kind, interval]))
 
@@ -79,16 +84,16 @@ def _sentence(v: Versus) -> str:
     return f"{when}ynchronized statistics do {v.word} than per-device ones: {what} {both}, {how_much}, {seeds}{small}."
 
 
-def _when(rows: Sequence[Row | Versus]) -> str:
+def _joined_conditions(rows: Sequence[Row | Versus]) -> str:
     whens = list(dict.fromkeys(row.when for row in rows))
     return ("; " if any(" and " in when or "," in when for when in whens) else " and ").join(whens)
 
 
-def _seeds(rows: Sequence[Row]) -> str:
-    return f"{_range(rows)} seed{'' if {row.n for row in rows} == {1} else 's'}"
+def _seeds_text(rows: Sequence[Row]) -> str:
+    return f"{_pairs_text(rows)} seed{'' if {row.n for row in rows} == {1} else 's'}"
 
 
-def _range(rows: Sequence[Row]) -> str:
-    """``4``, ``4 to 6``: pairs."""
+def _pairs_text(rows: Sequence[Row]) -> str:
+    """The number of pairs in these rows: ``4``, ``4 to 6``."""
     counts = sorted({row.n for row in rows})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

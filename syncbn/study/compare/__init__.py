@@ -1,1 +1,1 @@
-"""Reads run directories and compares them: pairs, tests, costs and the verdict."""
+"""Compares finished runs: reads run directories, pairs runs, and computes tests, costs and the verdict."""

@@ -1,32 +1,32 @@
-"""What a reader must know of the runs: what differs, what is the same, and what casts doubt."""
+"""Notes on the compared runs: settings that differ, settings that are constant, and reasons for doubt."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from syncbn.study.compare import labels
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
-from syncbn.study.compare.run_reader import Run
-from syncbn.study.compare.settings import GPU, PLACE, place
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.run_reader import Run
+from syncbn.study.compare.runs.settings import GPU, PLACE, place
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
 SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices", "mode", "adapt")
 FEW_PAIRS = 5
 UNKNOWN = "not known"
-# What tests of one checkpoint may differ in.
+# Settings in which tests of one checkpoint may differ.
 OF_TESTS = ("adapt", "data.corruption", "data.severity", "data.batch_size", "data.global_batch_size", "devices", *PLACE)
-# Said of every run, and of no interest where nobody has changed them.
+# Settings that every run has. A reader does not need them, so the list of constant settings omits them.
 QUIET = ("_partial_", "shuffle", "deterministic", "num_sanity_val_steps", "check_val_every_n_epoch", "in_features")
 
 
 def differs(pairs: Pairs, layout: Layout) -> list[str]:
-    """A line for each setting of the factor that is not the same on all sides, and one on the normalization batch."""
+    """One line for each setting of the factor that varies between sides, and one if the normalization batch varies."""
     used = [p for p in pairs.placed if p.used]
     sides = [side for side in layout.sides if any(p.side == side for p in used)]
     rows = [layout.side_rows[side] for side in sides]
-    lines = [f"{name}: {' / '.join(_or_dash(row.get(name)) for row in rows)}" for name in labels.varying(rows)]
+    lines = [f"{name}: {' / '.join(_text_or_dash(row.get(name)) for row in rows)}" for name in labels.varying(rows)]
     batches = [_batches([p for p in used if p.side == side], layout) for side in sides]
     if len({*batches}) > 1:
         lines.append(f"samples that share statistics: {' / '.join(batches)}")
@@ -34,17 +34,17 @@ def differs(pairs: Pairs, layout: Layout) -> list[str]:
 
 
 def constant(pairs: Pairs, layout: Layout) -> list[str]:
-    """What all runs in pairs share, a line a group; then what goes with a condition; seeds; versions."""
+    """Lines on the paired runs: shared settings by group, settings that follow the condition, seeds, and versions."""
     used = [p for p in pairs.placed if p.used]
     names = [condition for condition in layout.conditions if any(p.condition == condition for p in used)]
     rows = [layout.condition_rows[name] for name in names]
     varying = set(labels.varying(rows))
     same = {name: value for name, value in rows[0].items() if name not in varying}
     lines = [line for group in SHOWN if (line := _group(group, same))]
-    for name in labels.along(rows, layout.named):
+    for name in labels.following(rows, layout.named):
         if name.split(".")[0] in SHOWN:
             lines.append(
-                f"{name}: " + ", ".join(f"{_or_dash(layout.condition_rows[c].get(name))} at {c}" for c in names)
+                f"{name}: " + ", ".join(f"{_text_or_dash(layout.condition_rows[c].get(name))} at {c}" for c in names)
             )
     lines.append(f"seeds: {', '.join(map(str, sorted({p.seed for p in used})))}")
     shared = {name: versions for name, versions in _versions([p.run for p in used]).items() if len(versions) == 1}
@@ -53,7 +53,7 @@ def constant(pairs: Pairs, layout: Layout) -> list[str]:
 
 
 def versions(used: Sequence[Run]) -> list[str]:
-    """Lines on runs that were made by different programs, on different devices, or from code that is in no commit."""
+    """Warnings about runs with different package versions, different device types, or uncommitted code changes."""
     lines = []
     for name, by_version in _versions(used).items():
         if len(by_version) > 1:
@@ -71,14 +71,14 @@ def versions(used: Sequence[Run]) -> list[str]:
 
 
 def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:
-    """A line where tests are paired whose checkpoints differ though the factor is nothing that is trained with."""
+    """A warning if paired tests use different checkpoints although the factor affects only the test."""
     if not all(f"{name}.".startswith(tuple(f"{each}." for each in OF_TESTS)) for name in layout.factor):
         return []
     both = [[each.run.about.get("tests") for each in two] for cell in pairs.cells.values() for two in cell]
     other = [two for two in both if two[0] != two[1]]
     if not other:
         return []
-    one, two = (_or_dash(each) for each in other[0])
+    one, two = (_text_or_dash(each) for each in other[0])
     return [
         f"in {len(other)} of {len(both)} pairs the tests are of two checkpoints ({one}, {two}), so they differ in more "
         f"than {','.join(layout.factor)}; test the same ones on all sides"
@@ -86,7 +86,7 @@ def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:
 
 
 def few(effects: pd.DataFrame) -> list[str]:
-    """A line where a test has few pairs to go on."""
+    """A warning if a test has fewer than ``FEW_PAIRS`` pairs."""
     rows = effects[effects["n"] < FEW_PAIRS]
     if rows.empty:
         return []
@@ -98,7 +98,7 @@ def few(effects: pd.DataFrame) -> list[str]:
 
 
 def _versions(used: Sequence[Run]) -> dict[str, dict[str, int]]:
-    """How many runs each version of a package, and each commit, has."""
+    """The number of runs by version, for each package and for the git commit."""
     found = {name: _counts((run.about.get("versions") or {}).get(name) or UNKNOWN for run in used) for name in PACKAGES}
     found["git commit"] = _counts(str((run.about.get("git") or {}).get("commit") or UNKNOWN)[:12] for run in used)
     return {name: counts for name, counts in found.items() if {*counts} != {UNKNOWN}}
@@ -110,7 +110,7 @@ def _counts(values: Any) -> dict[str, int]:
 
 
 def _group(group: str, same: dict[str, Any]) -> str:
-    """``model: MLP, depth=4, width=64``; "" where nothing of the group is the same in all runs."""
+    """``model: MLP, depth=4, width=64``; "" if no setting of the group is the same in all runs."""
     mine = {name: value for name, value in same.items() if f"{name}.".startswith(f"{group}.")}
     if group in mine:
         return f"{group}: {labels.text(mine[group])}"
@@ -123,11 +123,11 @@ def _group(group: str, same: dict[str, Any]) -> str:
 
 
 def _batches(of: Sequence[Placed], layout: Layout) -> str:
-    """The normalization batch, by condition where it is another there: ``4, 8, 16``."""
+    """The distinct normalization batches, in the order of the conditions: ``4, 8, 16``."""
     by_condition = {p.condition: p.run.about.get("normalization_batch") for p in of}
     values = [by_condition[condition] for condition in layout.conditions if condition in by_condition]
-    return ", ".join(dict.fromkeys(map(_or_dash, values)))
+    return ", ".join(dict.fromkeys(map(_text_or_dash, values)))
 
 
-def _or_dash(value: Any) -> str:
+def _text_or_dash(value: Any) -> str:
     return "—" if value is None else labels.text(value)

@@ -1,4 +1,4 @@
-"""From run directories to a comparison: reads, pairs, computes, and says what it means."""
+"""``compare``: reads run directories, pairs the runs, computes the statistics and states the verdict."""
 
 import math
 import shlex
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, run_reader, verdict
+from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, verdict
 from syncbn.study.compare import cost as costs
-from syncbn.study.compare.comparison import Comparison, Metric
+from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.layout import Layout, lay_out
-from syncbn.study.compare.metric import choose, margin_of, resolution
 from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, pair, place_runs
-from syncbn.study.compare.settings import how
+from syncbn.study.compare.runs import run_reader
+from syncbn.study.compare.runs.metric import Metric, choose, margin_of, resolution
+from syncbn.study.compare.runs.settings import how
 from syncbn.training.errors import SettingError
 
-ALPHA = 0.01  # the protocols' level for a difference; see paired_tests.py on the other claim
+ALPHA = 0.01  # level of the test for a difference in the protocols; paired_tests.py uses it for equivalence too
 MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]
 EFFECTS = ["condition", "at", "side", "how", "n", "difference", "low", "high"]
 EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "margin", "differences", "verdict"]
@@ -41,22 +42,22 @@ def compare(
     question: str = "",
     expected: Sequence[Mapping[str, Any]] = (),
 ) -> Comparison:
-    """Compares runs that differ in one factor, over pairs that share everything else, the seed included.
+    """Compares runs that differ in one factor, over pairs of runs with equal other settings and equal seeds.
 
     Args:
-        paths: run directories, directories of sweeps, and directories of these.
-        factor: a setting or a group of settings; several with commas between them are one factor together.
-        baseline: the side that others are compared with; None is "local" where there is one, else the first.
-        metric: in ``result.json``; an accuracy is compared as an error in percent.
-        margin: half the width of what counts as no difference; None is 0.75 points for an accuracy, else in each
-            condition 5 % of the baseline's mean there.
-        alpha: level of both claims, that there is a difference and that there is none.
-        title: of the page; "" makes one.
-        question: what was asked.
+        paths: run directories, sweep directories, or parent directories of these.
+        factor: a setting or a group of settings. Several settings, separated by commas, form one factor.
+        baseline: the side with which the others are compared. None selects "local" if it exists, else the first side.
+        metric: its name in ``result.json``. An accuracy is compared as an error in percent.
+        margin: the equivalence margin, half the width of "no difference". None means 0.75 points for an accuracy, and
+            for other metrics 5 % of the baseline's mean in each condition.
+        alpha: level of both tests: for a difference and for equivalence.
+        title: of the page; "" generates one.
+        question: the question that the comparison answers.
         expected: published or expected figures, see :class:`syncbn.study.compare.reference_spec.Expected`.
 
     Raises:
-        SettingError: there is nothing to compare, or the sides differ in more than the factor.
+        SettingError: there are no runs to compare, or the sides differ in more than the factor.
     """
     if not 0 < alpha < 1:
         raise SettingError("--alpha", alpha, f"use a number between 0 and 1, such as {ALPHA}")
@@ -72,7 +73,7 @@ def compare(
     cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
     layer_table = layers.layers(pairs, layout)
     confirmed, far = confirmations(pairs, margins)
-    problems = [f"{p.path}{_who(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
+    problems = [f"{p.path}{_described(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *disagreements(placed, measured), *far]
     beside = reference_figures.beside(expected, layout, measured, means, effect_rows, cost)
     used = [p.run for p in pairs.placed if p.used]
@@ -111,10 +112,10 @@ def compare(
 
 
 def directory_of_report(paths: Sequence[Path]) -> Path:
-    """Where the report goes if nobody says: ``compare`` in the directory that all runs lie in.
+    """The default directory of the report: ``compare`` in the common parent directory of the runs.
 
     Raises:
-        SettingError: that is a symbolic link, and the user may not know where it leads.
+        SettingError: the directory is a symbolic link, and the user may not know its target.
     """
     directory = run_reader.root(run_reader.directories(paths)) / "compare"
     if directory.is_symlink():
@@ -124,14 +125,14 @@ def directory_of_report(paths: Sequence[Path]) -> Path:
     return directory
 
 
-def _who(p: Placed) -> str:
-    """Which run it is, where its settings can be read."""
+def _described(p: Placed) -> str:
+    """Side, condition and seed of a run, in parentheses; "" if its settings are unreadable."""
     seed = "" if p.run.seed is None else f"seed {p.run.seed}"
     known = [part for part in (p.side, p.condition, seed) if part]
     return f" ({', '.join(known)})" if p.side else ""
 
 
-def _at(layout: Layout, condition: str) -> float:
+def _axis_value(layout: Layout, condition: str) -> float:
     return float(layout.condition_rows[condition][layout.axis]) if layout.axis else math.nan
 
 
@@ -143,7 +144,7 @@ def _means(pairs: Pairs, layout: Layout) -> pd.DataFrame:
             if values:
                 low, high = paired_tests.mean_interval(values)
                 sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-                row = {"condition": condition, "at": _at(layout, condition), "side": side, "n": len(values)}
+                row = {"condition": condition, "at": _axis_value(layout, condition), "side": side, "n": len(values)}
                 ran = {how(p.run) for p in pairs.of(Cell(condition, side, place))}
                 row["how"] = ran.pop() if len(ran) == 1 else place
                 rows.append({**row, "mean": float(np.mean(values)), "sd": sd, "low": low, "high": high})
@@ -151,7 +152,7 @@ def _means(pairs: Pairs, layout: Layout) -> pd.DataFrame:
 
 
 def _margins(pairs: Pairs, layout: Layout, measured: Metric, asked: float | None) -> dict[str, float]:
-    """By condition: of the baseline's runs in pairs there; of all runs there where it has none."""
+    """The margin of each condition, from the baseline's paired runs; without any, from all runs of the condition."""
     margins = {}
     for condition in layout.conditions:
         here = [p for p in pairs.placed if p.condition == condition and math.isfinite(p.value)]
@@ -169,7 +170,9 @@ def _effects(
         margin = margins[cell.condition]
         one = paired_tests.effect(side, baseline, margin, resolution(measured, [*side, *baseline]))
         computed.append(one)
-        rows.append({"condition": cell.condition, "at": _at(layout, cell.condition), "side": cell.side} | vars(one))
+        rows.append(
+            {"condition": cell.condition, "at": _axis_value(layout, cell.condition), "side": cell.side} | vars(one)
+        )
         rows[-1] |= {"how": pairs.how(cell), "margin": margin}
     differs, same = (paired_tests.holm([getattr(one, name) for one in computed]) for name in ("p", "p_tost"))
     for row, one, p_holm, p_tost in zip(rows, computed, differs, same, strict=True):
@@ -197,7 +200,7 @@ def _runs(pairs: Pairs) -> pd.DataFrame:
 
 
 def _curves(pairs: Pairs) -> pd.DataFrame:
-    """By epoch, of runs in pairs: the training loss, and the validation error, or loss where there is no accuracy."""
+    """Curves of the paired runs by epoch: training loss, and validation error (validation loss without an accuracy)."""
     frames = []
     for p in pairs.placed:
         table = p.run.metrics() if p.used else pd.DataFrame()
@@ -233,7 +236,7 @@ def _command(
     margin: float | None,
     alpha: float,
 ) -> str:
-    """What the user may type; options that are as by default are left out."""
+    """The command that repeats the comparison, without options that have their default value."""
     words = ["syncbn", "compare", *sorted({run_reader.short(path, above) for path in paths})]
     options: dict[str, tuple[Any, Any]] = {
         "factor": (factor, "norm"),

@@ -1,82 +1,67 @@
-"""What a comparison is: tables that everything shown is made from, each figure computed from run directories."""
+"""The result of comparing runs: tables of figures computed from run directories, from which every report is made."""
 
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-
-@dataclass(frozen=True)
-class Metric:
-    """What the sides are compared by.
-
-    Attributes:
-        name: in ``result.json``, ``test/acc`` say.
-        label: for people: "test error" where the name is that of an accuracy, which is shown as an error in percent.
-        unit: "%" or "".
-        better: "lower" or "higher", of the number that is shown.
-        difference_unit: of a difference: "points" for percent, else "".
-    """
-
-    name: str
-    label: str
-    unit: str
-    better: str
-    difference_unit: str
+from syncbn.study.compare.runs.metric import Metric
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Runs that differ in one factor, side by side.
 
-    A *side* is a value of the factor ("local", "sync over world"); a *condition* is a combination of all other settings
-    but the seed ("data.batch_size=2"; "" where they never vary). Runs of one condition and one seed are a *pair*. All
-    frames have a plain RangeIndex, and are empty (with their columns) where there is nothing to say.
+    A *side* is a value of the factor ("local", "sync over world"). A *condition* is a combination of all other settings
+    except the seed ("data.batch_size=2"; "" if they never vary). Two runs of different sides with the same condition
+    and seed are a *pair*. All frames have a plain RangeIndex. A frame without rows still has its columns.
 
     Attributes:
         title: of the page.
-        question: what was asked, in a sentence or two; "" if nobody says.
-        factor: the setting compared, "norm" say.
-        metric: what the sides are compared by.
-        baseline: the side that the others are compared with.
-        sides: their labels, the baseline first.
-        conditions: their labels, in order.
-        axis: the setting that tells conditions apart, where it is one alone and a number ("data.batch_size"); else "".
-        margin: half the width of what counts as no difference, in the metric's unit; NaN where each condition has its
-            own, 5 % of the baseline's mean.
-        alpha: level of the tests; intervals cover 95 % whatever it is.
-        runs: every run directory that was looked at, failed ones too. ``path`` (relative), ``side``, ``condition``,
-            ``seed``, ``status`` ("finished", "failed", "interrupted", "running", "no result"), ``how`` ("2 processes on
-            the CPU", "1 process for 2 devices"), ``value`` (the metric as shown; NaN if none), ``seconds`` (of
-            training), ``used`` (bool: whether it is in a pair), ``why`` (why not, else "").
-        means: ``condition``, ``at`` (the axis's number, NaN without one), ``side``, ``how``, ``n``, ``mean``, ``sd``
-            (NaN for n = 1), ``low``, ``high`` (95 % interval of the mean, by t).
-        effects: side minus baseline, over paired seeds: ``condition``, ``at``, ``side``, ``how``, ``n`` (pairs),
-            ``difference``, ``low``, ``high`` (95 %, by t), ``p`` (paired t, two-sided), ``p_holm`` (of all rows, by
-            Holm 1979), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin; of all rows, by Holm too),
-            ``margin`` (of the row), ``differences`` (tuple of floats, by seed), ``verdict`` ("lower", "higher", "no
-            difference", "undecided", "too few pairs"). Where both tests say so, a row that is "lower" or "higher" is
-            shown to be within the margin too.
+        question: the question that the comparison answers, in one or two sentences; "" if none is given.
+        factor: the compared setting, for example "norm".
+        metric: the metric by which the sides are compared.
+        baseline: the side with which the others are compared.
+        sides: labels of the sides, the baseline first.
+        conditions: labels of the conditions, in order.
+        axis: the only setting that varies between conditions, if it is numeric ("data.batch_size"); else "".
+        margin: the equivalence margin, half the width of "no difference", in the metric's unit. NaN if each condition
+            has its own margin, 5 % of the baseline's mean.
+        alpha: level of the tests. Confidence intervals are 95 % for every alpha.
+        runs: every run directory that was read, including failed runs. ``path`` (relative), ``side``, ``condition``,
+            ``seed``, ``status`` (see :class:`syncbn.study.compare.runs.run_reader.Run`), ``how`` ("2 processes on the
+            CPU", "1 process for 2 devices"), ``value`` (the metric as shown; NaN if none), ``seconds`` (of training),
+            ``used`` (bool: whether the run is in a pair), ``why`` (the reason why it is not, else "").
+        means: ``condition``, ``at`` (value of the axis, NaN without an axis), ``side``, ``how``, ``n``, ``mean``,
+            ``sd`` (NaN for n = 1), ``low``, ``high`` (95 % t interval of the mean).
+        effects: paired differences, side minus baseline: ``condition``, ``at``, ``side``, ``how``, ``n`` (pairs),
+            ``difference``, ``low``, ``high`` (95 % t interval), ``p`` (two-sided paired t test), ``p_holm`` (``p``
+            after Holm's 1979 correction for all rows), ``p_wilcoxon``, ``p_tost`` (equivalence within the margin, also
+            Holm-corrected for all rows), ``margin`` (of the row), ``differences`` (tuple of floats, by seed),
+            ``verdict`` ("lower", "higher", "no difference", "undecided", "too few pairs"). A row can be "lower" or
+            "higher" and have ``p_tost`` below alpha: the difference exists and is within the margin.
         curves: ``condition``, ``side``, ``how``, ``seed``, ``epoch`` (1 is the first), ``metric`` ("train/loss",
             "val/error" in %), ``value``.
         cost: ``condition``, ``side``, ``how``, ``n``, ``seconds_per_step``, ``images_per_second``, ``pairs``
-            (seeds that the ratio is of), ``ratio`` (seconds per step over the baseline's of the same seed, condition
-            and how: geometric mean), ``ratio_low``, ``ratio_high`` (least and greatest over seeds), ``collectives``
-            (share of the time, 0 to 1; NaN where no monitor looked). Only of runs whose devices are processes: one
-            process for several devices says nothing on cost.
-        layers: which layers need shared statistics, neediest first: ``layer``, ``side``, ``condition``,
-            ``device_batch`` (values per channel on a device), ``effective_batch`` (independent samples that a device's
-            statistics are worth, not more than it has), ``spread`` (of the devices' means, as a multiple of what chance
-            gives; 1 is chance), ``variance_ratio`` (a device's variance over the shared one), ``needs`` (bool).
-        suggestion: a setting that synchronizes what needs it, and why, in a sentence; "" where nothing was monitored.
-        confirmations: settings that ran both in one process and as processes: ``condition``, ``side``, ``seed``,
-            ``one_process``, ``processes`` (the metric), ``difference``.
-        expected: published or expected figures beside ours: ``condition``, ``what``, ``published`` (text; ± is a
-            tolerance of ours), ``ours`` (text), ``agrees`` ("yes", "no", "not comparable"), ``source``.
-        differs: what differs between the sides, a line each ("norm.name: local / sync").
-        constant: settings that all runs share and that matter to a reader, a line each.
-        problems: failed runs, missing pairs, and whatever else a reader must know before believing, a line each.
-        verdict: the answer, in a sentence or a few.
-        command: what reproduces this page.
+            (number of seeds in the ratio), ``ratio`` (seconds per step divided by the baseline's with the same seed,
+            condition and how; geometric mean), ``ratio_low``, ``ratio_high`` (minimum and maximum over seeds),
+            ``collectives`` (fraction of the time in collectives, 0 to 1; NaN if it was not monitored). Only runs with
+            one process per device: a run that simulates several devices in one process does not measure cost.
+        layers: which layers need shared statistics, in order of need: ``layer``, ``side``, ``condition``,
+            ``device_batch`` (values per channel on a device), ``effective_batch`` (number of independent samples to
+            which a device's statistics correspond, at most ``device_batch``), ``spread`` (of the devices' means, as a
+            multiple of the spread expected by chance; 1 is chance), ``variance_ratio`` (a device's variance divided by
+            the shared variance), ``needs`` (bool).
+        suggestion: a sentence with a setting that synchronizes the layers in need, and the reason; "" if no run was
+            monitored.
+        confirmations: runs that were made both in one process and with one process per device: ``condition``,
+            ``side``, ``seed``, ``one_process``, ``processes`` (values of the metric), ``difference``.
+        expected: published or expected figures beside ours: ``condition``, ``what``, ``published`` (text; ± is our
+            tolerance), ``ours`` (text), ``agrees`` ("yes", "no", "not comparable"), ``source``.
+        differs: one line for each setting that differs between the sides ("norm.name: local / sync").
+        constant: one line for each group of settings that all runs share.
+        problems: one line for each failed run, missing pair, or other reason for doubt.
+        verdict: the conclusion, in one or a few sentences.
+        command: the command that reproduces this page.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What a side costs: seconds per step, and how much of them is spent in messages. Of processes alone."""
+"""The cost of each side: seconds per step and the share of collectives, for runs with one process per device."""
 
 import math
 from typing import Any
@@ -8,15 +8,15 @@ from scipy import stats
 
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
-from syncbn.study.compare.settings import how, is_simulated
+from syncbn.study.compare.runs.settings import how, is_simulated
 
 
 def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
-    """Rows of ``Comparison.cost``, the baseline's before the others' in each condition."""
+    """Rows of ``Comparison.cost``; in each condition the baseline is first."""
     rows = []
     by_cell: dict[tuple[str, str], dict[str, dict[int, Placed]]] = {}
     for each in pairs.placed:
-        # A run that confirms one in one process is in no pair of the effects, but it is a run of processes.
+        # A run that confirms a one-process run is in no pair of the effects, but it measures cost.
         if (each.used or each.why.startswith("it confirms")) and not is_simulated(each.run):
             by_side = by_cell.setdefault((each.condition, each.place), {})
             by_side.setdefault(each.side, {})[each.seed] = each
@@ -38,7 +38,7 @@ def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
                     "seconds_per_step": float(np.mean([seconds_per_step(p) for p in runs.values()])),
                     "images_per_second": float(np.mean([p.run.number("images_per_second") for p in runs.values()])),
                     "pairs": len(ratios),
-                    # Of ratios it is the mean that does not depend on which side is below the line.
+                    # The geometric mean of ratios a/b is the inverse of that of b/a; the arithmetic mean is not.
                     "ratio": float(stats.gmean(ratios)) if ratios else math.nan,
                     "ratio_low": min(ratios, default=math.nan),
                     "ratio_high": max(ratios, default=math.nan),
@@ -49,11 +49,11 @@ def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
 
 
 def seconds_per_step(placed: Placed) -> float:
-    """Of an optimizer step, validation and warm-up left out; NaN where the run says nothing on its speed."""
+    """Seconds per optimizer step, without validation and warm-up; NaN if the run did not measure its speed."""
     config, speed = placed.run.config, placed.run.number("images_per_second")
     batch = (config.get("data") or {}).get("global_batch_size")
     batches = (config.get("trainer") or {}).get("accumulate_grad_batches") or 1
-    if not isinstance(batch, int) or not isinstance(batches, int) or not speed > 0:  # 0 is of a run of one batch
+    if not isinstance(batch, int) or not isinstance(batches, int) or not speed > 0:  # a run of one batch reports 0
         return math.nan
     return batch * batches / speed
 

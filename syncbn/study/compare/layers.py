@@ -1,17 +1,19 @@
-"""Which layers need shared statistics, by what the monitor saw, and the setting that gives it to them.
+"""Finds the layers that need shared statistics, from the statistics monitor's tables, and suggests a setting for them.
 
-A layer needs them where a device's statistics are worth few independent samples, or where the devices hold other data.
+A layer needs shared statistics in two cases: a device's statistics correspond to few independent samples, or the
+devices' data differ.
 
-- *Few* is under 5.7, between 4 (in protocol P1 ten times the error of large batches) and 8 (no more error than with
-  32): the geometric mean of the two, so that an estimate of 8 is not taken for fewer. With image positions in a layer
-  it is the effective batch that counts, for positions of one image are no independent samples.
-  No device is worth more than what it holds.
-- *Other data* is a spread of the devices' means of more than 3 times what chance gives, in layers that have no image
-  positions. With positions that is no sign: they depend on one another, on one device as on several.
+- *Few samples* means fewer than 5.7, the geometric mean of 4 and 8, so that an estimate near 8 does not count as few.
+  In protocol P1, 4 samples have ten times the error of large batches, and 8 have no more error than 32. For layers with
+  image positions the effective batch counts, because the positions of one image are not independent samples. The
+  effective batch of a device is at most its device batch.
+- *Different data* means that the spread of the devices' means is more than 3 times the spread expected by chance. The
+  criterion applies only to layers without image positions: positions are correlated even if the data do not differ.
 
-Both are seen in networks that share statistics, where there are such. With per-device ones the first layer's outputs
-have one mean and variance on every device, so that later layers' hardly differ between devices, however noisy they are
-or whatever the device holds. There a layer without need says nothing, and all of them are to be synchronized.
+Both criteria use runs with shared statistics if there are any. With per-device statistics the first layer's outputs
+have the same mean and variance on every device. Later layers then hardly differ between devices, even if their
+statistics are noisy or the data differ. In such runs a layer that passes both criteria may still need shared
+statistics, so the suggestion is to synchronize all layers.
 """
 
 import math
@@ -22,7 +24,7 @@ import pandas as pd
 
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
-from syncbn.study.compare.settings import devices
+from syncbn.study.compare.runs.settings import devices
 from syncbn.study.compare.verdict import at
 
 HARMFUL, ENOUGH = 4, 8  # samples, by protocol P1 (MLP(6,64) on digits, after Wu & Johnson 2021)
@@ -33,7 +35,7 @@ COLUMNS = ["layer", "side", "condition", *FIGURES, "needs"]
 
 
 def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
-    """``Comparison.layers``: means over log points and runs, the neediest layer first."""
+    """``Comparison.layers``: means over log points and runs, in order of need."""
     frames = []
     for each in pairs.placed:
         seen = each.run.statistics() if each.used or each.why.startswith("it confirms") else pd.DataFrame()
@@ -49,7 +51,8 @@ def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
     shared = every[every["shares"]]
     every = pd.concat([shared, every[~every["condition"].isin(shared["condition"])]])
     table = every.groupby(keys, as_index=False, sort=True).mean()
-    # As the expectation is of its inverse: one look at which devices' means are alike by chance says nothing.
+    # The inverse is averaged, because it has an expectation: one log point at which the devices' means agree by
+    # chance would dominate a mean of the effective batch.
     table["effective_batch"] = (
         1 / every.assign(inverse=1 / every["effective_batch"]).groupby(keys)["inverse"].mean().values
     )
@@ -66,7 +69,7 @@ def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
 
 
 def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
-    """The setting that synchronizes what needs it, and why, in a sentence a condition; "" of an empty table."""
+    """A sentence for each condition: the setting that synchronizes the layers in need, and why; "" without layers."""
     said: dict[str, list[str]] = {}
     for condition in layout.conditions:
         here = table[table["condition"] == condition]
@@ -84,7 +87,7 @@ def suggestion(table: pd.DataFrame, pairs: Pairs, layout: Layout) -> str:
 
 
 def globs(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Patterns for ``norm.only`` that take all of ``names`` and none of the others; the names themselves if need be."""
+    """Patterns for ``norm.only`` that match all ``names`` and none of the ``others``; the names if no pattern does."""
     if len(names) > 2:
         start = names[0][: next((i for i, c in enumerate(zip(*names, strict=False)) if len({*c}) > 1), None)]
         pattern = f"{start}*"
@@ -94,7 +97,7 @@ def globs(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def _batch(placed: Placed) -> float:
-    """Samples on a device."""
+    """Samples per device."""
     return float((placed.run.config.get("data") or {}).get("batch_size") or math.inf)
 
 
@@ -104,7 +107,7 @@ def _shares(placed: Placed) -> bool:
 
 
 def _advice(table: pd.DataFrame, world: int, shares: bool) -> str:
-    """On one side's layers; where it shares no statistics a part of them is never named, nor a group."""
+    """The suggestion for one side. Without shared statistics it names neither single layers nor a group size."""
     needy, fine = table[table["needs"]], table[~table["needs"]]
     least = table.loc[table["effective_batch"].idxmin()] if table["effective_batch"].notna().any() else None
     worth = f"{least['effective_batch']:.3g} independent samples in {least['layer']}" if least is not None else ""

@@ -1,18 +1,18 @@
-"""Which side and which condition a run belongs to, by its settings."""
+"""Assigns each run to a side and a condition by its settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from syncbn.study.compare import labels
-from syncbn.study.compare.run_reader import Run
-from syncbn.study.compare.settings import implied, settings
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.run_reader import Run
+from syncbn.study.compare.runs.settings import implied, settings
 from syncbn.training.errors import SettingError
 
 Row = dict[str, Any]
-# In this order where nobody says another; other words come after, by the alphabet.
+# The default order of norms; other names follow in alphabetical order.
 NORMS = ("local", "local_mean", "ghost", "sync", "torch_sync", "group_norm", "none")
-# What a setting decides with it: they are the factor together.
+# Settings that follow from another setting. If the latter is the factor, they belong to the factor too.
 BRINGS = {
     "norm.batch_size": ("norm.group", "norm.ghost_batch"),
     "trainer.devices": ("devices",),
@@ -22,18 +22,18 @@ BRINGS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How runs lie: by side and condition.
+    """Sides and conditions of a list of runs.
 
     Attributes:
-        factor: names of settings, or of groups of them.
-        baseline: the side that others are compared with.
-        sides: labels, the baseline first.
-        conditions: labels, in order.
-        axis: the setting that tells conditions apart, where it is one alone and a number; else "".
-        side_of: label of a side, by place in the list of runs; "" where the settings cannot be read.
-        condition_of: label of a condition, likewise.
+        factor: names of settings, or of groups of settings.
+        baseline: the side with which the others are compared.
+        sides: labels of the sides, the baseline first.
+        conditions: labels of the conditions, in order.
+        axis: the only setting that varies between conditions, if it is numeric; else "".
+        side_of: the side's label for each run, in the order of the runs; "" if the settings are unreadable.
+        condition_of: the condition's label for each run, likewise.
         side_rows: the factor's settings, by side.
-        condition_rows: all other settings but the seed, by condition.
+        condition_rows: all other settings except the seed, by condition.
         named: the settings in the conditions' labels.
     """
 
@@ -54,11 +54,11 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
 
     Args:
         runs: of any status.
-        factor: the setting or group of settings that is compared, or several with commas between them.
-        baseline: a side; None is "local" where there is one, else the first.
+        factor: the compared setting or group of settings; several are separated by commas.
+        baseline: a side. None selects "local" if it exists, else the first side.
 
     Raises:
-        SettingError: no run has the factor, all have the same of it, or there is no such baseline.
+        SettingError: no run has the factor, all runs have the same value of it, or the baseline does not exist.
     """
     names = tuple(each for name in factor.split(",") for each in (name.strip(), *BRINGS.get(name.strip(), ())) if each)
     rows = [settings(run) for run in runs]
@@ -106,13 +106,13 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
 
 
 def _part(row: Row, names: Sequence[str], *, inside: bool) -> Row:
-    """The settings that belong to the factor, or those that do not."""
+    """The settings of the factor if ``inside``, else the other settings."""
     prefixes = tuple(f"{name}." for name in names)
     return {name: value for name, value in row.items() if f"{name}.".startswith(prefixes) == inside}
 
 
 def _side_labels(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """``local``, ``sync group=2``, ``32``: what a side is called, and what more tells it from others called so."""
+    """Labels of sides, such as ``local``, ``sync group=2`` or ``32``. Settings are added where a name is ambiguous."""
     chief = next((f"{name}{end}" for name in names for end in (".name", "._target_") if f"{name}{end}" in rows[0]), "")
     if not chief:
         chosen = labels.distinguishing(rows)
@@ -129,13 +129,13 @@ def _side_labels(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 
 def _within(name: str, factor: Sequence[str]) -> str:
-    """``group`` of ``norm.group``, where ``norm`` is the factor."""
+    """The name relative to the factor: ``group`` for ``norm.group`` if ``norm`` is the factor."""
     return next((name.removeprefix(f"{each}.") for each in factor if name.startswith(f"{each}.")), name)
 
 
 def _condition_labels(rows: Sequence[Row], named: Sequence[str]) -> dict[tuple[Any, ...], str]:
     made = {_key(row): " ".join(labels.assignment(name, row.get(name)) for name in named) for row in rows}
-    if len({*made.values()}) < len(made):  # classes of one name in two modules, or a number and its text
+    if len({*made.values()}) < len(made):  # for example a number and its string, or two classes of one name
         return {key: f"{label} ({number})" for number, (key, label) in enumerate(made.items(), 1)}
     return made
 
@@ -158,7 +158,7 @@ def _refuse_one_side(factor: str, names: Sequence[str], row: Row, rows: Sequence
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """Each once, in an order that does not depend on theirs."""
+    """The distinct rows, in an order independent of the input order."""
     found = {_key(row): row for row in rows}
     return [found[key] for key in sorted(found, key=lambda key: [(name, labels.order(value)) for name, value in key])]
 

@@ -1,10 +1,15 @@
-"""The statistics of pairs: the difference, an interval, and tests that say "differs", "does not", or neither.
+"""Statistics of paired runs: mean difference, confidence interval, tests for a difference and for equivalence.
 
-Differences are taken pair by pair, so what a seed does to both sides (weights, order of the data, split) falls out. The
-tests are the paired t test (Student 1908), the signed-rank test (Wilcoxon 1945) beside it, which asks for no normal
-distribution, and for equivalence two one-sided t tests within a margin (TOST; Schuirmann 1987). *One* level, alpha,
-holds for both claims, and of many tests Holm's (1979) correction: "no difference" is as strong a claim as a difference,
-and has to be shown as well; what shows neither is undecided. That is stricter than the 5 % that is usual for TOST.
+The tests use the difference of each pair. The seed's influence on both sides (weights, order of the data, split)
+cancels in it. There are three tests:
+
+- the paired t test (Student 1908);
+- the signed-rank test (Wilcoxon 1945), which does not assume a normal distribution;
+- for equivalence, two one-sided t tests within a margin (TOST; Schuirmann 1987).
+
+The t test and TOST use the same level, alpha, and Holm's (1979) correction for several tests. "No difference" is as
+strong a claim as a difference, so it has to be shown too. If neither is shown, the verdict is "undecided". This is
+stricter than the usual 5 % for TOST.
 """
 
 import math
@@ -15,22 +20,22 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of intervals
+LEVEL = 0.95  # of confidence intervals
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A side minus the baseline, over pairs. Numbers are NaN where there are too few pairs for them.
+    """Paired differences, side minus baseline, and their tests. A number is NaN if there are too few pairs for it.
 
     Attributes:
-        n: pairs.
-        difference: their mean.
-        low: lower end of the 95 % interval, by t.
+        n: number of pairs.
+        difference: mean of the differences.
+        low: lower end of the 95 % t interval.
         high: upper end.
-        p: of the paired t test, two-sided.
-        p_wilcoxon: of the signed-rank test, two-sided.
-        p_tost: that the difference lies outside of the margin.
-        differences: each pair's.
+        p: of the two-sided paired t test.
+        p_wilcoxon: of the two-sided signed-rank test.
+        p_tost: of the equivalence test, whose null hypothesis is a difference outside the margin.
+        differences: one for each pair.
     """
 
     n: int
@@ -44,17 +49,18 @@ class Effect:
 
 
 def effect(side: Sequence[float], baseline: Sequence[float], margin: float, resolution: float = 0.0) -> Effect:
-    """Compares two sides, value by value.
+    """Computes the paired differences of two sides and tests them.
 
-    Where all differences are one and the same number there is no spread for a t test to measure by. Then p is that of
-    the signs, 2 * 2^-n (the exact permutation test of paired data; Fisher 1935), or 1 if the number is 0. Likewise p of
-    the equivalence test is 2^-n if the number, be it 0, is within the margin: 7 pairs show it at 0.01, two do not.
+    If all differences are equal, the t test is undefined: their standard deviation is 0. Then p is that of the sign
+    test, 2 * 2^-n (the exact permutation test of paired data; Fisher 1935), or 1 if the differences are 0. Likewise p
+    of the equivalence test is 2^-n if the common difference is within the margin, 0 included. At a level of 0.01, 7
+    pairs show equivalence and two do not.
 
     Args:
-        side: values of one side, by pair; a pair with a value that is not finite is left out.
-        baseline: of the other, in the same order.
-        margin: half the width of what counts as no difference.
-        resolution: what differences may differ by and be the same.
+        side: values of the side, one for each pair. Pairs with a value that is not finite are dropped.
+        baseline: values of the baseline, in the same order.
+        margin: the equivalence margin, half the width of "no difference".
+        resolution: differences that vary by no more than this count as equal.
     """
     pairs = np.array([side, baseline], dtype=float).reshape(2, -1)
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
@@ -76,7 +82,7 @@ def effect(side: Sequence[float], baseline: Sequence[float], margin: float, reso
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean, by t; NaN for fewer than two values."""
+    """The 95 % t interval of the mean; NaN for fewer than two values."""
     n = len(values)
     if n < 2:
         return math.nan, math.nan
@@ -85,7 +91,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p values corrected for their number, step by step (Holm 1979); NaN is not counted and stays."""
+    """The p values after Holm's (1979) step-down correction. NaN stays NaN and does not count as a test."""
     order = sorted((p, place) for place, p in enumerate(ps) if math.isfinite(p))
     corrected, least = [math.nan] * len(ps), 0.0
     for rank, (p, place) in enumerate(order):
@@ -98,10 +104,10 @@ def verdict(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
     """``lower`` or ``higher`` than the baseline, ``no difference``, ``undecided``, or ``too few pairs``.
 
     Args:
-        effect: of which two tests were made.
-        p_holm: of the t test, corrected for the number of tests.
-        p_tost: of the equivalence test, corrected likewise.
-        alpha: level of both.
+        effect: the tested effect.
+        p_holm: p of the t test, corrected for the number of tests.
+        p_tost: p of the equivalence test, corrected likewise.
+        alpha: level of both tests.
     """
     if effect.n < 2:
         return "too few pairs"
@@ -111,14 +117,14 @@ def verdict(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
 
 
 def is_within(p_tost: float, alpha: float) -> bool:
-    """Whether a difference is shown to be within the margin, which one that is ``lower`` or ``higher`` may be too."""
+    """Whether the difference is shown to be within the margin. This can hold for ``lower`` and ``higher`` too."""
     return p_tost < alpha
 
 
 def _wilcoxon(d: np.ndarray, resolution: float) -> float:
-    """Of differences that are not all the same; those below the resolution are 0, and equal ones are ties."""
+    """p of the signed-rank test. Differences are rounded to the resolution, so that nearly equal ones count as ties."""
     if resolution > 0:
         d = np.round(d / resolution) * resolution
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the normal approximation, where ties are few; scipy < 1.13
+        warnings.simplefilter("ignore", UserWarning)  # scipy < 1.13 warns about the normal approximation
         return float(stats.wilcoxon(d).pvalue)

@@ -1,22 +1,21 @@
-"""Which runs are a pair: the same in everything but the factor, the seed included; and what has no partner, and why."""
+"""Pairs runs that differ only in the factor and have the same seed, and reports the runs without a partner."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from syncbn.study.compare import labels
-from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.layout import Layout
-from syncbn.study.compare.metric import resolution, shown
-from syncbn.study.compare.run_reader import Run
-from syncbn.study.compare.settings import how, is_simulated, place
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.metric import Metric, resolution, shown
+from syncbn.study.compare.runs.run_reader import Run
+from syncbn.study.compare.runs.settings import how, is_simulated, place
 from syncbn.training.errors import SettingError
 
 
 @dataclass
 class Placed:
-    """A run with its place in the comparison; ``path`` is for people, the rest as in ``Comparison.runs``."""
+    """A run and its position in the comparison. ``path`` is for display; other fields are as in ``Comparison.runs``."""
 
     run: Run
     path: str
@@ -29,17 +28,17 @@ class Placed:
 
     @property
     def usable(self) -> bool:
-        """Whether it has a value and is not another's repetition."""
+        """Whether the run has a value and no newer run repeats it."""
         return not self.why
 
     @property
     def seed(self) -> int:
-        """The seed of a run whose settings can be read."""
+        """The seed; -1 if the settings are unreadable."""
         return self.run.seed if self.run.seed is not None else -1
 
 
 class Cell(NamedTuple):
-    """Where pairs lie."""
+    """The condition, side and place that a list of pairs belongs to."""
 
     condition: str
     side: str
@@ -48,13 +47,14 @@ class Cell(NamedTuple):
 
 @dataclass
 class Pairs:
-    """What belongs together.
+    """The pairs of a comparison.
 
     Attributes:
         placed: every run.
-        cells: pairs of a side and the baseline by seed, ``{cell: [(side, baseline), ...]}``, in order; none is empty.
-        confirmed: runs in one process, and the same as processes.
-        problems: partners that are missing, a line each.
+        cells: pairs of a side and the baseline, in the order of seeds: ``{cell: [(side, baseline), ...]}``. No list is
+            empty.
+        confirmed: runs in one process, each with the same run as processes.
+        problems: one line for each missing partner.
     """
 
     placed: list[Placed]
@@ -63,18 +63,18 @@ class Pairs:
     problems: list[str] = field(default_factory=list)
 
     def of(self, cell: Cell) -> list[Placed]:
-        """The runs of one side in its pairs; of the baseline, in any pair of the condition and place."""
+        """The paired runs of a side. For the baseline: its runs in any pair of the condition and place."""
         mine = [each for each in self.placed if (each.condition, each.side, each.place) == cell and each.used]
         return sorted(mine, key=lambda each: each.seed)
 
     def how(self, cell: Cell) -> str:
-        """How the runs of a cell and of their partners ran; without a number of devices where they differ in it."""
+        """How the runs of a cell and their partners ran; without the number of devices if that varies."""
         ran = {how(each.run) for pair in self.cells.get(cell, []) for each in pair}
         return ran.pop() if len(ran) == 1 else cell.place
 
 
 def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric: Metric) -> list[Placed]:
-    """Every run with its side, condition and value, and why it cannot be used, where it cannot."""
+    """Every run with its side, its condition, its value, and the reason if it is unusable."""
     placed = []
     for run, path, side, condition in zip(runs, paths, layout.side_of, layout.condition_of, strict=True):
         value = shown(metric, run)
@@ -92,11 +92,11 @@ def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric
 def pair(placed: list[Placed], layout: Layout) -> Pairs:
     """Pairs every side with the baseline, within each condition and place.
 
-    A condition that ran in one process has perhaps some seeds as processes besides, which confirm it: they are no
-    effect of their own, for that would be the same pairs twice, unless they are more.
+    Some seeds of a condition may have run both in one process and as processes. The latter only confirm the former:
+    as an effect they would count the same pairs twice. They are an effect if there are more of them.
 
     Raises:
-        SettingError: there is no pair at all; it says why, and what would make one.
+        SettingError: there is no pair. The hint contains the reason and a fix.
     """
     pairs = Pairs(placed)
     table = {(p.condition, p.side, p.place, p.seed): p for p in placed if p.usable}
@@ -118,19 +118,25 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
     for each in (p for both in pairs.cells.values() for two in both for p in two):
         each.used = True
     factor = ",".join(layout.factor)
-    reasons = [_why_never(placed, layout, side) for side in layout.sides[1:] if not _paired(pairs, side)]
+    reasons = [
+        _reason_side_is_unpaired(placed, layout, side) for side in layout.sides[1:] if not _is_paired(pairs, side)
+    ]
     if not pairs.cells:
         raise SettingError("--factor", factor, reasons[0])
     unpaired = [f"--factor={factor}: {reason}" for reason in reasons]
     pairs.problems = [*unpaired, *_missing(pairs, layout, confirming)]
     for each in placed:
         if each.usable and not each.used:
-            each.why = "it confirms the run in one process" if id(each) in confirming else _why_alone(each, layout)
+            each.why = (
+                "it confirms the run in one process"
+                if id(each) in confirming
+                else _reason_run_is_unpaired(each, layout)
+            )
     return pairs
 
 
 def _set_aside_repetitions(placed: Iterable[Placed]) -> None:
-    """Of runs with the same settings and seed the newest counts."""
+    """Marks all but the newest of the runs with the same settings and seed as repetitions."""
     newest: dict[tuple[str, str, str, int], Placed] = {}
     for each in sorted((p for p in placed if p.usable), key=lambda p: (p.run.ended, p.path), reverse=True):
         first = newest.setdefault((each.condition, each.side, each.place, each.seed), each)
@@ -139,7 +145,7 @@ def _set_aside_repetitions(placed: Iterable[Placed]) -> None:
 
 
 def _confirmed(table: dict[tuple[str, str, str, int], Placed]) -> list[tuple[Placed, Placed]]:
-    """Settings and seeds that ran both ways."""
+    """Runs in one process, each with the run as processes that has the same settings and seed."""
     by_setting: dict[tuple[str, str, int], list[Placed]] = {}
     for (condition, side, _, seed), each in table.items():
         by_setting.setdefault((condition, side, seed), []).append(each)
@@ -155,12 +161,12 @@ def _seeds(placed: Iterable[Placed]) -> list[int]:
     return sorted({p.seed for p in placed if p.usable})
 
 
-def _paired(pairs: Pairs, side: str) -> bool:
+def _is_paired(pairs: Pairs, side: str) -> bool:
     return any(cell.side == side for cell in pairs.cells)
 
 
 def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
-    """Runs whose partner is not there, by condition and side."""
+    """Lines on missing runs, by condition and side."""
     lines = []
     several = len({p.place for p in pairs.placed if p.usable}) > 1
     for condition in layout.conditions:
@@ -171,25 +177,25 @@ def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
             seeds = {side: {p.seed for p in here if p.side == side} for side in layout.sides}
             every = set().union(*seeds.values())
             for side, there in seeds.items():
-                if not _paired(pairs, side) and side != layout.baseline:
-                    continue  # a line of its own says why
+                if not _is_paired(pairs, side) and side != layout.baseline:
+                    continue  # _reason_side_is_unpaired reports this side
                 if every - there:
                     lines.append(
-                        f"{side} has no finished run{at} with {_count(every - there)}{f' ({where})' * several}"
+                        f"{side} has no finished run{at} with {_listed_seeds(every - there)}{f' ({where})' * several}"
                     )
         if not any(p.usable and p.condition == condition for p in pairs.placed):
             lines.append(f"nothing has finished{at}")
     return lines
 
 
-def _why_alone(each: Placed, layout: Layout) -> str:
+def _reason_run_is_unpaired(each: Placed, layout: Layout) -> str:
     others = [layout.baseline] if each.side != layout.baseline else layout.sides[1:]
     other = others[0] if len(others) == 1 else "another side"
     return f"no partner: there is no run of {other} in its settings with seed {each.seed} ({each.place})"
 
 
-def _why_never(placed: Sequence[Placed], layout: Layout, side: str) -> str:
-    """Why a side has no pair with the baseline, in a line that says what would make one."""
+def _reason_side_is_unpaired(placed: Sequence[Placed], layout: Layout, side: str) -> str:
+    """The reason why a side has no pair with the baseline, with a fix, as one line."""
     baseline, factor = layout.baseline, ",".join(layout.factor)
     ours = [p for p in placed if p.usable and p.side == side]
     theirs = [p for p in placed if p.usable and p.side == baseline]
@@ -218,12 +224,12 @@ def _why_never(placed: Sequence[Placed], layout: Layout, side: str) -> str:
             "the same way"
         )
     return (
-        f"{baseline} and {side} have no seed in common: {_count({p.seed for p in theirs})} against "
-        f"{_count({p.seed for p in ours})}; run both with the same seeds"
+        f"{baseline} and {side} have no seed in common: {_listed_seeds({p.seed for p in theirs})} against "
+        f"{_listed_seeds({p.seed for p in ours})}; run both with the same seeds"
     )
 
 
-def _count(seeds: Iterable[int]) -> str:
+def _listed_seeds(seeds: Iterable[int]) -> str:
     """``seed 3``, ``seeds 0, 1, 2``."""
     ordered = sorted(seeds)
     shown = ", ".join(map(str, ordered[:12])) + (f" and {len(ordered) - 12} more" if len(ordered) > 12 else "")
@@ -231,7 +237,7 @@ def _count(seeds: Iterable[int]) -> str:
 
 
 def confirmations(pairs: Pairs, margins: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of ``Comparison.confirmations``, and a line where the two disagree by more than the condition's margin."""
+    """Rows of ``Comparison.confirmations``, and a line for each difference that exceeds the condition's margin."""
     rows: list[dict[str, Any]] = []
     for one, several in pairs.confirmed:
         row = {"condition": one.condition, "side": one.side, "seed": one.seed, "one_process": one.value}
@@ -246,7 +252,7 @@ def confirmations(pairs: Pairs, margins: Mapping[str, float]) -> tuple[list[dict
 
 
 def disagreements(placed: Sequence[Placed], metric: Metric) -> list[str]:
-    """Repetitions with the same settings and seed that came out otherwise, or that are tests of other checkpoints."""
+    """Lines on repeated runs whose values differ, or that test different checkpoints."""
     lines = []
     for each in placed:
         if each.why.startswith("repeated"):

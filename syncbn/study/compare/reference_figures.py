@@ -1,4 +1,4 @@
-"""Published or expected figures beside ours."""
+"""Compares published or expected figures with our measurements."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from syncbn.study.compare import labels
-from syncbn.study.compare.comparison import Metric
 from syncbn.study.compare.layout import Layout
-from syncbn.study.compare.metric import resolution
 from syncbn.study.compare.reference_spec import Expected, parse
+from syncbn.study.compare.runs import labels
+from syncbn.study.compare.runs.metric import Metric, resolution
 
 COLUMNS = ["condition", "what", "published", "ours", "agrees", "source"]
 
@@ -23,20 +22,21 @@ def beside(
     effects: pd.DataFrame,
     cost: pd.DataFrame,
 ) -> pd.DataFrame:
-    """``Comparison.expected``.
+    """The table ``Comparison.expected``.
+
+    Our figure agrees if its 95 % interval, widened by the ``tolerance``, contains the published figure. With too few
+    runs for an interval, it agrees if its distance to the published figure is within the tolerance.
 
     Args:
-        expected: in the form of :class:`syncbn.study.compare.reference_spec.Expected`. Ours agrees where its 95 %
-            interval meets the figure, or the figure give or take the ``tolerance``; of too few runs for an interval,
-            where ours is within the tolerance.
+        expected: entries with the keys of :class:`syncbn.study.compare.reference_spec.Expected`.
         layout: sides and conditions.
-        metric: what is compared.
+        metric: the compared metric.
         means: ``Comparison.means``.
         effects: ``Comparison.effects``.
         cost: ``Comparison.cost``.
 
     Raises:
-        SettingError: an expectation is of another form.
+        SettingError: an entry is invalid.
     """
     rows = []
     for each in parse(expected):
@@ -51,15 +51,15 @@ def beside(
             if each.at_most is not None:
                 rows.append(_ratio_row(each, condition, layout, metric, cost))
             else:
-                rows.append(_row(each, condition, metric, means, effects))
+                rows.append(_figure_row(each, condition, metric, means, effects))
         if not matching:
             at = " ".join(labels.assignment(name, value) for name, value in each.where.items())
-            rows.append(_line(each, at, metric, "not run", "not comparable"))
+            rows.append(_table_row(each, at, metric, "not run", "not comparable"))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def disagreements(table: pd.DataFrame) -> list[str]:
-    """A line for each figure that ours does not agree with."""
+    """One line for each published figure with which ours does not agree."""
     return [
         f"{row['what']}{' at ' * bool(row['condition'])}{row['condition']}: {row['ours']} does not agree with the "
         f"expected {row['published']} ({row['source']})"
@@ -67,13 +67,15 @@ def disagreements(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _row(each: Expected, condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame) -> dict[str, Any]:
+def _figure_row(
+    each: Expected, condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame
+) -> dict[str, Any]:
     if each.value is not None:
         ours, low, high = _mean(means, condition, each.side)
     else:
         ours, low, high = _difference(effects, means, condition, each.side, each.baseline or "")
     if math.isnan(ours):
-        return _line(each, condition, metric, "not run", "not comparable")
+        return _table_row(each, condition, metric, "not run", "not comparable")
     published = _figure(each)
     if each.tolerance is None and math.isnan(low):
         agrees = "not comparable"
@@ -82,18 +84,18 @@ def _row(each: Expected, condition: str, metric: Metric, means: pd.DataFrame, ef
         least, most = (ours, ours) if math.isnan(low) else (low, high)
         agrees = "yes" if least - within <= published <= most + within else "no"
     interval = "" if math.isnan(low) else f" [{_number(each, low)}, {_number(each, high)}]"
-    return _line(each, condition, metric, f"{_number(each, ours)}{interval}{_unit(each, metric)}", agrees)
+    return _table_row(each, condition, metric, f"{_number(each, ours)}{interval}{_unit(each, metric)}", agrees)
 
 
 def _ratio_row(each: Expected, condition: str, layout: Layout, metric: Metric, cost: pd.DataFrame) -> dict[str, Any]:
     here = cost[(cost["condition"] == condition) & (cost["side"] == each.side)].dropna(subset=["ratio"])
     if here.empty or each.baseline != layout.baseline:
-        return _line(each, condition, metric, "not run", "not comparable")
+        return _table_row(each, condition, metric, "not run", "not comparable")
     ratio = float(here.sort_values("pairs", ascending=False)["ratio"].iloc[0])
-    return _line(each, condition, metric, f"{ratio:.3g} times", "yes" if ratio <= _figure(each) else "no")
+    return _table_row(each, condition, metric, f"{ratio:.3g} times", "yes" if ratio <= _figure(each) else "no")
 
 
-def _line(each: Expected, condition: str, metric: Metric, ours: str, agrees: str) -> dict[str, Any]:
+def _table_row(each: Expected, condition: str, metric: Metric, ours: str, agrees: str) -> dict[str, Any]:
     published = _number(each, _figure(each))
     if each.tolerance is not None:
         published += f" ± {each.tolerance:g}"
@@ -107,7 +109,7 @@ def _figure(each: Expected) -> float:
 
 
 def _mean(means: pd.DataFrame, condition: str, side: str) -> tuple[float, float, float]:
-    """The mean and its interval, from most runs where there are several kinds."""
+    """The mean and its interval. If runs of several places exist, the place with the most runs counts."""
     rows = means[(means["condition"] == condition) & (means["side"] == side)].sort_values("n", ascending=False)
     if rows.empty:
         return math.nan, math.nan, math.nan
@@ -118,7 +120,7 @@ def _mean(means: pd.DataFrame, condition: str, side: str) -> tuple[float, float,
 def _difference(
     effects: pd.DataFrame, means: pd.DataFrame, condition: str, side: str, baseline: str
 ) -> tuple[float, float, float]:
-    """Of two sides, of which either may be the comparison's baseline; of two others, the difference of their means."""
+    """The difference of two sides with its interval. If neither side is the baseline: the difference of the means."""
     here = effects[effects["condition"] == condition].sort_values("n", ascending=False)
     known = set(means["side"])
     others = set(here["side"])

@@ -1,4 +1,4 @@
-"""What papers say of a comparison, or what follows from it: figures, each with whence it is, for ``expected``."""
+"""The form of published or expected figures, each with its source, in the setting ``expected``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,19 +12,19 @@ from syncbn.training.errors import SettingError
 
 @dataclass(frozen=True)
 class Expected:
-    """One figure of a side, in one of three forms: ``value``; ``difference`` to ``baseline``; ``at_most``.
+    """One published figure, in one of three forms: ``value``, ``difference`` to ``baseline``, or ``at_most``.
 
     Attributes:
-        what: is meant, with its unit: "test error, %", "sync minus local, points".
-        source: the paper and, where it was not read there, how the figure came to be known.
+        what: the quantity with its unit: "test error, %", "sync minus local, points".
+        source: the paper; if the figure was not read there, also where it was read.
         side: of the comparison.
-        where: settings that tell a condition, as the comparison names them: ``devices`` for all of them; {} for all.
-        value: of the metric, as it is shown.
+        where: settings that select conditions, by their names in the comparison, such as ``devices``; {} selects all.
+        value: the metric of ``side``, as it is shown.
         baseline: another side.
-        difference: ``side`` minus ``baseline``, of the metric.
-        at_most: the seconds that a step takes, ``side`` over ``baseline``, are not more than this.
-        tolerance: of ``value`` or ``difference``, either way, as far as we let ours be off; None is 0.
-        metric: that it is about; "" for whatever is compared.
+        difference: the metric of ``side`` minus that of ``baseline``.
+        at_most: upper limit of the ratio of the seconds per step, ``side`` over ``baseline``.
+        tolerance: allowed deviation from ``value`` or ``difference`` in either direction; None is 0.
+        metric: the name of the metric; "" applies to every metric.
     """
 
     what: str = ""
@@ -39,7 +39,7 @@ class Expected:
     metric: str = ""
 
     def is_of(self, side: str, plan: Plan) -> bool:
-        """Whether it is about a run of this side with this plan."""
+        """Whether the figure applies to a run of this side with this plan."""
         at = {name: plan.replicas if name == "devices" else OmegaConf.select(plan.cfg, name) for name in self.where}
         return side == self.side and at == self.where
 
@@ -53,10 +53,10 @@ class Expected:
 
 
 def parse(entries: Sequence[Mapping[str, Any]]) -> list[Expected]:
-    """What a study's file, or a caller, expects.
+    """Validates the entries of ``expected``.
 
     Raises:
-        SettingError: an entry has other keys, or is of none of the forms or of two.
+        SettingError: an entry has an unknown key, or does not have exactly one of the three forms.
     """
     return [_entry(each) for each in entries]
 

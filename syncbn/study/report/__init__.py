@@ -1,1 +1,1 @@
-"""Reports of comparisons: tables, plots, HTML, Markdown, terminal and W&B."""
+"""Reports comparisons: as tables, plots, HTML, Markdown, terminal output and W&B runs."""

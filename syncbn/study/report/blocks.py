@@ -1,7 +1,7 @@
-"""A page as blocks of Markdown, from which the Markdown file and one HTML file that needs nothing else are made.
+"""Blocks of Markdown that make up a page, written as a Markdown file and as a self-contained HTML file.
 
-markdown-it-py renders the blocks. What Markdown cannot express is added to the HTML of a block (``Block.finish``):
-plots inside the page, tones, lists of terms, and the box in which a wide table scrolls.
+markdown-it-py renders the blocks. ``Block.finish`` adds to the HTML what Markdown cannot express: inline plots, tones,
+lists of terms, and scroll boxes for wide tables.
 """
 
 import re
@@ -24,18 +24,18 @@ from syncbn.training.atomic_write import replacing
 from syncbn.training.console import printable
 
 LIBRARIES = ("syncbn", "scipy", "pandas", "matplotlib")
-SHORT = 24  # letters of a cell that stay on one line
+SHORT = 24  # a cell of at most so many characters stays on one line
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some Markdown.
+    """One or more blocks of Markdown.
 
     Attributes:
-        text: one or more Markdown blocks; "" for none.
-        style: the CSS class of its first element.
-        only: "markdown" or "html" where it is in one of the two files alone; "" for both.
-        finish: changes its HTML.
+        text: the Markdown; "" for none.
+        style: CSS class of the first element.
+        only: "markdown" or "html" if the block belongs to only one of the two files; "" for both.
+        finish: a function that transforms the block's HTML.
     """
 
     text: str
@@ -46,14 +46,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks in one HTML element; in Markdown they follow each other.
+    """Blocks in one HTML element. The Markdown file has no element for them.
 
     Attributes:
         blocks: in order.
         tag: of the element.
-        style: its CSS class.
+        style: CSS class of the element.
         id: of the element.
-        summary: of the tag ``details``: what is seen while it is closed.
+        summary: for the tag ``details``: the text that is visible while the element is closed.
     """
 
     blocks: "Sequence[Block | Group]"
@@ -64,12 +64,12 @@ class Group:
 
 
 def write(blocks: Sequence[Block | Group], title: str, path: Path, sheets: Sequence[str] = ("report.css",)) -> None:
-    """Writes a page, over an older one.
+    """Writes a page as HTML and Markdown; replaces an older page.
 
     Args:
         blocks: of the page.
-        title: of its window.
-        path: of the HTML file; the Markdown file lies beside it.
+        title: of the HTML document.
+        path: of the HTML file. The Markdown file has the suffix ``.md``.
         sheets: the style sheets in ``templates/``.
     """
     environment = Environment(loader=PackageLoader("syncbn.study.report", "templates"), autoescape=True)
@@ -82,46 +82,46 @@ def write(blocks: Sequence[Block | Group], title: str, path: Path, sheets: Seque
 
 
 def escape(text: str) -> str:
-    """As Markdown text that is no markup, in one line."""
+    """Escapes text so that Markdown does not read it as markup, and joins its lines."""
     text = printable(" ".join(text.split()))
     text = re.sub(r"([\\`*\[\]<>|~&$!])", r"\\\1", text)
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it is a letter
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word, Markdown takes it literally
     return re.sub(r"^(\d+)?([-+#=.)])(?= |$|#)", r"\1\\\2", text)
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list."""
+    """A Markdown list with one item for each line."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
 def terms(items: Iterable[tuple[str, str]], style: str, colon: str = ":", tones: Sequence[str] = ()) -> Block:
-    """A list of terms with what they mean, which HTML has an element for.
+    """A list of terms and their meanings; in HTML a ``dl`` element.
 
     Args:
-        items: term and meaning.
+        items: pairs of term and meaning.
         style: CSS class of the list.
-        colon: after each term in Markdown.
-        tones: CSS class of each, if any.
+        colon: text after each term in Markdown.
+        tones: CSS class of each item; empty for none.
     """
     text = "\n".join(f"- **{escape(term)}**{colon} {escape(meaning)}" for term, meaning in items)
     return Block(text, style, finish=partial(_terms, colon=colon, tones=tones))
 
 
 def problems(lines: Sequence[str], deeper: str = "", prefix: str = "") -> Group:
-    """The box of what casts doubt; empty without lines."""
+    """The box with reasons for doubt; empty without lines."""
     heading = f"{deeper}## {plural(len(lines), 'thing')} to know before believing this"
     blocks = [Block(heading), Block(bullets(lines))] if lines else []
     return Group(blocks, style="problems", id=f"{prefix}problems")
 
 
 def table(shown: Table | None, place: str = "", prefix: str = "", instead: str = "") -> list[Block]:
-    """A table, with a link to its file in ``place``; or what is written where there is none.
+    """A table with a link to its CSV file, or a replacement text.
 
     Args:
-        shown: the table.
-        place: the directory of its files, as seen from the page; "" or with a slash at the end.
-        prefix: of its HTML identifier.
-        instead: of a table that has no rows.
+        shown: the table, or None if it has no rows.
+        place: the directory of the files relative to the page; "" or with a slash at the end.
+        prefix: of the table's HTML identifier.
+        instead: the text that replaces a table without rows.
     """
     if shown is None:
         return [Block(instead, "none")]
@@ -132,13 +132,13 @@ def table(shown: Table | None, place: str = "", prefix: str = "", instead: str =
 
 
 def figure(plot: Plot, directory: Path, place: str = "", prefix: str = "") -> Block:
-    """A plot with its caption, or why there is none.
+    """A plot with its caption. Without a figure only the caption, which contains the reason.
 
     Args:
-        plot: whose files are written.
-        directory: of its files, with ``plots/`` in it.
-        place: the same, as seen from the page.
-        prefix: of its HTML identifiers.
+        plot: its files must exist.
+        directory: the directory that contains ``plots/`` with the files.
+        place: the same directory relative to the page.
+        prefix: of the plot's HTML identifiers.
     """
     if plot.figure is None:
         return Block(escape(plot.caption), "none")
@@ -148,12 +148,12 @@ def figure(plot: Plot, directory: Path, place: str = "", prefix: str = "") -> Bl
 
 
 def command(text: str) -> Block:
-    """What is typed into a shell."""
+    """A code block with a shell command."""
     return Block("\n".join(f"    {printable(line)}" for line in text.splitlines()))
 
 
 def computed() -> Block:
-    """The line on versions, and on where all digits are."""
+    """The line on library versions and on the files with all digits."""
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return Block(
         escape(
@@ -165,7 +165,7 @@ def computed() -> Block:
 
 
 def with_attributes(html: str, tag: str, attributes: Iterable[str]) -> str:
-    """The HTML of Markdown with attributes for each element of a tag, in order; "" for none."""
+    """Adds attributes to each element of a tag, in order; "" adds none."""
     each = iter(attributes)
     return re.sub(rf"<{tag}( [^>]*)?>", lambda _: f"<{tag} {next(each)}>".replace(" >", ">"), html)
 
@@ -212,14 +212,14 @@ def _terms(html: str, colon: str, tones: Sequence[str]) -> str:
 
 def _table(shown: Table, prefix: str, html: str) -> str:
     heads = ('scope="col" class="number"' if numeric else 'scope="col"' for numeric in shown.numeric)
-    cells = (f'class="{_kind(shown, column, cell)}"' for row in shown.rows for column, cell in enumerate(row))
+    cells = (f'class="{_cell_classes(shown, column, cell)}"' for row in shown.rows for column, cell in enumerate(row))
     html = with_attributes(with_attributes(html, "th", heads), "td", cells)
     html = with_attributes(html, "tr", ["", *(f'class="{tone}"' if tone else "" for tone in shown.tones)])
     html = with_attributes(html, "table", [f'id="{prefix}table-{shown.name}"'])
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {shown.name}">\n{html}\n</div>'
 
 
-def _kind(shown: Table, column: int, cell: str) -> str:
+def _cell_classes(shown: Table, column: int, cell: str) -> str:
     kind = "number" if shown.numeric[column] else "short" if len(cell) <= SHORT else "long"
     return f"{kind} telling" if shown.columns[column] == shown.telling else kind
 
@@ -231,7 +231,7 @@ def _figure(plot: Plot, directory: Path, prefix: str, html: str) -> str:
 
 
 def _breakable(_: Any, tokens: Sequence[Any], at: int, *__: Any) -> str:
-    """Text in which a line may break after the slashes of paths and the commas of settings."""
+    """Renders text so that lines can break after the slashes of paths and the commas of settings."""
     return re.sub(r"([/,])(?=\w{3})", r"\1<wbr>", escape_html(tokens[at].content))
 
 

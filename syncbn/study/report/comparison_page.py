@@ -1,4 +1,4 @@
-"""What the page of a comparison has, in order."""
+"""``comparison_page``: the sections of a comparison's page, in order."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ def comparison_page(c: Comparison, drawn: Sequence[Plot], directory: Path, place
     """The blocks of a page.
 
     Args:
-        c: what is shown.
-        drawn: its plots, whose files are written.
-        directory: of the files of plots and tables.
-        place: the same as seen from the page: "", or "NAME/" where the comparison is a part of a page of several.
+        c: the comparison.
+        drawn: its plots, whose files must exist.
+        directory: the directory with the files of plots and tables.
+        place: the same directory relative to the page: "", or "NAME/" on a page of several comparisons.
     """
     part = _Part(c, drawn, directory, place)
     return [
@@ -39,7 +39,7 @@ def comparison_page(c: Comparison, drawn: Sequence[Plot], directory: Path, place
 
 
 class _Part:
-    """Makes the sections of a comparison."""
+    """Builds the sections of one comparison."""
 
     def __init__(self, c: Comparison, drawn: Sequence[Plot], directory: Path, place: str) -> None:
         self._c, self._drawn, self._directory, self._place = c, drawn, directory, place
@@ -53,7 +53,7 @@ class _Part:
         return blocks.table(self._tables.get(name), self._place, self._prefix, instead)
 
     def note(self, table: str, text: str) -> list[Block]:
-        """Below a table, where there is one."""
+        """A note below a table; nothing if there is no table."""
         return [Block(escape(text), "notes")] if table in self._tables else []
 
     def figures(self, *names: str) -> Group:
@@ -111,7 +111,7 @@ class _Part:
 
 
 def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
-    """The few numbers that stand beside the verdict: a number, and what it is."""
+    """The key figures beside the verdict: each a number with its description."""
     unit, effects = comparison.metric.difference_unit, comparison.effects
     figures = []
     if effects.difference.notna().any():

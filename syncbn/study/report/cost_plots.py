@@ -1,4 +1,4 @@
-"""The plots of what synchronization costs, and of the layers that need it."""
+"""Plots of the cost of synchronization and of the layers that need it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,11 +11,11 @@ from syncbn.study.report import plot_scales, plot_style
 from syncbn.study.report.plot_labels import left_out, row_labels, unsaid
 from syncbn.study.report.plot_style import BETTER, INK, PAPER, WORSE, Look, Plot, finite, short
 
-ROWS, LAYERS = 40, 20  # that a figure has at most; the tables have all
+ROWS, LAYERS = 40, 20  # maximum in a figure; the tables have all rows
 
 
 def cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot:
-    """The time of a step relative to the baseline's, and the share of it that is spent in collectives."""
+    """Plots the time per step relative to the baseline, and the share of the step in collectives."""
     table, title = finite(comparison.cost, "ratio"), "What a step costs"
     if table.empty:
         why = "no runs whose devices are processes can be compared, and one process for several says nothing on cost"
@@ -58,7 +58,7 @@ def cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot:
 
 
 def layers(comparison: Comparison) -> Plot:
-    """How many independent samples the statistics of each layer are worth on one device."""
+    """Plots the effective batch of each layer: the independent samples to which a device's statistics correspond."""
     table, title = finite(comparison.layers, "effective_batch"), "Which layers need it"
     if table.empty:
         return Plot("layers", title, "No plot of the layers: no run was monitored (statistics.csv).")

@@ -1,4 +1,4 @@
-"""The words of a comparison's plots: labels of rows, headings of panels, and what captions have in common."""
+"""Text in a comparison's plots: labels of rows, headings of panels, and common sentences of captions."""
 
 import re
 import textwrap
@@ -21,7 +21,7 @@ AXES = {
 
 
 def row_labels(comparison: Comparison, frame: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
-    """Of the rows shown of a table: layer, condition, side and how, where there are several of them."""
+    """Labels of the shown rows of a table: layer, condition, side and how, if the table has several of them."""
     columns = [list(frame.layer)] if "layer" in frame.columns else []
     if len(comparison.conditions) > 1:
         columns.append(brief(list(frame.condition)))
@@ -33,7 +33,7 @@ def row_labels(comparison: Comparison, frame: pd.DataFrame, whole: pd.DataFrame)
 
 
 def _joined(parts: list[str], length: int = 44) -> str:
-    """In one line: what is too long is cut, the longest part first, so that the others stay whole."""
+    """Joins the parts of a label. If it is too long, the longest parts are shortened first."""
     while len(" · ".join(parts)) > length and max(map(len, parts)) > 8:
         longest = max(range(len(parts)), key=lambda at: len(parts[at]))
         over = len(" · ".join(parts)) - length
@@ -42,8 +42,10 @@ def _joined(parts: list[str], length: int = 44) -> str:
 
 
 def brief(conditions: list[str]) -> list[str]:
-    """What tells conditions apart: without what all of them share, and without the groups of settings,
-    ``batch_size=2`` for ``data.batch_size=2``, where that is enough.
+    """Shortens the labels of conditions, as far as they stay distinct.
+
+    Settings that all conditions share are dropped, and names lose their group: ``batch_size=2`` for
+    ``data.batch_size=2``.
     """
     parts = [condition.split() for condition in conditions]
     shared = set.intersection(*map(set, parts)) if len(set(conditions)) > 1 else set()
@@ -56,19 +58,19 @@ def brief(conditions: list[str]) -> list[str]:
 
 
 def heading(text: str) -> str:
-    """Of a panel: up to two lines."""
+    """The heading of a panel, on at most two lines."""
     lines = textwrap.wrap(text, 24, break_long_words=False, break_on_hyphens=False) or [""]
     return "\n".join(short(line, 24) for line in [lines[0], " ".join(lines[1:])] if line)
 
 
 def hollow(comparison: Comparison) -> str:
-    """Which way of running has filled markers, and which hollow ones; "" where all ran one way."""
+    """A sentence on filled and hollow markers for the ways of running; "" if all runs ran the same way."""
     first, *others = ways(comparison)
     return f" Filled markers: {first}; hollow ones: {', '.join(others)}." if others else ""
 
 
 def unsaid(comparison: Comparison, frame: pd.DataFrame) -> str:
-    """What :func:`row_labels` leaves out of how the rows were run."""
+    """A sentence on how the rows ran, as far as :func:`row_labels` omits it."""
     first, *others = ways(comparison)
     if frame.how.nunique() > 1:
         return f" Rows that do not say how they were run: {first}." if (frame.how == first).any() else ""
@@ -76,10 +78,10 @@ def unsaid(comparison: Comparison, frame: pd.DataFrame) -> str:
 
 
 def left_out(there: int, shown: int, what: str) -> str:
-    """How many are not shown; "" where all are."""
+    """A sentence with the number of items that are not shown; "" if all are shown."""
     return f" Not shown: {plural(there - shown, what)} more." if there > shown else ""
 
 
 def first_upper(text: str) -> str:
-    """The text with a capital."""
+    """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""Scales and ticks of axes: linear, logarithmic, at the places of the data, and linear near zero."""
+"""Scales and ticks of axes: linear, logarithmic, symmetric logarithmic, and ticks at the data's positions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor, isfinite, log10
@@ -13,25 +13,25 @@ from syncbn.study.format import power
 
 
 def spans_octaves(values: Iterable[float]) -> bool:
-    """Whether a logarithmic axis shows the values better: all are above zero, and they span three octaves or more."""
+    """Whether values suit a logarithmic axis: all are positive, and they span three octaves or more."""
     finite = [value for value in values if isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) >= 8 * min(finite)
 
 
 def plain(value: float) -> str:
-    """A number on an axis; a power of ten as such where it would have many zeros."""
+    """The text of a tick. Powers of ten with many zeros are written as powers."""
     if value > 0 and not 1e-4 < value < 1e6 and log10(value).is_integer():
         return power(round(log10(value)))
     return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}").replace("-", "−")
 
 
 def linear(axis: Axis, most: int, *, integer: bool = False) -> None:
-    """Ticks at round numbers, ``most`` at most."""
+    """Sets at most ``most`` ticks at round numbers."""
     _ticks(axis, MaxNLocator(most - 1, steps=[1, 2, 5, 10], integer=integer))
 
 
 def logarithmic(axis: Axis, most: int = 9) -> None:
-    """A logarithmic scale with round numbers at the ticks, ``most`` at most, within the limits that the axis has."""
+    """Sets a logarithmic scale with at most ``most`` ticks at round numbers within the current limits."""
     set_scale(axis, "log", nonpositive="clip")
     low, high = sorted(axis.axes.get_xlim() if axis is axis.axes.xaxis else axis.axes.get_ylim())
     _ticks(axis, FixedLocator(list(_decades(low, high, most))))
@@ -43,12 +43,12 @@ def ticks(axis: Axis, is_logarithmic: bool, most: int) -> None:
 
 
 def at_places(axis: Axis, values: Sequence[float], width: int) -> None:
-    """Ticks where the data is, if their labels fit into ``width`` letters, else at round numbers between.
+    """Sets ticks at the data's positions if their labels fit into ``width`` characters, else at round numbers.
 
     Args:
         axis: with its scale set.
-        values: places, ascending.
-        width: of all labels.
+        values: positions of the data, ascending.
+        width: of all labels together, in characters.
     """
     if sum(len(plain(value)) + 1 for value in values) <= width:
         _ticks(axis, FixedLocator(list(values)))
@@ -59,20 +59,22 @@ def at_places(axis: Axis, values: Sequence[float], width: int) -> None:
 
 
 def bend(axes: Axes, ends: Sequence[float], margin: float) -> float:
-    """Scales the horizontal axis so that the margin is seen beside ends far beyond it: logarithmic beyond ±a limit.
+    """Scales the horizontal axis so that both the margin and much larger values are readable.
+
+    If necessary, the axis is linear up to a limit and logarithmic beyond it, on both sides of 0.
 
     Args:
-        axes: whose axis it is.
-        ends: of what is drawn.
-        margin: what has to be seen around zero.
+        axes: with the horizontal axis.
+        ends: the smallest and largest values drawn, among others.
+        margin: the value around zero that must be readable.
 
     Returns:
-        The limit; 0 where all of the axis is linear.
+        The limit; 0 if the whole axis is linear.
     """
     low, high = min(ends), max(ends)
     far = max(abs(low), abs(high))
     near = max(margin, far / 1000) * 2
-    if far <= near * 8:  # both are 0 where a metric is
+    if far <= near * 8:  # both are 0 if a metric is always 0
         linear(axes.xaxis, 7)
         return 0.0
     near = 10.0 ** floor(log10(near))
@@ -85,7 +87,7 @@ def bend(axes: Axes, ends: Sequence[float], margin: float) -> float:
 
 
 def set_scale(axis: Axis, scale: str, **options: float | str) -> None:
-    """Of either axis, and of those that share it."""
+    """Sets the scale of an axis and of all axes that share it."""
     (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)(scale, **options)
 
 
@@ -96,7 +98,7 @@ def _ticks(axis: Axis, locator: Locator) -> None:
 
 
 def _decades(low: float, high: float, most: int) -> Iterator[float]:
-    """Round numbers between the two, no more than can be read, however many decades they span."""
+    """At most ``most`` round numbers between ``low`` and ``high``, for any number of decades."""
     exponents = range(floor(log10(low)), ceil(log10(high)) + 1)
     for parts in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3)):
         inside = [tick for at in exponents for part in parts if low <= (tick := part * 10.0**at) <= high]
@@ -108,20 +110,20 @@ def _decades(low: float, high: float, most: int) -> Iterator[float]:
 
 
 def room(axes: Axes, across: Sequence[float], width: float, most: float) -> float:
-    """Sets the ends of the horizontal axis, with room beyond all places, or on either side of the only one.
+    """Sets the limits of the horizontal axis, with room on both sides of the data's positions.
 
     Args:
-        axes: with the scale of their horizontal axis set.
-        across: places, ascending.
-        width: of the axis, about, in points.
-        most: the largest result, in points.
+        axes: with the scale of the horizontal axis set.
+        across: positions of the data, ascending.
+        width: approximate width of the axis, in points.
+        most: upper limit of the result, in points.
 
     Returns:
-        How far from its place something may be drawn, in points, and still be nearer to it than to the next place.
+        The offset, in points, by which a marker can be moved and still be closer to its position than to the next one.
     """
     scale = axes.xaxis.get_transform()
     at = scale.transform(np.asarray(across, float))
-    pad = max(0.05, (most + 8) / width) * float(at[-1] - at[0]) or 0.5  # 8 points: of a marker
+    pad = max(0.05, (most + 8) / width) * float(at[-1] - at[0]) or 0.5  # a marker has 8 points
     low, high = float(at[0]) - pad, float(at[-1]) + pad
     axes.set_xlim(*scale.inverted().transform(np.array([low, high])))
     nearest = float(np.diff(at).min()) if len(at) > 1 else np.inf
@@ -129,6 +131,6 @@ def room(axes: Axes, across: Sequence[float], width: float, most: float) -> floa
 
 
 def aside(axes: Axes, at: int, count: int, points: float) -> Transform:
-    """The axes' transform for number ``at`` of ``count`` things at one place: spread over ``points`` to either side."""
+    """The transform for marker ``at`` of ``count`` at one position, spread over ``points`` to either side."""
     off = points * (2 * at / max(count - 1, 1) - (count > 1)) / 72  # inches
     return axes.transData + ScaledTranslation(off, 0, axes.figure.dpi_scale_trans)

@@ -1,6 +1,6 @@
-"""The parts that all plots are made of: colours that the colour-blind tell apart, figures, legends, intervals, files.
+"""The common parts of all plots: colour-blind safe colours, figures, legends, error bars, and files.
 
-Figures are five inches wide with text of 11 points, so that they can be read on a page of 400 pixels. Scales and ticks
+Figures are five inches wide with text of 11 points, so that they are readable on a page of 400 pixels. Scales and ticks
 are in :mod:`syncbn.study.report.plot_scales`.
 """
 
@@ -25,8 +25,8 @@ from syncbn.training.atomic_write import unlinked
 WIDTH = 5.0  # inches
 Fill = Literal["full", "none", "left", "bottom"]  # of markers
 INK, MUTED, RULE, PAPER = "#1b1f24", "#636b76", "#d9dde3", "#fffffe"
-# Okabe & Ito 2008, without yellow, which is too pale on white. The baseline has the ink; the order is the one in which
-# the first few are farthest apart for every kind of colour blindness.
+# Okabe & Ito 2008, without yellow, which is too pale on white. The baseline has the ink. The order is such that the
+# first few colours differ most for every kind of colour blindness.
 COLOURS = (INK, "#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#009e73")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "bottom")
@@ -47,14 +47,14 @@ _STYLE: dict[str, Any] = {
     "axes.unicode_minus": True,
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.family": "DejaVu Sans",  # included in matplotlib, so the same on all machines
     "font.size": 11,
     "grid.color": RULE,
     "grid.linewidth": 0.8,
     "legend.fontsize": 11,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # text is not converted to paths
     "text.color": INK,
     "text.parse_math": False,  # a label may have a dollar sign
     "xtick.color": MUTED,
@@ -68,11 +68,11 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Within it figures are made and saved, whatever the user's own settings of matplotlib."""
+    """A context in which figures are created and saved independently of the user's matplotlib settings."""
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]  # its stubs want literal names
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # the browser has it
+        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]  # the stubs require literal names
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # browsers have the glyph
         yield
 
 
@@ -81,10 +81,10 @@ class Plot:
     """One figure.
 
     Attributes:
-        name: of its files.
-        title: what it shows.
-        caption: how to read it, or why there is none.
-        figure: None where there is nothing to show.
+        name: of the files.
+        title: of the plot.
+        caption: an explanation of the plot, or the reason why there is no figure.
+        figure: None if there are no values to show.
     """
 
     name: str
@@ -98,9 +98,9 @@ class Look:
     """How a series is drawn.
 
     Attributes:
-        label: its name in the legend.
+        label: in the legend.
         colour: of line and marker.
-        marker: its shape.
+        marker: shape of the marker.
         fill: of the marker, one of ``FILLS``.
         dashes: of the line, one of ``DASHES``.
     """
@@ -113,18 +113,18 @@ class Look:
 
     @classmethod
     def of(cls, label: str, at: int, variant: int = 0) -> "Look":
-        """The colour and shape number ``at``; a variant of it has another fill and other dashes."""
+        """The look with colour and marker number ``at``. A variant has another fill and other dashes."""
         which = variant % len(FILLS)
         return cls(label, COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], FILLS[which], DASHES[which])
 
     @property
     def filled(self) -> bool:
-        """Whether the whole marker has the colour."""
+        """Whether the marker is completely filled."""
         return self.fill == "full"
 
     @property
     def style(self) -> dict[str, Any]:
-        """Arguments of a line with such markers."""
+        """Keyword arguments of a line with such markers."""
         hollow = self.fill == "none"
         return {
             "color": self.colour,
@@ -136,21 +136,21 @@ class Look:
 
     @property
     def handle(self) -> Line2D:
-        """Its line in a legend."""
+        """The entry in a legend."""
         return Line2D([], [], **self.style, markersize=7, label=self.label)
 
 
 def new(
     height: float, rows: int = 1, columns: int = 1, *, shared: bool = False, by_row: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of that height in inches, and its axes, which may share their scales, the vertical one row by row."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")  # pyplot would keep a reference to it
+    """A figure of ``height`` inches and its axes. They can share scales; with ``by_row``, vertical ones within rows."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")  # pyplot would keep a reference to the figure
     axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey="row" if by_row else shared)
     return figure, list(axes.flat)
 
 
 def panels(count: int, height: float, *, shared: bool = False, by_row: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with rows of that height, in inches, of up to two panels; its axes are those of the panels alone."""
+    """A figure with up to two panels in a row of ``height`` inches; returns only the axes with a panel."""
     columns = min(count, 2)
     lines = -(-count // columns)
     figure, axes = new(1.0 + height * lines, lines, columns, shared=shared, by_row=by_row)
@@ -160,7 +160,7 @@ def panels(count: int, height: float, *, shared: bool = False, by_row: bool = Fa
 
 
 def short(text: str, length: int = 34) -> str:
-    """Without its middle where it is too long: labels differ at their ends. Printable, and not hidden by matplotlib."""
+    """Replaces the middle of a long label by an ellipsis, because labels differ at their ends. Makes it printable."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     if len(text) > length:
         text = f"{text[: length // 2 - 1]}…{text[len(text) - length // 2 :]}"
@@ -172,7 +172,7 @@ def legend(
     handles: Sequence[Line2D],
     place: Literal["outside upper left", "outside lower left"] = "outside upper left",
 ) -> None:
-    """Above or below the axes: in one line if it fits, else in as many columns as fit."""
+    """Adds a legend above or below the axes, on one line if it fits, else in as many columns as fit."""
     labels = [str(handle.get_label()) for handle in handles]
     in_line = sum(map(len, labels)) + 8 * len(labels) <= 60
     columns = len(labels) if in_line else max(1, 44 // (max(map(len, labels)) + 6))
@@ -191,18 +191,18 @@ def intervals(
     size: float = 8,
     **options: Any,
 ) -> None:
-    """Markers with a bar from ``low`` to ``high``, which may be NaN for no bar.
+    """Draws markers with error bars from ``low`` to ``high``; NaN draws no bar.
 
     Args:
         axes: to draw on.
-        at: places of the markers, along the horizontal axis where ``upright``, else along the vertical one.
+        at: positions of the markers on the horizontal axis if ``upright``, else on the vertical axis.
         values: of the markers, on the other axis.
         low: lower ends of the bars.
         high: upper ends of the bars.
         look: of markers and bars.
         upright: whether bars are vertical.
         size: of markers, in points.
-        options: of ``Axes.errorbar``; without a ``linestyle`` the markers are not joined.
+        options: for ``Axes.errorbar``. Without a ``linestyle`` the markers are not joined.
     """
     at, values, low, high = (np.atleast_1d(np.asarray(each, float)) for each in (at, values, low, high))
     x, y, bar = (at, values, "yerr") if upright else (values, at, "xerr")
@@ -211,25 +211,25 @@ def intervals(
 
 
 def band(axes: Axes, x: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike, look: Look, every: Any) -> None:
-    """A line within a band from ``low`` to ``high``; ``every`` says which places have a marker (``markevery``)."""
+    """Draws a line with a band from ``low`` to ``high``. ``every`` is ``markevery`` of the markers."""
     axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
     axes.plot(x, mean, **look.style, linestyle=look.dashes, markersize=5.5, markevery=every, zorder=3)
 
 
 def level(axes: Axes, value: float, *, upright: bool = False, width: float = 0.8) -> None:
-    """A grey line at a value."""
+    """Draws a grey reference line at a value."""
     (axes.axvline if upright else axes.axhline)(value, color=MUTED, linewidth=width, zorder=1)
 
 
 def finite(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows that have a number there; an empty frame's columns have no type."""
+    """The rows with a finite number in the column. The cast is for empty frames, whose columns have no numeric type."""
     return frame[np.isfinite(frame[column].astype(float))]
 
 
 def rows(axes: Axes, labels: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """A row for each label, from the top; the label stands above what is drawn at y = 0, 1, ..., a note at its right.
+    """Sets up one row for each label at y = 0, 1, ... from the top. The label is above the row, the note at its right.
 
-    So that long labels leave the width to the data.
+    Labels above the rows leave the full width to the data.
     """
     axes.set_ylim(len(labels) - 0.55, -0.75)
     axes.set_yticks([])
@@ -243,12 +243,12 @@ def rows(axes: Axes, labels: Sequence[str], notes: Sequence[str] = ()) -> None:
 
 
 def height_of_rows(count: int) -> float:
-    """Inches."""
+    """The height of ``count`` rows, in inches."""
     return 0.54 * count
 
 
 def save(plots: Iterable[Plot], directory: Path) -> None:
-    """Writes ``NAME.png``, 1,000 pixels wide, and ``NAME.svg``. The same figure gives the same bytes."""
+    """Writes ``NAME.png``, 1,000 pixels wide, and ``NAME.svg``. Equal figures produce identical files."""
     for plot in plots:
         if plot.figure is not None:
             paths = {kind: unlinked(directory / f"{plot.name}.{kind}") for kind in ("png", "svg")}
@@ -258,12 +258,12 @@ def save(plots: Iterable[Plot], directory: Path) -> None:
 
 
 def inline(path: Path, label: str, prefix: str = "") -> str:
-    """An SVG file as part of a page, with the page's colours, light or dark, and identifiers of its own.
+    """An SVG file as an element of a page, with the page's light or dark colours and unique identifiers.
 
     Args:
         path: of the SVG file that :func:`save` wrote.
-        label: for those who cannot see it; already escaped.
-        prefix: of identifiers, where the page has several plots of one name.
+        label: description for screen readers, already escaped.
+        prefix: of identifiers, for pages with several plots of the same name.
     """
     text = path.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
@@ -276,7 +276,7 @@ def inline(path: Path, label: str, prefix: str = "") -> str:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    # Within style alone: an attribute takes no var().
+    # Only within style attributes: other attributes do not support var().
     return re.sub(r'style="[^"]*"', lambda found: _themed(found[0]), text)
 
 

@@ -1,4 +1,4 @@
-"""The plots of a comparison. Each has a caption that explains it, or says why there is no such plot."""
+"""Draws the plots of a comparison, each with a caption that explains it or the reason for its absence."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +15,20 @@ from syncbn.study.report.plot_labels import AXES, brief, first_upper, heading, h
 from syncbn.study.report.plot_style import BETTER, INK, MUTED, WIDTH, WORSE, Fill, Look, Plot, finite, short
 from syncbn.study.report.tables import margin_text, verdict, ways, with_unit
 
-ROWS, PANELS = 40, 12  # that a figure has at most; the tables have all
-ASIDE = 16.0  # points: how far from its place a side is drawn at most, so that sides do not cover each other
-_SHAPES: dict[str, tuple[str, Fill]] = {  # of a verdict: marker, fill
+ROWS, PANELS = 40, 12  # maximum in a figure; the tables have all rows
+ASIDE = 16.0  # points: largest horizontal offset of a side, so that sides do not cover each other
+_SHAPES: dict[str, tuple[str, Fill]] = {  # marker and fill by verdict
     "lower": ("o", "full"),
     "higher": ("o", "full"),
     "no difference": ("s", "full"),
     "undecided": ("o", "none"),
     "too few pairs": ("x", "full"),
 }
-NAMES = re.compile(r"metric|effects|seeds|curves(-(train|val)-(loss|error))?|cost|layers")  # that a plot can have
+NAMES = re.compile(r"metric|effects|seeds|curves(-(train|val)-(loss|error))?|cost|layers")  # of plots
 
 
 def draw(comparison: Comparison) -> list[Plot]:
-    """All plots, in the order of the page. To be called, like what saves them, within ``plot_style.style()``."""
+    """Draws all plots, in the order of the page. Call this and ``plot_style.save`` within ``plot_style.style()``."""
     look = looks(comparison)
     plots = [
         _metric(comparison),
@@ -38,14 +38,14 @@ def draw(comparison: Comparison) -> list[Plot]:
         cost_plots.cost(comparison, look),
         cost_plots.layers(comparison),
     ]
-    if comparison.factor not in AXES:  # else sides are bare values
+    if comparison.factor not in AXES:  # otherwise sides are values of a setting that needs an explanation
         return plots
     meaning = f" {', '.join(comparison.sides)}: {AXES[comparison.factor]}."
     return [plot if plot.figure is None else replace(plot, caption=plot.caption + meaning) for plot in plots]
 
 
 def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
-    """How each side is drawn, by side and how it was run: a colour and shape a side, hollow for a second way."""
+    """The look of each side and way of running: a colour and shape for each side, hollow for a second way."""
     every_way = ways(comparison)
     return {
         (side, way): Look.of(short(f"{side}, {way}" if len(every_way) > 1 else side, 42), at, way != every_way[0])
@@ -55,7 +55,7 @@ def looks(comparison: Comparison) -> dict[tuple[str, str], Look]:
 
 
 def _metric(comparison: Comparison) -> Plot:
-    comparison = _turned(comparison)
+    comparison = _sides_as_conditions(comparison)
     metric, means = comparison.metric, finite(comparison.means, "mean")
     name, title = with_unit(metric.label, metric.unit), f"{first_upper(metric.label)} of each side"
     if means.empty:
@@ -100,7 +100,7 @@ def _metric(comparison: Comparison) -> Plot:
 
 
 def _horizontal(axes: Axes, places: Sequence[float]) -> float:
-    """Scales the axis of the conditions; returns how far from its place a side may be drawn, in points."""
+    """Scales the axis of the conditions; returns the largest horizontal offset of a side, in points."""
     if plot_scales.spans_octaves(places):
         axes.set_xscale("log")
     plot_scales.at_places(axes.xaxis, places, 34)
@@ -117,22 +117,22 @@ def _draw_means(
     upright: bool,
     **moved: Any,
 ) -> None:
-    """The means of a side with their standard deviations, and its seeds as dots.
+    """Draws the means of a side with their standard deviations, and its seeds as dots.
 
     Args:
         axes: to draw on.
-        where: places of the conditions.
-        seeds: of the side.
-        means: of the side, one a condition.
+        where: positions of the conditions.
+        seeds: runs of the side.
+        means: of the side, one for each condition.
         look: of the side.
-        upright: whether values are on the vertical axis, where the means are joined.
-        moved: how it is beside its places (``transform``).
+        upright: whether values are on the vertical axis; the means are then joined.
+        moved: ``transform`` with the horizontal offset, if any.
     """
     seeds = seeds[seeds.condition.isin(list(where))]
     dots = np.array([[where[each] for each in seeds.condition], seeds.value], float)
     x, y = dots if upright else dots[::-1]
     axes.plot(x, y, **look.style | moved, markersize=3.5, alpha=0.55, linestyle="none")
-    axes.update_datalim(np.column_stack([x, y]))  # what is moved is left out of the limits
+    axes.update_datalim(np.column_stack([x, y]))  # moved artists do not count for the limits
     at, mean, sd = [where[each] for each in means.condition], means["mean"].to_numpy(float), means.sd.fillna(0)
     style: dict[str, Any] = {"linestyle": look.dashes if upright else "none", "linewidth": 1.4, "capsize": 3}
     plot_style.intervals(axes, at, mean, mean - sd, mean + sd, look, upright=upright, **style, **moved)
@@ -140,8 +140,8 @@ def _draw_means(
     axes.update_datalim(np.column_stack(list(ends if upright else ends[::-1])))
 
 
-def _turned(comparison: Comparison) -> Comparison:
-    """Where sides are numbers of one setting, and nothing else differs: the sides along an axis, as one series."""
+def _sides_as_conditions(comparison: Comparison) -> Comparison:
+    """The sides as conditions of one series, if they are numbers of one setting and nothing else varies."""
     numbers = all(re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", side) for side in comparison.sides)
     if not numbers or len(comparison.conditions) > 1 or "," in comparison.factor:
         return comparison
@@ -275,7 +275,7 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
 
 
 def _values(comparison: Comparison, key: tuple[str, str] | None = None) -> pd.DataFrame:
-    """Runs that are in a pair, which means and differences are of; of one side and how it was run, or of all."""
+    """Values of the paired runs: of one side and way of running, or of all."""
     runs = finite(comparison.runs, "value")
     runs = runs[runs.used.astype(bool)]
     return runs if key is None else runs[(runs.side == key[0]) & (runs.how == key[1])]

@@ -1,4 +1,4 @@
-"""The tables of the report as text, the same on the page and in Markdown. The CSV files have all digits."""
+"""Builds the tables of the report as rounded text, for HTML and Markdown. The CSV files have all digits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from math import isfinite
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.compare.metric import MARGIN_SHARE
 from syncbn.study.compare.paired_tests import is_within
+from syncbn.study.compare.runs.metric import MARGIN_SHARE
 from syncbn.study.format import MISSING, count, interval, number, plural, probability, seconds, share, signed, times
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
@@ -31,12 +31,12 @@ class Table:
     """One table.
 
     Attributes:
-        name: of the frame of :class:`Comparison` that it shows.
-        columns: their heads, with units.
-        numeric: by column, whether it holds numbers.
-        rows: a text for each column.
-        tones: by row, what it means: "better", "worse", "same", "open", "unused", or "".
-        telling: the column that says so, by its head.
+        name: of the frame of :class:`Comparison` that the table shows.
+        columns: heads of the columns, with units.
+        numeric: whether a column contains numbers, for each column.
+        rows: texts of the cells.
+        tones: for each row: "better", "worse", "same", "open", "unused", or "".
+        telling: head of the column that shows the tone.
     """
 
     name: str
@@ -55,7 +55,7 @@ class _Column:
 
 
 def build(comparison: Comparison) -> dict[str, Table]:
-    """All that have rows, by name."""
+    """The tables of a comparison by name, without empty ones."""
     makers = {
         "runs": _runs,
         "means": _means,
@@ -69,7 +69,7 @@ def build(comparison: Comparison) -> dict[str, Table]:
 
 
 def verdict(row: pd.Series, better: str) -> tuple[str, str]:
-    """A row of effects in words, and its tone: ``lower (better)``, "better"."""
+    """The verdict of a row of effects in words, and its tone: ``lower (better)``, "better"."""
     word = str(row.verdict)
     if word in ("lower", "higher"):
         tone = "better" if word == better else "worse"
@@ -78,7 +78,7 @@ def verdict(row: pd.Series, better: str) -> tuple[str, str]:
 
 
 def margin_text(comparison: Comparison) -> str:
-    """What counts as no difference: ``±0.75 points``."""
+    """The equivalence margin: ``±0.75 points``."""
     unit = comparison.metric.difference_unit
     if not isfinite(comparison.margin):
         return f"±{MARGIN_SHARE:.0%} of {comparison.baseline}'s mean in the condition".replace("%", " %")
@@ -86,17 +86,17 @@ def margin_text(comparison: Comparison) -> str:
 
 
 def has_tolerances(comparison: Comparison) -> bool:
-    """Whether a tolerance is given with an expected figure."""
+    """Whether an expected figure has a tolerance."""
     return bool(comparison.expected.published.str.contains("±").any())
 
 
 def with_unit(label: str, unit: str) -> str:
-    """``test error (%)``."""
+    """A label with its unit: ``test error (%)``."""
     return f"{label} ({unit})" if unit else label
 
 
 def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the columns of the effects mean: a term, and a line on it."""
+    """Explanations of the columns of the table of effects: pairs of term and meaning."""
     metric, margin = comparison.metric, margin_text(comparison)
     return [
         ("pairs", "seeds for which both sides have a finished run; both began alike, so the seed's luck cancels out"),
@@ -122,7 +122,7 @@ def _effects(comparison: Comparison) -> Table:
     metric, unit = comparison.metric, comparison.metric.difference_unit
     own_margins = [] if isfinite(comparison.margin) else [_Column("margin", lambda row: number(row.margin, unit))]
     columns = [
-        *_about(comparison),
+        *_condition_and_side(comparison),
         _Column("pairs", lambda row: count(row.n)),
         _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
         _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
@@ -138,7 +138,7 @@ def _effects(comparison: Comparison) -> Table:
 
 
 def _verdict(comparison: Comparison, row: pd.Series) -> str:
-    """``lower (better), by less than ±0.75 points``, where the test of equivalence says so too."""
+    """The verdict, with ``by less than ±0.75 points`` if equivalence is shown too."""
     metric, unit = comparison.metric, comparison.metric.difference_unit
     words = verdict(row, metric.better)[0]
     if row.verdict in ("lower", "higher") and is_within(row.p_tost, comparison.alpha):
@@ -149,7 +149,7 @@ def _verdict(comparison: Comparison, row: pd.Series) -> str:
 def _means(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        *_about(comparison),
+        *_condition_and_side(comparison),
         _Column("runs", lambda row: count(row.n)),
         _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
         _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
@@ -161,7 +161,7 @@ def _means(comparison: Comparison) -> Table:
 
 def _cost(comparison: Comparison) -> Table:
     columns = [
-        *_about(comparison),
+        *_condition_and_side(comparison),
         _Column("runs", lambda row: count(row.n)),
         _Column("time per step", lambda row: seconds(row.seconds_per_step)),
         _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
@@ -176,8 +176,8 @@ def _cost(comparison: Comparison) -> Table:
 
 def _layers(comparison: Comparison) -> Table:
     columns = [
-        _Column("layer", lambda row: _word(row.layer), numeric=False),
-        *_about(comparison),
+        _Column("layer", lambda row: _label_text(row.layer), numeric=False),
+        *_condition_and_side(comparison),
         _Column("values on a device", lambda row: count(row.device_batch)),
         _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
         _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
@@ -190,8 +190,8 @@ def _layers(comparison: Comparison) -> Table:
 def _confirmations(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        *_about(comparison),
-        _Column("seed", lambda row: _word(row.seed)),
+        *_condition_and_side(comparison),
+        _Column("seed", lambda row: _label_text(row.seed)),
         _Column(with_unit("in one process", metric.unit), lambda row: number(row.one_process, metric.unit)),
         _Column(with_unit("as processes", metric.unit), lambda row: number(row.processes, metric.unit)),
         _Column(
@@ -206,12 +206,12 @@ def _expected(comparison: Comparison) -> Table:
     tones = {"yes": "better", "no": "worse"}
     ours = f" ({TOLERANCE_NOTE})" if has_tolerances(comparison) else ""
     columns = [
-        _Column("condition", lambda row: _word(row.condition), numeric=False),
-        _Column("what", lambda row: _word(row.what), numeric=False),
-        _Column(f"published or expected{ours}", lambda row: _word(row.published), numeric=False),
-        _Column("ours", lambda row: _word(row.ours), numeric=False),
-        _Column("agrees", lambda row: _word(row.agrees), numeric=False),
-        _Column("source", lambda row: _word(row.source), numeric=False),
+        _Column("condition", lambda row: _label_text(row.condition), numeric=False),
+        _Column("what", lambda row: _label_text(row.what), numeric=False),
+        _Column(f"published or expected{ours}", lambda row: _label_text(row.published), numeric=False),
+        _Column("ours", lambda row: _label_text(row.ours), numeric=False),
+        _Column("agrees", lambda row: _label_text(row.agrees), numeric=False),
+        _Column("source", lambda row: _label_text(row.source), numeric=False),
     ]
     return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"), "agrees")
 
@@ -219,10 +219,10 @@ def _expected(comparison: Comparison) -> Table:
 def _runs(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        _Column("run", lambda row: _word(row.path), numeric=False),
-        *_about(comparison),
-        _Column("seed", lambda row: _word(row.seed)),
-        _Column("status", lambda row: _word(row.status), numeric=False),
+        _Column("run", lambda row: _label_text(row.path), numeric=False),
+        *_condition_and_side(comparison),
+        _Column("seed", lambda row: _label_text(row.seed)),
+        _Column("status", lambda row: _label_text(row.status), numeric=False),
         _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
         _Column("training", lambda row: seconds(row.seconds)),
         *_how(comparison),
@@ -232,22 +232,22 @@ def _runs(comparison: Comparison) -> Table:
 
 
 def ways(comparison: Comparison) -> list[str]:
-    """How runs that have a result were run; the first is what most of a report is about."""
+    """The ways in which runs with a result ran. The first one is the main one of the report."""
     runs = comparison.runs[comparison.runs.value.notna()]
     frames = (comparison.means, comparison.effects, runs, comparison.curves, comparison.cost)
     return list(dict.fromkeys(how for frame in frames for how in frame.how))
 
 
-def _about(comparison: Comparison) -> list[_Column]:
-    """Which condition, where there are several, and which side."""
-    condition = _Column("condition", lambda row: _word(row.condition), numeric=False)
-    side = _Column("side", lambda row: _word(row.side), numeric=False)
+def _condition_and_side(comparison: Comparison) -> list[_Column]:
+    """Columns of the condition, if there are several, and of the side."""
+    condition = _Column("condition", lambda row: _label_text(row.condition), numeric=False)
+    side = _Column("side", lambda row: _label_text(row.side), numeric=False)
     return [condition, side] if len(comparison.conditions) > 1 else [side]
 
 
 def _how(comparison: Comparison) -> list[_Column]:
-    """Run in which way, where there are several."""
-    return [_Column("how", lambda row: _word(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
+    """A column of the way of running, if there are several."""
+    return [_Column("how", lambda row: _label_text(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
 
 
 def _table(
@@ -268,8 +268,8 @@ def _table(
     )
 
 
-def _word(value: object) -> str:
-    """Of labels, and of seeds, which are floats where one is missing."""
+def _label_text(value: object) -> str:
+    """The text of a label or a seed. Seeds are floats if one of them is missing."""
     if value is None or (isinstance(value, float) and value != value):
         return MISSING
     if isinstance(value, float) and value == int(value):
@@ -282,7 +282,7 @@ def _least_to_greatest(low: float, high: float) -> str:
 
 
 def counted(comparison: Comparison) -> list[str]:
-    """How many runs there are, of which kind, a line each."""
+    """Lines with the number of runs of each kind."""
     runs = comparison.runs
     lines = [f"{plural(len(runs), 'run directory').replace('directorys', 'directories')} looked at"]
     for how, of_one in runs.groupby("how", sort=False, dropna=False):

@@ -1,4 +1,4 @@
-"""A comparison in the terminal: tables that fit into 100 columns; the answer; and last what casts doubt."""
+"""Prints a comparison in the terminal: tables of up to 100 columns, the verdict, and last the problems."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from syncbn.study.format import plural
 from syncbn.study.report.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
 from syncbn.training.console import cell, printable
 
-WIDTH = 100  # where the output is a file or a pipe
+WIDTH = 100  # if the output is a file or a pipe
 MOST_LAYERS = 8
-MOST_SIDES = 4  # that have a column each
-WORDS = ("condition", "as", "side", "what", "layer")  # columns that may fold
-WITHIN = ", within"  # the margin: of a difference that is there, and small
+MOST_SIDES = 4  # for more sides, the table has rows instead of columns
+WORDS = ("condition", "as", "side", "what", "layer")  # columns of text, which may wrap
+WITHIN = ", within"  # a difference is shown, and shown to be within the margin
 STYLES = {
     "lower": "bold green",
     "higher": "bold green",
@@ -32,7 +32,7 @@ STYLES = {
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Prints it. What does not fit into a column goes on in its next line, whole."""
+    """Prints the comparison. Text that is too long for its column wraps; nothing is cut."""
     if not console.is_terminal:
         console.width = WIDTH
     c, unit = comparison, f" {comparison.metric.unit}" if comparison.metric.unit else ""
@@ -90,7 +90,7 @@ def _print(console: Console, title: str, table: Table) -> None:
 def _table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], folded: Sequence[str] = ("", "side", "what")
 ) -> Table:
-    """Words to the left, folded; numbers to the right, never cut. A column in which nothing is said is left out."""
+    """A table without empty columns. Text is left-aligned and wraps; numbers are right-aligned and never cut."""
     listed = [list(row) for row in rows]
     kept = [place for place, _ in enumerate(columns) if any(str(row[place]) for row in listed)]
     table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
@@ -109,11 +109,11 @@ def _table(
 
 
 def _means(c: Comparison, several: bool) -> Table:
-    """A row for a condition and a column for a side, or a row for each where there are many sides."""
+    """A row for each condition and a column for each side; with many sides, a row for each of both."""
     rows = []
     for (condition, how), here in c.means.groupby(["condition", "how"], sort=False):
         of = {row["side"]: _mean(row) for row in here.to_dict("records")}
-        at = _at(c, {"condition": condition, "how": how}, several)
+        at = _condition_cells(c, {"condition": condition, "how": how}, several)
         if len(c.sides) > MOST_SIDES:
             rows += [[*at, side, of[side]] for side in c.sides if side in of]
         else:
@@ -135,7 +135,7 @@ def _effects(c: Comparison, several: bool) -> Table:
         verdict = row["verdict"]
         if verdict in ("lower", "higher") and is_within(row["p_tost"], c.alpha):
             verdict += WITHIN
-        rows.append([*_at(c, row, several), row["side"], *figures, verdict])
+        rows.append([*_condition_cells(c, row, several), row["side"], *figures, verdict])
     columns = [_axis(c), "as", "side", "pairs", "difference", "95 % interval", "p", "p same", "verdict"]
     return _table(columns, rows)
 
@@ -150,19 +150,19 @@ def _cost(c: Comparison, several: bool) -> Table:
         share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
         time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
         spread = spread.replace("nan to nan", "—")
-        rows.append([*_at(c, row, several), row["side"], *time, ratio, pairs, spread, share])
+        rows.append([*_condition_cells(c, row, several), row["side"], *time, ratio, pairs, spread, share])
     return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in messages"], rows)
 
 
 def _layers(c: Comparison) -> Table:
-    """Of the first side that was monitored: that is what the suggestion rests on."""
+    """The layers of the first monitored side, on which the suggestion is based."""
     rows: list[list[str]] = []
     monitored = set(c.layers["side"])
     side = next((side for side in c.sides if side in monitored), "")
     table = c.layers[c.layers["side"] == side]
     for row in table.head(MOST_LAYERS).to_dict("records"):
         figures = [f"{row['device_batch']:.4g}", f"{row['effective_batch']:.3g}", f"{row['spread']:.3g}"]
-        rows.append([row["layer"], _at(c, row, False)[0], *figures, "yes" if row["needs"] else "no need"])
+        rows.append([row["layer"], _condition_cells(c, row, False)[0], *figures, "yes" if row["needs"] else "no need"])
     if (more := len(table) - MOST_LAYERS) > 0:
         rows.append([f"and {more} more", "", "", "", "", ""])
     return _table(["layer", _axis(c), "device batch", "worth", "spread", "needs sharing"], rows)
@@ -178,10 +178,10 @@ def _expected(c: Comparison) -> Table:
 
 
 def _axis(c: Comparison) -> str:
-    """The heading of the column that tells conditions apart."""
+    """The head of the column of conditions."""
     return c.axis.rpartition(".")[2] or "condition"
 
 
-def _at(c: Comparison, row: dict[str, Any], several: bool) -> list[str]:
-    """The condition, or the number alone where the heading names the axis; and how it ran, where that differs."""
+def _condition_cells(c: Comparison, row: dict[str, Any], several: bool) -> list[str]:
+    """The condition, or only its number if the head names the axis; and how the runs ran, if that varies."""
     return [row["condition"].partition("=")[2] if c.axis else row["condition"], row["how"] if several else ""]

@@ -1,4 +1,4 @@
-"""Logs a comparison to W&B: tables and plots, as one run."""
+"""Logs the tables and plots of a comparison to W&B as one run."""
 
 import shlex
 from math import isfinite
@@ -21,22 +21,22 @@ def log_to_wandb(
     group: str | None = None,
     timeout: float = 60,
 ) -> str:
-    """Sends tables and plots to W&B, as one run of ``job_type`` "comparison".
+    """Logs tables and plots to W&B as one run of ``job_type`` "comparison".
 
     Args:
-        comparison: what is shown.
-        directory: where :func:`write` has put the report; an offline run is kept there.
+        comparison: to log.
+        directory: of the report that :func:`syncbn.study.report.write.write` wrote. An offline run is stored there.
         mode: "offline" or "online".
-        project: of W&B, as are ``entity`` and ``group``.
-        timeout: in seconds, of the beginning and of the end.
+        project: the W&B project; ``entity`` and ``group`` are W&B's too.
+        timeout: in seconds, for the start and for the end of the W&B run.
 
     Returns:
-        Where to see it: an address, or the command that uploads it.
+        The address of the run; for an offline run, the command that uploads it.
 
     Raises:
-        SettingError: W&B is to be online, and does not take it.
+        SettingError: the mode is unknown, or W&B rejects the run or does not answer in time.
     """
-    import wandb  # a second, for what few ask for
+    import wandb  # takes a second, and few reports need it
 
     from syncbn.training.loggers import wandb_files
     from syncbn.training.run_directory import paths

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, the same as Markdown, the plots and the tables as files."""
+"""Writes the report of one or several comparisons: a self-contained HTML file, Markdown, plots and tables."""
 
 import re
 from collections.abc import Mapping
@@ -16,32 +16,32 @@ from syncbn.training.console import printable
 
 
 def write(comparison: Comparison, directory: Path) -> Path:
-    """Writes ``report.html``, ``report.md``, ``tables/*.csv`` and ``plots/*.png`` and ``*.svg``, over older ones.
+    """Writes ``report.html``, ``report.md``, ``tables/*.csv``, ``plots/*.png`` and ``*.svg``; replaces older ones.
 
-    The same comparison gives the same bytes. Files that are no report's are left alone.
+    Equal comparisons produce identical files. Other files in the directory stay.
 
     Args:
-        comparison: what is shown.
-        directory: made if it is not there.
+        comparison: to report.
+        directory: created if it does not exist.
 
     Returns:
-        The path of ``report.html``, a file that stands alone.
+        The path of ``report.html``, which is self-contained.
     """
     _write_page(comparison, Path(directory))
     return Path(directory) / "report.html"
 
 
 def write_several(title: str, question: str, comparisons: Mapping[str, Comparison], directory: Path) -> Path:
-    """Writes several comparisons as one page, and each as :func:`write` does, in a directory of its own.
+    """Writes several comparisons as one page, and also each as :func:`write` does, in its own directory.
 
     Args:
         title: of the page.
-        question: what was asked.
+        question: the question that the page answers.
         comparisons: by the names of their directories.
-        directory: made if it is not there.
+        directory: created if it does not exist.
 
     Returns:
-        The path of ``report.html``, a file that stands alone.
+        The path of ``report.html``, which is self-contained.
     """
     articles = []
     for name, comparison in comparisons.items():
@@ -54,7 +54,7 @@ def write_several(title: str, question: str, comparisons: Mapping[str, Compariso
 
 
 def _write_page(comparison: Comparison, directory: Path) -> list[plot_style.Plot]:
-    """Writes the files of a comparison, and returns its plots."""
+    """Writes the files of a comparison and returns its plots."""
     drawn = _write_plots(comparison, directory / "plots")
     _write_tables(comparison, directory / "tables")
     blocks.write(comparison_page(comparison, drawn, directory), comparison.title, directory / "report.html")
@@ -62,7 +62,7 @@ def _write_page(comparison: Comparison, directory: Path) -> list[plot_style.Plot
 
 
 def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -> list[Block]:
-    """The answer of each comparison, with a link to its page, which in HTML is a part of this one."""
+    """The verdict of each comparison, with a link to its page; in HTML, to its part of this page."""
     answers = [
         f"1. [{escape(each.title)}]({name}/report.md): {escape(each.verdict)}" for name, each in comparisons.items()
     ]
@@ -80,7 +80,7 @@ def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -
 def _write_plots(comparison: Comparison, directory: Path) -> list[plot_style.Plot]:
     unlinked(directory).mkdir(parents=True, exist_ok=True)
     for path in [path for kind in ("png", "svg") for path in plots_in(directory, kind)]:
-        path.unlink()  # what an earlier report had and this one has not must not stay beside it
+        path.unlink()  # otherwise plots that the new report lacks would stay
     with plot_style.style():
         drawn = plots.draw(comparison)
         plot_style.save(drawn, directory)
@@ -96,12 +96,12 @@ def _write_tables(comparison: Comparison, directory: Path) -> None:
 
 
 def plots_in(directory: Path, kind: str) -> list[Path]:
-    """A report's files; others may lie beside them."""
+    """The plot files of a report; the directory may contain other files."""
     return [path for path in sorted(directory.glob(f"*.{kind}")) if plots.NAMES.fullmatch(path.stem)]
 
 
 def flat_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without tuples in cells, and each text in one line."""
+    """The frame for a flat file: tuples become text, and each text is on one line."""
 
     def flat(cell: Any) -> Any:
         if isinstance(cell, tuple):

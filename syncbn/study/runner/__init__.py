@@ -1,1 +1,1 @@
-"""``+study=NAME``: composes the cells of a study, runs what is missing, and reports."""
+"""Executes ``+study=NAME``: composes the runs of a study, executes missing runs, and writes the report."""

@@ -1,4 +1,4 @@
-"""The studies that one call of ``+study=NAME`` does: itself, or those that it names (``study.studies``)."""
+"""Loads the studies of one ``+study=NAME`` call: the named study, or the studies in its ``study.studies``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,20 +12,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.study import cells as plan
 from syncbn.study.cells import Cell
-from syncbn.study.claims import rule
+from syncbn.study.claims.rules import rule
 from syncbn.training.errors import SettingError
 
-# What may be said of several studies at once; the two in front are handed on.
+# Settings that are valid for a study of studies. The first two are passed on to each of them.
 SHARED = ("budget", "seeds", "directory", "slots", "dry_run", "report_only", "studies")
 
 
 class Member(NamedTuple):
-    """One study.
+    """One study of a call.
 
     Attributes:
-        study: the settings under ``study``, plain.
-        cells: its runs.
-        root: its directory.
+        study: the settings under ``study`` as plain containers.
+        cells: runs of the study.
+        root: directory of the study.
     """
 
     study: dict[str, Any]
@@ -34,20 +34,22 @@ class Member(NamedTuple):
 
 
 def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Member]:
-    """The studies to do, in order. Each of ``study.studies`` has its directory within ``root``.
+    """Loads the studies, in order. Each of ``study.studies`` has its own directory in ``root``.
 
     Args:
-        study: the settings under ``study``, plain.
-        overrides: of the user, those for the study too.
+        study: the settings under ``study`` as plain containers.
+        overrides: of the user, including those of the study.
         root: the study's directory.
 
     Raises:
-        SettingError: settings that cannot be composed, a plan that cannot be made, a claim whose rule cannot be read.
+        SettingError: the settings cannot be composed, or the budget, the seeds or a claim's rule is invalid.
     """
-    of_runs = [each for each in overrides if _name(each) != "study" and not _name(each).startswith("study.")]
+    of_runs = [
+        each for each in overrides if _override_name(each) != "study" and not _override_name(each).startswith("study.")
+    ]
     if not study["studies"]:
         return [_member(study, of_runs, root)]
-    for name in map(_name, overrides):
+    for name in map(_override_name, overrides):
         if name.startswith("study.") and name.split(".")[1] not in SHARED:
             raise SettingError(
                 name,
@@ -56,7 +58,7 @@ def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Memb
             )
     found = []
     for name in dict.fromkeys(map(str, study["studies"])):
-        composed = _composed(name, study, of_runs)
+        composed = _compose_study(name, study, of_runs)
         try:
             found.append(_member(composed, of_runs, root / name))
         except SettingError as error:
@@ -67,12 +69,12 @@ def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Memb
 def _member(study: dict[str, Any], overrides: Sequence[str], root: Path) -> Member:
     cells = plan.cells(study, overrides, root)
     if study["claim"] is not None:
-        rule.parse(study)  # before the runs: a page that cannot be made is no surprise after them
+        rule.parse(study)  # an invalid rule should fail before the runs, not after them
     return Member(study, cells, root)
 
 
-def _composed(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings under ``study`` of another one, with the budget and the seeds of the one above."""
+def _compose_study(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings under ``study`` of a study in ``study.studies``, with the budget and the seeds of the latter."""
     handed = [f"study.budget={above['budget']}", f"study.seeds={'null' if above['seeds'] is None else above['seeds']}"]
     try:
         cfg = hydra.compose(HydraConfig.get().job.config_name, [f"+study={name}", *overrides, *handed])
@@ -84,6 +86,6 @@ def _composed(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> 
     return found
 
 
-def _name(override: str) -> str:
-    """``study.budget`` of ``study.budget=smoke``."""
+def _override_name(override: str) -> str:
+    """The name in an override: ``study.budget`` for ``study.budget=smoke``."""
     return override.lstrip("+~").split("=", 1)[0]

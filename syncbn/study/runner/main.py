@@ -1,4 +1,7 @@
-"""What ``train.py`` calls for ``+study=NAME``. Imports little, as :mod:`syncbn.training.launch.main` does."""
+"""The entry point of ``train.py`` for ``+study=NAME``. Slow imports are delayed.
+
+The reason is the same as in :mod:`syncbn.training.launch.main`.
+"""
 
 from omegaconf import DictConfig
 
@@ -7,9 +10,9 @@ from syncbn.training.launch import preload
 
 
 def main(cfg: DictConfig) -> None:
-    """Does the study's runs and writes its report; see :mod:`syncbn.study.runner.run_study`."""
+    """Executes the study's runs and writes its report; see :mod:`syncbn.study.runner.run_study`."""
     signals.end_at_once()
-    # It imports what ranks need, while this process imports torch.
+    # The fork server imports the modules of the ranks while this process imports torch.
     fork_server.start_server(*preload.modules(cfg))
     from syncbn.study.runner import run_study
 

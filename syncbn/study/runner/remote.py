@@ -1,4 +1,4 @@
-"""Runs for another machine than this one: checked here as far as possible, and printed as commands for that machine."""
+"""Runs that need another machine: checks their settings here and prints commands for that machine."""
 
 import shlex
 from pathlib import Path
@@ -12,16 +12,16 @@ from syncbn.training.errors import SettingError
 from syncbn.training.launch.run_pool import Run
 from syncbn.training.run_directory import paths
 
-# What sbatch is told, and train.py then takes from srun.
+# Settings that go to sbatch; train.py then reads them from srun.
 SLURMS = ("trainer.num_nodes=", "trainer.devices=")
 GPU = ("gpu", "cuda")
 
 
 def settle_elsewhere(cfg: DictConfig, here: Machine, run_dir: Path) -> Plan:
-    """:func:`syncbn.training.config.settle.settle` for a machine that has the GPUs which the settings need.
+    """:func:`syncbn.training.config.settle.settle` for a machine with enough GPUs.
 
     Raises:
-        SettingError: at the first setting that cannot work there either.
+        SettingError: a setting is invalid on every machine.
     """
     gpus, devices = here.gpus, cfg.trainer.devices
     if cfg.trainer.accelerator in GPU:
@@ -34,14 +34,14 @@ def settle_elsewhere(cfg: DictConfig, here: Machine, run_dir: Path) -> Plan:
 
 
 def refuse(cfg: DictConfig, here: Machine) -> None:
-    """Refuses a run that this machine cannot do alone.
+    """Raises an error if this machine alone cannot execute the run.
 
     Args:
         cfg: composed settings.
         here: this machine.
 
     Raises:
-        SettingError: it needs more nodes than one, or more GPUs than there are.
+        SettingError: the run needs several nodes, or more GPUs than this machine has.
     """
     lists = "study.dry_run=true lists the runs as commands"
     nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
@@ -62,7 +62,7 @@ def refuse(cfg: DictConfig, here: Machine) -> None:
 
 
 def command(run: Run) -> str:
-    """The command of a run, from the repository's directory: ``python train.py``, or for several nodes ``sbatch``."""
+    """The command that starts a run from the repository's root: ``python train.py``, for several nodes ``sbatch``."""
     where = f"hydra.run.dir={paths.short(run.directory)}"
     plan = run.plan
     if plan.num_nodes == 1:

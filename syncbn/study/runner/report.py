@@ -1,4 +1,4 @@
-"""A study's report: each part compared by each of its metrics, on one page."""
+"""Writes the report of a study: one page with a comparison for each part and metric, and the page on its claim."""
 
 import shutil
 from collections.abc import Sequence
@@ -22,19 +22,20 @@ from syncbn.training.run_directory import paths
 
 
 def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> None:
-    """Compares what is in the study's directory, prints the answers, and writes ``report/report.html`` there.
+    """Compares the runs in the study's directory, prints the verdicts, and writes ``report/report.html`` there.
 
-    Of a study with a claim it writes the claim's page too, in ``report/claim``; first, for it wants no whole pairs.
+    If the study has a claim, its page is written to ``report/claim``. It comes first, because it needs no complete
+    pairs, while a comparison without pairs is an error.
 
     Args:
-        cfg: the study's settings; ``logger`` says whether the report goes to W&B too.
-        study: those under ``study``, plain.
-        cells: its runs.
+        cfg: all settings. ``logger`` determines whether the report is also logged to W&B.
+        study: the settings under ``study`` as plain containers.
+        cells: runs of the study.
         root: the study's directory.
-        command: what makes the runs and this page again.
+        command: the command that repeats the runs and writes this page.
 
     Raises:
-        SettingError: there is nothing to compare.
+        SettingError: there are no runs to compare.
     """
     if study["claim"] is not None:
         _write_claims([Member(study, list(cells), root)], study, root / "report" / "claim", command)
@@ -58,18 +59,18 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     if logger.name == "wandb" and str(logger.mode) != "disabled":
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
-            shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # of the report before
+            shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # from the previous report
             print_line(f"W&B: {wandb_run.log_to_wandb(each, root / 'report' / name, **about)}")
 
 
 def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, command: str = "") -> None:
-    """Prints what came of each claim of a study of several, and writes one page of them, in ``report`` there.
+    """Prints the verdicts on the claims of several studies, and writes one page on them to ``report``.
 
     Args:
-        study: the settings under ``study``, plain.
-        found: the studies that it is made of.
-        root: its directory.
-        command: what makes the runs and this page again.
+        study: the settings under ``study`` of the study of studies, as plain containers.
+        found: the studies in ``study.studies``.
+        root: directory of the study of studies.
+        command: the command that repeats the runs and writes this page.
     """
     _write_claims(found, study, root / "report", command)
 
@@ -84,7 +85,7 @@ def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Pat
 
 
 def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
-    """Whether a metric is about this run: some have no such thing."""
+    """Whether the metric's settings select this run. Some conditions and sides do not have every metric."""
     names = {"conditions": cell.condition, "sides": cell.side}
     return all(name in map(str, chosen.get(kind, [name])) for kind, name in names.items())
 

@@ -1,4 +1,4 @@
-"""``python train.py +study=NAME``: the runs of a study, those that are missing, and its report."""
+"""Implements ``python train.py +study=NAME``: executes the missing runs of a study and writes its report."""
 
 import os
 import shlex
@@ -38,7 +38,7 @@ OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 
 class Job(NamedTuple):
-    """A run to do, with the study that it is of."""
+    """A run with its study."""
 
     study: dict[str, Any]
     cell: Cell
@@ -46,12 +46,13 @@ class Job(NamedTuple):
 
 
 def main(cfg: DictConfig) -> None:
-    """Runs the study of ``cfg.study`` under Hydra, or lists its runs (``study.dry_run``). Ends the program by itself
-    where a run has failed, or a setting cannot work: one line, code 1.
+    """Executes the study of ``cfg.study`` under Hydra, or lists its runs (``study.dry_run``).
+
+    If a run fails or a setting is invalid, it prints one line and exits with status 1.
     """
     root = Path(HydraConfig.get().runtime.output_dir)
     try:
-        _check()
+        _check_launcher()
         study: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
         overrides = list(HydraConfig.get().overrides.task)
         found = load.of(study, overrides, root)
@@ -60,7 +61,7 @@ def main(cfg: DictConfig) -> None:
         if study["dry_run"]:
             _list(study, jobs)
             return
-        _refuse_others(runs, study)
+        _check_same_settings(runs, study)
         code = 0 if study["report_only"] else _run(study, runs, root)
         if code < 2:
             from syncbn.study.runner import report
@@ -80,7 +81,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
-    """The runs of all studies as one list, in the order of each."""
+    """The runs of all studies as one list, sorted as the runs of one study are."""
     jobs = []
     for member in found:
         try:
@@ -94,19 +95,19 @@ def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
 
 
 def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
-    """The settled settings of each cell, composed as ``train.py`` with its overrides would.
+    """Composes and settles the settings of each cell as ``train.py`` does with its overrides.
 
     Args:
         cells: of a study.
-        here: what has not finished is to run on this machine, and refused if it cannot.
+        here: whether unfinished runs are executed on this machine. It is an error if this machine cannot do that.
 
     Raises:
-        SettingError: settings that cannot be composed, or cannot work.
+        SettingError: settings cannot be composed, or are invalid.
     """
     composed: dict[tuple[str, ...], Any] = {}
     runs, machine = [], this_machine()
     for cell in cells:
-        # Cells that differ in their seed alone are composed once: that takes a tenth of a second.
+        # Composing takes a tenth of a second, so cells that differ only in the seed are composed once.
         key = tuple(each for each in cell.overrides if not each.startswith("seed="))
         if key not in composed:
             try:
@@ -114,7 +115,7 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
                 composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
             except (HydraException, OmegaConfBaseException) as error:
                 raise SettingError(f"study.parts.{cell.part}", hint=" ".join(str(error).split())) from error
-        cfg = OmegaConf.create(_placed(composed[key], str(cell.directory)))
+        cfg = OmegaConf.create(_with_run_directory(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
         if here and record.read(cell.directory, "run").get("status") != "finished":
@@ -126,16 +127,16 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
     return runs
 
 
-def _placed(value: Any, directory: str) -> Any:
-    """The settings with the run directory in the place of Hydra's resolver, which knows only that of the study."""
+def _with_run_directory(value: Any, directory: str) -> Any:
+    """Replaces Hydra's resolver of the output directory, which is the study's directory, by the run's directory."""
     if isinstance(value, dict):
-        return {key: _placed(each, directory) for key, each in value.items()}
+        return {key: _with_run_directory(each, directory) for key, each in value.items()}
     if isinstance(value, list):
-        return [_placed(each, directory) for each in value]
+        return [_with_run_directory(each, directory) for each in value]
     return value.replace(OUTPUT_DIR, directory) if isinstance(value, str) else value
 
 
-def _check() -> None:
+def _check_launcher() -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise SettingError("-m", hint="a study makes its own runs; leave it out")
     if environment.launcher():
@@ -156,12 +157,12 @@ def _list(study: dict[str, Any], jobs: Sequence[Job]) -> None:
     print_line(f"study {study['name']}, budget {study['budget']}: {len(jobs)} runs: {how}")
 
 
-def _refuse_others(runs: Sequence[Run], study: dict[str, Any]) -> None:
-    """Runs of this directory that were made, or begun, with other settings are of another study."""
+def _check_same_settings(runs: Sequence[Run], study: dict[str, Any]) -> None:
+    """Raises an error if the directory contains a run with other settings, and so belongs to another study."""
     for run in runs:
         try:
             before = record.settings(run.directory) or run.plan.cfg
-        except DamagedError:  # which concerns this run alone, and is reported when it is its turn
+        except DamagedError:  # only this run is affected; its execution reports the error
             continue
         if changes := compare.changes_of(run.plan.cfg, before, compare.HARMLESS):
             raise SettingError(
@@ -192,7 +193,7 @@ def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
 
 
 class _Progress:
-    """A line now and then, and one for each run that fails."""
+    """Prints the progress every 10 seconds or more, and one line for each failed run."""
 
     def __init__(self, total: int, root: Path) -> None:
         self.total, self.root, self.ends = total, root, Counter[str]()

@@ -1,4 +1,4 @@
-"""Numbers that are bounds alone: what they make of conditions, and which answers they forbid."""
+"""Tests censored numbers: their reduction over conditions, and the answers that bounds forbid."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import pytest
 
 from syncbn.study.claims.censored import Number, minus, of_effect, over
 from syncbn.study.claims.result import Finding
-from syncbn.study.claims.rule import Reading
+from syncbn.study.claims.rules.rule import Reading
 from tests.study.support.claim_study import found, row, study, write
 
 STEPS = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps"}
 HIGHEST = {"metric": "test/acc", "over": "highest", "usable": 10, "wants": "higher", "effect": "ratio", "at_least": 2}
-Seen = Sequence[tuple[float, float]]  # steps, and whether it got there; by seed
+Seen = Sequence[tuple[float, float]]  # steps, and whether the target was reached; by seed
 
 FAST: Seen = [(100 + seed, 1) for seed in range(8)]
 SLOW: Seen = [(400 + 3 * seed, 1) for seed in range(8)]
 LATE: Seen = [(400 + 3 * seed, seed > 0) for seed in range(8)]
-EARLY: Seen = [(100 + seed, seed > 0) for seed in range(8)]  # the first diverged, having trained 100
+EARLY: Seen = [(100 + seed, seed > 0) for seed in range(8)]  # the first run diverged after 100 steps
 
 
 def steps(root: Path, condition: str = "0.1", **by_side: Seen) -> Path:
@@ -75,7 +75,7 @@ def test_a_bound_forbids_what_it_could_change_of_sharing(
 
 
 def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
-    """That trained 30 steps and diverged is not the fastest; where none got there the longest is a bound."""
+    """A run that diverged after 30 steps is not the fastest. If no run reached the target, the longest is a bound."""
     case = {"plain": STEPS | {"over": "best", "conditions": ["0.1", "1"]}}
     for condition, none, sync in (("0.1", 30, 30), ("1", 300, 200)):
         steps(tmp_path, condition, none=[(none, none == 300)] * 2, sync=[(sync, 0), (sync, sync == 200)])
@@ -91,7 +91,7 @@ def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
 
 
 def ladder(root: Path, diverged: str = "", **errors: Sequence[float]) -> Finding:
-    """Of 8 seeds, errors in percent at the three conditions."""
+    """Errors in percent of 8 seeds at the three conditions."""
     for side, by_condition in errors.items():
         for condition, error in zip(("0.1", "1", "10"), by_condition, strict=True):
             for seed in range(8):

@@ -1,4 +1,4 @@
-"""The nine claims: their files are read, and docs/claims.md says what is in them."""
+"""Tests the files of the nine claims: they are valid, and docs/claims.md agrees with them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from syncbn.study.claims import rule
+from syncbn.study.claims.rules import rule
 
 REPO = Path(__file__).parents[3]
 CLAIMS = yaml.safe_load((REPO / "conf/study/claims.yaml").read_text(encoding="utf-8"))["study"]["studies"]

@@ -1,4 +1,4 @@
-"""What stands beside the verdicts: the literature's figures, plots, lines for the terminal."""
+"""Tests the results besides the verdicts: published figures, plot data, and lines for the terminal."""
 
 import math
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_plot_over_numbers_in_names(tmp_path: Path) -> None:
 
 
 def test_a_plot_over_layers(tmp_path: Path) -> None:
-    """The first look alone, the geometric mean over seeds; a norm of 0 is the smallest number."""
+    """Only the first recorded step counts, with the geometric mean over seeds; a norm of 0 is the smallest number."""
     for seed, norms in enumerate(([1e-3, 1.0], [1e-5, 4.0])):
         at = tmp_path / "one" / "1" / "sync" / str(seed)
         write(at, test={"test/acc": 0.5})

@@ -1,4 +1,4 @@
-"""What the rule says of known numbers, held to scipy's tests of the same numbers."""
+"""Tests the rule's answers for known numbers against scipy's tests of the same numbers."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_difference_is_tested_against_what_is_needed(tmp_path: Path) -> None:
     e = {side: np.subtract(NONE, of).tolist() for side, of in (("local", SAME), ("sync", NEAR))}
     yes, no = zip(one_sided(e["local"], 1.0), one_sided(e["sync"], 1.0), strict=True)
     local, sync = row(finding, "plain", "local"), row(finding, "plain", "sync")
-    assert 2 * yes[1] < 1  # so that Holm's correction of two rows is seen: the smaller p doubled, the larger as it is
+    assert 2 * yes[1] < 1  # so that Holm's correction is visible: the smaller p is doubled, the larger stays
     assert sync.p_yes == pytest.approx(2 * yes[1])
     assert local.p_yes == pytest.approx(max(yes[0], 2 * yes[1]))
     assert local.p_no == pytest.approx(2 * no[0])
@@ -87,7 +87,7 @@ def test_what_a_sides_cases_come_to(tmp_path: Path, of_sync: list[list[float]], 
         (8, 3.0, (2.0**-8, 1.0), "yes"),
         (6, 3.0, (2.0**-6, 1.0), "open"),  # too few to show it at 0.01
         (8, 0.5, (1.0, 2.0**-8), "no"),
-        (8, 1.0, (1.0, 1.0), "open"),  # what is needed, and no more
+        (8, 1.0, (1.0, 1.0), "open"),  # exactly the required effect
         (1, 3.0, (math.nan, math.nan), "open"),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_a_sides_cases_come_to(tmp_path: Path, of_sync: list[list[float]], 
 def test_one_effect_in_all_pairs(
     tmp_path: Path, pairs: int, by: float, p: tuple[float, float], says: str, effect: str
 ) -> None:
-    """Differences of numbers in single precision: they are the same but for rounding."""
+    """Differences of single-precision numbers are equal up to rounding."""
     base = np.array(NONE[:pairs])
     better = base - by if effect == "difference" else base / math.exp(by)
     case = {"effect": effect, "at_least": 1.0 if effect == "difference" else math.e}
@@ -108,7 +108,7 @@ def test_one_effect_in_all_pairs(
 
 @pytest.mark.parametrize(("at_most", "says"), [(8.5, "yes"), (6.5, "open"), (4.0, "no")])
 def test_a_side_has_to_be_good_as_well_as_better(tmp_path: Path, at_most: float, says: str) -> None:
-    """Better by 3 to 3.7 where 1 is needed, itself at 6.7 on average."""
+    """The norm is better by 3 to 3.7, while 1 is required; its own mean is 6.7."""
     case = {"at_most": at_most}
     sync = row(found(losses(tmp_path, none=NONE, sync=BETTER), study({"plain": case}, sides=["sync"])), "plain", "sync")
     by_effect, above = one_sided(np.subtract(NONE, BETTER).tolist(), 1.0), one_sided(BETTER, at_most)
@@ -119,7 +119,7 @@ def test_a_side_has_to_be_good_as_well_as_better(tmp_path: Path, at_most: float,
 
 
 def test_a_side_that_is_good_alike_in_all_pairs(tmp_path: Path) -> None:
-    """No spread in the side's own numbers but for rounding: the test of signs."""
+    """The side's own numbers are equal up to rounding, so the sign test applies."""
     places = losses(tmp_path, none=NONE, sync=[5 + 1e-7 * place for place in range(8)])
     for at_most, p_own in ((5.5, (2.0**-8, 1.0)), (4.5, (1.0, 2.0**-8)), (5.0, (1.0, 1.0))):
         sync = row(found(places, study({"plain": {"at_most": at_most}}, sides=["sync"])), "plain", "sync")
@@ -128,7 +128,7 @@ def test_a_side_that_is_good_alike_in_all_pairs(tmp_path: Path) -> None:
 
 
 def test_what_has_no_pairs_is_of_the_family(tmp_path: Path) -> None:
-    """Holm's correction is for the rows that the rule has, not for those that happened to be run."""
+    """Holm's correction counts all rows of the rule, including rows that were not run."""
     alone = row(found(losses(tmp_path, none=NONE, local=NEAR, sync=BETTER), study(sides=["sync"])), "plain", "sync")
     finding = found(tmp_path, study({"plain": {"when": "here"}, "late": {"when": "there", "over": "10"}}))
     sync, late = row(finding, "plain", "sync"), row(finding, "late", "sync")
@@ -140,7 +140,7 @@ def test_what_has_no_pairs_is_of_the_family(tmp_path: Path) -> None:
 
 
 def test_a_set_in_which_nothing_differs_never_holds(tmp_path: Path) -> None:
-    """Twenty claims about noise, three rows each: 0.2 of them hold by chance, if 0.01 is for all rows of one."""
+    """Twenty claims about noise with three rows each: 0.2 hold by chance if 0.01 covers all rows of a claim."""
     holds, worse = 0, 0
     for draw in range(20):
         noise = np.random.default_rng(draw).normal(10, 1, (4, 8))

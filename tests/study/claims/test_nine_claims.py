@@ -1,4 +1,4 @@
-"""``+study=claims`` at the budget that a newcomer begins with: all nine, from runs to the page."""
+"""Tests ``+study=claims`` with the smallest budget: all nine claims, from runs to the page."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.study.claims.test_docs_match_rules import CLAIMS
 from tests.training.support.train_command import train
 
 
-@pytest.mark.timeout(600)  # two minutes of a machine of its own
+@pytest.mark.timeout(600)  # two minutes on an idle machine
 def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
     run = train(tmp_path, "+study=claims", "study.budget=smoke", "study.directory=s", "logger=csv", timeout=570)
     assert run.code == 0, run.err
@@ -24,7 +24,7 @@ def test_nine_claims_in_two_minutes(tmp_path: Path) -> None:
     assert (verdicts.finished == verdicts.runs).all()
     known = [word.startswith((HOLDS, FAILS, NOT_RUN, "not decided")) or word == NOT_ASKED for word in verdicts.verdict]
     assert all(known), list(verdicts.verdict)
-    asked = cases[cases.n.astype(int) == 2]  # what this budget leaves out has no pairs
+    asked = cases[cases.n.astype(int) == 2]  # cases that this budget omits have no pairs
     assert {*asked.study} == {*CLAIMS}
     assert (asked.effect != "").all()
     assert {*plots.study} == {*CLAIMS}

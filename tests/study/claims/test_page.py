@@ -1,4 +1,4 @@
-"""The page of the claims has each figure of the findings, and says first what matters most."""
+"""Tests the page on claims: it has each figure of the findings, and the most important results first."""
 
 import re
 import shutil
@@ -66,9 +66,9 @@ def test_heads_name_all_that_a_norm_is_judged_against() -> None:
         claim_results.finding("x", 1, "X"),
         claim_results.finding("y", 2, "Y", rows=rows, sides=["sync", "local_mean"]),
     ]
-    assert tables.held_against(both, "sync") == "none or local"
-    assert tables.held_against([both[0], replace(both[1], baseline="ghost")], "group_norm") == "none"  # not asked there
-    assert tables.held_against([replace(both[1], baseline="ghost")], "local_mean") == "ghost"
+    assert tables.compared_sides(both, "sync") == "none or local"
+    assert tables.compared_sides([both[0], replace(both[1], baseline="ghost")], "group_norm") == "none"  # not asked
+    assert tables.compared_sides([replace(both[1], baseline="ghost")], "local_mean") == "ghost"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def in_brackets(low: str, high: str) -> str:
 
 
 def test_each_case_says_what_the_finding_says(html: Page, markdown: Page) -> None:
-    """The form of numbers is said once more here."""
+    """The format of numbers is implemented independently here."""
     shown = [row for table in cells(html) if table[0][:2] == ["case", "norm"] for row in table[1:]]
     assert shown == [row for table in cells(markdown) if table[0][:2] == ["case", "norm"] for row in table[1:]]
     rows = [row for one in NINE for row in one.rows]
@@ -307,7 +307,7 @@ def test_csv_files_have_all_digits(nine: Path) -> None:
 
 
 def same(value: Any) -> Any:
-    """A number that is written as text as that number; what is missing as ""."""
+    """Converts text to a number; a missing value becomes ""."""
     if isinstance(value, bool) or value in ("True", "False"):
         return str(value)
     try:

@@ -1,4 +1,4 @@
-"""The plots of claims show the findings' numbers, can be read, and say what they leave out."""
+"""Tests the plots of claims: they show the findings' numbers, are readable, and name omitted values."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_each_line_goes_through_the_means_of_its_side() -> None:
 
 
 def moved(made: Figure) -> tuple[np.ndarray, np.ndarray]:
-    """How far each line, and the bars of each, are from their places on x, in points: panel by panel."""
+    """The horizontal offsets of each line and of its error bars, in points, panel by panel."""
     found = [
         [artist.get_transform().transform((1, 1)) - axes.transData.transform((1, 1)) for artist in pair]
         for axes in made.axes

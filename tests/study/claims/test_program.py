@@ -1,4 +1,4 @@
-"""``+study=NAME`` of studies with claims, as a user calls it."""
+"""Tests ``+study=NAME`` for studies with claims, as a user calls it."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def results(where: Path) -> dict[str, int]:
 
 
 def test_a_study_of_two(tmp_path: Path) -> None:
-    """A run is killed: the page says so. The same command does that run alone; each is then a study by itself."""
+    """A killed run is reported on the page, and the same command repeats only that run. Each study also runs alone."""
     listed = of(tmp_path, "both", "study.dry_run=true")
     assert listed.out.splitlines()[-1] == "study both, budget smoke: 4 runs: 4 of 1 process"
     assert "hydra.run.dir=s/smaller/only/sync/0" in listed.out

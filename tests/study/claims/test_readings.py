@@ -1,4 +1,4 @@
-"""How conditions become one number, and what is told of numbers that are not there or are bounds."""
+"""Tests the reduction of conditions to one number, and the notes on missing numbers and bounds."""
 
 import math
 import shutil
@@ -14,7 +14,7 @@ BETTER = [value - 3 - 0.1 * place for place, value in enumerate(NONE)]
 
 
 def ladder(metric: str, **by_side: dict[str, float]) -> Numbers:
-    """Of one seed, at the conditions of the first part."""
+    """Metrics of one seed, by side and condition of the first part."""
     return {
         ("one", condition, side): {0: {metric: value}}
         for side, values in by_side.items()
@@ -102,7 +102,7 @@ def test_what_is_usable_is_an_error(tmp_path: Path) -> None:
 
 
 def test_against_another_metric_of_another_part(tmp_path: Path) -> None:
-    """Adapted statistics against the baseline's only ones; and sync against local by the case's own metric."""
+    """Compares adapted statistics with the baseline's, and sync with local by the case's own metric."""
     numbers = {
         ("one", "0.1", "sync"): {0: {"adapted/acc": 0.8}, 1: {"adapted/acc": 0.9}},
         ("one", "0.1", "local"): {0: {"adapted/acc": 0.7}, 1: {"adapted/acc": 0.9}},

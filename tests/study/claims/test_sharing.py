@@ -1,4 +1,4 @@
-"""What synchronized statistics come to against per-device ones: with one word a case, and in a few for all."""
+"""Tests the comparison of synchronized with per-device statistics: the word for each case, and the summary."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_word_for_a_case(tmp_path: Path, sync: list[float], word: str, is_smal
 
 
 def test_no_difference_has_to_be_shown(tmp_path: Path) -> None:
-    """Two one-sided tests within what is needed, held to scipy's; twice, for two cases."""
+    """The equivalence test with the required effect as margin agrees with scipy; p is doubled for two cases."""
     cases = {"plain": {"when": "here"}, "again": {"when": "there"}}
     one, _ = found(losses(tmp_path, none=LOCAL, local=LOCAL, sync=by(0.9)), study(cases)).versus
     e = np.subtract(LOCAL, by(0.9))
@@ -65,7 +65,7 @@ def test_a_ratio_is_within_what_is_needed_either_way(tmp_path: Path) -> None:
 
 
 def test_an_error_may_differ_by_three_quarters_of_a_point(tmp_path: Path) -> None:
-    """However much a norm has to do better than none by: that is another question."""
+    """A large required effect over no norm does not widen the margin between sync and local."""
     numbers = {
         ("one", "0.1", side): {seed: {"test/acc": 1 - value / 100} for seed, value in enumerate(of)}
         for side, of in (("none", LOCAL), ("local", LOCAL), ("sync", by(3)))

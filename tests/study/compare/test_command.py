@@ -1,4 +1,4 @@
-"""``syncbn compare``: what it prints, where the report goes, and one line where it cannot."""
+"""Tests ``syncbn compare``: its output, the directory of the report, and its one-line errors."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from tests.training.support.train_command import train
 
 
 class Pages:
-    """Stands for the report: keeps what it is called with."""
+    """Replaces the report and records the arguments of the call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""From run directories to a comparison: what is paired, what is refused, and that all comes from the directories."""
+"""Tests ``compare``: pairing, errors, and that every figure comes from the run directories."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ def near(errors: dict[int, float], *by: float) -> dict[int, float]:
 
 
 def whole(comparison: Comparison) -> dict[str, Any]:
-    """All of it, comparable."""
+    """All fields of a comparison, in a form that can be compared."""
     fields = {field.name: getattr(comparison, field.name) for field in dataclasses.fields(comparison)}
     return {name: v.to_csv() if isinstance(v, pd.DataFrame) else v for name, v in fields.items()}
 
@@ -219,7 +219,7 @@ def test_one_process_and_several_are_never_a_pair(tmp_path: Path) -> None:
 
 
 def test_as_many_confirmations_are_no_effect_of_their_own(tmp_path: Path) -> None:
-    """Else Holm's correction would count the same pairs twice."""
+    """Otherwise Holm's correction would count the same pairs twice."""
     two = {"local": {0: 60.0, 1: 62.5}, "sync": {0: 6.0, 1: 6.5}}
     sweep(tmp_path / "one", two, simulate=2)
     sweep(tmp_path / "ddp", two)
@@ -280,7 +280,7 @@ def test_other_metrics(tmp_path: Path) -> None:
 
 
 def test_a_metric_without_a_unit_has_a_margin_in_each_condition(tmp_path: Path) -> None:
-    """Half a hundredth of a loss is much where it is a tenth, and nothing where it is ten."""
+    """A loss difference of 0.005 is large for a loss of 0.1, and negligible for a loss of 10."""
     bases = {2: 100.0, 16: 1.0}  # percent, of which the loss is a tenth
     for batch, base in bases.items():
         local = by_seed([base, base * 1.01, base * 0.99] * 3)
@@ -385,27 +385,27 @@ def test_which_layers_need_it(tmp_path: Path) -> None:
     assert c.suggestion.startswith("norm=sync norm.only='[\"net.head.*\"]' norm.group=4: ")
     assert "those of 4 devices about 8; 3 of 4 layers need it" in c.suggestion
 
-    # Positions of an image depend on one another, so their means spread, and there are enough of them.
+    # Positions of an image are correlated, so their means spread, and the effective batch is large enough.
     sweep(tmp_path / "b", {"sync": {0: 2.0}}, layers=[layer("conv", device_batch=512, effective_batch=25, spread=20)])
     sweep(tmp_path / "b", {"local": {0: 2.0}}, layers=[layer("conv", device_batch=512, effective_batch=25, spread=20)])
     assert compare([tmp_path / "b"]).suggestion == (
         "no layer needs shared statistics: a device's are worth at least 25 independent samples in conv."
     )
-    # Without positions, it says that the devices hold other data.
+    # Without positions, the spread shows that the devices' data differ.
     shards = [
         layer("fc", device_batch=32, effective_batch=8, spread=4),
         layer("fc", device_batch=32, effective_batch=8, spread=6),
     ]
     sweep(tmp_path / "c", {"sync": {0: 2.0}, "local": {0: 2.0}}, layers=shards, batch_size=32)
     c = compare([tmp_path / "c"])
-    assert list(c.layers["spread"]) == [5.0]  # the mean of two looks
+    assert list(c.layers["spread"]) == [5.0]  # the mean of two log points
     assert list(c.layers["side"]) == ["sync"]  # behind a layer of per-device statistics devices hardly differ
     assert "norm=sync for all layers: the devices' means differ 5 times as much as by chance" in c.suggestion
 
 
 @pytest.mark.parametrize("figures", [{"effective_batch": 2.0}, {"effective_batch": 25.0, "spread": 31.0}])
 def test_without_shared_statistics_no_layer_is_said_to_do_without(tmp_path: Path, figures: dict[str, float]) -> None:
-    """A first layer with statistics of its device hides from those behind it that the devices hold other data."""
+    """A first layer with per-device statistics hides from later layers that the devices' data differ."""
     enough = {"device_batch": 32, "effective_batch": 30.0}
     seen = [layer("fc.0", device_batch=32, **figures), layer("fc.1", **enough), layer("fc.2", **enough)]
     sweep(tmp_path, {"local": {0: 18.0, 1: 19.0}}, layers=seen, batch_size=32, devices=8)
@@ -498,7 +498,7 @@ def test_the_order_in_which_seeds_ran_does_not_matter(
 
 
 def test_tests_of_different_checkpoints_are_no_pair_to_believe(tmp_path: Path) -> None:
-    """The factor is one of tests alone; where it is one of training, the checkpoints differ as they should."""
+    """The factor affects only the test. For a factor of training, the checkpoints differ as they should."""
     for seed, name in product(range(2), ("none", "batch")):
         options = {"mode": "test", "adapt.name": name}
         number = 7 if (seed, name) == (0, "batch") else seed

@@ -1,4 +1,4 @@
-"""The statistics of pairs: published examples, formulas written out, and where a t test has nothing to say."""
+"""Tests the statistics of pairs with published examples, explicit formulas, and data without spread."""
 
 import math
 
@@ -16,7 +16,7 @@ NAN = math.nan
 
 
 def t_tail(t: float, df: int) -> float:
-    """P(T > t) by the incomplete beta function (Abramowitz & Stegun 26.7.1), and not by a library's t test."""
+    """P(T > t) from the incomplete beta function (Abramowitz & Stegun 26.7.1), without a library's t test."""
     half = special.betainc(df / 2, 0.5, df / (df + t * t)) / 2
     return float(half if t > 0 else 1 - half)
 
@@ -74,7 +74,7 @@ def test_that_nothing_differs_counts_as_often_as_it_was_seen() -> None:
 
 
 def test_a_difference_that_is_always_the_same_counts_as_often_as_it_was_seen() -> None:
-    """A t test would be sure of it after two pairs, for there is no spread; a step of one test image is often that."""
+    """Without spread, a t test would show a difference after two pairs. One test image often causes that."""
     two, eight = effect([2.5] * 2, [2.0] * 2, 0.75, 1e-4), effect([2.5] * 8, [2.0] * 8, 0.75, 1e-4)
     assert (two.p, two.p_wilcoxon, two.p_tost) == (0.5, 0.5, 0.25)
     assert (eight.p, eight.p_tost) == (2 * 2**-8, 2**-8)

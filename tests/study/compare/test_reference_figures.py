@@ -1,4 +1,4 @@
-"""What is expected of a comparison, in its three forms."""
+"""Tests expected figures in their three forms."""
 
 from pathlib import Path
 from typing import Any

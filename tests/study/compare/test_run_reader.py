@@ -1,10 +1,10 @@
-"""What run directories say, whole and broken ones."""
+"""Tests reading of complete and damaged run directories."""
 
 from pathlib import Path
 
 import pytest
 
-from syncbn.study.compare.run_reader import directories, read, root, short
+from syncbn.study.compare.runs.run_reader import directories, read, root, short
 from tests.study.support import run_directories
 from tests.support.refuses import refuses
 

@@ -1,4 +1,4 @@
-"""Blocks of Markdown as HTML: what is no Markdown stays text, and each file has what is meant for it."""
+"""Tests Markdown blocks: escaped text is not markup, and each file has only the blocks that are for it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from syncbn.study.report.blocks import Block, Group
 
 
 def written(*parts: Block | Group, directory: Path) -> tuple[str, str]:
-    """The Markdown file, and what is between ``main`` in the HTML file."""
+    """The Markdown file, and the content of ``main`` in the HTML file."""
     blocks.write(parts, "A title", directory / "page.html")
     html = (directory / "page.html").read_text(encoding="utf-8")
     return (directory / "page.md").read_text(encoding="utf-8"), html.split("<main>")[1].split("</main>")[0].strip()

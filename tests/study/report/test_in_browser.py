@@ -1,4 +1,4 @@
-"""The report in a browser: readable at 400 and 1400 pixels, light and dark, and nothing leaves the file."""
+"""Tests the report in a browser: readable at 400 and 1400 pixels, light and dark; the file loads nothing else."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.study.support import comparisons
 from tests.study.support.browser import Browser
 
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
-# Each text, with the height of its letters on the screen: an SVG is scaled, and so is its text.
+# Each text with its font size on the screen. The text of an SVG is scaled with the SVG.
 TEXTS = """(() => {
     const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = []
     while (walk.nextNode()) {
@@ -22,7 +22,7 @@ TEXTS = """(() => {
     }
     return found
 })()"""
-# Where a plot's text goes beyond its plot, in pixels.
+# Texts that extend beyond their plot, in pixels.
 CLIPPED = """[...document.querySelectorAll("figure svg")].flatMap(svg => {
     const plot = svg.getBoundingClientRect()
     return [...svg.querySelectorAll("text")].map(text => {
@@ -90,7 +90,7 @@ def test_several_comparisons_on_one_page(browser: Browser, tmp_path: Path, width
     assert browser.evaluate(OVERFLOW) <= 0
     assert browser.evaluate(CLIPPED) == []
     names = browser.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
-    assert len(set(names)) == len(names)  # or plots would show parts of each other
+    assert len(set(names)) == len(names)  # otherwise plots would show parts of each other
     tables_there = {name for name, _ in browser.evaluate(BOXES.format("table"))}
     assert tables_there == {f"{name}-table-{table}" for name, each in made.items() for table in tables.build(each)}
     assert browser.evaluate("document.querySelectorAll('figure svg').length") > 8
@@ -113,7 +113,7 @@ def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:
         assert [text for text in browser.evaluate(TEXTS) if text[1] < 11] == []
         drawn = {f"{file.name.split('-')[0]}-plot-{file.stem}" for file in nine.glob("plots/*.svg")}
         assert {name for name, size in browser.evaluate(BOXES.format("figure")) if size > 300} == drawn
-        # All of the matrix is seen, nothing of a cell lies outside it, and words fit into it.
+        # The whole matrix is visible, no cell lies outside of it, and words fit into their cells.
         edges = "e => [e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth, e.clientWidth]"
         cells = browser.evaluate(f"[...document.querySelectorAll('#matrix td')].map({edges})")
         assert all(right <= width and over <= 0 and wide > 120 for right, over, wide in cells)

@@ -1,4 +1,4 @@
-"""The plots show the comparison's figures, can be told apart by the colour-blind, and say how to read them."""
+"""Tests the plots of a comparison: they show its figures, are colour-blind safe, and have explanatory captions."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +36,7 @@ def of_rich(rich: Comparison) -> dict[str, Plot]:
 
 
 def lines(figure: Figure | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What is plotted: x and y of each line, of each group of dots, and of each bar of an interval."""
+    """The plotted data: x and y of each line, each group of dots and each error bar."""
     assert figure is not None
     for axes in figure.axes:
         for line in axes.lines:
@@ -109,7 +109,7 @@ def band_is(axes: Axes, margins: list[float]) -> bool:
 
 def test_a_verdict_has_a_shape_of_its_own(of_rich: dict[str, Plot]) -> None:
     looks = list(plots._SHAPES.values())
-    assert len(set(looks)) == len(looks) - 1  # lower and higher are told apart by their place
+    assert len(set(looks)) == len(looks) - 1  # lower and higher differ by their position
     figure = of_rich["effects"].figure
     assert figure is not None
     shapes = {str(line.get_marker()) for line in figure.axes[0].lines}
@@ -204,7 +204,7 @@ def test_sides_have_colours_and_shapes_of_their_own(rich: Comparison) -> None:
     assert len({colour for colour, _ in by_side.values()}) == len({marker for _, marker in by_side.values()}) == 3
 
 
-# Machado, Oliveira & Fernandes 2009, severity 1.0: what the eye without one kind of cones sees, of linear RGB.
+# Machado, Oliveira & Fernandes 2009, severity 1.0: perception without one kind of cones, for linear RGB.
 BLINDNESS = {
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],

@@ -1,4 +1,4 @@
-"""The report has every figure of the comparison, escapes what is not its own, and is the same each time."""
+"""Tests the report: it has every figure of the comparison, escapes foreign text, and is reproducible."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_the_page_and_markdown_have_every_cell_of_every_table(written: dict[str,
 
 
 def plain(value: float, pattern: str) -> str:
-    """As it should be shown, said once more here."""
+    """The expected text, implemented independently here."""
     return pattern.format(value).replace("-", "−")
 
 
@@ -368,7 +368,7 @@ def test_key_figures(change: Callable[[Comparison], Comparison], shown: tuple[st
 
 @pytest.fixture
 def own_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process of W&B's for the test: it keeps the settings that it was started with."""
+    """Starts a W&B service process for the test, because it keeps the settings it was started with."""
     monkeypatch.setenv("WANDB_DISABLE_CODE", "true")
     wandb.teardown()
     yield

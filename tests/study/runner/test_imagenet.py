@@ -1,4 +1,4 @@
-"""The presets at full scale, which a laptop composes, checks and lists; and what it says when it should run them."""
+"""Tests the full-scale presets on a small machine: composing, checking, listing, and the error when run there."""
 
 import json
 import re
@@ -37,7 +37,7 @@ PER_DEVICE = {2: "34.7 +- 0.6", 4: "27.3 +- 0.3", 8: "24.8 +- 0.3", 16: "23.7 +-
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Listing:
-    """What a dry run of a study prints, on a machine without GPUs, images or torchvision."""
+    """The output of a study's dry run on a machine without GPUs, images and torchvision."""
 
     @cache
     def listing(*settings: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_throughput(listed: Listing) -> None:
 
 
 def finished(study: dict[str, Any], root: Path) -> list[tuple[Path, int, list[Expected]]]:
-    """Run directories of two seeds of each cell, as if they had finished; the side's number, what is expected of it."""
+    """Writes finished run directories for two seeds of each cell, with the expected number of the side."""
     made = []
     for cell in cells.cells(study | {"seeds": 1}, [], root):
         written = OmegaConf.to_yaml(compose("config", cell.overrides))
@@ -175,7 +175,7 @@ def test_a_machine_that_cannot_run_them_says_so(tmp_path: Path) -> None:
 
 
 def test_what_has_finished_elsewhere_is_no_reason_to_refuse(tmp_path: Path) -> None:
-    """The runs of several nodes are Slurm's; the study then looks at the next one that is missing."""
+    """Runs on several nodes are left to Slurm. Once they are finished, the error names the next missing run."""
     only = ["+study=imagenet_throughput", "study.seeds=1", "study.directory=s", "~study.parts.world"]
     assert "error: trainer.num_nodes=2: " in train(tmp_path, *only).err
     for side in ("local", "sync"):

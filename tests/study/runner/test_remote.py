@@ -1,4 +1,4 @@
-"""Runs for another machine than this one."""
+"""Tests runs that need another machine: the checks here, and the printed commands."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""``+study=NAME`` as a user calls it."""
+"""Tests ``+study=NAME`` as a user calls it."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def written(where: Path) -> dict[Path, int]:
 
 
 def test_it_does_what_is_missing(tmp_path: Path) -> None:
-    """A run is killed; the study says so, shows it, and the same command does that run and no other."""
+    """A killed run is reported and listed. The same command then repeats only that run."""
     stop = fault(tmp_path, "kill")
     first = of_study(tmp_path, stop)
     assert first.code == 1
@@ -82,7 +82,7 @@ def test_nonsense_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_whole_study(tmp_path: Path) -> None:
-    """As the README calls it, but for the second part, whose runs are those of the other tests."""
+    """The study as in the README, without the second part, whose runs are those of the other tests."""
     settings = ("+study=small_batch", "study.budget=smoke", "~study.parts.scaled_step")
     run = train(tmp_path, *settings, fresh=True, timeout=170)
     assert run.code == 0, run.err
@@ -93,7 +93,7 @@ def test_a_whole_study(tmp_path: Path) -> None:
 
 
 def check_tables(comparison: Path, rounding: float) -> None:
-    """What a comparison says of 2 samples a device, of one process against two, and what of the costs."""
+    """Checks the comparison at 2 samples per device, one process against two, and the costs."""
     effects = pd.read_csv(comparison / "tables" / "effects.csv").set_index("condition")
     assert effects.loc["data.batch_size=2", "difference"] < -20
     assert set(effects["how"]) == {"1 process for 2 devices"}

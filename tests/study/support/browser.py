@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, spoken to through the pipes of its debugging protocol."""
+"""Controls headless Chromium in tests through the pipes of its debugging protocol."""
 
 import base64
 import fcntl
@@ -52,7 +52,7 @@ class Browser:
             self._ask(f"{domain}.enable")
 
     def close(self) -> None:
-        """Ends it, with all its processes."""
+        """Terminates the browser with all its processes."""
         with suppress(BrokenPipeError):
             self._ask("Browser.close")
         try:
@@ -65,7 +65,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def open(self, path: Path, width: int, height: int = 900, *, dark: bool = False) -> None:
-        """Opens a file in a window of that size, in pixels, and waits for it."""
+        """Opens a file in a window of the given size in pixels, and waits until it is loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._ask("Emulation.setEmulatedMedia", features=scheme)
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -107,7 +107,7 @@ class Browser:
                 return answer["result"]
 
     def _hear(self) -> dict[str, Any]:
-        """The next message, of which events are noted."""
+        """The next message. Events are recorded."""
         deadline = monotonic() + self._timeout
         while b"\0" not in self._buffer:
             assert select([self._in], [], [], max(0, deadline - monotonic()))[0], "Chromium does not answer"

@@ -1,4 +1,4 @@
-"""Findings made by hand, for what is shown of them. Their figures need not follow from runs, only be there."""
+"""Handwritten findings for tests of the page on claims. Their figures are not computed from runs."""
 
 from dataclasses import replace
 from typing import Any
@@ -138,7 +138,7 @@ PLOTS = (ladder, two_seeds, depths, curve, severities, kinds, labels, nothing)
 
 
 def row(case: str, side: str, says: str, **changes: Any) -> Row:
-    """Of a ratio, 2.5 times with a baseline of 100, unless something else is said."""
+    """A row with a ratio, by default 2.5 times with a baseline of 100."""
     p_yes, p_no = {"yes": (0.0012, 1.0), "no": (1.0, 3.2e-7)}.get(says, (0.061, 0.72))
     made = Row(
         case=case,
@@ -168,7 +168,7 @@ def row(case: str, side: str, says: str, **changes: Any) -> Row:
 
 
 def error(case: str, side: str, says: str, effect: float, **changes: Any) -> Row:
-    """Of an error in percent, whose effect is in points."""
+    """A row on an error in percent, with an effect in points."""
     ends = {"value": 17.5, "value_low": 16.25, "value_high": 18.75, "other": 17.5 + effect}
     ends |= {"other_low": 16.0 + effect, "other_high": 19.0 + effect, "effect": effect, "low": effect - 1.5}
     about = {"what": "test error, %", "unit": "%", "is_ratio": False, "needed": 1.0, "high": effect + 1.5}
@@ -183,7 +183,7 @@ def versus(case: str, word: str, effect: float, p: float, **changes: Any) -> Ver
 
 
 def finding(study: str, number: int, text: str, **changes: Any) -> Finding:
-    """One that says nothing, but for what is given."""
+    """An empty finding with the given fields."""
     nothing = Finding(
         study=study,
         number=number,
@@ -216,7 +216,7 @@ WORSE = (
 
 
 def all_nine() -> list[Finding]:
-    """Each verdict there is, rows that are empty or have no number, long words, words that are markup."""
+    """Findings with every verdict, rows without numbers, long words, and words that contain markup."""
     everywhere = dict.fromkeys(("local", "sync", "group_norm"), "holds")
     numbers = ("value", "value_low", "value_high", "other", "other_low", "other_high", "effect", "low", "high")
     no_number = dict.fromkeys(numbers, NAN)

@@ -1,4 +1,4 @@
-"""A study with a claim, and its run directories written by hand: known numbers, and no training."""
+"""A study with a claim, and its run directories with known numbers, written without training."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ Numbers = Mapping[tuple[str, str, str], Mapping[int, Mapping[str, float]]]  # by
 
 
 def study(cases: Mapping[str, Mapping[str, Any]] | None = None, *, seeds: int = 8, **claim: Any) -> dict[str, Any]:
-    """One of two parts, three conditions and four sides, with one case where none is given; ``claim`` is of others."""
+    """A study with two parts, three conditions and four sides. ``cases`` and ``claim`` replace parts of its claim."""
     given = {name: CASE | dict(case) for name, case in (cases or {"plain": {}}).items()}
     about = {"number": 1, "text": "Lower loss", "article": "It lowers the loss.", "method": "It is tried."}
     norms = {"baseline": "none", "sides": ["local", "sync"]}
@@ -36,7 +36,7 @@ def study(cases: Mapping[str, Mapping[str, Any]] | None = None, *, seeds: int = 
 
 
 def write(directory: Path, status: str = "finished", **parts: Any) -> None:
-    """A run directory with what is read of it, and ``result.json`` where it has parts."""
+    """Writes a run directory with the files that are read; ``result.json`` only if it has parts."""
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(
         f"seed: {directory.name}\ndata: {{}}\nnorm: {{}}\ntrainer: {{}}\n", encoding="utf-8"
@@ -47,7 +47,7 @@ def write(directory: Path, status: str = "finished", **parts: Any) -> None:
 
 
 def losses(root: Path, **by_side: Iterable[float]) -> Path:
-    """Runs at the condition 0.1 of the first part, with these losses of the seeds 0, 1, ..."""
+    """Writes runs at the condition 0.1 of the first part, with these losses for the seeds 0, 1, ..."""
     numbers = {
         ("one", "0.1", side): {seed: {"test/loss": value} for seed, value in enumerate(values)}
         for side, values in by_side.items()
@@ -56,7 +56,7 @@ def losses(root: Path, **by_side: Iterable[float]) -> Path:
 
 
 def runs(root: Path, numbers: Numbers) -> Path:
-    """Runs with these numbers as their tests'."""
+    """Writes runs with these numbers as test results."""
     for place, by_seed in numbers.items():
         for seed, test in by_seed.items():
             write(root.joinpath(*place, str(seed)), test=dict(test))

@@ -1,4 +1,4 @@
-"""Comparisons made by hand, for what is shown of them. Their figures need not follow from runs, only be there."""
+"""Handwritten comparisons for tests of reports. Their figures are not computed from runs."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from syncbn.study.compare.comparison import Comparison, Metric
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.runs.metric import Metric
 
 NAN = float("nan")
 ERROR = Metric("test/acc", "test error", "%", "lower", "points")
@@ -29,7 +30,7 @@ def frame(name: str, rows: Any = ()) -> pd.DataFrame:
 
 
 def comparison(**changes: Any) -> Comparison:
-    """One that says nothing, but for what is given."""
+    """An empty comparison with the given fields."""
     nothing = Comparison(
         title="A comparison",
         question="",
@@ -115,7 +116,7 @@ def effect(pairs: np.ndarray, margin: float = 0.75, alpha: float = 0.01) -> tupl
 
 
 def rich() -> Comparison:
-    """Everything there is: four batch sizes, three sides, two ways to run, failed runs."""
+    """A comparison with all features: four batch sizes, three sides, two ways of running, failed runs."""
     draw = np.random.default_rng(0)
     typical = {"local": (68.0, 5.6, 2.5, 2.1), "sync": (6.2, 2.5, 2.2, 2.0), "group_norm": (3.2, 3.1, 3.6, 3.2)}
     values = {
@@ -202,7 +203,7 @@ def nothing_differs() -> Comparison:
 
 
 def without_axis() -> Comparison:
-    """One condition, and nothing that tells it apart."""
+    """One condition with an empty label."""
     return measured(
         {("", "local", PROCESSES): [41.2, 40.3, 42.9], ("", "sync", PROCESSES): [3.1, 2.8, 3.4]},
         verdict="Sharing lowers the error.",
@@ -210,7 +211,7 @@ def without_axis() -> Comparison:
 
 
 def nasty() -> Comparison:
-    """Labels that are markup somewhere, values that are missing, runs that failed."""
+    """Labels that contain markup, missing values, and failed runs."""
     sides = ["_local $x$ <b>&|", 'sync ["*layer3*"] `y`']
     conditions = ["<script>alert(1)</script>", "a|b\\*c*_d_ 日本"]
     values = {

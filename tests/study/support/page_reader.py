@@ -1,4 +1,4 @@
-"""What a page shows, read back."""
+"""Reads a report page back for tests."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +8,7 @@ VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """What is on a page: tags with their attributes, text, and the cells of tables."""
+    """The content of a page: tags with their attributes, text, and the cells of tables."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Run directories as train.py leaves them, written by hand: known numbers, and no training."""
+"""Writes run directories as train.py does, with known numbers and without training."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -130,7 +130,7 @@ def layer(name: str, *, step: int = 10, **figures: float) -> dict[str, Any]:
 
 
 def damage(path: Path) -> None:
-    """Leaves the first half of a file, as a full disk may."""
+    """Truncates a file to its first half, as a full disk can."""
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: len(text) // 2], encoding="utf-8")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import syncbn
-from syncbn.study.compare import run_reader
-from syncbn.study.compare.settings import settings
+from syncbn.study.compare.runs import run_reader
+from syncbn.study.compare.runs.settings import settings
 from syncbn.training import AdaptStatistics, SettingError
 from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan

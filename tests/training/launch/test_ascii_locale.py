@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from syncbn.study.compare import run_reader
+from syncbn.study.compare.runs import run_reader
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files
 from syncbn.training.run_directory import record

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from syncbn.study.compare import run_reader
+from syncbn.study.compare.runs import run_reader
 from syncbn.training import atomic_write
 from syncbn.training.checkpoint import continue_run, files
 from syncbn.training.console import printable

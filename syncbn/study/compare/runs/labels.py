@@ -1,10 +1,10 @@
-"""Short names for combinations of settings: what varies, and no more of it than tells them apart."""
+"""Short labels for combinations of settings: only the settings needed to distinguish them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-# Of settings that tell the same rows apart, the first of these is named.
+# If several settings distinguish the same rows, the label contains the first of these.
 PREFERRED = ("norm.name", "data.batch_size", "devices", "norm.batch_size", "norm.group", "data.shards")
 
 
@@ -15,30 +15,30 @@ def varying(rows: Sequence[Row]) -> list[str]:
 
 
 def distinguishing(rows: Sequence[Row], *, fewest: bool = True) -> list[str]:
-    """A few settings that tell all rows apart that any can tell apart, those people look at first preferred.
+    """A few settings that distinguish the rows as well as all settings do, familiar ones first (``PREFERRED``).
 
     Args:
         rows: combinations of settings.
-        fewest: whether one is left out that those after it make superfluous.
+        fewest: whether to drop a setting that became redundant after later ones were chosen.
     """
     chosen: list[str] = []
     for name in sorted(varying(rows), key=_preference):
         if _classes(rows, [*chosen, name]) > _classes(rows, chosen):
             chosen.append(name)
-    for name in reversed(chosen) if fewest else ():  # an earlier one may be no help any more
+    for name in reversed(chosen) if fewest else ():  # a later setting can make an earlier one redundant
         rest = [each for each in chosen if each != name]
         if _classes(rows, rest) == _classes(rows, chosen):
             chosen = rest
     return chosen
 
 
-def along(rows: Sequence[Row], chosen: Sequence[str]) -> list[str]:
-    """The other settings that vary: each goes with those that were chosen."""
+def following(rows: Sequence[Row], chosen: Sequence[str]) -> list[str]:
+    """The other settings that vary: they follow the chosen ones."""
     return [name for name in varying(rows) if name not in chosen]
 
 
 def text(value: Any) -> str:
-    """A value for people, as one would give it on the command line; a class without its module."""
+    """A value as the user types it on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -47,14 +47,14 @@ def text(value: Any) -> str:
 
 
 def assignment(name: str, value: Any) -> str:
-    """``optimizer.lr=0.1``; a class by its group alone, ``model=MLP``."""
+    """``optimizer.lr=0.1``; for a class its group and its name without the module, ``model=MLP``."""
     if name.endswith("._target_"):
         return f"{name.removesuffix('._target_')}={text(value).rpartition('.')[2]}"
     return f"{name}={text(value)}"
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Sorts numbers as numbers, and before words."""
+    """A sort key: numbers by value, then strings."""
     if isinstance(value, int | float):
         return (0, float(value), "")
     return (1, 0.0, str(value))

@@ -1,4 +1,4 @@
-"""A section of a claim's settings as a pydantic model; the first setting that is wrong becomes a one-line error."""
+"""Reads sections of a claim's settings into pydantic models and reports the first wrong setting as one line."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
@@ -8,12 +8,12 @@ from pydantic_core import PydanticCustomError
 
 from syncbn.training.errors import SettingError
 
-# YAML reads the names 0.1 and true as a number and a truth value.
+# YAML reads the names 0.1 and true as a number and a boolean.
 Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, bool | int | float) else given)]
 Names = Annotated[tuple[Text, ...], Field(min_length=1)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-TAGGED = "plots"  # in this list pydantic puts the kind of an entry, which is its discriminator, after the index
-HINTS = {  # by pydantic's type of error, where its own words would mislead somebody who writes YAML
+TAGGED = "plots"  # in error locations of this list, pydantic puts the discriminator (the kind) after the index
+HINTS = {  # by pydantic's error type, for messages that would mislead the author of a YAML file
     "missing": "it is missing",
     "union_tag_not_found": "it is missing",
     "union_tag_invalid": "use one of {expected_tags}",
@@ -26,7 +26,7 @@ HINTS = {  # by pydantic's type of error, where its own words would mislead some
 
 
 class Section(BaseModel):
-    """Base of the models. An unknown key is an error; a key without a value (``null``) counts as left out."""
+    """Base class of the models. An unknown key is an error. A key whose value is ``null`` counts as missing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -44,8 +44,8 @@ def read(model: type[Model], place: str, given: Any) -> Model:
 
     Args:
         model: of the section.
-        place: where the section is in the settings, for error messages.
-        given: the section as the file has it.
+        place: path of the section in the settings, for error messages.
+        given: the section as read from the file.
 
     Raises:
         SettingError: a key or a value does not fit the model.
@@ -58,18 +58,18 @@ def read(model: type[Model], place: str, given: Any) -> Model:
         loc = [str(part) for at, part in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == TAGGED)]
         setting = ".".join(filter(None, [place, *loc, words.get("key", words.get("discriminator", "")).strip("'")]))
         value = words.get("tag", words["value"] if "value" in words else first["input"])
-        if value is not None and first["type"] not in ("missing", "union_tag_not_found", "unknown_key"):
-            setting += f"={value}"
+        is_shown = value is not None and first["type"] not in ("missing", "union_tag_not_found", "unknown_key")
         template = HINTS.get(first["type"])
         hint = template.format(**words) if template else first["msg"].replace("Input should be", "use")
-        raise SettingError(f"{setting}: {hint}".replace("\n", " ")) from error
+        shown = {"value": _on_one_line(value)} if is_shown else {}
+        raise SettingError(_on_one_line(setting), **shown, hint=_on_one_line(hint)) from error
 
 
 def with_values(given: Any, keys: Iterable[str], place: str = "") -> dict[str, Any]:
-    """A section's keys that have a value. To be called in a validator of the section that ``place`` lies in.
+    """The keys of a section that have a value. Call this in a validator of the section that contains ``place``.
 
     Raises:
-        PydanticCustomError: it is no section, or has a key that is not one of ``keys``.
+        PydanticCustomError: ``given`` is not a section, or has a key that is not in ``keys``.
     """
     if not isinstance(given, Mapping):
         raise wrong(place, given, f"use a section with {', '.join(keys)}")
@@ -81,21 +81,29 @@ def with_values(given: Any, keys: Iterable[str], place: str = "") -> dict[str, A
 
 
 def wrong(key: str, value: Any, hint: str) -> PydanticCustomError:
-    """What a validator of a whole section raises: the key that is wrong, its value (None: not shown), what works."""
+    """The error for a validator of a section to raise. A value of None is not shown."""
     return PydanticCustomError("wrong", "{hint}", {"key": key, "value": value, "hint": hint})
 
 
 def one_of(place: str, given: str, choices: Iterable[str]) -> str:
-    """A name that the study has.
+    """Returns the given name if it is one of the choices.
 
     Raises:
-        SettingError: it is none of the choices.
+        SettingError: it is not one of the choices.
     """
     if given not in choices:
-        raise SettingError(f"{place}={given}: use one of {', '.join(choices)}")
+        raise SettingError(place, given, f"use one of {', '.join(choices)}")
     return given
 
 
 def some_of(place: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
-    """The names that are given, each one that the study has; all of its names where none is given."""
+    """The given names, or all choices if none is given.
+
+    Raises:
+        SettingError: a name is not one of the choices.
+    """
     return tuple(one_of(place, name, choices) for name in given) or tuple(choices)
+
+
+def _on_one_line(given: Any) -> Any:
+    return given.replace("\n", " ") if isinstance(given, str) else given

@@ -1,12 +1,12 @@
-"""The settings of a run that can change what comes out of it, by flat names; where and how it ran is apart."""
+"""The settings of a run that can change its result, by flat names. Where and how the run was made is separate."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from syncbn.study.compare.run_reader import Run
+from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.config.compare import COPIES, flat
 
-# Bookkeeping, a group or a name each: where, how, and what is looked at. It cannot change what is trained.
+# Groups and names of settings that cannot change the trained network: output, cluster, logging, evaluation.
 BOOKKEEPING = [
     *("run", "resume", "timeouts", "cluster", "logger", "study", "ckpt_path"),
     *("ckpt_restore", "trust", "test", "precise_batches"),
@@ -15,9 +15,9 @@ BOOKKEEPING = [
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),
     *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
 ]
-GPU = ("GPU", "GPUs")  # how the name of a place with GPUs ends
+GPU = ("GPU", "GPUs")  # last word of a place with GPUs
 PLACE = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "simulate")  # see `how` and `devices`
-# A value that is another's by default is left out where it is the same.
+# Settings whose default is the value of another setting. They are dropped if they have that value.
 FOLLOWS = {
     "data.seed": "seed",
     "scheduler.epochs": "trainer.max_epochs",
@@ -26,11 +26,11 @@ FOLLOWS = {
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What can change the result, the seed apart; empty where the settings cannot be read. null is as if not there.
+    """The settings that can change the result, without the seed; empty if they are unreadable. null counts as unset.
 
-    ``devices`` stands for all ways to have so many: processes on one node or several, or one process for all of them.
-    With ``norm.batch_size`` the group and the ghost batch that it picked are left out. ``ckpt_path`` is the checkpoint
-    that the user named, not the one that a later attempt went on from; of a run that only tests it is left out.
+    ``devices`` is the total number of devices: processes on one or several nodes, or one process that simulates them.
+    With ``norm.batch_size``, the group and the ghost batch that it selects are dropped. ``ckpt_path`` is the checkpoint
+    that the user named, not the one from which a later attempt resumed. Runs that only test have no ``ckpt_path``.
     """
     if not run.config:
         return {}
@@ -45,16 +45,16 @@ def settings(run: Run) -> dict[str, Any]:
         kept.pop("norm.group", None)
         kept.pop("norm.ghost_batch", None)
     kept["devices"] = devices(run)
-    if kept.get("mode") == "train":  # as before there were others
+    if kept.get("mode") == "train":  # older runs have no mode
         kept.pop("mode")
-    # What is tested is another checkpoint for each seed.
+    # A run that only tests has a different checkpoint for each seed.
     if run.about.get("begun_from") and not run.about.get("tests"):
         kept["ckpt_path"] = run.about["begun_from"]
-    return {name: _plain(value) for name, value in kept.items() if value is not None}
+    return {name: _hashable(value) for name, value in kept.items() if value is not None}
 
 
 def implied(factor: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Which of the batch per device, the global batch and the devices to leave out: two of them say the third."""
+    """Which of device batch, global batch and number of devices to drop: two of them determine the third."""
     device_batch, global_batch = "data.batch_size", "data.global_batch_size"
     if global_batch in factor:
         return device_batch
@@ -64,7 +64,7 @@ def implied(factor: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def devices(run: Run) -> int:
-    """How many devices trained, or one process stood for; 0 where the settings cannot be read."""
+    """The number of devices, real or simulated; 0 if the settings are unreadable."""
     trainer = run.config.get("trainer") or {}
     numbers = run.config.get("simulate"), trainer.get("devices"), trainer.get("num_nodes", 1)
     simulated, per_node, nodes = (number if isinstance(number, int) else 0 for number in numbers)
@@ -72,12 +72,12 @@ def devices(run: Run) -> int:
 
 
 def is_simulated(run: Run) -> bool:
-    """Whether one process stood for several devices."""
+    """Whether one process simulated several devices."""
     return bool(run.config.get("simulate"))
 
 
 def place(run: Run) -> str:
-    """Where the devices were, without their number: runs of two places are never a pair."""
+    """The type of processes and devices, without their number. Runs of different places are never paired."""
     if not run.config:
         return ""
     on_gpu = (run.config.get("trainer") or {}).get("accelerator") == "gpu"
@@ -87,7 +87,7 @@ def place(run: Run) -> str:
 
 
 def how(run: Run) -> str:
-    """The same with numbers, for people: "2 processes on the CPU", "1 process for 2 devices"."""
+    """The place with numbers, for display: "2 processes on the CPU", "1 process for 2 devices"."""
     if not run.config:
         return ""
     number, on_gpu = devices(run), place(run).endswith(GPU)
@@ -98,6 +98,6 @@ def how(run: Run) -> str:
     return f"{number} process{'es' * (number != 1)} on {'GPUs' if on_gpu else 'the CPU'}{across}"
 
 
-def _plain(value: Any) -> Any:
-    """Something that can be a key: a list is its text."""
+def _hashable(value: Any) -> Any:
+    """A hashable value: lists become strings."""
     return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,31 +1,52 @@
-"""The number that sides are compared by, as it is in ``result.json`` and as it is shown."""
+"""The metric by which sides are compared: its name in ``result.json``, its label, unit and margin."""
 
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from syncbn.study.compare.comparison import Metric
-from syncbn.study.compare.run_reader import Run
+from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.errors import SettingError
 
 ACCURACY = re.compile(r"(?:^|/)acc(?:uracy)?(?:_(\w+))?$")
 MORE_IS_BETTER = re.compile(
     r"(^|[/_])(acc|accuracy|f1|auc|auroc|precision|recall|iou|miou|map|dice|psnr|images_per_second)"
 )
-# Half the width of what counts as no difference. For errors it is the protocols' (0.75 points: the paired differences
-# of small networks on a test of some hundred images have a standard deviation of about that); else a share of the mean.
+# The equivalence margin, half the width of "no difference". For errors it is 0.75 points, as in the protocols: paired
+# differences of small networks on some hundred test images have about this standard deviation. For other metrics it is
+# a share of the mean.
 MARGIN_POINTS = 0.75
 MARGIN_SHARE = 0.05
 SETS = {"precise": "test error with population statistics", "val": "validation error"}
 
 
-def choose(name: str, runs: Sequence[Run]) -> Metric:
-    """The metric of this name, found in at least one of the runs.
+@dataclass(frozen=True)
+class Metric:
+    """The metric by which sides are compared. An accuracy is shown as an error in percent.
 
-    An accuracy, a name that ends in ``acc`` with values from 0 to 1, is shown as an error in percent.
+    Attributes:
+        name: in ``result.json``, for example ``test/acc``.
+        label: for display; "test error" for ``test/acc``.
+        unit: "%" or "".
+        better: "lower" or "higher", for the number as shown.
+        difference_unit: the unit of differences: "points" for percent, else "".
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: str
+    difference_unit: str
+
+
+def choose(name: str, runs: Sequence[Run]) -> Metric:
+    """The metric of this name, which at least one run must have.
+
+    An accuracy is shown as an error in percent. A metric is an accuracy if its name matches ``ACCURACY`` and all its
+    values are between 0 and 1.
 
     Raises:
-        SettingError: no run has it; it names what there is.
+        SettingError: no run has the metric. The hint lists the available metrics.
     """
     values = [value for run in runs if math.isfinite(value := run.number(name))]
     if not any(name in run.numbers() for run in runs):
@@ -43,26 +64,26 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
 
 
 def shown(metric: Metric, run: Run) -> float:
-    """A run's value as it is shown; NaN where there is none."""
+    """A run's value as it is shown; NaN if the run does not have the metric."""
     value = run.number(metric.name)
     return 100 * (1 - value) if metric.unit == "%" else value
 
 
 def resolution(metric: Metric, values: Sequence[float]) -> float:
-    """What two values may differ by and be the same: metrics are single precision numbers."""
+    """The difference up to which two values count as equal: metrics have single precision."""
     return 1e-6 * (100 if metric.unit == "%" else max(map(abs, values), default=0.0))
 
 
 def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) -> float:
-    """Half the width of what counts as no difference.
+    """The equivalence margin, half the width of "no difference".
 
     Args:
-        metric: what is compared.
-        asked: by the user, or None.
+        metric: the compared metric.
+        asked: the user's margin, or None for the default.
         baseline: the baseline's values in a condition.
 
     Raises:
-        SettingError: it is not a number above 0.
+        SettingError: the user's margin is not a number above 0.
     """
     if asked is not None:
         if not 0 < asked < math.inf:

@@ -1,21 +1,21 @@
-"""The plots of a claim's rule, a model for each kind."""
+"""The plots that a claim's rule asks for: one pydantic model for each kind of plot."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from syncbn.study.claims.section import Names, Number, Section, Text, one_of, some_of, wrong
+from syncbn.study.claims.rules.section import Names, Number, Section, Text, one_of, some_of, wrong
 from syncbn.training.errors import SettingError
 
 
 class _Plot(Section):
-    """What all kinds have.
+    """Settings that all kinds of plot have.
 
     Attributes:
         part: of the study.
-        sides: of the part; all where none is given.
-        title, x, y, x_log, y_log, level, level_label: as :class:`syncbn.study.claims.result.PlotData`.
+        sides: of the part; all sides by default.
+        title, x, y, x_log, y_log, level, level_label: as in :class:`syncbn.study.claims.result.PlotData`.
     """
 
     part: Text
@@ -33,8 +33,8 @@ class _OfMetrics(_Plot):
     """A plot of one metric, or of several series.
 
     Attributes:
-        metric: of the only line of a side.
-        series: metrics by what the line is of.
+        metric: if each side has one line.
+        series: metrics by the name of the line, if each side has several.
     """
 
     metric: Text = ""
@@ -42,7 +42,7 @@ class _OfMetrics(_Plot):
 
     @property
     def lines(self) -> dict[str, str]:
-        """Metrics by series; "" is the series of ``metric``."""
+        """Metrics by series. ``metric`` has the series ""."""
         return self.series | ({"": self.metric} if self.metric else {})
 
     @model_validator(mode="after")
@@ -53,18 +53,18 @@ class _OfMetrics(_Plot):
 
 
 class ConditionsPlot(_OfMetrics):
-    """Metrics over the conditions of the part; all conditions where none is given."""
+    """A plot of metrics over the conditions of the part, by default all of them."""
 
     kind: Literal["conditions"]
     conditions: Names = ()
 
 
 class NumbersPlot(_OfMetrics):
-    """Metrics over numbers that are part of their names.
+    """A plot of metrics over numbers in their names.
 
     Attributes:
-        condition: of the part; "" where the part has one alone.
-        at: places on the horizontal axis; ``{x}`` in the name of a metric represents one of them.
+        condition: of the part; "" if the part has only one.
+        at: values on the horizontal axis. Each replaces ``{x}`` in the names of the metrics.
     """
 
     kind: Literal["numbers"]
@@ -73,10 +73,10 @@ class NumbersPlot(_OfMetrics):
 
 
 class LayersPlot(_Plot):
-    """The gradient's norm by depth, a panel for each condition; all conditions of the part where none is given.
+    """A plot of the gradient norm by depth, with a panel for each condition, by default all of the part.
 
     Attributes:
-        look: the "first" or the "last" step that the monitor recorded.
+        look: whether the "first" or the "last" recorded step of the gradient monitor is shown.
     """
 
     kind: Literal["layers"]
@@ -88,12 +88,12 @@ Plot = Annotated[ConditionsPlot | NumbersPlot | LayersPlot, Field(discriminator=
 
 
 def resolve(place: str, plot: Plot, parts: Mapping[str, Mapping[str, list[str]]]) -> Plot:
-    """The plot with the names of its sides and conditions.
+    """Fills in the sides and conditions of a plot from the study, and checks their names.
 
     Args:
-        place: of the plot in the settings, for error messages.
-        plot: as the file has it.
-        parts: conditions and sides of each part of the study.
+        place: path of the plot in the settings, for error messages.
+        plot: as read from the file.
+        parts: names of the conditions and sides of each part of the study.
 
     Raises:
         SettingError: the study has no such part, side or condition.
@@ -105,6 +105,6 @@ def resolve(place: str, plot: Plot, parts: Mapping[str, Mapping[str, list[str]]]
     else:
         chosen = some_of(f"{place}.condition", filter(None, [plot.condition]), there["conditions"])
         if len(chosen) > 1:
-            raise SettingError(f"{place}.condition: the part has several; use one of {', '.join(chosen)}")
+            raise SettingError(f"{place}.condition", hint=f"the part has several; use one of {', '.join(chosen)}")
         names["condition"] = chosen[0]
     return plot.model_copy(update=names)

@@ -1,4 +1,4 @@
-"""What run directories say. Nothing is left out: a run that failed or is damaged is read as far as it can be."""
+"""Reads run directories. Failed and damaged runs are included, with the files that are readable."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from syncbn.training.run_directory.kinds import missing_value
 GRADIENT_COLUMNS = ("step", "layer", "depth", "norm")
 LAYER_COLUMNS = ("step", "layer", "device_batch", "group_batch", "spread", "effective_batch", "variance_ratio")
 DAMAGED = "cannot be read: it is damaged"
-# libyaml's is ten times as fast, where PyYAML was built with it.
+# The loader of libyaml is ten times as fast; PyYAML may be built without it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -33,12 +33,12 @@ class Run:
     """One run directory.
 
     Attributes:
-        path: it.
-        status: "finished", "failed", "interrupted", "requeued", "running", "killed" (its record says "running",
-            and no process is at it), or "no result": it has finished, or nobody knows how it ended, and what came out
-            cannot be read.
-        trouble: what is wrong with it, for people; "" where it has finished and its files are whole.
-        config: ``config.yaml``, empty where it cannot be read.
+        path: of the directory.
+        status: "finished", "failed", "interrupted", "requeued", "running", "killed" or "no result". A run is "killed"
+            if its ``run.json`` says "running" but no process holds its lock. A run has "no result" if it finished, or
+            if its exit status is unknown, and one of its three files is missing or damaged.
+        trouble: what is wrong with the run, for display; "" if it finished and its files are complete.
+        config: ``config.yaml``; empty if it is unreadable.
         about: ``run.json``, likewise.
         result: ``result.json``, likewise.
     """
@@ -52,21 +52,21 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed; None where the settings cannot be read."""
+        """The seed; None if the settings are unreadable."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
 
     @property
     def ended(self) -> str:
-        """When, in ISO 8601; "" where it does not say."""
+        """The time of the end, else of the start, in ISO 8601; "" if neither is recorded."""
         return str(self.about.get("ended") or self.about.get("started") or "")
 
     def number(self, name: str) -> float:
-        """A metric of the test (``test/acc``), or another number of ``result.json``; NaN where there is none."""
+        """A metric of the test (``test/acc``) or another number of ``result.json``; NaN if it is missing."""
         return self.numbers().get(name, math.nan)
 
     def numbers(self) -> dict[str, float]:
-        """All numbers of ``result.json``, by their own names, whatever part of it they are in."""
+        """All numbers of ``result.json`` and its sections, by name without the section."""
         parts = [self.result, *(part for part in self.result.values() if isinstance(part, dict))]
         found = {name: value for part in parts for name, value in part.items()}
         return {
@@ -76,36 +76,36 @@ class Run:
         }
 
     def metrics(self) -> pd.DataFrame:
-        """``metrics.csv``; empty where there is none."""
-        return _table(self.path / "metrics.csv")
+        """``metrics.csv``; empty if it is missing."""
+        return _read_csv(self.path / "metrics.csv")
 
     def statistics(self) -> pd.DataFrame:
-        """``statistics.csv`` of the monitor; empty where it did not look, or the file is something else."""
-        table = _table(self.path / "statistics.csv")
+        """``statistics.csv`` of the statistics monitor; empty if it is missing or has other columns."""
+        table = _read_csv(self.path / "statistics.csv")
         return table if {*LAYER_COLUMNS} <= {*table.columns} else pd.DataFrame(columns=list(LAYER_COLUMNS))
 
     def gradients(self) -> pd.DataFrame:
-        """``gradients.csv`` of the gradient monitor; empty where it did not look, or the file is something else."""
-        table = _table(self.path / "gradients.csv")
+        """``gradients.csv`` of the gradient monitor; empty if it is missing or has other columns."""
+        table = _read_csv(self.path / "gradients.csv")
         return table if {*GRADIENT_COLUMNS} <= {*table.columns} else pd.DataFrame(columns=list(GRADIENT_COLUMNS))
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
-    """Every run in run directories, in sweeps' directories, and in directories of these, in the order of their names.
+    """Reads every run in run directories, sweep directories and parent directories of these, sorted by path.
 
-    A job of a sweep that failed before it had a record is a run too. One that is named twice is one.
+    A sweep's job that failed before it wrote ``run.json`` counts as a run. A run that is named twice is read once.
 
     Raises:
-        SettingError: a path is no directory, or has no run in it.
+        SettingError: a path is not a directory, or contains no run.
     """
     return [_read(path) for path in directories(paths)]
 
 
 def directories(paths: Sequence[Path]) -> list[Path]:
-    """The run directories that :func:`read` reads, whole paths.
+    """The run directories that :func:`read` reads, as absolute paths.
 
     Raises:
-        SettingError: as there.
+        SettingError: a path is not a directory, or contains no run.
     """
     found: set[Path] = set()
     for path in paths:
@@ -120,18 +120,18 @@ def directories(paths: Sequence[Path]) -> list[Path]:
                 "RUNS", path, "there is no run in it; a run directory has a run.json, a sweep's has 0, 1, ..."
             )
         found |= {each.resolve() for each in here}
-    return sorted(found, key=_natural)
+    return sorted(found, key=_natural_order)
 
 
 def root(paths: Sequence[Path]) -> Path:
-    """The directory that all of these run directories lie in."""
+    """The common parent directory of the run directories."""
     return Path(os.path.commonpath([path.resolve().parent for path in paths]))
 
 
 def short(path: Path, above: Path) -> str:
-    """A path for people: relative to the working directory where it lies below it, else with the name of ``above``.
+    """A path for display: relative to the working directory if possible, else to the parent directory of ``above``.
 
-    So that nothing that is shown tells of a machine.
+    Reports therefore do not contain the machine's absolute paths.
     """
     path, here, above = path.resolve(), Path.cwd(), above.resolve()
     if path.is_relative_to(here):
@@ -140,24 +140,24 @@ def short(path: Path, above: Path) -> str:
 
 
 def _directories(path: Path) -> list[Path]:
-    """The run directories at ``path`` and below it; none lies within another."""
+    """The run directories at and below ``path``. A run directory is not searched for others."""
     try:
         if _is_run(path):
             return [path]
         inside = sorted(each for each in path.iterdir() if each.is_dir() and not each.is_symlink())
-    except OSError as error:  # of another user, for example
+    except OSError as error:  # for example a directory of another user
         raise SettingError("RUNS", hint=explain(error, path)) from error
     return [found for each in inside for found in _directories(each)]
 
 
 def _is_run(path: Path) -> bool:
-    """Whether it has a record, or is the directory of a sweep's job, which Hydra makes before anything is checked."""
+    """Whether it has a ``run.json`` or ``result.json``, or is a sweep's job, whose directory Hydra creates first."""
     is_job = re.fullmatch(r"\d+", path.name) is not None and (path / ".hydra").is_dir()
     return is_job or any((path / name).exists() for name in ("run.json", "result.json"))
 
 
-def _natural(path: Path) -> list[tuple[tuple[int, str], ...]]:
-    """Orders job 10 after job 9."""
+def _natural_order(path: Path) -> list[tuple[tuple[int, str], ...]]:
+    """A sort key that puts job 10 after job 9."""
     return [tuple((int(n or -1), word) for word, n in re.findall(r"(\D*)(\d*)", part)) for part in path.parts]
 
 
@@ -165,7 +165,7 @@ def _read(path: Path) -> Run:
     parts, troubles = {}, []
     for name, load in (("config.yaml", _yaml), ("run.json", json.loads), ("result.json", json.loads)):
         parts[name], trouble = _load(path / name, load)
-        if parts[name] and not _is_whole(name, parts[name]):
+        if parts[name] and not _is_complete(name, parts[name]):
             parts[name], trouble = {}, DAMAGED
         if trouble:
             troubles.append(f"{name} {trouble}")
@@ -183,7 +183,7 @@ def _read(path: Path) -> Run:
     elif status == "interrupted" and about.get("requeued"):
         status, trouble = "requeued", f"it was interrupted, and Slurm's queue has it again (job {about['requeued']})"
     elif status in ("failed", "interrupted"):
-        trouble = f"it {'failed' if status == 'failed' else 'was interrupted'}{_reason(path)}"
+        trouble = f"it {'failed' if status == 'failed' else 'was interrupted'}{_last_error_line(path)}"
     elif troubles or not result:
         status, trouble = "no result", "; ".join(troubles) or "there is no result.json"
     else:
@@ -191,14 +191,14 @@ def _read(path: Path) -> Run:
     return Run(path, str(status), trouble, config, about, result)
 
 
-def _is_whole(name: str, contents: dict[str, Any]) -> bool:
+def _is_complete(name: str, contents: dict[str, Any]) -> bool:
     if name == "config.yaml":
         return all(isinstance(contents.get(group), dict) for group in GROUPS)
     return not missing_value(name.removesuffix(".json"), contents)
 
 
 def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
-    """The contents, and what is wrong with them."""
+    """The contents, and an error message or ""."""
     try:
         contents = load(read_text(path))
     except FileNotFoundError:
@@ -211,13 +211,13 @@ def _load(path: Path, load: Any) -> tuple[dict[str, Any], str]:
 
 def _yaml(text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a safe one
-    except yaml.YAMLError:  # libyaml does not take surrogates, which stand for bytes of a path in another encoding
+        return yaml.load(text, _Loader)  # a safe loader
+    except yaml.YAMLError:  # libyaml rejects surrogates, which represent undecodable bytes of a path
         return yaml.safe_load(text)
 
 
-def _reason(path: Path) -> str:
-    """The last line of ``error.txt``, where the run has left one."""
+def _last_error_line(path: Path) -> str:
+    """The last line of ``error.txt``; "" if there is no such file."""
     try:
         lines = read_bytes(path / "error.txt").decode("utf-8", "replace").split("\n")
     except (OSError, SettingError):
@@ -226,10 +226,10 @@ def _reason(path: Path) -> str:
     return f": {last[:200]}" if last else ""
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """A CSV file without its last line where that is half written; empty where it cannot be read."""
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file without an incomplete last line; empty if the file is unreadable."""
     try:
         text = read_bytes(path).decode("utf-8", "replace")
         return pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))
-    except (OSError, SettingError, ValueError, csv.Error):  # pandas' own errors are ValueErrors
+    except (OSError, SettingError, ValueError, csv.Error):  # pandas' errors are subclasses of ValueError
         return pd.DataFrame()

@@ -1,4 +1,4 @@
-"""The rule of a claim, as ``study.claim`` writes it down before the runs, checked against the study's parts."""
+"""``parse``: reads the rule of a claim from ``study.claim`` and checks it against the study's parts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,29 +6,30 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from syncbn.study.claims import rule_plots
-from syncbn.study.claims.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
+from syncbn.study.claims.rules import rule_plots
+from syncbn.study.claims.rules.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
 from syncbn.training.errors import SettingError
 
 PLACE = "study.claim"
-WORDS = ("mean", "worst", "best", "highest")  # how conditions become one number, besides the name of one of them
+WORDS = ("mean", "worst", "best", "highest")  # reductions over conditions; the name of one condition selects it instead
 LARGEST = "highest"
-OF_BOTH = ("magnitude", "wants")  # what `against` cannot change of a case's reading
-Parts = Mapping[str, Mapping[str, list[str]]]  # conditions and sides of each part of the study
+OF_BOTH = ("magnitude", "wants")  # keys of a reading that `against` cannot change
+Parts = Mapping[str, Mapping[str, list[str]]]  # names of the conditions and sides of each part of the study
 
 
 class Reading(Section):
-    """How runs become one number for each seed.
+    """How the runs of one side and seed are reduced to one number.
 
     Attributes:
         part: of the study.
-        metric: in ``result.json``; an accuracy is an error in percent.
-        over: one of ``WORDS``, or a condition.
-        conditions: those that are read.
-        usable: of ``highest``: what the metric may be at most.
-        magnitude: whether its absolute value counts.
-        wants: which is better.
-        less: the condition whose metric is subtracted, seed by seed: the result is the rise over it; "" for none.
+        metric: its name in ``result.json``. An accuracy is read as an error in percent.
+        over: the reduction over conditions, one of ``WORDS``, or the name of the only condition.
+        conditions: the conditions that are read.
+        usable: for ``highest``: the upper limit of the metric at a usable condition.
+        magnitude: whether the absolute value of the metric is used.
+        wants: which values are better.
+        less: the condition whose metric is subtracted, seed by seed, so that the number is the increase over it; ""
+            for none.
     """
 
     part: Text
@@ -42,24 +43,24 @@ class Reading(Section):
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The conditions whose runs it needs."""
+        """All conditions whose runs are needed, including ``less``."""
         return tuple(dict.fromkeys([*self.conditions, *filter(None, [self.less])]))
 
 
 class Case(Reading):
-    """One question to several norms, with how a norm is read.
+    """One question of a claim, asked of several norms, with the reading of a norm.
 
     Attributes:
-        when: for "holds only WHEN".
+        when: the condition in words, for the verdict "holds only WHEN".
         sides: the norms.
-        against: the reading of what they are compared with; the file has what differs from the case's own.
-        against_side: the side that they are compared with.
-        effect: of the two.
-        at_least: the effect that is needed.
-        at_most: what the norm's own number may be, besides; None where there is no limit.
-        what: is measured, for people; "" for the label of the metric.
-        counts: whether it is judged; else its numbers are only shown.
-        name: in the file, where it is the key of the section.
+        against: the reading of the compared side. The file contains only the keys that differ from the case's reading.
+        against_side: the side with which the norms are compared.
+        effect: whether the effect is the ratio or the difference of the two numbers.
+        at_least: the required effect.
+        at_most: an additional upper limit of the norm's own number; None for no limit.
+        what: the measured quantity, for display; "" for the label of the metric.
+        counts: whether the case counts for the verdict. Otherwise its numbers are only shown.
+        name: the key of the case's section in the file.
     """
 
     when: Text = ""
@@ -75,18 +76,18 @@ class Case(Reading):
 
     @property
     def reading(self) -> Reading:
-        """How a norm is read."""
+        """The reading of a norm."""
         return Reading(**{key: getattr(self, key) for key in Reading.model_fields})
 
     @property
     def is_ratio(self) -> bool:
-        """Whether the effect is a ratio, else a difference."""
+        """Whether the effect is a ratio; otherwise it is a difference."""
         return self.effect == "ratio"
 
     @model_validator(mode="before")
     @classmethod
     def _from_file(cls, given: Any) -> Any:
-        """With all of the reading of what is compared with, and its side."""
+        """Completes the reading of ``against`` with the case's own keys, and moves its side to ``against_side``."""
         given = with_values(given, [key for key in cls.model_fields if key not in ("against_side", "name")])
         keys = ["side", *(key for key in Reading.model_fields if key not in OF_BOTH)]
         change = with_values(given.pop("against", {}), keys, "against")
@@ -105,15 +106,15 @@ class Case(Reading):
 
 
 class Figure(Section):
-    """A figure of the literature; as :class:`syncbn.study.claims.result.Published`, with where ours is to be found.
+    """A published figure and the place of our corresponding number.
 
     Attributes:
-        what, published, source: as there.
-        case: of the claim; "" where we have not measured it.
-        side: of the case.
-        value: as a number, to say whether ours agrees; None where the two are only shown side by side.
-        tolerance: either way.
-        of: which number of the row.
+        what, published, source: as in :class:`syncbn.study.claims.result.Published`.
+        case: the case with our number; "" if we did not measure it.
+        side: the side with our number.
+        value: the published figure as a number, which decides whether ours agrees. None if both are only shown.
+        tolerance: allowed deviation in either direction.
+        of: which number of the row is compared.
     """
 
     what: Text
@@ -136,10 +137,10 @@ class Claim(Section):
     """A claim and its rule.
 
     Attributes:
-        number, text, article, method, baseline, sides: as :class:`syncbn.study.claims.result.Finding`.
+        number, text, article, method, baseline, sides: as in :class:`syncbn.study.claims.result.Finding`.
         cases: the questions by name, in order.
-        literature: figures of it.
-        plots: one at least.
+        literature: published figures.
+        plots: at least one.
     """
 
     number: StrictInt
@@ -154,13 +155,13 @@ class Claim(Section):
 
 
 def parse(study: Mapping[str, Any]) -> Claim:
-    """The claim of a study, with the names of the sides and conditions that it leaves to the study.
+    """Reads and checks the claim of a study. Sides and conditions that the rule omits are filled in from the study.
 
     Args:
-        study: the settings under ``study``, plain, with a ``claim``.
+        study: the settings under ``study`` as plain containers, with a ``claim``.
 
     Raises:
-        SettingError: a key, a part, a condition, a side or a value that does not exist; it names the place.
+        SettingError: a key, part, condition or side does not exist, or a value is invalid. It names the setting.
     """
     claim = read(Claim, PLACE, study["claim"])
     parts = {
@@ -179,7 +180,7 @@ def parse(study: Mapping[str, Any]) -> Claim:
 def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
     place = f"{PLACE}.cases.{name}"
     if len(claim.cases) > 1 and not case.when:
-        raise SettingError(f"{place}.when: one of several cases needs words for its condition")
+        raise SettingError(f"{place}.when", hint="one of several cases needs words for its condition")
     own, against = (
         _names(place, case, parts),
         case.against.model_copy(update=_names(f"{place}.against", case.against, parts)),
@@ -192,16 +193,17 @@ def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
     one_of(where, other, parts[against.part]["sides"])
     found = case.model_copy(update=own | {"name": name, "sides": sides, "against": against, "against_side": other})
     if other in sides and against == found.reading:
-        raise SettingError(f"{place}.sides={other}: it is compared with itself; use others")
+        raise SettingError(f"{place}.sides", other, "it is compared with itself; use others")
     return found
 
 
 def _names(place: str, given: Reading, parts: Parts) -> dict[str, Any]:
-    """Of what the conditions of a reading are, and whether they are read as the file says."""
+    """``over`` and ``conditions`` of a reading, checked against the study's part."""
     there = parts[one_of(f"{place}.part", given.part, parts)]["conditions"]
     conditions = some_of(f"{place}.conditions", given.conditions, there)
     if not given.over and len(conditions) > 1:
-        raise SettingError(f"{place}.over: the part has several conditions; use one of {', '.join([*WORDS, *there])}")
+        hint = f"the part has several conditions; use one of {', '.join([*WORDS, *there])}"
+        raise SettingError(f"{place}.over", hint=hint)
     over = one_of(f"{place}.over", given.over or conditions[0], [*WORDS, *there])
     if over in there:
         conditions = (over,)
@@ -210,23 +212,22 @@ def _names(place: str, given: Reading, parts: Parts) -> dict[str, Any]:
     if over == LARGEST:
         _check_largest(place, given, conditions)
     elif given.usable is not None:
-        raise SettingError(f"{place}.usable={given.usable:g}: works with over: {LARGEST} only; leave it out")
+        raise SettingError(f"{place}.usable", f"{given.usable:g}", f"works with over: {LARGEST} only; leave it out")
     return {"over": over, "conditions": conditions}
 
 
 def _check_largest(place: str, given: Reading, conditions: Sequence[str]) -> None:
     if given.usable is None:
-        raise SettingError(f"{place}.usable: over: {LARGEST} needs a number, what the metric may be at most")
+        raise SettingError(f"{place}.usable", hint=f"over: {LARGEST} needs a number, what the metric may be at most")
     if not all(map(_is_number, conditions)):
-        raise SettingError(f"{place}.over={LARGEST}: conditions have to be numbers, not {', '.join(conditions)}")
+        raise SettingError(f"{place}.over", LARGEST, f"conditions have to be numbers, not {', '.join(conditions)}")
     if given.less:
-        raise SettingError(
-            f"{place}.less={given.less}: over: {LARGEST} results in a condition, not in {given.metric}; leave it out"
-        )
+        hint = f"over: {LARGEST} results in a condition, not in {given.metric}; leave it out"
+        raise SettingError(f"{place}.less", given.less, hint)
 
 
 def _is_number(word: str) -> bool:
-    """Whether a word can be read as a finite number."""
+    """Whether a string is a finite number."""
     try:
         return math.isfinite(float(word))
     except ValueError:

@@ -1,0 +1,1 @@
+"""Reads run directories: their settings, their metrics and the labels that tell them apart."""
