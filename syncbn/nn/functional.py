@@ -11,6 +11,7 @@ from syncbn.nn import double_backward, epilogue, operands, torch_internals, trac
 from syncbn.nn.comm import all_reduce, groups, lockstep
 from syncbn.nn.comm.observer import present
 from syncbn.nn.kernels import dispatch, running_statistics
+from syncbn.nn.kernels.running_statistics import RunningStatistics
 from syncbn.nn.statistics import Moments, may_read, unpack
 
 # An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
@@ -71,33 +72,95 @@ def sync_batch_norm(
         NotImplementedError: an input of another type, as torch raises it.
         RuntimeError: operands of no floating type, or on several devices.
 
-        Without anyone to exchange with, and without a mask or the biased variance, this is
-        ``torch.nn.functional.batch_norm``, errors included.
+        Without a mask this is ``torch.nn.functional.batch_norm``, errors included: in evaluation, and in training where
+        no other rank shares the batch and the running variance is the unbiased one.
     """
-    spec = groups.parse(group)
+    running = RunningStatistics(running_mean, running_var, None, momentum, biased_running_var)
+    return forward_pass(
+        x,
+        running,
+        weight,
+        bias,
+        eps,
+        training=training,
+        group=groups.parse(group),
+        mask=mask,
+        act=act,
+        residual=residual,
+        name=name,
+    )
+
+
+def forward_pass(
+    x: Tensor,
+    running: RunningStatistics,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    training: bool,
+    group: groups.GroupSpec,
+    ghost_batch: int | None = None,
+    mask: Tensor | None = None,
+    act: str | None = None,
+    residual: Tensor | None = None,
+    name: str,
+) -> Tensor:
+    """What a layer and :func:`sync_batch_norm` do, which also document the arguments: every decision is taken here.
+
+    In order: check the arguments; in evaluation, normalize with the running statistics; in training, normalize ghost
+    batches, or leave an unshared batch to torch, or share the statistics of the batch with the other ranks.
+    """
     operands.check_input(x, name)
     epilogue.check_added(x, act, residual)
     if mask is not None:
         mask = over_channels(mask, x)
-    if not training and (running_mean is not None or running_var is not None):
-        kept = x if mask is None else x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
-        y = F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps)
-        return epilogue.finished(y, act, residual, mask)
-    operands.check(x, running_mean, running_var, weight, bias, name)
-    partners = all_reduce.partners(spec, name) if training else None
-    if partners is None and mask is None and not biased_running_var and not tracing.transformed():
-        # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
-        momentum = 0.0 if recomputing() else momentum
-        return epilogue.finished(
-            F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual
-        )
+    if not training and (mask is None or running.mean is not None or running.var is not None):
+        kept = x if mask is None else x.masked_fill(~mask, 0)  # masked before too: 0 times a NaN would be NaN
+        return epilogue.finished(_torch_in_evaluation(kept, running, weight, bias, eps), act, residual, mask)
+    operands.check(x, running.mean, running.var, weight, bias, name)
+    if training and ghost_batch is not None:
+        y, moments = normalize_chunks(x, weight, bias, eps, ghost_batch, mask, running.biased, name)
+        if not recomputing():
+            running_statistics.learn(running, moments, name)
+        return epilogue.finished(y, act, residual, None if residual is None else mask)
+    partners = all_reduce.partners(group, name) if training else None
+    if partners is None and mask is None and not running.biased and not tracing.transformed():
+        return epilogue.finished(_torch_in_training(x, running, weight, bias, eps), act, residual)
     batch = measure(x, partners, mask, name, weight, bias)
-    found = None
-    if training and running_mean is not None and running_var is not None and not recomputing():
-        found = running_statistics.learn(
-            running_mean, running_var, None, batch.sums, momentum, biased_running_var, name
-        )
+    found = running_statistics.learn(running, batch.sums, name) if training and not recomputing() else None
     return normalize(batch, weight, bias, eps, act, residual, found)
+
+
+def _torch_in_evaluation(
+    x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """torch's batch norm in evaluation: without running statistics it normalizes with the batch's own."""
+    without = running.mean is None and running.var is None
+    momentum = 0.0 if running.momentum is None else running.momentum
+    return F.batch_norm(x, running.mean, running.var, weight, bias, without, momentum, eps)
+
+
+def _torch_in_training(
+    x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """torch's batch norm in training. An empty batch and a recomputation leave the running statistics alone.
+
+    The rule for ``num_batches_tracked`` and the momentum is that of ``torch.nn.BatchNorm2d.forward`` (torch 2.13).
+    """
+    mean, var, tracked, momentum, _ = running
+    if x.numel() and not recomputing():
+        if tracked is not None:
+            tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(tracked)
+    else:
+        if x.numel() == 0:
+            mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
+        # Activation checkpointing compares what both passes run and save. So the momentum is zero, and the buffers are
+        # passed as in the first pass: neither copies nor None.
+        momentum = 0.0
+    return F.batch_norm(x, mean, var, weight, bias, True, 0.0 if momentum is None else momentum, eps)
 
 
 class Batch(NamedTuple):

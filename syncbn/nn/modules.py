@@ -5,11 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from syncbn.nn import epilogue, functional, operands, tracing
-from syncbn.nn.comm import all_reduce, groups
-from syncbn.nn.kernels import running_statistics
-from syncbn.nn.kernels.dispatch import Statistics
-from syncbn.nn.statistics import Moments
+from syncbn.nn import epilogue, functional
+from syncbn.nn.comm import groups
+from syncbn.nn.kernels.running_statistics import RunningStatistics
 from syncbn.nn.torch_internals import BatchNormBase
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
@@ -97,68 +95,32 @@ class Synchronized(BatchNormBase):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
-        if act is None:
-            act = self.fused_act
-        epilogue.check_added(x, act, residual)
-        place = self.name_in_errors()
-        if not self.training and mask is None:
-            operands.check_input(x, place)
-            return epilogue.finished(super().forward(x), act, residual)
-        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
-        if not self.training:
-            return functional.sync_batch_norm(
-                x,
-                mean,
-                var,
-                weight,
-                bias,
-                training=False,
-                eps=self.eps,
-                mask=mask,
-                act=act,
-                residual=residual,
-                name=place,
-            )
-        if not self.track_running_stats:
-            mean = var = None
-        operands.check(x, mean, var, weight, bias, place)
-        if mask is not None:
-            mask = functional.over_channels(mask, x)
-        if self.ghost_batch is not None:
-            y, moments = functional.normalize_chunks(
-                x, weight, bias, self.eps, self.ghost_batch, mask, self.biased_running_var, place
-            )
-            self._learn(mean, var, moments, place)
-            return epilogue.finished(y, act, residual, None if residual is None else mask)
-        partners = all_reduce.partners(self.group, place)
-        if partners is None and mask is None and not self.biased_running_var and not tracing.transformed():
-            return epilogue.finished(self._as_torch_does(x, mean, var), act, residual)
-        batch = functional.measure(x, partners, mask, place, weight, bias)
-        found = self._learn(mean, var, batch.sums, place)
-        return functional.normalize(batch, weight, bias, self.eps, act, residual, found)
+        kept = self.track_running_stats or not self.training  # torch's rule: evaluation uses buffers that are there
+        running = RunningStatistics(
+            self.running_mean if kept else None,
+            self.running_var if kept else None,
+            self.num_batches_tracked if kept else None,
+            self.momentum,
+            self.biased_running_var,
+        )
+        return functional.forward_pass(
+            x,
+            running,
+            self.weight,
+            self.bias,
+            self.eps,
+            training=self.training,
+            group=self.group,
+            ghost_batch=self.ghost_batch,
+            mask=mask,
+            act=self.fused_act if act is None else act,
+            residual=residual,
+            name=self.name_in_errors(),
+        )
 
     def name_in_errors(self) -> str:
         """What errors call this layer: its name where ``convert`` knew one."""
         return self.name_in_model or f"{type(self).__name__}({self.num_features})"
-
-    def _as_torch_does(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-        """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
-        if x.numel() and not functional.recomputing():
-            return super().forward(x)
-        if x.numel() == 0:
-            mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
-        # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
-        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
-
-    def _learn(self, mean: Tensor | None, var: Tensor | None, seen: Tensor | Moments, place: str) -> Statistics | None:
-        """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
-
-        Not where activation checkpointing runs the batch a second time. Returns what ``running.learn`` does.
-        """
-        if mean is None or var is None or functional.recomputing():
-            return None
-        tracked, biased = self.num_batches_tracked, self.biased_running_var
-        return running_statistics.learn(mean, var, tracked, seen, self.momentum, biased, place)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -46,11 +46,9 @@ def check(
     Parameters and running statistics may be of another floating-point type than the input.
 
     Raises:
-        NotImplementedError: as :func:`check_input`.
         ValueError: another shape than ``(C,)``; one running statistic without the other.
         RuntimeError: no floating type, or another device than the input's.
     """
-    check_input(x, name)
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"layer {name}: running_mean and running_var must either both be None or neither be None")
     channels, device = x.shape[1], x.device

@@ -1,6 +1,6 @@
 """The update of the running statistics."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,36 +10,45 @@ from syncbn.nn.kernels import cpu, dispatch, gpu
 from syncbn.nn.statistics import Moments, known, unpack
 
 
-def learn(
-    running_mean: Tensor,
-    running_var: Tensor,
-    tracked: Tensor | None,
-    seen: Tensor | Moments,
-    momentum: float | None,
-    biased: bool,
-    name: str,
-) -> dispatch.Statistics | None:
+class RunningStatistics(NamedTuple):
+    """The buffers of a layer, and how they move.
+
+    Attributes:
+        mean, var: shape ``(C,)``; or None.
+        tracked: how many batches they have seen, a scalar; or None.
+        momentum: share of the new batch; None for the average over all batches, which needs ``tracked``.
+        biased: whether they move towards the variance divided by ``n`` instead of ``n - 1``.
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+    tracked: Tensor | None
+    momentum: float | None
+    biased: bool
+
+
+def learn(running: RunningStatistics, seen: Tensor | Moments, name: str) -> dispatch.Statistics | None:
     """Moves the running statistics by one batch and counts it, unless it has no values.
 
     Args:
-        running_mean, running_var: shape ``(C,)``.
-        tracked: how many batches they have seen, a scalar; or None.
+        running: what to move; without a mean and a variance nothing happens.
         seen: the batch's sums, or moments to move towards as they are.
-        momentum: None for the average over all batches, which needs ``tracked``.
-        biased: move towards the variance divided by ``n``.
         name: what errors call the layer.
 
     Returns:
-        The batch's statistics, where they came out on the way.
+        The batch's statistics, where the update computed them.
 
     Raises:
         RuntimeError: under ``torch.func.vmap``, where batches differ and the running statistics are shared.
     """
+    mean, var, tracked, momentum, biased = running
+    if mean is None or var is None:
+        return None
     if tracing.transformed():
         parts = (seen,) if isinstance(seen, Tensor) else seen
-        _Learn.apply(running_mean, running_var, tracked, momentum, biased, name, *parts)  # type: ignore[no-untyped-call]
+        _Learn.apply(mean, var, tracked, momentum, biased, name, *parts)  # type: ignore[no-untyped-call]
         return None
-    return _learn(running_mean, running_var, tracked, seen, momentum, biased)
+    return _learn(mean, var, tracked, seen, momentum, biased)
 
 
 def _learn(
