@@ -12,7 +12,7 @@ from syncbn.nn.comm import all_reduce, groups, lockstep
 from syncbn.nn.comm.observer import present
 from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.kernels.running_statistics import RunningStatistics
-from syncbn.nn.statistics import Moments, may_read, unpack
+from syncbn.nn.statistics import Moments, may_read
 
 # An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
 _ANCHOR = torch.empty(0, requires_grad=True)
@@ -144,23 +144,17 @@ def _torch_in_evaluation(
 def _torch_in_training(
     x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """torch's batch norm in training. An empty batch and a recomputation leave the running statistics alone.
-
-    The rule for ``num_batches_tracked`` and the momentum is that of ``torch.nn.BatchNorm2d.forward`` (torch 2.13).
-    """
-    mean, var, tracked, momentum, _ = running
+    """torch's batch norm in training. An empty batch and a recomputation leave the running statistics alone."""
+    mean, var = running.mean, running.var
     if x.numel() and not recomputing():
-        if tracked is not None:
-            tracked.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(tracked)
+        momentum = running_statistics.torch_momentum(running)
     else:
         if x.numel() == 0:
             mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
         # Activation checkpointing compares what both passes run and save. So the momentum is zero, and the buffers are
         # passed as in the first pass: neither copies nor None.
         momentum = 0.0
-    return F.batch_norm(x, mean, var, weight, bias, True, 0.0 if momentum is None else momentum, eps)
+    return F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
 
 
 class Batch(NamedTuple):
@@ -345,7 +339,7 @@ def normalize_chunks(
     sizes[-1] += len(x) - sum(sizes)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
     batches = [measure(part, None, kept, name) for part, kept in zip(x.split(sizes), masks, strict=True)]
-    moments = [unpack(batch.sums) if biased else unpack(batch.sums).unbiased() for batch in batches]
+    moments = [running_statistics.target(batch.sums, biased) for batch in batches]
     n, mean, var = map(torch.stack, zip(*moments, strict=True))
     counts = (n > 0).double()
     share = counts / counts.sum().clamp_min(1)

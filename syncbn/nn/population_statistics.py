@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from syncbn.nn import rng, statistics
+from syncbn.nn import rng
 from syncbn.nn.comm import groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms
-from syncbn.nn.kernels import dispatch
+from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
 from syncbn.nn.torch_internals import BatchNormBase, registered_buffers
@@ -97,14 +97,10 @@ def precise_statistics(
 
 
 def _set(layer: BatchNormBase, sums: Tensor) -> None:
-    moments = statistics.unpack(sums)
     biased = isinstance(layer, Synchronized) and layer.biased_running_var
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    if moments.n >= 1:  # a layer that no batch went through keeps what it has
-        layer.running_mean.copy_(moments.mean)
-    if moments.n >= 2:
-        layer.running_var.copy_(moments.var if biased else moments.unbiased().var)
+    running_statistics.replace(layer.running_mean, layer.running_var, running_statistics.target(sums, biased))
     if isinstance(layer, Simulated) and layer.rows is not None:
         for row, running in zip(layer.rows, (layer.running_mean, layer.running_var), strict=True):
             row.copy_(running)

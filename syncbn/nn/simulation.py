@@ -77,24 +77,15 @@ class Simulated(BatchNormBase):
             return
         if functional.recomputing():
             return
-        ages = torch.arange(self.accumulate - 1, -1, -1, dtype=torch.float64)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(self.accumulate)
-        momentum: float | Tensor
-        if self.momentum is None:
-            assert self.num_batches_tracked is not None
-            weights, momentum = torch.ones_like(ages), self.accumulate / self.num_batches_tracked.double()
-        else:
-            weights = (1 - self.momentum) ** ages
-            momentum = self.momentum * weights.sum().item()
-        weights = (weights / weights.sum()).to(mean.device)
+        weights, share = running_statistics.in_turn(self.accumulate, self.num_batches_tracked, self.momentum)
+        weights = weights.to(mean.device)
         mean, var = (torch.einsum("a,agc->gc", weights, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
-            running_statistics.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
+            running_statistics.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), share)
         else:
             of_devices = (each.repeat_interleave(self.sharing, dim=0) for each in (mean, var))
-            running_statistics.move(*self.rows, Moments(count, *of_devices), momentum)
+            running_statistics.move(*self.rows, Moments(count, *of_devices), share)
 
     @torch.no_grad()
     def pool(self) -> None:
