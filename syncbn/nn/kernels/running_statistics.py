@@ -16,7 +16,7 @@ from torch import Tensor
 
 from syncbn.nn import tracing
 from syncbn.nn.kernels import cpu, dispatch, gpu
-from syncbn.nn.statistics import Moments, known, unpack
+from syncbn.nn.statistics import Moments, number_or_tensor, unpack
 
 
 class RunningStatistics(NamedTuple):
@@ -85,7 +85,7 @@ def update(
         found = gpu.update_running(running_mean, running_var, tracked, sums, float(share), biased)
         return dispatch.Statistics(*found)
     if tracked is not None:
-        tracked.add_(known(seen[0]) > 0)
+        tracked.add_(number_or_tensor(seen[0]) > 0)
         if momentum is None:
             share = 1 / tracked.clamp_min(1).double()  # a tensor: the host need not wait for the device
     if sums is None or not cpu.update_running(running_mean, running_var, sums, float(share), biased):
@@ -110,7 +110,7 @@ def move(running_mean: Tensor, running_var: Tensor, moments: Moments, share: flo
         moments: what to move towards. ``n = 0`` moves neither, ``n = 1`` leaves ``running_var``.
         share: a number, or a scalar tensor so that a cumulative average need not wait for the device.
     """
-    n = known(moments.n)
+    n = number_or_tensor(moments.n)
     for running, batch, least in _with_least_n(running_mean, running_var, moments):
         step = (n >= least).double() * share if isinstance(n, Tensor) else (n >= least) * share
         running.copy_(torch.lerp(running.double(), batch, step))
@@ -193,7 +193,7 @@ class _Learn(torch.autograd.Function):
         name: str,
         *seen: Tensor,
     ) -> tuple[Tensor, None]:
-        """One after the other. Where the statistics are shared, whose batch came last would count most."""
+        """One batch after the other, each with its own buffers: for shared ones the order would decide the result."""
         buffers = [t for t in (running_mean, running_var, tracked) if t is not None]
         if any(dim is None for _, dim in zip(buffers, in_dims, strict=False)):
             raise RuntimeError(
