@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from syncbn.nn import device_spread
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
+from syncbn.training.callbacks import device_spread
 from syncbn.training.callbacks.step_probe import Look
 from syncbn.training.errors import SettingError
 from syncbn.training.lightning_internals import accumulates, logged_step
@@ -28,7 +28,7 @@ class StatisticsMonitor(pl.Callback):
 
     For synchronized and per-device layers alike. Rank 0 writes ``statistics.csv``, a row a layer and look: ``step`` (as
     in ``metrics.csv``), ``layer`` (its name as ``norm.only`` takes it), the
-    :class:`~syncbn.nn.device_spread.Figures` of the world's batch, and ``seconds``, the mean over ranks of the time in
+    :class:`~.device_spread.Figures` of the world's batch, and ``seconds``, the mean over ranks of the time in
     the layer's messages forward and backward, waiting for other ranks included; empty where it cannot be told. The
     loggers get ``statistics/LAYER/spread`` and ``.../effective_batch``, of more than 16 layers the mean and the
     greatest spread and the least ratio of effective to device batch, and ``statistics/collective_share``, the share of

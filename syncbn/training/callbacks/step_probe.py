@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from syncbn.nn import device_spread, functional
+from syncbn.nn import functional
 from syncbn.nn.comm import all_reduce, observer
 from syncbn.nn.conversion import third_party
 from syncbn.nn.kernels import dispatch
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
+from syncbn.training.callbacks import device_spread
 
 Mark = float | torch.cuda.Event
 
@@ -52,7 +53,7 @@ class Look:
 
     def message(self, layout: device_spread.Layers) -> Tensor:
         """What this rank adds: the seconds of the step, of all the messages of its layers, and of those of each layer;
-        then its :meth:`~syncbn.nn.device_spread.Layers.share`. On a GPU the host waits for the end of the step.
+        then its :meth:`~.device_spread.Layers.share`. On a GPU the host waits for the end of the step.
         """
         seconds: dict[str, float] = defaultdict(float)
         step = _between(self._start, self._end)
