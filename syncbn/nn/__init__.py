@@ -1,4 +1,4 @@
-"""The layer: its arithmetic, its all-reduce, its modules, and the way in and out of a model. Imports torch alone.
+"""Synchronized batch norm: the layers, the operation, its kernels and all-reduce, and conversion. Imports torch alone.
 
 Bottom up: ``statistics`` (merging), ``comm`` (groups and the all-reduce), ``kernels`` (the passes over the data),
 ``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.

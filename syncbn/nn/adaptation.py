@@ -1,11 +1,11 @@
-"""Batch norm at test time with statistics of the test data in place of training's, for as long as one wants it.
+"""Test-time adaptation: batch norm in evaluation with statistics of the test data, until reverted.
 
-What a layer normalizes with is a mean of two (Schneider et al. 2020, section 3; mean and variance alike)::
+A layer normalizes with a weighted mean of two statistics (Schneider et al. 2020, section 3; mean and variance alike)::
 
     N / (N + n) * source + n / (N + n) * batch
 
-``source`` are the layer's running statistics, ``N`` is what these count for, in samples, and ``n`` is the number of
-samples in the batch. Nado et al. 2020 have ``N = 0``: the batch alone. The batch's variance is the biased one, divided
+``source`` are the layer's running statistics, ``N`` is their weight in samples, and ``n`` is the number of samples in
+the batch. Nado et al. 2020 use ``N = 0``: the batch alone. The batch's variance is the biased one, divided
 by its number of values, so that ``N = 0`` is what the layer does in training; the paper's published code mixes in the
 unbiased one. Samples are images, not positions: ``n`` does not grow with the size of an image.
 """
@@ -29,27 +29,28 @@ from syncbn.nn.torch_internals import BatchNormBase, forward_pre_hooks
 def adapt(
     model: nn.Module, *, prior: float = 0.0, streaming: bool = False, group: object = "world", only: Only = None
 ) -> "Adaptation":
-    """Makes batch norm layers normalize with statistics of the data that they are given, in evaluation mode.
+    """Makes batch norm layers normalize with the statistics of their input, in evaluation mode.
 
     ::
 
         with syncbn.adapt(model, prior=16):
             predictions = model.eval()(images)
 
-    Layers of any kind that has running statistics: torch's, this package's, and subclasses of them. Those in training
-    mode do as always. The running statistics themselves are not touched, so neither are checkpoints; all that there is
-    lies in hooks, which go away with :meth:`Adaptation.revert`. A deep copy has hooks of its own and stays adapted, so
-    copy before. To a backward pass the statistics are constants.
+    Layers of any kind that has running statistics: torch's, this package's, and subclasses of them. Layers in
+    training mode are unchanged. Running statistics and checkpoints are unchanged too: the state is in hooks, which
+    :meth:`Adaptation.revert` removes. A deep copy has its own hooks and stays adapted, so copy before. A backward pass
+    treats the statistics as constants.
 
-    A forward pass sends one all-reduce a layer, of ``2C + 2`` float64 numbers, and none without a process group or in a
-    group of one rank; so equally many forward passes on each rank, of batches of any size, empty ones too. Ranks
-    normalize with the same bits. Compiled code calls no hooks: meanwhile all compiled code of the process runs eagerly.
+    A forward pass sends one all-reduce a layer, of ``2C + 2`` float64 numbers; none without a process group or in a
+    group of one rank. So each rank must run the same number of forward passes, with batches of any size, empty ones
+    too. Ranks normalize with the same bits. Until reverted, all compiled code of the process runs eagerly, because
+    compiled code calls no hooks.
 
     Args:
-        model: any module, or a batch norm itself. What DistributedDataParallel wraps is taken out of it.
-        prior: N, how many samples the running statistics count for; 0 for the batch alone, which wants batches that are
-            fair samples, of 32 or more.
-        streaming: the batch is all samples since it began, pooled, so that batches may be small.
+        model: any module, or a batch norm itself. A DistributedDataParallel is unwrapped.
+        prior: N, how many samples the running statistics count for; 0 for the batch alone, which needs
+            representative batches of 32 samples or more.
+        streaming: pool the statistics of all batches since the start, so that batches may be small.
         group: whose samples are the batch: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
             DeviceMesh of one dimension.
         only: which layers, as for :func:`syncbn.convert`.
@@ -58,9 +59,9 @@ def adapt(
         A handle, and a context manager that reverts at its end.
 
     Raises:
-        ValueError: ``prior`` below 0; a group that is none; no batch norm with running statistics among the layers; a
+        ValueError: ``prior`` below 0; an invalid group; no batch norm with running statistics among the layers; a
             layer, by name, that is adapted already.
-        TypeError: a group of no such type; batch norm, by name, that is in no layer (see :func:`syncbn.convert`).
+        TypeError: a group of another type; batch norm, by name, outside any layer (see :func:`syncbn.convert`).
     """
     if isinstance(prior, bool) or not prior >= 0:
         raise ValueError(f"prior={prior}: use a number of samples, 0 (the batch alone) or more")
@@ -73,15 +74,15 @@ def adapt(
     if not chosen:
         raise ValueError("adapt: there is no batch norm layer to adapt that has running statistics")
     for name, layer in chosen:
-        if any(isinstance(getattr(hook, "__self__", None), _Mixed) for hook in forward_pre_hooks(layer)):
+        if any(isinstance(getattr(hook, "__self__", None), _Adapted) for hook in forward_pre_hooks(layer)):
             raise ValueError(f"adapt: {name or 'the module'} is adapted already; revert() that first")
-    return Adaptation([(layer, _Mixed(name, float(prior), streaming, spec)) for name, layer in chosen])
+    return Adaptation([(layer, _Adapted(name, float(prior), streaming, spec)) for name, layer in chosen])
 
 
 class Adaptation:
-    """Layers that are adapted, from when it is made until :meth:`revert`; :func:`adapt` makes it."""
+    """A handle to adapted layers, which :func:`adapt` returns; they stay adapted until :meth:`revert`."""
 
-    def __init__(self, layers: list[tuple[BatchNormBase, "_Mixed"]]) -> None:
+    def __init__(self, layers: list[tuple[BatchNormBase, "_Adapted"]]) -> None:
         self._layers = layers
         self._hooks: list[RemovableHandle] = []
         eager_mode.run_eagerly()
@@ -90,7 +91,7 @@ class Adaptation:
             self._hooks.append(layer.register_forward_hook(mixed.take_out, always_call=True))
 
     def revert(self) -> None:
-        """From now on the layers normalize with their running statistics; may be called again."""
+        """Makes the layers normalize with their running statistics again; a second call does nothing."""
         if not self._hooks:
             return
         for layer, mixed in self._layers:
@@ -108,24 +109,24 @@ class Adaptation:
         self.revert()
 
 
-class _Mixed:
-    """The statistics of one layer: in its buffers during a forward pass, out of them after it."""
+class _Adapted:
+    """The adapted statistics of one layer: they replace its buffers during each forward pass."""
 
     def __init__(self, name: str, prior: float, streaming: bool, group: groups.GroupSpec) -> None:
         self._place, self._prior, self._streaming, self._group = f"{name} adapt", prior, streaming, group
-        self._before: Tensor | None = None  # the message's sum over all forward passes, where it streams
+        self._before: Tensor | None = None  # the sums over all forward passes, if streaming
         self._source: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def put_in(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook before the forward pass."""
-        self.take_out(layer)  # which a KeyboardInterrupt has prevented
+        """The hook before the forward pass: swaps the adapted statistics in."""
+        self.take_out(layer)  # a KeyboardInterrupt may have prevented it after the last forward pass
         assert isinstance(layer, BatchNormBase)
         x, mask = third_party.inputs(layer, args, kwargs)
         if layer.training or not _has_source(layer):
             return
         if x.dim() < 2 or x.shape[1] != layer.num_features or not operands.takes(x):
-            return  # what is no input is for the layer to refuse
+            return  # the layer raises its own error for such an input
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 f"layer {self._place}: compiled code calls no hooks; revert() before the model is compiled"
@@ -139,7 +140,7 @@ class _Mixed:
         assert var is not None
         samples, sums = self._seen(x, mask).tensor_split([1])
         moments, n = statistics.unpack(sums), samples.squeeze()
-        share = n / (n + self._prior).clamp_min(1)  # n is whole, so this is 1 at least but where it is 0
+        share = n / (n + self._prior).clamp_min(1)  # n is a whole number: at least 1, or the share is 0
         self._source = mean, var
         layer.running_mean, layer.running_var = (
             torch.lerp(source.double(), batch, share).to(source.dtype)
@@ -147,30 +148,30 @@ class _Mixed:
         )
 
     def take_out(self, layer: nn.Module, *_: Any) -> None:
-        """A hook after it, however it ends."""
+        """The hook after the forward pass, also after an exception: swaps the running statistics back."""
         if self._source is not None:
             layer.running_mean, layer.running_var = self._source
             self._source = None
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """How many samples the group's batch has, then its sums as :func:`syncbn.nn.statistics.pack` has them."""
+        """The number of samples of the group's batch, then its sums as of :func:`syncbn.nn.statistics.pack`."""
         if tracing.transformed():
             sums = double_backward.measure(x, mask, None, self._place, None)
         else:
             sums = dispatch.local_sums(x, mask).sums
-        message = torch.cat([_samples(x, mask), sums])
+        seen = torch.cat([_samples(x, mask), sums])
         if (partners := all_reduce.partners(self._group, self._place)) is not None:
             if tracing.transformed():
-                message = double_backward.total(message, partners, self._place)
+                seen = double_backward.total(seen, partners, self._place)
             else:
-                message = all_reduce.all_sum(message, partners, self._place)
+                seen = all_reduce.all_sum(seen, partners, self._place)
         if self._streaming:
-            message = self._before = message if self._before is None else self._before + message
-        return message
+            seen = self._before = seen if self._before is None else self._before + seen
+        return seen
 
 
 def _samples(x: Tensor, mask: Tensor | None) -> Tensor:
-    """How many there are of which anything counts: float64, shape ``(1,)``."""
+    """The number of samples with at least one unmasked position: float64, shape ``(1,)``."""
     if mask is None:
         return x.new_full((1,), len(x) if x.numel() else 0, dtype=torch.float64)
     return mask.flatten(1).any(1).sum().double().reshape(1)

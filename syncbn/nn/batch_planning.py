@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 
 class NormalizationBatch(NamedTuple):
-    """How a normalization batch is had.
+    """The layer settings that result in a normalization batch.
 
     Attributes:
         group: consecutive ranks that share statistics, or "world".
-        ghost_batch: samples of one device that share them, where that is fewer than it holds; else None.
+        ghost_batch: samples of one device that share them, if fewer than it holds; else None.
     """
 
     group: int | str
@@ -24,8 +24,8 @@ def normalization_batch(size: int, device_batch: int, world: int) -> Normalizati
         world: devices.
 
     Raises:
-        ValueError: a size that neither cuts a device's batch into equal parts nor puts together the batches of a number
-            of devices that divides ``world``; it names the sizes that work.
+        ValueError: a size that is neither an equal part of a device's batch nor the batches of a number of devices that
+            divides ``world``; it names the sizes that work.
     """
     if size == device_batch * world:
         return NormalizationBatch("world", None)

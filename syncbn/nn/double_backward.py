@@ -1,10 +1,10 @@
-"""The layer once more, out of differentiable pieces: slower, and right wherever more than one derivative is taken.
+"""The layer in differentiable operations, for second derivatives, forward mode and transforms of torch.func.
 
-The fused kernels take the statistics for constants of the backward pass. Their derivative is not zero, so a second
-derivative needs them as functions of the input, messages included: :func:`gradients`, for ``create_graph=True``.
+The fused kernels treat the statistics as constants in the backward pass. A second derivative needs them as functions of
+the input, all-reduces included: :func:`gradients`, for ``create_graph=True``.
 
-Transforms of ``torch.func`` and forward-mode differentiation do not know the fused kernels at all. There the forward
-pass is made of such pieces too: :func:`measure` and :func:`normalize`.
+Transforms of ``torch.func`` and forward-mode differentiation cannot see into the fused kernels at all. There the
+forward pass consists of differentiable operations too: :func:`measure` and :func:`normalize`.
 """
 
 from typing import Any
@@ -24,14 +24,14 @@ def measure(
 ) -> Tensor:
     """``[n, sum x, sum x^2]`` of all that the partners hold, float64, shape ``(2C + 1,)``, differentiable in ``x``.
 
-    One message, and one more of that size for every derivative.
+    One all-reduce, and one more of that size for every derivative.
 
     Args:
         x: shape ``(N, C, *)``.
         mask: bool, broadcasts to ``x``; or None.
-        partners: who shares the batch; None for nobody.
+        partners: the ranks that share the batch; None for this rank alone.
         name: what errors call the layer.
-        refuse_one: text of the ValueError where ``n`` is 1; None to not ask, which on a GPU would wait.
+        refuse_one: text of the ValueError if ``n`` is 1; None for no check, which on a GPU would wait for the device.
     """
     values = _kept(x, mask)
     if mask is None:
@@ -71,7 +71,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(dx, dweight, dbias)``, differentiable in ``dy``, ``x`` and ``weight``, across all ``partners``.
 
-    Four messages of float64 sums here, and one more each for every further derivative. Shapes and types as in
+    Four all-reduces of float64 sums here, and one more each for every further derivative. Shapes and types as in
     :mod:`syncbn.nn.kernels.dispatch`; ``dweight`` and ``dbias`` are this rank's share.
     """
     place = f"{name} backward, to be differentiated"
@@ -100,7 +100,7 @@ def gradients(
 def parameter_gradients(
     dy: Tensor, x: Tensor, mask: Tensor | None, statistics: dispatch.Statistics, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """``(dweight, dbias)``, differentiable in ``dy``, where no rank's ``x`` needs a gradient; nothing is sent."""
+    """``(dweight, dbias)``, differentiable in ``dy``, where no rank's ``x`` needs a gradient; no all-reduce."""
     mean, var, rest = (values.view([1, -1] + [1] * (x.dim() - 2)) for values in statistics)
     xhat = (x.to(mean.dtype) - mean - rest) * (var + eps).rsqrt()
     dy, xhat = (t if mask is None else torch.where(mask, t, 0) for t in (dy.to(mean.dtype), xhat))
@@ -120,14 +120,14 @@ def total(local: Tensor, partners: dist.ProcessGroup | None, place: str) -> Tens
 
 
 def cannot_be_batched(place: str) -> str:
-    """What is wrong with ``is_grads_batched=True`` at a layer that needs an all-reduce."""
+    """The error message for ``is_grads_batched=True`` at a layer that needs an all-reduce."""
     return f"layer {place}: is_grads_batched=True (vectorize=True) cannot all-reduce its batch; use torch.func.jacrev"
 
 
 class _AllSum(torch.autograd.Function):
     """Sum over ranks; every rank's loss depends on it, so its gradient is the sum over ranks too.
 
-    For any derivative, of any mode, and for ``vmap``: the sum is linear, and each batch's the sum of its own.
+    It has derivatives of any order and mode because the sum is linear. Under ``vmap`` one all-reduce sums all batches.
     """
 
     @staticmethod
@@ -167,7 +167,7 @@ class _AllSum(torch.autograd.Function):
         refuse_one: str | None,
     ) -> tuple[Tensor, int]:
         assert in_dims[0] is not None
-        if partners is not None:  # unequal sizes would end the process
+        if partners is not None:  # gloo aborts the process if the sizes of an all-reduce differ between ranks
             size = float(info.batch_size)
             seen = torch.tensor([size, size * size], dtype=torch.float64, device=x.device)
             sizes, squares = total(seen, partners, f"{place}, size of vmap").tolist()

@@ -1,11 +1,11 @@
-"""What may come after a batch norm as the layer's own work: a residual, and an activation."""
+"""The residual and the activation that a layer may apply after the batch norm."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def finished(y: Tensor, act: str | None, residual: Tensor | None, mask: Tensor | None = None) -> Tensor:
-    """``act(y + residual)``, and zero where masked."""
+def apply(y: Tensor, act: str | None, residual: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """``act(y + residual)``, zero where masked."""
     if residual is not None:
         y = y + residual
     if act is not None:
@@ -14,13 +14,13 @@ def finished(y: Tensor, act: str | None, residual: Tensor | None, mask: Tensor |
 
 
 def check_act(act: str | None) -> None:
-    """Raises ValueError for an activation that there is none of."""
+    """Raises ValueError for an unknown activation."""
     if act not in (None, "relu"):
         raise ValueError(f"act={act!r}: use 'relu', or None and an activation of your own")
 
 
-def check_added(x: Tensor, act: str | None, residual: Tensor | None) -> None:
-    """Raises ValueError for what :func:`sync_batch_norm` cannot do to its output."""
+def check(x: Tensor, act: str | None, residual: Tensor | None) -> None:
+    """Raises ValueError for an unknown activation, or a residual of another shape or device than ``x``."""
     check_act(act)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual has shape {tuple(residual.shape)}, but the input {tuple(x.shape)}: make them alike")

@@ -1,4 +1,4 @@
-"""The differentiable operation."""
+"""``sync_batch_norm``, the forward pass that it shares with the layers, and the autograd function behind both."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 from syncbn.nn import double_backward, epilogue, operands, torch_internals, tracing
 from syncbn.nn.comm import all_reduce, groups, lockstep
-from syncbn.nn.comm.observer import present
+from syncbn.nn.comm.observer import active
 from syncbn.nn.kernels import dispatch, running_statistics
-from syncbn.nn.statistics import Moments, may_read, unpack
+from syncbn.nn.kernels.running_statistics import RunningStatistics
+from syncbn.nn.statistics import Moments, may_read
 
-# An input that needs a gradient, so that autograd runs the backward pass where no other input would make it.
+# An input that needs a gradient. It makes autograd run the backward pass, and so its all-reduce, on a rank of which no
+# other input needs one: the ranks that need one would wait for it.
 _ANCHOR = torch.empty(0, requires_grad=True)
 _NO_GRAD = 2.0**20  # what a rank under torch.no_grad() adds to the number of ranks whose input needs a gradient
 
@@ -39,7 +41,7 @@ def sync_batch_norm(
 
     Ranks may hold batches of different sizes, in samples and in pixels, and empty ones. In training one all-reduce of
     ``2C + 1`` float64 numbers is sent forward (``2C + 2`` on the CPU) and one of ``2C`` backward, if some rank's input
-    needs a gradient; in evaluation nothing is. The gradients of ``weight`` and ``bias`` are this rank's share: their
+    needs a gradient; in evaluation none. The gradients of ``weight`` and ``bias`` are this rank's share: their
     sum over ranks is the gradient of the whole batch.
 
     Args:
@@ -53,8 +55,8 @@ def sync_batch_norm(
         eps: added to the variance.
         group: "world", "node", a number of consecutive ranks, a ProcessGroup, or a DeviceMesh of one dimension (see
             :mod:`syncbn.nn.comm.groups`). For a word or a number the layer makes its own process groups, on all ranks.
-        mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. What is masked is left
-            out of the statistics, and its outputs and gradients are zero.
+        mask: bool, shape that broadcasts to ``x`` without its channels, ``(N, *)``; True counts. Masked positions are
+            left out of the statistics, and their outputs and gradients are zero.
         biased_running_var: move ``running_var`` by the variance divided by ``n`` instead of ``n - 1``.
         act: "relu" for ``relu(batch norm + residual)``, None for no activation. While ranks share it costs no pass over
             the data on a GPU.
@@ -67,37 +69,93 @@ def sync_batch_norm(
     Raises:
         ValueError: one value per channel over the whole group in training, on every rank; a group that does not fit the
             world; a parameter or a running statistic that is not of shape ``(C,)``, another activation, a residual of
-            another shape than ``x``, before any message.
+            another shape than ``x``, before any all-reduce.
         NotImplementedError: an input of another type, as torch raises it.
-        RuntimeError: operands of no floating type, or on several devices.
+        RuntimeError: operands of a type that is not floating-point, or on several devices.
 
-        Without anyone to exchange with, and without a mask or the biased variance, this is
-        ``torch.nn.functional.batch_norm``, errors included.
+        Without a mask this is ``torch.nn.functional.batch_norm``, errors included: in evaluation, and in training where
+        no other rank shares the batch and the running variance is the unbiased one.
     """
-    spec = groups.parse(group)
+    running = RunningStatistics(running_mean, running_var, None, momentum, biased_running_var)
+    return forward_pass(
+        x,
+        running,
+        weight,
+        bias,
+        eps,
+        training=training,
+        group=groups.parse(group),
+        mask=mask,
+        act=act,
+        residual=residual,
+        name=name,
+    )
+
+
+def forward_pass(
+    x: Tensor,
+    running: RunningStatistics,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    training: bool,
+    group: groups.GroupSpec,
+    ghost_batch: int | None = None,
+    mask: Tensor | None = None,
+    act: str | None = None,
+    residual: Tensor | None = None,
+    name: str,
+) -> Tensor:
+    """Takes every decision of a layer and of :func:`sync_batch_norm`, which document the arguments.
+
+    The order: check the arguments; in evaluation, normalize with the running statistics; in training, normalize ghost
+    batches, or call torch's batch norm if no other rank shares the batch, or share the statistics with the other ranks.
+    """
     operands.check_input(x, name)
-    epilogue.check_added(x, act, residual)
+    epilogue.check(x, act, residual)
     if mask is not None:
         mask = over_channels(mask, x)
-    if not training and (running_mean is not None or running_var is not None):
-        kept = x if mask is None else x.masked_fill(~mask, 0)  # first too: 0 times a NaN would be one
-        y = F.batch_norm(kept, running_mean, running_var, weight, bias, eps=eps)
-        return epilogue.finished(y, act, residual, mask)
-    operands.check(x, running_mean, running_var, weight, bias, name)
-    partners = all_reduce.partners(spec, name) if training else None
-    if partners is None and mask is None and not biased_running_var and not tracing.transformed():
-        # As the layer does: a momentum of zero in a recomputation, which must run what the first pass ran.
-        momentum = 0.0 if recomputing() else momentum
-        return epilogue.finished(
-            F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps), act, residual
-        )
+    if not training and (mask is None or running.mean is not None or running.var is not None):
+        kept = x if mask is None else x.masked_fill(~mask, 0)  # masked before too: 0 times a NaN would be NaN
+        return epilogue.apply(_torch_in_evaluation(kept, running, weight, bias, eps), act, residual, mask)
+    operands.check(x, running.mean, running.var, weight, bias, name)
+    if training and ghost_batch is not None:
+        y, moments = normalize_chunks(x, weight, bias, eps, ghost_batch, mask, running.biased, name)
+        if not recomputing():
+            running_statistics.learn(running, moments, name)
+        return epilogue.apply(y, act, residual, None if residual is None else mask)
+    partners = all_reduce.partners(group, name) if training else None
+    if partners is None and mask is None and not running.biased and not tracing.transformed():
+        return epilogue.apply(_torch_in_training(x, running, weight, bias, eps), act, residual)
     batch = measure(x, partners, mask, name, weight, bias)
-    found = None
-    if training and running_mean is not None and running_var is not None and not recomputing():
-        found = running_statistics.learn(
-            running_mean, running_var, None, batch.sums, momentum, biased_running_var, name
-        )
+    found = running_statistics.learn(running, batch.sums, name) if training and not recomputing() else None
     return normalize(batch, weight, bias, eps, act, residual, found)
+
+
+def _torch_in_evaluation(
+    x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """torch's batch norm in evaluation: without running statistics it normalizes with the batch's own."""
+    without = running.mean is None and running.var is None
+    momentum = 0.0 if running.momentum is None else running.momentum
+    return F.batch_norm(x, running.mean, running.var, weight, bias, without, momentum, eps)
+
+
+def _torch_in_training(
+    x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """torch's batch norm in training. An empty batch and a recomputation leave the running statistics alone."""
+    mean, var = running.mean, running.var
+    if x.numel() and not recomputing():
+        momentum = running_statistics.torch_momentum(running)
+    else:
+        if x.numel() == 0:
+            mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
+        # Activation checkpointing compares what both passes run and save. So the momentum is zero, and the buffers are
+        # passed as in the first pass: neither copies nor None.
+        momentum = 0.0
+    return F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
 
 
 class Batch(NamedTuple):
@@ -105,14 +163,14 @@ class Batch(NamedTuple):
 
     Attributes:
         x: shape ``(N, C, *)``.
-        mask: what :func:`over_channels` gives, or None.
-        partners: who shares the batch, or None for this rank alone.
+        mask: as :func:`over_channels` returns it, or None.
+        partners: the ranks that share the batch, or None for this rank alone.
         name: what errors call the layer.
-        sums: ``[n, sum x, sum x^2]`` of all that the partners hold and no mask leaves out; see
+        sums: ``[n, sum x, sum x^2]`` of all unmasked values of the partners; see
             :mod:`syncbn.nn.statistics`.
-        local: what this rank found out about ``x`` on the way.
+        local: this rank's own sums, and intermediate results that the normalization reuses.
         in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.double_backward`.
-        shares_gradient: whether partners exchange in the backward pass too: some rank's input needs a gradient.
+        shares_gradient: whether the backward pass has an all-reduce too: some rank's input needs a gradient.
     """
 
     x: Tensor
@@ -135,10 +193,10 @@ def measure(
 ) -> Batch:
     """The sums of the batch that all ``partners`` hold together; see :class:`Batch` for the arguments.
 
-    Only the gradient of ``x`` needs other ranks, so partners exchange in the backward pass if the ``x`` of one of them
-    needs a gradient. On the CPU each rank's need is part of the forward all-reduce. On a device it is so where
-    ``weight`` and ``bias`` are frozen or None, and only a rank that needs no gradient waits to read it. Where it cannot
-    be read, in a compiled graph or a CUDA graph, each rank decides by what it knows.
+    Only the gradient of ``x`` needs other ranks, so there is an all-reduce in the backward pass if the ``x`` of one of
+    them needs a gradient. The forward all-reduce counts these ranks: on the CPU always, on a GPU if ``weight`` and
+    ``bias`` are frozen or None, where only a rank that needs no gradient waits to read the count. In a compiled graph
+    or a CUDA graph it cannot be read, and each rank decides by its own inputs.
 
     Raises:
         NotImplementedError: a sparse or MKL-DNN input.
@@ -153,17 +211,17 @@ def measure(
         local = dispatch.local_sums(x.detach(), mask)
         sums, shares = local.sums, False
     else:
-        sums, local, shares = _exchanged(x, partners, mask, name, weight, bias)
-    # A rank that holds two values knows that there are two: only the others need look, so full batches never wait.
-    eager = not torch.compiler.is_compiling()  # in a graph the question alone would be a condition on the shape
-    if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_look(x, mask) and sums[0].item() == 1:
+        sums, local, shares = _all_reduced(x, partners, mask, name, weight, bias)
+    # A rank with two values need not check the count, so full batches never wait for it.
+    eager = not torch.compiler.is_compiling()  # torch.compile would turn the condition on the shape into a guard
+    if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_read_count(x, mask) and sums[0].item() == 1:
         raise ValueError(_one_value(x, partners))
     return Batch(x, mask, partners, name, sums, local, shares)
 
 
 def _measured_in_transform(x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None, name: str) -> Batch:
-    ask = (mask is not None or x.numel() <= x.shape[1]) and (x.is_cpu or mask is None)
-    sums = double_backward.measure(x, mask, partners, name, _one_value(x, partners) if ask else None)
+    check = (mask is not None or x.numel() <= x.shape[1]) and (x.is_cpu or mask is None)
+    sums = double_backward.measure(x, mask, partners, name, _one_value(x, partners) if check else None)
     return Batch(x, mask, partners, name, sums, dispatch.Local(sums), in_transform=True)
 
 
@@ -175,7 +233,7 @@ def _one_value(x: Tensor, partners: dist.ProcessGroup | None) -> str:
     )
 
 
-def _exchanged(
+def _all_reduced(
     x: Tensor,
     partners: dist.ProcessGroup,
     mask: Tensor | None,
@@ -183,27 +241,27 @@ def _exchanged(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, dispatch.Local, bool]:
-    """The group's sums, what this rank found out about ``x``, and whether the backward pass exchanges too."""
+    """The group's sums, this rank's own, and whether the backward pass has an all-reduce too."""
     values, grad, trains = x.detach(), torch.is_grad_enabled(), _trains(weight, bias)
-    shares = grad and (x.requires_grad or trains)  # what this rank knows by itself
+    shares = grad and (x.requires_grad or trains)  # by this rank's own inputs
     need = float(x.requires_grad) if grad else _NO_GRAD
-    rides = dispatch.carries_need(values)
+    counted = dispatch.carries_need(values)
     local = dispatch.local_sums(values, mask, need)
-    message = local.message
-    if not rides and not trains:  # parameters are alike on all ranks, and so is this message's length
-        message, rides = torch.cat([message, message.new_full((1,), need)]), True
-    reads = rides and _reads_need(values, shares)
-    observer = present()
-    own = None if observer is None else local.sums.clone()  # the exchange uses them up
+    payload = local.payload
+    if not counted and not trains:  # parameters are alike on all ranks, and so is the length of the all-reduce
+        payload, counted = torch.cat([payload, payload.new_full((1,), need)]), True
+    reads = counted and _reads_need(values, shares)
+    observer = active()
+    own = None if observer is None else local.sums.clone()  # the all-reduce overwrites them
     place = f"{name} forward"
-    if not reads and lockstep.enabled():  # it compares places, so that ranks that decide otherwise are named
+    if not reads and lockstep.enabled():  # debug mode compares places, so it names ranks that decide otherwise
         place += ", with a backward message to come" if shares else ", with no backward message to come"
-    message = all_reduce.all_sum(message, partners, place)
-    sums = message[:-1] if rides else message
+    payload = all_reduce.all_sum(payload, partners, place)
+    sums = payload[:-1] if counted else payload
     if observer is not None and own is not None:
         observer.measured(name, own, sums)
     if reads:
-        without, with_need = divmod(message[-1].item(), _NO_GRAD)
+        without, with_need = divmod(payload[-1].item(), _NO_GRAD)
         shares = with_need > 0
         if without and shares:
             raise RuntimeError(
@@ -214,9 +272,9 @@ def _exchanged(
 
 
 def _reads_need(x: Tensor, shares: bool) -> bool:
-    """Whether this rank reads how many need a gradient: always where that is free.
+    """Whether this rank reads how many ranks need a gradient: on the CPU always.
 
-    On a device the host would wait for it, and so only a rank does that has no other reason to take part in backward.
+    On a GPU the host would wait for it, so only a rank reads it that has no other reason to take part in backward.
     """
     if dispatch.carries_need(x):
         return may_read(x)
@@ -228,10 +286,11 @@ def _trains(weight: Tensor | None, bias: Tensor | None) -> bool:
     return (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
 
 
-def _may_look(x: Tensor, mask: Tensor | None) -> bool:
-    """Whether the host may ask how many values there are: not where it cannot, nor where each full batch would wait.
+def _may_read_count(x: Tensor, mask: Tensor | None) -> bool:
+    """Whether the host may read how many values there are.
 
-    There the running update leaves the variance alone instead.
+    Not in a CUDA graph, and not for masked batches on a GPU, since each of them would wait for the device. The update
+    of the running statistics then leaves the variance alone for a single value.
     """
     return may_read(x) or (mask is None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
@@ -245,16 +304,16 @@ def normalize(
     residual: Tensor | None = None,
     found: dispatch.Statistics | None = None,
 ) -> Tensor:
-    """The batch normalized with its statistics, and ``added.finished``, differentiable. ``batch`` is used up.
+    """The batch normalized with its statistics, then :func:`.epilogue.apply`; differentiable.
 
-    ``found`` is what :func:`syncbn.nn.kernels.running_statistics.update` may have found out already.
+    Overwrites ``batch.local``. ``found`` are the statistics, if :func:`.running_statistics.learn` has returned them.
     """
     if batch.in_transform:
         y = double_backward.normalize(batch.x, batch.sums, weight, bias, batch.mask, eps)
-        return epilogue.finished(y, act, residual, batch.mask)
-    if residual is not None and residual.dtype != batch.x.dtype:  # torch's rules say what type comes of such a sum
-        return epilogue.finished(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
-    # This rank takes part in the backward pass of the others, also where nothing of its own needs a gradient.
+        return epilogue.apply(y, act, residual, batch.mask)
+    if residual is not None and residual.dtype != batch.x.dtype:  # torch's type promotion decides the result's type
+        return epilogue.apply(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
+    # This rank takes part in the backward all-reduce even if none of its own tensors needs a gradient.
     anchor = None
     if batch.shares_gradient and not batch.x.requires_grad and not _trains(weight, bias):
         anchor = _ANCHOR
@@ -275,14 +334,14 @@ def normalize_chunks(
 ) -> tuple[Tensor, Moments]:
     """Ghost batches: ``x`` normalized ``chunk`` samples at a time, and the means over the chunks of their moments.
 
-    A rest of fewer than ``chunk`` samples joins the chunk before; a chunk of which nothing counts has no moments.
-    The variances are the unbiased ones unless ``biased``. Nothing is sent.
+    A rest of fewer than ``chunk`` samples joins the chunk before; a fully masked chunk has no moments. The variances
+    are the unbiased ones unless ``biased``. No all-reduce.
     """
     sizes = [chunk] * max(len(x) // chunk, 1)
     sizes[-1] += len(x) - sum(sizes)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
     batches = [measure(part, None, kept, name) for part, kept in zip(x.split(sizes), masks, strict=True)]
-    moments = [unpack(batch.sums) if biased else unpack(batch.sums).unbiased() for batch in batches]
+    moments = [running_statistics.target(batch.sums, biased) for batch in batches]
     n, mean, var = map(torch.stack, zip(*moments, strict=True))
     counts = (n > 0).double()
     share = counts / counts.sum().clamp_min(1)
@@ -291,7 +350,7 @@ def normalize_chunks(
 
 
 def recomputing() -> bool:
-    """Whether this forward pass runs within a backward pass, as activation checkpointing's second one does.
+    """Whether this forward pass runs within a backward pass: the recomputation of activation checkpointing.
 
     Always False in code that ``torch.compile`` traces.
     """
@@ -299,7 +358,7 @@ def recomputing() -> bool:
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalizes with given statistics; its gradient knows that they are the input's own."""
+    """Normalizes with given statistics; its gradient accounts for their dependence on the input."""
 
     @staticmethod
     def forward(
@@ -316,7 +375,8 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         if found is None or dispatch.statistics_dtype(x) != found.mean.dtype:
             found = dispatch.rounded(batch.sums, x, batch.local)
-        # Not in a graph, which may not give back what it was given: an activation in place would be refused.
+        # dispatch.normalize may overwrite local.shifted and return it. A compiled graph would then return one of its
+        # inputs, and an in-place activation after the layer would be refused.
         local = None if torch.compiler.is_compiling() else batch.local
         y, passed = dispatch.normalize(x, found, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
@@ -336,7 +396,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if ctx.kinds is not None:
-            saved = operands.given_back(saved, ctx.kinds, ctx.name)
+            saved = operands.restored(saved, ctx.kinds, ctx.name)
         x, weight, mask, n, mean, var, rest, *gate = saved
         if ctx.partners is not None and tracing.batched_by_autograd(dy):
             raise RuntimeError(double_backward.cannot_be_batched(ctx.name))
@@ -345,9 +405,10 @@ class _Normalize(torch.autograd.Function):
         relu = dispatch.Relu(gate[0], gate[1], ctx.rows) if gate else None
         dx: Tensor | None
         dresidual: Tensor | None
-        # With create_graph=True the statistics must be functions of x, not constants; batched gradients have no memory.
+        # With create_graph=True the statistics must be functions of x, not constants. Batched gradients
+        # (vectorize=True) have no memory that a kernel could read.
         if torch.is_grad_enabled() or tracing.transformed() or tracing.batched_by_autograd(dy):
-            dy = dispatch.let_through(dy, x, statistics, weight, ctx.eps, relu)
+            dy = dispatch.relu_gradient(dy, x, statistics, weight, ctx.eps, relu)
             dresidual = dy if mask is None else dy.masked_fill(~mask, 0)
             if ctx.constant:
                 dx, (dweight, dbias) = None, double_backward.parameter_gradients(dy, x, mask, statistics, ctx.eps)

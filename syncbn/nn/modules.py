@@ -1,15 +1,13 @@
-"""The layers: torch's batch norm classes, normalizing with the statistics of a group of ranks while they train."""
+"""The synchronized layers: torch's batch norm classes with the statistics of a group of ranks in training."""
 
 import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from syncbn.nn import epilogue, functional, operands, tracing
-from syncbn.nn.comm import all_reduce, groups
-from syncbn.nn.kernels import running_statistics
-from syncbn.nn.kernels.dispatch import Statistics
-from syncbn.nn.statistics import Moments
+from syncbn.nn import epilogue, functional
+from syncbn.nn.comm import groups
+from syncbn.nn.kernels.running_statistics import RunningStatistics
 from syncbn.nn.torch_internals import BatchNormBase
 
 OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
@@ -18,10 +16,10 @@ OPTIONS = ("group", "ghost_batch", "biased_running_var", "fused_act")
 def options(
     group: object, ghost_batch: int | None = None, biased_running_var: bool = False, act: str | None = None
 ) -> dict[str, Any]:
-    """The attributes that make a torch layer one of these, checked; those at their defaults are left to the class.
+    """The checked attributes of a synchronized layer; those at their defaults are class attributes already.
 
     Raises:
-        ValueError: a group that is none, a ghost batch below 1, or an activation that the layer does not have.
+        ValueError: an invalid group, a ghost batch below 1, or an unknown activation.
     """
     epilogue.check_act(act)
     if ghost_batch is not None and ghost_batch < 1:
@@ -31,10 +29,10 @@ def options(
 
 
 class Synchronized(BatchNormBase):
-    """What the synchronized layers have in common; mixed in before a torch batch norm class.
+    """The common part of the synchronized layers; mixed in before a torch batch norm class.
 
     Parameters, buffers and state_dict are those of the torch class: checkpoints load both ways. In evaluation, and
-    where there is nobody to share with, the forward pass is torch's own.
+    if no other rank shares the batch, the forward pass is torch's own.
 
     Args:
         num_features: C, the number of channels.
@@ -44,30 +42,31 @@ class Synchronized(BatchNormBase):
         track_running_stats: keep running statistics; without them evaluation uses this rank's batch, as torch does.
         group: "world", "node", a number of consecutive ranks, a ProcessGroup, or a DeviceMesh of one dimension (see
             :mod:`syncbn.nn.comm.groups`). For a word or a number the layer makes its own process groups, on all ranks.
-        ghost_batch: samples that share statistics, where that is to be fewer than the device holds (Hoffer et al.
-            2017): the batch is cut into chunks of so many, the rest joining the last, and nothing is exchanged. The
-            running statistics move once, by the means over the chunks of their means and unbiased variances.
-        biased_running_var: keep the variance divided by ``n``, as some published recipes do, not by ``n - 1``.
-        act: "relu" for an activation after the batch norm, or None. While ranks share it costs no pass over the data on
-            a GPU.
+        ghost_batch: samples that share statistics, if fewer than the device holds (Hoffer et al. 2017). The batch is
+            cut into chunks of this size, a rest joins the last, and there is no all-reduce. The running statistics move
+            once, by the means over the chunks of their means and unbiased variances.
+        biased_running_var: keep the variance divided by ``n``, as some published recipes do, instead of ``n - 1``.
+        act: "relu" for an activation after the batch norm, or None. Among ranks that share statistics it costs no pass
+            over the data on a GPU.
         device, dtype: of parameters and buffers.
-        bias: with ``affine``, learn a bias; torch's keyword, from the version on that has it (2.13).
+        bias: with ``affine``, learn a bias; torch's keyword, from torch 2.13 on.
 
     Shape:
         Input and output ``(N, C)`` or ``(N, C, *)`` as the torch class takes them; ``N`` may be 0 on some ranks.
-        ``mask``, optional: bool, broadcasts to ``(N, *)``; True counts. What is masked is left out of the statistics,
-        on every rank, and its outputs and gradients are zero. ``residual``, optional: the shape of the input; added
-        before the activation, as a residual block does. ``act``, optional: for a layer that was made without.
+        ``mask``, optional: bool, broadcasts to ``(N, *)``; True counts. Masked positions are left out of the
+        statistics on every rank, and their outputs and gradients are zero. ``residual``, optional: the shape of the
+        input; added before the activation, as a residual block does. ``act``, optional: for a layer that was made
+        without one.
 
     Raises:
-        ValueError: an input with another number of channels or dimensions, before any message; one value per channel
+        ValueError: an input with another number of channels or dimensions, before any all-reduce; one value per channel
             over the whole group in training.
     """
 
     group: groups.GroupSpec
     ghost_batch: int | None = None
     biased_running_var: bool = False
-    fused_act: str | None = None  # not act: subclasses of torch's have an activation of their own by that name
+    fused_act: str | None = None  # not act: timm's subclasses have their own activation by that name
     name_in_model: str = ""
 
     def __init__(
@@ -93,72 +92,36 @@ class Synchronized(BatchNormBase):
     def forward(
         self, input: Tensor, mask: Tensor | None = None, *, residual: Tensor | None = None, act: str | None = None
     ) -> Tensor:
-        x = input  # torch's name for it, by which a call may give it and an exported graph knows it
+        x = input  # torch's name, for keyword calls and exported graphs
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if x.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels (num_features), got input size {tuple(x.shape)}")
-        if act is None:
-            act = self.fused_act
-        epilogue.check_added(x, act, residual)
-        place = self.name_in_errors()
-        if not self.training and mask is None:
-            operands.check_input(x, place)
-            return epilogue.finished(super().forward(x), act, residual)
-        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
-        if not self.training:
-            return functional.sync_batch_norm(
-                x,
-                mean,
-                var,
-                weight,
-                bias,
-                training=False,
-                eps=self.eps,
-                mask=mask,
-                act=act,
-                residual=residual,
-                name=place,
-            )
-        if not self.track_running_stats:
-            mean = var = None
-        operands.check(x, mean, var, weight, bias, place)
-        if mask is not None:
-            mask = functional.over_channels(mask, x)
-        if self.ghost_batch is not None:
-            y, moments = functional.normalize_chunks(
-                x, weight, bias, self.eps, self.ghost_batch, mask, self.biased_running_var, place
-            )
-            self._learn(mean, var, moments, place)
-            return epilogue.finished(y, act, residual, None if residual is None else mask)
-        partners = all_reduce.partners(self.group, place)
-        if partners is None and mask is None and not self.biased_running_var and not tracing.transformed():
-            return epilogue.finished(self._as_torch_does(x, mean, var), act, residual)
-        batch = functional.measure(x, partners, mask, place, weight, bias)
-        found = self._learn(mean, var, batch.sums, place)
-        return functional.normalize(batch, weight, bias, self.eps, act, residual, found)
+        kept = self.track_running_stats or not self.training  # torch's rule: evaluation uses buffers that are there
+        running = RunningStatistics(
+            self.running_mean if kept else None,
+            self.running_var if kept else None,
+            self.num_batches_tracked if kept else None,
+            self.momentum,
+            self.biased_running_var,
+        )
+        return functional.forward_pass(
+            x,
+            running,
+            self.weight,
+            self.bias,
+            self.eps,
+            training=self.training,
+            group=self.group,
+            ghost_batch=self.ghost_batch,
+            mask=mask,
+            act=self.fused_act if act is None else act,
+            residual=residual,
+            name=self.name_in_errors(),
+        )
 
     def name_in_errors(self) -> str:
-        """What errors call this layer: its name where ``convert`` knew one."""
+        """The layer's name in error messages: its name in the model if ``convert`` knew one."""
         return self.name_in_model or f"{type(self).__name__}({self.num_features})"
-
-    def _as_torch_does(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-        """Torch's own forward pass in training, but that a batch of nothing and a recomputation leave no trace."""
-        if x.numel() and not functional.recomputing():
-            return super().forward(x)
-        if x.numel() == 0:
-            mean, var = (None if buffer is None else buffer.clone() for buffer in (mean, var))
-        # A momentum of zero, not copies or None: what runs and what is saved must be no other than the first time.
-        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
-
-    def _learn(self, mean: Tensor | None, var: Tensor | None, seen: Tensor | Moments, place: str) -> Statistics | None:
-        """Moves the running statistics towards those of a batch with these sums, or towards these moments, and counts.
-
-        Not where activation checkpointing runs the batch a second time. Returns what ``running.learn`` does.
-        """
-        if mean is None or var is None or functional.recomputing():
-            return None
-        tracked, biased = self.num_batches_tracked, self.biased_running_var
-        return running_statistics.learn(mean, var, tracked, seen, self.momentum, biased, place)
 
     def extra_repr(self) -> str:
         torch_says: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -168,10 +131,10 @@ class Synchronized(BatchNormBase):
 
     @property
     def qconfig(self) -> Any:
-        """torch's quantization setting; also where torch's ``convert_sync_batchnorm`` is noticed.
+        """torch's quantization setting; reading it also detects torch's ``convert_sync_batchnorm``.
 
-        That function builds a ``torch.nn.SyncBatchNorm`` out of any batch norm, this one included, and would drop ours
-        in silence. It asks each layer for ``qconfig`` on the way.
+        That function (torch 2.13) replaces any batch norm, this one included, by a ``torch.nn.SyncBatchNorm`` without
+        an error. It reads ``qconfig`` of each layer, which is the only place where the layer can refuse.
         """
         frame = inspect.currentframe()
         caller = frame and frame.f_back
@@ -206,9 +169,9 @@ class SyncBatchNorm3d(Synchronized, nn.BatchNorm3d):
 
 
 class SyncBatchNorm(Synchronized):
-    """The twin of :class:`torch.nn.SyncBatchNorm`: input ``(N, C, *)`` with any number of dimensions from 2 up.
+    """Counterpart of :class:`torch.nn.SyncBatchNorm`: input ``(N, C, *)`` with 2 or more dimensions.
 
-    Not a subclass of torch's, which neither its own forward pass nor DistributedDataParallel lets run on the CPU.
+    Not a subclass of torch's: its forward pass and DistributedDataParallel refuse that class on the CPU (torch 2.13).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -217,15 +180,15 @@ class SyncBatchNorm(Synchronized):
 
 
 def norm_act(layer: nn.Module, x: Tensor, act: str | None = "relu", residual: Tensor | None = None) -> Tensor:
-    """``relu(layer(x) + residual)``: in one, where ``layer`` is synchronized; else one after the other.
+    """``relu(layer(x) + residual)``: fused if ``layer`` is synchronized, else one operation after the other.
 
-    For models whose layers may be converted or not: :func:`syncbn.convert` makes theirs the fused form.
+    For models whose layers may or may not be converted by :func:`syncbn.convert`.
 
     Args:
-        layer: a batch norm, or what took its place.
+        layer: a batch norm or its replacement.
         x: its input.
         act: "relu", or None for no activation.
-        residual: shape of ``x``, added before the activation; None for nothing.
+        residual: shape of ``x``, added before the activation; or None.
 
     Raises:
         ValueError: another activation; a residual of another shape, or on another device.
@@ -233,5 +196,5 @@ def norm_act(layer: nn.Module, x: Tensor, act: str | None = "relu", residual: Te
     if isinstance(layer, Synchronized) and type(layer).forward is Synchronized.forward:
         y: Tensor = layer(x, residual=residual, act=act)
         return y
-    epilogue.check_added(x, act, residual)
-    return epilogue.finished(layer(x), act, residual)
+    epilogue.check(x, act, residual)
+    return epilogue.apply(layer(x), act, residual)

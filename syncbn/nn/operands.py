@@ -1,4 +1,4 @@
-"""Which tensors the layer takes, and whether it gets for the backward pass what it saved."""
+"""Checks of input, parameters and running statistics in forward, and of the saved tensors in backward."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -41,16 +41,14 @@ def check(
     bias: Tensor | None,
     name: str,
 ) -> None:
-    """Refuses, before anything is sent, what torch's batch norm refuses to train with.
+    """Refuses, before any all-reduce, the operands that torch's batch norm refuses to train with.
 
     Parameters and running statistics may be of another floating-point type than the input.
 
     Raises:
-        NotImplementedError: as :func:`check_input`.
         ValueError: another shape than ``(C,)``; one running statistic without the other.
-        RuntimeError: no floating type, or another device than the input's.
+        RuntimeError: a type that is not floating-point, or another device than the input's.
     """
-    check_input(x, name)
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"layer {name}: running_mean and running_var must either both be None or neither be None")
     channels, device = x.shape[1], x.device
@@ -72,15 +70,15 @@ def _refuse(what: str, t: Tensor, x: Tensor, name: str) -> NoReturn:
 
 
 def kinds(saved: Sequence[Tensor | None]) -> list[Kind]:
-    """Type, shape and device of each, for :func:`given_back`."""
+    """Type, shape and device of each, for :func:`restored`."""
     return [None if t is None else (t.dtype, t.shape, t.device) for t in saved]
 
 
-def given_back(saved: Sequence[Tensor | None], expected: list[Kind], name: str) -> Sequence[Tensor | None]:
-    """What autograd saved, as it was saved. Saved-tensor hooks may return anything in its place.
+def restored(saved: Sequence[Tensor | None], expected: list[Kind], name: str) -> Sequence[Tensor | None]:
+    """The tensors that autograd saved, on their device. Saved-tensor hooks may return anything in their place.
 
     Raises:
-        RuntimeError: another type or shape, or no values.
+        RuntimeError: a tensor of another type or shape, or on the meta device, which has no values.
     """
     if kinds(saved) == expected:
         return saved

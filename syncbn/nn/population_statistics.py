@@ -1,4 +1,4 @@
-"""The mean and variance of each layer over many batches, in place of the running averages."""
+"""Precise statistics: the exact mean and variance of each layer over many batches replace the running averages."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from syncbn.nn import rng, statistics
+from syncbn.nn import rng
 from syncbn.nn.comm import groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms
-from syncbn.nn.kernels import dispatch
+from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
 from syncbn.nn.torch_internals import BatchNormBase, registered_buffers
@@ -36,20 +36,19 @@ def precise_statistics(
 ) -> None:
     """Sets every batch norm's running statistics to those of its inputs over these batches and all ranks, in place.
 
-    Right where batches are of unequal size, or empty on some ranks: samples count, not batches. The variance is the
+    Every sample counts the same, so batches may be of unequal size, or empty on some ranks. The variance is the
     unbiased one over all samples (the biased one where the layer keeps that). The layers normalize as they do in
     training: synchronized ones with their group, others with this rank's batch, or its ghost batches. Dropout and
-    whatever else behaves differently in training is in evaluation, since that is where the statistics will be used
-    (with dropout they would be of another distribution: Li et al. 2019). Nothing but ``running_mean`` and
-    ``running_var`` changes: no gradient, flag, count of batches, other buffer or random number; if anything raises,
-    these neither.
+    all other modules are in evaluation mode, where the statistics will be used (with dropout the distribution would be
+    another: Li et al. 2019). Only ``running_mean`` and ``running_var`` change: no gradient, flag, count of batches,
+    other buffer or random number state. After an exception these are unchanged too.
 
-    One float64 all-reduce at the end, of ``2C + 1`` numbers per layer, besides what synchronized layers send. All ranks
-    end with the same bits.
+    One float64 all-reduce at the end, of ``2C + 1`` numbers per layer, besides those of synchronized layers. All ranks
+    get the same bits.
 
     Args:
         model: in training mode, frozen layers (in evaluation mode) are left alone; in evaluation mode, all layers are
-            measured. What DistributedDataParallel wraps is taken out of it.
+            measured. A DistributedDataParallel is unwrapped.
         batches: on the model's device. Of a tuple or list the first part is the model's input, as in torch's
             ``update_bn``. Equally many on each rank where layers are synchronized; torch's own layers refuse a batch
             of one value per channel, as in training.
@@ -57,7 +56,7 @@ def precise_statistics(
         group: whose samples count: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
             DeviceMesh of one dimension.
         only: which layers, as for :func:`syncbn.convert`.
-        forward: called with each batch instead, to run the model on it.
+        forward: called with each batch to run the model on it, instead of ``model(batch)``.
 
     Raises:
         MeasurementError: ``num_batches`` below 1; no batch norm layer with running statistics; on every rank, not one
@@ -86,10 +85,10 @@ def precise_statistics(
     ):
         for batch in islice(batches, num_batches):
             run(batch)
-    message = torch.cat([sums[layer] for layer in measured])
+    total = torch.cat([sums[layer] for layer in measured])
     if (partners := groups.resolve(groups.parse(group))) is not None:
-        dist.all_reduce(message, group=partners)
-    pooled = message.split([len(sums[layer]) for layer in measured])
+        dist.all_reduce(total, group=partners)
+    pooled = total.split([len(sums[layer]) for layer in measured])
     if not any(float(each[0]) for each in pooled):
         raise MeasurementError("precise statistics: no sample came through a batch norm layer; give at least one batch")
     for layer, each in zip(measured, pooled, strict=True):
@@ -97,14 +96,10 @@ def precise_statistics(
 
 
 def _set(layer: BatchNormBase, sums: Tensor) -> None:
-    moments = statistics.unpack(sums)
     biased = isinstance(layer, Synchronized) and layer.biased_running_var
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    if moments.n >= 1:  # a layer that no batch went through keeps what it has
-        layer.running_mean.copy_(moments.mean)
-    if moments.n >= 2:
-        layer.running_var.copy_(moments.var if biased else moments.unbiased().var)
+    running_statistics.replace(layer.running_mean, layer.running_var, running_statistics.target(sums, biased))
     if isinstance(layer, Simulated) and layer.rows is not None:
         for row, running in zip(layer.rows, (layer.running_mean, layer.running_var), strict=True):
             row.copy_(running)
@@ -140,18 +135,18 @@ def _in_training(model: nn.Module, chosen: list[BatchNormBase]) -> Iterator[None
 
 @contextmanager
 def _sums(layers: list[BatchNormBase]) -> Iterator[dict[BatchNormBase, Tensor]]:
-    """Adds up what each layer is given, as sums of :mod:`syncbn.nn.statistics`; a layer that is called twice, both."""
+    """Adds up the inputs of each layer, over all its calls, as sums of :mod:`syncbn.nn.statistics`."""
     found = {
         layer: torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device=layer.running_mean.device)
         for layer in layers
         if layer.running_mean is not None
     }
 
-    def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def add_sums(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, BatchNormBase)
         found[layer] += dispatch.local_sums(*third_party.inputs(layer, args, kwargs)).sums
 
-    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    handles = [layer.register_forward_pre_hook(add_sums, with_kwargs=True) for layer in layers]
     try:
         yield found
     finally:

@@ -1,4 +1,4 @@
-"""The random numbers of this process: python's, numpy's and torch's generators, as plain data that checkpoints take."""
+"""Saves and restores the random number generators of python, numpy and torch, as plain data for checkpoints."""
 
 import random
 import sys
@@ -12,14 +12,13 @@ State = dict[str, Any]
 
 
 def state() -> State:
-    """Where the generators are, that of this process's GPU too where it is in use."""
+    """The states of the generators, with that of this process's GPU if it is in use."""
     found: State = {
         "python": [list(part) if isinstance(part, tuple) else part for part in random.getstate()],
         "torch": torch.get_rng_state(),
     }
-    if (
-        numpy := sys.modules.get("numpy")
-    ) is not None:  # torch does without it, and who has not imported it draws nothing
+    # torch runs without numpy, and a process that has not imported it has drawn no numbers from it.
+    if (numpy := sys.modules.get("numpy")) is not None:
         kind, keys, *rest = numpy.random.get_state(legacy=True)
         found["numpy"] = [kind, numpy.asarray(keys).tolist(), *rest]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -28,7 +27,7 @@ def state() -> State:
 
 
 def put_back(state: State) -> None:
-    """Takes the generators to where :func:`state` found them."""
+    """Restores what :func:`state` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     if "numpy" in state:
@@ -43,7 +42,7 @@ def put_back(state: State) -> None:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Whatever is drawn within this context, the generators go on after it from where they were before."""
+    """Restores the generators at the end of this context."""
     before = state()
     try:
         yield

@@ -1,8 +1,8 @@
-"""One process that stands for several devices: batch norm with the statistics that each of them would have.
+"""Simulates several devices in one process: batch norm with the statistics that each device would have.
 
-A batch holds the devices' batches in turn, sample ``i`` being that of device ``i % devices``, which is how a global
-batch is dealt to ranks; or several such batches, one after the other, as they are accumulated for one step of the
-optimizer. So one process learns, to rounding, what that many ranks would, without their messages.
+Sample ``i`` of a batch belongs to device ``i % devices``, which is how a distributed sampler splits a global batch.
+With ``accumulate`` a batch is several such global batches, one after the other, of one optimizer step. One process then
+trains as that many ranks would, to rounding, without communication.
 """
 
 from typing import TypeVar
@@ -21,16 +21,16 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Simulated(BatchNormBase):
-    """What the layers have in common that :func:`simulate` makes of torch's.
+    """The forward pass of simulated layers; mixed in before a torch batch norm class by :func:`simulate`.
 
     Attributes:
         devices: how many are simulated.
-        sharing: consecutive devices that share statistics; 1 is each by itself.
-        ghost_batch: samples of a device that share, where that is to be fewer than it holds; None for all.
-        accumulate: batches in one, that are to count one after the other.
-        rows: the running mean and variance of each device, shapes ``(devices, C)``, where each keeps its own until
-            :meth:`pool`. None where they are the first device's, as DistributedDataParallel has it: then they are the
-            layer's own.
+        sharing: consecutive devices that share statistics; 1 for per-device statistics.
+        ghost_batch: samples of a device that share statistics, if fewer than it holds; None for all.
+        accumulate: global batches in one batch, which move the running statistics in turn.
+        rows: the running mean and variance of each device, shapes ``(devices, C)``, if each device keeps
+            its own until :meth:`pool`. None if only the first device's count, as in DistributedDataParallel: then they
+            are the layer's buffers.
 
     Shape:
         Input and output as of the torch class, ``N`` a multiple of ``devices * accumulate``.
@@ -56,12 +56,12 @@ class Simulated(BatchNormBase):
             raise ValueError(
                 f"{samples} samples cannot be cut into batches of {size} on each of {self.devices} devices"
             )
-        # (chunk, sample, group, device in it, ...): what shares statistics becomes the batch, the rest goes with the
-        # channels, and one call of torch's kernel normalizes them all.
+        # (chunk, sample, group, device in it, ...): samples that share statistics become the batch, all other
+        # dimensions join the channels, and one call of torch's kernel normalizes them all.
         cut = input.reshape(-1, size, self.devices // self.sharing, self.sharing, channels, *positions)
         chunks, groups = cut.shape[0], cut.shape[2]
         x = cut.permute(1, 3, 0, 2, *range(4, cut.dim())).reshape(size * self.sharing, -1, *positions)
-        dtype = torch.promote_types(x.dtype, torch.float32)  # statistics never are in half precision
+        dtype = torch.promote_types(x.dtype, torch.float32)  # statistics are never in half precision
         mean, var = x.new_zeros(x.shape[1], dtype=dtype), x.new_ones(x.shape[1], dtype=dtype)
         weight, bias = (None if p is None else p.to(dtype).repeat(chunks * groups) for p in (self.weight, self.bias))
         y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
@@ -72,33 +72,24 @@ class Simulated(BatchNormBase):
 
     @torch.no_grad()
     def _learn(self, n: int, mean: Tensor, var: Tensor) -> None:
-        """Moves running statistics by batches in turn, of means and unbiased variances ``(accumulate, groups, C)``."""
+        """Moves the running statistics by batches in turn; means and unbiased variances ``(accumulate, groups, C)``."""
         if self.running_mean is None or self.running_var is None or not self.track_running_stats:
             return
         if functional.recomputing():
             return
-        ages = torch.arange(self.accumulate - 1, -1, -1, dtype=torch.float64)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(self.accumulate)
-        momentum: float | Tensor
-        if self.momentum is None:
-            assert self.num_batches_tracked is not None
-            weights, momentum = torch.ones_like(ages), self.accumulate / self.num_batches_tracked.double()
-        else:
-            weights = (1 - self.momentum) ** ages
-            momentum = self.momentum * weights.sum().item()
-        weights = (weights / weights.sum()).to(mean.device)
+        weights, share = running_statistics.in_turn(self.accumulate, self.num_batches_tracked, self.momentum)
+        weights = weights.to(mean.device)
         mean, var = (torch.einsum("a,agc->gc", weights, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
-            running_statistics.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), momentum)
+            running_statistics.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), share)
         else:
             of_devices = (each.repeat_interleave(self.sharing, dim=0) for each in (mean, var))
-            running_statistics.move(*self.rows, Moments(count, *of_devices), momentum)
+            running_statistics.move(*self.rows, Moments(count, *of_devices), share)
 
     @torch.no_grad()
     def pool(self) -> None:
-        """Makes the running statistics those of all devices' pooled batches, the devices' own too; see ``rows``."""
+        """Pools the running statistics of all devices, and sets each device's ``rows`` to the result."""
         if self.rows is None or self.running_mean is None or self.running_var is None or not self.track_running_stats:
             return
         one = torch.ones((), dtype=torch.float64, device=self.running_mean.device)
@@ -140,24 +131,24 @@ def simulate(
     keep: str = "first",
     only: Only = None,
 ) -> AnyModule:
-    """Makes torch's batch norms in ``module`` ones that normalize as several devices would, in place.
+    """Makes torch's batch norms in ``module`` normalize as several devices would, in place.
 
     Args:
         module: a model, or a batch norm itself.
         devices: how many.
         sharing: consecutive devices that share statistics; it divides ``devices``. 1 is per-device batch norm.
-        ghost_batch: samples of a device that share statistics, where that is to be fewer than it holds.
-        accumulate: batches in one that are accumulated for one step of the optimizer.
+        ghost_batch: samples of a device that share statistics, if fewer than it holds.
+        accumulate: global batches in one batch, accumulated for one optimizer step.
         keep: whose running statistics: "first", those of the first device (or its group), as DistributedDataParallel
-            has them; "each", those of every device, until :meth:`Simulated.pool` makes one of them.
+            has them; "each", those of every device, until :meth:`Simulated.pool` pools them.
         only: which layers, as for :func:`syncbn.convert`.
 
     Returns:
-        The same object; :func:`unsimulate` takes it back.
+        The same object; :func:`unsimulate` undoes it.
 
     Raises:
-        TypeError: a layer, by name, that is another class than torch's BatchNorm1d, 2d and 3d; batch norm, by name,
-            that is in no layer (see :func:`syncbn.convert`).
+        TypeError: a layer, by name, that is not of torch's class BatchNorm1d, 2d or 3d; batch norm, by name,
+            outside any layer (see :func:`syncbn.convert`).
         ValueError: devices that do not divide into such groups; groups of ghost batches.
     """
     if sharing < 1 or devices % sharing or (ghost_batch is not None and sharing != 1):
@@ -179,7 +170,7 @@ def simulate(
 
 
 def unsimulate(module: AnyModule) -> AnyModule:
-    """Makes the layers of ``module`` torch's again, in place; what devices keep each by itself is dropped."""
+    """Turns the layers of ``module`` back into torch's, in place; per-device running statistics are dropped."""
     for layer in module.modules():
         if type(layer) in _ORIGINALS:
             layer.__class__ = _ORIGINALS[type(layer)]

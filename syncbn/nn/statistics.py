@@ -1,4 +1,4 @@
-"""Merging statistics: moments become sums, sums are added over ranks, sums become moments again.
+"""Merges statistics of sample sets: moments become sums, sums are added over ranks, sums become moments again.
 
 The sums of one sample set are the vector ``[n, n*mean, n*(var + mean^2)]`` in float64: its length is ``2C + 1``, it
 adds up exactly as the samples do, and an empty set is all zeros. Float64 is what makes it safe to subtract
@@ -29,13 +29,13 @@ class Moments(NamedTuple):
     var: Tensor
 
     def unbiased(self) -> "Moments":
-        """The same with the variance divided by ``n - 1``; where ``n < 2`` there is none, and it stays."""
-        n = known(self.n)
+        """The same with the variance divided by ``n - 1``; for ``n < 2`` it stays the biased one."""
+        n = number_or_tensor(self.n)
         return self._replace(var=self.var * (n / ((n - 1).clamp_min(1) if isinstance(n, Tensor) else max(n - 1, 1))))
 
 
 def pack(moments: Moments) -> Tensor:
-    """The sums of a set with these moments: float64, shape ``(2C + 1,)``, laid out as the module says."""
+    """The sums of a set with these moments: float64, shape ``(2C + 1,)``, in the layout of the module's docstring."""
     n, mean, var = (t.double() for t in moments)
     return torch.cat([n.reshape(1), n * mean, n * (var + mean * mean)])
 
@@ -48,16 +48,16 @@ def unpack(sums: Tensor) -> Moments:
     n = sums[0]
     channels = len(sums) // 2
     _, mean, square = (sums / n.clamp_min(torch.finfo(sums.dtype).tiny)).split([1, channels, channels])
-    # The difference can come out a rounding below zero for a constant channel.
+    # For a constant channel rounding can make the difference slightly negative.
     var = torch.addcmul(square, mean, mean, value=-1).clamp_min_(0)
     return Moments(n, mean, var)
 
 
-def known(n: Tensor) -> Tensor | float:
-    """A scalar as a number, where the host may have it for nothing; else as the tensor that it is."""
+def number_or_tensor(n: Tensor) -> Tensor | float:
+    """A scalar as a number if the host can read it without waiting, else as the tensor that it is."""
     return n.item() if may_read(n) else n
 
 
 def may_read(x: Tensor) -> bool:
-    """Whether the host may read a value of ``x``: no device waits, and no compiled graph or transform breaks."""
+    """Whether the host may read a value of ``x``: no wait for a device, no break of a compiled graph or transform."""
     return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling() and not tracing.transformed()

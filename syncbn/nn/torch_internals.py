@@ -1,4 +1,4 @@
-"""The private parts of torch that syncbn needs; no other module reaches for one.
+"""The private parts of torch that syncbn uses; no other module uses one.
 
 Each was read in the version ``TESTED``. Those of torch.distributed are in :mod:`syncbn.nn.comm.c10d`.
 ``tests/nn/test_torch_internals.py`` fails, with the name of the attribute, when a later torch has moved one.

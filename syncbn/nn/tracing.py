@@ -1,4 +1,4 @@
-"""Whether torch.compile, a transform of torch.func or a dispatch mode watches what becomes of tensors."""
+"""Whether torch.compile, a transform of torch.func or a dispatch mode traces the operations on tensors."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ from syncbn.nn import torch_internals
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` runs, or forward-mode differentiation: plain autograd does not see these.
+    """Whether a transform of ``torch.func`` or forward-mode differentiation runs.
 
-    What ``torch.compile`` traces is no matter of theirs.
+    Autograd functions need ``setup_context``, ``jvp`` and ``vmap`` there, which the one of the fused kernels lacks.
+    Always False in code that ``torch.compile`` traces: the compiler traces through transforms itself.
     """
     return not torch.compiler.is_compiling() and _in_transform()
 
@@ -20,12 +21,12 @@ def _in_transform() -> bool:
 
 
 def linearizes() -> bool:
-    """Whether ``torch.func.linearize`` traces: it would use what an all-reduce gives before that is there."""
+    """Whether ``torch.func.linearize`` traces: it would use the result of an all-reduce before it has arrived."""
     return torch_internals.forward_ad_is_active() and proxy_tensor.get_proxy_mode() is not None
 
 
 def batched_by_autograd(t: Tensor) -> bool:
-    """Whether ``t`` represents several, for ``is_grads_batched=True``: another mechanism than ``torch.func.vmap``.
+    """Whether ``t`` holds several gradients (``is_grads_batched=True``), a mechanism other than ``torch.func.vmap``.
 
     Always False in code that ``torch.compile`` traces.
     """
@@ -33,5 +34,9 @@ def batched_by_autograd(t: Tensor) -> bool:
 
 
 def unwatched() -> bool:
-    """Whether nobody watches or traces what becomes of tensors: who looks on sees torch's operations alone."""
+    """Whether nothing traces the operations: only then may a kernel of ours read and write memory by its address.
+
+    A compiler, a dispatch mode or a transform sees torch's operations only, so a kernel that it cannot see would be
+    missing from what it records.
+    """
     return not (torch.compiler.is_compiling() or torch_internals.is_in_dispatch_mode() or _in_transform())

@@ -151,7 +151,7 @@ def test_running_statistics_move_as_torchs_do(device: str) -> None:
 
 def test_a_momentum_reaches_the_kernels_with_float64s_digits() -> None:
     for momentum in (0.1, 0.3, 1.0, 0.0, 1e-3):
-        parts = torch.tensor(gpu._in_two(momentum), dtype=torch.float64)
+        parts = torch.tensor(gpu._as_two_float32(momentum), dtype=torch.float64)
         assert abs(parts.float().double().sum().item() - momentum) <= 2**-46 * momentum
 
 

@@ -1,7 +1,7 @@
-"""The one message: an all-reduce by sum.
+"""The all-reduce by sum, the only collective of the layers in a step.
 
-As a functional collective where something watches operations, torch.compile first of all; else the process group's own,
-which takes a tenth of a millisecond less.
+Under torch.compile and in a dispatch mode it is a functional collective, which these can record. Otherwise it is the
+process group's own method, which takes a tenth of a millisecond less.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ _alone = False
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this context nothing is sent: a sum is what it would be if every rank held what this one holds.
+    """Within this context no rank sends anything: a sum is this rank's values times the number of ranks.
 
-    So the layers normalize with this rank's own batch, also one of a single value per channel.
+    So the layers normalize with this rank's own batch, even one of a single value per channel.
     """
     global _alone
     before, _alone = _alone, True
@@ -35,7 +35,7 @@ def alone() -> Iterator[None]:
 
 
 def partners(spec: groups.GroupSpec | dist.ProcessGroup, place: str = "sync_batch_norm") -> dist.ProcessGroup | None:
-    """The process group to exchange with, or None where there is nobody to exchange with.
+    """The process group to all-reduce over, or None where this rank shares with no other.
 
     Raises:
         ValueError, RuntimeError: what :func:`syncbn.nn.comm.groups.resolve` raises, after the layer's name, ``place``.
@@ -58,8 +58,8 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         place: the layer and the direction, for errors.
 
     Raises:
-        RuntimeError: the exchange failed, a rank is somewhere else (see :mod:`syncbn.nn.comm.lockstep`), or this is
-            within a ``join()`` of DistributedDataParallel's that cannot work; it names the layer.
+        RuntimeError: the all-reduce failed, a rank is at another layer (see :mod:`syncbn.nn.comm.lockstep`), or this
+            runs within a ``join()`` of DistributedDataParallel that cannot work; it names the layer.
     """
     compiling = torch.compiler.is_compiling()
     if not compiling and _alone:
@@ -71,16 +71,16 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
     lockstep.check_in_step(x, group, place)
     try:
         if observer.observer is None:
-            return _sent(x, group)
+            return _run(x, group)
         with observer.observer.sending(place, x):
-            return _sent(x, group)
+            return _run(x, group)
     except RuntimeError as error:
         raise RuntimeError(f"layer {place}: {error}") from error
 
 
 @c10d.constant_in_graphs
 def _join_problem() -> str:
-    """Why this layer cannot be in the ``join()`` around it, if it is in one; a graph asks once, when it is traced.
+    """Why this layer cannot run in the ``join()`` around it; empty if it can. A graph checks once, when it is traced.
 
     A rank that ran out of batches takes part in DistributedDataParallel's all-reduces, and not in the layers'.
     """
@@ -89,14 +89,14 @@ def _join_problem() -> str:
         return ""
     works = "use join(throw_on_early_termination=True), or give each rank as many batches (N=0 counts) without join()"
     if join.throw_on_early_termination:
-        works = "list the DistributedDataParallel first in Join([...])"  # the first one asks before each batch
+        works = "list the DistributedDataParallel first in Join([...])"  # only the first one checks before each batch
     return f"join(): a rank out of batches would skip this layer's all-reduce; {works}"
 
 
-def _sent(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    if torch_internals.is_in_dispatch_mode():  # selective checkpointing, for one, keeps the results of what it can see
+def _run(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    if torch_internals.is_in_dispatch_mode():  # selective checkpointing, for example, keeps results of what it sees
         return c10d.functional_all_reduce(x, group)
-    work = group.allreduce([x], _options)  # as dist.all_reduce calls it, with less around it
+    work = group.allreduce([x], _options)  # what dist.all_reduce calls, without its checks
     if work is not None:
         work.wait()
     return x

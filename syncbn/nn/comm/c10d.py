@@ -1,4 +1,4 @@
-"""The private parts of torch.distributed that syncbn needs; no other module reaches for one.
+"""The private parts of torch.distributed that syncbn uses; no other module uses one.
 
 Each was read in torch 2.13 (``TESTED`` in :mod:`syncbn.nn.torch_internals`). ``tests/nn/comm/test_c10d.py`` fails when
 a later torch has moved one.

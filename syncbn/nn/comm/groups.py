@@ -1,4 +1,4 @@
-"""Who shares statistics: a group is plain data until the first all-reduce, then a process group of torch's.
+"""Which ranks share statistics: ``group=`` is plain data until the first all-reduce, then a torch process group.
 
 ``"world"``
     all ranks;
@@ -10,7 +10,7 @@ a ``torch.distributed.ProcessGroup``, or a ``DeviceMesh`` of one dimension
     that process group itself, with its backend and its time-out; kept as its name and its global ranks.
 
 Plain data can be copied, pickled and saved with the module that carries it. For a word or a number the layer makes
-process groups of its own, at first use: the default group is DistributedDataParallel's, whose all-reduces run in an
+its own process groups, at first use: the default group is DistributedDataParallel's, whose all-reduces run in an
 order that differs from the layers'. All ranks make them together, with the default group's backend and time-out.
 ``SYNCBN_OWN_GROUP=0`` in the environment of all ranks has the layers use the default group where it has the right
 ranks; ``group=dist.group.WORLD`` does so for one layer.
@@ -50,8 +50,8 @@ class _World:
     """The process groups in use in one world, from init_process_group to destroy_process_group.
 
     Attributes:
-        made: what the layer made for a word or a number; "default" for the default group, None for no partner.
-        passed: the user's, by name, with the ranks; weak, so that a destroyed group can go.
+        made: the groups for words and numbers; "default" for the default group, None for a rank without partners.
+        passed: the user's groups, by name, with the ranks; weak, so that a destroyed group is freed.
         creations: how often ranks have met to make groups.
         lock: one thread makes groups at a time.
     """
@@ -64,7 +64,7 @@ class _World:
 
 _AVAILABLE = dist.is_available()
 _worlds: weakref.WeakKeyDictionary[dist.ProcessGroup, _World] = weakref.WeakKeyDictionary()  # by the default group
-_latest: tuple[weakref.ref[dist.ProcessGroup] | None, _World] = (None, _World())  # what _worlds was last asked for
+_latest: tuple[weakref.ref[dist.ProcessGroup] | None, _World] = (None, _World())  # what _world returned last
 
 
 def parse(group: object) -> GroupSpec:
@@ -73,7 +73,7 @@ def parse(group: object) -> GroupSpec:
     Raises:
         ValueError: a word other than "world" or "node", a number below 1, a process group that this rank is not in or
             that was destroyed, a DeviceMesh of several dimensions.
-        TypeError: anything else that is no group.
+        TypeError: any other type.
     """
     if isinstance(group, dist.ProcessGroup):
         return _passed(group)
@@ -98,17 +98,17 @@ def parse(group: object) -> GroupSpec:
 
 
 def resolve(spec: GroupSpec) -> dist.ProcessGroup | None:
-    """This process's group for ``spec``; None where there is no process group, or nobody to share with.
+    """This process's group for ``spec``; None without a process group, or for a rank that shares with no other.
 
-    The first call for a word or a number is collective over the world. While ``torch.compile`` traces it runs as it is,
-    and the graph keeps its result.
+    The first call for a word or a number is collective over the world. While ``torch.compile`` traces, it runs
+    eagerly, and the graph keeps its result.
 
     Raises:
         ValueError: a size that does not divide the world, ranks that leave this one out, or a process group that this
-            process does not have; before anything is sent.
-        RuntimeError: a rank did not come to make the groups with the others.
+            process does not have; before any collective.
+        RuntimeError: a rank did not join the others to make the groups.
     """
-    default = dist.group.WORLD if _AVAILABLE else None  # torch.compile guards it: another world compiles anew
+    default = dist.group.WORLD if _AVAILABLE else None  # torch.compile guards it: another world recompiles
     if default is None:
         return None
     group = _resolve(spec, default)
@@ -145,7 +145,7 @@ def alone() -> dist.ProcessGroup | None:
 
 @c10d.constant_in_graphs
 def _resolve(spec: GroupSpec, default: Any) -> dist.ProcessGroup | str | None:
-    """The group, or what is wrong with ``spec``: torch.compile reports an error from in here as one of its own."""
+    """The group, or an error message: torch.compile would wrap an exception from in here in one of its own."""
     known, world = _latest
     if known is None or known() is not default:
         default = dist.group.WORLD  # torch.compile (2.13) has handed over a fake one
@@ -183,7 +183,7 @@ def _forget(default: weakref.ref[dist.ProcessGroup]) -> None:
 
 
 def _whole_number(group: object) -> int | None:
-    """``group`` as an int, where it is one, of numpy or torch too."""
+    """``group`` as an int if it is a whole number, of numpy or torch too; else None."""
     if isinstance(group, bool) or getattr(group, "dtype", None) == torch.bool:
         return None
     try:
@@ -221,7 +221,7 @@ def _of_mesh(mesh: DeviceMesh) -> dist.ProcessGroup:
 
 
 def _find(spec: tuple[int, ...], name: str, default: dist.ProcessGroup, world: _World) -> dist.ProcessGroup:
-    """The group that was passed, by its name; else, in another process or world, one of the user's with its ranks."""
+    """The passed group, by its name; in another process or world, one of the user's groups with the same ranks."""
     if (rank := dist.get_rank()) not in spec:
         raise ValueError(f"rank {rank} is not in group {tuple(spec)}, but runs a layer that synchronizes over it")
     made = {id(group) for group in world.made.values()}
@@ -241,7 +241,7 @@ def _find(spec: tuple[int, ...], name: str, default: dist.ProcessGroup, world: _
 
 
 def _make(spec: GroupSpec, default: dist.ProcessGroup, world: _World) -> None:
-    """Decides what ``spec`` is in this world; makes process groups, with all ranks, where it takes some."""
+    """Finds the group for ``spec`` in this world; makes process groups, together with all ranks, if needed."""
     ranks = default.size()
     if isinstance(spec, int):
         check_divides(spec, ranks)
@@ -261,7 +261,10 @@ def _own_group() -> bool:
 
 
 def _make_together(wanted: GroupSpec, default: dist.ProcessGroup, world: _World) -> None:
-    """Makes what any rank wants, on all ranks in one order: torch numbers groups, and NCCL splits the default one."""
+    """Makes the groups that any rank needs, on all ranks in one order, since torch numbers groups.
+
+    With ``device_id=`` new_group calls ncclCommSplit, which every rank of the default group must call (torch 2.13).
+    """
     limit = c10d.timeout(default)
     try:
         for spec, blocks in _agree(wanted, default, world, lockstep.patience(limit)):
@@ -282,7 +285,8 @@ def _made(
         return "default"
     if len(blocks) == 1 and "world" in world.made:
         return world.made["world"]
-    # A block of one rank too: torch names some groups of the user's by the number of groups that a rank is in.
+    # Blocks of one rank too: new_group(use_local_synchronization=True) hashes the number of groups that a rank is in
+    # into the name (torch 2.13), so ranks with different numbers of groups would wait for different names.
     groups = [dist.new_group(block, timeout=limit, group_desc=f"syncbn {spec}") for block in blocks]
     (mine,) = (group for group in groups if isinstance(group, dist.ProcessGroup))
     if len(blocks) == 1:
@@ -291,13 +295,13 @@ def _made(
 
 
 def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: timedelta) -> Plan:
-    """What all ranks make now: whatever some rank wants, so that each may meet its groups in an order of its own.
+    """The plan of all ranks: every group that some rank needs now. Ranks may reach their layers in different orders.
 
-    Over the default group's store: a collective could meet another one. Rank 0 reads what each rank wants and writes
-    the plan; the last rank to read it clears up.
+    It goes over the default group's store, because a collective could pair with another one. Rank 0 reads the needs of
+    each rank and writes the plan; the last rank to read it deletes the keys.
 
     Raises:
-        RuntimeError: some ranks did not come; it names them, on every rank that did.
+        RuntimeError: some ranks did not arrive in time; it names them, on every rank that did.
     """
     rank, ranks = default.rank(), default.size()
     mine = json.dumps([wanted, nodes.whereabouts()])
@@ -309,7 +313,7 @@ def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: 
     store.set(keys[rank], mine)
     try:
         store.wait(["plan"] if rank else keys, limit)
-    except RuntimeError:  # each kind of store has an error of its own
+    except RuntimeError:  # each kind of store raises its own subclass
         late = [key for key in keys if not store.check([key])] or ["0"]
         answer: dict[str, Any] = {"late": late, "seconds": limit.total_seconds()}
     else:
@@ -327,10 +331,10 @@ def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: 
     return plan
 
 
-def _plan(said: list[str]) -> Plan:
-    """From what each rank wants, and where it is."""
-    everything, places = zip(*map(json.loads, said), strict=True)
-    ranks = range(len(said))
+def _plan(needs: list[str]) -> Plan:
+    """The plan, from the group that each rank needs and its :func:`syncbn.nn.comm.nodes.whereabouts`."""
+    specs, places = zip(*map(json.loads, needs), strict=True)
+    ranks = range(len(needs))
     of_node: dict[str, list[int]] = {}
     for rank, name in enumerate(nodes.nodes(list(places))):
         of_node.setdefault(name, []).append(rank)
@@ -341,7 +345,7 @@ def _plan(said: list[str]) -> Plan:
         size = spec if isinstance(spec, int) else len(ranks)
         return [list(ranks[first : first + size]) for first in ranks[::size]]
 
-    return [(spec, blocks(spec)) for spec in sorted(set(everything), key=str)]
+    return [(spec, blocks(spec)) for spec in sorted(set(specs), key=str)]
 
 
 def _listed(late: list[str]) -> str:

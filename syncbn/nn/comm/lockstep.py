@@ -1,8 +1,8 @@
-"""Debug mode: ranks that are out of step are told so by name, instead of waiting for each other until a time-out.
+"""Debug mode: reports ranks that are at different layers, instead of letting them wait until a time-out.
 
-Before each exchange every rank of the group says where it is, over the process group's store and not by a collective: a
-collective whose sizes differ between ranks aborts the process. For looking for a fault; every exchange then waits for
-the slowest rank twice.
+Before each all-reduce every rank of the group writes its layer to the process group's store. A collective could not
+carry this: gloo aborts the process if sizes differ between ranks. Each all-reduce then waits for the slowest rank
+twice, so it is for finding a fault only.
 """
 
 import os
@@ -31,7 +31,7 @@ def debug(enabled: bool = True) -> None:
 
 
 def patience(limit: timedelta) -> timedelta:
-    """How long ranks wait for each other to make a group: ``limit``, or what debug mode waits where that is less."""
+    """How long ranks wait for each other to make a group: ``limit``, or debug mode's time-out if that is shorter."""
     return min(limit, timedelta(seconds=_seconds())) if _enabled else limit
 
 
@@ -40,35 +40,35 @@ def enabled() -> bool:
     return _enabled
 
 
-def check_in_step(message: Tensor, group: dist.ProcessGroup, place: str) -> None:
-    """In debug mode, raises unless every rank of ``group`` is about to send a message of this shape from ``place``.
+def check_in_step(x: Tensor, group: dist.ProcessGroup, place: str) -> None:
+    """In debug mode, raises unless every rank of ``group`` is about to all-reduce a tensor of this size at ``place``.
 
     Args:
-        message: what will be summed; its shape and type are compared.
+        x: the tensor to all-reduce; its size and type are compared.
         group: the ranks.
-        place: the layer, the direction, and what else must agree, for humans.
+        place: the layer, the direction, and anything else that must agree, as shown in the error.
 
     Raises:
-        RuntimeError: on every rank, where they differ, or where one does not come in time.
+        RuntimeError: on every rank, if they differ or one does not arrive in time.
     """
     if not _enabled:
         return
     call = _calls[group] = _calls.get(group, 0) + 1
     seconds = _seconds()
     store = PrefixStore(f"syncbn/{group.group_name}", c10d.default_store())
-    mine = f"{place}, {message.numel()} numbers of {str(message.dtype).removeprefix('torch.')}"
+    mine = f"{place}, {x.numel()} numbers of {str(x.dtype).removeprefix('torch.')}"
     ranks = dist.get_process_group_ranks(group)
     keys = {rank: f"{call}/{rank}" for rank in ranks}
     store.set(keys[dist.get_rank()], mine)
     try:
         store.wait(list(keys.values()), timedelta(seconds=seconds))
-    except RuntimeError:  # each kind of store has an error of its own
+    except RuntimeError:  # each kind of store raises its own subclass
         late = [rank for rank, key in keys.items() if not store.check([key])]
         raise RuntimeError(f"layer {mine}: {_ranks(late)} did not come within {seconds:.0f} s (call {call})") from None
     places: dict[str, list[int]] = defaultdict(list)
     for rank, key in keys.items():
         places[store.get(key).decode()].append(rank)
-    if call > 1:  # everyone is here, so everyone has read what was said the time before
+    if call > 1:  # every rank has arrived, so every rank has read the keys of the previous call
         store.delete_key(f"{call - 1}/{dist.get_rank()}")
     if len(places) > 1:
         others = "; ".join(f"{_ranks(at)} is at {where}" for where, at in places.items() if where != mine)

@@ -1,6 +1,6 @@
-"""Which ranks share a node: by what their launcher told them, and by host names where it told nothing, or nonsense.
+"""Which ranks share a node: by the launcher's variables, or by host names if these are missing or contradictory.
 
-The launcher goes first because several of its nodes may share one host. Nodes may have any number of ranks each.
+The launcher comes first because several of its nodes may share one host. Nodes may have any number of ranks each.
 """
 
 import os
@@ -8,40 +8,47 @@ import socket
 from collections import Counter
 
 HOST = "host"
-# torchrun's, srun's, and what Lightning's own launcher (and some platforms) set, in this order.
+# Of torchrun, of srun, and of Lightning's own launcher and some platforms, in this order.
 _VARIABLES = ("GROUP_RANK", "LOCAL_WORLD_SIZE", "SLURM_NODEID", "SLURM_PROCID", "NODE_RANK")
 
 
 def whereabouts() -> dict[str, str]:
-    """What this rank knows: the launchers' variables in its environment, and its host."""
+    """The launchers' variables in this rank's environment, and its host name."""
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ} | {HOST: socket.gethostname()}
 
 
-def nodes(said: list[dict[str, str]]) -> list[str]:
+def nodes(facts: list[dict[str, str]]) -> list[str]:
     """A name of its node for each rank.
 
     Args:
-        said: the whereabouts of every rank, by rank.
+        facts: the :func:`whereabouts` of every rank, by rank.
 
     Returns:
-        Names by the first source that every rank has and that puts no two hosts onto one node. A variable that came
-        along from an interactive shell is the same everywhere and does, as do numbers that count from 0 twice.
+        Names by the first source that every rank has and that puts no two hosts onto one node. A variable inherited
+        from an interactive shell fails that test, since it is the same everywhere; so do numbers that count from 0
+        twice.
     """
-    hosts = [rank[HOST] for rank in said]
-    for names in (_said(said, "GROUP_RANK"), _blocks(said), _slurm(said), _said(said, "NODE_RANK")):
+    hosts = [rank[HOST] for rank in facts]
+    for names in (
+        _values(facts, "GROUP_RANK"),
+        _by_local_world_size(facts),
+        _by_slurm(facts),
+        _values(facts, "NODE_RANK"),
+    ):
         if names is not None and len(set(zip(names, hosts, strict=True))) == len(set(names)):
             return names
     return hosts
 
 
-def _said(said: list[dict[str, str]], variable: str) -> list[str] | None:
-    values = [rank[variable] for rank in said if variable in rank]
-    return values if len(values) == len(said) else None
+def _values(facts: list[dict[str, str]], variable: str) -> list[str] | None:
+    """A variable of every rank; None if some rank lacks it."""
+    values = [rank[variable] for rank in facts if variable in rank]
+    return values if len(values) == len(facts) else None
 
 
-def _blocks(said: list[dict[str, str]]) -> list[str] | None:
-    """Launchers that say only how many ranks a node has number them node by node."""
-    sizes = _said(said, "LOCAL_WORLD_SIZE")
+def _by_local_world_size(facts: list[dict[str, str]]) -> list[str] | None:
+    """Launchers that set only the number of ranks on a node number the ranks node by node."""
+    sizes = _values(facts, "LOCAL_WORLD_SIZE")
     names: list[str] = []
     while sizes and len(names) < len(sizes):
         size = sizes[len(names)]
@@ -51,7 +58,7 @@ def _blocks(said: list[dict[str, str]]) -> list[str] | None:
     return names or None
 
 
-def _slurm(said: list[dict[str, str]]) -> list[str] | None:
-    """Ranks that srun did not start have the task of the shell that they were started from, all of them."""
-    tasks = Counter(rank["SLURM_PROCID"] for rank in said if "SLURM_PROCID" in rank)
-    return None if any(count > 1 for count in tasks.values()) else _said(said, "SLURM_NODEID")
+def _by_slurm(facts: list[dict[str, str]]) -> list[str] | None:
+    """Ranks that srun did not start inherit one task number from their shell: a repeated number is not srun's."""
+    tasks = Counter(rank["SLURM_PROCID"] for rank in facts if "SLURM_PROCID" in rank)
+    return None if any(count > 1 for count in tasks.values()) else _values(facts, "SLURM_NODEID")

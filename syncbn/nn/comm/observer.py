@@ -1,6 +1,6 @@
-"""A look at what the layers send, for whoever wants to know; while nobody looks, the layers ask once and go on.
+"""A hook for tools that measure synchronized layers: their sums, and the time of their all-reduces.
 
-Under torch.compile nobody is told anything: the answer would become part of the graph.
+Without an observer it costs one check a call. Under torch.compile it is not called: it would become part of the graph.
 """
 
 from contextlib import AbstractContextManager
@@ -11,36 +11,36 @@ from torch import Tensor
 
 
 class Observer(Protocol):
-    """What is told of synchronized layers, on the rank that it is on."""
+    """Receives the sums and all-reduces of the synchronized layers of this rank."""
 
     def measured(self, name: str, local: Tensor, total: Tensor) -> None:
-        """A layer has learned what its group's batch is; in a recomputation too.
+        """Called when a layer has the sums of its group's batch; in a recomputation too.
 
         Args:
             name: what errors call the layer.
-            local: this rank's sums, :func:`syncbn.nn.statistics.pack`'s; the observer's own.
-            total: the group's, not to be changed.
+            local: this rank's sums, as :func:`syncbn.nn.statistics.pack` returns them; a copy.
+            total: the group's sums, not to be changed.
         """
 
     def sending(self, place: str, message: Tensor) -> AbstractContextManager[None]:
-        """A context for an exchange, from before it is sent until its result may be used; errors say ``place`` too."""
+        """A context around an all-reduce, until its result may be used; ``place`` is the name in error messages."""
 
 
 observer: Observer | None = None  # on this process
 
 
-def present() -> Observer | None:
-    """Who looks, or None."""
+def active() -> Observer | None:
+    """The observer, or None without one and under torch.compile."""
     return None if torch.compiler.is_compiling() else observer
 
 
 def begin(by: Observer) -> None:
-    """From now on ``by`` is told."""
+    """Installs ``by``."""
     global observer
     observer = by
 
 
 def end() -> None:
-    """Nobody is told any more."""
+    """Removes the observer."""
     global observer
     observer = None

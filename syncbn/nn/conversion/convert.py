@@ -1,6 +1,6 @@
-"""The way in and out of a model: ``convert`` and its exact inverse ``revert``.
+"""``convert``, which turns torch's batch norms in a model into synchronized ones, and its exact inverse ``revert``.
 
-Layers change their class in place. So everything that hangs on a layer stays: parameters and buffers (an optimizer
+Layers change their class in place. So everything that belongs to a layer stays: parameters and buffers (an optimizer
 built before still works), hooks, attributes, the training flag, a layer shared by two parents, two names for one layer.
 """
 
@@ -46,29 +46,29 @@ def convert(
     ghost_batch: int | None = None,
     biased_running_var: bool = False,
 ) -> AnyModule:
-    """Turns every torch batch norm in ``module`` into its synchronized twin, in place.
+    """Turns every torch batch norm in ``module`` into its synchronized counterpart, in place.
 
-    A subclass with a forward pass of its own (timm's BatchNormAct2d) keeps it, with the batch norm inside synchronized.
+    A subclass with its own forward pass (timm's BatchNormAct2d) keeps it, with the batch norm inside synchronized.
 
     Args:
-        module: a model, or a batch norm itself. Layers that are synchronized by this package already stay as they are.
-        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
-            a DeviceMesh of one dimension (see :mod:`syncbn.nn.comm.groups`). It takes the place of a
-            ``torch.nn.SyncBatchNorm``'s own until that is reverted.
-        only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``). A
-            module of another class that would be refused or warned of is asked about too.
-        ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
+        module: a model, or a batch norm itself. Layers of this package are left unchanged.
+        group: the ranks that share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
+            a DeviceMesh of one dimension (see :mod:`syncbn.nn.comm.groups`). It replaces the
+            process group of a ``torch.nn.SyncBatchNorm`` until that is reverted.
+        only: which layers: a predicate ``(name, module) -> bool``, or globs on names (``["*layer3*", "stem.*"]``). It
+            is also called for modules of other classes that would be refused or warned of.
+        ghost_batch: samples that share statistics, if fewer than the device holds.
         biased_running_var: keep the running variance divided by ``n``.
 
     Returns:
         The same object.
 
     Raises:
-        TypeError: ``module`` is no module; or a layer in it, by name, cannot be synchronized: a lazy one; one whose own
-            forward pass has no batch norm in it that could be found; a scripted, traced, exported or fx module with
+        TypeError: ``module`` is not a module; or a layer in it, by name, cannot be synchronized: a lazy one; one whose
+            own forward pass contains no batch norm that could be found; a scripted, traced, exported or fx module with
             batch norm in its graph; a module of another class whose forward pass calls batch norm with running
-            statistics. Nothing is dropped in silence, and the model is as it was.
-        ValueError: a group that is none or that this rank is not a member of, or a ghost batch below 1.
+            statistics. Nothing is skipped silently, and the model is unchanged.
+        ValueError: an invalid group, one that this rank is not a member of, or a ghost batch below 1.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, got {type(module).__qualname__}")
@@ -98,7 +98,7 @@ def convert(
 
 
 def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
-    """Turns every synchronized layer in ``module`` back into the batch norm it was, or is the twin of, in place.
+    """Turns every synchronized layer in ``module`` back into torch's batch norm, in place.
 
     Args:
         module: a model, or a synchronized layer itself.
@@ -108,8 +108,8 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
         The same object.
 
     Raises:
-        TypeError: a layer, by name, that activates too (``act``), which torch's class would drop; a subclass of one of
-            this package's layers, of which the torch class is not known. The model is as it was.
+        TypeError: a layer, by name, with an activation (``act``), which torch's class would drop; a subclass of one of
+            this package's layers, whose torch class is unknown. The model is unchanged.
         ValueError: a torch.nn.SyncBatchNorm had a process group that this process does not have.
     """
     chosen = [
@@ -139,7 +139,7 @@ def batch_norms(module: nn.Module, only: Only = None) -> Iterator[tuple[str, Bat
 
 
 def refuse_hidden(module: nn.Module, only: Only = None) -> None:
-    """Raises TypeError, by name, for batch norm that is in no layer that could be reached; see ``hidden``."""
+    """Raises TypeError, by name, for batch norm outside any layer of torch's class; see ``hidden``."""
     accepts = predicate(only)
     for name, each in module.named_modules():
         if (reason := hidden.reason(each)) is not None and not _is_left_out(name, each, accepts):
@@ -148,7 +148,7 @@ def refuse_hidden(module: nn.Module, only: Only = None) -> None:
 
 
 def _is_left_out(name: str, module: nn.Module, accepts: Callable[[str, nn.Module], bool]) -> bool:
-    """Whether ``accepts`` leaves out a module that is no batch norm; if it asks for attributes of one, it does not."""
+    """Whether ``accepts`` leaves out a module of another class; not if it fails on a batch norm's attributes."""
     try:
         return not accepts(name, module)
     except AttributeError:
@@ -190,10 +190,10 @@ def _original(name: str, layer: BatchNormBase) -> type[nn.Module]:
 
 
 def _torch_group(name: str, layer: BatchNormBase) -> Any:
-    """The process group of a torch.nn.SyncBatchNorm as plain data; what is no process group as it is."""
+    """The process group of a torch.nn.SyncBatchNorm as plain data; any other value unchanged."""
     process_group = layer.process_group if isinstance(layer, nn.SyncBatchNorm) else None
     if not isinstance(process_group, dist.ProcessGroup):
-        return process_group  # None, or what new_group gives to ranks that are not members
+        return process_group  # None, or what new_group returns on ranks that are not members
     try:
         return groups.parse(process_group)
     except ValueError as error:
@@ -201,7 +201,7 @@ def _torch_group(name: str, layer: BatchNormBase) -> Any:
 
 
 def _process_group(name: str, layer: BatchNormBase) -> Any:
-    """What :func:`_torch_group` was given: the same process group, or in another process one of the same ranks."""
+    """The inverse of :func:`_torch_group`: the same process group, or in another process one of the same ranks."""
     torch_group = layer.__dict__.get("_torch_group")
     if not isinstance(torch_group, tuple):
         return torch_group
@@ -212,7 +212,7 @@ def _process_group(name: str, layer: BatchNormBase) -> Any:
 
 
 def predicate(only: Only) -> Callable[[str, nn.Module], bool]:
-    """Whether ``only`` accepts a layer, as a function that may be asked again; an iterator may not be."""
+    """Whether ``only`` accepts a layer, as a function that may be called repeatedly; an iterator is read once."""
     if only is None:
         return lambda name, module: True
     if callable(only):

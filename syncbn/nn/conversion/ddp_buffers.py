@@ -1,4 +1,4 @@
-"""Running statistics under DistributedDataParallel: made equal once, and not broadcast before every forward pass."""
+"""Broadcasts running statistics once, instead of before every forward pass of DistributedDataParallel."""
 
 from typing import TypeVar
 
@@ -15,17 +15,17 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @torch.no_grad()
 def broadcast_buffers_once(module: AnyModule) -> AnyModule:
-    """Makes the running statistics that the whole world shares what they are on rank 0, and tells DDP to leave them be.
+    """Broadcasts the running statistics that the world shares from rank 0, and excludes them from DDP's broadcasts.
 
-    They move alike on all ranks by themselves. DistributedDataParallel broadcasts them before each forward pass all the
-    same, for nothing, once they are equal (they are not where rank 0 alone loaded a checkpoint). Statistics of smaller
-    groups, and all other buffers, are broadcast as before.
+    They move alike on all ranks, so once they are equal (they are not if rank 0 alone loaded a checkpoint) the
+    broadcast of DistributedDataParallel before each forward pass is needless. Statistics of smaller groups, and all
+    other buffers, are broadcast as before.
 
     ``model = DistributedDataParallel(broadcast_buffers_once(convert(model)))``. Collective over the world. Without a
     process group nothing happens.
 
     Args:
-        module: what DistributedDataParallel will be given, on its final device or not.
+        module: the module for DistributedDataParallel, on its final device or not.
 
     Returns:
         The same object.
@@ -38,13 +38,13 @@ def broadcast_buffers_once(module: AnyModule) -> AnyModule:
         if isinstance(layer, Synchronized) and layer.ghost_batch is None
         if groups.size(layer.group) == dist.get_world_size()
         for key, buffer in layer.named_buffers(recurse=False)
-        if key in STATISTICS  # a subclass may have buffers of its own
+        if key in STATISTICS  # a subclass may have more buffers
     }
-    # As objects, because they may be on the CPU still where the process group is NCCL's.
-    message = [[buffer.cpu() for buffer in shared.values()]]
+    # As objects, because the buffers may still be on the CPU, where NCCL cannot send tensors.
+    values_of_rank_0 = [[buffer.cpu() for buffer in shared.values()]]
     if shared:
-        dist.broadcast_object_list(message, src=0)
-    for buffer, values in zip(shared.values(), message[0], strict=True):
+        dist.broadcast_object_list(values_of_rank_0, src=0)
+    for buffer, values in zip(shared.values(), values_of_rank_0[0], strict=True):
         buffer.copy_(values)
     c10d.set_ignored_by_ddp(module, [*(c10d.ignored_by_ddp(module) or []), *shared])
     return module

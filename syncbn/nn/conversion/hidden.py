@@ -1,7 +1,7 @@
-"""Batch norm that ``convert`` cannot synchronize since it is in no layer of torch's class: found, so that it is named.
+"""Finds batch norm outside layers of torch's class, which ``convert`` cannot synchronize and refuses by name.
 
 It is in the graph of a module that was scripted, traced, exported or made by ``torch.fx``; or in the forward pass of
-another class, which calls ``torch.nn.functional.batch_norm`` with running statistics of its own or of a layer in it.
+another class, which calls ``torch.nn.functional.batch_norm`` with its own running statistics or those of a layer in it.
 """
 
 import ast
@@ -25,7 +25,7 @@ _TRAINING = 5  # position of ``training`` in the call of torch.nn.functional.bat
 
 
 def reason(module: nn.Module) -> str | None:
-    """Why this module, by itself, has batch norm in it that no layer of torch's class does; None where it has none."""
+    """Why this module, without its children, contains batch norm outside torch's layers; None if it contains none."""
     if isinstance(module, BatchNormBase):
         return None
     if isinstance(module, torch.jit.ScriptModule):
@@ -77,7 +77,7 @@ def _in_graph(graph: fx.Graph) -> str | None:
     return None
 
 
-@cast(Callable[[Any], Any], cache)  # a class hashes, whatever the annotations of Module say
+@cast(Callable[[Any], Any], cache)  # classes are hashable, but Module's annotations hide it from mypy
 def _calls_batch_norm(kind: type[nn.Module]) -> bool:
     named = set[str]()
     for function in _methods(kind):
@@ -88,7 +88,7 @@ def _calls_batch_norm(kind: type[nn.Module]) -> bool:
 
 
 def _methods(kind: type[nn.Module]) -> Iterator[types.FunctionType]:
-    """Its forward pass and the methods that this names, and so on; those of its bases where they are called as such."""
+    """Its forward pass and all methods that this names, directly or not; of its bases those called through super()."""
     names, seen = ["forward"], set()
     while names:
         if (name := names.pop()) in seen:
@@ -122,7 +122,7 @@ def _function(found: Any) -> types.FunctionType | None:
 def _is_batch_norm(found: Any, seen: frozenset[Any] = frozenset()) -> bool:
     """Whether calling this object may train a batch norm: an operator of torch's, or a function that calls one."""
     if isinstance(found, torch.jit.ScriptFunction):
-        graph: Any = found.inlined_graph  # a property, whatever torch's annotation says
+        graph: Any = found.inlined_graph  # a property, against torch's annotation
         return any(graph.findAllNodes(f"aten::{name}", True) for name in _OPERATORS)
     if isinstance(found, dict):
         return any(_is_batch_norm(each, seen) for each in found.values() if callable(each))
@@ -140,7 +140,7 @@ def _is_operator(found: Any) -> bool:
 
 
 def _trains_from(function: types.FunctionType, seen: frozenset[Any] = frozenset()) -> bool:
-    """Whether this calls ``batch_norm`` by itself, or through a function that it has from around it or its module."""
+    """Whether this calls ``batch_norm``, directly or through a function of its module or closure."""
     if function.__code__ in seen or str(function.__module__).partition(".")[0] in ("torch", "syncbn"):
         return False
     return _trains(function) or any(
@@ -151,7 +151,7 @@ def _trains_from(function: types.FunctionType, seen: frozenset[Any] = frozenset(
 
 
 def _around(function: types.FunctionType) -> dict[str, Any]:
-    """What the code names in the function's module, in another one that this names, and in the function around it."""
+    """The objects that the code names: of its module, of other modules that it names, and of its closure."""
     named, found = _named(function.__code__), dict[str, Any]()
     for name in named & function.__globals__.keys():
         each = function.__globals__[name]
@@ -183,7 +183,8 @@ def _trains(function: types.FunctionType) -> bool:
         return True
     called = {id(call.func) for call in calls}
     others = (node for node in ast.walk(tree) if _name_of(node) in _OPERATORS and id(node) not in called)
-    if any(_is_operator(_resolved(node, function)) for node in others):  # handed on, or called by another name
+    # Passed as an argument, or called by another name.
+    if any(_is_operator(_resolved(node, function)) for node in others):
         return True
     every = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     owners = [
@@ -209,7 +210,7 @@ def _may_train(call: ast.Call, function: types.FunctionType) -> bool:
     if None in named or any(isinstance(each, ast.Starred) for each in call.args):
         return True
     called, at = _resolved(call.func, function), dict(enumerate(call.args))
-    if "with_update" in _name_of(call.func):  # it is for training alone
+    if "with_update" in _name_of(call.func):  # such operators are for training only
         return True
     means = [named.get("running_mean"), at.get(1), at.get(3)]  # torch.batch_norm has weight and bias before it
     if called is not None or "running_mean" in named:

@@ -1,7 +1,7 @@
-"""Batch norm classes of somebody's own: their forward pass is kept, and the batch norm inside it synchronized.
+"""Third-party batch norm classes: keeps their forward pass, and synchronizes the batch norm inside it.
 
-timm's ``BatchNormAct2d``, for one, is a BatchNorm2d whose forward pass calls ``torch.nn.functional.batch_norm`` itself
-and then drops and activates. Its twin runs that same forward pass and answers that one call.
+An example is timm's ``BatchNormAct2d``, a BatchNorm2d whose forward pass calls ``torch.nn.functional.batch_norm`` and
+then dropout and an activation. Its synchronized class runs that forward pass and replaces that one call.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
 
 
-@cast(Callable[[Any], Any], cache)  # a class hashes, whatever the annotations of Module say
+@cast(Callable[[Any], Any], cache)  # classes are hashable, but Module's annotations hide it from mypy
 def twin(original: type[BatchNormBase]) -> type[Synchronized]:
     """The synchronized twin of a subclass of torch's batch norm; made once.
 
@@ -46,7 +46,7 @@ def twin(original: type[BatchNormBase]) -> type[Synchronized]:
 
 
 class _Rebuilt(BatchNormBase):
-    """Pickles by its original class, since the twin has no place to be imported from."""
+    """Pickles by its original class, since its own class cannot be imported by name."""
 
     original: type[BatchNormBase]
 
@@ -60,7 +60,7 @@ def _rebuild(original: type[BatchNormBase]) -> BatchNormBase:
 
 
 class KeepsForward(Synchronized):
-    """Runs the original forward pass, answering its call of ``batch_norm`` with the synchronized one."""
+    """Runs the original forward pass, with its call of ``batch_norm`` replaced by the synchronized one."""
 
     original: type[BatchNormBase]
 
@@ -70,11 +70,11 @@ class KeepsForward(Synchronized):
         tracked = self.num_batches_tracked
         counted = None
         if tracked is not None and functional.recomputing():
-            with activation_checkpointing.unseen():
+            with activation_checkpointing.hidden_operations():
                 counted = tracked.clone()
-        answers = _Answers(self)  # torch.compile forgets one that `with ... as` names
+        replacement = _ReplaceBatchNorm(self)  # torch.compile loses the name in `with ... as` (torch 2.13)
         try:
-            with answers:
+            with replacement:
                 result = self.original.forward(self, x, *arguments, **keywords)
         except RuntimeError as error:
             if "would mutate a captured Tensor" in str(error):  # torch's refusal under torch.func, of several lines
@@ -86,9 +86,9 @@ class KeepsForward(Synchronized):
             raise
         finally:  # checkpointing may stop a recomputation half-way
             if tracked is not None and counted is not None:
-                with activation_checkpointing.unseen():
-                    tracked.copy_(counted)  # the original counts its batches itself, this one for the second time
-        if not answers.asked:
+                with activation_checkpointing.hidden_operations():
+                    tracked.copy_(counted)  # the original has counted this batch a second time
+        if not replacement.was_called:
             raise RuntimeError(
                 f"the forward pass of {self.original.__qualname__} did not call torch.nn.functional.batch_norm, so its "
                 "statistics are not synchronized; leave it out: syncbn.convert(..., only=...)"
@@ -97,7 +97,7 @@ class KeepsForward(Synchronized):
 
 
 def inputs(layer: BatchNormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """What a call gives a layer: its input, and a mask that broadcasts to it, for a hook before the forward pass."""
+    """The input of a call, and a mask that broadcasts to it or None, for a hook before the forward pass."""
     given = dict(zip(("input", "mask"), args, strict=False)) | kwargs
     x = given["input"] if "input" in given else next(iter(given.values()))
     masked = isinstance(layer, Synchronized) and not isinstance(layer, KeepsForward)
@@ -105,15 +105,15 @@ def inputs(layer: BatchNormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return x, None if mask is None else functional.over_channels(mask, x)
 
 
-class _Answers(TorchFunctionMode):
-    """Answers ``torch.nn.functional.batch_norm(..., training=True)`` on behalf of one layer."""
+class _ReplaceBatchNorm(TorchFunctionMode):
+    """Replaces ``torch.nn.functional.batch_norm(..., training=True)`` for one layer."""
 
     def __init__(self, layer: Synchronized) -> None:
         super().__init__()
-        self.layer, self.asked = layer, False
-        # Batch norms within the layer (timm's SplitBatchNorm2d has some) answer for themselves, or were left out.
+        self.layer, self.was_called = layer, False
+        # Batch norms within the layer (timm's SplitBatchNorm2d has some) are converted themselves, or were left out.
         within = (module for module in layer.modules() if module is not layer and isinstance(module, BatchNormBase))
-        # Known by a tensor: with track_running_stats=False there is no running mean in the call.
+        # Identified by either tensor: with track_running_stats=False there is no running mean in the call.
         self.not_its_own = [t for module in within for t in (module.running_mean, module.weight) if t is not None]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -130,12 +130,10 @@ class _Answers(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """Takes what torch's takes, so that calls of any form fit."""
+        """Has torch's signature, so that calls with any arguments work."""
         if not training or any(t is running_mean or t is weight for t in self.not_its_own):
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        self.asked = True
-        if functional.recomputing():
-            momentum = 0.0  # not copies, not None: what runs must be what ran the first time
+        self.was_called = True
         layer = self.layer
         return functional.sync_batch_norm(
             input,
@@ -153,7 +151,7 @@ class _Answers(TorchFunctionMode):
 
 
 def _calls_batch_norm(original: type[BatchNormBase]) -> bool:
-    """Whether the code of its forward pass names ``batch_norm``, or passes on to a parent's that does."""
+    """Whether the code of its forward pass names ``batch_norm``, or calls that of a parent that does."""
     for cls in original.__mro__:
         if "forward" in vars(cls):
             code = getattr(inspect.unwrap(vars(cls)["forward"]), "__code__", None)

@@ -1,7 +1,7 @@
-"""What the layer computes on the CPU, compiled: each the same as its namesake in another module here, but for rounding.
+"""Calls the CPU kernels in ``cpu.c``, through ctypes. They compute the same as torch's kernels, but for rounding.
 
-``cpu.c`` is built when the package is installed. Where there was no C compiler, or ``SYNCBN_NATIVE=0``, torch's
-kernels do all of it, in two to six times the time.
+``cpu.c`` is built when the package is installed. Without a C compiler, or with ``SYNCBN_NATIVE=0``, torch's kernels
+replace them and take two to six times as long.
 """
 
 import ctypes
@@ -25,13 +25,13 @@ disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_
 
 
 class Shape(ctypes.Structure):
-    """How a tensor lies in memory: ``n * s`` positions of ``c`` channels; rows of channels, or planes of positions."""
+    """Memory layout of a tensor: ``n * s`` positions of ``c`` channels, in rows of channels or planes of positions."""
 
     _fields_ = [(name, ctypes.c_int64) for name in "ncs"] + [(name, ctypes.c_int) for name in ("rows", "threads")]
 
 
 def _load() -> dict[str, Callable[..., int]]:
-    """The library's functions by name; none where it was not built, or for another machine, or from other sources."""
+    """The library's functions by name; empty if it was not built, or for another machine, or from other sources."""
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.syncbn_source.restype = ctypes.c_uint32
@@ -59,14 +59,14 @@ def built() -> bool:
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
-    """Whether these may be passed as memory to a library that is there; see :mod:`~syncbn.nn.kernels.memory_format`."""
+    """Whether the library is there and may access these by their address; see :mod:`.kernels.memory_format`."""
     if not _functions or disabled or not tracing.unwatched():
         return False
     return memory_format.are_plain(*tensors, device=_CPU, channels=channels)
 
 
 def shape(x: Tensor) -> Shape | None:
-    """How ``x`` lies in memory, if it is taken: float32 or bfloat16, dense, channels or positions as neighbours."""
+    """The memory layout of ``x`` if it is supported: float32 or bfloat16, dense, channels or positions innermost."""
     if x.dtype not in _TYPES or not takes(x):
         return None
     n, c, s = x.shape[0], x.shape[1], memory_format.positions(x)
@@ -95,14 +95,14 @@ def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def update_running(
     running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float, biased: bool = False
 ) -> bool:
-    """Moves the running statistics towards those of the set with these sums, and says whether they are taken."""
+    """Moves the running statistics towards those of the set with these sums; False for unsupported tensors."""
     channels = len(sums) // 2
     if not takes(sums) or not takes(running_mean, running_var, channels=channels):
         return False
     if any(running.dtype != torch.float32 or not running.is_contiguous() for running in (running_mean, running_var)):
         return False
     _run("update_running", sums, channels, running_mean, running_var, momentum, biased)
-    # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
+    # torch does not see the change. Autograd must refuse a backward pass that needs the values from before it.
     torch.autograd.graph.increment_version([running_mean, running_var])
     return True
 
@@ -117,7 +117,7 @@ def normalize(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``, by a ReLU if asked."""
+    """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``; then a ReLU if asked."""
     y = torch.empty_like(x)
     residual = None if residual is None else memory_format.ordered(residual, bool(at.rows))
     parameters = (*statistics, _float32(weight), _float32(bias))
@@ -180,14 +180,14 @@ def _float32(parameter: Tensor | None) -> Tensor | None:
 
 
 def _empty(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(size, dtype=dtype, device="cpu")  # whatever the defaults are set to
+    return torch.empty(size, dtype=dtype, device="cpu")  # not torch's default device, which may be another
 
 
 def _run(name: str, *arguments: object) -> None:
     """Calls the function of that name, with addresses for tensors.
 
     Raises:
-        RuntimeError: a tensor whose memory somebody has freed.
+        RuntimeError: the memory of a tensor was freed.
     """
     addresses = [(a.data_ptr() or _freed(name, a)) if isinstance(a, Tensor) else a for a in arguments]
     if _functions[name](*addresses):

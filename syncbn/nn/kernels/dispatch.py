@@ -1,12 +1,12 @@
-"""The passes over the data, on one device.
+"""The passes over the data on one device: sums, normalization, gradients. Chooses the kernels for each.
 
 Every function takes ``x`` of shape ``(N, C, *)`` in any floating type and any memory layout. Sums over the data are
-handed on in float64, and never taken in half precision.
+returned in float64, and never computed in half precision.
 
-On the CPU :mod:`syncbn.nn.kernels.cpu` does most of it, on a GPU :mod:`syncbn.nn.kernels.gpu`. The rest is put together
-from torch's own kernels, the same calls on the CPU and on CUDA, and on CUDA none reads a value back to the host.
+The kernels are those of :mod:`syncbn.nn.kernels.cpu` or :mod:`syncbn.nn.kernels.gpu` if they support the tensors, else
+torch's. The calls of torch are the same on the CPU and on CUDA, and on CUDA none reads a value back to the host.
 ``native_batch_norm_backward`` in evaluation mode with the output mask ``[False, True, True]`` is a fused reduction that
-gives ``sum dy*(x - mean)`` and ``sum dy``.
+returns ``sum dy*(x - mean)`` and ``sum dy`` (torch 2.13).
 """
 
 from typing import NamedTuple
@@ -15,36 +15,36 @@ import torch
 from torch import Tensor
 
 from syncbn.nn.kernels import cpu, gpu, memory_format, triton_tiling
-from syncbn.nn.statistics import known, may_read, unpack
+from syncbn.nn.statistics import may_read, number_or_tensor, unpack
 
 
 class Local(NamedTuple):
-    """What one device knows of its values.
+    """The sums of this device's values, and intermediate results that the normalization reuses.
 
     Attributes:
-        message: what an exchange sends: the sums, and where :func:`carries_need` says so ``need`` after them.
-        at: how ``x`` lies in memory, where compiled code takes it.
-        shift: the values' mean but for its rounding, shape ``(C,)``; None where they were not centred.
-        shifted: ``x - shift``, a new tensor of the shape of ``x``; None where ``shift`` is.
+        payload: the tensor for the all-reduce: the sums, followed by ``need`` if :func:`carries_need`.
+        at: memory layout of ``x`` for a compiled kernel; None for torch's kernels.
+        shift: the values' mean, rounded, shape ``(C,)``; None if they were not centred.
+        shifted: ``x - shift``, a new tensor of the shape of ``x``; None if ``shift`` is.
     """
 
-    message: Tensor
+    payload: Tensor
     at: cpu.Shape | triton_tiling.Shape | None = None
     shift: Tensor | None = None
     shifted: Tensor | None = None
 
     @property
     def sums(self) -> Tensor:
-        """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``; a view of the message."""
-        return sums_of(self.message)
+        """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``; a view of the payload."""
+        return sums_of(self.payload)
 
 
 class Statistics(NamedTuple):
-    """What the passes over the data normalize with, in the type that they compute in.
+    """The statistics that the passes over the data normalize with, in the type that they compute in.
 
     Attributes:
         mean, var: shape ``(C,)``.
-        rest: what ``mean`` lost in rounding, shape ``(C,)``.
+        rest: the exact mean minus ``mean``, which is rounded; shape ``(C,)``.
     """
 
     mean: Tensor
@@ -53,14 +53,14 @@ class Statistics(NamedTuple):
 
 
 class Relu(NamedTuple):
-    """What the backward passes know of a ReLU that followed.
+    """The backward passes' data about a ReLU after the batch norm.
 
     Attributes:
         bias: of the batch norm before it, or None.
-        passed: where it let through: its output, shape ``(N, C, *)``; or :mod:`syncbn.nn.kernels.gpu`'s bits; or None
-            where that follows from the input alone.
-        rows: how the input of which these are the bits lay in memory (see :class:`.triton_tiling.Shape`).
-            Hooks on saved tensors may return it with another layout.
+        passed: which values it passed: its output, shape ``(N, C, *)``; or the bits of :mod:`syncbn.nn.kernels.gpu`; or
+            None if the input alone decides.
+        rows: the memory layout of the input for these bits (see :class:`.triton_tiling.Shape`). Hooks on saved tensors
+            may return the input in another layout.
     """
 
     bias: Tensor | None
@@ -69,17 +69,17 @@ class Relu(NamedTuple):
 
     @property
     def gate(self) -> tuple[Tensor | None, Tensor | None]:
-        """What :mod:`syncbn.nn.kernels.gpu` takes."""
+        """Bias and bits, the form of :mod:`syncbn.nn.kernels.gpu`."""
         return self.bias, self.passed
 
 
 class Pair(NamedTuple):
-    """An input and the gradient of its output, as the backward passes take them: of one type, and blank where masked.
+    """An input and the gradient of its output, as the backward passes take them: of one type, zero where masked.
 
     Attributes:
-        x, dy: shape ``(N, C, *)``; float32 or float64, and where compiled code takes them float16 or bfloat16.
-        at: how ``x`` lies in memory, where compiled code takes both.
-        relu: what ``dy`` has yet to go through; the passes of :mod:`syncbn.nn.kernels.gpu` do that on their way.
+        x, dy: shape ``(N, C, *)``; float32 or float64, for compiled kernels also float16 or bfloat16.
+        at: memory layout of ``x`` if a compiled kernel takes both; None for torch's kernels.
+        relu: a ReLU through which ``dy`` is still to be propagated, by the kernels of :mod:`syncbn.nn.kernels.gpu`.
     """
 
     x: Tensor
@@ -89,20 +89,20 @@ class Pair(NamedTuple):
 
 
 def carries_need(x: Tensor) -> bool:
-    """Whether a message about ``x`` ends with one number more, ``need``: on the CPU, where reading it is free."""
+    """Whether the all-reduce for ``x`` has one number more, ``need``: on the CPU, where reading it is free."""
     return x.is_cpu and not gpu.serves(x)
 
 
-def sums_of(message: Tensor) -> Tensor:
-    """The sums in a message, with or without a number after them."""
-    return message[: len(message) - 1 | 1]
+def sums_of(payload: Tensor) -> Tensor:
+    """The sums in a payload, with or without a number after them: their count ``2C + 1`` is odd."""
+    return payload[: len(payload) - 1 | 1]
 
 
 def local_sums(x: Tensor, mask: Tensor | None = None, need: float = 0.0) -> Local:
-    """The sums of this device's values, to the digits of their type whatever their offset and count.
+    """The sums of this device's values, accurate to the digits of their type for any offset and count.
 
-    With torch's kernels values are centred on their mean before they are squared, and what that mean lost in rounding
-    is carried along. An empty ``x`` gives zeros.
+    With torch's kernels values are centred on their rounded mean before they are squared, and the sums are corrected
+    for the rounding. For an empty ``x`` they are zeros.
 
     Args:
         x: shape ``(N, C, *)``.
@@ -110,22 +110,20 @@ def local_sums(x: Tensor, mask: Tensor | None = None, need: float = 0.0) -> Loca
         need: the number after the sums; see :func:`carries_need`.
     """
     channels = x.shape[1]
-    if x.numel() == 0:  # a shape, not a value: no wait; and torch's reduction kernel divides by zero on an empty tensor
+    if x.numel() == 0:  # torch's reduction kernel divides by zero on an empty tensor
         zeros = _nothing(x).repeat(3)[channels - 1 :]
         return Local(torch.cat([zeros, zeros[:1] + need]) if carries_need(x) else zeros)
     values, at = blank(x, mask), _shape(x)
-    if mask is not None and isinstance(
-        at, triton_tiling.Shape
-    ):  # it sums float32 distances from the mean, blanks included
-        at = None
+    if mask is not None and isinstance(at, triton_tiling.Shape):
+        at = None  # the Triton kernel sums float32 distances from a shift, which blanks would spoil
     n = None if mask is None else mask.expand_as(x[:, :1]).sum().double().reshape(1)
     if at is not None:
-        message = gpu.sums(values, at) if isinstance(at, triton_tiling.Shape) else cpu.sums(values, at, need)
+        payload = gpu.sums(values, at) if isinstance(at, triton_tiling.Shape) else cpu.sums(values, at, need)
         if n is not None:
-            message[:1] = n
-        return Local(message, at)
-    # The number itself where it is known, and its tensor in the message alone: inductor would have one constant for
-    # all layers of that size, keep it in the first one's message, and read from there what ranks have added up.
+            payload[:1] = n
+        return Local(payload, at)
+    # A Python number if it is known, and a tensor in the payload only. Inductor merges equal constants: as a tensor,
+    # all layers of one size would share it, in the payload of the first, and read the ranks' sum there (torch 2.13).
     number = x.numel() // channels
     count = number if n is None else n.clamp_min(1)
     values = values.to(statistics_dtype(x))
@@ -169,7 +167,7 @@ def normalize(
     """``(x - mean) / sqrt(var + eps) * weight + bias``, plus ``residual``, through a ReLU, as asked.
 
     Returns:
-        That, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. ``local.shifted`` is used up.
+        The output, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. Overwrites ``local.shifted``.
     """
     at = None if local is None else local.at
     if at is not None and _as_memory(x, weight, bias) and memory_format.are_plain(residual, device=x.device):
@@ -185,10 +183,10 @@ def normalize(
     return y, y if relu else None
 
 
-def let_through(
+def relu_gradient(
     dy: Tensor, x: Tensor, statistics: Statistics, weight: Tensor | None, eps: float, relu: Relu | None
 ) -> Tensor:
-    """The gradient of what went into the ReLU from that of what came out; differentiable in ``dy``."""
+    """The gradient of the ReLU's input from that of its output; differentiable in ``dy``."""
     if relu is None:
         return dy
     passed = relu.passed
@@ -211,7 +209,7 @@ def pair(
     relu: Relu | None = None,
     n: Tensor | None = None,
 ) -> Pair:
-    """Both as the backward passes take them. All else that :func:`input_gradient` will take is checked here too."""
+    """Both as the backward passes take them. Also checks all other operands of :func:`input_gradient`."""
     bias, passed = (None, None) if relu is None else relu.gate
     bits = passed is not None and passed.dtype == torch.uint8
     if relu is not None and passed is not None and bits:
@@ -222,9 +220,9 @@ def pair(
         memory_format.are_plain(dy, n, passed, device=x.device) and _as_memory(x, weight, bias, *statistics)
     ):
         at = None
-    # What torch's kernels, or those of the CPU, have let through forward is known by their output alone.
+    # After torch's forward kernels, or those of the CPU, only the output tells which values the ReLU passed.
     if not (isinstance(at, triton_tiling.Shape) and relu is not None and (bits or relu.passed is None)):
-        dy, relu = let_through(dy, x, statistics, weight, eps, relu), None
+        dy, relu = relu_gradient(dy, x, statistics, weight, eps, relu), None
     x, dy = blank(x, mask), blank(dy, mask)
     if at is None:
         x, dy = (t.to(statistics_dtype(x)) for t in (x, dy))
@@ -234,7 +232,7 @@ def pair(
 def gradient_sums(
     data: Pair, statistics: Statistics, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``[sum dy, sum dy*xhat]`` of this device's values, per channel: float64, shape ``(2C,)``; and each by itself."""
+    """``[sum dy, sum dy*xhat]`` of this device, per channel: float64, shape ``(2C,)``; and each of the two sums."""
     x, dy, at, relu = data
     if isinstance(at, triton_tiling.Shape):
         return gpu.gradient_sums(dy, x, at, statistics, weight, eps, None if relu is None else relu.gate)
@@ -260,8 +258,7 @@ def input_gradient(
     eps: float,
     of_residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of ``x``, in its layout, from ``gradient_sums`` added up over the group; and that of a residual,
-    where asked for.
+    """The gradient of ``x``, in its layout, from the group's ``gradient_sums``; and of a residual, if asked for.
 
     ``dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)`` (Ioffe & Szegedy 2015, section 3, with the
     sums taken over every device that shared the statistics).
@@ -276,7 +273,7 @@ def input_gradient(
     scale = (statistics.var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    offset, slope = (sums.view(2, -1) * (scale / -known(n))).to(x.dtype).unbind()
+    offset, slope = (sums.view(2, -1) * (scale / -number_or_tensor(n))).to(x.dtype).unbind()
     # xhat * slope + offset, then dy on top in place: two passes, one new tensor.
     xhat = _affine(x, statistics, slope, offset, eps)
     return _laid_out(xhat.addcmul_(dy, _per_channel(scale, x)), x), dy
@@ -293,12 +290,12 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def _shape(x: Tensor) -> cpu.Shape | triton_tiling.Shape | None:
-    """How ``x`` lies in memory, for whoever takes it there."""
+    """Memory layout of ``x`` for the compiled kernels of its device; None if they do not support it."""
     return gpu.shape(x) if gpu.serves(x) else cpu.shape(x)
 
 
 def _as_memory(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether compiled code that takes ``x`` takes these, one a channel, too."""
+    """Whether the compiled kernels for ``x`` support these per-channel tensors too."""
     return memory_format.are_plain(*parameters, device=x.device, channels=x.shape[1])
 
 
@@ -310,7 +307,7 @@ def _affine(
     eps: float,
     local: Local | None = None,
 ) -> Tensor:
-    """``(x - mean) / sqrt(var + eps) * weight + bias``, new, in the type that computes; uses up ``local.shifted``."""
+    """``(x - mean) / sqrt(var + eps) * weight + bias``, in float32 or float64; overwrites ``local.shifted``."""
     mean, var, rest = statistics
     scale = (var + eps).rsqrt()
     if weight is not None:
@@ -327,7 +324,8 @@ def _affine(
 
 def _sums(dy: Tensor, x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 0.0) -> Tensor:
     """``[sum dy, sum dy*(x - mean)/sqrt(var + eps)]`` per channel: float64, shape ``(2C,)``; mean 0 and variance 1."""
-    if may_read(x) and not x.is_contiguous():  # the CPU's kernel adds row to row, in float32: 1.6 million rows are 1e-3
+    # For channels_last torch's CPU kernel adds row to row in float32: after 1.6 million rows the error is 1e-3.
+    if may_read(x) and not x.is_contiguous():
         dy, x = dy.contiguous(), x.contiguous()
     if mean is None or var is None:
         mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
@@ -337,7 +335,7 @@ def _sums(dy: Tensor, x: Tensor, mean: Tensor | None = None, var: Tensor | None 
 
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in the layout that torch's batch norm gives for ``x``: channels_last stays, all else is contiguous."""
+    """``y`` in the layout of torch's batch norm output for ``x``: channels_last stays, all else is contiguous."""
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
     return y.contiguous(memory_format=layout if x.is_contiguous(memory_format=layout) else torch.contiguous_format)
 
@@ -348,5 +346,5 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _nothing(x: Tensor) -> Tensor:
-    """A zero per channel that depends on the empty ``x``: a constant's message torch.compile would put elsewhere."""
+    """A zero per channel that depends on the empty ``x``: torch.compile could move an all-reduce of constants."""
     return x.sum(dim=[d for d in range(x.dim()) if d != 1], dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""What the layer computes on a GPU, by Triton: each the same as its namesake in other modules, but for rounding.
+"""Starts the Triton kernels on a GPU. They compute the same as torch's kernels, but for rounding.
 
-Triton comes with torch's builds for GPUs. Where it is missing, or the GPU is older than it wants, torch's kernels do it
-all, in more passes over the data and more launches. Nothing here waits for the device.
+Triton comes with torch's builds for GPUs. If it is missing, or the GPU is too old for it, torch's kernels replace them,
+with more passes over the data and more launches. Nothing here waits for the device.
 """
 
 import importlib.util
@@ -21,15 +21,15 @@ from syncbn.nn.kernels import memory_format, triton_tiling
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WARPS = 8  # of a program
-# Tiles on their way to a program while it computes on one. A memory of 4 TB/s that answers in 800 ns wants 25 KB on
-# their way for each of 132 processors, and two programs with 100 registers a thread are all that one has room for.
+# Tiles that a program loads ahead while it computes on one. A memory of 4 TB/s with a latency of 800 ns needs 25 KB in
+# flight for each of 132 processors, and a processor has room for two programs with 100 registers a thread.
 _STAGES = 3
 disabled = False  # see syncbn.testing.without_gpu
 interpreted = False  # see syncbn.testing.interpreted: tensors of the CPU, through Triton's interpreter
 
 
 def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
-    """Whether these may be passed as memory to kernels that are there; see :mod:`syncbn.nn.kernels.memory_format`."""
+    """Whether kernels can be started and may access these by their address; see :mod:`.kernels.memory_format`."""
     if disabled or not serves(tensors[0]):
         return False
     device = tensors[0].device  # type: ignore[union-attr]
@@ -41,12 +41,12 @@ def takes(*tensors: Tensor | None, channels: int | None = None) -> bool:
 
 
 def serves(x: Tensor | None) -> bool:
-    """Whether ``x`` is on a device that the kernels are for: asked first, since on the CPU nothing else counts."""
+    """Whether ``x`` is on a device that the kernels are for. Checked first: on the CPU it saves all other checks."""
     return x is not None and (x.is_cuda or interpreted)
 
 
 def shape(x: Tensor) -> triton_tiling.Shape | None:
-    """How ``x`` lies in memory, if it is taken: 32 or 16 bits, dense, channels or positions innermost."""
+    """The memory layout of ``x`` if it is supported: 32 or 16 bits, dense, channels or positions innermost."""
     if x.dtype not in _TYPES or x.numel() == 0 or not takes(x):
         return None
     n, c, s = x.shape[0], x.shape[1], memory_format.positions(x)
@@ -80,7 +80,7 @@ def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
-    """Whether :func:`update_running` may have these: contiguous, float32 as its momentum is, and one count."""
+    """Whether :func:`update_running` supports these: contiguous float32 buffers, and one count."""
     if not takes(sums, tracked) or (tracked is not None and tracked.numel() != 1):
         return False
     for buffer in (running_mean, running_var):
@@ -105,9 +105,9 @@ def update_running(
     channels = len(sums) // 2
     out = sums.new_empty((3, channels), dtype=torch.float32)
     tensors = (sums, out, running_mean, running_var, tracked)
-    numbers = (*_in_two(momentum), channels, biased, _BLOCK)
+    numbers = (*_as_two_float32(momentum), channels, biased, _BLOCK)
     _launch("update_running", _blocks(channels), tensors, numbers, (*triton_tiling.kind(channels), biased))
-    # So that autograd notices where somebody still needs the values that were there: torch cannot see the change.
+    # torch does not see the change. Autograd must refuse a backward pass that needs the values from before it.
     torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
     mean, var, rest = out.unbind()
     return mean, var, rest
@@ -126,14 +126,15 @@ def normalize(
     """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``; through a ReLU if asked.
 
     Returns:
-        That; and where a ReLU let through, a bit a value, where it cannot be told from ``x`` alone.
+        The output; and with a ReLU after a residual, one bit a value: whether the ReLU passed it. Without a residual
+        the backward pass computes that from ``x``.
     """
     y = torch.empty_like(x)
     bits = None
     if relu and residual is not None:
         bits = torch.empty(at.outer * at.bits_stride, dtype=torch.uint8, device=x.device)
     residual = None if residual is None else memory_format.ordered(residual, at.rows)
-    _over(
+    _launch_pass(
         "normalize",
         triton_tiling.elementwise(at),
         (x, residual, y, bits, *statistics, *_parameters(weight, bias)),
@@ -154,7 +155,7 @@ def gradient_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``.
 
-    ``relu`` is the bias, and the bits that :func:`normalize` gave, of a ReLU that ``dy`` is to go back through first.
+    ``relu`` is the bias, and the bits of :func:`normalize`, of a ReLU through which ``dy`` is propagated first.
     """
     plan = triton_tiling.reduction(at)
     out = _empty(x, 2 * at.channels)
@@ -162,10 +163,10 @@ def gradient_sums(
     bias, bits = relu or (None, None)
     tensors = (memory_format.ordered(dy, at.rows), x, bits, *statistics, *_parameters(weight, bias))
     if plan.parts == 1:
-        _over("gradient_sums", plan, (*tensors, out, rounded), eps, relu is not None)
+        _launch_pass("gradient_sums", plan, (*tensors, out, rounded), eps, relu is not None)
     else:
         partial = _empty(x, plan.parts * 2 * at.channels)
-        _over("gradient_sums", plan, (*tensors, partial, None), eps, relu is not None)
+        _launch_pass("gradient_sums", plan, (*tensors, partial, None), eps, relu is not None)
         _merge(partial, plan, out, None, rounded, 0)
     total, weighted = rounded.split(at.channels)
     return out, total, weighted
@@ -183,7 +184,7 @@ def input_gradient(
     relu: tuple[Tensor | None, Tensor | None] | None = None,
     of_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of ``x``; and, where asked for, of a residual that went through a ReLU; laid out as ``x`` is.
+    """The gradient of ``x``; and, if asked for, of a residual before a ReLU; laid out as ``x`` is.
 
     ``n`` and ``sums`` are the group's, both float64; ``relu`` as for :func:`gradient_sums`.
     """
@@ -201,7 +202,7 @@ def input_gradient(
         n,
         sums,
     )
-    _over("input_gradient", triton_tiling.elementwise(at), tensors, eps, relu is not None)
+    _launch_pass("input_gradient", triton_tiling.elementwise(at), tensors, eps, relu is not None)
     return dx, dresidual
 
 
@@ -217,8 +218,8 @@ def unpacked(bits: Tensor, x: Tensor, rows: bool) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _in_two(number: float) -> tuple[float, float]:
-    """As a sum of two of float32, which is what Triton makes of numbers."""
+def _as_two_float32(number: float) -> tuple[float, float]:
+    """A number as the sum of two float32 numbers: Triton passes numbers to kernels as float32."""
     first: float = struct.unpack("f", struct.pack("f", number))[0]
     return first, number - first
 
@@ -230,8 +231,10 @@ def _blocks(channels: int) -> tuple[int, int, int]:
     return -(-channels // _BLOCK), 1, 1
 
 
-def _over(name: str, plan: triton_tiling.Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool) -> None:
-    """Runs a pass over the data."""
+def _launch_pass(
+    name: str, plan: triton_tiling.Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool
+) -> None:
+    """Starts a pass over the data."""
     numbers = (float(eps), *plan.numbers, relu)
     _launch(name, (plan.columns, plan.splits, 1), tensors, numbers, (plan.kind, relu), _WARPS)
 
@@ -258,12 +261,12 @@ def _launch(
 ) -> None:
     """Starts a kernel on the device and the stream of its first tensor.
 
-    Triton looks each time whether it has compiled for such arguments, which takes it longer than the launch. So what it
-    has compiled is kept here, by all that it would look at: ``kind`` for the numbers, types and alignment for tensors.
+    Triton's own look-up of the compiled kernel takes longer than the launch. So compiled kernels are kept here, by all
+    properties that Triton specializes on: ``kind`` for the numbers, type and alignment for tensors.
     """
     device = tensors[0].device.index  # type: ignore[union-attr]
     seen: list[Any] = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
-    if torch.version.hip is not None:  # which addresses less memory by shorter offsets
+    if torch.version.hip is not None:  # on AMD Triton also specializes on storages below 2 GiB
         seen += [None if t is None else t.untyped_storage().nbytes() < 2**31 for t in tensors]
     key = (name, device, warps, kind, *seen)
     kernel = _compiled.get(key)
@@ -280,26 +283,26 @@ def _start(
     if kernel is not None:
         kernel[grid](*arguments)
         return
-    kernel = getattr(_passes(), name)[grid](*arguments, num_warps=warps)
+    kernel = getattr(_triton_kernels(), name)[grid](*arguments, num_warps=warps)
     if kernel is not None:  # the interpreter compiles nothing
         _compiled[key] = kernel
 
 
 def interprets() -> bool:
-    """Whether Triton is here, and its kernels are interpreted: on the CPU, for tests."""
+    """Whether Triton is installed and interprets its kernels: on the CPU, for tests."""
     if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
         return False
-    return "Interpreted" in type(_passes().sums).__name__
+    return "Interpreted" in type(_triton_kernels().sums).__name__
 
 
 @cache
-def _passes() -> ModuleType:
+def _triton_kernels() -> ModuleType:
     return importlib.import_module("syncbn.nn.kernels.triton_kernels")
 
 
 @cache
 def _usable(interpreted: bool) -> bool:
-    """Whether kernels can be started; if not, and there is a Triton to do so, says why, once."""
+    """Whether kernels can be started. If Triton is installed and cannot start one, warns once with the reason."""
     if interpreted:
         return importlib.util.find_spec("triton") is not None
     reason = why_not()
@@ -313,35 +316,35 @@ WANTS = "Triton wants a C compiler (CC) and a directory that it may write to (TR
 
 @cache
 def why_not() -> str:
-    """Why no kernel can be started on the GPUs here; empty where they can."""
+    """Why no kernel can be started on this machine's GPUs; empty if they can."""
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     devices = range(torch.cuda.device_count() if torch.version.hip is None else 0)
     if any(torch.cuda.get_device_capability(device) < (7, 0) for device in devices):
         return "a GPU is older than Triton's oldest (compute capability 7.0)"
     try:
-        _try()
-    except Exception as error:  # it has many: no C compiler, no place for what it compiles, a driver that is too old
-        said = next(iter(str(error).splitlines()), "")
-        return f"Triton cannot start a kernel here ({type(error).__name__}: {said})"
+        _start_smallest_kernel()
+    except Exception as error:  # of many classes: no C compiler, no writable cache, a driver that is too old
+        line = next(iter(str(error).splitlines()), "")
+        return f"Triton cannot start a kernel here ({type(error).__name__}: {line})"
     return ""
 
 
-def _try() -> None:
-    """Starts the least kernel there is."""
+def _start_smallest_kernel() -> None:
+    """Starts the smallest kernel."""
     device = torch.device("cpu") if interpreted else torch.device("cuda", torch.cuda.current_device())
     sums, out = (torch.zeros(3, dtype=dtype, device=device) for dtype in (torch.float64, torch.float32))
-    _passes().statistics[1, 1, 1](sums, out, 1, _BLOCK)
+    _triton_kernels().statistics[1, 1, 1](sums, out, 1, _BLOCK)
 
 
 @cache
 def _device(index: int | None) -> tuple[int, int]:
-    """Processors, and tiles that may be on their way at once."""
+    """The number of processors, and of tiles that a program loads ahead."""
     if index is None:  # the interpreter
         return 2, 1
     properties = torch.cuda.get_device_properties(index)
-    copies_by_itself = torch.version.hip is None and properties.major >= 8
-    return properties.multi_processor_count, _STAGES if copies_by_itself else 1
+    copies_asynchronously = torch.version.hip is None and properties.major >= 8
+    return properties.multi_processor_count, _STAGES if copies_asynchronously else 1
 
 
 def _parameters(*parameters: Tensor | None) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""How tensors lie in memory, and who may have them as nothing but that."""
+"""Memory layout of tensors, and which tensors a kernel may read and write by their address."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | None = None) -> bool:
-    """Whether these are nothing but memory of this device.
+    """Whether a kernel may access these by their address: strided tensors of this device, without lazy state or
+    subclass.
 
-    With ``channels`` each must be of shape ``(channels,)``: torch broadcasts or refuses what is not.
+    With ``channels`` each must be of shape ``(channels,)``; torch's kernels broadcast or refuse any other.
     """
     for t in tensors:
         if t is None:
@@ -26,7 +27,7 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
 
 
 def positions(x: Tensor) -> int:
-    """How many positions a channel of a sample has: the product of ``x.shape[2:]``."""
+    """The number of positions of a channel of one sample: the product of ``x.shape[2:]``."""
     count = 1
     for size in x.shape[2:]:
         count *= size

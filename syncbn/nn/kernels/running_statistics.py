@@ -1,107 +1,156 @@
-"""The update of the running statistics."""
+"""Running statistics: the rule by which they move and count batches, for every layer and every device.
 
-from typing import Any
+The rule in full: a batch of ``n`` values a channel counts in ``num_batches_tracked`` if ``n`` is 1 or more. It moves
+the mean if ``n`` is 1 or more, and the variance if ``n`` is 2 or more. ``running = (1 - share) * running + share *
+batch``, in float64 and rounded once, where ``share`` is the momentum, or ``1 / num_batches_tracked`` without one. The
+variance is the unbiased one unless the layer keeps the biased one.
+
+The arithmetic is repeated in three kernels: ``cpu.c`` and ``triton_kernels.update_running``, which tests compare with
+:func:`move`, and torch's own, for which :func:`torch_momentum` counts.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from syncbn.nn import tracing
 from syncbn.nn.kernels import cpu, dispatch, gpu
-from syncbn.nn.statistics import Moments, known, unpack
+from syncbn.nn.statistics import Moments, number_or_tensor, unpack
 
 
-def learn(
-    running_mean: Tensor,
-    running_var: Tensor,
-    tracked: Tensor | None,
-    seen: Tensor | Moments,
-    momentum: float | None,
-    biased: bool,
-    name: str,
-) -> dispatch.Statistics | None:
+class RunningStatistics(NamedTuple):
+    """The buffers of a layer, and how they move.
+
+    Attributes:
+        mean, var: shape ``(C,)``; or None.
+        tracked: how many batches they have seen, a scalar; or None.
+        momentum: share of the new batch; None for the average over all batches, which needs ``tracked``.
+        biased: whether they move towards the variance divided by ``n`` instead of ``n - 1``.
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+    tracked: Tensor | None
+    momentum: float | None
+    biased: bool
+
+
+def learn(running: RunningStatistics, seen: Tensor | Moments, name: str) -> dispatch.Statistics | None:
     """Moves the running statistics by one batch and counts it, unless it has no values.
 
     Args:
-        running_mean, running_var: shape ``(C,)``.
-        tracked: how many batches they have seen, a scalar; or None.
+        running: what to move; without a mean and a variance nothing happens.
         seen: the batch's sums, or moments to move towards as they are.
-        momentum: None for the average over all batches, which needs ``tracked``.
-        biased: move towards the variance divided by ``n``.
         name: what errors call the layer.
 
     Returns:
-        The batch's statistics, where they came out on the way.
+        The batch's statistics, where the update computed them.
 
     Raises:
         RuntimeError: under ``torch.func.vmap``, where batches differ and the running statistics are shared.
     """
+    mean, var, tracked, momentum, biased = running
+    if mean is None or var is None:
+        return None
     if tracing.transformed():
         parts = (seen,) if isinstance(seen, Tensor) else seen
-        _Learn.apply(running_mean, running_var, tracked, momentum, biased, name, *parts)  # type: ignore[no-untyped-call]
+        _Learn.apply(mean, var, tracked, momentum, biased, name, *parts)  # type: ignore[no-untyped-call]
         return None
-    return _learn(running_mean, running_var, tracked, seen, momentum, biased)
+    return update(mean, var, seen, momentum, biased, tracked)
 
 
-def _learn(
-    running_mean: Tensor,
-    running_var: Tensor,
-    tracked: Tensor | None,
-    seen: Tensor | Moments,
-    momentum: float | None,
-    biased: bool,
-) -> dispatch.Statistics | None:
-    share: float | Tensor = 0.0 if momentum is None else momentum
-    if tracked is not None and (momentum is None or isinstance(seen, Moments)):
-        tracked.add_(known(seen[0]) > 0)
-        if momentum is None:  # a tensor, so that nobody waits for its value
-            share = 1 / tracked.clamp_min(1).double()
-        tracked = None
-    if isinstance(seen, Moments):
-        move(running_mean, running_var, seen, share)
-        return None
-    return update(running_mean, running_var, seen, share, biased, tracked)
+def torch_momentum(running: RunningStatistics) -> float:
+    """Counts a batch, and returns the momentum for torch's kernel, as ``torch.nn.BatchNorm2d.forward`` (torch 2.13)."""
+    if running.tracked is not None:
+        running.tracked.add_(1)
+        if running.momentum is None:
+            return 1.0 / float(running.tracked)
+    return 0.0 if running.momentum is None else running.momentum
 
 
 def update(
     running_mean: Tensor,
     running_var: Tensor,
-    sums: Tensor,
-    momentum: float | Tensor,
+    seen: Tensor | Moments,
+    momentum: float | None,
     biased: bool = False,
     tracked: Tensor | None = None,
 ) -> dispatch.Statistics | None:
-    """:func:`move` by the mean and the variance of the set with these sums, the unbiased one unless ``biased``.
-
-    ``tracked``, a scalar, counts one batch more, unless there are no values.
-
-    Returns:
-        The set's statistics, where they came out on the way.
-    """
-    number = not isinstance(momentum, Tensor)
-    if number and gpu.serves(sums) and gpu.takes_running(running_mean, running_var, tracked, sums):
-        found = gpu.update_running(running_mean, running_var, tracked, sums, float(momentum), biased)
+    """:func:`learn`, outside transforms of ``torch.func``: by one kernel where there is one for these tensors."""
+    share: float | Tensor = 0.0 if momentum is None else momentum
+    # What the kernels take: sums, and a share that is a number.
+    sums = seen if isinstance(seen, Tensor) and (momentum is not None or tracked is None) else None
+    if sums is not None and gpu.serves(sums) and gpu.takes_running(running_mean, running_var, tracked, sums):
+        found = gpu.update_running(running_mean, running_var, tracked, sums, float(share), biased)
         return dispatch.Statistics(*found)
     if tracked is not None:
-        tracked.add_(known(sums[0]) > 0)
-    if not number or not cpu.update_running(running_mean, running_var, sums, float(momentum), biased):
-        moments = unpack(sums)
-        move(running_mean, running_var, moments if biased else moments.unbiased(), momentum)
+        tracked.add_(number_or_tensor(seen[0]) > 0)
+        if momentum is None:
+            share = 1 / tracked.clamp_min(1).double()  # a tensor: the host need not wait for the device
+    if sums is None or not cpu.update_running(running_mean, running_var, sums, float(share), biased):
+        move(running_mean, running_var, target(seen, biased), share)
     return None
 
 
+def target(seen: Tensor | Moments, biased: bool) -> Moments:
+    """What the running statistics move towards after a batch with these sums; moments as they are."""
+    if isinstance(seen, Moments):
+        return seen
+    moments = unpack(seen)
+    return moments if biased else moments.unbiased()
+
+
 @torch.no_grad()
-def move(running_mean: Tensor, running_var: Tensor, moments: Moments, momentum: float | Tensor) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, in place, and in float64.
+def move(running_mean: Tensor, running_var: Tensor, moments: Moments, share: float | Tensor) -> None:
+    """``running = (1 - share) * running + share * batch``, in place.
 
     Args:
         running_mean, running_var: shape ``(C,)``, any floating type; only the result is rounded to it.
         moments: what to move towards. ``n = 0`` moves neither, ``n = 1`` leaves ``running_var``.
-        momentum: a number, or a scalar tensor so that a cumulative average need not wait for the device.
+        share: a number, or a scalar tensor so that a cumulative average need not wait for the device.
     """
-    n = known(moments.n)
-    for running, batch, least in ((running_mean, moments.mean, 1), (running_var, moments.var, 2)):
-        share = (n >= least).double() * momentum if isinstance(n, Tensor) else (n >= least) * momentum
-        running.copy_(torch.lerp(running.double(), batch, share))
+    n = number_or_tensor(moments.n)
+    for running, batch, least in _with_least_n(running_mean, running_var, moments):
+        step = (n >= least).double() * share if isinstance(n, Tensor) else (n >= least) * share
+        running.copy_(torch.lerp(running.double(), batch, step))
+
+
+@torch.no_grad()
+def replace(running_mean: Tensor, running_var: Tensor, moments: Moments) -> None:
+    """Sets the running statistics to these moments, whatever they were, NaN too; the same ``n`` leave them alone."""
+    for running, batch, least in _with_least_n(running_mean, running_var, moments):
+        if moments.n >= least:
+            running.copy_(batch)
+
+
+def _with_least_n(
+    running_mean: Tensor, running_var: Tensor, moments: Moments
+) -> tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor, int]]:
+    """Each buffer, what it moves towards, and how many values that takes: one has a mean, but no variance."""
+    return (running_mean, moments.mean, 1), (running_var, moments.var, 2)
+
+
+def in_turn(batches: int, tracked: Tensor | None, momentum: float | None) -> tuple[Tensor, float | Tensor]:
+    """Several batches one after the other, as one: counts them, and returns weights and a share.
+
+    :func:`move` by the mean of the batches' moments with these weights, and by that share, is the same as moving by
+    each batch in turn.
+
+    Returns:
+        The weights, float64 of shape ``(batches,)``, whose sum is 1; the share.
+    """
+    if tracked is not None:
+        tracked.add_(batches)
+    ages = torch.arange(batches - 1, -1, -1, dtype=torch.float64)
+    share: float | Tensor
+    if momentum is None:
+        assert tracked is not None
+        weights, share = torch.ones_like(ages), batches / tracked.double()
+    else:
+        weights = (1 - momentum) ** ages
+        share = momentum * weights.sum().item()
+    return weights / weights.sum(), share
 
 
 class _Learn(torch.autograd.Function):
@@ -117,7 +166,7 @@ class _Learn(torch.autograd.Function):
         name: str,
         *seen: Tensor,
     ) -> Tensor:
-        _learn(running_mean, running_var, tracked, seen[0] if len(seen) == 1 else Moments(*seen), momentum, biased)
+        update(running_mean, running_var, seen[0] if len(seen) == 1 else Moments(*seen), momentum, biased, tracked)
         return running_mean.new_empty(0)
 
     @staticmethod
@@ -144,7 +193,7 @@ class _Learn(torch.autograd.Function):
         name: str,
         *seen: Tensor,
     ) -> tuple[Tensor, None]:
-        """One after the other. Where the statistics are shared, whose batch came last would count most."""
+        """One batch after the other, each with its own buffers: for shared ones the order would decide the result."""
         buffers = [t for t in (running_mean, running_var, tracked) if t is not None]
         if any(dim is None for _, dim in zip(buffers, in_dims, strict=False)):
             raise RuntimeError(

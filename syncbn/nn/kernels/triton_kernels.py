@@ -1,9 +1,9 @@
-"""Triton's kernels for :mod:`syncbn.nn.kernels.gpu`, which says what each is for; imported when a GPU first needs one.
+"""The Triton kernels of :mod:`syncbn.nn.kernels.gpu`, which documents them; imported when a GPU first needs one.
 
-All see a tensor as a matrix: ``outer`` rows, ``stride`` values apart. With ``ROWS`` a row is one position, its columns
-are the channels. Without, it is one sample, a channel's ``positions`` side by side, and no tile has columns of two
-channels. A program has a range of columns to itself and takes tiles of ``A`` rows and ``B`` columns below each
-other, every ``num_programs(1)``-th one, with ``STAGES`` of them on their way.
+All treat a tensor as a matrix: ``outer`` rows, ``stride`` values apart. With ``ROWS`` a row is one position, its
+columns are the channels. Without, it is one sample, a channel's ``positions`` side by side, and no tile has columns of
+two channels. A program processes one range of columns, in tiles of ``A`` rows and ``B`` columns below each other, every
+``num_programs(1)``-th one, and loads ``STAGES`` of them ahead.
 """
 
 import triton
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _columns(positions, channels, B: tl.constexpr, ROWS: tl.constexpr):
-    """Of this program: its first channel, how far into it the columns begin, and how many are left there."""
+    """This program's first channel, the offset of its columns in that channel, and the number of columns left there."""
     program = tl.program_id(0).to(tl.int64)
     if ROWS:
         channel = program * B
@@ -28,7 +28,7 @@ def _columns(positions, channels, B: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _tile(t, outer, positions, stride, channel, begin, left, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr):
-    """Offsets of tile ``t`` from the start of the tensor, and which of them are within it."""
+    """Offsets of tile ``t`` from the start of the tensor, and a mask of those within the tensor."""
     row = t * A + tl.arange(0, A).to(tl.int64)
     column = tl.arange(0, B)
     first = channel if ROWS else channel * positions + begin
@@ -38,7 +38,7 @@ def _tile(t, outer, positions, stride, channel, begin, left, A: tl.constexpr, B:
 
 @triton.jit
 def _values(pointer, channel, left, B: tl.constexpr, ROWS: tl.constexpr):
-    """What is kept per channel, for the columns: shape ``(1, B)``, or ``(1, 1)`` where all are of one channel."""
+    """Per-channel values for the columns: shape ``(1, B)``, or ``(1, 1)`` if all columns belong to one channel."""
     if ROWS:
         column = tl.arange(0, B)
         values = tl.load(pointer + channel + column, mask=column < left, other=0)[None, :]
@@ -49,7 +49,7 @@ def _values(pointer, channel, left, B: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _over_lanes(values, ROWS: tl.constexpr):
-    """The sum for each channel: shape ``(1, B)``, or ``(1, 1)`` where all columns are of one."""
+    """The sum for each channel: shape ``(1, B)``, or ``(1, 1)`` if all columns belong to one."""
     if ROWS:
         total = tl.sum(values, 0, keep_dims=True)
     else:
@@ -76,7 +76,7 @@ def _store_pair(out, rounded, first, second, place, channel, left, channels, B: 
 
 @triton.jit
 def _place(begin, B: tl.constexpr):
-    """Which of the partial sums of its channels this program's are."""
+    """The index of this program's partial sums among those of its channels."""
     return (begin // B) * tl.num_programs(1) + tl.program_id(1)
 
 
@@ -88,7 +88,7 @@ def sums(
     """Adds up values and their squares, as distances from the first value that a lane sees, in float32.
 
     A value is at most ``sqrt(k)`` standard deviations from the mean of the ``k`` that a lane sees, itself among them.
-    So no more than that can cancel, whatever the offset (shifting by one of the data: Chan, Golub & LeVeque 1983).
+    This bounds the cancellation for any offset (shifting by one of the data: Chan, Golub & LeVeque 1983).
     Lanes are merged about their common mean, and only then does the offset come in, in float64.
     """
     channel, begin, left = _columns(positions, channels, B, ROWS)
@@ -111,7 +111,7 @@ def sums(
     if not ROWS:
         n *= tl.minimum(left, B)
     weight = seen.to(tl.float32)[:, None] * tl.where(tl.arange(0, B) < left, 1.0, 0.0)[None, :]
-    # A number near the mean is as good, since the rest comes next.
+    # A number near the mean is enough: ``rest`` corrects it.
     mean = _over_lanes(weight * shift + total, ROWS) / n.to(tl.float32)
     far = shift - mean
     rest = _over_lanes(weight * far + total, ROWS).to(tl.float64)
@@ -172,7 +172,7 @@ def update_running(
 ):  # fmt: skip
     """As :func:`statistics`; and ``running += momentum * (batch - running)`` in float64.
 
-    n = 0 moves nothing, n = 1 not the variance. The momentum comes in two parts, to have float64's digits.
+    n = 0 moves nothing, n = 1 not the variance. The momentum is passed in two parts, for the digits of float64.
     """
     share = tl.full((), 0, tl.float64) + momentum + and_rest
     channel = tl.program_id(0) * B + tl.arange(0, B)
@@ -193,8 +193,8 @@ def update_running(
 def _factors(var, rest, weight, bias, eps, channel, left, B: tl.constexpr, ROWS: tl.constexpr):
     """``1 / sqrt(var + eps)``, and scale and offset with which ``(x - mean) * scale + offset`` is the batch norm.
 
-    The offset takes back what the mean lost in rounding: so the difference is right whatever the mean, and one less
-    value per channel is held.
+    The offset corrects the rounding of the mean: so the difference is right for any mean, and the kernel keeps one
+    value less per channel.
     """
     invstd = tl.rsqrt(_values(var, channel, left, B, ROWS) + eps)
     scale = invstd
@@ -210,13 +210,13 @@ def _factors(var, rest, weight, bias, eps, channel, left, B: tl.constexpr, ROWS:
 
 @triton.jit
 def _affine(far, scale, offset, A: tl.constexpr, B: tl.constexpr):
-    """The same instruction forward and backward, so that both see the same sign."""
+    """The same instruction forward and backward: the ReLU's gradient needs the same sign as its output."""
     return tl.fma(far, tl.broadcast_to(scale, (A, B)), tl.broadcast_to(offset, (A, B)))
 
 
 @triton.jit
 def _byte(t, outer, positions, bits_stride, channel, begin, left, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr):
-    """Offsets of the bytes that have a bit for each value of tile ``t``, and which there are."""
+    """Offsets of the bytes that have a bit for each value of tile ``t``, and a mask of those that exist."""
     row = t * A + tl.arange(0, A).to(tl.int64)
     column = tl.arange(0, B // 8)
     first = channel // 8 if ROWS else channel * tl.cdiv(positions, 8) + begin // 8
@@ -254,7 +254,7 @@ def _gradient(
     dy, bits, far, scale, offset, at, within, t, outer, positions, bits_stride, channel, begin, left,
     RELU: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ``dy``, gone back through the ReLU."""
+    """A tile of ``dy``, propagated back through the ReLU."""
     gradient = tl.load(dy + at, mask=within, other=0).to(tl.float32)
     if RELU:
         if bits is None:
@@ -299,7 +299,7 @@ def input_gradient(
     outer, positions, channels, stride, bits_stride,
     A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """``dx = scale * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)``; and ``dy`` gone back through the ReLU."""
+    """``dx = scale * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n)``; and ``dy`` propagated back through the ReLU."""
     channel, begin, left = _columns(positions, channels, B, ROWS)
     center = _values(mean, channel, left, B, ROWS)
     invstd, scale, offset = _factors(var, rest, weight, bias, eps, channel, left, B, ROWS)

@@ -1,16 +1,16 @@
-"""How the passes of :mod:`syncbn.nn.kernels.gpu` over a tensor are dealt out to programs of a GPU."""
+"""Grid and tile sizes: how the kernels of :mod:`syncbn.nn.kernels.gpu` divide a tensor among the programs of a GPU."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 _TILE = 4096  # values that a program holds at once
-# Values of a channel that one program adds up by itself, so that there is nothing to merge: in rows, where it takes
-# some channels at once, and in planes.
+# Up to so many values of a channel one program adds up alone, so that no merge follows: in rows, where a program
+# processes several channels at once, and in planes.
 _FEW = {True: 2048, False: 8192}
 
 
 class Shape(NamedTuple):
-    """How a tensor lies in memory: ``outer`` rows, ``stride`` values apart; see :mod:`.triton_kernels`.
+    """Memory layout of a tensor: ``outer`` rows, ``stride`` values apart; see :mod:`.triton_kernels`.
 
     Attributes:
         rows: whether a row is a position and its columns are the channels; else it is a sample.
@@ -19,7 +19,7 @@ class Shape(NamedTuple):
         positions: of a channel in a row; 1 with ``rows``.
         itemsize: bytes of a value.
         processors: of the GPU.
-        stages: tiles on their way at once.
+        stages: tiles that a program loads ahead.
     """
 
     rows: bool
@@ -36,25 +36,25 @@ class Shape(NamedTuple):
 
     @property
     def bits_stride(self) -> int:
-        """Bytes a row of a tensor that has a bit for each value; each channel's begin with a byte of their own."""
+        """Bytes in a row of a tensor that has a bit for each value; each channel begins with a new byte."""
         return -(-self.channels // 8) if self.rows else self.channels * -(-self.positions // 8)
 
     @property
     def values(self) -> int:
-        """How many values a channel has."""
+        """The number of values of a channel."""
         return self.outer * self.positions
 
 
 class Plan(NamedTuple):
-    """How a pass is dealt out.
+    """Grid and tile size of a pass.
 
     Attributes:
         a, b: rows and columns of a tile.
         columns: ranges of columns, of ``b`` each.
         splits: programs that share the rows of such a range.
-        parts: programs that see a part of the same channel.
-        numbers: what the kernels are told of it all, constants last.
-        kind: what Triton compiles anew for.
+        parts: programs that process a part of the same channel.
+        numbers: the kernel's arguments for layout and tiles, constants last.
+        kind: the properties for which Triton compiles another kernel.
     """
 
     a: int
@@ -68,17 +68,17 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def reduction(at: Shape) -> Plan:
-    """How sums over each channel are dealt out: if it has few values to a program alone, else to all that there are."""
+    """The plan for sums over each channel: one program if it has few values, else programs for all processors."""
     few = at.values <= _FEW[at.rows]
     if at.rows:
         b = _columns_in_a_row(at)
-        if few and at.channels < b * at.processors:  # parts of a line, for there to be more programs
+        if few and at.channels < b * at.processors:  # parts of a cache line, for more programs
             b = max(16, min(b, 32 // at.itemsize))
         columns = -(-at.channels // b)
     else:
         b = max(16, power(at.positions)) if few else _columns_in_a_plane(at)
         columns = at.channels * -(-at.positions // b)
-    # Two programs a processor, and all of them at once; or columns by so many that the last ones do not count.
+    # Two programs a processor, all at once; or so many ranges of columns that the last wave hardly counts.
     programs = 2 * at.processors
     if few:
         return _plan(at, b, columns, 1)
@@ -87,7 +87,7 @@ def reduction(at: Shape) -> Plan:
 
 @lru_cache(maxsize=4096)
 def elementwise(at: Shape) -> Plan:
-    """How a pass in which values do not meet is dealt out: in whole waves, of 2, 3 or 4 programs a processor."""
+    """The plan for an elementwise pass: whole waves of 2, 3 or 4 programs a processor."""
     if at.rows:
         b = _columns_in_a_row(at)
         columns = -(-at.channels // b)
@@ -107,14 +107,14 @@ def _plan(at: Shape, b: int, columns: int, splits: int) -> Plan:
 
 
 def _columns_in_a_row(at: Shape) -> int:
-    """Columns of a tile: a line of the cache."""
+    """Columns of a tile: a cache line."""
     return max(16, min(128 // at.itemsize, power(at.channels)))
 
 
 def _columns_in_a_plane(at: Shape) -> int:
-    """Columns of a tile: all of a channel's if they are few, else as many as leave the fewest threads idle.
+    """Columns of a tile: all of a channel if they are few, else the number that leaves the fewest threads idle.
 
-    And no fewer than a tile must have that is to be whole with so few rows.
+    With few rows a tile has more columns, to have its full size.
     """
     least = max(256, min(_TILE // power(at.outer), _TILE))
     if at.positions <= max(1024, least):
@@ -124,10 +124,10 @@ def _columns_in_a_plane(at: Shape) -> int:
 
 
 def kind(*sizes: int) -> tuple[Any, ...]:
-    """What Triton makes of whole numbers: it compiles anew where they are 1, divide by 16, or do not fit 32 bits."""
+    """The properties of integers that Triton specializes on: equal to 1, divisible by 16, within 32 bits."""
     return tuple((size == 1, size % 16 == 0, size < 2**31) for size in sizes)
 
 
 def power(size: int) -> int:
-    """The least power of two that is not below ``size``."""
+    """The smallest power of two of at least ``size``."""
     return 1 << (size - 1).bit_length()

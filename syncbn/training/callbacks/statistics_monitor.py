@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from syncbn.nn import device_spread
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
+from syncbn.training.callbacks import device_spread
 from syncbn.training.callbacks.step_probe import StepProbe
 from syncbn.training.errors import SettingError
 from syncbn.training.lightning_internals import accumulates, logged_step
@@ -30,7 +30,7 @@ class StatisticsMonitor(pl.Callback):
 
     - ``step``, as in ``metrics.csv``;
     - ``layer``, the layer's name in the form that ``norm.only`` takes;
-    - the :class:`~syncbn.nn.device_spread.Figures` of the world's batch;
+    - the :class:`~.device_spread.Figures` of the world's batch;
     - ``seconds``, the mean over ranks of the time in the layer's all-reduces in forward and backward, including the
       wait for other ranks; empty where it cannot be measured.
 

@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from syncbn.nn import device_spread, functional
+from syncbn.nn import functional
 from syncbn.nn.comm import all_reduce, observer
 from syncbn.nn.conversion import third_party
 from syncbn.nn.kernels import dispatch
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
+from syncbn.training.callbacks import device_spread
 
 TimeMark = float | torch.cuda.Event
 
@@ -58,7 +59,7 @@ class StepProbe:
         """This rank's term of the all-reduce, a vector.
 
         It holds the seconds of the step, of the all-reduces of all layers and of those of each layer, and then the
-        rank's :meth:`~syncbn.nn.device_spread.Layers.share`. On a GPU the host waits for the end of the step.
+        rank's :meth:`~.device_spread.Layers.share`. On a GPU the host waits for the end of the step.
         """
         seconds: dict[str, float] = defaultdict(float)
         step = _seconds_between(self._start, self._end)

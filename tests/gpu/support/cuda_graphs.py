@@ -63,7 +63,7 @@ class Replayed:
         stream.wait_stream(torch.cuda.current_stream())
         # What is compiled or built by a first call.
         with torch.cuda.stream(stream), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(functional, "_may_look", lambda x, mask: False)  # one value would be refused
+            patch.setattr(functional, "_may_read_count", lambda x, mask: False)  # one value would be refused
             for _ in range(2):
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import syncbn
-from syncbn.nn import device_spread, statistics
+from syncbn.nn import statistics
 from syncbn.nn.comm import observer
 from syncbn.nn.statistics import Moments
 from syncbn.training import StatisticsMonitor
+from syncbn.training.callbacks import device_spread
 from syncbn.training.callbacks.step_probe import StepProbe
 from syncbn.training.loggers.csv_logger import MetricsFile
 from tests.support.ranks import Messages, Ranks, messages

@@ -1,11 +1,11 @@
-r"""How much devices differ: the analysis of variance of one channel, in one classification (Fisher 1925, ch. VII).
+r"""How much the batches of devices differ: one-way analysis of variance for each channel (Fisher 1925, ch. VII).
 
 ``k`` devices hold ``n_r`` values of a channel, with mean ``m_r``; together they are ``n``, with mean ``m``. The sum of
 squares about the mean is that between the devices and that within them:
 
     SST = sum (x - m)^2    SSB = sum_r n_r*(m_r - m)^2    SSW = SST - SSB
 
-*Spread.* Deal the ``n`` values out to the devices at random, whatever they are: a device's mean then has the variance
+*Spread.* Assign the ``n`` values to the devices at random. A device's mean then has the variance
 ``s^2*(1/n_r - 1/n)``, with ``s^2 = SST/(n - 1)`` (sampling without replacement: Cochran 1977, theorem 2.2). So the
 expectation of ``SSB`` is ``(k - 1)*s^2``, exactly, for devices of any sizes, and
 
@@ -14,7 +14,7 @@ expectation of ``SSB`` is ``(k - 1)*s^2``, exactly, for devices of any sizes, an
 is 1 by chance: the mean over devices of ``(m_r - m)^2`` over its variance, by the weights ``1 - n_r/n``. It is at most
 ``(n - 1)/(k - 1)``, where a device's values are all alike.
 
-*Effective batch.* Values of one device that are alike (a domain of its own, neighbouring pixels) have an intraclass
+*Effective batch.* Similar values on one device (one domain per device, neighbouring pixels) have an intraclass
 correlation ``rho``, and the variance of their mean is ``sigma^2/n_r*(1 + (n_r - 1)*rho)``: what it would be for so
 many times fewer independent values (the design effect: Kish 1965). The components of variance, unbiased for unequal
 sizes too, are ``SSW/(n - k)`` within and ``(SSB/(k - 1) - SSW/(n - k))/n0`` between devices, with
@@ -28,7 +28,7 @@ is ``n0`` for independent values and 1 where a device's are all alike.
 *Variance ratio.* ``SSW/SST`` is the devices' own (biased) variance over that of all: what a per-device layer divides
 by, over what a synchronized one does. By chance it is ``(n - k)/(n - 1)``: a small batch underestimates.
 
-All three say one thing, the share ``SSB/SST`` of the variance that lies between devices; it is averaged over channels,
+All three depend on one number, the share ``SSB/SST`` of the variance that lies between devices, averaged over channels,
 each of them scaled to the same variance. A channel that does not vary has no such share and is left out.
 """
 
@@ -44,17 +44,17 @@ _ROUNDING = 1e-12  # of the square of the mean: values in float32 that vary by l
 
 
 class Figures(NamedTuple):
-    """What devices' batches say of one layer; NaN where fewer than two devices hold values, or none vary.
+    """The figures of one layer; NaN where fewer than two devices hold values, or no channel varies.
 
-    They scatter from step to step, the more the fewer devices and channels there are. Over steps, take the mean of
-    ``spread``, and the harmonic mean of ``effective_batch``, which is a reciprocal.
+    They scatter from step to step, more with fewer devices and channels. Over steps, take the mean of ``spread`` and
+    the harmonic mean of ``effective_batch``, which is a reciprocal.
 
     Attributes:
         device_batch: values per channel on a device that holds any.
         group_batch: values that share statistics.
-        spread: of the devices' means, over what chance gives.
+        spread: of the devices' means, divided by the spread by chance.
         effective_batch: how many independent values a device's statistics are worth; NaN also where the devices' means
-            are all the same, so that nothing can be told.
+            are all the same.
         variance_ratio: the devices' own variance over that of all.
     """
 
@@ -66,7 +66,7 @@ class Figures(NamedTuple):
 
 
 class Layers:
-    """Layers whose figures are taken together, in few operations whatever their number.
+    """Computes the figures of many layers together, in few operations.
 
     Args:
         channels: of each layer.
@@ -83,17 +83,17 @@ class Layers:
         self._both_at = torch.cat([self._total_at, squares_at])
 
     def to(self, device: torch.device) -> "Layers":
-        """Where the sums are."""
+        """Moves the index tensors to the device of the sums."""
         for name in ("_n_at", "_layer", "_total_at", "_both_at"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
     def share(self, sums: Sequence[Tensor | None], group_n: Sequence[Tensor | None]) -> Tensor:
-        """What one device adds to the total that :meth:`figures` takes. Reads no value back to the host.
+        """One device's summand of the total that :meth:`figures` takes. Reads no value back to the host.
 
         Args:
-            sums: of the device's values, layer by layer, :func:`syncbn.nn.statistics.pack`'s, of shape ``(2C + 1,)``;
-                None is as good as zeros.
+            sums: of the device's values, layer by layer, as :func:`syncbn.nn.statistics.pack` returns them, shape
+                ``(2C + 1,)``; None means zeros.
             group_n: how many values share statistics with them, float64 of shape ``(1,)``.
 
         Returns:
