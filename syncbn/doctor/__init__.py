@@ -1,6 +1,6 @@
-"""Is this machine ready to train? What ``syncbn doctor`` looks at, without training.
+"""Checks whether this machine is ready to train, without training: the command ``syncbn doctor``.
 
-Each check is a function that gives rows; one that raises, or does not end, is a row FAILED itself.
+Each check is a function that returns rows of the report. A check that raises or does not end becomes a FAILED row.
 """
 
 import threading
@@ -12,20 +12,24 @@ from syncbn.doctor.rows import Row, Status, failed, show, to_json, verdict
 
 __all__ = ["Row", "Status", "examine", "show", "to_json", "verdict"]
 
-LIMIT = 120.0  # seconds for one check: Lightning from a slow network disk takes a minute
+LIMIT = 120.0  # seconds for one check; importing Lightning from a slow network disk takes a minute
 
 
 def examine(
     outputs: Path = Path("outputs"), timeout: float = 120.0, exercise: selftest.Exercise = selftest.exercise
 ) -> list[Row]:
-    """Looks at everything, and runs the self-test.
+    """Run all checks and the self-test of the layer.
 
     Args:
-        outputs: the directory that run directories would be made in.
+        outputs: the directory in which run directories would be created.
         timeout: seconds for the self-test.
-        exercise: what each rank of the self-test does.
+        exercise: the function that each rank of the self-test runs.
+
+    Returns:
+        The rows of the report, in the order of the checks.
     """
     checks: dict[str, Callable[[], list[Row]]] = {
+        "platform": machine.platform_and_build,
         "Python": machine.python,
         "packages": machine.packages,
         "tested versions": machine.newer_than_tested,
@@ -47,7 +51,7 @@ def examine(
 
 
 def bounded(name: str, check: Callable[[], list[Row]], limit: float = LIMIT) -> list[Row]:
-    """The rows of ``check``, or one that says that it raised, or did not end within ``limit`` seconds."""
+    """Return the rows of ``check``, or one FAILED row if it raises or does not end within ``limit`` seconds."""
     rows: list[Row] = []
 
     def run() -> None:
@@ -57,9 +61,10 @@ def bounded(name: str, check: Callable[[], list[Row]], limit: float = LIMIT) -> 
             found = f"the check itself failed: {type(error).__name__}: {' '.join(str(error).split())}"
             rows.append(failed(name, found, "report it"))
 
-    thread = threading.Thread(target=run, daemon=True)  # nothing ends a call that waits for a dead file system
+    # A daemon thread: a call that waits for an unreachable file system cannot be ended, and must not keep the process.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit)
     if thread.is_alive():
-        return [failed(name, f"no answer within {limit:g} s", "see whether a file system or the network hangs")]
+        return [failed(name, f"no answer within {limit:g} s", "check whether a file system or the network hangs")]
     return rows

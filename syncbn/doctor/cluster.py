@@ -1,4 +1,4 @@
-"""What a run would find around it: who launches it, Slurm, Weights & Biases."""
+"""Checks of the environment of a run: its launcher, Slurm and Weights & Biases (W&B)."""
 
 import netrc
 import os
@@ -17,53 +17,55 @@ from syncbn.doctor.rows import Row, failed, ok, warning
 from syncbn.training.config.schema import WandbConfig
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-UP = ("idle", "mix", "alloc", "comp")  # a node that runs jobs; with a star behind it does not answer
+UP = ("idle", "mix", "alloc", "comp")  # states of a node that runs jobs; a trailing star means that it does not respond
 
 
 def launcher(env: Mapping[str, str] = os.environ) -> list[Row]:
-    """Who started this process, as the environment has it; a row FAILED for each thing in it that cannot be."""
+    """Determine the launcher from environment variables; one FAILED row for each contradiction between them."""
     wrong = _contradictions(env)
     if wrong:
         return [failed("launcher", found, fix) for found, fix in wrong]
     if "TORCHELASTIC_RUN_ID" in env:
-        of = f"rank {env['RANK']} of {env['WORLD_SIZE']}, {env['LOCAL_WORLD_SIZE']} of them on this node"
-        return [ok("launcher", f"torchrun: this is {of}")]
+        rank = f"rank {env['RANK']} of {env['WORLD_SIZE']}, {env['LOCAL_WORLD_SIZE']} of them on this node"
+        return [ok("launcher", f"torchrun: this is {rank}")]
     if "RANK" in env:
         found = f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} are set, but not by torchrun"
-        return [warning("launcher", found, "unset them: python train.py starts ranks of its own, torchrun sets them")]
+        return [warning("launcher", found, "unset them: python train.py starts the ranks itself, torchrun sets them")]
     if "SLURM_STEP_ID" in env:
         tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))
         nodes = env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_JOB_NUM_NODES", "1"))
         where = f"of {tasks}, {nodes} node{'s' if nodes != '1' else ''}, job {env.get('SLURM_JOB_ID', 'unknown')}"
         return [ok("launcher", f"srun: this is task {env.get('SLURM_PROCID', '0')} {where}")]
     if "SLURM_JOB_ID" not in env and "SLURM_NTASKS" in env:
-        found = f"SLURM_NTASKS={env['SLURM_NTASKS']} is set, but this is no Slurm job (no SLURM_JOB_ID)"
-        return [warning("launcher", found, "unset SLURM_NTASKS: Lightning takes it for a job that srun has started")]
+        found = f"SLURM_NTASKS={env['SLURM_NTASKS']} is set, but this is not a Slurm job (no SLURM_JOB_ID)"
+        return [
+            warning("launcher", found, "unset SLURM_NTASKS: because of it, Lightning assumes a job started by srun")
+        ]
     if "SLURM_JOB_ID" in env:
         found = f"in Slurm job {env['SLURM_JOB_ID']}, but not started by srun"
         if env.get("SLURM_NTASKS", "1") != "1":
-            fix = "srun python train.py; without srun this one process is all there is of the job's tasks"
-            return [warning("launcher", f"{found}: SLURM_NTASKS={env['SLURM_NTASKS']} tasks were asked for", fix)]
-        return [ok("launcher", f"{found}: python train.py starts the ranks, on this node alone")]
+            fix = "srun python train.py; without srun, only one of the job's tasks would run"
+            return [warning("launcher", f"{found}: SLURM_NTASKS={env['SLURM_NTASKS']} tasks were requested", fix)]
+        return [ok("launcher", f"{found}: python train.py starts the ranks, on this node only")]
     return [ok("launcher", "none: python train.py starts the ranks")]
 
 
 def _contradictions(env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What cannot be, and what to do about it."""
+    """Contradictions between the launchers' environment variables, each with a fix."""
     numbers = {name: env[name] for name in (*RANKS, "SLURM_NTASKS", "SLURM_PROCID") if name in env}
     wrong = [
-        (f"{name}={value} is no number", f"unset {name}") for name, value in numbers.items() if not value.isdigit()
+        (f"{name}={value} is not a number", f"unset {name}") for name, value in numbers.items() if not value.isdigit()
     ]
     if wrong:
         return wrong
     elastic = "TORCHELASTIC_RUN_ID" in env
-    there = [name for name in RANKS if name in env]
+    present = [name for name in RANKS if name in env]
     missing = [name for name in (RANKS if elastic else RANKS[:2]) if name not in env]
-    if missing and (there or elastic):
+    if missing and (present or elastic):
         if elastic:
-            there = ["TORCHELASTIC_RUN_ID", *there]
-        found = f"{', '.join(f'{name}={env[name]}' for name in there)} without {', '.join(missing)}"
-        return [(found, f"unset {' '.join(there)}, or start with torchrun, which sets all of them")]
+            present = ["TORCHELASTIC_RUN_ID", *present]
+        found = f"{', '.join(f'{name}={env[name]}' for name in present)} without {', '.join(missing)}"
+        return [(found, f"unset {' '.join(present)}, or start with torchrun, which sets all of them")]
     values = {name: int(value) for name, value in numbers.items()}
     for low, high in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if low in values and high in values and values[low] >= values[high]:
@@ -76,11 +78,15 @@ def _contradictions(env: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def slurm(limit: float = 10) -> list[Row]:
-    """Slurm's commands, and how many nodes of which partitions would take a job; ``limit`` is seconds for an answer."""
+    """Check Slurm's commands, and count the nodes that are up.
+
+    Args:
+        limit: seconds to wait for each command.
+    """
     commands = ("sinfo", "sbatch", "scontrol")
     missing = [name for name in commands if shutil.which(name) is None]
     if len(missing) == len(commands):
-        return [ok("Slurm", "not here")]
+        return [ok("Slurm", "not installed")]
     if missing:
         found = f"{', '.join(name for name in commands if name not in missing)}, but no {', '.join(missing)}"
         return [warning("Slurm", found, "install Slurm's client commands, or load their module")]
@@ -88,16 +94,16 @@ def slurm(limit: float = 10) -> list[Row]:
         release = _output("sinfo", "--version", limit=limit).strip()
         lines = _output("sinfo", "--noheader", "--Node", "--format=%N|%P|%t", limit=limit).split()
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        found = f"sinfo gives no answer: {' '.join(str(said).split())}"
-        return [warning("Slurm", found, "see whether slurmctld runs: scontrol ping")]
+        reason = getattr(error, "stderr", None) or error
+        found = f"sinfo does not answer: {' '.join(str(reason).split())}"
+        return [warning("Slurm", found, "check whether slurmctld runs: scontrol ping")]
     fields = [line.split("|") for line in lines]
     nodes = {node: state for node, _, state in fields}
     up = {node for node, state in nodes.items() if state.rstrip("~#%$@^-+!").startswith(UP) and "*" not in state}
     partitions = ", ".join(dict.fromkeys(partition.rstrip("*") for _, partition, _ in fields))
     found = f"{release}: {len(up)} of {len(nodes)} nodes up; partitions {partitions or 'none'}"
     if not up:
-        return [warning("Slurm", found, "jobs will wait; sinfo -R says why nodes are down")]
+        return [warning("Slurm", found, "jobs will wait; sinfo -R shows why nodes are down")]
     return [ok("Slurm", found)]
 
 
@@ -107,38 +113,47 @@ def _output(*command: str, limit: float) -> str:
 
 
 def wandb(conf: Path = Path("conf/logger/wandb.yaml"), limit: float = 5) -> list[Row]:
-    """How W&B would run. The server is asked only where it would be, for ``limit`` seconds at most."""
-    mode, told_by = str(WandbConfig().mode), "the default"
+    """Check how W&B would run.
+
+    The server is contacted only if a run would contact it, or if WANDB_MODE=online is set.
+
+    Args:
+        conf: the configuration file of the logger.
+        limit: seconds to wait for the server.
+    """
+    mode, source = str(WandbConfig().mode), "the default"
     if conf.is_file():
-        mode, told_by = str(OmegaConf.select(OmegaConf.load(conf), "mode", default=mode)), str(conf)
+        mode, source = str(OmegaConf.select(OmegaConf.load(conf), "mode", default=mode)), str(conf)
     wanted = os.environ.get("WANDB_MODE")
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    key = _key_place(url)
-    found = f"mode {mode} ({told_by}); {f'an API key is in {key}' if key else 'no API key'}"
+    key = _key_source(url)
+    found = f"mode {mode} ({source}); {f'an API key is in {key}' if key else 'no API key'}"
     if "online" not in (mode, wanted):
         return [ok("W&B", found)]
-    say, stay = (failed, "; or keep runs on this machine: logger.mode=offline") if mode == "online" else (warning, "")
+    row, offline = (
+        (failed, "; or keep runs on this machine: logger.mode=offline") if mode == "online" else (warning, "")
+    )
     if mode != "online":
-        found += "; WANDB_MODE=online is set, but python train.py goes by logger.mode"
+        found += "; WANDB_MODE=online is set, but python train.py uses logger.mode"
     if key is None:
-        return [say("W&B", found, f"wandb login{stay}")]
+        return [row("W&B", found, f"wandb login{offline}")]
     try:
-        _ask(url, limit)
+        _request(url, limit)
     except OSError as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         found += f"; {url} does not answer within {limit:g} s ({reason})"
-        return [say("W&B", found, f"see the network and WANDB_BASE_URL{stay}")]
+        return [row("W&B", found, f"check the network and WANDB_BASE_URL{offline}")]
     found += f"; {url} answers"
     return [ok("W&B", found) if mode == "online" else warning("W&B", found, "python train.py logger.mode=online")]
 
 
-def _ask(url: str, limit: float) -> None:
-    with suppress(urllib.error.HTTPError):  # an answer too
+def _request(url: str, limit: float) -> None:
+    with suppress(urllib.error.HTTPError):  # an HTTP error status is an answer too
         urllib.request.urlopen(url, timeout=limit).close()
 
 
-def _key_place(url: str) -> str | None:
-    """Where W&B will find a key, and never the key."""
+def _key_source(url: str) -> str | None:
+    """The variable or file in which W&B will find an API key; never the key itself."""
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if os.environ.get(name):
             return name

@@ -1,4 +1,4 @@
-"""What a check found: rows, and how they are shown, as a table or as JSON."""
+"""The rows of the doctor's report, and their output as a table or as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from syncbn.training.console import cell
 
 
 class Status(StrEnum):
-    """How good it is. Training may still go well with a warning."""
+    """Result of a check. With a warning, training may still work."""
 
     ok = "ok"
     warning = "warning"
@@ -24,14 +24,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the report.
 
     Args:
-        check: what was looked at.
-        found: what is there.
-        status: how good that is.
-        fix: what to do about it, for all but ok.
-        figures: the numbers that ``found`` tells of, for programs; a unit is in the name.
+        check: name of the check.
+        found: what the check found.
+        status: result of the check.
+        fix: suggested action, unless the status is ok.
+        figures: the numbers in ``found``, for programs; the name includes the unit.
     """
 
     check: str
@@ -42,17 +42,17 @@ class Row:
 
 
 def ok(check: str, found: str) -> Row:
-    """A row with nothing to do about."""
+    """A row that needs no action."""
     return Row(check, found)
 
 
 def warning(check: str, found: str, fix: str) -> Row:
-    """A row on what may cost time or surprise."""
+    """A row on something that may cost time or cause unexpected behaviour."""
     return Row(check, found, Status.warning, fix)
 
 
 def failed(check: str, found: str, fix: str) -> Row:
-    """A row on what stops training, or spoils it."""
+    """A row on something that prevents training or makes its results wrong."""
     return Row(check, found, Status.failed, fix)
 
 
@@ -67,7 +67,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Prints the table and the verdict; what does not fit into a column goes on in its next line, whole."""
+    """Print the table and the verdict; text that is too wide for its column is wrapped, never cut."""
     styles = {Status.ok: "green", Status.warning: "yellow", Status.failed: "bold red"}
     table = Table(box=box.HORIZONTALS, header_style="bold")
     table.add_column("check", overflow="fold", max_width=24)
@@ -82,15 +82,15 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """The same as one object: ``ok``, ``verdict`` and ``rows``."""
-    everything = {
+    """Return the report as one JSON object with ``ok``, ``verdict`` and ``rows``."""
+    report = {
         "ok": not any(row.status == Status.failed for row in rows),
         "verdict": verdict(rows),
         "rows": [asdict(row) | {"figures": _finite(row.figures)} for row in rows],
     }
-    return json.dumps(everything, indent=2, allow_nan=False)
+    return json.dumps(report, indent=2, allow_nan=False)
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity; an error that is not finite is null."""
+    """Replace numbers that are not finite by None, since JSON has no infinity."""
     return {name: value if isfinite(value) else None for name, value in figures.items()}

@@ -1,6 +1,6 @@
-"""The layer on this machine's own ranks, held to one process in float64; and how long a message takes.
+"""Self-test of the layer on ranks of this machine, compared with one process in float64; also times an all-reduce.
 
-Ranks are processes that are started for it, watched, and killed at the end, whatever became of them.
+The ranks are processes that are started for the test, monitored, and killed at the end in any case.
 """
 
 import statistics
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.doctor import selftest_ranks
 from syncbn.doctor.rows import Row, Status, failed, ok, warning
-from syncbn.doctor.selftest_ranks import Plan, RankError, Say
+from syncbn.doctor.selftest_ranks import Plan, RankError, ReportStage
 from syncbn.testing import force_exchange
 
 CHANNELS, SAMPLES, IMAGE = 64, 16, (8, 8)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # docs/layer.md
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-MESSAGES, WARM_UP = 200, 20
+ALL_REDUCES, WARM_UP = 200, 20
 SLOW = 10_000.0  # µs
-RESNET50 = 2 * 53  # messages of a step: a layer's forward and backward
+RESNET50 = 2 * 53  # all-reduces in a training step: one in forward and one in backward for each of its 53 layers
 
 
 class Case(NamedTuple):
-    """One step of training: how many samples each rank holds, in which type."""
+    """One training step: the number of samples on each rank, and their type."""
 
     name: str
     shares: tuple[int, ...]
@@ -35,17 +35,17 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a rank gives back: the tensors of each case by name, and µs of each message."""
+    """Result of a rank: the tensors of each case by name, and the duration of each all-reduce in µs."""
 
     cases: list[dict[str, Tensor]]
-    messages: list[float]
+    all_reduces: list[float]
 
 
-Exercise = Callable[[int, Plan, Say], Result]
+Exercise = Callable[[int, Plan, ReportStage], Result]
 
 
 def plans() -> list[Plan]:
-    """Two ranks on GPUs where there are two; else two on the CPU, and the GPU by itself if there is one."""
+    """Two ranks on GPUs if there are two GPUs; otherwise two ranks on the CPU, and one on the GPU if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() and dist.is_nccl_available() else 0
     if count >= 2:
         return [Plan("cuda", "nccl", 2)]
@@ -53,7 +53,7 @@ def plans() -> list[Plan]:
 
 
 def cases(plan: Plan) -> list[Case]:
-    """The steps to take."""
+    """The training steps of the self-test."""
     uneven, empty = ((11, 5), (SAMPLES, 0)) if plan.ranks == 2 else ((SAMPLES,), None)
     found = [Case("float32", uneven, torch.float32), Case("float64", uneven, torch.float64)]
     if empty is not None:
@@ -61,22 +61,22 @@ def cases(plan: Plan) -> list[Case]:
     return found
 
 
-def exercise(rank: int, plan: Plan, say: Say) -> Result:
-    """What each rank does: the layer forward and backward, case by case, then messages against the clock."""
+def exercise(rank: int, plan: Plan, report_stage: ReportStage) -> Result:
+    """The work of each rank: the layer's forward and backward in each case, then timed all-reduces."""
     tensors = []
     for case in cases(plan):
-        say(f"the layer, {case.name}")
+        report_stage(f"the layer, {case.name}")
         tensors.append(_step(rank, plan, case))
-    say("messages")
-    return Result(tensors, list(_messages(plan)) if plan.ranks > 1 else [])
+    report_stage("all-reduces")
+    return Result(tensors, list(_time_all_reduces(plan)) if plan.ranks > 1 else [])
 
 
 def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
-    """Rows on the layer and its messages; a rank that raises, dies or hangs is a row FAILED.
+    """Run the self-test and return its rows; a rank that raises, dies or hangs gives a FAILED row.
 
     Args:
-        timeout: seconds for all of it.
-        exercise: what each rank does; a function of a module.
+        timeout: seconds for the whole self-test.
+        exercise: the function that each rank runs; it must be importable from a module.
     """
     rows, end = [], time.monotonic() + timeout
     for plan in plans():
@@ -87,71 +87,76 @@ def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
             continue
         except OSError as error:
             found = f"{plan}: ranks cannot be started: {error}"
-            rows.append(failed(f"layer on {plan.where}", found, "see TMPDIR, and ulimit -u"))
+            rows.append(failed(f"layer on {plan.where}", found, "check TMPDIR, and ulimit -u"))
             continue
         for number, case in enumerate(cases(plan)):
-            rows.append(judge(plan, case, [result.cases[number] for result in results]))
-        if results[0].messages:
-            rows.append(latency(plan, results[0].messages))
+            rows.append(compare(plan, case, [result.cases[number] for result in results]))
+        if results[0].all_reduces:
+            rows.append(latency(plan, results[0].all_reduces))
     return rows
 
 
-def judge(plan: Plan, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
-    """The greatest error of each tensor, over the tensor's greatest value, and whether buffers are bitwise equal."""
+def compare(plan: Plan, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
+    """Compare the ranks' tensors with one process, and the buffers of the ranks with each other.
+
+    The error of a tensor is its largest absolute error divided by its largest absolute value. Buffers must be bitwise
+    equal on all ranks.
+    """
     expected = _one_process(case)
     actual = {name: torch.cat([tensors[name] for tensors in ranks]) for name in ("y", "dx")}
     actual |= {name: sum((t[name].double() for t in ranks), torch.zeros(())) for name in ("dweight", "dbias")}
     actual |= {name: ranks[0][name] for name in RUNNING}
     errors = {name: _error(actual[name], expected[name]) for name in expected}
-    apart = [name for name in RUNNING if not all(torch.equal(ranks[0][name], other[name]) for other in ranks)]
+    unequal = [name for name in RUNNING if not all(torch.equal(ranks[0][name], other[name]) for other in ranks)]
     tolerance = TOLERANCE[case.dtype]
     listed = ", ".join(f"{name} {error:.0e}" for name, error in errors.items() if name != "num_batches_tracked")
     found = f"{plan}, {' + '.join(map(str, case.shares))} samples; relative errors: {listed}"
     wrong = [name for name, error in errors.items() if not error <= tolerance]
     fix, status = "", Status.ok
-    if apart:
-        found += f"; {', '.join(apart)}: not the same on all ranks"
+    if unequal:
+        found += f"; {', '.join(unequal)}: not the same on all ranks"
     elif plan.ranks > 1:
         found += "; buffers bitwise equal"
-    if wrong or apart:
+    if wrong or unequal:
         status = Status.failed
-        what = f"{', '.join(wrong)} off by more than {tolerance:g}; " if wrong else ""
-        native = "see whether SYNCBN_NATIVE=0 mends it; " if plan.device == "cpu" else ""
-        fix = f"{what}{native}do not train with this: report it, with the output of syncbn doctor --json"
+        errors_found = f"{', '.join(wrong)} off by more than {tolerance:g}; " if wrong else ""
+        native = "check whether SYNCBN_NATIVE=0 helps; " if plan.device == "cpu" else ""
+        fix = f"{errors_found}{native}do not train with this: report it, with the output of syncbn doctor --json"
     return Row(f"layer on {plan.where}, {case.name}", found, status, fix, errors | {"tolerance": tolerance})
 
 
 def latency(plan: Plan, microseconds: list[float]) -> Row:
-    """Median and quartiles of one message."""
+    """Report the median and the quartiles of the duration of one all-reduce."""
     low, median, high = statistics.quantiles(microseconds, n=4, method="inclusive")
     found = (
         f"{plan}: median {median:,.0f} µs, quartiles {low:,.0f} to {high:,.0f}, of {len(microseconds)} all-reduces of "
-        f"{2 * CHANNELS + 1} float64 numbers; a ResNet-50 makes {RESNET50} a step: {RESNET50 * median / 1e3:,.0f} ms"
+        f"{2 * CHANNELS + 1} float64 numbers; a ResNet-50 needs {RESNET50} per step: {RESNET50 * median / 1e3:,.0f} ms"
     )
     figures = {"median_us": median, "lower_quartile_us": low, "upper_quartile_us": high}
-    row = ok(f"message on {plan.where}", found)
+    row = ok(f"all-reduce on {plan.where}", found)
     if median > SLOW:
-        row = warning(row.check, found, "see that no other work fills the cores, and that each rank has one")
+        row = warning(row.check, found, "check that no other program uses the cores, and that each rank has one")
     return Row(row.check, row.found, row.status, row.fix, figures)
 
 
 def _batch(case: Case) -> tuple[Tensor, Tensor]:
-    """The whole input and gradient of the output; channels differ in mean and scale, and so do samples."""
+    """The input and the gradient of the output for all ranks; channels differ in mean and scale, samples in mean."""
     generator = torch.Generator().manual_seed(0)
     x, dy = torch.randn(2, SAMPLES, CHANNELS, *IMAGE, generator=generator, dtype=torch.float64)
     scale = torch.linspace(1, 3, CHANNELS, dtype=torch.float64).view(-1, 1, 1)
-    of_sample = torch.linspace(0, 1, SAMPLES, dtype=torch.float64).view(-1, 1, 1, 1)
-    return (x * scale + scale + of_sample).to(case.dtype), dy.to(case.dtype)
+    sample_mean = torch.linspace(0, 1, SAMPLES, dtype=torch.float64).view(-1, 1, 1, 1)
+    return (x * scale + scale + sample_mean).to(case.dtype), dy.to(case.dtype)
 
 
-def _with_parameters(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Sets a weight and a bias that are not the neutral ones, and that ``dtype`` can hold."""
+def _set_parameters(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Set a weight other than 1 and a bias other than 0, rounded to ``dtype`` so that all layers have the same."""
     with torch.no_grad():
         layer.weight.copy_(torch.linspace(0.5, 1.5, CHANNELS, dtype=dtype))  # type: ignore[operator]
         layer.bias.copy_(torch.linspace(-1, 1, CHANNELS, dtype=dtype))  # type: ignore[operator]
 
 
-def _outcome(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+def _forward_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """Run the layer forward and backward, and return output, gradients and buffers by name."""
     x = x.requires_grad_()
     y = layer(x)
     y.backward(dy)
@@ -161,38 +166,39 @@ def _outcome(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
 
 
 def _one_process(case: Case) -> dict[str, Tensor]:
-    """What is right: torch's own layer, the whole batch, float64."""
+    """The reference: torch.nn.BatchNorm2d on the whole batch in float64."""
     layer = nn.BatchNorm2d(CHANNELS, dtype=torch.float64)
-    _with_parameters(layer, case.dtype)
+    _set_parameters(layer, case.dtype)
     x, dy = _batch(case)
-    return _outcome(layer, x.double(), dy.double())
+    return _forward_backward(layer, x.double(), dy.double())
 
 
 def _step(rank: int, plan: Plan, case: Case) -> dict[str, Tensor]:
-    """This rank's share; a rank by itself exchanges with itself."""
+    """Run the synchronized layer on this rank's share of the batch."""
     device = plan.device_of(rank)
     layer = syncbn.SyncBatchNorm2d(CHANNELS, dtype=case.dtype, device=device)
-    _with_parameters(layer, case.dtype)
+    _set_parameters(layer, case.dtype)
     x, dy = (whole.split(case.shares)[rank].to(device) for whole in _batch(case))
-    with force_exchange():
-        return _outcome(layer, x, dy)
+    with force_exchange():  # a single rank runs the distributed code too
+        return _forward_backward(layer, x, dy)
 
 
-def _messages(plan: Plan) -> Iterator[float]:
-    wait: Callable[[], None] = torch.cuda.synchronize if plan.device == "cuda" else lambda: None
-    message = torch.ones(2 * CHANNELS + 1, dtype=torch.float64, device=plan.device_of(dist.get_rank()))
-    for number in range(WARM_UP + MESSAGES):
-        wait()
+def _time_all_reduces(plan: Plan) -> Iterator[float]:
+    """Durations in µs of all-reduces of the size that the layer uses."""
+    synchronize: Callable[[], None] = torch.cuda.synchronize if plan.device == "cuda" else lambda: None
+    sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64, device=plan.device_of(dist.get_rank()))
+    for number in range(WARM_UP + ALL_REDUCES):
+        synchronize()
         start = time.perf_counter()
-        dist.all_reduce(message)
-        wait()
+        dist.all_reduce(sums)
+        synchronize()
         if number >= WARM_UP:
             yield 1e6 * (time.perf_counter() - start)
-        message.fill_(1)
+        sums.fill_(1)
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
-    """Infinite where a number is none, or where shapes differ."""
+    """The largest relative error; infinite if a number is not finite or the shapes differ."""
     if actual.shape != expected.shape or not actual.isfinite().all():
         return float("inf")
     return float((actual.double() - expected).abs().max() / expected.abs().max())

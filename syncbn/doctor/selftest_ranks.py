@@ -1,4 +1,9 @@
-"""Ranks for the self-test: processes of this machine, each in a process group, with a limit to every wait."""
+"""Starts and monitors the rank processes of the self-test, with a time limit on every wait.
+
+They are not those of syncbn.training.distributed.rank_processes. Its constructor opens a TCPStore on the loopback
+interface, and with that interface down torch 2.13 retries for 300 s before a rank starts. The self-test has to report
+that case within its own limit, so it uses a file store. It also needs results and stages from its ranks.
+"""
 
 import multiprocessing
 import os
@@ -21,13 +26,13 @@ from syncbn.doctor.machine import cores
 from syncbn.training.distributed import loopback, signals
 from syncbn.training.distributed.fork_server import start_tracker
 
-GRACE = 1.0  # seconds: when a rank dies the others fail in a moment, and which came first is not what matters
+GRACE = 1.0  # seconds for the other ranks to report errors after one has failed; they usually fail because of it
 STARTING, JOINING = "starting", "joining the process group"
-Say = Callable[[str], None]
+ReportStage = Callable[[str], None]
 
 
 class Plan(NamedTuple):
-    """What to run on."""
+    """Device type, backend and number of ranks of a self-test."""
 
     device: str
     backend: str
@@ -45,66 +50,68 @@ class Plan(NamedTuple):
 
 
 class RankError(RuntimeError):
-    """A rank raised, died, or did not end in time; ``fix`` is what to try."""
+    """A rank raised, died, or did not end in time; ``fix`` is the suggested action."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
         self.fix = fix
 
 
-def on_ranks(plan: Plan, work: Callable[[int, Plan, Say], Any], timeout: float) -> list[Any]:
-    """What ``work(rank, plan, say)`` gives on each rank, in a process group; ``say`` tells what it is about to do.
+def on_ranks(plan: Plan, work: Callable[[int, Plan, ReportStage], Any], timeout: float) -> list[Any]:
+    """Run ``work(rank, plan, report_stage)`` on each rank of a process group, and return the results by rank.
 
     Args:
-        plan: how many ranks, and on what.
-        work: a function of a module; its result must pickle.
+        plan: number of ranks, device and backend.
+        work: a function of a module, whose result can be pickled. It calls ``report_stage`` with a name before each
+            stage, for error messages.
         timeout: seconds until the ranks are killed.
 
     Raises:
-        RankError: a rank raised, died, or did not end in time. No process is left.
+        RankError: a rank raised, died, or did not end in time. No process is left running.
     """
-    with TemporaryDirectory(prefix="syncbn-doctor-") as place:
+    with TemporaryDirectory(prefix="syncbn-doctor-") as directory:
         ranks: list[_Rank] = []
         try:
             spawn = multiprocessing.get_context("spawn")
             start_tracker()
             for number in range(plan.ranks):
-                with signals.held():  # signals are for this process, which ends the ranks
-                    ranks.append(_Rank(number, plan, work, Path(place), spawn, timeout))
+                with signals.held():  # ranks inherit blocked signals; this process handles signals and ends the ranks
+                    ranks.append(_Rank(number, plan, work, Path(directory), spawn, timeout))
             _collect(ranks, time.monotonic() + timeout)
         finally:
             for rank in ranks:
                 rank.end()
         failed = [rank for rank in ranks if rank.failure]
-        if failed:  # the others fail because of the first
+        if failed:  # report the first failure, which caused the others
             raise min(failed, key=lambda rank: rank.failed_at).explain()
         late = [rank for rank in ranks if not rank.done]
         if late:
             where = "; ".join(f"rank {rank.number} was at: {rank.stage}" for rank in late)
-            raise RankError(f"no end within {timeout:.1f} s; {where}", _advice(late, plan))
+            raise RankError(f"not finished within {timeout:.1f} s; {where}", _advice(late, plan))
     return [rank.result for rank in ranks]
 
 
 class _Rank:
-    """One rank, seen from the process that started it."""
+    """State of one rank in the process that started it."""
 
     def __init__(
-        self, number: int, plan: Plan, work: Callable[..., Any], place: Path, spawn: SpawnContext, timeout: float
+        self, number: int, plan: Plan, work: Callable[..., Any], directory: Path, spawn: SpawnContext, timeout: float
     ) -> None:
         self.number, self.plan, self.stage = number, plan, STARTING
         self.done, self.result, self.error, self.death, self.failed_at = False, None, "", "", 0.0
-        self.log = place / f"rank-{number}.txt"
+        self.log = directory / f"rank-{number}.txt"
         self.pipe, theirs = spawn.Pipe(duplex=False)
-        self.process = spawn.Process(target=_serve, args=(number, plan, work, place, theirs, timeout), daemon=True)
+        arguments = (number, plan, work, directory, theirs, timeout)
+        self.process = spawn.Process(target=_run_rank, args=arguments, daemon=True)
         self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # otherwise recv_bytes would not raise EOFError when the process ends
 
     @property
     def failure(self) -> bool:
         return bool(self.error or self.death)
 
     def receive(self) -> None:
-        """Takes one message, or notes that there will be none."""
+        """Receive one report of the rank, or record its death if the pipe has ended."""
         try:
             kind, content = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
@@ -115,28 +122,32 @@ class _Rank:
         if kind == "stage":
             self.stage = content
         elif kind == "error":
-            self.failed_at, self.error = content  # a clock that all processes share; a death was before any of it
+            # time.monotonic() is the same clock in all processes. The failed_at of a death stays 0, before any error.
+            self.failed_at, self.error = content
         else:
             self.done, self.result = True, content
 
     def explain(self) -> RankError:
-        what = f"raised {self.error}" if self.error else self.death
-        said = self.log.read_text(errors="replace", encoding="utf-8").split("\n") if self.log.exists() else []
-        last = next((line.strip() for line in reversed(said) if line.strip()), "")
+        """The error that reports the failure of this rank."""
+        failure = f"raised {self.error}" if self.error else self.death
+        lines = self.log.read_text(errors="replace", encoding="utf-8").split("\n") if self.log.exists() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         tail = f"; its last line: {last[:300]}" if last and not self.error else ""
         return RankError(
-            f"rank {self.number} of {self.plan.ranks} {what} (at: {self.stage}){tail}", _advice([self], self.plan)
+            f"rank {self.number} of {self.plan.ranks} {failure} (at: {self.stage}){tail}", _advice([self], self.plan)
         )
 
     def end(self) -> None:
+        """End the process, if necessary by SIGKILL."""
         if self.done:
-            self.process.join(5)  # it ends its process group
+            self.process.join(5)  # it is still destroying its process group
         self.process.kill()
         self.process.join(10)
         self.pipe.close()
 
 
 def _collect(ranks: Sequence[_Rank], deadline: float) -> None:
+    """Receive reports until every rank is done or has failed, or the deadline has passed."""
     pending = list(ranks)
     while pending and (left := deadline - time.monotonic()) > 0:
         ready = wait([rank.pipe for rank in pending], left)
@@ -148,53 +159,59 @@ def _collect(ranks: Sequence[_Rank], deadline: float) -> None:
 
 
 def _advice(ranks: Sequence[_Rank], plan: Plan) -> str:
-    """What to try, by how far they came."""
+    """The suggested action, by the cause of death or the stage of these ranks."""
     if any("SIGKILL" in rank.death for rank in ranks):
-        return "out of memory, perhaps: see dmesg, and the limits of the container or job"
+        return "possibly out of memory: check dmesg, and the limits of the container or job"
     if any("SIGILL" in rank.death or "SIGSEGV" in rank.death for rank in ranks) and plan.device == "cpu":
-        return "see whether SYNCBN_NATIVE=0 mends it, and report it"
+        return "check whether SYNCBN_NATIVE=0 helps, and report it"
     if all(rank.stage == STARTING for rank in ranks):
-        return "torch takes long to import, or cannot be: python -c 'import torch'; more time: --timeout 300"
+        return "importing torch is slow or fails: try python -c 'import torch'; for more time: --timeout 300"
     if any(rank.stage == JOINING for rank in ranks):
         if plan.backend == "nccl":
-            return "NCCL_DEBUG=INFO syncbn doctor says what NCCL is about"
+            return "run NCCL_DEBUG=INFO syncbn doctor to see what NCCL waits for"
         return (
-            "processes of this machine do not find each other: see GLOO_SOCKET_IFNAME, and whether lo is up (ip link)"
+            "processes on this machine cannot connect to each other: check GLOO_SOCKET_IFNAME, and whether lo is up "
+            "(ip link)"
         )
-    return "SYNCBN_DEBUG=1 syncbn doctor names the layer where ranks differ; more time: --timeout 300"
+    return "run SYNCBN_DEBUG=1 syncbn doctor to see the layer where ranks differ; for more time: --timeout 300"
 
 
-def _serve(rank: int, plan: Plan, work: Callable[..., Any], place: Path, pipe: Connection, timeout: float) -> None:
-    """A rank's life. What it prints goes into a file, for standard output is the report's."""
-    log = os.open(place / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _run_rank(
+    rank: int, plan: Plan, work: Callable[..., Any], directory: Path, pipe: Connection, timeout: float
+) -> None:
+    """Run ``work`` in the process of a rank, and report stages, the result or the error through the pipe.
+
+    The output of the rank goes to a file, because stdout may be the JSON report.
+    """
+    log = os.open(directory / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
-    def tell(kind: str, content: Any) -> None:
+    def report(kind: str, content: Any) -> None:
         pipe.send_bytes(pickle.dumps((kind, content)))
 
     try:
-        tell("stage", JOINING)
+        report("stage", JOINING)
         os.environ.update(loopback.within_machine())
         torch.set_num_threads(max(1, cores() // plan.ranks))
         if plan.device == "cuda":
             torch.cuda.set_device(rank)
         dist.init_process_group(
             plan.backend,
-            init_method=f"file://{place}/store",
+            init_method=f"file://{directory}/store",
             rank=rank,
             world_size=plan.ranks,
             timeout=timedelta(seconds=max(timeout, 1)),
         )
-        tell("result", work(rank, plan, lambda stage: tell("stage", stage)))
+        report("result", work(rank, plan, lambda stage: report("stage", stage)))
         dist.destroy_process_group()
     except BaseException as error:
-        tell("error", (time.monotonic(), f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
+        report("error", (time.monotonic(), f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
 
 
-def _leave_with_parent() -> None:
-    """Ends this process when the one that started it is gone, also where a collective hangs."""
+def _exit_with_parent() -> None:
+    """End this process when its parent has died, even if a collective hangs in the main thread."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

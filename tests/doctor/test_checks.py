@@ -198,13 +198,13 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_R
         ({"LOCAL_RANK": "1"}, "FAILED", "LOCAL_RANK=1 without RANK, WORLD_SIZE", "unset LOCAL_RANK, .*"),
         ({"TORCHELASTIC_RUN_ID": "1"}, "FAILED", "TORCHELASTIC_RUN_ID=1 without RANK, WORLD_SIZE, .*", "unset .*"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "FAILED", "RANK=2 is not below WORLD_SIZE=2", "unset both.*"),
-        ({"RANK": "0", "WORLD_SIZE": "two"}, "FAILED", "WORLD_SIZE=two is no number", "unset WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "FAILED", "WORLD_SIZE=two is not a number", "unset WORLD_SIZE"),
         (TORCHRUN | {"LOCAL_RANK": "2"}, "FAILED", "LOCAL_RANK=2 is not below LOCAL_WORLD_SIZE=2", ".*torchrun.*"),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, "FAILED", "LOCAL_WORLD_SIZE=8 is more than WORLD_SIZE=4", ".*"),
         (
             {"SLURM_NTASKS": "4"},
             "warning",
-            "SLURM_NTASKS=4 is set, but this is no Slurm job .*",
+            "SLURM_NTASKS=4 is set, but this is not a Slurm job .*",
             "unset SLURM_NTASKS.*",
         ),
         ({"SLURM_JOB_ID": "7"}, "ok", "in Slurm job 7, but not started by srun: python train.py .* this node .*", ""),
@@ -248,9 +248,9 @@ UP = "n1|short*|idle\nn2|short*|mix-\nn2|long|mix-\nn3|long|down*\nn4|long|idle*
         (
             "echo 'slurm_load: connect failure' >&2; exit 1",
             "warning",
-            "sinfo gives no answer: slurm_load: connect failure",
+            "sinfo does not answer: slurm_load: connect failure",
         ),
-        ("exec sleep 60", "warning", r"sinfo gives no answer: .* timed out after 3 seconds"),
+        ("exec sleep 60", "warning", r"sinfo does not answer: .* timed out after 3 seconds"),
         (None, "warning", "sbatch, scontrol, but no sinfo"),
     ],
 )
@@ -259,7 +259,7 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sinfo: str | Non
     if sinfo is not None:
         scripts["sinfo"] = f'if [ "$1" = --version ]; then echo slurm 22.05; exit; fi\n{sinfo}'
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert the(cluster.slurm()).found == "not here"
+    assert the(cluster.slurm()).found == "not installed"
     for name, script in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
@@ -289,7 +289,7 @@ def server() -> Iterator[str]:
 
 
 def test_wandb_is_offline_unless_told(wandb_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_ask", lambda *_: pytest.fail("offline, no server is asked"))
+    monkeypatch.setattr(cluster, "_request", lambda *_: pytest.fail("offline, no server is asked"))
     assert the(cluster.wandb(wandb_here)).found == "mode offline (the default); no API key"
     wandb_here.write_text("mode: disabled", encoding="utf-8")
     assert the(cluster.wandb(wandb_here)).found.startswith(f"mode disabled ({wandb_here})")

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from syncbn.doctor import Row, Status, bounded, examine, selftest, show, to_json, verdict
 from syncbn.doctor.rows import failed, ok, warning
-from syncbn.doctor.selftest_ranks import Plan, Say
+from syncbn.doctor.selftest_ranks import Plan, ReportStage
 from syncbn.nn.comm import all_reduce
 from tests.training.support.train_command import REPO, _session, environment
 
@@ -93,7 +93,7 @@ def test_json_has_the_figures(tmp_path: Path) -> None:
         assert errors.pop("num_batches_tracked") == 0
         assert {*errors} == {"y", "dx", "dweight", "dbias", "running_mean", "running_var"}
         assert all(0 < error < tolerance for error in errors.values())
-    message = rows["message on CPU"]["figures"]
+    message = rows["all-reduce on CPU"]["figures"]
     assert 1 < message["lower_quartile_us"] <= message["median_us"] <= message["upper_quartile_us"]
 
 
@@ -106,7 +106,9 @@ def test_what_is_broken_is_named(tmp_path: Path) -> None:
     assert "file/outputs" in rows["disk"]["found"]
     assert "Not a directory" in rows["disk"]["found"]
     assert rows["launcher"]["found"] == "WORLD_SIZE=2 without RANK"
-    assert re.search(r"no end within 0\.2 s; rank 0 was at: starting; rank 1 was at", rows["layer on CPU"]["found"])
+    assert re.search(
+        r"not finished within 0\.2 s; rank 0 was at: starting; rank 1 was at", rows["layer on CPU"]["found"]
+    )
     assert all(row["fix"] for row in rows.values())
 
 
@@ -160,46 +162,46 @@ def _command(pid: int) -> bytes:
     return b""
 
 
-def unsynchronized(rank: int, plan: Plan, say: Say) -> selftest.Result:
+def unsynchronized(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
     all_reduce.all_sum = lambda x, group, place: x
-    return selftest.exercise(rank, plan, say)
+    return selftest.exercise(rank, plan, report_stage)
 
 
-def drifting(rank: int, plan: Plan, say: Say) -> selftest.Result:
-    result = selftest.exercise(rank, plan, say)
+def drifting(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+    result = selftest.exercise(rank, plan, report_stage)
     for tensors in result.cases:
         tensors["running_var"] *= 1 + rank * 1e-14 if tensors["y"].dtype == torch.float64 else 1 + rank * 2e-7
     return result
 
 
-def not_a_number(rank: int, plan: Plan, say: Say) -> selftest.Result:
-    result = selftest.exercise(rank, plan, say)
+def not_a_number(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+    result = selftest.exercise(rank, plan, report_stage)
     for tensors in result.cases:
         tensors["dx"][:1] = torch.nan
     return result
 
 
-def raising(rank: int, plan: Plan, say: Say) -> selftest.Result:
-    say("the sum")
+def raising(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+    report_stage("the sum")
     if rank == 1:
         raise ArithmeticError("does not\nadd up")
-    return selftest.exercise(rank, plan, say)
+    return selftest.exercise(rank, plan, report_stage)
 
 
-def dying(rank: int, plan: Plan, say: Say) -> selftest.Result:
-    say("the end")
+def dying(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+    report_stage("the end")
     if rank == 1:
         print("these were its last words", flush=True)
         os.abort()
-    return selftest.exercise(rank, plan, say)
+    return selftest.exercise(rank, plan, report_stage)
 
 
-def hanging(rank: int, plan: Plan, say: Say) -> selftest.Result:
-    say("a long sleep")
+def hanging(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+    report_stage("a long sleep")
     if rank == 1:
         print("asleep", flush=True)
         time.sleep(1000)
-    return selftest.exercise(rank, plan, say)
+    return selftest.exercise(rank, plan, report_stage)
 
 
 def run(exercise: selftest.Exercise, timeout: float = 120) -> list[Row]:
@@ -223,7 +225,7 @@ def test_a_layer_that_does_not_synchronize(tmp_path: Path) -> None:
     assert re.match(r"y, dx, .*running_mean, running_var off by more than 1e-05; .*SYNCBN_NATIVE=0", uneven.fix)
     assert "off by more than 1e-11" in double.fix
     assert empty.status == Status.failed  # rank 1 has seen nothing
-    assert rows["message on CPU"].status != Status.failed
+    assert rows["all-reduce on CPU"].status != Status.failed
     assert verdict([*rows.values()]).startswith(f"3 of {len(rows)} checks FAILED")
 
 
@@ -261,7 +263,7 @@ def test_a_rank_that_hangs() -> None:
     (row,) = run(hanging, timeout=15)
     assert time.monotonic() - start < 60
     assert row.status == Status.failed
-    assert re.search(r"no end within 1\d\.\d s; .*rank 1 was at: a long sleep", row.found), row.found
+    assert re.search(r"not finished within 1\d\.\d s; .*rank 1 was at: a long sleep", row.found), row.found
 
 
 def test_ranks_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

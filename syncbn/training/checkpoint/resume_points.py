@@ -303,7 +303,7 @@ class ResumePoints(pl.Callback):
         loaded = self._loaded
         if trainer.is_global_zero:
             self.on_begin()
-        wandb_logger.go_on(trainer, (loaded or {}).get("logged", {"rows": 0}))
+        wandb_logger.restore_position(trainer, (loaded or {}).get("logged", {"rows": 0}))
         if trainer.is_global_zero:
             self._set_aside_later(trainer.global_step)
         if loaded is None:

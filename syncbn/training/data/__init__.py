@@ -1,6 +1,6 @@
-"""Data: samplers, loaders, digits, ImageNet, shards, corruptions and label noise.
+"""Data: samplers, loaders, the digits and ImageNet data modules, shards, corruptions and label noise.
 
-The loaders that users call are imported on first use, since Lightning and scikit-learn take seconds to import.
+The public names are imported on first use, because Lightning and scikit-learn take seconds to import.
 """
 
 from importlib import import_module

@@ -1,9 +1,10 @@
-"""Corruptions of images as they are used to test robustness, with the published severities.
+"""Corrupts images to test robustness, with the published corruptions and severities.
 
-Those of MNIST-C (Mu & Gilmer 2019, google-research/mnist-c, ``corruptions.py``), whose figures for noise, contrast and
-brightness are ImageNet-C's (Hendrycks & Dietterich 2019, hendrycks/robustness, ``imagenet_c/corruptions.py``); the blur
-of CIFAR-10-C (the same, ``make_cifar_c.py``), as the one of the two with up to six pixels leaves nothing of an image of
-8x8. ``shift`` and ``scale`` are ours: what an affine change of the input does, beyond the range that it was trained on.
+They are the corruptions of MNIST-C (Mu & Gilmer 2019, google-research/mnist-c, ``corruptions.py``). Its parameters for
+noise, contrast and brightness are those of ImageNet-C (Hendrycks & Dietterich 2019, hendrycks/robustness,
+``imagenet_c/corruptions.py``). The blur is that of CIFAR-10-C (same repository, ``make_cifar_c.py``), because the blur
+of the other two, up to six pixels, leaves nothing of an 8x8 image. ``shift`` and ``scale`` are defined here: affine
+changes of the input that leave the range of the training images.
 """
 
 from collections.abc import Callable
@@ -35,55 +36,55 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corrupt(images: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
-    """Corrupted images; those that are given, and torch's and numpy's global generators, are left as they are.
+    """Return corrupted copies of images; torch's and numpy's global generators are not used.
 
-    With ``c`` of :data:`PARAMETERS`, ``z`` normal and ``u`` uniform, drawn for each number of the images:
+    ``c`` is from :data:`PARAMETERS`; ``z`` (normal) and ``u`` (uniform) are drawn for each value of the images:
 
     ================== ====================================================================================
     ``gaussian_noise`` ``clip(x + c z)``
     ``shot_noise``     ``clip(Poisson(c x) / c)``
-    ``impulse_noise``  0 or 1, one as often as the other, where ``u <= c``
+    ``impulse_noise``  0 or 1 with equal probability where ``u <= c``
     ``speckle_noise``  ``clip(x + c x z)``
     ``gaussian_blur``  over the positions of each channel; at the borders the last pixel is repeated
-    ``contrast``       ``clip((x - m) c + m)``, ``m`` the mean of the image's channel
-    ``brightness``     ``clip(v + c)`` for the value ``v`` of HSV, the largest of the channels; grey is ``v`` itself
-    ``shift``          ``x + c``, which leaves [0, 1]
-    ``scale``          ``c x``, which leaves [0, 1]
+    ``contrast``       ``clip((x - m) c + m)``, where ``m`` is the mean of the image's channel
+    ``brightness``     ``clip(v + c)`` for the value ``v`` of HSV, the largest channel; of a grey image ``v`` is ``x``
+    ``shift``          ``x + c``, not clipped to [0, 1]
+    ``scale``          ``c x``, not clipped to [0, 1]
     ================== ====================================================================================
 
-    Images are gone through in turn, so those that follow change nothing for those before; on any device, and in single
-    and double precision, the draws are the same, and at every severity too, but for ``shot_noise``: how many random
-    numbers a Poisson draw takes hangs on its rate.
+    Random numbers are drawn image by image, so appending images does not change the earlier ones. The draws do not
+    depend on the device or the precision. They do not depend on the severity either, except for ``shot_noise``, where
+    the number of random numbers for a Poisson draw depends on its rate.
 
     Args:
-        images: shape ``(N, C, H, W)``, values in [0, 1], of a floating-point type.
+        images: shape ``(N, C, H, W)``, values in [0, 1], of a floating-point type; left unchanged.
         kind: one of :data:`KINDS`.
         severity: 1 to 5.
-        seed: of what is drawn, 0 or more.
+        seed: seed of the random draws, 0 or more.
 
     Returns:
-        Shape, type and device of ``images``.
+        Tensor with the shape, type and device of ``images``.
 
     Raises:
-        SettingError: another kind or severity; images of another shape, type or range.
+        SettingError: unknown kind or severity; images of another shape, type or range.
     """
     check(kind, severity)
     check_images(images, "corrupt")
     x = images.detach().cpu().double().numpy()
-    made = _APPLY[kind](x, PARAMETERS[kind][severity - 1], np.random.default_rng(seed))
-    return torch.from_numpy(made).to(images.device, images.dtype)
+    corrupted = _APPLY[kind](x, PARAMETERS[kind][severity - 1], np.random.default_rng(seed))
+    return torch.from_numpy(corrupted).to(images.device, images.dtype)
 
 
 def check(kind: str, severity: int, names: tuple[str, str] = ("kind", "severity")) -> None:
-    """Refuses what is no corruption.
+    """Check the kind and severity of a corruption.
 
     Args:
         kind: one of :data:`KINDS`.
         severity: 1 to 5.
-        names: what the two are called in the error.
+        names: names of the two settings, for the error.
 
     Raises:
-        SettingError: it is none.
+        SettingError: unknown kind or severity.
     """
     if kind not in PARAMETERS:
         raise SettingError(names[0], kind, f"use one of {', '.join(KINDS)}")
@@ -92,11 +93,14 @@ def check(kind: str, severity: int, names: tuple[str, str] = ("kind", "severity"
 
 
 def check_images(images: Tensor, name: str) -> None:
-    """Refuses what the severities are not made for.
+    """Check that images are of the kind that the severities were chosen for.
+
+    Args:
+        images: the images to check.
+        name: name of the setting, for the error.
 
     Raises:
-        SettingError: another shape than ``(N, C, H, W)``, whole numbers, or values outside [0, 1]; ``name`` is its
-            setting.
+        SettingError: the shape is not ``(N, C, H, W)``, the type is an integer type, or values are outside [0, 1].
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise SettingError(
@@ -107,7 +111,7 @@ def check_images(images: Tensor, name: str) -> None:
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise SettingError(
             name,
-            hint=f"the images go from {images.min():.3g} to {images.max():.3g}; corruptions are made for values in "
+            hint=f"the images range from {images.min():.3g} to {images.max():.3g}; corruptions are made for values in "
             "[0, 1], so normalize within the network",
         )
 
@@ -131,7 +135,7 @@ def _speckle_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
 
 
 def _gaussian_blur(x: Images, c: float, rng: np.random.Generator) -> Images:
-    blurred: Images = gaussian_filter(x, (0, 0, c, c), mode="nearest")  # the mode of scikit-image, as published
+    blurred: Images = gaussian_filter(x, (0, 0, c, c), mode="nearest")  # scikit-image's default, as published
     return np.clip(blurred, 0, 1)
 
 
@@ -143,7 +147,7 @@ def _contrast(x: Images, c: float, rng: np.random.Generator) -> Images:
 def _brightness(x: Images, c: float, rng: np.random.Generator) -> Images:
     value: Images = x.max(1, keepdims=True)
     brighter = np.clip(value + c, 0, 1)
-    # Hue and saturation stay where the channels keep their proportions; black is grey of no hue.
+    # Scaling all channels by the same factor keeps hue and saturation. Black has no hue and becomes grey.
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
 
 

@@ -1,4 +1,4 @@
-"""Data: the digits as a LightningDataModule, and loaders that are exact on every world size."""
+"""The LightningDataModule of scikit-learn's handwritten digits, with shards, corruptions and label noise."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,35 +24,35 @@ class Digits(pl.LightningDataModule):
     """scikit-learn's handwritten digits: 1,797 real images of shape ``(1, 8, 8)``, values in [0, 1], 10 classes.
 
     Args:
-        batch_size: per device.
+        batch_size: samples per device and step.
         val_fraction: share of the images for validation, stratified by class.
         test_fraction: share of the images for the test, stratified by class.
-        split_seed: of the split.
-        shuffle: a new order in each epoch of training.
-        seed: of the order in training.
+        split_seed: seed of the split.
+        shuffle: whether each training epoch has a new order.
+        seed: seed of the training order.
         num_workers: loader processes per device.
-        remainder: what becomes of the training images after the last full global batch (see :func:`train_loader`).
-        shards: what the training images of the devices differ in, "labels", "brightness" or "inversion"; None for
-            images dealt at random. Validation and test have every image in every domain (see
+        remainder: treatment of the training images after the last full global batch (see :func:`train_loader`).
+        shards: property in which the devices' training images differ: "labels", "brightness" or "inversion"; None for
+            a random distribution of images. Validation and test have every image in every domain (see
             :mod:`syncbn.training.data.shards`).
-        num_shards: how many, with ``shards``; it divides the number of devices, of which device r has shard r modulo
-            this.
-        corruption: what the images of the test are corrupted by, one of ``corruptions.KINDS``, each
-            image by draws of its own, which ``split_seed`` gives; None for none.
-        severity: of it, 1 to 5; None is 3.
-        corrupt_train: the images of training and validation too.
-        label_noise: share of the training images that get the label of another class; None is 0. Which ones and which
-            labels, ``seed`` draws, for all epochs; those of validation and test are right.
-        outliers: share of the training images that are multiplied by ``outlier_scale``, drawn likewise; None is 0.
-        outlier_scale: None is 10.
+        num_shards: number of shards, a divisor of the number of devices; device r has shard r modulo ``num_shards``.
+        corruption: corruption of the test images, one of ``corruptions.KINDS``; None for none. Each image has its own
+            random draws, seeded by ``split_seed``.
+        severity: severity of the corruption, 1 to 5; None is 3.
+        corrupt_train: whether to corrupt the images of training and validation too.
+        label_noise: share of the training images that get the label of another class; None is 0. ``seed`` determines
+            the images and labels, once for all epochs. Labels of validation and test are unchanged.
+        outliers: share of the training images that are multiplied by ``outlier_scale``, drawn in the same way; None is
+            0.
+        outlier_scale: factor for outliers; None is 10.
 
-    Images are corrupted first, then labels and outliers are drawn; shards are made of what comes out, so with "labels"
-    an image is where its label says.
+    Images are corrupted first, then wrong labels and outliers are drawn, then shards are made. With "labels" an image
+    is therefore in the shard of its (possibly wrong) label.
 
     Raises:
-        SettingError: another word for ``remainder``, ``shards`` or ``corruption``; a severity other than 1 to 5, or
-            one without a corruption; a share outside 0 to 1; fewer than two shards; at set-up, where the training
-            images do not fill one global batch or a part has fewer images than there are devices.
+        SettingError: unknown ``remainder``, ``shards`` or ``corruption``; a severity outside 1 to 5, or without a
+            corruption; a share outside 0 to 1; fewer than two shards; when the loaders are made, if the training images
+            do not fill one global batch or another part has fewer images than there are devices.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class Digits(pl.LightningDataModule):
         return self._exact_loader(self.test)
 
     def _exact_loader(self, dataset: TensorDataset) -> DataLoader[Any]:
-        made = default_collate if self.shards is None else collate_shards
-        return exact_loader(dataset, self.batch_size, collate_fn=made, num_workers=self.num_workers)
+        collate = default_collate if self.shards is None else collate_shards
+        return exact_loader(dataset, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
 
 
 def _stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """``indices`` in two, the second with this share of every class."""
+    """Split ``indices`` into two parts; the second has the share ``fraction`` of every class."""
     large, small = train_test_split(
         list(indices), test_size=fraction, random_state=seed, stratify=labels[list(indices)]
     )

@@ -1,4 +1,4 @@
-"""ImageNet, or any images that lie in folders as its do, as a LightningDataModule. Wants torchvision."""
+"""The LightningDataModule of ImageNet, or of other images in one folder per class. Requires torchvision."""
 
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,33 @@ from syncbn.training.data.loaders import exact_loader, train_loader
 from syncbn.training.data.samplers import check_remainder
 from syncbn.training.errors import SettingError
 
-# Of ImageNet's training images, by channel, values in [0, 1]; as torchvision's documentation has them.
+# Per channel of ImageNet's training images with values in [0, 1], from torchvision's documentation.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageNet(pl.LightningDataModule):
     """Images of shape ``(3, size, size)``, normalized by channel, from ``ROOT/train/CLASS/`` and ``ROOT/val/CLASS/``.
 
-    In training a crop of 8 to 100 % of the image's area is scaled to ``size`` and mirrored half the time (Szegedy et
-    al. 2015). Validation and test both are the images of ``val``, scaled to a shorter side of ``resize``, the middle
-    cut out: the labels of ImageNet's test images are not public, and papers report the error on these.
+    In training, a random crop of 8 to 100 % of the image's area is scaled to ``size`` and mirrored with probability 0.5
+    (Szegedy et al. 2015). Validation and test both use the images of ``val``, scaled to a shorter side of ``resize``
+    and center-cropped to ``size``. The labels of ImageNet's test images are not public, and papers report the error on
+    the validation images.
 
     Args:
-        root: the directory that has ``train`` and ``val``.
-        batch_size: per device.
-        num_classes: how many the network tells apart, which is how many there must be.
-        size: of a side, in pixels.
-        resize: of the shorter side, before the middle is cut out of it.
-        shuffle: a new order in each epoch of training.
-        seed: of the order in training, and of the crops.
+        root: directory with the folders ``train`` and ``val``.
+        batch_size: samples per device and step.
+        num_classes: number of classes of the network; must equal the number of class folders.
+        size: side of the network's input in pixels.
+        resize: shorter side of an image in pixels, before the center crop.
+        shuffle: whether each training epoch has a new order.
+        seed: seed of the training order and of the crops.
         num_workers: loader processes per device.
-        remainder: what becomes of the training images after the last full global batch (see
+        remainder: treatment of the training images after the last full global batch (see
             :func:`~syncbn.training.data.loaders.train_loader`).
 
     Raises:
-        SettingError: no such directory; no torchvision; another word for ``remainder``; at set-up, folders without
-            images, or another number of them than classes.
+        SettingError: a missing directory; torchvision is not installed; unknown ``remainder``; in ``setup``, folders
+            without images, or a number of folders other than ``num_classes``.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ImageNet(pl.LightningDataModule):
         self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
 
     def setup(self, stage: str) -> None:
-        if self._listed:  # for another stage: the same images, and walking through the folders takes long
+        if self._listed:  # a second stage uses the same images, and listing 1.3 million files takes long
             return
         v2 = _torchvision().transforms.v2
         as_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -124,7 +125,7 @@ def _folders(root: str | None) -> dict[str, Path]:
 
 
 def _torchvision() -> Any:
-    """Imported late: it is no dependency, but an extra."""
+    """Import torchvision on first use, since it is an optional dependency (the extra ``vision``)."""
     try:
         import torchvision
         import torchvision.transforms.v2  # noqa: F401  # torchvision alone does not import it

@@ -1,4 +1,4 @@
-"""Training data that are in part wrong: labels of another class, images far out of their range."""
+"""Adds label noise and outliers to training data: labels of another class, images far out of their range."""
 
 import numpy as np
 import torch
@@ -8,46 +8,53 @@ from syncbn.training.errors import SettingError
 
 
 def check_share(name: str, share: float) -> None:
-    """Refuses what is no share.
+    """Check that a setting is a share.
+
+    Args:
+        name: name of the setting, for the error.
+        share: its value.
 
     Raises:
-        SettingError: it is not a number from 0 to 1.
+        SettingError: the value is not a number from 0 to 1.
     """
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
         raise SettingError(name, share, "use a share, a number from 0 to 1")
 
 
 def relabelled(labels: Tensor, share: float, num_classes: int, *, seed: int) -> Tensor:
-    """Labels of which ``round(share * N)`` are another class, any of the others as likely ("symmetric" noise).
+    """Return labels of which ``round(share * N)`` are replaced by another class, each with equal probability.
+
+    This is "symmetric" label noise.
 
     Args:
-        labels: shape ``(N,)``, 0 to ``num_classes - 1``; left as they are.
+        labels: shape ``(N,)``, 0 to ``num_classes - 1``; left unchanged.
         share: 0 to 1.
         num_classes: two or more.
-        seed: of what is drawn; no global generator is used.
+        seed: seed of the random draws; no global generator is used.
     """
-    rng = np.random.default_rng([seed, 1])  # a stream of its own beside the outliers'
+    rng = np.random.default_rng([seed, 1])  # independent of the stream [seed, 2] of the outliers
     chosen = _chosen(len(labels), share, rng)
-    others = labels.new_tensor(rng.integers(1, num_classes, len(chosen)))
-    made = labels.clone()
-    made[chosen] = (labels[chosen] + others) % num_classes
-    return made
+    offsets = labels.new_tensor(rng.integers(1, num_classes, len(chosen)))  # 1 or more, so never the same class
+    noisy = labels.clone()
+    noisy[chosen] = (labels[chosen] + offsets) % num_classes
+    return noisy
 
 
 def with_outliers(images: Tensor, share: float, scale: float, *, seed: int) -> Tensor:
-    """Images of which ``round(share * N)`` are multiplied by ``scale``.
+    """Return images of which ``round(share * N)`` are multiplied by ``scale``.
 
     Args:
-        images: shape ``(N, *)``; left as they are.
+        images: shape ``(N, *)``; left unchanged.
         share: 0 to 1.
         scale: the factor.
-        seed: of what is drawn; no global generator is used.
+        seed: seed of the random draws; no global generator is used.
     """
     chosen = _chosen(len(images), share, np.random.default_rng([seed, 2]))
-    made = images.clone()
-    made[chosen] *= scale
-    return made
+    scaled = images.clone()
+    scaled[chosen] *= scale
+    return scaled
 
 
 def _chosen(n: int, share: float, rng: np.random.Generator) -> Tensor:
+    """Draw ``round(share * n)`` of the indices 0 to ``n - 1``, without replacement."""
     return torch.from_numpy(rng.permutation(n)[: round(share * n)])

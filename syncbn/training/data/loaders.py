@@ -1,4 +1,4 @@
-"""Loaders: randomness that belongs to the sample, an unreadable sample named, and a position to go on from."""
+"""Data loaders with per-sample randomness, errors that name an unreadable sample, and a position for the resume."""
 
 import copy
 import random
@@ -39,35 +39,35 @@ from syncbn.training.data.samplers import this_rank as _rank
 from syncbn.training.data.samplers import world_size as _world_size
 from syncbn.training.errors import AgreedError, SettingError
 
-FILES = ("samples", "imgs", "paths", "files", "filenames")  # where data sets keep the list of their files
+FILES = ("samples", "imgs", "paths", "files", "filenames")  # attributes in which data sets keep the list of their files
 
 
 class SampleError(RuntimeError):
-    """A sample that cannot be read. The message names it, in one line; its cause is what the data set raised."""
+    """A sample cannot be read. The message names it in one line; ``__cause__`` is the exception of the data set."""
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader over :class:`Batches`, in whose workers a sample that cannot be read stays one line.
+    """A DataLoader over :class:`Batches` that raises a one-line SampleError, also for a sample read in a worker.
 
-    Nothing happens at ``iter()``: workers start, and a sampler is asked, with the first batch.
+    ``iter()`` has no effect by itself: workers start, and the sampler is iterated, when the first batch is requested.
     """
 
+    # A generator function, so that the body runs at the first next(), not at iter().
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own class
         for batch in super().__iter__():
             if isinstance(batch, _Unreadable):
-                raise SampleError(batch.line) from _InWorker(batch.traceback)
+                raise SampleError(batch.line) from _WorkerTraceback(batch.traceback)
             yield batch
 
 
 class TrainLoader(BatchLoader):
-    """A loader that knows its place in the epoch, so that training goes on from there; for a GlobalBatchSampler.
+    """A loader with a position in the epoch, for resuming mid-epoch; it needs a GlobalBatchSampler.
 
-    The place is that of the batches which the consumer got, however many the workers have made ready. An iteration
-    takes its epoch and its start when its first batch is asked for: Lightning calls ``iter()`` before it tells the
-    sampler which epoch it is.
+    The position counts the batches that the consumer got, not those that workers have prefetched. An iteration reads
+    its epoch and start when its first batch is requested, because Lightning calls ``iter()`` before ``set_epoch``.
 
     Attributes:
-        global_samples: samples of the latest batch, over all ranks; None before the first.
+        global_samples: number of samples of the latest batch, over all ranks; None before the first batch.
     """
 
     sampler: GlobalBatchSampler
@@ -77,24 +77,23 @@ class TrainLoader(BatchLoader):
         sampler = self.sampler
         epoch, start = sampler.epoch, sampler.start
         for number, batch in enumerate(super().__iter__(), start):
-            sampler.start = 0  # this iteration has it by now; the next one begins at the begin
-            sampler.handed_out(epoch, number + 1)
+            sampler.start = 0  # this iteration has read it; the next one starts at the first batch
+            sampler.mark_consumed(epoch, number + 1)
             self.global_samples = sum(sampler.shares(number))
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """``epoch``, whose order is in use, and ``batch``, how many of its global batches the consumer got.
+        """Return ``epoch``, whose order is in use, and ``batch``, the number of its global batches consumed so far.
 
-        After the last batch it is the next epoch and 0. Where ``set_epoch`` has not said that epoch, ``during`` is the
-        one that it has said. The numbers are the same on all ranks, and hold on any number of ranks with the same
-        global batch.
+        After the last batch this is the next epoch and 0. If Lightning's epoch is another one, it is ``during``. The
+        numbers are the same on all ranks, and valid on any number of ranks with the same global batch.
         """
         sampler = self.sampler
-        state = {"epoch": sampler.epoch, "batch": sampler.reached}
-        return state if sampler.told == sampler.epoch else state | {"during": sampler.told}
+        state = {"epoch": sampler.epoch, "batch": sampler.consumed}
+        return state if sampler.lightning_epoch == sampler.epoch else state | {"during": sampler.lightning_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on from there; the one after it begins at the begin of an epoch.
+        """Continue at the position in ``state`` in the next iteration; the one after it starts an epoch.
 
         Raises:
             SettingError: an epoch does not have that many global batches.
@@ -106,28 +105,28 @@ class TrainLoader(BatchLoader):
                 hint=f"the checkpoint is at batch {batch} of an epoch, but an epoch has {len(self)} of "
                 f"{self.sampler.global_batch} samples; use the global batch, data and data.remainder of that run",
             )
-        self.sampler.go_to(epoch, batch, state.get("during"))
+        self.sampler.set_position(epoch, batch, state.get("during"))
 
 
 class Batches(Dataset[Any]):
-    """Whole batches of a data set, by requests or lists of indices.
+    """A data set whose items are whole batches, indexed by requests or lists of indices.
 
-    While sample ``i`` is fetched, torch's CPU generator, ``random`` and numpy's global generator are at the state that
-    ``(seed, epoch, i)`` gives: 512 bits of its BLAKE2b hash, of which torch takes 64, ``random`` 64 and numpy 128. So
-    what is drawn for a sample (an augmentation) is new in each epoch, and does not depend on workers, ranks, batches
-    or a resumption. What ``collate`` draws likewise follows from the batch's first sample. Afterwards the generators
-    are put back, except in a worker, where nobody else uses them. A plain TensorDataset and ``default_collate`` draw
-    nothing, and the two together are left unseeded.
+    Before sample ``i`` is fetched, torch's CPU generator, ``random`` and numpy's global generator are seeded with the
+    BLAKE2b hash (512 bits) of ``(seed, epoch, i)``; torch and ``random`` get 64 bits each, numpy gets 128. Random draws
+    for a sample (an augmentation) therefore differ between epochs, and do not depend on workers, ranks, batches or a
+    resume. The draws of ``collate`` are seeded in the same way by the batch's first sample. Afterwards the generators
+    are restored, except in a worker, where nothing else uses them. A plain TensorDataset with ``default_collate`` draws
+    nothing, so for it nothing is seeded.
 
     Args:
-        dataset: map-style.
-        collate: makes a batch of a list of samples.
-        seed: of the samples' randomness.
+        dataset: map-style data set.
+        collate: makes a batch from a list of samples.
+        seed: seed of the samples' random draws.
     """
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], seed: int = 0) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
-        self.draws = type(_origin(dataset)) is not TensorDataset or collate is not default_collate
+        self.draws = type(_without_subset(dataset)) is not TensorDataset or collate is not default_collate
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
@@ -137,7 +136,7 @@ class Batches(Dataset[Any]):
             request = Request(request)
         if not self.draws:
             return self._fetch(request)
-        with _generators_put_back():
+        with _generators_restored():
             return self._fetch(request)
 
     def _fetch(self, request: Request) -> Any:
@@ -151,17 +150,18 @@ class Batches(Dataset[Any]):
                 line = _unreadable(self.dataset, index, error)
                 if get_worker_info() is None:
                     raise SampleError(line) from error
-                # A value: an exception would come out of a worker with its traceback for a message.
+                # A value, not an exception: torch re-raises an exception of a worker with the whole traceback as its
+                # message (torch._utils.ExceptionWrapper), which would not be one line.
                 return _Unreadable(line, "".join(traceback.format_exception(error)))
         self._seed(request.epoch, indices[0], "collate")
         batch = self.collate(samples)
-        return batch if request.indices else tree_map(_emptied, batch)
+        return batch if request.indices else tree_map(_without_samples, batch)
 
     def _seed(self, *numbers: object) -> None:
         if not self.draws:
             return
         words = blake2b(repr((self.seed, *numbers)).encode()).digest()
-        # Not torch.manual_seed, which has GPUs seeded too.
+        # torch.manual_seed would seed the generators of the GPUs too.
         torch.default_generator.manual_seed(int.from_bytes(words[:8], "little", signed=True))
         random.seed(words[8:16])
         np.random.seed(np.frombuffer(words[16:32], "<u4"))
@@ -169,21 +169,22 @@ class Batches(Dataset[Any]):
 
 @dataclass
 class _Unreadable:
-    """A worker's word on a sample that it could not read."""
+    """Returned by a worker in place of a batch with a sample that it could not read."""
 
     line: str
     traceback: str
 
 
-class _InWorker(Exception):  # noqa: N818  # no error of its own, but another's traceback
-    """What the data set raised in a worker, as text: exceptions need not pickle, and tracebacks do not."""
+class _WorkerTraceback(Exception):  # noqa: N818  # never raised, only shown as the cause of a SampleError
+    """The data set's exception in a worker, as text: exceptions may not pickle, and tracebacks never do."""
 
     def __str__(self) -> str:
         return f"in a worker\n{self.args[0]}"
 
 
 @contextmanager
-def _generators_put_back() -> Iterator[None]:
+def _generators_restored() -> Iterator[None]:
+    """Restore the global random generators at the end; does nothing in a worker."""
     if get_worker_info() is not None:
         yield
         return
@@ -196,17 +197,19 @@ def _generators_put_back() -> Iterator[None]:
         np.random.set_state(states[2])
 
 
-def _emptied(leaf: Any) -> Any:
+def _without_samples(leaf: Any) -> Any:
+    """A tensor of shape ``(0, *)``; anything else is returned as it is."""
     return leaf[:0] if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
 
-def _origin(dataset: Dataset[Any]) -> Dataset[Any]:
+def _without_subset(dataset: Dataset[Any]) -> Dataset[Any]:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset
 
 
 def _unreadable(dataset: Dataset[Any], index: int, error: Exception) -> str:
+    """The message of a SampleError: the sample by its index in the innermost data set, its file, and the error."""
     while isinstance(dataset, Subset):
         index = int(dataset.indices[index])
         dataset = dataset.dataset
@@ -216,7 +219,7 @@ def _unreadable(dataset: Dataset[Any], index: int, error: Exception) -> str:
 
 
 def _file(dataset: Dataset[Any], index: int) -> str | None:
-    """The sample's file, where the data set lists paths, or tuples that begin with one, as torchvision's do."""
+    """The sample's file, if the data set has a list of paths, or of tuples that begin with a path (torchvision)."""
     for name in FILES:
         entries = getattr(dataset, name, None)
         if isinstance(entries, list | tuple | np.ndarray) and index < len(entries):
@@ -238,30 +241,30 @@ def train_loader(
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     **options: Any,
 ) -> TrainLoader:
-    """Batches in a new order each epoch; a global batch holds the same samples on any number of ranks.
+    """Make a training loader; a global batch has the same samples on any number of ranks.
 
-    What is drawn while a sample is fetched follows from ``seed``, epoch and sample alone (see
-    :class:`~syncbn.training.data.loaders.Batches`). The loader has ``state_dict`` and ``load_state_dict``, by which
-    Lightning goes on in the middle of an epoch. ``iter()`` draws nothing from torch's global generator.
+    Random draws for a sample depend on ``seed``, the epoch and the sample only (see
+    :class:`~syncbn.training.data.loaders.Batches`). The loader has ``state_dict`` and ``load_state_dict``, with which
+    Lightning resumes mid-epoch. ``iter()`` draws nothing from torch's global generator.
 
     Args:
-        dataset: map-style.
-        batch_size: per rank.
-        shuffle: a new order in each epoch.
-        seed: of the order, and of what samples draw.
-        remainder: what becomes of the n samples after the last full global batch. "drop": they wait for another epoch's
-            order. "pad": the epoch's first samples fill the batch up. "uneven": a smaller batch, dealt over the W
-            ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A LightningModule of your
-            own then weights its loss by ``W / n`` times the sum over its samples, n being the loader's
-            ``global_samples``; ours does.
-        shards: indices of samples, a list for each shard; where their number divides that of the ranks, rank r gets
-            samples of shard r modulo it alone (see :class:`~syncbn.training.data.samplers.GlobalBatchSampler`).
-        collate_fn: makes a batch of a list of samples.
+        dataset: map-style data set.
+        batch_size: samples per rank.
+        shuffle: whether each epoch has a new order.
+        seed: seed of the order, and of the samples' random draws.
+        remainder: treatment of the n samples after the last full global batch. "drop": they are left out of this epoch.
+            "pad": the epoch's first samples fill the batch up. "uneven": they form a smaller batch, split over the W
+            ranks as evenly as possible; a rank may get none, in tensors of shape (0, ...). A custom LightningModule
+            then has to return ``W / n`` times the sum of its samples' losses, where n is the loader's
+            ``global_samples``; the built-in Classifier does so.
+        shards: lists of sample indices, one per shard. If their number divides the number of ranks, rank r gets samples
+            of one shard only, r modulo that number (see :class:`~syncbn.training.data.samplers.GlobalBatchSampler`).
+        collate_fn: makes a batch from a list of samples.
         options: further arguments of DataLoader.
 
     Raises:
-        SettingError: fewer samples than one global batch, with "drop"; another word for ``remainder``.
-        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
+        SettingError: fewer samples than one global batch, with "drop"; unknown ``remainder``.
+        SampleError: during iteration, if ``dataset[i]`` raises; it names the sample.
     """
     sampler = GlobalBatchSampler(
         dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
@@ -273,19 +276,19 @@ def train_loader(
 def exact_loader(
     dataset: Dataset[Any], batch_size: int, *, collate_fn: Callable[[list[Any]], Any] = default_collate, **options: Any
 ) -> BatchLoader:
-    """Every sample once, on exactly one rank, in equally many batches on each: for validation and test.
+    """Make a loader for validation or test: every sample once, on exactly one rank, with equally many batches on each.
 
-    What a sample draws is the same every time. ``iter()`` draws nothing from torch's global generator.
+    Random draws for a sample are the same in every iteration. ``iter()`` draws nothing from torch's global generator.
 
     Args:
-        dataset: map-style.
-        batch_size: per rank, at most (see :class:`ExactSampler`).
-        collate_fn: makes a batch of a list of samples.
+        dataset: map-style data set.
+        batch_size: maximum number of samples per rank (see :class:`ExactSampler`).
+        collate_fn: makes a batch from a list of samples.
         options: further arguments of DataLoader.
 
     Raises:
         SettingError: fewer samples than ranks.
-        SampleError: from the iteration, where ``dataset[i]`` raises; it names the sample.
+        SampleError: during iteration, if ``dataset[i]`` raises; it names the sample.
     """
     sampler = ExactSampler(dataset, batch_size)
     options.setdefault("generator", torch.Generator())
@@ -293,43 +296,46 @@ def exact_loader(
 
 
 def training_batches(trainer: Any) -> Iterator[Any]:
-    """Batches of the training data without end, epoch after epoch: from the one that is trained, in a test from the
-    first, so that the result does not depend on which run tests a checkpoint. The same on each call.
+    """Yield batches of the training data without end, the same on each call.
+
+    While fitting, they begin with the current epoch. In a test they begin with epoch 0, so that the result does not
+    depend on the run that tests a checkpoint.
     """
-    loader = own_loader(training_loader(trainer))
+    loader = second_loader(training_loader(trainer))
     for epoch in count(trainer.current_epoch if trainer.state.fn == TrainerFn.FITTING else 0):
-        loader.sampler.go_to(epoch, 0)
+        loader.sampler.set_position(epoch, 0)
         yield from loader
 
 
 def training_loader(trainer: Any) -> Any:
-    """The loader of the training data, also in a test."""
+    """Return the loader of the training data, also in a test; None if there is none."""
     loader = trainer.train_dataloader
     if loader is not None or trainer.datamodule is None:
         return loader
     with rng.untouched():
-        reset_seed()  # as DDPStrategy does before setup("fit"): a split that is drawn there is the same
+        # DDPStrategy resets the seed before setup("fit"). With the same seed, a split that is drawn there is the same.
+        reset_seed()
         trainer.datamodule.setup("fit")
         return trainer.datamodule.train_dataloader()
 
 
-_OF_STATISTICS = partial(AgreedError, "PreciseStatistics")
+_STATISTICS_ERROR = partial(AgreedError, "PreciseStatistics")
 
 
-def own_loader(
+def second_loader(
     loader: Any,
-    refusal: Callable[..., AgreedError] = _OF_STATISTICS,
-    instead: str = "give it batches=, a function that returns batches",
+    make_error: Callable[..., AgreedError] = _STATISTICS_ERROR,
+    fix: str = "give it batches=, a function that returns batches",
 ) -> TrainLoader:
-    """A loader over the same data as this one, which it leaves alone.
+    """Make an independent loader over the same data; the position of the given loader is not changed.
 
     Args:
-        loader: of training data.
-        refusal: makes the error from its hint.
-        instead: what works where there can be none, likewise.
+        loader: a loader of training data.
+        make_error: makes the error from its ``hint``.
+        fix: end of the hint: what works if no second loader can be made.
 
     Raises:
-        SettingError: it is no DataLoader over a map-style data set, or it picks samples in a way of its own.
+        AgreedError: the loader is not a DataLoader over a map-style data set, or it has a custom sampler.
     """
     options: dict[str, Any] = {
         name: getattr(loader, name, None) for name in ("worker_init_fn", "multiprocessing_context")
@@ -350,10 +356,10 @@ def own_loader(
         enough = len(cast(Sized, loader.dataset)) >= loader.batch_size * samplers.world_size()
         options |= {"remainder": "drop" if enough else "pad", "collate_fn": loader.collate_fn}
         return train_loader(loader.dataset, loader.batch_size, **options)
-    raise refusal(hint=f"no second loader can be made of the training data ({type(loader).__name__}); {instead}")
+    raise make_error(hint=f"no second loader can be made of the training data ({type(loader).__name__}); {fix}")
 
 
 def global_samples(trainer: pl.Trainer | None) -> int | None:
-    """Samples of the training batch in hand, over all ranks; None where the loader is not one of ours."""
+    """Number of samples of the current training batch over all ranks; None if the loader is not a TrainLoader."""
     loader = None if trainer is None else trainer.train_dataloader
     return loader.global_samples if isinstance(loader, TrainLoader) else None

@@ -1,4 +1,4 @@
-"""Which samples make up which batch on which rank."""
+"""Distributed samplers: decide which samples are in which batch on which rank."""
 
 from collections.abc import Iterator, Sequence, Sized
 from math import ceil
@@ -17,9 +17,9 @@ class Request(NamedTuple):
     """One batch to fetch.
 
     Attributes:
-        indices: of its samples; there may be none.
-        epoch: from which, with the sample's index, follows the randomness of a sample.
-        like: a sample that an empty batch takes its shapes from.
+        indices: indices of its samples; may be empty.
+        epoch: with a sample's index, it determines the random draws of the sample.
+        like: index of a sample from which an empty batch takes its shapes.
     """
 
     indices: list[int]
@@ -28,35 +28,36 @@ class Request(NamedTuple):
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
-    """Cuts the order of an epoch into global batches and deals each of them to the ranks, in turn.
+    """Splits the order of an epoch into global batches and distributes each of them over the ranks, round-robin.
 
-    The order is DistributedSampler's. Global batch k is the same samples on any number of ranks, so a position in the
-    epoch, counted in global batches, means the same there too. It is a DistributedSampler so that Lightning leaves it
-    in place. Yields a :class:`Request` a batch, so the DataLoader must not batch (``batch_size=None``).
+    The order is that of DistributedSampler. Global batch k has the same samples on any number of ranks, so a position
+    in the epoch, counted in global batches, is valid on any number of ranks. The class derives from DistributedSampler
+    so that Lightning does not replace it. It yields one :class:`Request` per batch, so the DataLoader must not batch
+    (``batch_size=None``).
 
     Args:
-        dataset: map-style.
-        batch_size: per rank.
-        num_replicas: ranks.
-        rank: this one.
-        shuffle: a new order in each epoch.
-        seed: of the order.
-        remainder: what becomes of the samples after the last full global batch. "drop": they wait for another epoch's
-            order. "pad": the epoch's first samples fill the batch up. "uneven": they are a smaller batch, of which a
-            rank gets one sample more or less than another, perhaps none.
-        shards: indices of samples, a list for each shard. Then position p of a global batch holds a sample of shard
-            p modulo their number: as many shards as ranks are a shard for each rank. Each shard has an order of its
-            own. "drop" leaves out what the smallest shard lacks, "pad" goes round the smaller ones again.
+        dataset: map-style data set.
+        batch_size: samples per rank.
+        num_replicas: number of ranks.
+        rank: this rank.
+        shuffle: whether each epoch has a new order.
+        seed: seed of the order.
+        remainder: treatment of the samples after the last full global batch. "drop": they are left out of this epoch.
+            "pad": the epoch's first samples fill the batch up. "uneven": they form a smaller batch, in which the ranks'
+            shares differ by at most one sample and may be empty.
+        shards: lists of sample indices, one per shard. Position p of a global batch then holds a sample of shard p
+            modulo the number of shards. With as many shards as ranks, each rank has its own shard. Each shard has its
+            own order. "drop" shortens all shards to the smallest, "pad" repeats samples of the smaller shards.
 
     Attributes:
-        start: global batches that the next iteration leaves out.
-        reached: global batches of this epoch that were handed out.
-        told: the epoch that ``set_epoch`` has said. ``epoch``, whose order is in use, is ahead of it where the data are
-            gone through more than once in it: beside a longer loader, in a dict of loaders.
+        start: number of global batches that the next iteration skips.
+        consumed: number of global batches of this epoch that the consumer got.
+        lightning_epoch: the epoch of the last ``set_epoch``. ``epoch``, whose order is in use, is ahead of it if the
+            data are iterated more than once in one Lightning epoch: next to a longer loader, in a dict of loaders.
 
     Raises:
-        SettingError: another word for ``remainder``, or "uneven" with shards; a data set, or a shard, without a single
-            batch; a global batch that does not hold equally many samples of each shard.
+        SettingError: unknown ``remainder``, or "uneven" with shards; an empty data set or shard; fewer samples than one
+            global batch, with "drop"; a global batch that cannot hold equally many samples of each shard.
     """
 
     def __init__(
@@ -94,41 +95,54 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             raise SettingError("data", hint="the training set is empty; give it at least one sample")
         whole = self.samples / self.global_batch
         self.num_batches = int(whole) if remainder == "drop" else ceil(whole)
-        self.start, self.reached = 0, 0
-        self.told, self._waits = 0, False
+        self.start, self.consumed = 0, 0
+        self.lightning_epoch = 0
+        self._positioned = False  # whether set_position was called and no batch was consumed since
 
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
         cuts = range(self.start * self.global_batch, self.num_batches * self.global_batch, self.global_batch)
         batches = [order[cut : cut + self.global_batch] for cut in cuts]
         mine = slice(self.rank, None, self.num_replicas)
-        # A list, made here and now: whoever iterates gets this epoch, whatever is set later.
+        # A list, not a generator: the iterator keeps this epoch's order even if set_epoch is called before it is used.
         return iter([Request(batch[mine], self.epoch, batch[0]) for batch in batches])
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of global batches of a whole epoch."""
         return self.num_batches
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch: from its begin, but for the one that is under way already."""
-        if epoch != (self.told if self._waits else self.epoch):
-            self.go_to(epoch, 0)
-        self.told = epoch
+        """Set the epoch of the next iteration, which starts at its first batch.
 
-    def go_to(self, epoch: int, batch: int, told: int | None = None) -> None:
-        """The next iteration begins in the middle of an epoch, which Lightning may call by an earlier number."""
-        self.epoch, self.start, self.reached = epoch, batch, batch
-        self.told, self._waits = epoch if told is None else told, True
+        Lightning also calls this for the epoch that :meth:`set_position` has set; the position is then kept.
+        """
+        if epoch != (self.lightning_epoch if self._positioned else self.epoch):
+            self.set_position(epoch, 0)
+        self.lightning_epoch = epoch
 
-    def handed_out(self, epoch: int, batches: int) -> None:
-        """So many global batches of this epoch are; after the last the next epoch's turn has come."""
+    def set_position(self, epoch: int, batch: int, lightning_epoch: int | None = None) -> None:
+        """Let the next iteration start at global batch ``batch`` of an epoch.
+
+        Args:
+            epoch: the epoch whose order is used.
+            batch: number of global batches to skip.
+            lightning_epoch: Lightning's number of this epoch, if it is smaller; None if it is the same.
+        """
+        self.epoch, self.start, self.consumed = epoch, batch, batch
+        self.lightning_epoch, self._positioned = epoch if lightning_epoch is None else lightning_epoch, True
+
+    def mark_consumed(self, epoch: int, batches: int) -> None:
+        """Record that the consumer got the first ``batches`` global batches; after the last, advance to the next epoch.
+
+        Calls for another epoch than the current one are ignored.
+        """
         if epoch == self.epoch:
-            self.reached, self._waits = batches, False
+            self.consumed, self._positioned = batches, False
             if batches == self.num_batches:
-                self.epoch, self.start, self.reached = epoch + 1, 0, 0
+                self.epoch, self.start, self.consumed = epoch + 1, 0, 0
 
     def shares(self, batch: int) -> list[int]:
-        """How many samples of this global batch each rank gets."""
+        """Number of samples of global batch ``batch`` on each rank."""
         size = self.global_batch
         if self.remainder == "uneven":
             size = min(size, self.samples - batch * size)
@@ -152,7 +166,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     def _check_shards(self, shards: list[list[int]]) -> None:
         if self.remainder == "uneven":
             raise SettingError(
-                "data.remainder", "uneven", "shards are dealt in equal parts; use data.remainder=drop or pad"
+                "data.remainder", "uneven", "shards need batches of equal size; use data.remainder=drop or pad"
             )
         if self.global_batch % len(shards):
             raise SettingError(
@@ -166,24 +180,26 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
 
 class ExactSampler(DistributedSampler[Any]):
-    """Deals every sample to exactly one rank and gives each rank equally many batches, none of them empty.
+    """Assigns every sample to exactly one rank, with the same number of batches on each rank and no empty batch.
 
-    The usual sampler repeats samples until all ranks have as many (5 samples on 2 ranks are counted as 6), and a metric
-    counts the repeated ones. Here the batches are of unequal size instead, by one sample at most between ranks. Equally
-    many they must be, as a forward pass through DistributedDataParallel is a message. It is a
-    DistributedSampler so that Lightning leaves it in place.
+    torch's DistributedSampler repeats samples until all ranks have equally many (5 samples on 2 ranks become 6), and
+    metrics count the repeated ones. Here the batches have unequal sizes instead; between ranks they differ by at most
+    one sample. The number of batches must be the same on all ranks, because a forward pass through
+    DistributedDataParallel may call collectives. The class derives from DistributedSampler so that Lightning does not
+    replace it.
 
-    Yields lists of indices, so the DataLoader must not batch (``batch_size=None``).
+    It yields lists of indices, so the DataLoader must not batch (``batch_size=None``).
 
     Args:
-        dataset: map-style.
-        batch_size: the most samples in a batch; but where it is 1 and the samples do not divide evenly, a batch has 2.
-        num_replicas: ranks; of the process group if None.
-        rank: this one; of the process group if None.
+        dataset: map-style data set.
+        batch_size: maximum number of samples in a batch. With ``batch_size=1`` and samples that do not divide evenly,
+            a batch has 2.
+        num_replicas: number of ranks; None for that of the process group.
+        rank: this rank; None for that of the process group.
 
     Attributes:
-        shuffle_seed: of a random order in which samples are dealt, the same each time; None: the data set's own order,
-            so that a batch is from one piece of it.
+        shuffle_seed: seed of a random order that is the same in every iteration; None for the order of the data set, in
+            which a batch holds neighbouring samples.
 
     Raises:
         SettingError: fewer samples than ranks.
@@ -218,20 +234,20 @@ class ExactSampler(DistributedSampler[Any]):
 
 
 def check_remainder(remainder: str) -> None:
-    """Refuses what is none of the words.
+    """Check the setting ``data.remainder``.
 
     Raises:
-        SettingError: it is none.
+        SettingError: the value is not in :data:`REMAINDERS`.
     """
     if remainder not in REMAINDERS:
         raise SettingError("data.remainder", remainder, f"use one of {', '.join(REMAINDERS)}")
 
 
 def world_size() -> int:
-    """Ranks of the process group; 1 where there is none."""
+    """Number of ranks in the process group; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def this_rank() -> int:
-    """This one of them; 0 where there is no process group."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0

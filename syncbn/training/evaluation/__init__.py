@@ -1,1 +1,1 @@
-"""The test, repeated: with adapted or precise statistics, corrupted, or on the training images."""
+"""Further evaluations after the test: adapted or precise statistics, corrupted images, the training images."""

@@ -1,4 +1,4 @@
-"""Batch norm's statistics from the test data, for as long as Lightning tests or predicts."""
+"""A callback that adapts batch norm statistics to the test data while Lightning tests or predicts."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,31 @@ from syncbn.nn.torch_internals import tree_leaves
 from syncbn.training.data.samplers import ExactSampler
 from syncbn.training.errors import AgreedError
 
-ORDER = 0  # the seed of the order in which a test's samples are dealt
+ORDER_SEED = 0  # seed of the order of a test's samples
 
 
 class AdaptStatistics(pl.Callback):
-    """Adapts batch norm layers (:func:`syncbn.adapt`) in tests and predictions; in validation they are as ever.
+    """Adapts batch norm layers (:func:`syncbn.adapt`) in tests and predictions, not in validations.
 
-    What is tested is what the checkpoint holds, with other statistics: these stay as they are, and nothing of it is
-    left afterwards. Ranks are to have equally many batches, as :func:`syncbn.training.data.exact_loader` gives.
+    The test uses the weights of the checkpoint with other statistics. The running statistics are not changed, and the
+    layers are restored afterwards. All ranks need the same number of batches, as with
+    :func:`syncbn.training.data.exact_loader`.
 
-    Batches should be fair samples of what is tested, and files often lie sorted by class: a test's samples are dealt in
-    a random order, the same each time, where its loader is an ``exact_loader``. Any other loader of a test, and each of
-    a prediction, keeps its order: shuffle there yourself, for the data set (``Subset(data, randperm)``).
+    Batches should be random samples of the test data, but files are often sorted by class. Therefore an
+    ``exact_loader`` of a test gets a random order, the same each time. Any other loader of a test, and every loader of
+    a prediction, keeps its order; shuffle the data set yourself there (``Subset(data, randperm)``).
 
     Args:
-        prior: how many samples the running statistics count for; 0 for the test data alone.
-        streaming: statistics of all samples since the test began, not of one batch.
-        group: whose samples these are: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
-            DeviceMesh of one dimension.
-        only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
+        prior: number of samples that the running statistics count as; 0 to use the test data only.
+        streaming: use statistics of all samples since the test began, instead of one batch.
+        group: the ranks that share these statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
+            a one-dimensional DeviceMesh.
+        only: selects layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
 
     Raises:
-        SettingError: before anything is done, what :func:`syncbn.adapt` refuses; where a module builds its layers in
-            ``setup`` or ``configure_model``, once it has. When a test or prediction begins, on all ranks, that they
-            do not have equally many batches and are to adapt together.
+        AgreedError: at the start of the run, if :func:`syncbn.adapt` raises for this model (after ``setup`` and
+            ``configure_model``, if the module builds its layers there); when a test or prediction begins, if ranks that
+            adapt together have different numbers of batches. Raised on all ranks.
     """
 
     def __init__(
@@ -43,21 +44,21 @@ class AdaptStatistics(pl.Callback):
     ) -> None:
         self.prior, self.streaming, self.group, self.only = prior, streaming, group, only
         self._adaptation: Adaptation | None = None
-        self._dealt: list[ExactSampler] = []
+        self._shuffled: list[ExactSampler] = []  # samplers that the current test has given a random order
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if any(batch_norms(pl_module)):
-            self._try(pl_module)
+            self._dry_run(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._try(pl_module)
+        self._dry_run(pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_batches(trainer.num_test_batches, pl_module.device)
         samplers = [getattr(loader, "sampler", None) for loader in tree_leaves(trainer.test_dataloaders)]
-        self._dealt = [each for each in samplers if isinstance(each, ExactSampler) and each.shuffle_seed is None]
-        for sampler in self._dealt:
-            sampler.shuffle_seed = ORDER
+        self._shuffled = [each for each in samplers if isinstance(each, ExactSampler) and each.shuffle_seed is None]
+        for sampler in self._shuffled:
+            sampler.shuffle_seed = ORDER_SEED
         self._adapt(pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,8 +73,8 @@ class AdaptStatistics(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._revert()
 
-    def _try(self, pl_module: pl.LightningModule) -> None:
-        """Finds out whether it can be done."""
+    def _dry_run(self, pl_module: pl.LightningModule) -> None:
+        """Adapt and revert, so that an unsuitable model or setting raises before training."""
         self._adapt(pl_module)
         self._revert()
 
@@ -89,12 +90,12 @@ class AdaptStatistics(pl.Callback):
         if self._adaptation is not None:
             self._adaptation.revert()
         self._adaptation = None
-        for sampler in self._dealt:
+        for sampler in self._shuffled:
             sampler.shuffle_seed = None
-        self._dealt = []
+        self._shuffled = []
 
     def _check_batches(self, numbers: Sequence[float], device: torch.device) -> None:
-        """Refuses ranks of which one would wait for the others without end: a forward pass is a message."""
+        """Check that all ranks have the same number of batches: adapting calls a collective in each forward pass."""
         if self.group == 1 or not dist.is_initialized() or dist.get_world_size() == 1:
             return
         mine = torch.tensor([float(n) for n in numbers], device=device)
@@ -105,6 +106,6 @@ class AdaptStatistics(pl.Callback):
             if high != low:
                 raise AgreedError(
                     "AdaptStatistics",
-                    hint=f"ranks have {low:g} to {high:g} batches, and adapt together in each; use loaders that give "
-                    "them equally many (syncbn.training.data.exact_loader), or group=1",
+                    hint=f"ranks have {low:g} to {high:g} batches, but adapt together in each; use loaders with the "
+                    "same number on each rank (syncbn.training.data.exact_loader), or group=1",
                 )

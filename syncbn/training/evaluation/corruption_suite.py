@@ -1,4 +1,4 @@
-"""The test once more on corrupted images, with running statistics and with statistics adapted to what is tested."""
+"""A callback that tests on corrupted images, with running statistics and with statistics adapted to these images."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
@@ -20,39 +20,40 @@ from syncbn.training.data.samplers import this_rank, world_size
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.lightning_internals import logged_step
 
-ORDER = 0  # the seed of the order in which images are dealt into batches; files are often sorted by class
+ORDER_SEED = 0  # seed of the order in which images are put into batches; files are often sorted by class
 CURVE = ("batch_sizes", "priors", "severities", "images")
 
 
 class CorruptionSuite(pl.Callback):
-    """When a test ends, the accuracy on corrupted images, with the weights that were tested; logged.
+    """Measures and logs the accuracy on corrupted images when a test ends, with the weights of the test.
 
-    The images are those of the test, from a map-style data set of images in [0, 1] and labels. What maps them to scores
-    is the LightningModule when it is called. They are dealt into batches at random, and corrupted, the same way in
-    every run. Ranks take whole batches in turn, so the numbers are those of one process, and one message is sent, at
-    the end. Each rank has all the images in memory.
+    The images are those of the test, from a map-style data set of images in [0, 1] and labels. Calling the
+    LightningModule maps them to scores. Their random order and their corruption are the same in every run. The ranks
+    take whole batches round-robin, so the results equal those of one process; there is one all-reduce at the end. Each
+    rank holds all images in memory.
 
     Attributes:
         result: accuracies of the last test, by parts of ``result.json``.
 
-            - ``corrupted``, with the model as it is in evaluation: ``corrupted/acc``, the mean over kinds and
-              severities; ``corrupted/acc_KIND``, over severities; ``corrupted/acc_severity1`` and so on, over kinds.
-            - ``adapted``, with batch norm adapted to each batch (:func:`syncbn.adapt`): likewise; with ``curve`` also
-              ``adapted/acc_n4_N16`` and so on, for batches of 4 and a prior of 16, over all kinds and the curve's
-              severities. Not there where no batch norm has running statistics.
-            - ``clean``, with ``curve``: ``clean/acc_n4_N16`` and so on, on images as they are.
+            - ``corrupted``, with the model in evaluation mode: ``corrupted/acc``, the mean over kinds and severities;
+              ``corrupted/acc_KIND``, over severities; ``corrupted/acc_severity1`` to ``5``, over kinds.
+            - ``adapted``, with batch norm adapted to each batch (:func:`syncbn.adapt`): the same names, and with
+              ``curve`` also, for example, ``adapted/acc_n4_N16``, for batches of 4 and a prior of 16, over all kinds
+              and the curve's severities. Left out if no batch norm layer has running statistics.
+            - ``clean``, with ``curve``: for example ``clean/acc_n4_N16``, on uncorrupted images.
 
     Args:
-        kinds: of :data:`syncbn.training.data.corruptions.KINDS`.
-        severities: of 1 to 5.
-        batch_size: the most images that are adapted to together; batches are as equal as they can be.
-        prior: samples that the running statistics count for in adapting; 0 for the batch alone.
-        curve: ``batch_sizes`` and ``priors``, to be tried each with each, the ``severities`` to try them at, and
-            ``images``, how many at most; the same for every size, each of which divides the largest. None for no curve.
+        kinds: some of :data:`syncbn.training.data.corruptions.KINDS`.
+        severities: some of 1 to 5.
+        batch_size: maximum number of images to adapt to together; batches are of equal size, to one image.
+        prior: number of samples that the running statistics count as in adapting; 0 to use the batch only.
+        curve: ``batch_sizes`` and ``priors``, of which all combinations are tested; the ``severities`` for these tests;
+            and ``images``, the maximum number of images, the same for every size. Each size must divide the largest.
+            None for no curve.
 
     Raises:
-        SettingError: a value that is none of these; when training or a test begins, images or a data set of another
-            kind, a module that has no ``forward``, a batch size of the curve above the number of images.
+        SettingError: an invalid argument; when training or a test begins, unsuitable images or data set, a module
+            without ``forward``, or a batch size of the curve above the number of images.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class CorruptionSuite(pl.Callback):
         self.result: dict[str, dict[str, float]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Looks before training at what would fail after it."""
+        """Check the module and the test data before training, not after it."""
         datamodule = getattr(trainer, "datamodule", None)
         if not is_overridden("forward", pl_module, pl.LightningModule):
             raise AgreedError(
@@ -85,17 +86,17 @@ class CorruptionSuite(pl.Callback):
         if stage == "fit" and datamodule is not None:
             with rng.untouched():
                 datamodule.setup("test")
-                self._look(datamodule.test_dataloader())
+                self._check_data(datamodule.test_dataloader())
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with rng.untouched():
-            self._look(trainer.test_dataloaders)
+            self._check_data(trainer.test_dataloaders)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loader: Any = trainer.test_dataloaders
         with rng.untouched():
             images, labels = _samples(loader, range(len(loader.dataset)))
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(ORDER))
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(ORDER_SEED))
             scoring = _Scoring(trainer, pl_module, labels[order])
             self._measure(scoring, images[order])
         self.result = scoring.result()
@@ -104,8 +105,8 @@ class CorruptionSuite(pl.Callback):
                 logger.log_metrics(part, step=logged_step(trainer))
             logger.save()
 
-    def _look(self, loader: Any) -> None:
-        """Refuses data that it cannot work with, by a few images from all over them."""
+    def _check_data(self, loader: Any) -> None:
+        """Check the type of the data set, and about 16 images spread evenly over it."""
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise AgreedError(
                 "corruptions",
@@ -122,10 +123,10 @@ class CorruptionSuite(pl.Callback):
             )
 
     def _measure(self, scoring: "_Scoring", images: Tensor) -> None:
-        batches = _equal(len(images), self.batch_size)
+        batches = _equal_batches(len(images), self.batch_size)
         for kind, severity in product(self.kinds, self.severities):
             corrupted = corruptions.corrupt(images, kind, severity)
-            names = [f"acc{of}" for of in ("", f"_{kind}", f"_severity{severity}")]
+            names = [f"acc{suffix}" for suffix in ("", f"_{kind}", f"_severity{severity}")]
             scoring.count("corrupted", names, corrupted, batches)
             if scoring.adapts:
                 with syncbn.adapt(scoring.model, prior=self.prior, group=1):
@@ -146,7 +147,7 @@ class CorruptionSuite(pl.Callback):
 
 
 class _Scoring:
-    """Counts what a model gets right in this rank's share of the batches, and then what all ranks have counted."""
+    """Counts correct predictions of a model in this rank's share of the batches, and sums them over the ranks."""
 
     def __init__(self, trainer: pl.Trainer, model: pl.LightningModule, labels: Tensor) -> None:
         self.model, self.adapts = model, any(layer.running_mean is not None for _, layer in batch_norms(model))
@@ -155,7 +156,7 @@ class _Scoring:
         self._all: dict[tuple[str, str], int] = {}
 
     def count(self, part: str, names: Sequence[str], images: Tensor, batches: Sequence[slice]) -> None:
-        """Adds these batches to the accuracies of these names."""
+        """Count the predictions for ``batches`` of ``images`` towards the accuracies ``names``."""
         right = torch.zeros((), dtype=torch.long, device=self.model.device)
         images = self._trainer.precision_plugin.convert_input(images).to(self.model.device)
         with torch.inference_mode(), self._trainer.precision_plugin.test_step_context():
@@ -167,7 +168,7 @@ class _Scoring:
             self._all[key] = self._all.get(key, 0) + sum(batch.stop - batch.start for batch in batches)
 
     def result(self) -> dict[str, dict[str, float]]:
-        """The accuracies over all ranks, by parts."""
+        """The accuracies over all ranks, by part and name; one all-reduce."""
         right = torch.stack([*self._right.values()])
         if dist.is_initialized():
             dist.all_reduce(right)
@@ -178,8 +179,8 @@ class _Scoring:
 
 
 def _samples(loader: DataLoader[Any], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images and labels by their numbers, whatever share of them this rank is to test."""
-    if isinstance(loader, BatchLoader):  # of which the data set is one of batches
+    """Images and labels at ``indices`` of the data set, independent of this rank's share."""
+    if isinstance(loader, BatchLoader):  # its data set is indexed by lists and returns batches
         batch = loader.dataset[list(indices)]
     else:
         batch = loader.collate_fn([loader.dataset[i] for i in indices])
@@ -187,17 +188,17 @@ def _samples(loader: DataLoader[Any], indices: Sequence[int]) -> tuple[Tensor, T
     return images, labels
 
 
-def _equal(number: int, most: int) -> list[slice]:
-    """So many images in as few batches of at most ``most`` as there can be, as equal as they can be."""
-    count = -(-number // most)
+def _equal_batches(number: int, max_size: int) -> list[slice]:
+    """Split ``number`` images into as few batches of at most ``max_size`` as possible, of equal size to one image."""
+    count = -(-number // max_size)
     edges = [number * i // count for i in range(count + 1)]
     return [slice(*each) for each in pairwise(edges)]
 
 
 def _check(kinds: Sequence[str], severities: Sequence[int], name: str) -> None:
-    for given, of in ((kinds, "corruptions.kinds"), (severities, name)):
-        if not given or len(set(given)) < len(given):
-            raise SettingError(of, list(given), "use one or more, each once")
+    for values, setting in ((kinds, "corruptions.kinds"), (severities, name)):
+        if not values or len(set(values)) < len(values):
+            raise SettingError(setting, list(values), "use one or more, each once")
     for kind, severity in product(kinds, severities):
         corruptions.check(kind, severity, ("corruptions.kinds", name))
 
@@ -217,7 +218,7 @@ def _check_curve(kinds: Sequence[str], curve: Mapping[str, Any]) -> None:
         raise SettingError(
             "corruptions.curve.batch_sizes",
             sizes,
-            f"use divisors of the largest, {largest}, so that all see the same images",
+            f"use divisors of the largest, {largest}, so that all sizes use the same images",
         )
     if curve["images"] < largest:
         images = curve["images"]

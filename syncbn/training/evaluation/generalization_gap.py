@@ -1,4 +1,4 @@
-"""How well the training images themselves are known: the test on them, and the generalization gap."""
+"""Tests on the training images, and computes the generalization gap to the test images."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -6,38 +6,40 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncbn.training.data.loaders import Batches, BatchLoader, TrainLoader, exact_loader, own_loader, training_loader
+from syncbn.training.data.loaders import Batches, BatchLoader, TrainLoader, exact_loader, second_loader, training_loader
 from syncbn.training.errors import AgreedError
-from syncbn.training.evaluation.repeat_test import Numbers, retest
+from syncbn.training.evaluation.repeat_test import Metrics, retest
 
 
-def test_fit(
+def evaluate_training_images(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,
     test: Mapping[str, float],
     *,
     datamodule: pl.LightningDataModule,
     **options: Any,
-) -> Numbers:
-    """The test once more, on the training images: each of them once, in evaluation mode.
+) -> Metrics:
+    """Repeat the test on the training images, each of them once, in evaluation mode.
 
-    They are as they were trained on: augmented where that is done (a draw that is the same every time), and with those
-    labels, also where some were made wrong.
+    The images and labels are those of training: augmented, if training augments (with the same random draws every
+    time), and with label noise, if there is any.
 
     Args:
-        trainer: it has fitted and tested this module.
-        test: what came out of the test.
+        trainer: a trainer that has fitted and tested this module.
+        pl_module: the module.
+        test: the metrics of the test.
+        datamodule: the data module; its ``test_dataloader`` is replaced during the call.
         options: further arguments of ``trainer.test``.
 
     Returns:
-        ``fit/acc``, ``fit/loss`` and so on, and ``fit/gap``, the loss of the test less that on the training images. It
-        is logged under these names.
+        ``fit/acc``, ``fit/loss`` and the other metrics of the test under ``fit/``, and ``fit/gap``, the test loss minus
+        the loss on the training images. They are also logged.
 
     Raises:
-        SettingError: the training data cannot be gone through in this way.
+        AgreedError: no second loader can be made of the training data.
     """
 
-    def gap(found: Numbers) -> Numbers:
+    def gap(found: Metrics) -> Metrics:
         known = "test/loss" in test and "fit/loss" in found
         return {"fit/gap": test["test/loss"] - found["fit/loss"]} if known else {}
 
@@ -45,24 +47,25 @@ def test_fit(
     try:
         return retest(trainer, pl_module, "fit", gap, datamodule=datamodule, **options)
     finally:
-        del datamodule.test_dataloader  # the class's own again
+        del datamodule.test_dataloader  # the instance attribute; the method of the class is visible again
 
 
 class RefuseUnfit(pl.Callback):
-    """Refuses training data that :func:`test_fit` could not go through, before they are trained on."""
+    """Raises before training if :func:`evaluate_training_images` cannot make a second loader of the training data."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _own_loader(trainer)
+        _second_loader(trainer)
 
 
-def _own_loader(trainer: pl.Trainer) -> TrainLoader:
-    return own_loader(training_loader(trainer), partial(AgreedError, "fit", True), "use fit=false")
+def _second_loader(trainer: pl.Trainer) -> TrainLoader:
+    return second_loader(training_loader(trainer), partial(AgreedError, "fit", True), "use fit=false")
 
 
 def _each_once(trainer: pl.Trainer) -> BatchLoader:
-    own = _own_loader(trainer)
-    batches, sampler = own.dataset, own.sampler
+    """A loader that yields each training image once."""
+    loader = _second_loader(trainer)
+    batches, sampler = loader.dataset, loader.sampler
     assert isinstance(batches, Batches)
-    options = {name: getattr(own, name) for name in ("num_workers", "pin_memory", "worker_init_fn")}
+    options = {name: getattr(loader, name) for name in ("num_workers", "pin_memory", "worker_init_fn")}
     size = sampler.global_batch // sampler.num_replicas
     return exact_loader(batches.dataset, size, collate_fn=batches.collate, **options)

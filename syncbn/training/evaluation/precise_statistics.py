@@ -1,10 +1,11 @@
-"""Population statistics ("precise batch norm", Wu & Johnson 2021): measured with fixed weights, in place of averages.
+"""Replaces running statistics by population statistics measured with fixed weights ("precise batch norm").
 
-The running statistics are an average over batches that other weights saw, the last of them most. Here the weights stand
-still: over ``k`` batches, on all ranks, each batch norm layer's own input is added up while the layers before it
-normalize as they do in training. With the batches' means ``mu_B`` and variances ``var_B`` the population has the mean
-``E[mu_B]`` and the variance ``E[mu_B^2 + var_B] - E[mu_B]^2`` (Wu & Johnson 2021, section 3.2), the expectation taken
-over samples. So it does not matter how the samples were cut into batches, groups or ghost batches.
+Running statistics are a moving average over batches that were computed with earlier weights; recent batches weigh most.
+Here the weights are fixed: over ``k`` batches on all ranks, the input of each batch norm layer is summed while the
+layers before it normalize as in training. With the batches' means ``mu_B`` and variances ``var_B``, the population has
+the mean ``E[mu_B]`` and the variance ``E[mu_B^2 + var_B] - E[mu_B]^2`` (Wu & Johnson 2021, section 3.2), where the
+expectation is over samples. The result therefore does not depend on how the samples are split into batches, groups or
+ghost batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,33 +25,34 @@ from syncbn.training.data.loaders import training_batches
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.evaluation.repeat_test import retest
 
-FROZEN = "frozen_norms"  # in a checkpoint: the layers that training left in evaluation mode
+FROZEN = "frozen_norms"  # key in a checkpoint: names of the layers that were in evaluation mode during training
 
 
 class PreciseStatistics(pl.Callback):
     """Measures population statistics (:func:`precise_statistics`) before each validation, or when training ends.
 
-    As detectron2's hook of this name: what is validated, and then saved as the best checkpoint, has them. The running
-    averages go on from them in training, which does not look at them. The batches come from a loader of its own over
-    the training data, in the order that the epoch has, so training's loaders, random numbers and resume points are
-    left as they are.
+    Like detectron2's hook of this name, it changes the statistics before validation, so the validated model and the
+    best checkpoint have them. Training then continues the running averages from them; training itself does not use
+    running statistics. The batches come from a separate loader over the training data, in the order of the epoch, so
+    the training loader, the random state and resume points are not affected.
 
     Args:
-        num_batches: of each rank. Where an epoch has fewer, the next one's order follows.
-        every_n_epochs: before the validations of each n-th epoch; None for the end of the last epoch alone, after its
-            validations and before its checkpoints are written. What says then which epoch is the last is max_epochs,
-            max_steps, and ``trainer.should_stop``. Checkpoints of earlier epochs have the running averages.
-        before_test: also when a test begins, with the weights that are tested.
-        only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
-        batches: called without arguments, gives other batches to measure.
-        forward: called with the LightningModule and a batch, runs it; by default the module is called with the batch,
-            or its first part.
+        num_batches: number of batches on each rank. If an epoch has fewer, the next epoch's order follows.
+        every_n_epochs: measure before the validations of every n-th epoch; None to measure only at the end of the last
+            epoch, after its validations and before its checkpoints are written. The last epoch is then determined by
+            max_epochs, max_steps and ``trainer.should_stop``. Checkpoints of earlier epochs have the running averages.
+        before_test: also measure when a test begins, with the weights of the test.
+        only: selects layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
+        batches: called without arguments, returns other batches to measure.
+        forward: called with the LightningModule and a batch, runs the forward pass; by default the module is called
+            with the batch, or with the first part of the batch.
 
     Raises:
-        SettingError: a number below 1; when training begins, with ``every_n_epochs=None``, an EarlyStopping, which may
-            end training after the last epoch's end has been dealt with, or a ModelCheckpoint that saves with
-            validations, before it; when it measures, training data that it cannot make a loader of its own for, or
-            what :func:`precise_statistics` raises.
+        SettingError: a number below 1; from a measurement, if no second loader can be made of the training data, or
+            :func:`precise_statistics` raises.
+        AgreedError: when training begins, with ``every_n_epochs=None``: an EarlyStopping, which may end training after
+            this callback has handled the epoch's end; or a ModelCheckpoint that saves with validations, which is
+            before the measurement.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class PreciseStatistics(pl.Callback):
         self.num_batches, self.every_n_epochs, self.before_test = num_batches, every_n_epochs, before_test
         self.only, self.batches, self.forward = only, batches, forward
         self._frozen: set[str] = set()
-        self._measured_at: int | None = None  # the step
+        self._measured_at: int | None = None  # the global step of the last measurement
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._look_for_frozen(pl_module)
+        self._find_frozen(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for each in trainer.callbacks if self.every_n_epochs is None else ():  # type: ignore[attr-defined]
@@ -87,7 +89,7 @@ class PreciseStatistics(pl.Callback):
                 )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        self._look_for_frozen(pl_module)
+        self._find_frozen(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.every_n_epochs is None:
@@ -96,7 +98,7 @@ class PreciseStatistics(pl.Callback):
             self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning calls ModelCheckpoint after all others here; a resume point is written later still.
+        # Lightning calls ModelCheckpoint after all other callbacks in this hook; resume points are written even later.
         if self.every_n_epochs is None and _is_last_epoch(trainer):
             self._measure(trainer, pl_module)
 
@@ -114,9 +116,9 @@ class PreciseStatistics(pl.Callback):
     ) -> None:
         self._frozen |= set(checkpoint.get(FROZEN, ()))
 
-    def _look_for_frozen(self, pl_module: pl.LightningModule) -> None:
-        """Layers that training leaves in evaluation mode; in an evaluation all are."""
-        if pl_module.training:
+    def _find_frozen(self, pl_module: pl.LightningModule) -> None:
+        """Record which layers are frozen: in evaluation mode although the module is in training mode."""
+        if pl_module.training:  # in an evaluation every layer is in evaluation mode
             self._frozen = {name for name, layer in batch_norms(pl_module) if not layer.training}
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -142,7 +144,10 @@ class PreciseStatistics(pl.Callback):
 
 
 def _is_last_epoch(trainer: pl.Trainer) -> bool:
-    """Whether the epoch that is being ended is; ``fit_loop.done`` would say, but counts while it does."""
+    """Whether the epoch that is ending is the last one.
+
+    ``fit_loop.done`` computes the same, but reading it logs a line and sets a progress counter (Lightning 2.6).
+    """
     loop = trainer.fit_loop
     epochs = loop.epoch_progress.current.processed  # type: ignore[attr-defined]  # the tracker is one that has it
     limits = (loop.epoch_loop.global_step, loop.max_steps), (epochs, loop.max_epochs)
@@ -153,21 +158,25 @@ def _is_last_epoch(trainer: pl.Trainer) -> bool:
 
 
 def _hook_owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> pl.LightningModule | pl.LightningDataModule:
-    """Whose ``on_before_batch_transfer`` Lightning 2.6 calls: the datamodule's, if it overrides the hook."""
+    """The object whose ``on_before_batch_transfer`` Lightning 2.6 calls: the datamodule, if it overrides the hook."""
     datamodule: pl.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
     overrides = datamodule is not None and is_overridden("on_before_batch_transfer", datamodule)
     return datamodule if datamodule is not None and overrides else pl_module
 
 
-def test_precisely(trainer: Any, pl_module: pl.LightningModule, num_batches: int, **options: Any) -> dict[str, Any]:
-    """The test once more, with population statistics over so many training batches.
+def evaluate_with_precise_statistics(
+    trainer: Any, pl_module: pl.LightningModule, num_batches: int, **options: Any
+) -> dict[str, Any]:
+    """Repeat the test with population statistics over ``num_batches`` training batches.
 
     Args:
-        trainer: it has fitted and tested this module.
+        trainer: a trainer that has fitted and tested this module.
+        pl_module: the module.
+        num_batches: number of batches on each rank.
         options: further arguments of ``trainer.test``.
 
     Returns:
-        What the test gives, ``precise/acc`` for ``test/acc`` and so on; it is logged under these names.
+        The metrics of the test with ``precise/`` in place of ``test/``; they are also logged.
     """
     callback = PreciseStatistics(num_batches, every_n_epochs=None, before_test=True)
     trainer.callbacks.append(callback)
@@ -179,7 +188,7 @@ def test_precisely(trainer: Any, pl_module: pl.LightningModule, num_batches: int
 
 @contextmanager
 def _synchronized(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """The layers as they are in training: Lightning synchronizes them while it fits alone."""
+    """Synchronize the layers as in training: Lightning applies its LayerSync plugin only while fitting."""
     sync = lightning_internals.layer_sync(trainer)
     if sync is not None:
         sync.apply(pl_module)

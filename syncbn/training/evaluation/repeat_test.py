@@ -1,4 +1,4 @@
-"""The test again: once it has been made, with other statistics, other images, or on the training images."""
+"""Repeats the test under another name: with other statistics, or on other images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,28 +7,29 @@ import lightning.pytorch as pl
 
 from syncbn.training.lightning_internals import logged_step
 
-Numbers = dict[str, float]
+Metrics = dict[str, float]
 
 
 def retest(
     trainer: Any,
     pl_module: pl.LightningModule,
     name: str,
-    more: Callable[[Numbers], Numbers] = lambda found: {},
+    more: Callable[[Metrics], Metrics] = lambda found: {},
     **options: Any,
-) -> Numbers:
-    """Tests once more, under another name.
+) -> Metrics:
+    """Repeat the test under another name.
 
     Args:
-        trainer: it has fitted and tested this module.
-        name: in place of ``test`` in the names of the metrics.
-        more: what follows from them, by whole names.
+        trainer: a trainer that has fitted and tested this module.
+        pl_module: the module.
+        name: replaces ``test`` in the names of the metrics.
+        more: computes further metrics, with full names, from the renamed ones.
         options: further arguments of ``trainer.test``.
 
     Returns:
-        What the test gives, ``NAME/acc`` for ``test/acc`` and so on; it is logged under these names.
+        The metrics of the test with ``NAME/`` in place of ``test/``, and those of ``more``; they are also logged.
     """
-    loggers, trainer.loggers = trainer.loggers, []  # the names are the first test's
+    loggers, trainer.loggers = trainer.loggers, []  # Lightning would log them as test/, over the first test's metrics
     try:
         metrics = trainer.test(pl_module, verbose=False, **options)
     finally:
@@ -36,6 +37,6 @@ def retest(
     found = {f"{name}/{key.removeprefix('test/')}": value for each in metrics for key, value in each.items()}
     found |= more(found)
     for logger in loggers:
-        logger.log_metrics(found, step=logged_step(trainer))  # the step of the first
+        logger.log_metrics(found, step=logged_step(trainer))  # the same step as the first test
         logger.save()
     return found

@@ -236,11 +236,13 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
         result |= suite.result
     if plan.cfg.fit:
         trainer, module, datamodule = sessions.begin(suite=False)
-        result["fit"] = generalization_gap.test_fit(trainer, module, result["test"], datamodule=datamodule, **options)
+        result["fit"] = generalization_gap.evaluate_training_images(
+            trainer, module, result["test"], datamodule=datamodule, **options
+        )
     if plan.cfg.precise_batches:  # last, since it changes the running statistics if no checkpoint is loaded
         trainer, module, datamodule = sessions.begin(suite=False)
         batches = plan.cfg.precise_batches // plan.batches_at_once
-        result["precise"] = precise_statistics.test_precisely(
+        result["precise"] = precise_statistics.evaluate_with_precise_statistics(
             trainer, module, batches, datamodule=datamodule, **options
         )
     return result

@@ -1,1 +1,1 @@
-"""Loggers: metrics.csv and W&B."""
+"""Lightning loggers for ``metrics.csv`` and Weights & Biases (W&B), which continue after a resume."""

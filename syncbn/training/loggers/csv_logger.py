@@ -1,4 +1,4 @@
-"""``metrics.csv`` and its like: one file per run, however often the run is stopped and goes on."""
+"""The logger that writes ``metrics.csv``: one file per run, continued whenever the run resumes."""
 
 import csv
 import io
@@ -17,27 +17,27 @@ from syncbn.training.console import print_line
 
 
 class MetricsFile(Logger):
-    """Writes ``metrics.csv`` as Lightning's CSVLogger does: one row a call, columns as they come up, and ``step``.
+    """Writes ``metrics.csv`` like Lightning's CSVLogger: one row per call, a column for each metric, and ``step``.
 
-    Unlike there, a file that is there already goes on, and a row is with the operating system when the call returns, so
-    a process that is killed leaves all its rows, the last one perhaps half (which is then dropped).
+    Unlike CSVLogger, it continues an existing file. A row is written to the operating system before the call returns,
+    so a killed process loses no row, except that the last one may be incomplete; an incomplete row is dropped.
 
-    Where training does not go on, since it was over when an earlier attempt was killed, nothing is cut; a row that is
-    logged again (of the test) then takes the place of the one before.
+    On a resume, :meth:`cut` removes the rows that will be logged again. If an earlier attempt was killed after training
+    had ended, there is no such call; a row of the test that is logged again then replaces the earlier one.
 
     Args:
-        directory: where the file lies; rank 0 alone reads and writes it.
-        file: its name.
-        columns: those that come first, in this order; others follow by name.
+        directory: directory of the file; only rank 0 reads and writes it.
+        file: name of the file.
+        columns: names of the first columns, in this order; other columns follow in alphabetical order.
     """
 
     def __init__(self, directory: Path, file: str = "metrics.csv", columns: Sequence[str] = ()) -> None:
         super().__init__()
         self.path = directory / file
         self._first = list(columns)
-        self._columns: list[str] | None = None  # None: the file has not been looked at yet
+        self._columns: list[str] | None = None  # None until the file has been read
         self._rows = 0
-        self._earlier = 0  # how many rows are of earlier attempts and may come again
+        self._earlier = 0  # number of rows of earlier attempts that may be logged again
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class MetricsFile(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Nothing: they are in ``config.yaml``."""
+        """Does nothing: the hyperparameters are in ``config.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -60,11 +60,11 @@ class MetricsFile(Logger):
         self.append([row | {"step": self.rows() if step is None else step}])
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes rows that have a ``step`` each; on rank 0."""
+        """Write rows, each with a ``step``; call it on rank 0 only."""
         columns = self._open()
         if self._earlier:
             for row in rows:
-                self._take_out(row)
+                self._remove_earlier(row)
         names = set().union(*rows)
         if not names <= set(columns):
             self._columns = [*self._first, *sorted({*columns, *names} - set(self._first))]
@@ -74,35 +74,36 @@ class MetricsFile(Logger):
         self._rows += len(rows)
 
     def rows(self) -> int:
-        """How many rows the file has, on rank 0."""
+        """Number of rows in the file; call it on rank 0 only."""
         self._open()
         return self._rows
 
     def cut(self, rows: int, step: int) -> None:
-        """Takes out what comes after the first ``rows`` rows for ``step`` or a later one, all or nothing; on rank 0."""
+        """Remove the rows after the first ``rows`` whose step is ``step`` or later, atomically; for rank 0 only."""
         self._open()
-        self._earlier = 0  # what stays does not come again
+        self._earlier = 0  # the remaining rows are not logged again
         found = read(self.path)
         kept = [row for number, row in enumerate(found) if number < rows or int(row["step"]) < step]
         if len(kept) < len(found):
             self._rows = len(kept)
             self._replace(kept)
 
-    def _take_out(self, row: Mapping[str, Any]) -> None:
-        """Takes out the row of an earlier attempt that has the step and the metrics of this one."""
+    def _remove_earlier(self, row: Mapping[str, Any]) -> None:
+        """Remove the row of an earlier attempt that has the same step and the same metrics as ``row``."""
         found = read(self.path)
-        again = [
+        repeated = [
             int(each["step"]) == row["step"] and {name for name, value in each.items() if value != ""} == row.keys()
             for each in found[: self._earlier]
         ]
-        if any(again):
-            kept = [each for each, is_again in zip(found, again, strict=False) if not is_again] + found[self._earlier :]
-            self._earlier -= sum(again)
+        if any(repeated):
+            kept = [each for each, is_repeated in zip(found, repeated, strict=False) if not is_repeated]
+            kept += found[self._earlier :]
+            self._earlier -= sum(repeated)
             self._rows = len(kept)
             self._replace(kept)
 
     def _open(self) -> list[str]:
-        """The columns; at the first call those of the file, which loses what was written by half, or is damaged."""
+        """Return the columns; the first call reads the file and removes an incomplete last line and damaged rows."""
         if self._columns is None:
             whole = _whole_lines(self.path)
             if self.path.exists() and len(whole) < self.path.stat().st_size:
@@ -113,7 +114,7 @@ class MetricsFile(Logger):
             if damaged:
                 kept = self.path.with_name(f"damaged-{self.path.name}")
                 shutil.copyfile(self.path, kept)
-                print_line(f"{self.path} is damaged: {len(rows)} rows of it are kept, all of it is {kept.name}")
+                print_line(f"{self.path} is damaged: {len(rows)} rows were kept; the damaged file is {kept.name}")
                 self._replace(rows) if self._columns else self.path.unlink()
         return self._columns
 
@@ -125,12 +126,15 @@ class MetricsFile(Logger):
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a ``metrics.csv`` by column, empty where there is no value; damaged ones are left out."""
+    """Return the rows of a ``metrics.csv`` by column, "" where a row has no value; damaged rows are skipped."""
     return _parse(_whole_lines(path))[1]
 
 
 def _parse(text: bytes) -> tuple[list[str], list[dict[str, str]], bool]:
-    """The columns, the rows, and whether something else is there as well: a row has its columns and a step."""
+    """Return the columns, the valid rows, and whether there are invalid ones.
+
+    A row is valid if it has a value for each column, and a whole number as ``step``.
+    """
     found = csv.reader(io.StringIO(text.decode(errors="replace"), newline=""))
     rows, damaged = [], False
     try:
@@ -143,11 +147,12 @@ def _parse(text: bytes) -> tuple[list[str], list[dict[str, str]], bool]:
                 rows.append(row)
             else:
                 damaged = True
-    except csv.Error:  # a field without an end
+    except csv.Error:  # an unterminated quoted field, for example
         damaged = True
     return columns, rows, damaged
 
 
 def _whole_lines(path: Path) -> bytes:
+    """The contents of a file up to its last newline; empty if there is no file."""
     contents = path.read_bytes() if path.exists() else b""
     return contents[: contents.rfind(b"\n") + 1]

@@ -1,4 +1,4 @@
-"""The directories that W&B keeps of one run, one for each attempt: what is in them, and how to upload them."""
+"""Reads the local directories of a W&B run, one per attempt, and finds those that have to be uploaded."""
 
 import glob
 import json
@@ -14,8 +14,10 @@ from syncbn.training.read_file import DamagedError, read_json
 
 
 def check_names(directory: Path) -> None:
-    """Raises:
-    SettingError: W&B could not be given the directory or the command, which have to be UTF-8.
+    """Check that W&B can take the directory and the command line, which must be valid UTF-8.
+
+    Raises:
+        SettingError: one of them is not.
     """
     for text in (str(directory), *sys.argv):
         try:
@@ -24,64 +26,66 @@ def check_names(directory: Path) -> None:
             raise SettingError(
                 "logger",
                 "wandb",
-                "W&B takes UTF-8 only, and this is not UTF-8 for Python, which uses "
-                f"{sys.getfilesystemencoding()} here: {text}; use PYTHONUTF8=1, another name, or logger=csv",
+                "W&B takes UTF-8 only, and Python, with the encoding "
+                f"{sys.getfilesystemencoding()}, cannot convert this name: {text}; use PYTHONUTF8=1, another name, or "
+                "logger=csv",
             ) from None
 
 
 def directories(run_dir: Path) -> list[Path]:
-    """All that belong to this W&B run, the earliest first; none where the run directory does not name it."""
+    """Return the directories of this W&B run, earliest first; empty if ``run.json`` has no W&B id."""
     try:
         wandb_id = read_json(run_dir / "run.json")["wandb_id"]
     except (OSError, DamagedError, KeyError):
         return []
-    if not isinstance(wandb_id, str) or "/" in wandb_id:  # no file that this program wrote
+    if not isinstance(wandb_id, str) or "/" in wandb_id:  # this run.json was not written by syncbn
         return []
     found = {log.parent.resolve() for log in (run_dir / "wandb").glob(f"*run-*/run-{glob.escape(wandb_id)}.wandb")}
     return sorted(found, key=lambda d: d.name.removeprefix("offline-"))
 
 
 def waiting(run_dir: Path) -> list[Path]:
-    """Those that are to be uploaded: of offline attempts, and of online ones whose server went away before the end.
+    """Return the directories that have to be uploaded: offline attempts, and online ones with an incomplete upload.
 
-    One with nothing but a header in it was killed early; ``wandb sync`` would upload none because of it.
+    The log of an attempt that was killed early has only a header. It is left out, because with it ``wandb sync`` would
+    upload nothing at all.
     """
     return [
         directory
         for directory in directories(run_dir)
-        if (is_offline(directory) or _gave_up(directory))
+        if (is_offline(directory) or _is_incomplete(directory))
         and not wandb_internals.was_synced(directory)
         and wandb_internals.has_records(directory)
     ]
 
 
 def upload(run_dir: Path) -> tuple[list[str], list[Path]]:
-    """What ``wandb`` is to be called with, options and directories; no directories where there is nothing to upload.
+    """Return the arguments of the ``wandb`` command that uploads the run: options, and directories (may be empty).
 
-    ``wandb sync`` puts the attempts of one run one after the other itself, and passes over online ones by default.
+    ``wandb sync`` itself merges the attempts of one run in their order. By default it skips online ones.
     """
     found = waiting(run_dir)
     return ["sync", *([] if all(map(is_offline, found)) else ["--include-online"])], found
 
 
 def is_offline(directory: Path) -> bool:
-    """Whether W&B kept this attempt for itself."""
+    """Whether W&B ran offline in this attempt."""
     return directory.name.startswith("offline-")
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """The lines that one attempt has logged, up to the place where it was killed."""
+    """Return the history lines that one attempt has logged, up to the point where it was killed."""
     command = wandb_internals.inspect_command(directory)
-    offline = os.environ | {"WANDB_MODE": "offline"}  # nothing is reported to W&B
+    offline = os.environ | {"WANDB_MODE": "offline"}  # so that the command itself does not contact a server
     printed = subprocess.run(command, env=offline, capture_output=True, encoding="utf-8", errors="replace").stdout
     return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
 
 
 def mark_unsent(directory: Path) -> None:
-    """Notes that an attempt ended before all of it was uploaded."""
+    """Record that an attempt ended before it was uploaded completely."""
     (directory / "unsent").touch()
 
 
-def _gave_up(directory: Path) -> bool:
-    """Whether not all was uploaded: time ran out, or W&B's process gave up before."""
+def _is_incomplete(directory: Path) -> bool:
+    """Whether the upload is incomplete: it timed out, or W&B's process gave up."""
     return wandb_internals.upload_failed(directory) or (directory / "unsent").exists()

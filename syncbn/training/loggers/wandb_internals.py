@@ -1,4 +1,4 @@
-"""The undocumented parts of W&B that syncbn needs: errors, and the files that W&B keeps of a run.
+"""The undocumented parts of W&B that syncbn needs: errors, and the files that W&B writes for a run.
 
 Each was read in the version ``TESTED``. ``tests/training/loggers/test_wandb_internals.py`` fails when a later W&B has
 moved one. W&B itself is imported where it is needed: the doctor needs the version alone.
@@ -9,12 +9,12 @@ from pathlib import Path
 
 TESTED = "0.31.0"  # the newest W&B that the tests have run with; the doctor reports a newer one
 HEADER = 7  # bytes at the beginning of a run's log, before the first record (W&B 0.31)
-NUMBER = "_step"  # in a line of the history: the number of the line (W&B 0.31)
-IMPORTED_BY_INIT = "wandb.sdk.launch"  # what wandb.init imports, slowly (W&B 0.31)
+NUMBER = "_step"  # key in a line of the history: the number of the line (W&B 0.31)
+IMPORTED_BY_INIT = "wandb.sdk.launch"  # a module that wandb.init imports; the import is slow (W&B 0.31)
 
 
 def connection_errors() -> tuple[type[Exception], ...]:
-    """What a call of W&B raises once W&B's own process has ended.
+    """The exceptions that a call of W&B raises once W&B's own process has ended.
 
     ``HandleAbandonedError`` and ``MailboxClosedError`` of ``wandb.sdk.mailbox``, W&B 0.31. Neither derives from a class
     in ``wandb.errors``.
@@ -50,18 +50,18 @@ def was_synced(directory: Path) -> bool:
 
 
 def upload_failed(directory: Path) -> bool:
-    """Whether W&B's process gave up before all was uploaded.
+    """Whether W&B's process gave up before the upload was complete.
 
-    A line of ``logs/debug-internal.log``, W&B 0.31. ``wandb.finish`` returns normally.
+    W&B 0.31 reports it in ``logs/debug-internal.log`` only; ``wandb.finish`` returns normally.
     """
     log = directory / "logs" / "debug-internal.log"
     return log.exists() and "filestream: fatal error" in log.read_text(errors="replace", encoding="utf-8")
 
 
 def inspect_command(directory: Path) -> list[str]:
-    """A command that prints the records of an attempt as JSON, up to the place where it was killed.
+    """A command that prints the records of an attempt as JSON, up to the point where it was killed.
 
     ``wandb leet inspect``, W&B 0.31: not documented. The public API reads runs from the server only.
     """
-    # -P and no cwd: else Python would import what is in the run directory, wandb/__init__.py or json.py
+    # -P: without it, Python would import modules from the working directory, such as wandb/__init__.py or json.py.
     return [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(log_of(directory).resolve())]

@@ -1,7 +1,8 @@
-"""Which lines were handed to W&B: ``wandb-lines.jsonl`` in the run directory, written before W&B gets them.
+"""Journal of the metrics passed to W&B, ``wandb-lines.jsonl``, from which a resumed run finds the ones that were lost.
 
-W&B's own process keeps lines for a while (seconds before it sends them, 32 kB before it writes them), and ends with a
-rank that is killed. So what was handed over need not have arrived, and a run that goes on has to find out.
+W&B's own process buffers lines (for seconds before it sends them, up to 32 kB before it writes them), and it ends when
+its rank is killed. Lines passed to W&B may therefore be lost. The journal is written before W&B gets a line, and a
+resumed run compares it with the lines that W&B has.
 """
 
 import json
@@ -23,10 +24,10 @@ class Line(NamedTuple):
 
 
 class Journal:
-    """The lines of all attempts at a run.
+    """The journal of a run, with the lines of all its attempts.
 
     Args:
-        run_dir: where the file lies.
+        run_dir: the run directory; the file is in it.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -40,36 +41,36 @@ class Journal:
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1]  # without a line that was written by half
+        whole = text[: text.rfind("\n") + 1]  # without an incomplete last line
         return [line for line in map(_line, whole.split("\n")) if line is not None]
 
     def arrived(self, on_server: int | None) -> tuple[set[tuple[int, str]], int]:
-        """Forgets the lines that did not arrive.
+        """Remove the lines that W&B does not have from the journal, and return those that it has.
 
         Args:
-            on_server: the first number that the server has not got; None where it was not asked. Then what was handed
-                over online counts as arrived, as does what was kept in a directory that is gone (``wandb clean``):
-                better a point that is missing than one that is there twice.
+            on_server: the first line number that the server does not have; None if the server was not asked. Without
+                it, lines logged online count as arrived. So do lines of a directory that was removed
+                (``wandb clean``): a missing point is better than a duplicate one.
 
         Returns:
-            pairs of a training step and a metric that W&B has, and the first number that is free.
+            The pairs of training step and metric that W&B has, and the first free line number.
         """
         ends = {d.name: _end(d) for d in wandb_files.directories(self._run_dir) if wandb_files.is_offline(d)}
-        lines, ours = self.lines(), []
+        lines, arrived = self.lines(), []
         for line in lines:
             online = math.inf if on_server is None else on_server
             end = online if not wandb_files.is_offline(Path(line.directory)) else ends.get(line.directory, math.inf)
             if line.number < end:
-                ours.append(line)
+                arrived.append(line)
         if lines:
             with replacing(self.path) as draft:
-                draft.write_text("".join(json.dumps(line) + "\n" for line in ours), encoding="utf-8")
-        free = max([on_server or 0, *ends.values(), *(line.number + 1 for line in ours)])
-        return {(line.step, name) for line in ours for name in line.names}, free
+                draft.write_text("".join(json.dumps(line) + "\n" for line in arrived), encoding="utf-8")
+        free = max([on_server or 0, *ends.values(), *(line.number + 1 for line in arrived)])
+        return {(line.step, name) for line in arrived for name in line.names}, free
 
 
 def _line(text: str) -> Line | None:
-    """None for a line that is damaged: better a point that W&B gets twice than a run that cannot go on."""
+    """Parse one line; None if it is damaged: W&B then gets a point twice, but the run can resume."""
     try:
         directory, number, step, names = json.loads(text)
         return Line(str(directory), int(number), int(step), [str(name) for name in names])
@@ -78,4 +79,5 @@ def _line(text: str) -> Line | None:
 
 
 def _end(directory: Path) -> int:
+    """The first line number that the log of an offline attempt does not have."""
     return max((line[wandb_internals.NUMBER] + 1 for line in wandb_files.history(directory)), default=0)

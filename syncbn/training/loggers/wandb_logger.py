@@ -1,7 +1,8 @@
-"""Where metrics go: a CSV file always, and one W&B run per job, which rank 0 alone opens.
+"""Creates the loggers of a rank, and keeps one W&B run per job over all resumes; only rank 0 opens it.
 
-A run that goes on writes on in both. The CSV file is cut back to the checkpoint. W&B's history can only grow: what
-it has from earlier attempts is not sent again, and what it lacks, since one was killed, is sent from the CSV file.
+Metrics always go to the CSV file, and to W&B if it is enabled. A resumed run continues both. The CSV file is cut back
+to the checkpoint. W&B's history can only grow: metrics that it has from earlier attempts are not sent again, and
+metrics that were lost because an attempt was killed are sent from the CSV file.
 """
 
 import os
@@ -27,16 +28,16 @@ from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.run_directory import record
 
 STEP = "trainer/global_step"
-EPOCH = "epoch"  # Lightning puts it beside the metrics, into several rows of a step
-GONE = wandb_internals.connection_errors()
-LATER = "the run is kept offline; upload it later with the command printed at the end"
+EPOCH = "epoch"  # Lightning adds it to every row, so one step may have it several times
+CONNECTION_ERRORS = wandb_internals.connection_errors()
+UPLOAD_LATER = "the run is kept offline; upload it later with the command printed at the end"
 
 
 def build(cfg: DictConfig, run_dir: Path, rank: int) -> list[Logger]:
-    """The loggers of one rank.
+    """Create the loggers of one rank.
 
     Raises:
-        SettingError: W&B is asked to be online, and nobody is logged in or the server refuses.
+        SettingError: W&B is to run online, but there is no API key or the server refuses it.
     """
     file = MetricsFile(run_dir)
     if cfg.logger.name != "wandb" or cfg.logger.mode == "disabled":
@@ -48,19 +49,21 @@ def build(cfg: DictConfig, run_dir: Path, rank: int) -> list[Logger]:
 
 
 def position(trainer: pl.Trainer) -> dict[str, int]:
-    """How far the metrics have come, as plain data for a checkpoint; empty on ranks other than 0, which write none."""
+    """The position in ``metrics.csv``, as plain data for a checkpoint; empty on ranks other than 0."""
     files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
     return {"rows": files[0].rows()} if files and trainer.is_global_zero else {}
 
 
-def go_on(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
-    """Takes the metrics back to where they were when ``position`` was asked for; to be called before training goes on.
+def restore_position(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
+    """Cut the metrics back to ``position``; to be called before training resumes.
 
-    What was logged after that for earlier steps stays: an epoch's metrics, say, come after the checkpoint at its end.
+    Rows that were logged later for earlier steps are kept. The metrics of an epoch, for example, are logged after the
+    checkpoint at its end.
     """
     if not trainer.is_global_zero or "rows" not in position:
         return
-    # The logged step is that of optimizer steps, and with several optimizers that of batches.
+    # The logged step counts optimizer steps with one optimizer, and batches with several. The smaller number is the
+    # right one in both cases: one optimizer steps at most once per batch, several step at least once.
     step = min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
     for file in (logger for logger in trainer.loggers if isinstance(logger, MetricsFile)):
         file.cut(position["rows"], step)
@@ -69,7 +72,14 @@ def go_on(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
 
 
 def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dict[str, Any] | None = None) -> None:
-    """Closes the W&B run of this process, if it has one; ``preempted`` says that it will go on."""
+    """Close the W&B run of this process, if it has one.
+
+    Args:
+        run_dir: the run directory.
+        failed: whether to mark the run as failed.
+        preempted: whether to mark the run as preempting, because it will be resumed.
+        summary: values for the summary of the W&B run.
+    """
     if wandb.run is None:
         return
     directory, finished = Path(wandb.run.dir).parent, True
@@ -80,17 +90,17 @@ def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dic
         wandb.finish(exit_code=int(failed or preempted))
     except TimeoutError:
         wandb_files.mark_unsent(directory)
-    except GONE as error:
-        _say_gone(error)
+    except CONNECTION_ERRORS as error:
+        _warn_process_ended(error)
         wandb_files.mark_unsent(directory)
         finished = False
-    with suppress(*GONE):
+    with suppress(*CONNECTION_ERRORS):
         wandb.teardown()  # waits for W&B's process, which may still be writing
     record.write(run_dir, "wandb", record.read(run_dir, "wandb") | {"finished": finished})
 
 
 def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
-    """Opens the W&B run of a rank 0 that is dead once more, in another process, and closes it as failed.
+    """Reopen the W&B run of a rank 0 that has died, in another process, and close it as failed.
 
     Raises:
         SettingError: the server does not answer.
@@ -100,20 +110,20 @@ def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _open(cfg: DictConfig, run_dir: Path) -> Any:
-    """Opens the W&B run: offline, where the server cannot be reached."""
+    """Open the W&B run; offline if the server cannot be reached or earlier attempts are not uploaded."""
     asked = mode = str(cfg.logger.mode)
-    if asked == "online" and wandb_files.waiting(run_dir):  # a later attempt must not get there first
+    if asked == "online" and wandb_files.waiting(run_dir):  # attempts have to be uploaded in their order
         mode = "offline"
-        _say(f"W&B has not got all of this run's earlier attempts yet: {LATER}")
+        _warn(f"earlier attempts of this run are not uploaded to W&B yet: {UPLOAD_LATER}")
     try:
         run = _init(cfg, run_dir, mode)
     except _UnreachableError as error:
         mode = "offline"
-        _say(f"W&B cannot be reached ({error.hint}): {LATER}")
-        wandb.teardown()  # its process would hold on to the run's name
+        _warn(f"W&B cannot be reached ({error.hint}): {UPLOAD_LATER}")
+        wandb.teardown()  # otherwise W&B's process keeps the run's id in use
         run = _init(cfg, run_dir, mode)
-    about = {"id": run.id, "mode": mode, "asked": asked, "url": run.url if mode == "online" else None}
-    record.write(run_dir, "wandb", about | {"finished": False})
+    values = {"id": run.id, "mode": mode, "asked": asked, "url": run.url if mode == "online" else None}
+    record.write(run_dir, "wandb", values | {"finished": False})
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
@@ -124,15 +134,15 @@ class _UnreachableError(SettingError):
 
 
 def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
-    logger, about = cfg.logger, record.read(run_dir, "run")
+    logger, run = cfg.logger, record.read(run_dir, "run")
     wandb_files.check_names(run_dir)
-    batch = about["normalization_batch"]
-    tags = [cfg.norm.name, f"world_size={about['world_size']}", f"normalization_batch={batch}"]
+    batch = run["normalization_batch"]
+    tags = [cfg.norm.name, f"world_size={run['world_size']}", f"normalization_batch={batch}"]
     _start_service()
     try:
         return wandb.init(
-            id=about["wandb_id"],
-            name=about["id"],
+            id=run["wandb_id"],
+            name=run["id"],
             resume="allow",
             mode=mode,  # type: ignore[arg-type]  # checked by the schema
             project=logger.project,
@@ -147,20 +157,25 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
                 finish_timeout_raises=True,
                 console="off",
                 silent=True,
-                git_root=str(Path.cwd()),  # else it runs git in the run directory, which may bring its own .git
+                # Without it W&B runs git in the run directory, whose .git, if it has one, may come from elsewhere.
+                git_root=str(Path.cwd()),
             ),
         )
     except (wandb.Error, TimeoutError) as error:
-        says = " ".join(str(error).split())
-        refused = isinstance(error, AuthenticationError | UsageError) or re.search(r"returned error 4\d\d", says)
+        text = " ".join(str(error).split())
+        refused = isinstance(error, AuthenticationError | UsageError) or re.search(r"returned error 4\d\d", text)
         if mode == "online" and not refused:
-            raise _UnreachableError("logger.mode", mode, says) from error
+            raise _UnreachableError("logger.mode", mode, text) from error
         instead = "logger.mode=offline" if mode == "online" else "logger=csv"
-        raise SettingError("logger.mode", mode, f"W&B says: {says}; use {instead}") from error
+        raise SettingError("logger.mode", mode, f"W&B says: {text}; use {instead}") from error
 
 
 def _start_service() -> None:
-    """Starts W&B's process: no signal to all processes of a run ends it, and its sockets are removed with the run's."""
+    """Start W&B's own process.
+
+    It is started with signals held, so that a signal to all processes of a run does not end it. Its sockets are in the
+    temporary directory that is removed with the run's.
+    """
     before = dict(os.environ)
     os.environ.update(temporary_directory.for_sockets())
     try:
@@ -172,37 +187,40 @@ def _start_service() -> None:
 
 
 class _WandbLogger(WandbLogger):
-    """Logs into the run that was opened here, each metric of a step once, whatever earlier attempts have logged.
+    """Logs into the run that :func:`build` has opened; each metric of a step is logged once over all attempts.
 
     Args:
-        run: on rank 0, just opened.
+        run: the W&B run, just opened, on rank 0; None on other ranks.
+        run_dir: the run directory.
+        project: name of the W&B project.
     """
 
     def __init__(self, run: Any, run_dir: Path, project: str) -> None:
         super().__init__(experiment=run, project=project, save_dir=run_dir)
-        self._gone, self._caught_up, self._csv = False, False, run_dir / "metrics.csv"
+        self._process_ended, self._caught_up, self._csv = False, False, run_dir / "metrics.csv"
         if run is not None:
             self._directory, self._journal = Path(run.dir).parent.name, Journal(run_dir)
             self._seen, self._number = self._journal.arrived(None if run.offline else run.starting_step)
-            if self._number > run.starting_step:  # an offline run does not know where it goes on
+            if self._number > run.starting_step:  # an offline run does not know the last number of earlier attempts
                 run.log({}, step=self._number, commit=False)
 
     def catch_up(self) -> None:
-        """Logs what the CSV file has and W&B has not."""
+        """Log the metrics that the CSV file has and W&B does not have."""
         self._caught_up = True
         for row in read(self._csv):
-            at = int(row.pop("step"))
+            step = int(row.pop("step"))
             metrics = {name: float(value) for name, value in row.items() if _is_number(value)}
-            self.log_metrics(metrics, at)
-            self._seen.update((at, name) for name in metrics)  # the row that is being logged is in the file already
+            self.log_metrics(metrics, step)
+            # Also for W&B's copy of the row that is being logged: the CSV logger comes first, so it is in the file.
+            self._seen.update((step, name) for name in metrics)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if step is None:  # by a user; of no training step, so not to be told apart
+        if step is None:  # logged by user code without a step, so duplicates cannot be detected
             self._number += 1
             self._send(metrics)
             return
-        if not self._caught_up:  # training does not go on: it was over when an earlier attempt was killed
+        if not self._caught_up:  # training had ended when an earlier attempt was killed: no resume has caught up
             self.catch_up()
         names = [name for name in metrics if (step, name) not in self._seen and name != EPOCH]
         if names:
@@ -211,25 +229,26 @@ class _WandbLogger(WandbLogger):
             self._send({name: metrics[name] for name in metrics if name in names or name == EPOCH}, step)
 
     def _send(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Without W&B's process training goes on: what it did not get, the next attempt sends from the CSV file."""
-        if self._gone:
+        """Log to W&B. If W&B's process has ended, training continues; the next attempt sends the missing metrics."""
+        if self._process_ended:
             return
         try:
             super().log_metrics(metrics, step)
-        except GONE as error:
-            self._gone = True
-            _say_gone(error)
+        except CONNECTION_ERRORS as error:
+            self._process_ended = True
+            _warn_process_ended(error)
 
     def finalize(self, status: str) -> None:
-        """Leaves the run open: the test comes after the fit, and a failure must be marked as one."""
+        """Does nothing: the run stays open for the test after the fit, and :func:`finish` marks failures."""
 
 
-def _say_gone(error: BaseException) -> None:
-    _say(f"W&B's process is gone ({type(error).__name__}: {error}): metrics.csv has everything, W&B what came before")
+def _warn_process_ended(error: BaseException) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    _warn(f"W&B's process has ended ({reason}): metrics.csv has all metrics, W&B has those logged before")
 
 
 def _is_number(text: str) -> bool:
-    """Also of not-a-number and infinity; a user may have logged what is none."""
+    """Whether a field is a number, NaN or an infinity; user code may have logged other values."""
     try:
         float(text)
     except ValueError:
@@ -237,5 +256,5 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _say(message: str) -> None:
+def _warn(message: str) -> None:
     print_line(message, error=True)

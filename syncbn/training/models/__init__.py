@@ -1,1 +1,1 @@
-"""Networks, the LightningModule that classifies, and learning-rate schedules."""
+"""Networks, the LightningModule for classification, and learning-rate schedules."""

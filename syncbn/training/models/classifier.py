@@ -1,4 +1,4 @@
-"""The LightningModule for classification."""
+"""The LightningModule for classification: loss, metrics, and weight decay without the normalization layers."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,21 +21,22 @@ NORMALIZATION = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalRespo
 class Classifier(pl.LightningModule):
     """Cross entropy and accuracy for any network that maps images to class scores.
 
-    The optimizer's step is that of the mean loss over the global batch, also where ranks hold unequal shares of it, or
-    none (``data.remainder=uneven``).
+    The optimizer steps on the mean loss over the global batch, even if the ranks' shares of it are unequal or empty
+    (``data.remainder=uneven``).
 
-    Logged: ``train/loss_step`` (this rank's batch), and per epoch, over all ranks and exactly weighted by samples,
-    ``loss`` and ``acc`` under ``train/``, ``val/`` and ``test/``; ``test/count`` is the number of samples tested.
-    Where the data module has ``num_shards``, there is also ``acc_shard0`` and so on, of each shard by itself.
+    Logged metrics: ``train/loss_step`` (of this rank's batch), and per epoch ``loss`` and ``acc`` under ``train/``,
+    ``val/`` and ``test/``, over all ranks and weighted by the number of samples. ``test/count`` is the number of tested
+    samples. If the data module has ``num_shards``, the accuracy of each shard is logged as ``acc_shard0``,
+    ``acc_shard1``, ... under ``val/`` and ``test/``.
 
     Args:
         network: maps ``(N, *)`` to scores ``(N, num_classes)``.
-        optimizer: called with parameter groups, gives the optimizer.
-        scheduler: called with the optimizer, gives a scheduler that steps once an epoch; None for none.
-        num_classes: how many classes.
-        label_smoothing: share of the target spread evenly over all classes.
-        decay_norm: weight decay on the parameters of normalization layers too; off, since there it only changes the
-            effective learning rate (Zhang et al. 2019).
+        optimizer: called with parameter groups, returns the optimizer.
+        scheduler: called with the optimizer, returns a scheduler that steps once per epoch; None for none.
+        num_classes: number of classes.
+        label_smoothing: share of the target that is distributed evenly over all classes.
+        decay_norm: whether to apply weight decay to the parameters of normalization layers too. Off by default, since
+            there it only changes the effective learning rate (Zhang et al. 2019).
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class Classifier(pl.LightningModule):
         self.network = network
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label_smoothing, self.decay_norm = label_smoothing, decay_norm
-        # Attributes, not a ModuleDict: it takes no key that a Module has as a name, and "train" is one.
+        # Attributes, not a ModuleDict: a ModuleDict refuses keys that are attributes of Module, such as "train".
         for stage in ("train", "val", "test"):
             setattr(self, f"{stage}_acc", MulticlassAccuracy(num_classes, average="micro"))
-            # By default torchmetrics leaves losses that are nan out of the mean; here they make it nan.
+            # By default torchmetrics leaves NaN losses out of the mean; with this strategy the mean becomes NaN.
             setattr(self, f"{stage}_mean_loss", MeanMetric(nan_strategy=float("nan")))
         self.count = SumMetric()
         self.num_shards = 0
@@ -77,7 +78,8 @@ class Classifier(pl.LightningModule):
         ranks = 1 if total is None else self.trainer.world_size
         if total is None or total % ranks == 0:
             return loss
-        # Gradients are averaged over the ranks. With this weight that is the gradient of the mean over all samples.
+        # DDP averages gradients over the ranks. With this weight, the average is the gradient of the mean loss over all
+        # samples of the global batch.
         return loss * (len(batch[0]) * ranks / total)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -91,7 +93,8 @@ class Classifier(pl.LightningModule):
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, target = batch
         scores = self(x)
-        # The mean of no samples is NaN; their sum is zero, and so are its gradients.
+        # For an empty batch the mean is NaN. The sum is zero with zero gradients, so the rank still joins DDP's
+        # collectives in the backward pass.
         reduction = "mean" if len(x) else "sum"
         loss = F.cross_entropy(scores, target, label_smoothing=self.label_smoothing, reduction=reduction)
         mean_loss: MeanMetric = getattr(self, f"{stage}_mean_loss")
@@ -101,7 +104,8 @@ class Classifier(pl.LightningModule):
             accuracy.update(scores.detach(), target)
         if isinstance(batch, ShardBatch):
             self._log_shards(stage, scores.detach().argmax(1) == target, batch.shards)
-        # Metrics, not numbers: torchmetrics merges their states over the ranks, so shares of unequal size count right.
+        # Metric objects are logged, not numbers: torchmetrics sums their states over the ranks, which weights ranks
+        # with unequal numbers of samples correctly.
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage == "val")
         return loss
@@ -109,7 +113,7 @@ class Classifier(pl.LightningModule):
     def _log_shards(self, stage: str, right: Tensor, shards: Tensor) -> None:
         for shard in range(self.num_shards):
             metric: MeanMetric = getattr(self, f"{stage}_acc_shard{shard}")
-            metric.update(right[shards == shard].float())  # of none too: all ranks log the same
+            metric.update(right[shards == shard].float())  # also with no sample: all ranks must log the same metrics
             self.log(f"{stage}/acc_shard{shard}", metric, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
@@ -120,11 +124,11 @@ class Classifier(pl.LightningModule):
 
 
 def parameter_groups(module: nn.Module, *, decay_norm: bool = False) -> list[dict[str, Any]]:
-    """The trainable parameters of ``module`` as optimizer groups, those of normalization layers without weight decay.
+    """Return the trainable parameters as optimizer groups; normalization layers get no weight decay.
 
     Args:
         module: any module; a parameter shared by two layers is listed once.
-        decay_norm: one group for all, with the optimizer's weight decay.
+        decay_norm: whether to put all parameters into one group, with the optimizer's weight decay.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if decay_norm:

@@ -1,4 +1,4 @@
-"""Learning rates as a function of the epoch alone, so that a run that goes on can be given more epochs than it had."""
+"""Learning-rate schedules that depend on the epoch only, so that a resumed run can have more epochs than before."""
 
 from math import cos, pi
 from typing import Any
@@ -10,18 +10,19 @@ from syncbn.training.errors import SettingError
 
 
 class Cosine(LambdaLR):
-    """From the optimizer's lr along half a cosine to ``final`` of it (Loshchilov & Hutter 2017, eq. 5, one cycle).
+    """Decreases the learning rate along half a cosine to ``final * lr`` (Loshchilov & Hutter 2017, eq. 5, one cycle).
 
-    torch's CosineAnnealingLR keeps the length in its state and steps from one value to the next: resumed with more
-    epochs it goes on with the old length and climbs up again. This one is computed from the epoch, also at the resume.
+    torch's CosineAnnealingLR keeps the length in its state and computes each value from the one before. Resumed with
+    more epochs, it continues with the old length, and the learning rate rises again. This schedule computes the value
+    from the epoch, also when it resumes.
 
     Args:
-        optimizer: whose lr is set, once an epoch.
-        epochs: until the end.
-        final: share of the lr that is left then, from 0 to 1.
+        optimizer: the optimizer whose learning rate is set once per epoch.
+        epochs: number of epochs until ``final`` is reached.
+        final: share of the initial learning rate at the end, from 0 to 1.
 
     Raises:
-        SettingError: no number of epochs.
+        SettingError: ``epochs`` is not a positive whole number.
     """
 
     def __init__(self, optimizer: Optimizer, epochs: int, final: float = 0.0) -> None:
@@ -32,7 +33,7 @@ class Cosine(LambdaLR):
         super().__init__(optimizer, lambda epoch: final + (1 - final) * (1 + cos(pi * min(epoch / epochs, 1))) / 2)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the epoch from ``state_dict``, and the optimizer's lr from that epoch."""
+        """Restore the epoch, and compute the optimizer's learning rates from it."""
         super().load_state_dict(state_dict)
         for group, base, share in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
             group["lr"] = base * share(self.last_epoch)

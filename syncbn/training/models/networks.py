@@ -1,4 +1,4 @@
-"""Two small networks: one with image positions, one without."""
+"""Two small networks with batch norm: a convolutional ResNet and an MLP."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ INITS = ("he", "torch")
 
 
 class ResNet(nn.Module):
-    """A residual network (He et al. 2016) for images of 8x8 to 32x32, about 77,000 parameters as it stands.
+    """A residual network (He et al. 2016) for images of 8x8 to 32x32; about 77,000 parameters with the defaults.
 
     Args:
-        in_channels: 1 for grey, 3 for colour.
-        num_classes: outputs.
-        width: channels of the first stage; each further stage has twice as many.
-        blocks: residual blocks in each stage; each stage after the first halves the image.
+        in_channels: 1 for grey images, 3 for colour.
+        num_classes: number of outputs.
+        width: channels of the first stage; each further stage has twice as many as the one before.
+        blocks: number of residual blocks in each stage; each stage after the first halves the image size.
 
     Shape:
         Input ``(N, in_channels, H, W)``, output ``(N, num_classes)``.
@@ -51,26 +51,29 @@ class ResNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """``depth`` times Linear, BatchNorm1d, ReLU, then a Linear: the network in which only the batch supplies samples.
+    """``depth`` times Linear, BatchNorm1d and an activation, then a Linear.
+
+    Without image positions, a channel has one value per sample, so the batch size alone determines the quality of the
+    statistics.
 
     Args:
         in_features: numbers per sample; images are flattened.
-        num_classes: outputs.
-        depth: hidden layers.
-        width: features of each.
+        num_classes: number of outputs.
+        depth: number of hidden layers.
+        width: number of features of each hidden layer.
         activation: "relu", "sigmoid" or "tanh".
-        init: of the weights. "he": normal, with variance ``g^2 / fan_in`` (He et al. 2015; g is the activation's gain
-            in ``torch.nn.init.calculate_gain``: sqrt 2 for ReLU, 5/3 for tanh, 1 for sigmoid) and zero biases, the head
-            likewise. "torch": as Linear makes them, the head's bias too. Biases that ``norm=none`` puts into the hidden
-            layers are zero with both.
-        gain: a factor on the weights of the hidden layers, whatever drew them. Not on the head's: nothing would
-            normalize its output, so there it would be a temperature of the softmax and say nothing of the depth.
+        init: initialization of the weights. "he": normal with variance ``g^2 / fan_in`` (He et al. 2015; g is the
+            activation's gain in ``torch.nn.init.calculate_gain``: sqrt 2 for ReLU, 5/3 for tanh, 1 for sigmoid), and
+            zero biases, also in the head. "torch": the default of Linear, for the head's bias too. Biases that
+            ``norm=none`` adds to the hidden layers are zero with both.
+        gain: factor on the initial weights of the hidden layers, with either ``init``. The head is not scaled: no
+            normalization follows it, so the factor would only act as a temperature of the softmax.
 
     Shape:
         Input ``(N, *)`` with ``in_features`` numbers per sample, output ``(N, num_classes)``.
 
     Raises:
-        SettingError: another word for ``activation`` or ``init``; a gain that is not above 0.
+        SettingError: unknown ``activation`` or ``init``; a gain that is not above 0.
     """
 
     def __init__(
@@ -137,9 +140,9 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _he_init(module: nn.Module, activation: str = "relu") -> None:
-    """He et al. 2015, eq. 10: variance 2 / fan; without it a network with no normalization does not train.
+    """Initialize weights with variance 2 / fan (He et al. 2015, eq. 10); networks without normalization need it.
 
-    For other activations than ReLU their gain's square takes the place of the 2.
+    For other activations than ReLU, the 2 is replaced by the square of the activation's gain.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

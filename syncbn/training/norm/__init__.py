@@ -1,1 +1,1 @@
-"""What ``norm=`` does to a model and to the Trainer."""
+"""Implements the setting ``norm=``: changes of the model, plugins and callbacks for the Trainer."""

@@ -1,4 +1,4 @@
-"""Lightning's switch for layers that talk to each other, thrown for this package's layers."""
+"""The Lightning plugin that synchronizes batch norm layers while the Trainer fits a model."""
 
 from lightning.pytorch.plugins import LayerSync
 from torch import nn
@@ -11,19 +11,23 @@ from syncbn.nn.modules import Synchronized
 class SyncBatchNormPlugin(LayerSync):
     """Synchronizes the batch norm layers of a model while Lightning fits it, on CPU and GPU.
 
-    ``Trainer(strategy="ddp", plugins=[SyncBatchNormPlugin(group="node")])``. Layers are converted when fitting begins
-    and are what they were when it ends: classes, hooks, training flags. Lightning's own ``sync_batchnorm=True`` must be
-    off. Running statistics that the whole world shares are equal on all ranks by themselves: they are made so once, at
-    the start, and DistributedDataParallel need not broadcast them before every forward pass.
+    Example::
+
+        Trainer(strategy="ddp", plugins=[SyncBatchNormPlugin(group="node")])
+
+    Layers are converted when fitting begins. When it ends, their classes, hooks and training flags are restored.
+    Lightning's own ``sync_batchnorm=True`` must be off. Running statistics that the whole world shares stay equal on
+    all ranks. They are broadcast once at the start, and DistributedDataParallel need not broadcast them before every
+    forward pass.
 
     Args:
-        group: with whom the layers share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or
-            a DeviceMesh of one dimension. Process groups that the layers need are made when fitting begins.
-        only: which layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
-        ghost_batch: samples that share statistics, where that is to be fewer than the device holds.
+        group: the ranks that share statistics: "world", "node", a number of consecutive ranks, a ProcessGroup, or a
+            one-dimensional DeviceMesh. Process groups that the layers need are created when fitting begins.
+        only: selects layers, as for :func:`syncbn.convert`; names begin at the LightningModule.
+        ghost_batch: number of samples that share statistics, if it is to be smaller than the device's batch.
 
     Raises:
-        ValueError: when fitting begins, a group that does not fit the world, or ``only`` that names no batch norm.
+        ValueError: when fitting begins, if the group does not fit the world, or ``only`` matches no batch norm layer.
     """
 
     def __init__(self, group: object = "world", only: convert.Only = None, ghost_batch: int | None = None) -> None:
@@ -34,8 +38,8 @@ class SyncBatchNormPlugin(LayerSync):
         self._found_ignored: list[str] | None = None
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Converts; process groups are made here, where all ranks are, and not in the middle of the first batch."""
-        groups.resolve(self.group)
+        """Convert the layers."""
+        groups.resolve(self.group)  # creates the process groups, a collective, while all ranks are here
         self._found_synchronized = _synchronized(model)
         convert.convert(model, group=self.group, only=self.only, ghost_batch=self.ghost_batch)
         if self.only is not None and _synchronized(model) == self._found_synchronized:
@@ -45,7 +49,7 @@ class SyncBatchNormPlugin(LayerSync):
         return ddp_buffers.broadcast_buffers_once(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Takes back what ``apply`` did; layers that were synchronized before stay so."""
+        """Undo ``apply``; layers that were already synchronized before it stay synchronized."""
         c10d.restore_ignored_by_ddp(model, self._found_ignored)
         return convert.revert(model, only=lambda name, layer: layer not in self._found_synchronized)
 

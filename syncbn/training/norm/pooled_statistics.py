@@ -1,4 +1,4 @@
-"""Pools the running statistics of per-device layers over the devices, for validation and checkpoints."""
+"""Pools the running statistics of per-device batch norm over the ranks, for validation and checkpoints."""
 
 import lightning.pytorch as pl
 import torch
@@ -11,11 +11,11 @@ from syncbn.nn.torch_internals import BatchNormBase
 
 
 class PoolRunningStatistics(pl.Callback):
-    """Before each validation and at the end of each epoch, makes the running statistics of all ranks one: pooled.
+    """Pools the running statistics of all ranks before each validation and at the end of each epoch.
 
     The pooled mean is the mean of the ranks' means. The pooled variance is the mean of their variances *plus the
-    variance of their means*, which averaging the variances alone leaves out. For use with per-device statistics that
-    DistributedDataParallel does not overwrite with rank 0's (``broadcast_buffers=False``).
+    variance of their means*, which an average of the variances would leave out. It requires
+    ``broadcast_buffers=False``, since DistributedDataParallel otherwise overwrites the statistics with those of rank 0.
     """
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -27,10 +27,10 @@ class PoolRunningStatistics(pl.Callback):
 
 @torch.no_grad()
 def pool_running_statistics(model: nn.Module) -> None:
-    """Makes ``running_mean`` and ``running_var`` of every batch norm those of the ranks' pooled batches, in place.
+    """Replace ``running_mean`` and ``running_var`` of every batch norm layer by the pooled ones of all ranks, in place.
 
-    Every rank counts the same, as every rank's running average has seen as many batches. One float64 all-reduce over
-    the world; where no process group is initialised, nothing happens.
+    All ranks have the same weight, because their running averages are over equally many batches. It is one float64
+    all-reduce over the world. Without a process group it does nothing.
     """
     layers = [m for m in model.modules() if isinstance(m, BatchNormBase) and m.track_running_stats]
     running = [

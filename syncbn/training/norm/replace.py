@@ -1,4 +1,4 @@
-"""Replaces the batch norm of a model: synchronized, group norm, or none."""
+"""Replaces the batch norm layers of a model by group norm or by nothing, for ``norm=group_norm`` and ``norm=none``."""
 
 from typing import Any
 
@@ -10,11 +10,17 @@ from syncbn.training.errors import SettingError
 
 
 def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
-    """Rewrites the batch norm layers of ``model`` in place where ``norm`` takes them out; else leaves them alone.
+    """Replace the batch norm layers of ``model`` in place for ``norm=none`` and ``norm=group_norm``.
+
+    For other norms the model is only checked, since a plugin converts the layers when fitting begins.
+
+    Args:
+        model: changed in place.
+        norm: the settings of ``norm``.
 
     Raises:
-        SettingError: ``norm=sync``, ``ghost`` or ``torch_sync`` finds no batch norm in this model, or none of the
-            names in ``norm.only``.
+        SettingError: ``norm=sync``, ``ghost`` or ``torch_sync`` and a model without batch norm, or without a layer that
+            ``norm.only`` names.
     """
     if norm["name"] == "none":
         remove_batch_norm(model)
@@ -23,17 +29,17 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
     elif norm["name"] in ("sync", "ghost", "torch_sync") and not any(batch_norms(model, norm.get("only"))):
         names = ", ".join(name for name, _ in batch_norms(model))
         if norm.get("only") is None:
-            wants = "cut into ghost batches" if norm["name"] == "ghost" else "synchronize"
-            raise SettingError("norm", norm["name"], f"this model has no batch norm to {wants}; use norm=local")
+            purpose = "cut into ghost batches" if norm["name"] == "ghost" else "synchronize"
+            raise SettingError("norm", norm["name"], f"this model has no batch norm to {purpose}; use norm=local")
         hint = f"no batch norm layer has this name; there are {names or 'none'}"
         raise SettingError("norm.only", norm["only"], hint)
 
 
 def remove_batch_norm(model: nn.Module) -> None:
-    """Batch norm becomes an identity, and the layer before it gets the bias that the norm had made superfluous.
+    """Replace batch norm by an identity, and give the layer before it a bias, which the batch norm had replaced.
 
     The layer before is the last convolution or linear layer that was registered before the norm, in the same parent or
-    an earlier one, if it has no bias and as many outputs as the norm has channels.
+    an earlier one. It gets a bias if it has none, and as many outputs as the norm has channels.
     """
     before: nn.Module | None = None
     for layer in model.modules():
@@ -47,12 +53,12 @@ def remove_batch_norm(model: nn.Module) -> None:
 
 
 def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: int = 16) -> None:
-    """Batch norm becomes group norm (Wu & He 2018) with the same weight, bias and eps.
+    """Replace batch norm by group norm (Wu & He 2018) with the same weight, bias and eps.
 
     Args:
         model: changed in place.
-        num_groups: at most; a layer takes the largest number that divides its channels.
-        min_channels: in a group, at least, unless a layer has fewer.
+        num_groups: maximum number of groups; a layer gets the largest number up to it that divides its channels.
+        min_channels: minimum number of channels in a group; a layer with fewer channels has one group.
     """
 
     def group_norm(norm: BatchNormBase) -> nn.Module:
@@ -68,14 +74,14 @@ def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: 
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """How many channels a convolution or linear layer gives; None for any other."""
+    """Number of output channels of a convolution or linear layer; None for any other layer."""
     if isinstance(layer, nn.Linear):
         return layer.out_features
     return layer.out_channels if isinstance(layer, ConvBase) else None
 
 
 def _replace(model: nn.Module, make: Any) -> None:
-    """Puts ``make(layer)`` in the place of every batch norm below ``model``; a shared layer stays shared."""
+    """Replace every batch norm below ``model`` by ``make(layer)``; a shared layer stays shared."""
     made: dict[nn.Module, nn.Module] = {}
     for path, child in list(model.named_modules(remove_duplicate=False)):
         if path and isinstance(child, BatchNormBase):

@@ -1,4 +1,4 @@
-"""``simulate=``: one process that stands for several devices."""
+"""Implements the setting ``simulate=``: one process trains as several devices would."""
 
 from math import ceil, floor
 from typing import Any
@@ -17,11 +17,11 @@ from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
 from syncbn.training.norm.trainer_parts import Parts
 
-DROPPING = (nn.RNNBase, nn.MultiheadAttention)  # with dropout of their own
+HAVE_DROPOUT = (nn.RNNBase, nn.MultiheadAttention)  # layers with an argument ``dropout``
 
 
 def parts(plan: Plan) -> Parts:
-    """The parts of Lightning by which one process learns what ``simulate`` devices would."""
+    """The plugins and callbacks with which one process trains as ``simulate`` devices would."""
     cfg = plan.cfg
     norm: dict[str, Any] = dict(OmegaConf.to_container(cfg.norm))  # type: ignore[arg-type]  # of a DictConfig it is one
     callbacks: list[pl.Callback] = [RefuseRest(plan.global_batch_size, plan.batches_at_once)]
@@ -32,20 +32,20 @@ def parts(plan: Plan) -> Parts:
 
 
 def refuse(model: nn.Module) -> None:
-    """Refuses layers by which one process would learn something else than devices.
+    """Raise if the model has a layer with which one process would train differently from several devices.
 
-    What a forward pass draws by a function, no layer, is not seen here.
+    Random draws by a function (not a layer) in a forward pass are not detected.
 
     Args:
-        model: with the batch norm that it is to be trained with.
+        model: the model with the batch norm layers that it will be trained with.
 
     Raises:
-        SettingError: a layer, by name, that draws random numbers in training, of which each device has its own; running
-            statistics of instance norm, which would be of all devices' samples; batch norm without running statistics,
-            whose evaluation depends on how samples are cut into batches.
+        SettingError: a layer that draws random numbers in training, since each device has its own; instance norm with
+            running statistics, which would be over all devices' samples; batch norm without running statistics, whose
+            evaluation depends on the batches. The error names the layer.
     """
     for name, layer in model.named_modules():
-        p = layer.p if isinstance(layer, DropoutBase) else layer.dropout if isinstance(layer, DROPPING) else 0
+        p = layer.p if isinstance(layer, DropoutBase) else layer.dropout if isinstance(layer, HAVE_DROPOUT) else 0
         if layer.training and p > 0:
             reason, use = f"has dropout {p:g}, which each device draws separately", "0"
         elif isinstance(layer, InstanceNormBase) and layer.track_running_stats:
@@ -60,11 +60,13 @@ def refuse(model: nn.Module) -> None:
 
 
 class RefuseRest(pl.Callback):
-    """Refuses data of which devices would take a smaller last step in an epoch, which one process would leave out.
+    """Raises if the last optimizer step of an epoch would have fewer batches than the others.
+
+    Devices would take that smaller step, but the simulation in one process would leave it out.
 
     Args:
         global_batch_size: samples over all devices.
-        accumulate: batches in a step of the optimizer.
+        accumulate: batches per optimizer step.
     """
 
     def __init__(self, global_batch_size: int, accumulate: int) -> None:
@@ -93,9 +95,9 @@ class SimulatedDevicesPlugin(LayerSync):
     """Makes batch norm layers simulate devices while Lightning fits the model.
 
     Args:
-        norm: settled settings of ``norm``: "sync", "ghost", "local" or "local_mean".
-        devices: how many.
-        accumulate: batches in one that are accumulated for one step of the optimizer.
+        norm: resolved settings of ``norm``, with the name "sync", "ghost", "local" or "local_mean".
+        devices: number of simulated devices.
+        accumulate: number of accumulated batches that one batch of this process contains.
     """
 
     def __init__(self, norm: dict[str, Any], devices: int, accumulate: int = 1) -> None:
@@ -103,7 +105,7 @@ class SimulatedDevicesPlugin(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         ghost_batch = self.norm.get("ghost_batch")
-        group = 1 if ghost_batch is not None else self.norm.get("group", 1)  # ghost batches share with nobody
+        group = 1 if ghost_batch is not None else self.norm.get("group", 1)  # ghost batches stay within a device
         simulation.simulate(
             model,
             self.devices,
@@ -113,14 +115,15 @@ class SimulatedDevicesPlugin(LayerSync):
             only=self.norm.get("only"),
             accumulate=self.accumulate,
         )
-        return simulation.simulate(model, self.devices, accumulate=self.accumulate)  # what norm.only has left
+        # Layers that norm.only does not select use per-device statistics.
+        return simulation.simulate(model, self.devices, accumulate=self.accumulate)
 
     def revert(self, model: nn.Module) -> nn.Module:
         return simulation.unsimulate(model)
 
 
 class SimulatedStatistics(pl.Callback):
-    """Pools what devices keep each by itself when ranks would, and keeps it for a resume."""
+    """Pools the simulated devices' running statistics when ranks would, and saves them in checkpoints."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -130,7 +133,9 @@ class SimulatedStatistics(pl.Callback):
         self._model = pl_module
         for name, layer in _layers(pl_module):
             for row, loaded in zip(layer.rows or (), self._loaded.get(name, ()), strict=False):
-                if row.shape == loaded.shape:  # else an epoch of other devices is over, and they are the layer's own
+                # The shapes differ if the run resumes at the end of an epoch with another number of devices. The
+                # devices then keep the layer's own statistics.
+                if row.shape == loaded.shape:
                     row.copy_(loaded)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

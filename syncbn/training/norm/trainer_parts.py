@@ -1,4 +1,4 @@
-"""``norm=``: one word for what the batch norm statistics are, and what each word does to a model and its training."""
+"""Maps the setting ``norm=`` to the Lightning plugins, callbacks and DDP arguments that implement it."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -9,16 +9,16 @@ from torch import nn
 
 from syncbn.training.norm.plugin import SyncBatchNormPlugin
 from syncbn.training.norm.pooled_statistics import PoolRunningStatistics
-from syncbn.training.norm.uneven_batches import RefuseLoneSamples
+from syncbn.training.norm.uneven_batches import RefuseSingleSamples
 
 
 class Parts(NamedTuple):
-    """What a norm needs of Lightning.
+    """Arguments of the Trainer that a norm needs.
 
     Attributes:
-        plugins: for the trainer.
-        callbacks: for the trainer.
-        ddp_arguments: what DistributedDataParallel is told about buffers.
+        plugins: plugins of the trainer.
+        callbacks: callbacks of the trainer.
+        ddp_arguments: arguments of DistributedDataParallel about buffers.
     """
 
     plugins: list[Any]
@@ -27,10 +27,10 @@ class Parts(NamedTuple):
 
 
 def parts(norm: dict[str, Any]) -> Parts:
-    """The parts of Lightning that ``norm`` needs."""
+    """Return the arguments of the Trainer for the settings ``norm``."""
     if norm["name"] in ("none", "group_norm"):
         return Parts([], [], {})
-    made = Parts([], [RefuseLoneSamples()], {})
+    made = Parts([], [RefuseSingleSamples()], {})
     if norm["name"] == "sync":
         made.plugins.append(SyncBatchNormPlugin(norm["group"], norm["only"], norm["ghost_batch"]))
     if norm["name"] == "ghost":
@@ -39,8 +39,8 @@ def parts(norm: dict[str, Any]) -> Parts:
         made.plugins.append(TorchSyncBatchNorm())
     if norm["name"] == "local_mean":
         made.callbacks.append(PoolRunningStatistics())
-        # Each rank keeps running statistics of its own, or there would be nothing to pool.
-        # torch 2.13 calls the keyword forward_sync_buffers.
+        # DDP must not broadcast rank 0's running statistics: the ranks' own ones are pooled.
+        # torch 2.13 calls the keyword forward_sync_buffers, earlier versions call it broadcast_buffers.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         keyword = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         made.ddp_arguments[keyword] = False

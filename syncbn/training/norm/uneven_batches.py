@@ -1,4 +1,4 @@
-"""The last global batch of an epoch, where it is smaller and ranks hold unequal shares of it."""
+"""Checks for ``data.remainder=uneven`` that the smaller last batch leaves no batch norm layer with a single sample."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
 
 
-class RefuseLoneSamples(pl.Callback):
-    """Refuses ``data.remainder=uneven`` in the first batch, where the last would end in torch's ValueError.
+class RefuseSingleSamples(pl.Callback):
+    """Raises in the first batch if the last batch of the epoch would end in torch's ValueError.
 
-    That is where a batch norm layer would be left with one value per channel: one sample to normalize over (this
-    rank's share, or that of the group it is synchronized over) and one position in it, as between linear layers. No
-    sample at all is no trouble: torch's layer, too, leaves its running statistics alone then.
+    torch raises it if a batch norm layer has one value per channel: one sample (in this rank's share, or in the group
+    that the layer is synchronized over) with one position, as between linear layers. An empty share is not a problem:
+    torch's layer then also leaves its running statistics unchanged.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,8 @@ class RefuseLoneSamples(pl.Callback):
             return
 
         def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if layer.training and inputs[0].shape[2:].numel() == 1 and _is_alone(layer, shares, trainer.global_rank):
+            one_position = inputs[0].shape[2:].numel() == 1
+            if layer.training and one_position and _has_single_sample(layer, shares, trainer.global_rank):
                 raise SettingError("data.remainder", "uneven", _hint(loader, shares, layer))
 
         layers = [layer for layer in pl_module.modules() if isinstance(layer, BatchNormBase)]
@@ -47,8 +48,8 @@ class RefuseLoneSamples(pl.Callback):
         self.on_train_batch_end()
 
 
-def _is_alone(layer: nn.Module, shares: list[int], rank: int) -> bool:
-    """Whether the layer normalizes a single sample, on some rank, where ranks hold these shares."""
+def _has_single_sample(layer: nn.Module, shares: list[int], rank: int) -> bool:
+    """Whether the layer would normalize over a single sample if the ranks hold these numbers of samples."""
     if isinstance(layer, nn.SyncBatchNorm):
         return sum(shares) == 1
     if not isinstance(layer, Synchronized) or layer.ghost_batch is not None:
@@ -60,23 +61,25 @@ def _is_alone(layer: nn.Module, shares: list[int], rank: int) -> bool:
 
 def _hint(loader: TrainLoader, shares: list[int], layer: nn.Module) -> str:
     sampler = loader.sampler
-    alone = "one sample on a rank" if sum(shares) > 1 else "one sample"
+    single = "one sample on a rank" if sum(shares) > 1 else "one sample"
     return (
-        f"the last batch of an epoch has {sum(shares)} of {sampler.samples} samples, and with {alone} a "
-        f"{type(layer).__name__} has one value per channel to normalize; use {_what_works(loader, layer)}"
+        f"the last batch of an epoch has {sum(shares)} of {sampler.samples} samples, and with {single} a "
+        f"{type(layer).__name__} has one value per channel to normalize; use {_alternatives(loader, layer)}"
     )
 
 
-def _what_works(loader: TrainLoader, layer: nn.Module) -> str:
-    sampler, ways = loader.sampler, ["data.remainder=drop", "data.remainder=pad"]
+def _alternatives(loader: TrainLoader, layer: nn.Module) -> str:
+    """The settings that work: the nearest batch size whose last batch fits, and the other remainders."""
+    sampler, settings = loader.sampler, ["data.remainder=drop", "data.remainder=pad"]
     ranks, now = sampler.num_replicas, sampler.global_batch // sampler.num_replicas
     near = sorted((size for size in range(2, 2 * now + 1) if size != now), key=lambda size: abs(size - now))
-    fits = next((size for size in near if 1 not in _last(sampler.samples, size * ranks, ranks)), None)
+    fits = next((size for size in near if 1 not in _last_shares(sampler.samples, size * ranks, ranks)), None)
     if fits is not None:
-        ways.insert(0, f"data.batch_size={fits}")
-    return f"{', '.join(ways[:-1])} or {ways[-1]}"
+        settings.insert(0, f"data.batch_size={fits}")
+    return f"{', '.join(settings[:-1])} or {settings[-1]}"
 
 
-def _last(samples: int, global_batch: int, ranks: int) -> list[int]:
+def _last_shares(samples: int, global_batch: int, ranks: int) -> list[int]:
+    """Number of samples of each rank in the last global batch."""
     rest = samples % global_batch or global_batch
     return [len(range(rank, rest, ranks)) for rank in range(ranks)]

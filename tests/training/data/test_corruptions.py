@@ -140,8 +140,8 @@ def test_what_is_no_corruption_is_refused(kind: str, severity: int, refusal: tup
     [
         (some()[0], ["the images are torch.float64 of shape (3, 6, 6); ", " (N, C, H, W)"]),
         (some().mul(255).byte(), ["the images are torch.uint8 of shape"]),
-        (some() - 0.5, ["the images go from -0.5 to 0.5; ", " in [0, 1], so normalize within"]),
-        (some() * torch.nan, ["the images go from nan to nan"]),
+        (some() - 0.5, ["the images range from -0.5 to 0.5; ", " in [0, 1], so normalize within"]),
+        (some() * torch.nan, ["the images range from nan to nan"]),
     ],
 )
 def test_what_is_no_image_is_refused(images: Tensor, words: list[str]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from syncbn.training.data.digits import Digits
 from syncbn.training.data.loaders import train_loader
 from syncbn.training.data.samplers import GlobalBatchSampler
-from syncbn.training.data.shards import collate, evaluation_shards, seen_in, train_shards
+from syncbn.training.data.shards import collate, evaluation_shards, to_domain, train_shards
 from syncbn.training.models.classifier import Classifier
 from tests.support.ranks import Ranks
 from tests.support.refuses import refuses
@@ -107,7 +107,7 @@ def test_what_the_shards_hold(kind: str) -> None:
         assert [y[of == shard].unique().tolist() for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
     else:
         for shard in range(3):  # every image in every domain
-            assert torch.equal(x[of == shard], seen_in(kind, shard, 3, images))
+            assert torch.equal(x[of == shard], to_domain(kind, shard, 3, images))
             assert torch.equal(y[of == shard], labels)
 
 

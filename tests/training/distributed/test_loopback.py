@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from syncbn.doctor import selftest_ranks
-from syncbn.doctor.selftest_ranks import Plan, Say
+from syncbn.doctor.selftest_ranks import Plan, ReportStage
 from syncbn.training.distributed import loopback
 from syncbn.training.distributed.rank_processes import Ranks, Requests
 
@@ -46,7 +46,7 @@ def write_where(place: Path) -> None:
     dist.destroy_process_group()
 
 
-def tell_where(rank: int, plan: Plan, say: Say) -> dict[str, object]:
+def tell_where(rank: int, plan: Plan, report_stage: ReportStage) -> dict[str, object]:
     return listen_in_groups()
 
 

@@ -147,7 +147,7 @@ def unequal(rank: int, world_size: int, group: object, numbers: list[float]) -> 
 
 
 def test_ranks_that_would_wait_for_each_other_are_told_so(ranks: Ranks) -> None:
-    line = "ranks have 2 to 3 batches, and adapt together in each; use loaders that give them equally "
+    line = "ranks have 2 to 3 batches, but adapt together in each; use loaders with the same number "
     for setting, hint in ranks.run(unequal, "world", [3, 2], world_size=2):
         assert setting == "AdaptStatistics"
         assert hint.startswith(line)

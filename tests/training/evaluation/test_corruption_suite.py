@@ -181,7 +181,7 @@ def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were
         ),
         (
             {"curve": CURVE | {"batch_sizes": [4, 50]}},
-            ("curve.batch_sizes", [4, 50], "use divisors of the largest, 50, so that all see the same"),
+            ("curve.batch_sizes", [4, 50], "use divisors of the largest, 50, so that all sizes use the same"),
         ),
         ({"curve": CURVE | {"images": 49}}, ("curve.images", 49, "use at least the largest batch, 50")),
         ({"curve": CURVE | {"priors": []}}, ("curve.priors", [], "use one or more")),
@@ -209,7 +209,7 @@ SUITE = ("corruptions", None)
         (
             Lit(nn.Identity()),
             Digits(shards="brightness", num_shards=2),
-            partial(refuses, *SUITE, "go from 0 to 1.8;", "in [0, 1]"),
+            partial(refuses, *SUITE, "range from 0 to 1.8;", "in [0, 1]"),
         ),
         (
             Lit(nn.Identity()),

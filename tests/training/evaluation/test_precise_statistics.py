@@ -21,7 +21,7 @@ import syncbn
 from syncbn.nn.population_statistics import MeasurementError
 from syncbn.nn.simulation import simulate
 from syncbn.training import PreciseStatistics, SyncBatchNormPlugin, precise_statistics
-from syncbn.training.data.loaders import own_loader, train_loader
+from syncbn.training.data.loaders import second_loader, train_loader
 from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.precise_statistics import _synchronized
 from tests.support.ranks import Ranks, messages
@@ -293,7 +293,7 @@ def test_a_number_below_one_is_refused(name: str) -> None:
 )
 def test_training_data_that_cannot_be_read_a_second_time_are_refused(loader: Any, kind: str) -> None:
     with refuses("PreciseStatistics", None, "no second loader", kind, "; give it batches=", kind=AgreedError):
-        own_loader(loader)
+        second_loader(loader)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
@@ -460,12 +460,12 @@ def test_what_would_be_saved_without_them_is_refused(tmp_path: Path, callback: p
         fit(LOADERS["ours"](), callback, PreciseStatistics(5, every_n_epochs=None), **options)
 
 
-def test_itsown_loader_leaves_the_place_of_the_training_loader_alone() -> None:
+def test_its_loader_leaves_the_place_of_the_training_loader_alone() -> None:
     loader = LOADERS["ours"]()
     training = iter(loader)
     next(training)
-    own = own_loader(loader)
-    own.sampler.go_to(7, 0)
+    own = second_loader(loader)
+    own.sampler.set_position(7, 0)
     for _ in own:
         pass
     next(training)

@@ -228,7 +228,7 @@ def test_an_attempt_that_was_kept_offline_is_uploaded_before_a_later_one_is_onli
 ) -> None:
     attempt(tmp_path / "run", steps=5, save_at=4)
     attempt(tmp_path / "run", steps=10, save_at=9, mode="online")
-    assert "W&B has not got all of this run's earlier attempts yet: the run is kept offline" in capfd.readouterr().err
+    assert "earlier attempts of this run are not uploaded to W&B yet: the run is kept" in capfd.readouterr().err
     assert server.lines() == []
     upload(tmp_path / "run")
     attempt(tmp_path / "run", mode="online")

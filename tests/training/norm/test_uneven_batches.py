@@ -22,7 +22,7 @@ from syncbn.training.data.digits import Digits
 from syncbn.training.data.loaders import train_loader
 from syncbn.training.data.samplers import GlobalBatchSampler
 from syncbn.training.models.classifier import Classifier
-from syncbn.training.norm.uneven_batches import _is_alone
+from syncbn.training.norm.uneven_batches import _has_single_sample
 from tests.support.ranks import Ranks
 from tests.support.refuses import refuses
 from tests.training.support.train_command import Run, train
@@ -78,7 +78,7 @@ def test_dropping_gives_each_rank_what_torchs_sampler_gives(ranks: int, samples:
 
 def test_torchs_synchronized_layer_is_alone_with_one_sample_over_all_ranks() -> None:
     layer = nn.SyncBatchNorm(2)
-    assert [_is_alone(layer, shares, 0) for shares in ([1, 1], [1, 0], [0, 1])] == [False, True, True]
+    assert [_has_single_sample(layer, shares, 0) for shares in ([1, 1], [1, 0], [0, 1])] == [False, True, True]
 
 
 def test_a_wrong_word_is_refused() -> None:

@@ -610,7 +610,8 @@ def test_rows_of_a_damaged_table_are_kept_as_far_as_they_can_be_read(
     file.log_metrics({"loss": 0.1}, 3)
     assert [(row["step"], row["loss"]) for row in read(path)] == [("0", "1.0"), ("1", "0.5"), ("3", "0.1")]
     assert (tmp_path / "damaged-metrics.csv").read_bytes() == damaged
-    assert capsys.readouterr().out == f"{path} is damaged: 2 rows of it are kept, all of it is damaged-metrics.csv\n"
+    line = f"{path} is damaged: 2 rows were kept; the damaged file is damaged-metrics.csv\n"
+    assert capsys.readouterr().out == line
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -42,7 +42,7 @@ def attempt(
     trainer.global_step = saved.get("step", 0)
     trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=trainer.global_step - 1))
     if saved and saved["step"] < steps:  # where there is nothing to train, Lightning starts no training
-        wandb_logger.go_on(trainer, saved["position"])
+        wandb_logger.restore_position(trainer, saved["position"])
     for step in range(trainer.global_step, steps):
         log(trainer, {"loss": 1 / (step + 1), "lr": 0.1}, step)
         if step % 5 == 4:
