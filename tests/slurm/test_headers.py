@@ -57,7 +57,7 @@ def test_python_without_srun_is_told_of(cluster: Cluster) -> None:
     ended = cluster.ended(job)
     assert ended.state == "FAILED"
     assert ended.log == (
-        "error: Slurm: this job has 2 nodes and 2 tasks, but python was not started by srun, so one process is all "
-        "that would train; in the script write: srun python train.py ...\n"
+        "error: Slurm: this job has 2 nodes and 2 tasks, but python was not started by srun, so only one "
+        "process would train; in the script write: srun python train.py ...\n"
     )
     assert ended.runs == []
