@@ -187,7 +187,7 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
         plan = continue_run.continued(asked, print_line, command.overrides, named=command.named)
         if plan is None:
             record.repair(asked, command.name, command.overrides)
-            print_line(f"run {command.name} has finished before; its results:")
+            print_line(f"run {command.name} has finished before{'' if _in_sweep() else '; its results:'}")
             _print_summary(run_dir)
             lock.release(run_dir)
             return None
@@ -391,8 +391,12 @@ def _announce_stop(signum: int) -> None:
     _print_error(f"{signal.Signals(signum).name}: the run stops after this step and saves a checkpoint{more}")
 
 
+def _in_sweep() -> bool:
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
 def _print_summary(run_dir: Path) -> None:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep prints one table of all jobs
+    if _in_sweep():  # the sweep prints one table of all jobs
         return
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:  # in a file or a pipe the table keeps its full width
