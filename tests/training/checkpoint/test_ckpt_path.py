@@ -116,7 +116,7 @@ def _decided(plan: Plan, hydra_dir: str | None) -> tuple[str, Path | None]:
     cfg = plan.cfg
     path = hydra_dir or paths.run_dir("outputs", cfg.run.id, cfg.ckpt_path, cfg.mode)
     try:
-        check_directories._run(OmegaConf.create({"run": cfg.run, "study": None, "hydra": {"run": {"dir": path}}}))
+        check_directories._check_run(OmegaConf.create({"run": cfg.run, "study": None, "hydra": {"run": {"dir": path}}}))
         lock.hold(Path(path))
         try:
             named = cfg.run.id is not None or hydra_dir is not None

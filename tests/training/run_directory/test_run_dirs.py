@@ -159,9 +159,9 @@ def test_train_py_refuses_them_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hydra", "line"),
     [
-        ({"run": ""}, "hydra.run.dir=: a run needs a directory of its own"),
-        ({"run": "."}, "hydra.run.dir=.: a run needs a directory of its own"),
-        ({"run": "/"}, "hydra.run.dir=/: a run needs a directory of its own"),
+        ({"run": ""}, "hydra.run.dir=: a run needs its own directory"),
+        ({"run": "."}, "hydra.run.dir=.: a run needs its own directory"),
+        ({"run": "/"}, "hydra.run.dir=/: a run needs its own directory"),
         ({"run": "a\nb"}, "hydra.run.dir=a\\nb: it has control characters"),
         ({"run": "file/a"}, "hydra.run.dir=file/a: no directory can be made there (file/a: Not a directory; a part of"),
         (
@@ -171,7 +171,7 @@ def test_train_py_refuses_them_so(tmp_path: Path) -> None:
         ({"run": "n" * 300}, "run directory: nnn"),
         ({"run": "outputs/A/x"}, "hydra.run.dir=outputs/A/x: this lies in the directory of another run, "),
         ({"run": "outputs"}, "hydra.run.dir=outputs: this holds other runs (A); use outputs/NAME"),
-        ({"sweep": ""}, "hydra.sweep.dir=: a run needs a directory of its own"),
+        ({"sweep": ""}, "hydra.sweep.dir=: a run needs its own directory"),
         ({"sweep": "outputs/A"}, "hydra.sweep.dir=outputs/A: this is the directory of a run"),
         ({"sweep": "file/a"}, "hydra.sweep.dir=file/a: no directory can be made there (file/a: Not a directory; "),
     ],
