@@ -188,7 +188,7 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
     assert other.code == 1
     line = (
         r"error: ckpt_path=\S*/base/checkpoints/best\.ckpt: its run has model\.width=16, and its "
-        r"test is to have the same; leave out what says otherwise\n"
+        r"test has to have the same; leave out what differs\n"
     )
     assert re.fullmatch(line, other.err), other.err
 
