@@ -101,10 +101,6 @@ class Plan:
         cfg.ckpt_path, cfg.ckpt_restore = self.checkpoint, self.restore
         return cfg
 
-    def in_directory(self, run_dir: Path) -> "Plan":
-        """The same plan for another run directory."""
-        return replace(self, run_dir=run_dir)
-
 
 def _normalization_batch(cfg: DictConfig) -> int | None:
     norm, size = cfg.norm, int(cfg.data.batch_size)

@@ -30,7 +30,9 @@ def make() -> Path:
         _remove_abandoned()
         draft = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=_parent()))
         lock = FileLock(draft / "lock")
-        with suppress(OSError, NotImplementedError):  # the file system may have no locks
+        # filelock 3.16 raises NotImplementedError on a file system without flock. There no process can tell whether the
+        # owner lives, so _remove_abandoned() removes nothing.
+        with suppress(OSError, NotImplementedError):
             lock.acquire(blocking=False)
         # The draft's name does not match the glob of _remove_abandoned(), which would remove an unlocked directory.
         place = draft.with_name(draft.name.removeprefix("."))

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _decided(plan: Plan, hydra_dir: str | None) -> tuple[str, Path | None]:
         lock.hold(Path(path))
         try:
             named = cfg.run.id is not None or hydra_dir is not None
-            todo = continue_run.continued(plan.in_directory(Path(path)), lambda line: None, named=named)
+            todo = continue_run.continued(replace(plan, run_dir=Path(path)), lambda line: None, named=named)
         finally:
             lock.release(Path(path))
     except SettingError as error:
@@ -186,7 +187,7 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
         tried.add(what)
         if what.startswith(("new", "tests")):
             assert where is not None
-            record.begin(plan.in_directory(where), where.name, [])
+            record.begin(replace(plan, run_dir=where), where.name, [])
             assert record.read(where, "run")["wandb_id"] not in wandb_ids, cell
             shutil.rmtree(where)
         assert stamps() == files, cell
@@ -297,5 +298,5 @@ def test_files_that_are_no_checkpoints_are_named_with_what_works(here: Path) -> 
     ):
         cfg = settled(*SAME, f"ckpt_path={file}", *more)
         with pytest.raises(SettingError, match=f"^{line}"):
-            continue_run.continued(cfg.in_directory(Path("outputs/new")), pytest.fail)
+            continue_run.continued(replace(cfg, run_dir=Path("outputs/new")), pytest.fail)
     assert not Path("outputs/new").exists()

@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class Pickled:
 def foreign(tmp_path: Path) -> Path:
     """A run directory from elsewhere, whose checkpoint need not be sound: nothing gets as far as that."""
     where = tmp_path / "foreign"
-    record.begin(settled("model=mlp").in_directory(where), "foreign", [])
+    record.begin(replace(settled("model=mlp"), run_dir=where), "foreign", [])
     (where / "checkpoints").mkdir()
     (where / "checkpoints/best.ckpt").touch()
     return where

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,41 +225,41 @@ def a_test(where: Path, *overrides: str) -> Any:
 
 
 def begin(cfg: Any, run_dir: Path, status: str) -> None:
-    assert continue_run.continued(cfg.in_directory(run_dir), lambda line: None)
-    record.begin(cfg.in_directory(run_dir), "a", [])
+    assert continue_run.continued(replace(cfg, run_dir=run_dir), lambda line: None)
+    record.begin(replace(cfg, run_dir=run_dir), "a", [])
     record.end(run_dir, status)
 
 
 def test_a_test_is_done_once_and_anew_where_it_was_killed(tmp_path: Path) -> None:
     run_dir, said = tmp_path / "a", []
     begin(a_test(tmp_path, "adapt=batch"), run_dir, "running")
-    assert continue_run.continued(a_test(tmp_path, "adapt=batch").in_directory(run_dir), said.append)
+    assert continue_run.continued(replace(a_test(tmp_path, "adapt=batch"), run_dir=run_dir), said.append)
     assert said == ["this run was killed before; it starts over"]
     record.end(run_dir, "finished")
-    assert not continue_run.continued(a_test(tmp_path, "adapt=batch").in_directory(run_dir), said.append)
+    assert not continue_run.continued(replace(a_test(tmp_path, "adapt=batch"), run_dir=run_dir), said.append)
     with pytest.raises(SettingError, match=r"run\.id=a: .*\(adapt\.name=batch -> None, .*\); use another id"):
-        continue_run.continued(a_test(tmp_path).in_directory(run_dir), said.append)
+        continue_run.continued(replace(a_test(tmp_path), run_dir=run_dir), said.append)
     (tmp_path / "base").rename(tmp_path / "moved")
     other = settled("mode=test", f"ckpt_path={tmp_path / 'moved/best.ckpt'}", "run.id=a", "adapt=batch")
     with pytest.raises(SettingError, match=r"run\.id=a: .*\(ckpt_path=\S*/base/best\.ckpt -> \S*/moved/best\.ckpt\)"):
-        continue_run.continued(other.in_directory(run_dir), said.append)
+        continue_run.continued(replace(other, run_dir=run_dir), said.append)
 
 
 @pytest.mark.parametrize("status", ["finished", "running"])
 def test_a_run_neither_trains_after_a_test_nor_tests_after_a_training(tmp_path: Path, status: str) -> None:
     begin(a_test(tmp_path), tmp_path / "a", status)
     with pytest.raises(SettingError, match=r"run\.id=a: .*mode=test -> train.*; use another id"):
-        continue_run.continued(settled("run.id=a").in_directory(tmp_path / "a"), lambda line: None)
+        continue_run.continued(replace(settled("run.id=a"), run_dir=tmp_path / "a"), lambda line: None)
     begin(settled("run.id=b"), tmp_path / "b", status)
     with pytest.raises(SettingError, match=r"run\.id=b: .*mode=train -> test.*; use another id"):
-        continue_run.continued(a_test(tmp_path, "run.id=b").in_directory(tmp_path / "b"), lambda line: None)
+        continue_run.continued(replace(a_test(tmp_path, "run.id=b"), run_dir=tmp_path / "b"), lambda line: None)
 
 
 def test_what_is_tested_need_be_no_resume_point(tmp_path: Path) -> None:
     cfg = a_test(tmp_path)
     (tmp_path / "base/best.ckpt").write_text("no", encoding="utf-8")
     with pytest.raises(SettingError, match=r"best\.ckpt: no checkpoint of a training run can be read from it"):
-        continue_run.continued(cfg.in_directory(tmp_path / "a"), lambda line: None)
+        continue_run.continued(replace(cfg, run_dir=tmp_path / "a"), lambda line: None)
 
 
 def test_a_comparison_pairs_tests_by_seed_whatever_checkpoint_they_are_of(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_record_keeps_names_that_are_in_no_encoding(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     run_dir = tmp_path / name
     cfg = settled(f"run.id='{name}'")
-    record.begin(cfg.in_directory(run_dir), name, [f"run.id='{name}'"])
+    record.begin(replace(cfg, run_dir=run_dir), name, [f"run.id='{name}'"])
     record.end(run_dir, "finished")
     (found,) = run_reader.read([run_dir])
     assert (found.config["run"]["id"], found.about["id"]) == (name, name)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def test_a_finished_run_with_a_damaged_file_is_mended_by_its_own_command(run_dir
     damage(run_dir / name, how)
     said: list[str] = []
     cfg, overrides = settled(*SAME), ["run.id=A", *SAME]
-    todo = continue_run.continued(cfg.in_directory(run_dir), said.append, overrides)
+    todo = continue_run.continued(replace(cfg, run_dir=run_dir), said.append, overrides)
     if name == "result.json" and how != "gone":
         assert todo is not None  # its test is made again
         assert todo.checkpoint == str(run_dir / "checkpoints/step-00000072.ckpt")
@@ -326,12 +327,12 @@ def test_a_finished_run_with_a_damaged_file_is_mended_by_its_own_command(run_dir
         assert line.startswith(f"outputs/A/{name} is {'missing' if how == 'gone' else 'damaged ('}"), line
         assert len(line) < 250
     before = record.read(run_dir, "run")
-    record.repair(cfg.in_directory(run_dir), "A", overrides)
+    record.repair(replace(cfg, run_dir=run_dir), "A", overrides)
     assert record.read(run_dir, "run")["status"] == "finished"
     if before:
         assert record.read(run_dir, "run") == before
     assert record.settings(run_dir) is not None
-    assert not continue_run.continued(settled(*SAME).in_directory(run_dir), pytest.fail, overrides)
+    assert not continue_run.continued(replace(settled(*SAME), run_dir=run_dir), pytest.fail, overrides)
     (found,) = run_reader.read([run_dir])
     assert found.status == ("no result" if name == "result.json" else "finished")
 
@@ -347,7 +348,7 @@ def test_an_interrupted_run_with_a_damaged_file_goes_on_from_its_checkpoint(run_
         record.write(run_dir, "run", record.read(run_dir, "run") | {"wandb_id": "A-123456"})
     damage(run_dir / name, how)
     cfg = settled(*SAME, "trainer.max_epochs=3")
-    plan = continue_run.continued(cfg.in_directory(run_dir), lambda line: None, ["run.id=A"])
+    plan = continue_run.continued(replace(cfg, run_dir=run_dir), lambda line: None, ["run.id=A"])
     assert plan is not None
     assert plan.checkpoint == str(run_dir / "checkpoints/step-00000072.ckpt")
     record.begin(plan, "A", ["run.id=A"])
@@ -370,14 +371,14 @@ def test_settings_that_are_lost_are_not_those_of_another_command(run_dir: Path) 
     with pytest.raises(
         SettingError, match=r"config\.yaml is damaged \(empty\), so settings cannot be compared; use those"
     ):
-        continue_run.continued(settled(*SAME, "seed=7").in_directory(run_dir), pytest.fail, [*SAME, "seed=7"])
+        continue_run.continued(replace(settled(*SAME, "seed=7"), run_dir=run_dir), pytest.fail, [*SAME, "seed=7"])
 
 
 def test_a_file_that_cannot_be_read_is_no_damage(run_dir: Path) -> None:
     (run_dir / "run.json").unlink()
     (run_dir / "run.json").mkdir()
     with pytest.raises(SettingError, match=r"^run\.id=A: .*outputs/A/run\.json: Is a directory; .* move it away$"):
-        continue_run.continued(settled(*SAME).in_directory(run_dir), pytest.fail)
+        continue_run.continued(replace(settled(*SAME), run_dir=run_dir), pytest.fail)
 
 
 def test_results_that_are_lost_with_the_checkpoints_are_named(run_dir: Path) -> None:
@@ -386,7 +387,7 @@ def test_results_that_are_lost_with_the_checkpoints_are_named(run_dir: Path) -> 
     with pytest.raises(
         SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no intact checkpoint is left"
     ):
-        continue_run.continued(settled(*SAME).in_directory(run_dir), pytest.fail)
+        continue_run.continued(replace(settled(*SAME), run_dir=run_dir), pytest.fail)
 
 
 def test_a_run_without_its_record_goes_on_and_ends_well(run_dir: Path) -> None:
@@ -406,7 +407,7 @@ def test_a_run_that_cannot_begin_again_is_as_it_was(
     """The disk is full, or mounted read-only, at any of the changes that begin an attempt."""
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     cfg = settled(*SAME, "trainer.max_epochs=3")
-    assert continue_run.continued(cfg.in_directory(run_dir), lambda line: None)
+    assert continue_run.continued(replace(cfg, run_dir=run_dir), lambda line: None)
     for last in range(100):
         left = [last]
 
@@ -417,7 +418,7 @@ def test_a_run_that_cannot_begin_again_is_as_it_was(
 
         monkeypatch.setattr(atomic_write, "flush", flush)
         try:
-            record.begin(cfg.in_directory(run_dir), "A", [])
+            record.begin(replace(cfg, run_dir=run_dir), "A", [])
         except OSError:
             assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
         else:
@@ -438,7 +439,7 @@ def test_only_a_run_that_has_finished_or_was_refused_is_taken_back(run_dir: Path
     ):
         copy = Path(shutil.copytree(run_dir, run_dir.with_name("copy")))
         record.end(copy, status)
-        record.begin(cfg.in_directory(copy), "A", [])
+        record.begin(replace(cfg, run_dir=copy), "A", [])
         if trained:
             record.mark_trained(copy)
         record.end(copy, "failed")
@@ -518,10 +519,10 @@ def test_less_training_than_was_done_is_refused(run_dir: Path, settings: list[st
     path.unlink()  # not last.ckpt
     torch.save(checkpoint, path)
     with pytest.raises(SettingError) as error:
-        continue_run.continued(settled(*SAME, *settings).in_directory(run_dir), lambda line: None)
+        continue_run.continued(replace(settled(*SAME, *settings), run_dir=run_dir), lambda line: None)
     assert str(error.value).startswith(line)
     for enough in (["+trainer.max_steps=72"], ["+trainer.max_time=00:00:00:31"], ["trainer.max_epochs=2"], []):
-        assert continue_run.continued(settled(*SAME, *enough).in_directory(run_dir), lambda line: None)
+        assert continue_run.continued(replace(settled(*SAME, *enough), run_dir=run_dir), lambda line: None)
 
 
 def test_as_many_epochs_as_were_done_are_too_few_in_the_middle_of_the_next(run_dir: Path) -> None:
@@ -534,7 +535,7 @@ def test_as_many_epochs_as_were_done_are_too_few_in_the_middle_of_the_next(run_d
     path.unlink()
     torch.save(checkpoint, path)
     with pytest.raises(SettingError, match=r"this run has done 2 epochs and a part of the next; use at least 3"):
-        continue_run.continued(settled(*SAME).in_directory(run_dir), lambda line: None)
+        continue_run.continued(replace(settled(*SAME), run_dir=run_dir), lambda line: None)
 
 
 # Killed, or running

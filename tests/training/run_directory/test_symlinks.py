@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_no_writer_follows_a_link(tmp_path: Path, outside: Path, target: str) ->
         (run_dir / "run.json").unlink()  # it is no record
     lock.hold(run_dir)
     assert sorted(symlinks.detach(run_dir)) == sorted([*symlinks.APPENDED, *symlinks.FOLDERS])
-    record.begin(settled().in_directory(run_dir), "run", [])
+    record.begin(replace(settled(), run_dir=run_dir), "run", [])
     record.end(run_dir, "failed")
     lock.release(run_dir)
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, run_dir / "best.ckpt")
@@ -157,7 +158,7 @@ def test_a_run_with_two_names_has_one_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["train", "test"])
 @pytest.mark.parametrize("target", ["nowhere", "loop"])
 def test_a_checkpoint_that_leads_nowhere_is_named(tmp_path: Path, outside: Path, mode: str, target: str) -> None:
-    record.begin(settled("model=mlp").in_directory(tmp_path / "outputs/a"), "a", [])
+    record.begin(replace(settled("model=mlp"), run_dir=tmp_path / "outputs/a"), "a", [])
     (tmp_path / "outputs/a/checkpoints").mkdir()
     link(tmp_path / "outputs/a/checkpoints/best.ckpt", target, outside)
     ended = train(tmp_path, "ckpt_path=outputs/a/checkpoints/best.ckpt", f"mode={mode}", "run.id=b", "logger=csv")

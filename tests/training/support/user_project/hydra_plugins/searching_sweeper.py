@@ -26,7 +26,7 @@ class SearchingSweeper(Sweeper):
                 begun += 1
                 try:
                     answers.append(job.return_value)
-                except Exception as error:  # whatever a job raises is what the test looks at
+                except Exception as error:  # the test asserts the error of any class that a job raises
                     answers.append([type(error).__name__, str(error)])
         self.path.write_text(json.dumps(answers), encoding="utf-8")
 
