@@ -2,7 +2,6 @@
 
 import glob
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,10 +73,17 @@ def is_offline(directory: Path) -> bool:
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """Return the history lines that one attempt has logged, up to the point where it was killed."""
-    command = wandb_internals.inspect_command(directory)
-    offline = os.environ | {"WANDB_MODE": "offline"}  # so that the command itself does not contact a server
-    printed = subprocess.run(command, env=offline, capture_output=True, encoding="utf-8", errors="replace").stdout
+    """Return the history lines that one attempt has logged, up to the point where it was killed.
+
+    Empty if W&B's own program, which reads them, is not there.
+    """
+    from wandb import Error  # here: the launcher of a run without W&B imports this module too
+
+    try:
+        command = wandb_internals.inspect_command(directory)
+        printed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace").stdout
+    except (OSError, Error):  # a point twice is better than a run that cannot be resumed
+        return []
     return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
 
 

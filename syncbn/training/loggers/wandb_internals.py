@@ -4,7 +4,6 @@ Each was read in the version ``TESTED``. ``tests/training/loggers/test_wandb_int
 moved one. W&B itself is imported where it is needed: the doctor needs the version alone.
 """
 
-import sys
 from pathlib import Path
 
 TESTED = "0.31.0"  # the newest W&B that the tests have run with; the doctor reports a newer one
@@ -61,7 +60,14 @@ def upload_failed(directory: Path) -> bool:
 def inspect_command(directory: Path) -> list[str]:
     """A command that prints the records of an attempt as JSON, up to the point where it was killed.
 
-    ``wandb leet inspect``, W&B 0.31: not documented. The public API reads runs from the server only.
+    W&B 0.31: what ``wandb leet inspect``, which is not documented, runs after two seconds of imports. The public API
+    reads runs from the server only.
+
+    Raises:
+        WandbCoreNotAvailableError: W&B was installed without its own program.
     """
-    # -P: without it, Python would import modules from the working directory, such as wandb/__init__.py or json.py.
-    return [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(log_of(directory).resolve())]
+    from wandb.util import get_core_path
+
+    log = log_of(directory).resolve()
+    options = ["--no-observability", "--json"]  # it contacts no server
+    return [get_core_path(), "leet", "inspect", *options, "--run-file", str(log), str(log.parent.parent)]

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,11 +16,12 @@ from markdown_it import MarkdownIt
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import comparison_page, plots, tables, wandb_run, write
+from syncbn.training.loggers import wandb_files
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame
 from tests.study.support.page_reader import Page, cells, files
 from tests.support.refuses import refuses
-from tests.training.support.train_command import environment
+from tests.training.support import wandb_log
 
 
 @pytest.fixture(params=comparisons.ALL)
@@ -381,14 +380,9 @@ def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
     write.write(made, tmp_path)
     command = wandb_run.log_to_wandb(made, tmp_path, project="mine", group="together")
     place = Path(command.removeprefix("wandb sync "))
-    (log,) = place.glob("run-*.wandb")
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    lines = subprocess.run(
-        inspect, env=environment(), capture_output=True, text=True, timeout=60, encoding="utf-8"
-    ).stdout.splitlines()
-    (run,) = (json.loads(line)["run"] for line in lines if '"type":"run"' in line)
+    run = wandb_log.run(place)
     assert (run["project"], run["run_group"], run["job_type"]) == ("mine", "together", "comparison")
-    (row,) = (json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line)
+    (row,) = wandb_files.history(place)
     tables_there = {name for name in comparisons.COLUMNS if len(getattr(made, name))}
     logged = {key.split(".")[0] for key in row}
     assert {key for key in logged if key.startswith("tables/")} == {f"tables/{name}" for name in tables_there}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -25,7 +26,11 @@ AT_THE_END = {"hangs": lambda: time.sleep(60), "is aborted": os.abort}
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
-    """One that has imported this module, so that ranks need not."""
+    """One that has imported this module, so that ranks need not; what an earlier test file left has other imports."""
+    if (before := fork_server_pid()) is not None:
+        with suppress(ProcessLookupError, ChildProcessError):  # it has ended already
+            os.kill(before, signal.SIGKILL)
+            os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
     fork_server.start_server(__name__, "no.such.module", "wave")
 
 

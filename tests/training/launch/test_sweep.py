@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ from rich.console import Console
 import syncbn.training.launch.sweep
 from syncbn.training.launch.sweep import _free, _name_and_value, _numbers, _run, summarize
 from tests.training.launch.test_train import wandb_summary
+from tests.training.support import wandb_log
 from tests.training.support.train_command import Run, train
 
 QUICK = ("model=mlp", "trainer.max_epochs=1")
@@ -25,16 +24,6 @@ QUICK = ("model=mlp", "trainer.max_epochs=1")
 
 def sweep(where: Path, *overrides: str, at: str = "multirun/a", **options: Any) -> Run:
     return train(where, "-m", *QUICK, f"hydra.sweep.dir={at}", *overrides, timeout=170, **options)
-
-
-def group(run: Path) -> str:
-    """W&B's group of an offline run, as its own reader has it."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    lines = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8"
-    ).stdout.splitlines()
-    (found,) = {json.loads(line)["run"]["run_group"] for line in lines if '"type":"run"' in line}
-    return found
 
 
 def status(where: Path, at: str = "multirun/a") -> dict[str, str]:
@@ -58,7 +47,7 @@ def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) 
 
     wandb = [{p.resolve() for p in tmp_path.glob(f"multirun/a/{job}/wandb/offline-run-*")} for job in range(4)]
     assert [len(each) for each in wandb] == [1, 1, 1, 1]
-    assert {group(next(iter(each))) for each in wandb} == {"a"}
+    assert {wandb_log.run(next(iter(each)))["run_group"] for each in wandb} == {"a"}
     read = [wandb_summary(each.pop()) for each in wandb]
     assert [(each["config"]["norm"]["name"], each["config"]["seed"]) for each in read] == [
         *(("local", 0), ("local", 1), ("sync", 0), ("sync", 1))

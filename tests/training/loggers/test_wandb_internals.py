@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from syncbn.training.loggers import wandb_internals
+from syncbn.training.loggers import wandb_files, wandb_internals
 
 
 @pytest.mark.parametrize("name", ["HandleAbandonedError", "MailboxClosedError"])
@@ -40,6 +40,19 @@ def test_the_log_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [(line[wandb_internals.NUMBER], line["a"]) for line in lines] == [(0, 1), (1, 2)]
     os.truncate(wandb_internals.log_of(directory), wandb_internals.HEADER)
     assert not wandb_internals.has_records(directory)
+
+
+def test_a_log_that_cannot_be_read_has_no_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run-a.wandb").touch()
+    assert wandb_files.history(tmp_path) == []
+    monkeypatch.setattr(wandb.util, "get_core_path", lambda: "/no/such/program")
+    assert wandb_files.history(tmp_path) == []
+    monkeypatch.setattr(wandb.util, "get_core_path", raising)
+    assert wandb_files.history(tmp_path) == []
+
+
+def raising() -> None:
+    raise wandb.errors.WandbCoreNotAvailableError("none for this platform")
 
 
 def test_what_wandb_notes_about_an_upload(tmp_path: Path) -> None:

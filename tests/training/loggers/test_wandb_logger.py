@@ -20,6 +20,7 @@ from syncbn.training.loggers.csv_logger import read
 from syncbn.training.loggers.wandb_logger import STEP
 from syncbn.training.run_directory import record
 from tests.support.refuses import refuses
+from tests.training.support import wandb_log
 from tests.training.support.attempt import ID, attempt
 from tests.training.support.train_command import DRIVER, REPO, environment, train
 from tests.training.support.wandb_server import WandbServer
@@ -187,11 +188,7 @@ def test_names_with_brackets_are_names_like_others(tmp_path: Path) -> None:
     attempt(tmp_path / "x[a] b", steps=3, about={"wandb_id": "x[a] b"})
     (directory,) = wandb_files.directories(tmp_path / "x[a] b")
     assert len(wandb_files.history(directory)) == 3
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
-    shown = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=60, encoding="utf-8"
-    ).stdout
-    (run,) = (json.loads(line)["run"] for line in shown.splitlines() if '"type":"run"' in line)
+    run = wandb_log.run(directory)
     assert (run["run_id"], run["display_name"]) == ("x[a] b", "x[a] b")
 
 
