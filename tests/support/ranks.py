@@ -6,11 +6,12 @@ a rank that raises, hangs or dies fails the test, with the traceback or the stac
 
 import faulthandler
 import itertools
-import multiprocessing
 import os
 import pickle
+import select
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -19,14 +20,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
+
+from tests.support.warm_process import WarmProcess
 
 START = 120.0  # seconds for a rank to import torch, on a busy machine
 
@@ -48,7 +50,6 @@ class Ranks:
 
     def __init__(self, grace: float = 5.0) -> None:
         self._grace = grace
-        self._spawn = multiprocessing.get_context("spawn")
         self._place = Path(tempfile.mkdtemp(prefix="ranks-"))
         self._numbers = itertools.count()
         self._members: list[_Member] = []
@@ -101,7 +102,7 @@ class Ranks:
         shutil.rmtree(self._place, ignore_errors=True)
 
     def _grow(self, size: int) -> None:
-        new = [_Member(rank, self._spawn, self._place, next(self._numbers)) for rank in range(len(self._members), size)]
+        new = [_Member(rank, self._place, next(self._numbers)) for rank in range(len(self._members), size)]
         self._members += new
         for member in new:
             member.await_start()
@@ -157,15 +158,13 @@ class _Answer(NamedTuple):
 class _Member:
     """One rank, seen from the test's process."""
 
-    def __init__(self, rank: int, context: multiprocessing.context.SpawnContext, place: Path, number: int) -> None:
+    def __init__(self, rank: int, place: Path, number: int) -> None:
         self.rank = rank
         self.answer: _Answer | None = None
         self._stacks = place / f"stacks-{number}"
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=_serve, args=(rank, theirs, str(self._stacks)), name=f"rank {rank}", daemon=True
-        )
-        self.process.start()
+        self.pipe, theirs = Pipe()
+        command = [sys.executable, "-m", "tests.support.pool_rank", str(rank), str(self._stacks)]
+        self.process = WarmProcess(command, stdin=theirs.fileno())
         theirs.close()  # so that the end of the process is the end of the pipe
 
     def await_start(self) -> None:
@@ -186,17 +185,16 @@ class _Member:
             self.answer = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
             self.answer = None
-            self.process.join(5)
+            self.process.wait(5)
 
     def death(self) -> str | None:
-        code = self.process.exitcode
+        code = self.process.poll()
         if code is None:
             return None
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def stacks(self) -> str:
         """The stacks of all its threads, dumped by its signal handler even where it hangs in native code."""
-        assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGUSR1)
         text, deadline = "", time.monotonic() + 3
         while time.monotonic() < deadline:
@@ -207,16 +205,15 @@ class _Member:
         return text or "(none to be had)"
 
     def close(self) -> None:
-        self.process.join(10)
-        self.process.close()
+        self.process.wait(10)
         self.pipe.close()
 
 
-def _serve(rank: int, pipe: Connection, stacks: str) -> None:
+def serve(rank: int, pipe: Connection, stacks: str) -> None:
     """A rank's life: take work, do it, answer, until the pipe ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test's process, which then kills this one
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with, args=(pipe.fileno(),), daemon=True).start()
     with Path(stacks).open("w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         answer = _Answer()
@@ -229,11 +226,11 @@ def _serve(rank: int, pipe: Connection, stacks: str) -> None:
             answer = _do(rank, work)
 
 
-def _leave_with_parent() -> None:
+def _leave_with(pipe: int) -> None:
     """Ends this process when the test's process is gone, killed perhaps, also where a collective hangs."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    watch = select.poll()
+    watch.register(pipe, 0)  # its other end is closed: the one event that cannot be left out
+    watch.poll()
     os._exit(1)
 
 

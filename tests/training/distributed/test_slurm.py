@@ -16,9 +16,9 @@ import pytest
 from syncbn.training.distributed import environment, slurm
 from syncbn.training.run_directory import paths
 from tests.support.refuses import refuses
+from tests.support.warm_process import REPO, WarmProcess
 from tests.training.launch.test_train import free_port
 from tests.training.support.faulty_runs import fault
-from tests.training.support.train_command import REPO
 from tests.training.support.train_command import environment as variables
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "syncbn", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
@@ -135,28 +135,32 @@ def test_which_jobs_are_requeued(
     assert slurm.should_requeue(signum) == requeued
 
 
-def tasks(where: Path, *settings: str) -> list[subprocess.Popen]:
-    """Two tasks as srun starts them, on two nodes, of which this machine is both."""
+def tasks(where: Path, *settings: str, popen: type[subprocess.Popen] = WarmProcess) -> list[subprocess.Popen]:
+    """Two tasks as srun starts them, with USR1 blocked, on two nodes, of which this machine is both."""
     env = variables() | JOB | STEP | {"MASTER_PORT": str(free_port())}
     env["PATH"] = f"{where / 'bin'}:{env['PATH']}"
     command = [sys.executable, str(REPO / "train.py"), "model=mlp", "cluster=slurm", *settings]
-    return [
-        subprocess.Popen(
-            ["env", "--block-signal=USR1", *command],
-            cwd=where,
-            env=env | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURMD_NODENAME": f"node{node}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-        )
-        for node in range(2)
-    ]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        return [
+            popen(
+                command,
+                cwd=where,
+                env=env | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node), "SLURMD_NODENAME": f"node{node}"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+            )
+            for node in range(2)
+        ]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_signal_at_the_very_begin_stops_both_tasks_and_puts_the_job_back(tmp_path: Path) -> None:
     scontrol(tmp_path, "JobState=RUNNING PreemptTime=None")
-    both = tasks(tmp_path, "trainer.max_epochs=2", "norm.group=node")
+    both = tasks(tmp_path, "trainer.max_epochs=2", "norm.group=node", popen=subprocess.Popen)
     time.sleep(0.3)  # Python has begun, and train.py does not listen yet
     both[1].send_signal(signal.SIGUSR1)
     out = [task.communicate(timeout=120)[0] for task in both]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from syncbn.training.loggers import wandb_files
-from tests.training.launch.test_train import wandb_summary
+from tests.training.support import wandb_log
 from tests.training.support.faulty_runs import fault, faulty, stopped
 from tests.training.support.train_command import PROJECT, Run, train
 
@@ -44,7 +44,7 @@ def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
     assert run.err.count("\n") == 1
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")} if rank else [None]
     if wandb is not None:
-        assert wandb_summary(wandb)["exit_code"] == 1
+        assert wandb_log.summary(wandb)["exit_code"] == 1
     again = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill", epoch=1, batch=3, rank=rank), logger="wandb")
     assert again.code == 0, again.err
     assert again.directory is not None
@@ -68,7 +68,7 @@ def test_an_exception_in_the_middle_of_one_ranks_forward_pass(tmp_path: Path) ->
     trace = (run.directory / "error.txt").read_text(encoding="utf-8")  # type: ignore[operator]
     assert "faults.py" in trace
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")}  # type: ignore[operator]
-    assert wandb_summary(wandb)["state"] == "failed"
+    assert wandb_log.summary(wandb)["state"] == "failed"
 
 
 def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_signal_stops_all_ranks_after_the_step(tmp_path: Path, what: str, code
     checkpoint = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
     assert checkpoint["global_step"] == 18 + 5
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")}  # type: ignore[operator]
-    assert wandb_summary(wandb)["exit_code"] == 1  # preempted, says wandb where a server is there to show it
+    assert wandb_log.summary(wandb)["exit_code"] == 1  # preempted, says wandb where a server is there to show it
 
 
 def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from rich.console import Console
 
 import syncbn.training.launch.sweep
 from syncbn.training.launch.sweep import _free, _name_and_value, _numbers, _run, summarize
-from tests.training.launch.test_train import wandb_summary
 from tests.training.support import wandb_log
 from tests.training.support.train_command import Run, train
 
@@ -48,7 +47,7 @@ def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) 
     wandb = [{p.resolve() for p in tmp_path.glob(f"multirun/a/{job}/wandb/offline-run-*")} for job in range(4)]
     assert [len(each) for each in wandb] == [1, 1, 1, 1]
     assert {wandb_log.run(next(iter(each)))["run_group"] for each in wandb} == {"a"}
-    read = [wandb_summary(each.pop()) for each in wandb]
+    read = [wandb_log.summary(each.pop()) for each in wandb]
     assert [(each["config"]["norm"]["name"], each["config"]["seed"]) for each in read] == [
         *(("local", 0), ("local", 1), ("sync", 0), ("sync", 1))
     ]

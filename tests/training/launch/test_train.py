@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.support import wandb_log
 from tests.training.support.train_command import PROJECT, REPO, Run, environment, train
 
 QUICK = ("trainer.max_epochs=2", "model=mlp")
@@ -83,7 +84,7 @@ def test_there_is_one_offline_wandb_run_with_config_and_metrics(default_run: Run
     assert default_run.directory is not None
     runs = list((default_run.directory / "wandb").glob("*run-*"))
     assert len([r for r in runs if not r.is_symlink()]) == 1
-    read = wandb_summary(runs[0])
+    read = wandb_log.summary(runs[0])
     assert read["config"]["norm"].items() >= {"name": "sync", "group": "world", "only": None}.items()
     assert read["config"]["data"]["global_batch_size"] == 64
     assert read["exit_code"] == 0
@@ -259,7 +260,7 @@ def test_without_the_wandb_server_training_goes_on_and_is_kept_offline(
     assert run.json("wandb").items() >= {"mode": "offline", "asked": "online", "url": None}.items()
     upload = run.out.splitlines()[-1]
     assert "wandb sync outputs/" in upload
-    assert wandb_summary(tmp_path / upload.split()[-1])["summary"]["test/count"] == 360
+    assert wandb_log.summary(tmp_path / upload.split()[-1])["summary"]["test/count"] == 360
 
 
 def test_torchrun_makes_one_run_of_its_ranks_and_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
@@ -325,12 +326,3 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def wandb_summary(run: Path) -> dict:
-    """What wandb's own reader finds in an offline run."""
-    wandb = Path(sys.executable).parent / "wandb"
-    command = [str(wandb), "leet", "inspect", "--summary", "--json", str(run)]
-    return json.loads(
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8").stdout
-    )

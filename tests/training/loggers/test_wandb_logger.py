@@ -20,9 +20,10 @@ from syncbn.training.loggers.csv_logger import read
 from syncbn.training.loggers.wandb_logger import STEP
 from syncbn.training.run_directory import record
 from tests.support.refuses import refuses
+from tests.support.warm_process import REPO
 from tests.training.support import wandb_log
 from tests.training.support.attempt import ID, attempt
-from tests.training.support.train_command import DRIVER, REPO, environment, train
+from tests.training.support.train_command import environment, run, train
 from tests.training.support.wandb_server import WandbServer
 
 
@@ -46,8 +47,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 def killed(run_dir: Path, **settings: Any) -> None:
     """An attempt in a process of its own, which ends with a kill."""
     program = REPO / "tests" / "training" / "support" / "attempt.py"
-    run = DRIVER.run(REPO, str(run_dir), json.dumps(settings), env=environment(), timeout=120, program=program)
-    assert run.code == -9, run.err
+    ended = run(REPO, sys.executable, str(program), str(run_dir), json.dumps(settings), env=environment(), timeout=120)
+    assert ended.code == -9, ended.err
 
 
 def points(lines: list[dict[str, Any]], step: str) -> dict[tuple[int, str], float]:

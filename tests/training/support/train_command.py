@@ -1,15 +1,12 @@
 """Runs ``train.py`` as a user does, in a directory of its own."""
 
-import atexit
 import json
 import os
 import pty
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[3]
+from tests.support.warm_process import REPO, WarmProcess, can_serve
+
 PROJECT = Path(__file__).parent / "user_project"
 
 
@@ -64,29 +62,43 @@ def train(
         meanwhile: called in a thread with the process, which leads a session and a process group.
         gone: output goes into a pipe, whose reader ends once there is this file.
     """
-    if not (launcher or terminal or fresh) and DRIVER.can_have(environment(full_error)):
-        more: dict[str, Any] = {"meanwhile": meanwhile, "gone": gone}
-        return DRIVER.run(where, *overrides, env=environment(full_error), timeout=timeout, **more)
-    assert gone is None
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
+    return run(where, *command, terminal=terminal, fresh=fresh, timeout=timeout, meanwhile=meanwhile, gone=gone,
+               env=environment(full_error))  # fmt: skip
+
+
+def run(
+    where: Path,
+    *command: str,
+    env: dict[str, str],
+    timeout: float,
+    terminal: bool = False,
+    fresh: bool = False,
+    meanwhile: Callable[[int], None] | None = None,
+    gone: Path | None = None,
+) -> Run:
+    """Any command; see :func:`train`."""
+    popen = WarmProcess if command[0] == sys.executable and not fresh and can_serve(env) else subprocess.Popen
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    errors = theirs if terminal or gone is not None else subprocess.PIPE
     # A session of its own: whatever it leaves behind is found by it, and stopped.
-    options = {"cwd": where, "env": environment(full_error), "start_new_session": True, "encoding": "utf-8"}
-    if terminal:
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(command, stdout=theirs, stderr=theirs, **options)
-        os.close(theirs)
-        reader = _Reader(ours)
-    else:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    process = popen(
+        command, cwd=where, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=errors, start_new_session=True,
+        encoding="utf-8",
+    )  # fmt: skip
+    os.close(theirs)
+    reader = _Reader(ours, gone)
     _beside(meanwhile, process.pid)
     try:
-        out, err = process.communicate(timeout=timeout)
+        _, err = process.communicate(timeout=timeout)
         left = _left(process.pid)
-    finally:
+    except subprocess.TimeoutExpired as late:
         _kill(process.pid)
-    if terminal:
-        out, err = reader.text(), ""
-    return Run(process.returncode, out, err, _newest(where), left)
+        _, err = process.communicate()
+        raise AssertionError(f"{command} has not ended in {timeout:g} s\n{reader.text()}\n{err}") from late
+    finally:  # also where the test's own time is up
+        _kill(process.pid)
+    return Run(process.returncode, reader.text(), err or "", _newest(where), left)
 
 
 def environment(full_error: bool = False) -> dict[str, str]:
@@ -98,86 +110,9 @@ def environment(full_error: bool = False) -> dict[str, str]:
     return env | ({"HYDRA_FULL_ERROR": "1"} if full_error else {})
 
 
-class Driver:
-    """Calls of train.py, or of another program, that are forked from one process (``forking_driver.py``)."""
-
-    def __init__(self) -> None:
-        self._environment = environment()
-        self._process: subprocess.Popen | None = None
-        self._place = Path(tempfile.mkdtemp(prefix="driver-"))
-
-    def can_have(self, env: dict[str, str]) -> bool:
-        """Whether what differs in the environment is not looked at before train.py begins."""
-        names = {name for name in env.keys() | self._environment.keys() if env.get(name) != self._environment.get(name)}
-        return not any(name.startswith(("PYTHON", "OMP_", "CUDA_", "TORCH_", "SYNCBN_")) for name in names)
-
-    def run(
-        self,
-        where: Path,
-        *arguments: str,
-        env: dict[str, str],
-        timeout: float,
-        program: Path = REPO / "train.py",
-        meanwhile: Callable[[int], None] | None = None,
-        gone: Path | None = None,
-    ) -> Run:
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        files = [self._place / name for name in ("out", "err")]
-        for path in files:
-            path.unlink(missing_ok=True)
-        if gone is not None:
-            os.mkfifo(files[0])
-            files[1] = files[0]
-            threading.Thread(target=_read_until, args=(files[0], gone), daemon=True).start()
-        call = {"program": str(program), "arguments": arguments, "where": str(where), "environment": env}
-        print(json.dumps(call | {"files": list(map(str, files))}), file=self._process.stdin, flush=True)
-        pid = int(self._answers.readline())
-        _beside(meanwhile, pid)
-        try:
-            answered, _, _ = select.select([self._answers], [], [], timeout)
-            left = _left(pid) if answered else []
-        finally:  # also where the test's own time is up: an answer that nobody took would be the next call's
-            _kill(pid)
-            code = int(self._answers.readline())
-        out, err = ("", "") if gone is not None else (path.read_text(encoding="utf-8") for path in files)
-        if not answered:
-            raise AssertionError(f"{program.name} {arguments} has not ended in {timeout:g} s\n{out}\n{err}")
-        return Run(code, out, err, _newest(where), left)
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()  # type: ignore[union-attr]
-            self._answers.close()
-        self._process = None
-        shutil.rmtree(self._place, ignore_errors=True)
-
-    def _start(self) -> None:
-        ours, answers = os.pipe()
-        self._answers = os.fdopen(ours, "rb", buffering=0)
-        command = [sys.executable, "-m", "tests.training.support.forking_driver", str(answers)]
-        options = {"cwd": REPO, "env": self._environment, "start_new_session": True, "encoding": "utf-8"}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[answers], **options)
-        os.close(answers)
-
-
 def _beside(meanwhile: Callable[[int], None] | None, leader: int) -> None:
     if meanwhile is not None:
         threading.Thread(target=meanwhile, args=(leader,), daemon=True).start()
-
-
-def _read_until(pipe: Path, gone: Path) -> None:
-    """The reader of a pipe, which ends once there is this file."""
-    reader = os.open(pipe, os.O_RDONLY)
-    os.set_blocking(reader, False)
-    while not gone.exists():
-        with suppress(BlockingIOError):
-            os.read(reader, 65536)
-        time.sleep(0.02)
-    os.close(reader)
 
 
 def handles_signals(leader: int) -> bool:
@@ -187,10 +122,6 @@ def handles_signals(leader: int) -> bool:
         fields = dict(line.split(":", 1) for line in status.splitlines())
         return bool(int(fields["SigCgt"], 16) >> (signal.SIGHUP - 1) & 1)
     return False
-
-
-DRIVER = Driver()
-atexit.register(DRIVER.close)
 
 
 def _newest(where: Path) -> Path | None:
@@ -224,19 +155,28 @@ def _session(leader: int) -> list[int]:
 
 
 class _Reader(threading.Thread):
-    """Reads a terminal until the program is gone, so that it does not stop at a full buffer."""
+    """Reads a terminal or a pipe until the program is gone, so that it does not stop at a full buffer.
 
-    def __init__(self, descriptor: int) -> None:
+    Args:
+        descriptor: to read from; it is closed at the end.
+        gone: if given, reading ends once there is this file.
+    """
+
+    def __init__(self, descriptor: int, gone: Path | None) -> None:
         super().__init__(daemon=True)
-        self.descriptor, self.pieces = descriptor, []
+        self._descriptor, self._gone, self._pieces = descriptor, gone, []
         self.start()
 
     def run(self) -> None:
         with suppress(OSError):  # how a terminal ends
-            while piece := os.read(self.descriptor, 65536):
-                self.pieces.append(piece)
+            while self._gone is None or not self._gone.exists():
+                if select.select([self._descriptor], [], [], 0.02)[0]:
+                    piece = os.read(self._descriptor, 65536)
+                    if not piece:
+                        break
+                    self._pieces.append(piece)
+        os.close(self._descriptor)
 
     def text(self) -> str:
         self.join(timeout=10)
-        os.close(self.descriptor)
-        return b"".join(self.pieces).decode()
+        return b"".join(self._pieces).decode()

@@ -1,0 +1,76 @@
+"""A process that the warm server forks is as one that an interpreter begins."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.warm_process import WarmProcess, can_serve
+
+PROGRAM = """
+import os, signal, sys
+print(sys.argv[1:], os.environ["A"], os.getcwd(), os.getsid(0) == os.getpid(), sys.version_info[:2], flush=True)
+print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), sys.stdin.read(), file=sys.stderr)
+{end}
+"""
+ENDS = {
+    "": 0,
+    "sys.exit(3)": 3,
+    "sys.exit('why')": 1,
+    "raise ValueError": 1,
+    "os.kill(os.getpid(), signal.SIGKILL)": -9,
+    "os.abort()": -6,
+}
+
+
+@pytest.mark.parametrize(("end", "code"), ENDS.items())
+@pytest.mark.parametrize("popen", [subprocess.Popen, WarmProcess])
+def test_they_are_given_and_answer_the_same(tmp_path: Path, popen: type[subprocess.Popen], end: str, code: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(end=end), encoding="utf-8")
+    environment = os.environ | {"A": "b c", "PYTHONPATH": os.pathsep.join(["own", os.environ.get("PYTHONPATH", "")])}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        process = popen(
+            [sys.executable, "-u", str(program), "-m", "x=1 2"],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            encoding="utf-8",
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    out, err = process.communicate("typed", timeout=60)
+    assert process.returncode == process.poll() == code
+    assert out == f"['-m', 'x=1 2'] b c {tmp_path} True {sys.version_info[:2]}\n"
+    first, *rest = err.splitlines()
+    assert first == "[<Signals.SIGUSR1: 10>] typed"
+    assert (rest[-1] if rest else "") == {"sys.exit('why')": "why", "raise ValueError": "ValueError"}.get(end, "")
+
+
+def test_a_process_is_waited_for_and_killed() -> None:
+    process = WarmProcess([sys.executable, "-m", "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"])
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    assert process.poll() is None
+    process.kill()
+    assert process.wait(20) == process.returncode == -signal.SIGKILL
+    begin = time.monotonic()
+    while Path(f"/proc/{process.pid}").exists() and time.monotonic() - begin < 20:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_what_is_read_at_the_start_of_an_interpreter_needs_one() -> None:
+    ours = dict(os.environ)
+    assert can_serve(ours)
+    assert can_serve(ours | {"WANDB_MODE": "offline", "PYTHONPATH": "elsewhere"})
+    for name in ("PYTHONUTF8", "OMP_NUM_THREADS", "TORCH_LOGS", "SYNCBN_KERNELS"):
+        assert not can_serve(ours | {name: "another value"})
