@@ -1,11 +1,8 @@
 """Reads the local directories of a W&B run, one per attempt, and finds those that have to be uploaded."""
 
 import glob
-import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_internals
@@ -70,21 +67,6 @@ def upload(run_dir: Path) -> tuple[list[str], list[Path]]:
 def is_offline(directory: Path) -> bool:
     """Whether W&B ran offline in this attempt."""
     return directory.name.startswith("offline-")
-
-
-def history(directory: Path) -> list[dict[str, Any]]:
-    """Return the history lines that one attempt has logged, up to the point where it was killed.
-
-    Empty if W&B's own program, which reads them, is not there.
-    """
-    from wandb import Error  # here: the launcher of a run without W&B imports this module too
-
-    try:
-        command = wandb_internals.inspect_command(directory)
-        printed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace").stdout
-    except (OSError, Error):  # a point twice is better than a run that cannot be resumed
-        return []
-    return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
 
 
 def mark_unsent(directory: Path) -> None:

@@ -4,7 +4,10 @@ Each was read in the version ``TESTED``. ``tests/training/loggers/test_wandb_int
 moved one. W&B itself is imported where it is needed: the doctor needs the version alone.
 """
 
+import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 TESTED = "0.31.0"  # the newest W&B that the tests have run with; the doctor reports a newer one
 HEADER = 7  # bytes at the beginning of a run's log, before the first record (W&B 0.31)
@@ -16,10 +19,12 @@ def connection_errors() -> tuple[type[Exception], ...]:
     """The exceptions that a call of W&B raises once W&B's own process has ended.
 
     ``HandleAbandonedError`` and ``MailboxClosedError`` of ``wandb.sdk.mailbox``, W&B 0.31. Neither derives from a class
-    in ``wandb.errors``.
+    in ``wandb.errors``. Where a later W&B has moved them, a run whose W&B process ends may end with it.
     """
-    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-
+    try:
+        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    except ImportError:
+        return (ConnectionError,)
     return ConnectionError, HandleAbandonedError, MailboxClosedError
 
 
@@ -55,6 +60,22 @@ def upload_failed(directory: Path) -> bool:
     """
     log = directory / "logs" / "debug-internal.log"
     return log.exists() and "filestream: fatal error" in log.read_text(errors="replace", encoding="utf-8")
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The history lines that one attempt has logged, up to the point where it was killed.
+
+    Empty where W&B's own program is not there or prints something else: a resumed run then sends points twice, which
+    is better than a run that cannot be resumed.
+    """
+    from wandb import Error
+
+    try:
+        command = inspect_command(directory)
+        printed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace").stdout
+        return [json.loads(line)["history"]["item"] for line in printed.splitlines() if '"type":"history"' in line]
+    except (ImportError, OSError, Error, ValueError, LookupError, TypeError):
+        return []
 
 
 def inspect_command(directory: Path) -> list[str]:

@@ -80,4 +80,4 @@ def _line(text: str) -> Line | None:
 
 def _end(directory: Path) -> int:
     """The first line number that the log of an offline attempt does not have."""
-    return max((line[wandb_internals.NUMBER] + 1 for line in wandb_files.history(directory)), default=0)
+    return max((line[wandb_internals.NUMBER] + 1 for line in wandb_internals.history(directory)), default=0)

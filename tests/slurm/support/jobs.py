@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import wandb_files, wandb_internals
 from tests.slurm.support.cluster import Cluster, Ended
 from tests.training.support.faulty_runs import SETTINGS, differences, fault
 from tests.training.support.train_command import PROJECT, Run
@@ -36,7 +36,7 @@ def check(ended: Ended, straight: Run, restarts: int) -> None:
     assert run.json("run")["status"] == "finished"
     assert differences(run, straight) == []
     attempts = wandb_files.directories(run.directory)
-    lines = [line for attempt in attempts for line in wandb_files.history(attempt)]
+    lines = [line for attempt in attempts for line in wandb_internals.history(attempt)]
     assert len({log.name for log in run.directory.glob("wandb/*run-*/run-*.wandb")}) == 1  # by W&B's id of the run
     points = [(line["trainer/global_step"], name) for line in lines for name in line if name.startswith("train/")]
     assert len(points) == len(set(points))

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import comparison_page, plots, tables, wandb_run, write
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import wandb_internals
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame
 from tests.study.support.page_reader import Page, cells, files
@@ -382,7 +382,7 @@ def test_tables_and_plots_go_to_wandb(tmp_path: Path) -> None:
     place = Path(command.removeprefix("wandb sync "))
     run = wandb_log.run(place)
     assert (run["project"], run["run_group"], run["job_type"]) == ("mine", "together", "comparison")
-    (row,) = wandb_files.history(place)
+    (row,) = wandb_internals.history(place)
     tables_there = {name for name in comparisons.COLUMNS if len(getattr(made, name))}
     logged = {key.split(".")[0] for key in row}
     assert {key for key in logged if key.startswith("tables/")} == {f"tables/{name}" for name in tables_there}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import wandb_files, wandb_internals
 from tests.training.support import wandb_log
 from tests.training.support.faulty_runs import fault, faulty, stopped
 from tests.training.support.train_command import PROJECT, Run, train
@@ -50,13 +50,13 @@ def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
     assert again.directory is not None
     attempts = wandb_files.directories(again.directory)
     assert len(attempts) == (2 if rank else 3)  # the launcher marks the run of a dead rank 0 as failed
-    lines = [line for attempt in attempts for line in wandb_files.history(attempt)]
+    lines = [line for attempt in attempts for line in wandb_internals.history(attempt)]
     points = [(line["trainer/global_step"], name) for line in lines for name in line if name.startswith("train/")]
     assert len(points) == len(set(points))  # no step twice
     assert {step for step, name in points if name == "train/loss_step"} == set(range(3 * 18))  # and none lost
     upload = again.out.splitlines()[-1]
     assert upload.startswith("upload it: ")
-    assert all(str(d.relative_to(tmp_path)) in upload for d in attempts if wandb_files.history(d))
+    assert all(str(d.relative_to(tmp_path)) in upload for d in attempts if wandb_internals.history(d))
 
 
 def test_an_exception_in_the_middle_of_one_ranks_forward_pass(tmp_path: Path) -> None:

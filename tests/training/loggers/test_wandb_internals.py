@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from syncbn.training.loggers import wandb_files, wandb_internals
+from syncbn.training.loggers import wandb_internals
 
 
 @pytest.mark.parametrize("name", ["HandleAbandonedError", "MailboxClosedError"])
@@ -44,11 +44,25 @@ def test_the_log_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_log_that_cannot_be_read_has_no_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run-a.wandb").touch()
-    assert wandb_files.history(tmp_path) == []
+    assert wandb_internals.history(tmp_path) == []
     monkeypatch.setattr(wandb.util, "get_core_path", lambda: "/no/such/program")
-    assert wandb_files.history(tmp_path) == []
+    assert wandb_internals.history(tmp_path) == []
     monkeypatch.setattr(wandb.util, "get_core_path", raising)
-    assert wandb_files.history(tmp_path) == []
+    assert wandb_internals.history(tmp_path) == []
+    monkeypatch.delattr(wandb.util, "get_core_path")
+    assert wandb_internals.history(tmp_path) == []
+    for line in ("no JSON", "{}", '{"history": []}'):
+        monkeypatch.setattr(
+            wandb_internals, "inspect_command", lambda _, line=line: ["echo", f'{line} "type":"history"']
+        )
+        assert wandb_internals.history(tmp_path) == []
+
+
+def test_errors_that_wandb_has_moved_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.sdk import mailbox
+
+    monkeypatch.delattr(mailbox, "MailboxClosedError")
+    assert wandb_internals.connection_errors() == (ConnectionError,)
 
 
 def raising() -> None:

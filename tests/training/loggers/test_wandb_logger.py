@@ -68,7 +68,7 @@ def csv_points(run_dir: Path) -> dict[tuple[int, str], float]:
 
 
 def wandb_lines(run_dir: Path) -> list[dict[str, Any]]:
-    return [line for directory in wandb_files.directories(run_dir) for line in wandb_files.history(directory)]
+    return [line for directory in wandb_files.directories(run_dir) for line in wandb_internals.history(directory)]
 
 
 def upload(run_dir: Path) -> subprocess.CompletedProcess[str]:
@@ -181,14 +181,14 @@ def test_a_run_from_a_checkpoint_of_another_has_a_wandb_run_and_metrics_of_its_o
     assert wandb_files.upload(tmp_path / "run")[1] == [directory]
     found = csv_points(tmp_path / "run")
     assert {step for step, _ in found} == set(range(10, 20))
-    assert points(wandb_files.history(directory), STEP) == found
-    assert [line["_step"] for line in wandb_files.history(directory)] == list(range(14))
+    assert points(wandb_internals.history(directory), STEP) == found
+    assert [line["_step"] for line in wandb_internals.history(directory)] == list(range(14))
 
 
 def test_names_with_brackets_are_names_like_others(tmp_path: Path) -> None:
     attempt(tmp_path / "x[a] b", steps=3, about={"wandb_id": "x[a] b"})
     (directory,) = wandb_files.directories(tmp_path / "x[a] b")
-    assert len(wandb_files.history(directory)) == 3
+    assert len(wandb_internals.history(directory)) == 3
     run = wandb_log.run(directory)
     assert (run["run_id"], run["display_name"]) == ("x[a] b", "x[a] b")
 
@@ -218,7 +218,7 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(
     assert about == {"id": ID, "mode": "offline", "asked": "online", "url": None, "finished": True}
     options, (directory,) = wandb_files.upload(tmp_path / "run")
     assert options == ["sync"]
-    assert len(wandb_files.history(directory)) == 28
+    assert len(wandb_internals.history(directory)) == 28
 
 
 def test_an_attempt_that_was_kept_offline_is_uploaded_before_a_later_one_is_online(
@@ -257,7 +257,7 @@ def test_a_server_that_goes_away_is_not_waited_for_and_what_it_lacks_can_be_uplo
     assert time.monotonic() - start < 60
     options, directories = wandb_files.upload(tmp_path / "run")
     assert options == ["sync", "--include-online"]
-    assert [len(wandb_files.history(directory)) for directory in directories] == [28]
+    assert [len(wandb_internals.history(directory)) for directory in directories] == [28]
 
 
 @pytest.mark.parametrize("refusal", [401, 403])

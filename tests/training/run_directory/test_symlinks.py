@@ -20,7 +20,7 @@ from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
 from syncbn.training.config import compare
 from syncbn.training.errors import SettingError
-from syncbn.training.loggers import csv_logger, wandb_files, wandb_logger
+from syncbn.training.loggers import csv_logger, wandb_files, wandb_internals, wandb_logger
 from syncbn.training.run_directory import lock, record, symlinks
 from syncbn.training.run_directory import paths as identity
 from tests.study.support import run_directories
@@ -288,7 +288,7 @@ def test_wandbs_reader_imports_nothing_from_a_run_directory(tmp_path: Path, monk
     for module in ("wandb/__init__.py", "wandb/__main__.py", "json.py"):
         (tmp_path / module).write_text(f"open({str(tmp_path / 'imported')!r}, 'w')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert wandb_files.history(attempt) == []
+    assert wandb_internals.history(attempt) == []
     assert not (tmp_path / "imported").exists()
 
 
