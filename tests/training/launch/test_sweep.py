@@ -35,7 +35,7 @@ def status(where: Path, at: str = "multirun/a") -> dict[str, str]:
 def test_each_job_has_its_own_processes_directory_and_wandb_run(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     probe = f"+callbacks.pid={{_target_: faults.WritePid, path: {pids}}}"
-    run = sweep(tmp_path, "norm=local,sync", "seed=0,1", probe, fresh=True)
+    run = sweep(tmp_path, "norm=local,sync", "seed=0,1", probe)
     assert run.code == 0, run.err
     assert run.left == []
     assert status(tmp_path) == dict.fromkeys("0123", "finished")
