@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from syncbn.doctor import Row, Status, bounded, examine, selftest, show, to_json, verdict
+from syncbn.doctor import Row, Status, bounded, selftest, show, to_json, verdict
 from syncbn.doctor.rows import failed, ok, warning
-from syncbn.doctor.selftest_ranks import Plan, ReportStage
+from syncbn.doctor.selftest_ranks import Plan, ReportStage, on_ranks
 from syncbn.nn.comm import all_reduce
-from tests.training.support.train_command import REPO, _session, environment
+from tests.training.support.train_command import DRIVER, REPO, _session, environment
 
 CPU = Plan("cpu", "gloo", 2)
 LAYERS = ["layer on CPU, float32", "layer on CPU, float32, an empty rank", "layer on CPU, float64"]
@@ -167,20 +168,6 @@ def unsynchronized(rank: int, plan: Plan, report_stage: ReportStage) -> selftest
     return selftest.exercise(rank, plan, report_stage)
 
 
-def drifting(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
-    result = selftest.exercise(rank, plan, report_stage)
-    for tensors in result.cases:
-        tensors["running_var"] *= 1 + rank * 1e-14 if tensors["y"].dtype == torch.float64 else 1 + rank * 2e-7
-    return result
-
-
-def not_a_number(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
-    result = selftest.exercise(rank, plan, report_stage)
-    for tensors in result.cases:
-        tensors["dx"][:1] = torch.nan
-    return result
-
-
 def raising(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
     report_stage("the sum")
     if rank == 1:
@@ -204,11 +191,25 @@ def hanging(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result
     return selftest.exercise(rank, plan, report_stage)
 
 
-def run(exercise: selftest.Exercise, timeout: float = 120) -> list[Row]:
-    before = set(multiprocessing.active_children())
-    rows = selftest.run(timeout, exercise)
-    assert set(multiprocessing.active_children()) == before
-    return rows
+def run(exercise: selftest.Exercise, *outputs: str, timeout: float = 120) -> list[Row]:
+    """The rows of ``run_self_test.py``, which asserts that no rank is left."""
+    program, arguments = REPO / "tests/doctor/run_self_test.py", (exercise.__name__, f"{timeout:g}", *outputs)
+    call = DRIVER.run(REPO, *arguments, env=environment(), timeout=150, program=program)
+    assert call.code == 0, call.err
+    assert not call.left
+    return [Row(**row) for row in json.loads(call.out)["rows"]]
+
+
+@pytest.fixture(scope="module")
+def results() -> list[selftest.Result]:
+    """The results of two ranks that are well."""
+    return on_ranks(CPU, selftest.exercise, 120)
+
+
+def rows_of(results: list[selftest.Result], monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+    """The rows of a self-test whose ranks have these results."""
+    monkeypatch.setattr("syncbn.doctor.selftest_ranks.on_ranks", lambda plan, exercise, timeout: results)
+    return selftest.run()
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +218,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_layer_that_does_not_synchronize(tmp_path: Path) -> None:
-    rows = {row.check: row for row in examine(tmp_path, exercise=unsynchronized)}
+    rows = {row.check: row for row in run(unsynchronized, str(tmp_path))}
     uneven, empty, double = (rows[name] for name in LAYERS)
     assert uneven.status == double.status == Status.failed
     assert uneven.figures["y"] > 1e-3
@@ -229,8 +230,12 @@ def test_a_layer_that_does_not_synchronize(tmp_path: Path) -> None:
     assert verdict([*rows.values()]).startswith(f"3 of {len(rows)} checks FAILED")
 
 
-def test_buffers_that_differ_in_a_bit_only() -> None:
-    *layers, message = run(drifting)
+def test_buffers_that_differ_in_a_bit_only(results: list[selftest.Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = deepcopy(results)
+    for rank, result in enumerate(results):
+        for tensors in result.cases:
+            tensors["running_var"] *= 1 + rank * (1e-14 if tensors["y"].dtype == torch.float64 else 2e-7)
+    *layers, message = rows_of(results, monkeypatch)
     assert [row.status for row in layers] == [Status.failed] * 3
     assert message.status != Status.failed
     for row in layers:
@@ -239,8 +244,12 @@ def test_buffers_that_differ_in_a_bit_only() -> None:
         assert "off by" not in row.fix
 
 
-def test_no_number_is_an_infinite_error() -> None:
-    *layers, _ = run(not_a_number)
+def test_no_number_is_an_infinite_error(results: list[selftest.Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = deepcopy(results)
+    for result in results:
+        for tensors in result.cases:
+            tensors["dx"][:1] = torch.nan
+    *layers, _ = rows_of(results, monkeypatch)
     assert all(row.status == Status.failed and row.fix.startswith("dx off by more than") for row in layers)
     assert json.loads(to_json(layers))["rows"][0]["figures"]["dx"] is None
 
@@ -269,7 +278,9 @@ def test_a_rank_that_hangs() -> None:
 def test_ranks_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
-    (row,) = run(selftest.exercise)
+    before = set(multiprocessing.active_children())
+    (row,) = selftest.run()
+    assert set(multiprocessing.active_children()) == before
     assert row.status == Status.failed
     assert "TMPDIR" in row.fix
 

@@ -311,6 +311,7 @@ def read_whole(run_dir: Path, name: str) -> dict[str, Any]:
     return {} if missing_value(name, found) else found
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -3,8 +3,8 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.training.checkpoint import continue_run
+from syncbn.training.checkpoint import continue_run, files
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.launch import check_directories
@@ -65,15 +65,54 @@ def contents(run_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """What any change of a file changes."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def stamps() -> dict[Path, tuple[int, int, int]]:
-    """What any change of a file changes, but for the locks, which a refused command may take for a moment."""
-    files = [path for path in Path("outputs").rglob("*") if path.is_file() and path.name != ".lock"]
-    return {path: ((found := path.stat()).st_mtime_ns, found.st_size, found.st_ino) for path in files}
+    """The stamps of all files of runs but for the locks, which a refused command may take for a moment."""
+    return {path: stamp(path) for path in Path("outputs").rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def settings() -> Iterator[tuple[str, DictConfig]]:
-    for change, overrides in CHANGES.items():
-        yield change, settled(*SAME, *overrides).settings()
+@cache
+def settings(change: str) -> DictConfig:
+    return settled(*SAME, *CHANGES[change]).settings()
+
+
+@cache
+def plan_of(change: str, ckpt_path: str | None, mode: str, run_id: str | None) -> Plan:
+    cfg = settings(change)
+    cfg.ckpt_path, cfg.mode, cfg.run.id = ckpt_path, mode, run_id
+    return Plan.of(cfg, Path("somewhere"))
+
+
+@cache
+def parsed(text: str) -> DictConfig:
+    found = OmegaConf.create(text)
+    assert isinstance(found, DictConfig)
+    OmegaConf.set_readonly(found, True)  # all combinations share it
+    return found
+
+
+class ParsedOnce(OmegaConf):
+    """Parses each ``config.yaml`` once: 60 ms, and most combinations read one."""
+
+    create = staticmethod(parsed)  # type: ignore[assignment]
+
+
+@pytest.fixture
+def each_file_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses each ``config.yaml`` and loads each checkpoint once, as long as the file stays as it is."""
+
+    @cache
+    def once(path: Path, stamp: tuple[int, int, int]) -> Any:
+        return load(path)
+
+    load = files.load
+    monkeypatch.setattr(files, "load", lambda path: once(path, stamp(path)))
+    monkeypatch.setattr(record, "OmegaConf", ParsedOnce)
 
 
 def of_another_run(name: str, status: str) -> None:
@@ -159,13 +198,13 @@ def expected(checkpoint: str, name: str, mode: str, status: str, change: str) ->
     return "refused" if over else "new, all"
 
 
+@pytest.mark.usefixtures("each_file_read_once")
 @pytest.mark.parametrize("status", STATUSES)
 def test_every_combination_works_where_it_says_and_changes_no_other_run(
     here: Path, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("syncbn.training.run_directory.lock.time.sleep", lambda seconds: None)
     checkpoints = prepare(status)
-    composed = dict(settings())
     before = {name: contents(here / "outputs" / name) for name in ("A", "begun", "done")}
     if status == "held":
         lock.hold(Path("outputs/A").resolve())
@@ -179,9 +218,7 @@ def test_every_combination_works_where_it_says_and_changes_no_other_run(
             continue
         cell = (checkpoint, name, mode, status, change)
         run_id, hydra_dir = NAMES[name]
-        cfg = composed[change]
-        cfg.ckpt_path, cfg.mode, cfg.run.id = checkpoints[checkpoint], mode, run_id
-        plan = Plan.of(cfg, Path("somewhere"))
+        plan = plan_of(change, checkpoints[checkpoint], mode, run_id)
         what, where = decided(plan, hydra_dir, monkeypatch)
         assert what == expected(*cell), cell
         tried.add(what)
