@@ -51,7 +51,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> Repeated:
 
 def test_it_does_what_is_missing(repeated: Repeated) -> None:
     """A killed run is reported and listed. The same command then repeats only that run."""
-    where, stop, first, done, again = repeated
+    where, _, first, done, again = repeated
     assert first.code == 1
     assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command resumes it" in first.err
     assert first.err.splitlines()[-1] == "error: 1 of 6 runs failed; the same command does them again"
