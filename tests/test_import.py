@@ -53,3 +53,10 @@ def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> No
     imported = modules_after(f"{environment}; import {server_imports.__name__}")
     assert imported >= {"lightning", "wandb", "syncbn.training.launch.rank", "sklearn.datasets"}
     assert "sklearn" not in "".join(preload.modules(settled("data=imagenet", "data.root=x").cfg))
+
+
+def test_garbage_collection_in_ranks_skips_what_the_server_has_imported() -> None:
+    """A full collection in a rank would traverse and copy the memory of all imported modules."""
+    environment = f"import os; os.environ[{server_imports.VARIABLE!r}] = 'json'"
+    check = "import gc; assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    assert "json" in modules_after(f"{environment}; import {server_imports.__name__}; {check}")

@@ -22,7 +22,8 @@ from syncbn.doctor import Row, Status, bounded, selftest, show, to_json, verdict
 from syncbn.doctor.rows import failed, ok, warning
 from syncbn.doctor.selftest_ranks import Plan, ReportStage, on_ranks
 from syncbn.nn.comm import all_reduce
-from tests.training.support.train_command import DRIVER, REPO, _session, environment
+from tests.training.support.train_command import REPO, _session, environment
+from tests.training.support.train_command import run as run_command
 
 CPU = Plan("cpu", "gloo", 2)
 LAYERS = ["layer on CPU, float32", "layer on CPU, float32, an empty rank", "layer on CPU, float64"]
@@ -193,8 +194,8 @@ def hanging(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result
 
 def run(exercise: selftest.Exercise, *outputs: str, timeout: float = 120) -> list[Row]:
     """The rows of ``run_self_test.py``, which asserts that no rank is left."""
-    program, arguments = REPO / "tests/doctor/run_self_test.py", (exercise.__name__, f"{timeout:g}", *outputs)
-    call = DRIVER.run(REPO, *arguments, env=environment(), timeout=150, program=program)
+    command = (sys.executable, "-m", "tests.doctor.run_self_test", exercise.__name__, f"{timeout:g}", *outputs)
+    call = run_command(REPO, *command, env=environment(), timeout=150)
     assert call.code == 0, call.err
     assert not call.left
     return [Row(**row) for row in json.loads(call.out)["rows"]]

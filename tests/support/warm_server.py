@@ -119,13 +119,14 @@ def run(program: str, arguments: list[str]) -> None:
 
 
 def forked(path: str, arguments: list[str], descriptors: list[int]) -> int:
-    """For ``multiprocessing.util.spawnv_passfds``: runs ``python -c CODE`` in a fork of this process."""
+    """For ``multiprocessing.util.spawnv_passfds``: runs ``python -c CODE ARGUMENTS`` in a fork of this process."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             close_all_but(0, 1, 2, *descriptors)
-            exec(arguments[-1], {"__name__": "__main__"})
+            _, program, *sys.argv[1:] = arguments[arguments.index("-c") :]
+            exec(program, {"__name__": "__main__"})
             code = 0
         finally:
             os._exit(code)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import tables, write
 from tests.study.support import comparisons
 from tests.study.support.browser import Browser
@@ -80,10 +81,18 @@ def test_the_page_can_be_read(browser: Browser, written: dict[str, Path], name: 
     assert all(size > 300 for size in there.values())
 
 
-@pytest.mark.parametrize("width", [400, 1400])
-def test_several_comparisons_on_one_page(browser: Browser, tmp_path: Path, width: int) -> None:
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Comparison], Path]:
+    """Two comparisons, and the page with both."""
     made = {"one": comparisons.rich(), "two": comparisons.nothing_differs()}
-    path = write.write_several("A study", "Does it?", made, tmp_path)
+    return made, write.write_several("A study", "Does it?", made, tmp_path_factory.mktemp("several"))
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_several_comparisons_on_one_page(
+    browser: Browser, several: tuple[dict[str, Comparison], Path], width: int
+) -> None:
+    made, path = several
     browser.open(path, width)
     assert browser.said == []
     assert browser.requests == [path.as_uri()]
@@ -98,8 +107,8 @@ def test_several_comparisons_on_one_page(browser: Browser, tmp_path: Path, width
     for name, each in made.items():
         assert each.verdict in text
         assert browser.evaluate(f"!!document.querySelector('.answers a[href=\"#{name}-top\"]')")
-        assert (tmp_path / name / "report.html").exists()
-        assert f"({name}/" in (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert (path.parent / name / "report.html").exists()
+        assert f"({name}/" in (path.parent / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import pytest
 
 from tests.training.support.faulty_runs import fault
 from tests.training.support.train_command import Run, train
@@ -21,40 +23,67 @@ def written(where: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted((where / "s").glob("*/*/*/*/result.json"))}
 
 
-def test_it_does_what_is_missing(tmp_path: Path) -> None:
+class Repeated(NamedTuple):
+    """A study in which one run was killed, and which the same command then completed.
+
+    Attributes:
+        where: the directory of both calls.
+        stop: the setting that killed the run; it is part of both commands.
+        first: the call with the killed run.
+        done: the results after it.
+        again: the call that completed the study.
+    """
+
+    where: Path
+    stop: str
+    first: Run
+    done: dict[Path, int]
+    again: Run
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Repeated:
+    where = tmp_path_factory.mktemp("repeated")
+    stop = fault(where, "kill")
+    first = of_study(where, stop)
+    return Repeated(where, stop, first, written(where), of_study(where, stop))
+
+
+def test_it_does_what_is_missing(repeated: Repeated) -> None:
     """A killed run is reported and listed. The same command then repeats only that run."""
-    stop = fault(tmp_path, "kill")
-    first = of_study(tmp_path, stop)
+    where, _, first, done, again = repeated
     assert first.code == 1
     assert "was killed by SIGKILL, perhaps for lack of memory (see dmesg); the same command resumes it" in first.err
     assert first.err.splitlines()[-1] == "error: 1 of 6 runs failed; the same command does them again"
     assert "5 of 6 runs (1 failed)" in first.out
-    done = written(tmp_path)
     assert len(done) == 5
-    again = of_study(tmp_path, stop)
     assert again.code == 0, again.err
-    assert len(written(tmp_path)) == 6
-    assert {path: written(tmp_path)[path] for path in done} == done
+    assert len(written(where)) == 6
+    assert {path: written(where)[path] for path in done} == done
     assert not again.left
     assert "6 of 6 runs" in again.out
-    other = of_study(tmp_path, "trainer.max_epochs=2")
+    other = of_study(where, "trainer.max_epochs=2")
     assert other.code == 1
     assert other.err.startswith("error: study.directory=s: its runs were made with other settings (")
     assert "trainer.max_epochs=1 -> 2" in other.err
-    assert {path: written(tmp_path)[path] for path in done} == done
-    status = [
-        json.loads(path.read_text(encoding="utf-8"))["status"] for path in (tmp_path / "s").glob("*/*/*/*/run.json")
-    ]
+    assert {path: written(where)[path] for path in done} == done
+    status = [json.loads(path.read_text(encoding="utf-8"))["status"] for path in (where / "s").glob("*/*/*/*/run.json")]
     assert status == ["finished"] * 6
 
 
-def test_the_report_is_of_the_runs_that_are_there(tmp_path: Path) -> None:
-    assert of_study(tmp_path).code == 0
-    page = tmp_path / "s" / "report" / "report.html"
+def test_the_report_is_of_the_runs_that_are_there(repeated: Repeated) -> None:
+    """Without one of the runs, which is put back afterwards, the report is another."""
+    where = repeated.where
+    page = where / "s" / "report" / "report.html"
     before = page.read_text(encoding="utf-8")
     check_tables(page.parent / "scaled_step-test-acc", rounding=7)  # a test image is 3.1
-    shutil.rmtree(tmp_path / "s" / "scaled_step" / "8" / "sync" / "0")
-    run = train(tmp_path, *STUDY, "study.report_only=true")
+    gone = where / "s" / "scaled_step" / "8" / "sync" / "0"
+    kept = where / "kept"
+    shutil.move(gone, kept)
+    try:
+        run = of_study(where, repeated.stop, "study.report_only=true")
+    finally:
+        shutil.move(kept, gone)
     assert run.code == 0, run.err
     assert page.read_text(encoding="utf-8") != before
 
