@@ -22,6 +22,7 @@ from syncbn.doctor import Row, Status, bounded, selftest, show, to_json, verdict
 from syncbn.doctor.rows import failed, ok, warning
 from syncbn.doctor.selftest_ranks import Plan, ReportStage, on_ranks
 from syncbn.nn.comm import all_reduce
+from tests.support.warm_process import WarmProcess
 from tests.training.support.train_command import REPO, _session, environment
 from tests.training.support.train_command import run as run_command
 
@@ -32,12 +33,15 @@ LAYERS = ["layer on CPU, float32", "layer on CPU, float32, an empty rank", "laye
 class Doctor:
     """A call of the command, in a session of its own, so that whatever it leaves behind is found."""
 
-    def __init__(self, where: Path, *arguments: str, **env: str) -> None:
+    def __init__(
+        self, where: Path, *arguments: str, popen: type[subprocess.Popen] = subprocess.Popen, **env: str
+    ) -> None:
         dropped = ("SLURM_", "WANDB_", "LOCAL_", "TORCHELASTIC_", "SYNCBN_", "COLUMNS", "FORCE_COLOR")
         clean = {k: v for k, v in environment().items() if not k.startswith(dropped)}
-        self.process = subprocess.Popen(
+        self.process = popen(
             [sys.executable, "-m", "syncbn.cli", "doctor", *arguments], cwd=where, env=clean | env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, encoding="utf-8",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            encoding="utf-8",
         )  # fmt: skip
 
     def end(self) -> None:
@@ -64,8 +68,8 @@ class Doctor:
         return {row["check"]: row for row in found["rows"] if row["status"] == "FAILED"}
 
 
-def call(where: Path, *arguments: str, **env: str) -> Doctor:
-    doctor = Doctor(where, *arguments, **env)
+def call(where: Path, *arguments: str, **options: Any) -> Doctor:
+    doctor = Doctor(where, *arguments, **options)
     doctor.end()
     return doctor
 
@@ -85,7 +89,7 @@ def test_this_machine_is_well(tmp_path: Path) -> None:
 
 
 def test_json_has_the_figures(tmp_path: Path) -> None:
-    doctor = call(tmp_path, "--json")
+    doctor = call(tmp_path, "--json", popen=WarmProcess)
     assert doctor.failures() == {}
     rows = {row["check"]: row for row in json.loads(doctor.out)["rows"]}
     for name in LAYERS:
