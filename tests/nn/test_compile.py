@@ -112,12 +112,24 @@ def compare(
             assert all(torch.equal(results[0][1][name], compiled[name]) for _, compiled in results), name
 
 
+def compile_a_function(rank: int, world_size: int) -> None:
+    torch.compile(lambda x: x.relu() + 1, backend="inductor")(torch.ones(8))
+
+
+@pytest.fixture(scope="module")
+def inductor(ranks: Ranks) -> None:
+    """Inductor has what it makes once for all graphs, its precompiled header among it."""
+    ranks.run(compile_a_function, world_size=1, timeout=PATIENCE)
+
+
+@pytest.mark.usefixtures("inductor")
 @pytest.mark.parametrize("cut", [[4, 4], [2, 6]], ids=named)
 def test_inductor_takes_several_layers_of_one_size(ranks: Ranks, cut: list[int]) -> None:
     torch.manual_seed(0)
     compare(ranks, Deep(), cut, backend="inductor")
 
 
+@pytest.mark.usefixtures("inductor")
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("cut", [[8], [2, 6]], ids=named)
 def test_inductor_equals_eager(ranks: Ranks, cut: list[int], masked: bool) -> None:

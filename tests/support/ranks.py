@@ -212,8 +212,6 @@ class _Member:
 def serve(rank: int, pipe: Connection, stacks: str) -> None:
     """A rank's life: take work, do it, answer, until the pipe ends."""
     torch.set_num_threads(1)
-    # inductor reads this when it is imported: otherwise each rank starts a pool of processes, which import torch again
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test's process, which then kills this one
     threading.Thread(target=_leave_with, args=(pipe.fileno(),), daemon=True).start()
     with Path(stacks).open("w", encoding="utf-8") as file:

@@ -193,7 +193,7 @@ def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: py
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=":")
-    run = train(tmp_path)
+    run = train(tmp_path, fresh=True)
     assert run.code == 1
     found = rf"torchvision 0\.28\.0 does not go with torch {re.escape(torch.__version__)}"
     assert re.fullmatch(rf"error: {found}, .* \(operator .*\): .* \(pip uninstall torchvision\)\n", run.err), run.err
