@@ -1,6 +1,7 @@
 """On what the tests in here run: a GPU, or with ``--device cpu`` Triton's interpreter and torch's CPU kernels."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import torch.distributed as dist
 
 from syncbn.nn.kernels import gpu
 from syncbn.testing import force_exchange
-from tests.conftest import ranks as ranks
+from tests.support.ranks import Ranks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +37,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     name = torch.cuda.get_device_name() if config.option.device == "cuda" else "Triton's interpreter, on the CPU"
     return f"device: {name}; torch {torch.__version__}"
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Ranks with interpreters of their own: the server of the others imports what a GPU machine need not have."""
+    pool = Ranks(popen=subprocess.Popen)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")

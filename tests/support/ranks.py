@@ -11,6 +11,7 @@ import pickle
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from tests.support.warm_process import WarmProcess
+from tests.support.warm_process import REPO, WarmProcess
 
 START = 120.0  # seconds for a rank to import torch, on a busy machine
 
@@ -46,10 +47,11 @@ class Ranks:
 
     Args:
         grace: seconds that the others get to end by themselves, once a rank has raised or died.
+        popen: starts a rank. ``subprocess.Popen`` gives each an interpreter of its own.
     """
 
-    def __init__(self, grace: float = 5.0) -> None:
-        self._grace = grace
+    def __init__(self, grace: float = 5.0, popen: type[subprocess.Popen] = WarmProcess) -> None:
+        self._grace, self._popen = grace, popen
         self._place = Path(tempfile.mkdtemp(prefix="ranks-"))
         self._numbers = itertools.count()
         self._members: list[_Member] = []
@@ -102,7 +104,7 @@ class Ranks:
         shutil.rmtree(self._place, ignore_errors=True)
 
     def _grow(self, size: int) -> None:
-        new = [_Member(rank, self._place, next(self._numbers)) for rank in range(len(self._members), size)]
+        new = [_Member(rank, self._popen, self._place, next(self._numbers)) for rank in range(len(self._members), size)]
         self._members += new
         for member in new:
             member.await_start()
@@ -158,13 +160,13 @@ class _Answer(NamedTuple):
 class _Member:
     """One rank, seen from the test's process."""
 
-    def __init__(self, rank: int, place: Path, number: int) -> None:
+    def __init__(self, rank: int, popen: type[subprocess.Popen], place: Path, number: int) -> None:
         self.rank = rank
         self.answer: _Answer | None = None
         self._stacks = place / f"stacks-{number}"
         self.pipe, theirs = Pipe()
         command = [sys.executable, "-m", "tests.support.pool_rank", str(rank), str(self._stacks)]
-        self.process = WarmProcess(command, stdin=theirs.fileno())
+        self.process = popen(command, stdin=theirs.fileno(), cwd=REPO)
         theirs.close()  # so that the end of the process is the end of the pipe
 
     def await_start(self) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[2]
 LARGEST = 100_000  # bytes of a request
 START = 120.0  # seconds for the server's imports, on a busy machine
-READ_AT_START = ("PYTHON", "OMP_", "CUDA_", "TORCH_", "SYNCBN_")  # variables that are read before a program begins
+# Variables that are read before a program begins.
+READ_AT_START = ("PYTHON", "OMP_", "CUDA_", "TORCH_", "TRITON_", "SYNCBN_")
 
 
 class WarmProcess(subprocess.Popen):
