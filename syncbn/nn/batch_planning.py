@@ -1,4 +1,7 @@
-"""The normalization batch: how many samples share statistics, the one number to choose (Wu & Johnson 2021)."""
+"""Turns a normalization batch, the samples that share statistics, into ``group`` and ``ghost_batch`` of the layer.
+
+It is the one number to choose (Wu & Johnson 2021).
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Checks of input, parameters and running statistics in forward, and of the saved tensors in backward."""
+"""Checks the tensors that a layer gets in forward, and its saved tensors in backward."""
 
 from collections.abc import Sequence
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""Merges statistics of sample sets: moments become sums, sums are added over ranks, sums become moments again.
+"""Merges statistics of sample sets: moments become sums, ``comm.all_reduce`` adds them, sums become moments again.
 
 The sums of one sample set are the vector ``[n, n*mean, n*(var + mean^2)]`` in float64: its length is ``2C + 1``, it
 adds up exactly as the samples do, and an empty set is all zeros. Float64 is what makes it safe to subtract

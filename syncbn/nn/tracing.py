@@ -1,4 +1,4 @@
-"""Whether torch.compile, a transform of torch.func or a dispatch mode traces the operations on tensors."""
+"""Detects whether torch.compile, a transform of torch.func or a dispatch mode traces the operations on tensors."""
 
 import torch
 from torch import Tensor

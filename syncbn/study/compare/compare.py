@@ -176,7 +176,7 @@ def _effects(
         rows[-1] |= {"how": pairs.how(cell), "margin": margin}
     differs, same = (paired_tests.holm([getattr(one, name) for one in computed]) for name in ("p", "p_tost"))
     for row, one, p_holm, p_tost in zip(rows, computed, differs, same, strict=True):
-        row |= {"p_holm": p_holm, "p_tost": p_tost, "verdict": paired_tests.verdict(one, p_holm, p_tost, alpha)}
+        row |= {"p_holm": p_holm, "p_tost": p_tost, "verdict": paired_tests.decide(one, p_holm, p_tost, alpha)}
     return pd.DataFrame(rows, columns=EFFECTS)
 
 

@@ -100,7 +100,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def verdict(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
+def decide(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
     """``lower`` or ``higher`` than the baseline, ``no difference``, ``undecided``, or ``too few pairs``.
 
     Args:

@@ -1,4 +1,7 @@
-"""States the verdict of a comparison in sentences: the differences, their intervals, and the cost."""
+"""States the verdict of a comparison in sentences: the differences, their intervals, and the cost.
+
+``paired_tests.decide`` decides what is stated.
+"""
 
 import math
 import re

@@ -7,7 +7,7 @@ from syncbn.training.distributed import slurm
 
 
 def launcher() -> str | None:
-    """What started this process as a rank: "torchrun" or "srun"; None if it is no rank, and starts ranks itself."""
+    """What started this process as a rank: "torchrun" or "srun"; None if it is not a rank and starts ranks itself."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"
     return "srun" if slurm.is_task() else None

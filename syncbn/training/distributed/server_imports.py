@@ -1,7 +1,7 @@
 """Imports, in the fork server, the modules that an environment variable names, so that ranks need not import them.
 
 A module that cannot be imported is skipped. An exception would end the server here, and the rank that needs the module
-reports it.
+reports it. ``launch.preload`` chooses the modules.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """Handles the signals that ask a run to stop, in each of its processes.
 
 In a rank the signal handler only sets a flag, on which all ranks agree at the next step. Lightning saves a checkpoint
-within the signal handler instead. The signal reaches each rank at another point of its step, so one rank waits for a
-collective that another never calls (Lightning issue 21406).
+within the signal handler instead. The signal reaches each rank at a different point of its step, so one rank waits for
+a collective that another never calls (Lightning issue 21406).
 """
 
 import mmap

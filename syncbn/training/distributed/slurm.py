@@ -1,7 +1,7 @@
 """Slurm: sets the environment variables of torchrun from those of srun, checks the job's header, and requeues jobs.
 
-Lightning requeues a job from within the signal handler, where it saves a checkpoint. Each rank is at another point of
-its step then, and may wait for ever (Lightning issue 21406). Here all ranks have stopped at the same step and have
+Lightning requeues a job from within the signal handler, where it saves a checkpoint. Each rank is at a different point
+of its step then, and may wait for ever (Lightning issue 21406). Here all ranks have stopped at the same step and have
 written a checkpoint before the job is requeued.
 """
 

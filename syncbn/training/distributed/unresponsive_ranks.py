@@ -2,6 +2,8 @@
 
 A rank that fails writes a report to the launcher's store. A rank whose collective timed out reads the reports of all
 ranks and names those that have written none. Every wait is bounded, even if the machine of the store is gone.
+
+Under ``python train.py`` the launcher sees which rank is silent (``rank_processes``), and ``launch.outcome`` names it.
 """
 
 import os

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from syncbn.study.compare.paired_tests import Effect, effect, holm, mean_interval, verdict
+from syncbn.study.compare.paired_tests import Effect, decide, effect, holm, mean_interval
 
 # Hours of sleep gained by ten patients with each of two drugs (Student 1908, "The probable error of a mean").
 SLEEP = ([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
@@ -69,7 +69,7 @@ def test_sides_may_be_swapped_and_pairs_come_in_any_order(pairs: list[tuple[floa
 
 def test_that_nothing_differs_counts_as_often_as_it_was_seen() -> None:
     assert effect([2.0, 3.0, 4.0], [2.0, 3.0, 4.0], 0.75) == Effect(3, 0.0, 0.0, 0.0, 1.0, 1.0, 2**-3, (0.0, 0.0, 0.0))
-    words = [verdict(same, 1.0, same.p_tost, 0.01) for same in (effect([2.0] * n, [2.0] * n, 0.75) for n in (2, 6, 7))]
+    words = [decide(same, 1.0, same.p_tost, 0.01) for same in (effect([2.0] * n, [2.0] * n, 0.75) for n in (2, 6, 7))]
     assert words == ["undecided", "undecided", "no difference"]
 
 
@@ -95,7 +95,7 @@ def test_of_too_few_pairs_there_is_no_interval(n: int, difference: float) -> Non
     assert found.n == n
     assert found.difference == pytest.approx(difference, nan_ok=True)
     assert all(map(math.isnan, (found.low, found.high, found.p, found.p_wilcoxon, found.p_tost)))
-    assert verdict(found, NAN, NAN, 0.01) == "too few pairs"
+    assert decide(found, NAN, NAN, 0.01) == "too few pairs"
 
 
 def test_a_pair_with_a_value_that_is_not_finite_is_left_out() -> None:
@@ -123,4 +123,4 @@ def test_holm() -> None:
 )
 def test_the_word_for_it(difference: float, p_holm: float, p_tost: float, word: str) -> None:
     found = Effect(8, difference, 0, 0, 0.005, 0.005, 0.001, ())
-    assert verdict(found, p_holm, p_tost, alpha=0.01) == word
+    assert decide(found, p_holm, p_tost, alpha=0.01) == word
