@@ -1,4 +1,4 @@
-"""Finds the ranks that share a node: by the launcher's variables, or by host names if these are missing or inconsistent.
+"""Finds ranks that share a node: by the launcher's variables, or by host names if these are missing or inconsistent.
 
 The launcher comes first because several of its nodes may share one host. Nodes may have any number of ranks each.
 """
