@@ -125,6 +125,20 @@ def test_attempts_of_one_run_are_uploaded_together_with_no_line_twice(
     assert wandb_files.upload(tmp_path / "run")[1] == []
 
 
+def test_a_log_that_cannot_be_read_back_costs_points_twice_and_loses_none(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt(tmp_path / "run", steps=10)
+    monkeypatch.setattr(wandb_internals, "history", lambda directory: [])
+    attempt(tmp_path / "run")
+    upload(tmp_path / "run")
+    logged = {*csv_points(tmp_path / "run")}
+    names = {name for _, name in logged}
+    times = Counter((int(line[STEP]), name) for line in server.lines() for name in names & {*line})
+    assert {*times} == logged
+    assert {point for point, number in times.items() if number == 2} == {(n, name) for n, name in logged if n < 10}
+
+
 @pytest.mark.parametrize("written", [True, False])
 def test_what_came_into_wandbs_files_is_not_logged_again_and_what_did_not_is(
     tmp_path: Path, straight: dict[tuple[int, str], float], written: bool
