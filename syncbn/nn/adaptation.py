@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.nn import double_backward, eager_mode, functional, operands, statistics, tracing
+from syncbn.nn import eager_mode, functional, statistics, tracing
+from syncbn.nn.autograd import double_backward, operands
 from syncbn.nn.comm import all_reduce, groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
@@ -156,7 +157,7 @@ class _Adapted:
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The number of samples of the group's batch, then its sums as of :func:`syncbn.nn.statistics.pack`."""
         if tracing.transformed():
-            sums = double_backward.measure(x, mask, None, self._place, None)
+            sums = double_backward.differentiable_sums(x, mask, None, self._place, None)
         else:
             sums = dispatch.local_sums(x, mask).sums
         seen = torch.cat([_samples(x, mask), sums])

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from syncbn.nn import epilogue, functional
+from syncbn.nn import functional
+from syncbn.nn.autograd import epilogue
 from syncbn.nn.comm import groups
 from syncbn.nn.kernels.running_statistics import RunningStatistics
 from syncbn.nn.torch_internals import BatchNormBase

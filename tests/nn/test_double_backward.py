@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.nn import double_backward
+from syncbn.nn.autograd import double_backward
 from syncbn.testing import force_exchange
 from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, make_steps
 from tests.nn.support.oracle import with_parameters as parameters

@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from syncbn.nn import activation_checkpointing, functional
+from syncbn.nn.autograd import operands
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
 
@@ -102,7 +103,7 @@ def inputs(layer: BatchNormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     x = given["input"] if "input" in given else next(iter(given.values()))
     masked = isinstance(layer, Synchronized) and not isinstance(layer, KeepsForward)
     mask = given.get("mask") if masked else None
-    return x, None if mask is None else functional.over_channels(mask, x)
+    return x, None if mask is None else operands.over_channels(mask, x)
 
 
 class _ReplaceBatchNorm(TorchFunctionMode):

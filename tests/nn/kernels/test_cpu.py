@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import syncbn
-from syncbn.nn import functional, statistics
+from syncbn.nn import statistics
+from syncbn.nn.autograd.measure import measure
+from syncbn.nn.autograd.normalize import normalize
 from syncbn.nn.kernels import cpu, dispatch
 from syncbn.nn.kernels import running_statistics as moving
 from syncbn.testing import force_exchange, without_native
@@ -250,9 +252,9 @@ def forward_backward(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor) -> lis
     leaves = [t.detach().requires_grad_() for t in (x.clone(), weight, bias)]  # parameters as they lie in memory
     running = [torch.zeros(x.shape[1], dtype=torch.float32, device="cpu") for _ in range(2)]
     with force_exchange():
-        batch = functional.measure(leaves[0], None)
+        batch = measure(leaves[0], None)
         moving.update(*running, batch.sums, 0.1)
-        y = functional.normalize(batch, *leaves[1:], 1e-3)
+        y = normalize(batch, *leaves[1:], 1e-3)
     y.backward(dy)
     return [y.detach(), *(leaf.grad for leaf in leaves), *running]
 

@@ -4,7 +4,7 @@ The fused kernels treat the statistics as constants in the backward pass. A seco
 the input, all-reduces included: :func:`gradients`, for ``create_graph=True``.
 
 Transforms of ``torch.func`` and forward-mode differentiation cannot see into the fused kernels at all. There the
-forward pass consists of differentiable operations too: :func:`measure` and :func:`normalize`.
+forward pass consists of differentiable operations too: :func:`differentiable_sums` and :func:`normalize`.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from syncbn.nn.kernels import dispatch
 from syncbn.nn.statistics import unpack
 
 
-def measure(
+def differentiable_sums(
     x: Tensor, mask: Tensor | None, partners: dist.ProcessGroup | None, name: str, refuse_one: str | None
 ) -> Tensor:
     """``[n, sum x, sum x^2]`` of all that the partners hold, float64, shape ``(2C + 1,)``, differentiable in ``x``.

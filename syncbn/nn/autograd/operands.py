@@ -1,4 +1,4 @@
-"""Checks the tensors that a layer gets in forward, and its saved tensors in backward."""
+"""Checks the tensors and the mask that a layer gets in forward, and its saved tensors in backward."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -96,3 +96,23 @@ def restored(saved: Sequence[Tensor | None], expected: list[Kind], name: str) ->
             )
         found.append(t.to(device))
     return found
+
+
+def over_channels(mask: Tensor, x: Tensor) -> Tensor:
+    """``mask`` as a tensor that broadcasts to ``x``, channels included, and has its number of dimensions.
+
+    Raises:
+        TypeError: another type than bool.
+        ValueError: another device; a shape that does not broadcast to ``x`` without its channels.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True counts), got {mask.dtype}")
+    without_channels = (x.shape[0], *x.shape[2:])
+    if mask.device != x.device:
+        raise ValueError(f"the mask is on {mask.device}, but the input on {x.device}: move it there")
+    try:
+        return mask.expand(without_channels).unsqueeze(1)
+    except RuntimeError:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast to {without_channels}, the input less its channels"
+        ) from None
