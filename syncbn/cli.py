@@ -45,8 +45,8 @@ def doctor(
 
     from syncbn import doctor
     from syncbn.training.console import print_line
-    from syncbn.training.distributed.rank_processes import Requests
     from syncbn.training.distributed.signals import Interrupted
+    from syncbn.training.processes.rank_processes import Requests
 
     console = Console(highlight=False)
     status = console.status("checking this machine and running the layer on it ...")

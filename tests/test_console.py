@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from syncbn.cli import app
 from syncbn.training.console import cell, print_line, printable
-from syncbn.training.distributed.rank_processes import End
 from syncbn.training.launch import job, outcome, summary
+from syncbn.training.processes.rank_processes import End
 from tests.study.support import run_directories
 
 REPO = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from syncbn.training.distributed import server_imports
 from syncbn.training.launch import preload
+from syncbn.training.processes import server_imports
 from tests.training.support.settled_config import settled
 
 HEAVY = ("lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "sklearn", "rich", "pandas")

@@ -1,6 +1,6 @@
 """Starts and monitors the rank processes of the self-test, with a time limit on every wait.
 
-They are not those of syncbn.training.distributed.rank_processes. Its constructor opens a TCPStore on the loopback
+They are not those of syncbn.training.processes.rank_processes. Its constructor opens a TCPStore on the loopback
 interface, and with that interface down torch 2.13 retries for 300 s before a rank starts. The self-test has to report
 that case within its own limit, so it uses a file store. It also needs results and stages from its ranks.
 """
@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from syncbn.doctor.machine import cores
 from syncbn.training.distributed import loopback, signals
-from syncbn.training.distributed.fork_server import start_tracker
+from syncbn.training.processes.fork_server import start_tracker
 
 GRACE = 1.0  # seconds for the other ranks to report errors after one has failed; they usually fail because of it
 STARTING, JOINING = "starting", "joining the process group"

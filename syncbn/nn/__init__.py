@@ -1,7 +1,8 @@
 """Synchronized batch norm: the layers, the operation, its kernels and all-reduce, and conversion. Imports torch alone.
 
 Bottom up: ``statistics`` (merging), ``comm`` (groups and the all-reduce), ``kernels`` (the passes over the data),
-``functional`` (the differentiable operation), ``modules`` (the layers), ``conversion``.
+``autograd`` (the differentiable passes), ``functional`` (which of them a batch takes), ``modules`` (the layers),
+``conversion``.
 """
 
 from syncbn.nn.activation_checkpointing import checkpoint_contexts

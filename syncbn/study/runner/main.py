@@ -5,8 +5,9 @@ The reason is the same as in :mod:`syncbn.training.launch.main`.
 
 from omegaconf import DictConfig
 
-from syncbn.training.distributed import fork_server, signals
+from syncbn.training.distributed import signals
 from syncbn.training.launch import preload
+from syncbn.training.processes import fork_server
 
 
 def main(cfg: DictConfig) -> None:

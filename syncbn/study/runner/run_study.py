@@ -25,12 +25,12 @@ from syncbn.training.config.machine import this_machine
 from syncbn.training.config.settle import settle
 from syncbn.training.console import print_line
 from syncbn.training.distributed import environment
-from syncbn.training.distributed.rank_processes import Requests
 from syncbn.training.errors import SettingError
 from syncbn.training.launch import run_pool
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.launch.run_pool import Run
 from syncbn.training.os_errors import explain
+from syncbn.training.processes.rank_processes import Requests
 from syncbn.training.read_file import DamagedError
 from syncbn.training.run_directory import lock, record
 

@@ -1,1 +1,1 @@
-"""Rank processes and their hosts: starts and monitors ranks, handles signals, and works with torchrun and Slurm."""
+"""A rank among others: its launcher, the store, Slurm, DistributedDataParallel, signals, unresponsive ranks."""

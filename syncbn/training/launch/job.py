@@ -28,20 +28,13 @@ from syncbn.training.config.machine import this_machine
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.settle import settle
 from syncbn.training.console import print_line, printable
-from syncbn.training.distributed import (
-    environment,
-    loopback,
-    rank_error,
-    signals,
-    slurm,
-    store,
-    unresponsive_ranks,
-)
-from syncbn.training.distributed.rank_processes import Ranks, Requests, StartError
+from syncbn.training.distributed import environment, loopback, signals, slurm, store, unresponsive_ranks
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
 from syncbn.training.os_errors import explain
+from syncbn.training.processes import rank_error
+from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, paths, record, symlinks
 
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes

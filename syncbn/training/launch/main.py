@@ -4,8 +4,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training import standard_streams
 from syncbn.training.config import schema
-from syncbn.training.distributed import environment, fork_server, signals, temporary_directory
+from syncbn.training.distributed import environment, signals
 from syncbn.training.launch import preload
+from syncbn.training.processes import fork_server, temporary_directory
 from syncbn.training.run_directory import paths
 
 standard_streams.accept_any_text()  # at import: Hydra prints before it calls main()

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import print_line
-from syncbn.training.distributed import out_of_memory, unresponsive_ranks
-from syncbn.training.distributed.rank_processes import End, stopped
+from syncbn.training.distributed import unresponsive_ranks
+from syncbn.training.processes import out_of_memory
+from syncbn.training.processes.rank_processes import End, stopped
 from syncbn.training.run_directory import paths
 
 REFUSALS = ("SettingError", "AgreedError", "DamagedError")
@@ -60,7 +61,7 @@ def failure(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
     """Describes an exception as part of a line.
 
     Args:
-        error: as :func:`syncbn.training.distributed.rank_error.describe` returns it.
+        error: as :func:`syncbn.training.processes.rank_error.describe` returns it.
         trace: the file with its traceback; None if it could not be written.
         cause: what led to the exception; printed before it.
     """

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan
-from syncbn.training.distributed.rank_processes import Ranks, Requests
 from syncbn.training.distributed.signals import Interrupted
 from syncbn.training.errors import SettingError
 from syncbn.training.launch import outcome
 from syncbn.training.launch.job import close_wandb, rank
 from syncbn.training.launch.outcome import Outcome
+from syncbn.training.processes.rank_processes import Ranks, Requests
 from syncbn.training.run_directory import lock, record, symlinks
 
 RESUME_HINT = "the same command resumes it"

@@ -2,7 +2,7 @@
 
 Implements ``hydra/launcher=syncbn`` (``hydra_plugins/syncbn_launcher.py``). Every job has its own processes, run
 directory and W&B run. The processes are forked from one server that has imported everything
-(:mod:`syncbn.training.distributed.rank_processes`), so a job starts in about a second. In a Slurm job array
+(:mod:`syncbn.training.processes.rank_processes`), so a job starts in about a second. In a Slurm job array
 (``slurm/sweep.sbatch``) each task runs one job, whose number is the task's.
 """
 
@@ -29,11 +29,11 @@ from rich.table import Table
 from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import cell, print_line, printable
 from syncbn.training.distributed import environment
-from syncbn.training.distributed.rank_processes import Requests
 from syncbn.training.errors import SettingError
 from syncbn.training.launch.hydra_internals import is_basic_sweeper
 from syncbn.training.launch.job import RunError
 from syncbn.training.os_errors import explain
+from syncbn.training.processes.rank_processes import Requests
 from syncbn.training.read_file import DamagedError, read_text
 from syncbn.training.run_directory import lock, record
 

@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, UsageError
 
 from syncbn.training.console import print_line
-from syncbn.training.distributed import signals, temporary_directory
+from syncbn.training.distributed import signals
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files, wandb_internals
 from syncbn.training.loggers.csv_logger import MetricsFile, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
+from syncbn.training.processes import temporary_directory
 from syncbn.training.run_directory import record
 
 STEP = "trainer/global_step"

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from syncbn.doctor import selftest_ranks
 from syncbn.doctor.selftest_ranks import Plan, ReportStage
 from syncbn.training.distributed import loopback
-from syncbn.training.distributed.rank_processes import Ranks, Requests
+from syncbn.training.processes.rank_processes import Ranks, Requests
 
 ADDRESSES = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1
 

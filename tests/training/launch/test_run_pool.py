@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from syncbn.training.distributed.rank_processes import End, Ranks, Requests
 from syncbn.training.launch import job, run_pool
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.launch.run_pool import Run
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.processes.rank_processes import End, Ranks, Requests
 from syncbn.training.run_directory import lock, record
 from tests.training.run_directory.test_record import finished, settings
 

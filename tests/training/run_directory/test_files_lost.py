@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncbn.training.distributed import rank_error
+from syncbn.training.processes import rank_error
 from tests.training.support.faulty_runs import differences, fault, faulty
 from tests.training.support.train_command import Run
 

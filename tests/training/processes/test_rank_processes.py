@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.training.distributed import fork_server, signals
-from syncbn.training.distributed import rank_processes as ranks_module
+from syncbn.training.distributed import signals
 from syncbn.training.distributed.python_internals import fork_server_pid
-from syncbn.training.distributed.rank_processes import End, Ranks, Requests, StartError
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.launch import outcome
+from syncbn.training.processes import fork_server
+from syncbn.training.processes import rank_processes as ranks_module
+from syncbn.training.processes.rank_processes import End, Ranks, Requests, StartError
 
 AT_THE_END = {"hangs": lambda: time.sleep(60), "is aborted": os.abort}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.training.distributed import temporary_directory
+from syncbn.training.processes import temporary_directory
 
 MAKE = """import sys
-from syncbn.training.distributed import temporary_directory
+from syncbn.training.processes import temporary_directory
 temporary_directory.LONGEST_PARENT = 999
 print(temporary_directory.make(), flush=True)"""
 

@@ -8,9 +8,9 @@ import sys
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 
-from syncbn.training.distributed import server_imports, temporary_directory
 from syncbn.training.distributed import signals as stopping
 from syncbn.training.distributed.python_internals import fork_server_pid
+from syncbn.training.processes import server_imports, temporary_directory
 
 _modules: list[str] = []  # that the server imports; if it ended and is started again, it imports the same
 

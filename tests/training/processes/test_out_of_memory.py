@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.training.distributed import out_of_memory
-from syncbn.training.distributed.rank_processes import End
 from syncbn.training.launch import outcome
+from syncbn.training.processes import out_of_memory
+from syncbn.training.processes.rank_processes import End
 
 EVENTS = "low 0\noom 3\noom_kill {}\noom_group_kill 0\n"
 

@@ -24,11 +24,12 @@ from typing import Any
 
 from syncbn.training import standard_streams
 from syncbn.training.console import print_line
-from syncbn.training.distributed import loopback, out_of_memory, temporary_directory
+from syncbn.training.distributed import loopback
 from syncbn.training.distributed import signals as stopping
-from syncbn.training.distributed.fork_server import can_fork, start_server
-from syncbn.training.distributed.rank_error import describe
 from syncbn.training.distributed.signals import Interrupted, Stopped
+from syncbn.training.processes import out_of_memory, temporary_directory
+from syncbn.training.processes.fork_server import can_fork, start_server
+from syncbn.training.processes.rank_error import describe
 
 STACKS = signal.SIGRTMIN + 4  # makes a rank write its stacks; SIGUSR1 and SIGUSR2 are used by Slurm and submitit
 GRACE = 5.0  # seconds that the other ranks have to end after one has failed

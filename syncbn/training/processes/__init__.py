@@ -1,0 +1,1 @@
+"""The rank processes of one machine: started from a fork server, monitored, stopped; and what they leave behind."""
