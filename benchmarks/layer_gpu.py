@@ -181,7 +181,7 @@ def measure(
     say: Callable[[str], None],
     keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """A row a cell, every candidate in turns; ``say`` is told what is going on, ``keep`` given all rows at each change.
+    """A row a cell, every candidate in turns; ``say`` gets lines of progress, ``keep`` all rows at each change.
 
     Returns:
         Rows of: shape, layout, dtype, ranks, ``bytes`` of one tensor, rounds; of each candidate ``NAME_us``, the time

@@ -30,5 +30,5 @@ def test_a_node_that_dies_takes_the_job_back_to_its_last_checkpoint(cluster: Clu
     cluster.script("kill-node", VICTIM)
     cluster.script("start-node", VICTIM)
     ended = cluster.ended(job)
-    assert "it goes on from outputs/slurm-" in ended.log
+    assert "it resumes from outputs/slurm-" in ended.log
     check(ended, straight, restarts=1)

@@ -16,7 +16,7 @@ def test_torchrun_on_two_nodes_stops_with_a_checkpoint_and_goes_on(cluster: Clus
     cluster.call("scancel", job)
     ended = cluster.ended(job)
     assert ended.state == "CANCELLED"
-    assert f"error: stopped by SIGTERM; go on with: torchrun ... train.py --config-dir {PROJECT}/conf" in ended.log
+    assert f"error: stopped by SIGTERM; resume with: torchrun ... train.py --config-dir {PROJECT}/conf" in ended.log
     assert f" run.id=slurm-{job}, as before" in ended.log
     again = submit(cluster, f"run.id=slurm-{job}", script=TORCHRUN, options=("--cpus-per-task=1",))
     check(cluster.ended(again), straight, restarts=0)

@@ -41,5 +41,5 @@ def test_a_signal_before_training_begins_waits(cluster: Cluster, straight: Run) 
     cluster.until(job, begun.exists)
     cluster.call("scancel", "--signal=USR1", job)
     ended = cluster.ended(job)
-    assert "it goes on from outputs/slurm-" in ended.log
+    assert "it resumes from outputs/slurm-" in ended.log
     check(ended, straight, restarts=1)

@@ -1,4 +1,4 @@
-"""The time limit: a job that is warned comes back, one that is not is ended in its step and can be gone on with."""
+"""The time limit: a job that is warned comes back, one that is not is ended in its step and can be resumed."""
 
 from pathlib import Path
 

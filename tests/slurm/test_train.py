@@ -28,6 +28,6 @@ def test_a_cancelled_job_stops_with_a_checkpoint_and_does_not_come_back(cluster:
     cluster.call("scancel", job)
     ended = cluster.ended(job)
     assert (ended.state, ended.restarts) == ("CANCELLED", 0)
-    assert f"error: stopped by SIGTERM; go on with: sbatch slurm/train.sbatch --config-dir {PROJECT}/conf" in ended.log
+    assert f"error: stopped by SIGTERM; resume with: sbatch slurm/train.sbatch --config-dir {PROJECT}/conf" in ended.log
     assert "Traceback" not in ended.log
     assert ended.run().json("run")["status"] == "interrupted"

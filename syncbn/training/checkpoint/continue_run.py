@@ -169,7 +169,7 @@ class _Attempt:
             newest = whole_checkpoint(Path(str(plan.checkpoint)))
         # The status is "running", but no process holds the lock: the earlier attempt was killed.
         how = ENDED.get(self.about["status"], "was killed")
-        what = f"goes on from {paths.short(newest)}" if newest else "had no checkpoint and starts over"
+        what = f"resumes from {paths.short(newest)}" if newest else "had no checkpoint and starts over"
         self.report(f"this run {how} before; it {what}")
         if self.changes:
             self.report(f"settings that changed since the last attempt: {', '.join(self.changes)}")

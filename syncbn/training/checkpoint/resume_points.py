@@ -5,7 +5,6 @@ generators of every rank, the position in the data, and the metrics accumulated 
 the state between two batches, or between two epochs, after everything of the first one has been logged.
 """
 
-import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +14,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch.distributed.checkpoint.stateful import Stateful
 
@@ -23,7 +21,7 @@ from syncbn.nn import rng
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.training import lightning_internals
 from syncbn.training.callbacks.non_finite import NonFiniteError, first_non_finite_parameter, stopper
-from syncbn.training.checkpoint import files
+from syncbn.training.checkpoint import best_checkpoints, files
 from syncbn.training.checkpoint.training_state import (
     State,
     fold,
@@ -39,7 +37,6 @@ from syncbn.training.distributed import signals
 from syncbn.training.distributed.signals import Stopped
 from syncbn.training.evaluation.precise_statistics import FROZEN
 from syncbn.training.loggers import wandb_logger
-from syncbn.training.run_directory.paths import real
 
 KEY = "resume"  # in the checkpoint
 
@@ -107,7 +104,7 @@ class ResumePoints(pl.Callback):
             raise files.OtherOptimizerError(why)
         self._make_group(trainer)
         if self._loaded is not None:
-            self._forget_damaged(trainer)
+            best_checkpoints.forget_damaged(trainer, self.on_missing)
         lightning_internals.call_before_fetch(trainer, lambda: self._before_fetch(trainer))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -268,35 +265,7 @@ class ResumePoints(pl.Callback):
         limits = self._loaded.get("should_stop")
         if limits:  # early stopping, for example; it still holds unless the limits have changed
             trainer.should_stop = limits == [trainer.max_epochs, trainer.max_steps]
-        states = checkpoint.get("callbacks", {})
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and isinstance(states.get(callback.state_key), dict):
-                states[callback.state_key] = self._relocated(trainer, str(callback.dirpath), states[callback.state_key])
-
-    def _relocated(self, trainer: pl.Trainer, home: str, state: State) -> State:
-        """The state of ModelCheckpoint with all paths in its own directory.
-
-        ModelCheckpoint deletes the files that its state names, and the best one is tested. If the run was moved, its
-        paths are mapped to the new directory. Paths of another run are dropped, so that its files are not deleted.
-
-        Args:
-            trainer: that resumes.
-            home: the directory of the callback now.
-            state: of the callback in the checkpoint.
-        """
-        before = os.path.normpath(str(state.get("dirpath")))
-        resumed = Path(str(trainer.ckpt_path)).parent
-        is_ours = before == os.path.normpath(home) or real(resumed) == real(self.directory)
-
-        def moved(path: Any) -> str:
-            path = os.path.normpath(str(path))
-            now = home + path.removeprefix(before)
-            inside = is_ours and path.startswith(f"{before}{os.sep}")
-            return now if inside and ("://" in home or Path(now).is_file()) else ""  # a URL cannot be checked here
-
-        paths = {name: moved(state.get(name)) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        models = {moved(path): score for path, score in dict(state.get("best_k_models", {})).items() if moved(path)}
-        return state | paths | {"best_k_models": models} | ({"dirpath": home} if is_ours else {})
+        best_checkpoints.relocate(trainer, self.directory, checkpoint.get("callbacks", {}))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -322,29 +291,6 @@ class ResumePoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._add_unlogged(trainer)
         self._unlogged = {}
-
-    def _forget_damaged(self, trainer: pl.Trainer) -> None:
-        """Removes damaged files from ModelCheckpoint's state: the best of them would be tested after training."""
-        for each in trainer.checkpoint_callbacks:
-            if not isinstance(each, ModelCheckpoint):
-                continue
-            known = sorted({*each.best_k_models, *filter(None, [each.best_model_path])})
-            read = known if trainer.is_global_zero else []  # rank 0 decides for all ranks
-            damaged = {path: wrong for path in read if (wrong := files.damage(Path(path)))}
-            damaged = trainer.strategy.broadcast(damaged)
-            if not damaged:
-                continue
-            for path, wrong in damaged.items() if trainer.is_global_zero else ():
-                self.on_missing(
-                    f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested"
-                )
-            intact = {path: score for path, score in each.best_k_models.items() if path not in damaged}
-            best = min if each.mode == "min" else max
-            each.best_k_models = intact
-            each.best_model_path = best(intact, key=intact.__getitem__) if intact else ""
-            each.best_model_score = intact.get(each.best_model_path)
-            each.kth_best_model_path = (min if best is max else max)(intact, key=intact.__getitem__) if intact else ""
-            each.kth_value = intact.get(each.kth_best_model_path, each.kth_value)
 
     def _set_aside_later(self, step: int) -> None:
         """Renames resume points of later steps, so that the next resume does not take one.

@@ -7,8 +7,6 @@ process that they started is a rank.
 
 import json
 import os
-import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -32,14 +30,13 @@ from syncbn.training.distributed import environment, loopback, signals, slurm, s
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
+from syncbn.training.launch.resume_hint import is_requeued, requeue_message, resume_hint
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
-from syncbn.training.run_directory import lock, paths, record, symlinks
+from syncbn.training.run_directory import lock, record, symlinks
 
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
-
-NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # overrides that identify the run
 
 
 class RunError(RuntimeError):
@@ -134,9 +131,9 @@ def _start_ranks(plan: Plan, command: Command) -> None:
                     return
             _watch(begun, requests)
         except Interrupted as stop:
-            raise _printed(f"{stop}; {_resume_hint(run_dir)}", 128 + stop.signum) from None
+            raise _printed(f"{stop}; {resume_hint(run_dir)}", 128 + stop.signum) from None
         except StartError as error:
-            raise _printed(f"{error}; {_resume_hint(run_dir)}") from error
+            raise _printed(f"{error}; {resume_hint(run_dir)}") from error
     _print_summary(run_dir)
 
 
@@ -147,11 +144,11 @@ def _watch(plan: Plan, requests: Requests) -> None:
     try:
         ranks = Ranks(plan.devices, rank, (run_dir,), run_dir / "ranks", signals=requests)
         ends = ranks.watch(requests, plan.cfg.timeouts.stop)
-        end = outcome.of(ends, requests.seen, run_dir, _resume_hint(run_dir))
+        end = outcome.of(ends, requests.seen, run_dir, resume_hint(run_dir))
         status, refused = end.status, end.refused
-        if status == "interrupted" and _is_requeued():
+        if status == "interrupted" and is_requeued():
             more["requeued"] = slurm.job()
-            _print_error(_requeue_message(end.message.partition(";")[0]))
+            _print_error(requeue_message(end.message.partition(";")[0]))
             raise RunError(end.message, end.code)
         if end.code:
             raise _printed(end.message, end.code)
@@ -238,7 +235,7 @@ def _run_as_rank(asked: Plan, command: Command) -> None:
         if environment.launcher() == "srun" and plan.cfg.cluster.requeue:
             _requeue(stop, run_dir)
         elif first:
-            _print_error(f"error: {stop}; {_resume_hint(run_dir)}")
+            _print_error(f"error: {stop}; {resume_hint(run_dir)}")
         sys.exit(128 + stop.signum)
     except SettingError as error:
         refused = True
@@ -266,7 +263,7 @@ def _rank_failure(error: Exception, run_dir: Path, timeout: float) -> RunError:
         trace.write_text(about["trace"], encoding="utf-8", errors="backslashreplace")
     where = f"rank {rank} of {os.environ['WORLD_SIZE']} on {environment.host()}"
     failure = outcome.failure(about, trace, unresponsive_ranks.find_unresponsive(error, timeout))
-    return _printed(f"{where} failed: {failure}; {_resume_hint(run_dir)}")
+    return _printed(f"{where} failed: {failure}; {resume_hint(run_dir)}")
 
 
 def _requeue(stop: Stopped, run_dir: Path) -> None:
@@ -278,32 +275,18 @@ def _requeue(stop: Stopped, run_dir: Path) -> None:
             needed = slurm.should_requeue(stop.signum)
             if needed or slurm.was_requeued():
                 record.end(run_dir, "interrupted", requeued=slurm.job())
-                _print_error(_requeue_message(stop))
+                _print_error(requeue_message(stop))
                 if needed:
                     slurm.requeue()
                 return "yes"
         except SettingError as error:
             record.end(run_dir, "interrupted", requeued=None)
             _print_error(f"error: {error}")
-        _print_error(f"error: {stop}; {_resume_hint(run_dir)}")
+        _print_error(f"error: {stop}; {resume_hint(run_dir)}")
         return "no"
 
     # All ranks wait here for rank 0: if one task ended now, Slurm could end the whole job before it is requeued.
     store.shared("requeue", requeue)
-
-
-def _requeue_message(stop: object) -> str:
-    return f"{stop}: job {slurm.job()} is requeued and will resume from its last checkpoint"
-
-
-def _is_requeued() -> bool:
-    """Whether this process is the batch script of a job that Slurm starts again."""
-    if slurm.job() is None or slurm.is_interactive():
-        return False
-    try:
-        return slurm.was_requeued()
-    except SettingError:  # no scontrol here
-        return False
 
 
 def import_run() -> Callable[[Plan], None]:
@@ -346,31 +329,6 @@ def _mark_failed(run_dir: Path) -> None:
     assert isinstance(cfg, DictConfig)
     with suppress(SettingError):  # an unreachable server has been reported before
         wandb_logger.mark_failed(cfg, run_dir)
-
-
-def _resume_hint(run_dir: Path) -> str:
-    """For an error line: the command that resumes this run."""
-    if record.read(run_dir, "run").get("tests"):
-        return "the same command tests it again"
-    if not (run_dir / "checkpoints" / "last.ckpt").exists():
-        return "there was no checkpoint yet"
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"the same sweep with hydra.sweep.dir={paths.short(run_dir.parent)} resumes it"
-    program, *settings = (each for each in sys.argv if not each.startswith(NAMES))
-    settings.append(_run_setting(run_dir))
-    if environment.launcher() == "srun":
-        return f"go on with: sbatch slurm/train.sbatch {shlex.join(settings)}"
-    if environment.launcher() == "torchrun":
-        return f"go on with: torchrun ... {shlex.join([program, *settings])}, as before"
-    return f"go on with: {shlex.join(['python', program, *settings])}"
-
-
-def _run_setting(run_dir: Path) -> str:
-    """The setting that names this run, ``run.id`` or ``hydra.run.dir``, quoted if Hydra needs it."""
-    key, value = "hydra.run.dir", paths.short(run_dir)
-    if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
-        key, value = "run.id", run_dir.name
-    return f"{key}={value}" if re.fullmatch(r"[A-Za-z0-9_./+@-]+", value) else f"{key}='{value}'"
 
 
 def _printed(message: str, code: int = 1) -> RunError:

@@ -1,5 +1,5 @@
 """Gradients, time to a target and the fit to the training images, through the program: one process and two, stopped and
-gone on.
+resumed.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_one_process_stopped_and_gone_on_says_what_two_do(tmp_path: Path) -> Non
     one = [*SETTINGS, "simulate=2", "run.id=one"]
     assert train(tmp_path, *one, fault(tmp_path, "kill", batch=12)).code == 1  # behind the look of step 9
     rest = train(tmp_path, *one)
-    assert "goes on from outputs/one/checkpoints/step-00000010.ckpt" in rest.out
+    assert "resumes from outputs/one/checkpoints/step-00000010.ckpt" in rest.out
 
     found, expected = rest.json("result"), two.json("result")
     seconds = [each["target"].pop("target/seconds") for each in (found, expected)]

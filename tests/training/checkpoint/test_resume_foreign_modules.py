@@ -33,7 +33,7 @@ def logged(run: Run, name: str) -> list[float]:
 def test_plain_loaders_and_callbacks_that_draw_go_on_from_an_epochs_end(tmp_path: Path) -> None:
     settings = ("data._target_=loops.Plain", "module._target_=loops.Lit")
     straight, other = resumed(tmp_path, {"epoch": 1, "batch": 7}, *settings)
-    assert "it goes on from outputs/a/checkpoints/step-00000018.ckpt" in other.out
+    assert "it resumes from outputs/a/checkpoints/step-00000018.ckpt" in other.out
     assert differences(straight, other) == []
 
 
@@ -42,7 +42,7 @@ def test_callbacks_that_draw_and_data_without_a_length_go_on_in_the_middle_of_an
         (tmp_path / name).mkdir()
         at = {"epoch": 1, "batch": 11}
         straight, other = resumed(tmp_path / name, at, *settings, "resume.every_n_steps=4")
-        assert "it goes on from outputs/a/checkpoints/step-000000" in other.out
+        assert "it resumes from outputs/a/checkpoints/step-000000" in other.out
         assert "step-00000018.ckpt" not in other.out
         assert differences(straight, other) == []
 
@@ -65,7 +65,7 @@ def test_what_would_not_load_is_told_of_when_it_is_first_saved(tmp_path: Path) -
 def test_plain_loaders_begin_their_epoch_anew(tmp_path: Path) -> None:
     settings = ("data._target_=loops.Plain", "module._target_=loops.Lit")
     _, other = resumed(tmp_path, {"epoch": 1, "batch": 7}, *settings, what="terminate")
-    assert "it goes on from outputs/a/checkpoints/step-00000027.ckpt" in other.out
+    assert "it resumes from outputs/a/checkpoints/step-00000027.ckpt" in other.out
     assert "epoch 2 starts over, with the weights learned so far\n" in other.out
     last = torch.load(other.directory / "checkpoints/last.ckpt", weights_only=True)  # type: ignore[operator]
     assert last["global_step"] == 3 * BATCHES + 9

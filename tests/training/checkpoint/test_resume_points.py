@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     second = faulty(tmp_path, *same)
     assert second.code == 0, second.err
     assert f"{points[1].name} is damaged (" in second.out
-    assert f"it goes on from {points[0].relative_to(tmp_path)}" in second.out
+    assert f"it resumes from {points[0].relative_to(tmp_path)}" in second.out
     assert differences(straight[1], second) == []
 
 
@@ -148,10 +148,10 @@ def test_a_run_begun_from_another_ones_checkpoint_goes_on_by_the_same_command_or
     (tmp_path / "once").unlink()
     second = faulty(tmp_path, *same, stops[1])
     assert second.code == 143, second.err
-    assert "this run was interrupted before; it goes on from elsewhere/b c/checkpoints/step-00000020.ckpt" in second.out
-    words = shlex.split(second.err.splitlines()[-1].split("go on with: ")[1])
+    assert "this run was interrupted before; it resumes from elsewhere/b c/checkpoints/step-00000020.ckpt" in second.out
+    words = shlex.split(second.err.splitlines()[-1].split("resume with: ")[1])
     assert words[0] == "python"
     third = train(tmp_path, *words[2:])
     assert third.code == 0, third.err
-    assert "this run was interrupted before; it goes on from elsewhere/b c/checkpoints/step-00000038.ckpt" in third.out
+    assert "this run was interrupted before; it resumes from elsewhere/b c/checkpoints/step-00000038.ckpt" in third.out
     assert faulty(tmp_path, *same, stops[1]).out.startswith("run b c has finished before")

@@ -82,7 +82,7 @@ def test_a_gan_on_two_devices_learns_what_it_does_on_one(tmp_path: Path) -> None
 def test_a_gan_that_was_killed_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     more = ("trainer.devices=2", "ddp.find_unused_parameters=true", "resume.every_n_steps=6")
     straight, other = resumed(tmp_path, {"epoch": 1, "batch": 11}, *GAN, *more)
-    assert "it goes on from outputs/a/checkpoints/step-000000" in other.out
+    assert "it resumes from outputs/a/checkpoints/step-000000" in other.out
     assert straight.json("result")["steps"] == 2 * 2 * 18  # a step of each optimizer
     assert differences(straight, other) == []
     one, two = ((run.directory / "gradients.csv").read_text(encoding="utf-8") for run in (straight, other))

@@ -134,9 +134,9 @@ def test_the_run_is_finished_and_tests_what_was_before_on_all_ranks(tmp_path: Pa
     assert run.json("run")["status"] == "finished"
     assert run.directory is not None
     assert [path.name for path in sorted((run.directory / "checkpoints").glob("step-*"))] == ["step-00000006.ckpt"]
-    if norm == "local":  # it goes on from before, not from behind what has not been learned
+    if norm == "local":  # it resumes from before the batch that was not learned
         more = train(tmp_path, *STOP, *settings, spoil, "trainer.max_epochs=4", "run.id=a")
-        assert "goes on from outputs/a/checkpoints/step-00000006.ckpt" in more.out
+        assert "resumes from outputs/a/checkpoints/step-00000006.ckpt" in more.out
         assert more.json("result")["test"] == result["test"]
 
 

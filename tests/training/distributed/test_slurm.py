@@ -200,7 +200,7 @@ def test_where_slurm_says_no_the_line_says_so(tmp_path: Path) -> None:
     out = [task.communicate(timeout=120)[0] for task in both]
     assert [task.returncode for task in both] == [128 + signal.SIGUSR1] * 2, out
     assert "error: scontrol show job --oneliner 7: " in out[0]
-    assert "error: stopped by SIGUSR1; go on with: sbatch slurm/train.sbatch model=mlp " in out[0]
+    assert "error: stopped by SIGUSR1; resume with: sbatch slurm/train.sbatch model=mlp " in out[0]
 
 
 def test_a_task_that_hangs_is_named_by_the_other(tmp_path: Path) -> None:

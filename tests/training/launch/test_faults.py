@@ -31,7 +31,7 @@ def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "erro
     for path in (run.directory / "checkpoints").glob("*.ckpt"):  # type: ignore[operator]
         torch.load(path, weights_only=True)
     if points:
-        assert f"go on with: python {Path(__file__).parents[3]}/train.py --config-dir " in lines[-1]
+        assert f"resume with: python {Path(__file__).parents[3]}/train.py --config-dir " in lines[-1]
         assert f"run.id={run.directory.name}" in lines[-1]  # type: ignore[union-attr]
     return lines[-1]
 
@@ -40,7 +40,7 @@ def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "erro
 def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
     run = faulty(tmp_path, "run.id=a", fault(tmp_path, "kill", epoch=1, batch=3, rank=rank), logger="wandb")
     check(run, first=f"error: rank {rank} of 2 (pid ")
-    assert " was killed by SIGKILL, perhaps for lack of memory (see dmesg); go on with: " in run.err
+    assert " was killed by SIGKILL, perhaps for lack of memory (see dmesg); resume with: " in run.err
     assert run.err.count("\n") == 1
     (wandb,) = {path.resolve() for path in (run.directory / "wandb").glob("offline-run-*")} if rank else [None]
     if wandb is not None:
@@ -187,7 +187,7 @@ def test_under_torchrun_an_exception_is_one_line_of_its_rank(tmp_path: Path) -> 
     assert run.left == []
     (line,) = [line for line in run.err.splitlines() if line.startswith("error: rank 1 of 2 on ")]
     assert " failed: ValueError: a layer of the user's (" in line
-    assert "go on with: torchrun ... " in line
+    assert "resume with: torchrun ... " in line
     others = [line for line in run.err.splitlines() if line.startswith("error: rank 0 ")]  # torchrun may have ended it
     assert all(f" failed: rank 1 on {socket.gethostname()} failed: ValueError (" in line for line in others)
     trace = (run.directory / "ranks" / "1-error.txt").read_text(encoding="utf-8")  # type: ignore[operator]
@@ -208,7 +208,7 @@ def test_under_torchrun_a_rank_that_hangs_is_named_by_the_others(tmp_path: Path)
     host = socket.gethostname()
     cause = f"no response from rank 1 on {host} within 5 s, timeouts.collective \\(RuntimeError: .*Timed out .*\\)"
     for line in lines:  # torchrun may end the second before it has said anything
-        assert re.match(f"error: rank [02] of 3 on {host} failed: {cause}; go on with: torchrun", line), run.err
+        assert re.match(f"error: rank [02] of 3 on {host} failed: {cause}; resume with: torchrun", line), run.err
 
 
 def test_under_torchrun_what_rank_0_refuses_is_one_line(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_under_torchrun_a_signal_stops_all_ranks_too(tmp_path: Path) -> None:
     assert run.json("run")["status"] == "interrupted"
     again = faulty(tmp_path, "run.id=a")  # by torchrun: tests/slurm/test_scripts.py
     assert again.code == 0, again.err
-    assert "this run was interrupted before; it goes on from " in again.out
+    assert "this run was interrupted before; it resumes from " in again.out
     assert "step-00000023.ckpt" in again.out
 
 
@@ -244,7 +244,7 @@ def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path, monkeypatch: 
     assert [name.startswith("syncbn-run-") for name in left] == [True] * (what == "kill_everything")
     again = faulty(tmp_path, *same)
     assert again.code == 0, again.err
-    assert "this run was killed before; it goes on from " in again.out
+    assert "this run was killed before; it resumes from " in again.out
     assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
 
 

@@ -111,7 +111,7 @@ def test_an_interrupted_sweep_goes_on_in_the_middle_of_its_job(tmp_path: Path) -
     assert status(tmp_path) == {"0": "interrupted"}
     again = sweep(tmp_path, "seed=0,1", stop, "logger=csv")
     assert again.code == 0, again.err
-    assert "this run was interrupted before; it goes on from " in again.out
+    assert "this run was interrupted before; it resumes from " in again.out
     assert status(tmp_path) == {"0": "finished", "1": "finished"}
 
 

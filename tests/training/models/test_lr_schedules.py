@@ -1,4 +1,4 @@
-"""Learning rates over the epochs of a run, and of one that goes on."""
+"""Learning rates over the epochs of a run, and of one that is resumed."""
 
 from pathlib import Path
 

@@ -87,7 +87,7 @@ def test_what_devices_keep_each_by_itself_survives_a_stop(tmp_path: Path) -> Non
         assert "in the middle of an epoch with simulate=2 and 16 samples at once; resume with that, or" in refused.err
         assert len(refused.err.splitlines()) == 1
     rest = train(tmp_path, *settings, "run.id=parts")
-    assert "goes on from" in rest.out
+    assert "resumes from" in rest.out
     assert figures(rest) == figures(whole)
     ended = f"ckpt_path={whole.directory}/checkpoints/last.ckpt"
     more = train(tmp_path, *settings, "run.id=more", ended, "simulate=4", "data.batch_size=4", "trainer.max_epochs=3")

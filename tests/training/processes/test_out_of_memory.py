@@ -50,18 +50,17 @@ def killed(short_of_memory: bool, error: dict[str, str]) -> End:
 
 def test_the_line_names_what_ended_the_rank_and_what_works(tmp_path: Path) -> None:
     def line(*ends: End) -> str:
-        return outcome.of(list(ends), [], tmp_path, "go on with: it").message
+        return outcome.of(list(ends), [], tmp_path, "resume with: it").message
 
     well, advice = End(0, 4710, 0), out_of_memory.ADVICE
     known, guessed = line(well, killed(True, {})), line(well, killed(False, {}))
-    assert (
-        known == f"rank 1 of 2 (pid 4711) was killed by SIGKILL: the kernel ran out of memory; {advice}; go on with: it"
-    )
-    assert "(pid 4711) was killed by SIGKILL, perhaps for lack of memory (see dmesg); go on with: it" in guessed
+    killed_by = "rank 1 of 2 (pid 4711) was killed by SIGKILL"
+    assert known == f"{killed_by}: the kernel ran out of memory; {advice}; resume with: it"
+    assert f"{killed_by}, perhaps for lack of memory (see dmesg); resume with: it" in guessed
     worker = {
         "kind": "RuntimeError",
         "message": "DataLoader worker (pid 3) is killed by signal: Killed.",
         "trace": "at",
     }
-    assert f"ran out of memory; {advice}; go on with: it" in line(well, killed(True, worker))
+    assert f"ran out of memory; {advice}; resume with: it" in line(well, killed(True, worker))
     assert advice not in line(well, killed(False, worker))

@@ -24,7 +24,7 @@ def test_a_data_file_that_is_removed_is_named(tmp_path: Path, ours: bool, worker
     (line,) = run.err.splitlines()
     assert line.startswith("error: rank 0 of 1 (pid ")
     assert f"No such file or directory: '{tmp_path}/files/3.pt'" in line
-    assert "go on with: python " in line
+    assert "resume with: python " in line
     assert "Traceback" not in line
     if not ours:
         assert "FileNotFoundError: [Errno 2] " in line
@@ -65,7 +65,7 @@ def test_a_directory_that_becomes_read_only_costs_nothing_that_was_saved(tmp_pat
     left = both.out.split("code 1")[1].split("code 0")[0]
     newest = max(re.findall(r"outputs/a/checkpoints/step-0000\d+\.ckpt", left))
     assert newest >= "outputs/a/checkpoints/step-00000020.ckpt"
-    assert f"it goes on from {newest}" in both.out
+    assert f"it resumes from {newest}" in both.out
     shutil.copytree(tmp_path / "kept", where / "outputs")
     assert differences(straight, Run(0, "", "", where / "outputs/a", [])) == []
 
@@ -123,5 +123,5 @@ def test_a_sound_last_checkpoint_is_used_where_the_resume_points_are_damaged(tmp
         damage(path)
     again = faulty(tmp_path, *same)
     assert again.code == 0, again.err
-    assert "it goes on from outputs/a/checkpoints/last.ckpt" in again.out
+    assert "it resumes from outputs/a/checkpoints/last.ckpt" in again.out
     assert again.json("result")["epochs_before"] == 2

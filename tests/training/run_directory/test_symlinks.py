@@ -124,7 +124,7 @@ def test_a_run_is_resumed_through_links_and_leaves_alone_what_they_lead_to(
     before = contents(outside)
     again = more(tmp_path, "hydra.run.dir=outside/b" if how == "names" else "run.id=a")
     assert again.code == 0, again.err
-    assert "goes on from" in again.out
+    assert "resumes from" in again.out
     about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     assert (about["status"], about["attempt"]) == ("finished", 2)
     assert json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["epochs"] == 2

@@ -32,7 +32,7 @@ def attempt(
     about: dict[str, Any] | None = None,
     **logger: Any,
 ) -> None:
-    """Goes on from the checkpoint in ``run_dir``, if there is one, to ``steps``, or dies before that."""
+    """Resumes from the checkpoint in ``run_dir``, if there is one, to ``steps``, or dies before that."""
     cfg = OmegaConf.create({"norm": {"name": "sync"}, "logger": OmegaConf.structured(schema.WandbConfig(**logger))})
     run_dir.mkdir(exist_ok=True)
     settled = {"id": run_dir.name, "wandb_id": ID, "world_size": 1, "normalization_batch": 4, "goes_on_from": None}
