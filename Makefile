@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 EXTRAS := .venv-extras
 ARGS ?=
 JOBS ?= 2
+# Hundreds of processes import the same modules: none of them compiles a module again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm prove-layer prove-faults prove-slurm lint format clean

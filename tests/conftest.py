@@ -1,11 +1,14 @@
 """What all tests share."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.support.ranks import Ranks
+
+gc.disable()  # until all tests are collected
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")
@@ -30,3 +33,9 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Imported modules and collected tests stay, so garbage collection skips them: each would take half a second."""
+    gc.freeze()
+    gc.enable()

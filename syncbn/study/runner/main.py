@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from syncbn.training.distributed import signals
 from syncbn.training.launch import preload
 from syncbn.training.processes import fork_server
+from syncbn.training.processes.quick_imports import no_garbage_collection
 
 
 def main(cfg: DictConfig) -> None:
@@ -15,6 +16,7 @@ def main(cfg: DictConfig) -> None:
     signals.end_at_once()
     # The fork server imports the modules of the ranks while this process imports torch.
     fork_server.start_server(*preload.modules(cfg))
-    from syncbn.study.runner import run_study
+    with no_garbage_collection():
+        from syncbn.study.runner import run_study
 
     run_study.main(cfg)

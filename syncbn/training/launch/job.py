@@ -33,6 +33,7 @@ from syncbn.training.launch import outcome, summary
 from syncbn.training.launch.resume_hint import is_requeued, requeue_message, resume_hint
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
+from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
 
@@ -298,7 +299,8 @@ def import_run() -> Callable[[Plan], None]:
         SettingError: the installed torchvision does not match torch.
     """
     try:
-        from syncbn.training.launch import rank as run
+        with no_garbage_collection():
+            from syncbn.training.launch import rank as run
     except (ImportError, OSError, RuntimeError) as error:
         if "torchvision" not in str(error):
             raise

@@ -7,6 +7,7 @@ from syncbn.training.config import schema
 from syncbn.training.distributed import environment, signals
 from syncbn.training.launch import preload
 from syncbn.training.processes import fork_server, temporary_directory
+from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.run_directory import paths
 
 standard_streams.accept_any_text()  # at import: Hydra prints before it calls main()
@@ -31,6 +32,7 @@ def main(cfg: DictConfig) -> float | None:
     else:
         signals.listen()  # before the import of torch, which takes seconds
         temporary_directory.make()
-    from syncbn.training.launch import job
+    with no_garbage_collection():
+        from syncbn.training.launch import job
 
     return job.run(cfg)

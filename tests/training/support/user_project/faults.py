@@ -21,8 +21,11 @@ from syncbn.training.distributed import signals
 
 
 def kill_everything() -> None:
-    """SIGKILL to every process of this session, so to the launcher too; this one last."""
-    ours = os.getsid(0)
+    """SIGKILL to every process of this session, so to the launcher too; this one last.
+
+    They are stopped first: a rank that lives on for a moment would notice the launcher's death and tidy up.
+    """
+    ours, others = os.getsid(0), []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             session = int(stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[3])
@@ -30,7 +33,11 @@ def kill_everything() -> None:
             continue
         pid = int(stat.parent.name)
         if session == ours and pid != os.getpid():
-            os.kill(pid, signal.SIGKILL)
+            others.append(pid)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
