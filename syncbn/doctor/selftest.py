@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.doctor import selftest_ranks
 from syncbn.doctor.rows import Row, Status, failed, ok, warning
-from syncbn.doctor.selftest_ranks import Plan, RankError, ReportStage
+from syncbn.doctor.selftest_ranks import Place, RankError, ReportStage
 from syncbn.testing import force_exchange
 
 CHANNELS, SAMPLES, IMAGE = 64, 16, (8, 8)
@@ -41,34 +41,34 @@ class Result(NamedTuple):
     all_reduces: list[float]
 
 
-Exercise = Callable[[int, Plan, ReportStage], Result]
+Exercise = Callable[[int, Place, ReportStage], Result]
 
 
-def plans() -> list[Plan]:
+def places() -> list[Place]:
     """Two ranks on GPUs if there are two GPUs; otherwise two ranks on the CPU, and one on the GPU if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() and dist.is_nccl_available() else 0
     if count >= 2:
-        return [Plan("cuda", "nccl", 2)]
-    return [Plan("cpu", "gloo", 2), *[Plan("cuda", "nccl", 1)] * count]
+        return [Place("cuda", "nccl", 2)]
+    return [Place("cpu", "gloo", 2), *[Place("cuda", "nccl", 1)] * count]
 
 
-def cases(plan: Plan) -> list[Case]:
+def cases(place: Place) -> list[Case]:
     """The training steps of the self-test."""
-    uneven, empty = ((11, 5), (SAMPLES, 0)) if plan.ranks == 2 else ((SAMPLES,), None)
+    uneven, empty = ((11, 5), (SAMPLES, 0)) if place.ranks == 2 else ((SAMPLES,), None)
     found = [Case("float32", uneven, torch.float32), Case("float64", uneven, torch.float64)]
     if empty is not None:
         found.insert(1, Case("float32, an empty rank", empty, torch.float32))
     return found
 
 
-def exercise(rank: int, plan: Plan, report_stage: ReportStage) -> Result:
+def exercise(rank: int, place: Place, report_stage: ReportStage) -> Result:
     """The work of each rank: the layer's forward and backward in each case, then timed all-reduces."""
     tensors = []
-    for case in cases(plan):
+    for case in cases(place):
         report_stage(f"the layer, {case.name}")
-        tensors.append(_step(rank, plan, case))
+        tensors.append(_step(rank, place, case))
     report_stage("all-reduces")
-    return Result(tensors, list(_time_all_reduces(plan)) if plan.ranks > 1 else [])
+    return Result(tensors, list(_time_all_reduces(place)) if place.ranks > 1 else [])
 
 
 def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
@@ -79,24 +79,24 @@ def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
         exercise: the function that each rank runs; it must be importable from a module.
     """
     rows, end = [], time.monotonic() + timeout
-    for plan in plans():
+    for place in places():
         try:
-            results = selftest_ranks.on_ranks(plan, exercise, max(end - time.monotonic(), 0.0))
+            results = selftest_ranks.on_ranks(place, exercise, max(end - time.monotonic(), 0.0))
         except RankError as failure:
-            rows.append(failed(f"layer on {plan.where}", f"{plan}: {failure}", failure.fix))
+            rows.append(failed(f"layer on {place.where}", f"{place}: {failure}", failure.fix))
             continue
         except OSError as error:
-            found = f"{plan}: ranks cannot be started: {error}"
-            rows.append(failed(f"layer on {plan.where}", found, "check TMPDIR, and ulimit -u"))
+            found = f"{place}: ranks cannot be started: {error}"
+            rows.append(failed(f"layer on {place.where}", found, "check TMPDIR, and ulimit -u"))
             continue
-        for number, case in enumerate(cases(plan)):
-            rows.append(compare(plan, case, [result.cases[number] for result in results]))
+        for number, case in enumerate(cases(place)):
+            rows.append(compare(place, case, [result.cases[number] for result in results]))
         if results[0].all_reduces:
-            rows.append(latency(plan, results[0].all_reduces))
+            rows.append(latency(place, results[0].all_reduces))
     return rows
 
 
-def compare(plan: Plan, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
+def compare(place: Place, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
     """Compare the ranks' tensors with one process, and the buffers of the ranks with each other.
 
     The error of a tensor is its largest absolute error divided by its largest absolute value. Buffers must be bitwise
@@ -110,30 +110,30 @@ def compare(plan: Plan, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
     unequal = [name for name in RUNNING if not all(torch.equal(ranks[0][name], other[name]) for other in ranks)]
     tolerance = TOLERANCE[case.dtype]
     listed = ", ".join(f"{name} {error:.0e}" for name, error in errors.items() if name != "num_batches_tracked")
-    found = f"{plan}, {' + '.join(map(str, case.shares))} samples; relative errors: {listed}"
+    found = f"{place}, {' + '.join(map(str, case.shares))} samples; relative errors: {listed}"
     wrong = [name for name, error in errors.items() if not error <= tolerance]
     fix, status = "", Status.ok
     if unequal:
         found += f"; {', '.join(unequal)}: not the same on all ranks"
-    elif plan.ranks > 1:
+    elif place.ranks > 1:
         found += "; buffers bitwise equal"
     if wrong or unequal:
         status = Status.failed
         errors_found = f"{', '.join(wrong)} off by more than {tolerance:g}; " if wrong else ""
-        native = "check whether SYNCBN_NATIVE=0 helps; " if plan.device == "cpu" else ""
+        native = "check whether SYNCBN_NATIVE=0 helps; " if place.device == "cpu" else ""
         fix = f"{errors_found}{native}do not train with this: report it, with the output of syncbn doctor --json"
-    return Row(f"layer on {plan.where}, {case.name}", found, status, fix, errors | {"tolerance": tolerance})
+    return Row(f"layer on {place.where}, {case.name}", found, status, fix, errors | {"tolerance": tolerance})
 
 
-def latency(plan: Plan, microseconds: list[float]) -> Row:
+def latency(place: Place, microseconds: list[float]) -> Row:
     """Report the median and the quartiles of the duration of one all-reduce."""
     low, median, high = statistics.quantiles(microseconds, n=4, method="inclusive")
     found = (
-        f"{plan}: median {median:,.0f} µs, quartiles {low:,.0f} to {high:,.0f}, of {len(microseconds)} all-reduces of "
+        f"{place}: median {median:,.0f} µs, quartiles {low:,.0f} to {high:,.0f}, of {len(microseconds)} all-reduces of "
         f"{2 * CHANNELS + 1} float64 numbers; a ResNet-50 needs {RESNET50} per step: {RESNET50 * median / 1e3:,.0f} ms"
     )
     figures = {"median_us": median, "lower_quartile_us": low, "upper_quartile_us": high}
-    row = ok(f"all-reduce on {plan.where}", found)
+    row = ok(f"all-reduce on {place.where}", found)
     if median > SLOW:
         row = warning(row.check, found, "check that no other program uses the cores, and that each rank has one")
     return Row(row.check, row.found, row.status, row.fix, figures)
@@ -173,9 +173,9 @@ def _one_process(case: Case) -> dict[str, Tensor]:
     return _forward_backward(layer, x.double(), dy.double())
 
 
-def _step(rank: int, plan: Plan, case: Case) -> dict[str, Tensor]:
+def _step(rank: int, place: Place, case: Case) -> dict[str, Tensor]:
     """Run the synchronized layer on this rank's share of the batch."""
-    device = plan.device_of(rank)
+    device = place.device_of(rank)
     layer = syncbn.SyncBatchNorm2d(CHANNELS, dtype=case.dtype, device=device)
     _set_parameters(layer, case.dtype)
     x, dy = (whole.split(case.shares)[rank].to(device) for whole in _batch(case))
@@ -183,10 +183,10 @@ def _step(rank: int, plan: Plan, case: Case) -> dict[str, Tensor]:
         return _forward_backward(layer, x, dy)
 
 
-def _time_all_reduces(plan: Plan) -> Iterator[float]:
+def _time_all_reduces(place: Place) -> Iterator[float]:
     """Durations in µs of all-reduces of the size that the layer uses."""
-    synchronize: Callable[[], None] = torch.cuda.synchronize if plan.device == "cuda" else lambda: None
-    sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64, device=plan.device_of(dist.get_rank()))
+    synchronize: Callable[[], None] = torch.cuda.synchronize if place.device == "cuda" else lambda: None
+    sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64, device=place.device_of(dist.get_rank()))
     for number in range(WARM_UP + ALL_REDUCES):
         synchronize()
         start = time.perf_counter()

@@ -31,7 +31,7 @@ STARTING, JOINING = "starting", "joining the process group"
 ReportStage = Callable[[str], None]
 
 
-class Plan(NamedTuple):
+class Place(NamedTuple):
     """Device type, backend and number of ranks of a self-test."""
 
     device: str
@@ -57,11 +57,11 @@ class RankError(RuntimeError):
         self.fix = fix
 
 
-def on_ranks(plan: Plan, work: Callable[[int, Plan, ReportStage], Any], timeout: float) -> list[Any]:
-    """Run ``work(rank, plan, report_stage)`` on each rank of a process group, and return the results by rank.
+def on_ranks(place: Place, work: Callable[[int, Place, ReportStage], Any], timeout: float) -> list[Any]:
+    """Run ``work(rank, place, report_stage)`` on each rank of a process group, and return the results by rank.
 
     Args:
-        plan: number of ranks, device and backend.
+        place: number of ranks, device and backend.
         work: a function of a module, whose result can be pickled. It calls ``report_stage`` with a name before each
             stage, for error messages.
         timeout: seconds until the ranks are killed.
@@ -74,9 +74,9 @@ def on_ranks(plan: Plan, work: Callable[[int, Plan, ReportStage], Any], timeout:
         try:
             spawn = multiprocessing.get_context("spawn")
             start_tracker()
-            for number in range(plan.ranks):
+            for number in range(place.ranks):
                 with signals.held():  # ranks inherit blocked signals; this process handles signals and ends the ranks
-                    ranks.append(_Rank(number, plan, work, Path(directory), spawn, timeout))
+                    ranks.append(_Rank(number, place, work, Path(directory), spawn, timeout))
             _collect(ranks, time.monotonic() + timeout)
         finally:
             for rank in ranks:
@@ -87,7 +87,7 @@ def on_ranks(plan: Plan, work: Callable[[int, Plan, ReportStage], Any], timeout:
         late = [rank for rank in ranks if not rank.done]
         if late:
             where = "; ".join(f"rank {rank.number} was at: {rank.stage}" for rank in late)
-            raise RankError(f"not finished within {timeout:.1f} s; {where}", _advice(late, plan))
+            raise RankError(f"not finished within {timeout:.1f} s; {where}", _advice(late, place))
     return [rank.result for rank in ranks]
 
 
@@ -95,13 +95,13 @@ class _Rank:
     """State of one rank in the process that started it."""
 
     def __init__(
-        self, number: int, plan: Plan, work: Callable[..., Any], directory: Path, spawn: SpawnContext, timeout: float
+        self, number: int, place: Place, work: Callable[..., Any], directory: Path, spawn: SpawnContext, timeout: float
     ) -> None:
-        self.number, self.plan, self.stage = number, plan, STARTING
+        self.number, self.place, self.stage = number, place, STARTING
         self.done, self.result, self.error, self.death, self.failed_at = False, None, "", "", 0.0
         self.log = directory / f"rank-{number}.txt"
         self.pipe, theirs = spawn.Pipe(duplex=False)
-        arguments = (number, plan, work, directory, theirs, timeout)
+        arguments = (number, place, work, directory, theirs, timeout)
         self.process = spawn.Process(target=_run_rank, args=arguments, daemon=True)
         self.process.start()
         theirs.close()  # otherwise recv_bytes would not raise EOFError when the process ends
@@ -134,7 +134,7 @@ class _Rank:
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         tail = f"; its last line: {last[:300]}" if last and not self.error else ""
         return RankError(
-            f"rank {self.number} of {self.plan.ranks} {failure} (at: {self.stage}){tail}", _advice([self], self.plan)
+            f"rank {self.number} of {self.place.ranks} {failure} (at: {self.stage}){tail}", _advice([self], self.place)
         )
 
     def end(self) -> None:
@@ -158,16 +158,16 @@ def _collect(ranks: Sequence[_Rank], deadline: float) -> None:
         pending = [rank for rank in pending if not (rank.done or rank.failure)]
 
 
-def _advice(ranks: Sequence[_Rank], plan: Plan) -> str:
+def _advice(ranks: Sequence[_Rank], place: Place) -> str:
     """The suggested action, by the cause of death or the stage of these ranks."""
     if any("SIGKILL" in rank.death for rank in ranks):
         return "possibly out of memory: check dmesg, and the limits of the container or job"
-    if any("SIGILL" in rank.death or "SIGSEGV" in rank.death for rank in ranks) and plan.device == "cpu":
+    if any("SIGILL" in rank.death or "SIGSEGV" in rank.death for rank in ranks) and place.device == "cpu":
         return "check whether SYNCBN_NATIVE=0 helps, and report it"
     if all(rank.stage == STARTING for rank in ranks):
         return "importing torch is slow or fails: try python -c 'import torch'; for more time: --timeout 300"
     if any(rank.stage == JOINING for rank in ranks):
-        if plan.backend == "nccl":
+        if place.backend == "nccl":
             return "run NCCL_DEBUG=INFO syncbn doctor to see what NCCL waits for"
         return (
             "processes on this machine cannot connect to each other: check GLOO_SOCKET_IFNAME, and whether lo is up "
@@ -177,7 +177,7 @@ def _advice(ranks: Sequence[_Rank], plan: Plan) -> str:
 
 
 def _run_rank(
-    rank: int, plan: Plan, work: Callable[..., Any], directory: Path, pipe: Connection, timeout: float
+    rank: int, place: Place, work: Callable[..., Any], directory: Path, pipe: Connection, timeout: float
 ) -> None:
     """Run ``work`` in the process of a rank, and report stages, the result or the error through the pipe.
 
@@ -194,17 +194,17 @@ def _run_rank(
     try:
         report("stage", JOINING)
         os.environ.update(loopback.within_machine())
-        torch.set_num_threads(max(1, cores() // plan.ranks))
-        if plan.device == "cuda":
+        torch.set_num_threads(max(1, cores() // place.ranks))
+        if place.device == "cuda":
             torch.cuda.set_device(rank)
         dist.init_process_group(
-            plan.backend,
+            place.backend,
             init_method=f"file://{directory}/store",
             rank=rank,
-            world_size=plan.ranks,
+            world_size=place.ranks,
             timeout=timedelta(seconds=max(timeout, 1)),
         )
-        report("result", work(rank, plan, lambda stage: report("stage", stage)))
+        report("result", work(rank, place, lambda stage: report("stage", stage)))
         dist.destroy_process_group()
     except BaseException as error:
         report("error", (time.monotonic(), f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))

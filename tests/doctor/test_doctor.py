@@ -20,13 +20,13 @@ from rich.console import Console
 
 from syncbn.doctor import Row, Status, bounded, selftest, show, to_json, verdict
 from syncbn.doctor.rows import failed, ok, warning
-from syncbn.doctor.selftest_ranks import Plan, ReportStage, on_ranks
+from syncbn.doctor.selftest_ranks import Place, ReportStage, on_ranks
 from syncbn.nn.comm import all_reduce
 from tests.support.warm_process import WarmProcess
 from tests.training.support.train_command import REPO, _session, environment
 from tests.training.support.train_command import run as run_command
 
-CPU = Plan("cpu", "gloo", 2)
+CPU = Place("cpu", "gloo", 2)
 LAYERS = ["layer on CPU, float32", "layer on CPU, float32, an empty rank", "layer on CPU, float64"]
 
 
@@ -168,32 +168,32 @@ def _command(pid: int) -> bytes:
     return b""
 
 
-def unsynchronized(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+def unsynchronized(rank: int, place: Place, report_stage: ReportStage) -> selftest.Result:
     all_reduce.all_sum = lambda x, group, place: x
-    return selftest.exercise(rank, plan, report_stage)
+    return selftest.exercise(rank, place, report_stage)
 
 
-def raising(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+def raising(rank: int, place: Place, report_stage: ReportStage) -> selftest.Result:
     report_stage("the sum")
     if rank == 1:
         raise ArithmeticError("does not\nadd up")
-    return selftest.exercise(rank, plan, report_stage)
+    return selftest.exercise(rank, place, report_stage)
 
 
-def dying(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+def dying(rank: int, place: Place, report_stage: ReportStage) -> selftest.Result:
     report_stage("the end")
     if rank == 1:
         print("these were its last words", flush=True)
         os.abort()
-    return selftest.exercise(rank, plan, report_stage)
+    return selftest.exercise(rank, place, report_stage)
 
 
-def hanging(rank: int, plan: Plan, report_stage: ReportStage) -> selftest.Result:
+def hanging(rank: int, place: Place, report_stage: ReportStage) -> selftest.Result:
     report_stage("a long sleep")
     if rank == 1:
         print("asleep", flush=True)
         time.sleep(1000)
-    return selftest.exercise(rank, plan, report_stage)
+    return selftest.exercise(rank, place, report_stage)
 
 
 def run(exercise: selftest.Exercise, *outputs: str, timeout: float = 120) -> list[Row]:
@@ -213,7 +213,7 @@ def results() -> list[selftest.Result]:
 
 def rows_of(results: list[selftest.Result], monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """The rows of a self-test whose ranks have these results."""
-    monkeypatch.setattr("syncbn.doctor.selftest_ranks.on_ranks", lambda plan, exercise, timeout: results)
+    monkeypatch.setattr("syncbn.doctor.selftest_ranks.on_ranks", lambda place, exercise, timeout: results)
     return selftest.run()
 
 
@@ -291,16 +291,21 @@ def test_ranks_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "plans"),
-    [(0, [CPU]), (1, [CPU, Plan("cuda", "nccl", 1)]), (2, [Plan("cuda", "nccl", 2)]), (8, [Plan("cuda", "nccl", 2)])],
+    ("gpus", "places"),
+    [
+        (0, [CPU]),
+        (1, [CPU, Place("cuda", "nccl", 1)]),
+        (2, [Place("cuda", "nccl", 2)]),
+        (8, [Place("cuda", "nccl", 2)]),
+    ],
 )
-def test_where_the_self_test_runs(monkeypatch: pytest.MonkeyPatch, gpus: int, plans: list[Plan]) -> None:
+def test_where_the_self_test_runs(monkeypatch: pytest.MonkeyPatch, gpus: int, places: list[Place]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    assert selftest.plans() == plans
-    for plan in plans:
-        assert all(len(case.shares) == plan.ranks for case in selftest.cases(plan))
+    assert selftest.places() == places
+    for place in places:
+        assert all(len(case.shares) == place.ranks for case in selftest.cases(place))
 
 
 def test_slow_messages_are_a_warning() -> None:

@@ -42,7 +42,7 @@ class PassedGroup(tuple[int, ...]):
 
 
 GroupSpec = str | int | tuple[int, ...]  # a tuple without a name: from a module that an earlier version pickled
-Plan = list[tuple[GroupSpec, list[list[int]]]]  # what to make, each with the ranks of all its groups
+GroupPlan = list[tuple[GroupSpec, list[list[int]]]]  # what to make, each with the ranks of all its groups
 
 
 @dataclass
@@ -294,7 +294,7 @@ def _made(
     return mine
 
 
-def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: timedelta) -> Plan:
+def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: timedelta) -> GroupPlan:
     """The plan of all ranks: every group that some rank needs now. Ranks may reach their layers in different orders.
 
     It goes over the default group's store, because a collective could pair with another one. Rank 0 reads the needs of
@@ -327,11 +327,11 @@ def _agree(wanted: GroupSpec, default: dist.ProcessGroup, world: _World, limit: 
     if store.add("read", 1) == ranks:
         for key in (*keys, "plan", "read"):
             store.delete_key(key)
-    plan: Plan = answer["plan"]
+    plan: GroupPlan = answer["plan"]
     return plan
 
 
-def _plan(needs: list[str]) -> Plan:
+def _plan(needs: list[str]) -> GroupPlan:
     """The plan, from the group that each rank needs and its :func:`syncbn.nn.comm.nodes.whereabouts`."""
     specs, places = zip(*map(json.loads, needs), strict=True)
     ranks = range(len(needs))

@@ -59,14 +59,14 @@ def shape(x: Tensor) -> triton_tiling.Shape | None:
 
 def sums(x: Tensor, at: triton_tiling.Shape) -> Tensor:
     """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``."""
-    plan = triton_tiling.reduction(at)
+    tiles = triton_tiling.reduction(at)
     out = _empty(x, 2 * at.channels + 1)
-    partial = out[1:] if plan.parts == 1 else _empty(x, plan.parts * 2 * at.channels)
-    number = out if plan.parts == 1 else None
-    kind = (plan.kind, at.values < 2**31)
-    _launch("sums", (plan.columns, plan.splits, 1), (x, partial, number), (at.values, *plan.numbers), kind, _WARPS)
-    if plan.parts > 1:
-        _merge(partial, plan, out[1:], out, None, at.values)
+    partial = out[1:] if tiles.parts == 1 else _empty(x, tiles.parts * 2 * at.channels)
+    number = out if tiles.parts == 1 else None
+    kind = (tiles.kind, at.values < 2**31)
+    _launch("sums", (tiles.columns, tiles.splits, 1), (x, partial, number), (at.values, *tiles.numbers), kind, _WARPS)
+    if tiles.parts > 1:
+        _merge(partial, tiles, out[1:], out, None, at.values)
     return out
 
 
@@ -157,17 +157,17 @@ def gradient_sums(
 
     ``relu`` is the bias, and the bits of :func:`normalize`, of a ReLU through which ``dy`` is propagated first.
     """
-    plan = triton_tiling.reduction(at)
+    tiles = triton_tiling.reduction(at)
     out = _empty(x, 2 * at.channels)
     rounded = torch.empty(2 * at.channels, dtype=torch.float32, device=x.device)
     bias, bits = relu or (None, None)
     tensors = (memory_format.ordered(dy, at.rows), x, bits, *statistics, *_parameters(weight, bias))
-    if plan.parts == 1:
-        _launch_pass("gradient_sums", plan, (*tensors, out, rounded), eps, relu is not None)
+    if tiles.parts == 1:
+        _launch_pass("gradient_sums", tiles, (*tensors, out, rounded), eps, relu is not None)
     else:
-        partial = _empty(x, plan.parts * 2 * at.channels)
-        _launch_pass("gradient_sums", plan, (*tensors, partial, None), eps, relu is not None)
-        _merge(partial, plan, out, None, rounded, 0)
+        partial = _empty(x, tiles.parts * 2 * at.channels)
+        _launch_pass("gradient_sums", tiles, (*tensors, partial, None), eps, relu is not None)
+        _merge(partial, tiles, out, None, rounded, 0)
     total, weighted = rounded.split(at.channels)
     return out, total, weighted
 
@@ -232,20 +232,27 @@ def _blocks(channels: int) -> tuple[int, int, int]:
 
 
 def _launch_pass(
-    name: str, plan: triton_tiling.Plan, tensors: tuple[Tensor | None, ...], eps: float, relu: bool
+    name: str, tiles: triton_tiling.Tiling, tensors: tuple[Tensor | None, ...], eps: float, relu: bool
 ) -> None:
     """Starts a pass over the data."""
-    numbers = (float(eps), *plan.numbers, relu)
-    _launch(name, (plan.columns, plan.splits, 1), tensors, numbers, (plan.kind, relu), _WARPS)
+    numbers = (float(eps), *tiles.numbers, relu)
+    _launch(name, (tiles.columns, tiles.splits, 1), tensors, numbers, (tiles.kind, relu), _WARPS)
 
 
 def _merge(
-    partial: Tensor, plan: triton_tiling.Plan, out: Tensor, number: Tensor | None, rounded: Tensor | None, count: int
+    partial: Tensor,
+    tiles: triton_tiling.Tiling,
+    out: Tensor,
+    number: Tensor | None,
+    rounded: Tensor | None,
+    count: int,
 ) -> None:
-    width, a, b = len(out), min(512, triton_tiling.power(plan.parts)), 8
+    width, a, b = len(out), min(512, triton_tiling.power(tiles.parts)), 8
     grid = (-(-width // b), 1, 1)
-    numbers = (count, plan.parts, width, a, b)
-    _launch("merge", grid, (partial, out, number, rounded), numbers, (*triton_tiling.kind(count, plan.parts, width), a))
+    numbers = (count, tiles.parts, width, a, b)
+    _launch(
+        "merge", grid, (partial, out, number, rounded), numbers, (*triton_tiling.kind(count, tiles.parts, width), a)
+    )
 
 
 _compiled: dict[Any, Any] = {}

@@ -45,7 +45,7 @@ class Shape(NamedTuple):
         return self.outer * self.positions
 
 
-class Plan(NamedTuple):
+class Tiling(NamedTuple):
     """Grid and tile size of a pass.
 
     Attributes:
@@ -67,8 +67,8 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def reduction(at: Shape) -> Plan:
-    """The plan for sums over each channel: one program if it has few values, else programs for all processors."""
+def reduction(at: Shape) -> Tiling:
+    """The tiling for sums over each channel: one program if it has few values, else programs for all processors."""
     few = at.values <= _FEW[at.rows]
     if at.rows:
         b = _columns_in_a_row(at)
@@ -81,29 +81,29 @@ def reduction(at: Shape) -> Plan:
     # Two programs a processor, all at once; or so many ranges of columns that the last wave hardly counts.
     programs = 2 * at.processors
     if few:
-        return _plan(at, b, columns, 1)
-    return _plan(at, b, columns, programs // columns if columns <= programs else -(-4 * programs // columns))
+        return _tiling(at, b, columns, 1)
+    return _tiling(at, b, columns, programs // columns if columns <= programs else -(-4 * programs // columns))
 
 
 @lru_cache(maxsize=4096)
-def elementwise(at: Shape) -> Plan:
-    """The plan for an elementwise pass: whole waves of 2, 3 or 4 programs a processor."""
+def elementwise(at: Shape) -> Tiling:
+    """The tiling for an elementwise pass: whole waves of 2, 3 or 4 programs a processor."""
     if at.rows:
         b = _columns_in_a_row(at)
         columns = -(-at.channels // b)
     else:
         b = _columns_in_a_plane(at)
         columns = at.channels * -(-at.positions // b)
-    return _plan(at, b, columns, -(-24 * at.processors // columns))
+    return _tiling(at, b, columns, -(-24 * at.processors // columns))
 
 
-def _plan(at: Shape, b: int, columns: int, splits: int) -> Plan:
+def _tiling(at: Shape, b: int, columns: int, splits: int) -> Tiling:
     a = max(1, min(_TILE // b, power(at.outer)))
     splits = max(1, min(-(-at.outer // a), splits))
     parts = splits if at.rows else splits * (columns // at.channels)
     layout = (at.outer, at.positions, at.channels, at.stride, at.bits_stride)
     tile = (a, b, at.rows, at.stages)
-    return Plan(a, b, columns, splits, parts, (*layout, *tile), (*kind(*layout), *tile))
+    return Tiling(a, b, columns, splits, parts, (*layout, *tile), (*kind(*layout), *tile))
 
 
 def _columns_in_a_row(at: Shape) -> int:

@@ -113,7 +113,7 @@ def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
         norms: one for each column, with the compared side.
     """
     heads = ["claim", *(f"{side}, against {other}" for side, other in norms.items()), SHARING]
-    cells = [[*(tables.verdict(one, side) for side in norms), tables.sharing(one)] for one in findings]
+    cells = [[*(tables.worded_verdict(one, side) for side in norms), tables.sharing(one)] for one in findings]
     rows = [[_link(one), *(escape(words) for words, _ in line)] for one, line in zip(findings, cells, strict=True)]
     lines = [[escape(head) for head in heads], ["---"] * len(heads), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -147,7 +147,7 @@ def _sharing_section(word: str, told: Sequence[tuple[Finding, str]], none_shown:
 
 def _claim_section(one: Finding, plots: Sequence[Plot], directory: Path) -> Group:
     prefix, made = f"{one.study}-", tables.build(one)
-    verdicts = [tables.verdict(one, side) for side in one.sides]
+    verdicts = [tables.worded_verdict(one, side) for side in one.sides]
     words = zip(one.sides, (words for words, _ in verdicts), strict=True)
     inside: list[Block | Group] = [
         Block(f'<a id="{one.study}"></a>', only="markdown"),

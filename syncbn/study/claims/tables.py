@@ -19,7 +19,7 @@ _ABOUT = ["study", "number"]
 _OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverged"]
 
 
-def verdict(finding: Finding, side: str) -> tuple[str, str]:
+def worded_verdict(finding: Finding, side: str) -> tuple[str, str]:
     """The verdict on a side in words, and its tone: "better", "partly", "worse", "open" or "unused"."""
     words = finding.verdicts.get(side, NOT_ASKED)
     for start, tone in (
@@ -86,7 +86,7 @@ def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[
     """
     about = [{"study": one.study, "number": one.number} for one in findings]
     verdicts = [
-        {**which, "text": one.text, "side": side, "verdict": verdict(one, side)[0]}
+        {**which, "text": one.text, "side": side, "verdict": worded_verdict(one, side)[0]}
         | {name: getattr(one, name) for name in _OF_ALL}
         for which, one in zip(about, findings, strict=True)
         for side in one.sides

@@ -13,7 +13,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import cost_plots, plot_scales, plot_style
 from syncbn.study.report.plot_labels import AXES, brief, first_upper, heading, hollow, left_out, row_labels, unsaid
 from syncbn.study.report.plot_style import BETTER, INK, MUTED, WIDTH, WORSE, Fill, Look, Plot, finite, short
-from syncbn.study.report.tables import margin_text, verdict, ways, with_unit
+from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verdict
 
 ROWS, PANELS = 40, 12  # maximum in a figure; the tables have all rows
 ASIDE = 16.0  # points: largest horizontal offset of a side, so that sides do not cover each other
@@ -161,7 +161,7 @@ def _effects(comparison: Comparison) -> Plot:
     shown = effects.head(ROWS)
     figure, (axes,) = plot_style.new(1.35 + plot_style.height_of_rows(len(shown)))
     plot_style.level(axes, 0, upright=True)
-    verdicts = [verdict(row, metric.better) for _, row in shown.iterrows()]
+    verdicts = [worded_verdict(row, metric.better) for _, row in shown.iterrows()]
     for at, ((_, row), (_, tone)) in enumerate(zip(shown.iterrows(), verdicts, strict=True)):
         colour = {"better": BETTER, "worse": WORSE}.get(tone, INK)
         look = Look("", colour, *_SHAPES.get(row.verdict, ("o", "none")))

@@ -68,7 +68,7 @@ def build(comparison: Comparison) -> dict[str, Table]:
     return {name: make(comparison) for name, make in makers.items() if len(getattr(comparison, name))}
 
 
-def verdict(row: pd.Series, better: str) -> tuple[str, str]:
+def worded_verdict(row: pd.Series, better: str) -> tuple[str, str]:
     """The verdict of a row of effects in words, and its tone: ``lower (better)``, "better"."""
     word = str(row.verdict)
     if word in ("lower", "higher"):
@@ -134,13 +134,13 @@ def _effects(comparison: Comparison) -> Table:
         *own_margins,
         *_how(comparison),
     ]
-    return _table("effects", comparison.effects, columns, lambda row: verdict(row, metric.better)[1], "verdict")
+    return _table("effects", comparison.effects, columns, lambda row: worded_verdict(row, metric.better)[1], "verdict")
 
 
 def _verdict(comparison: Comparison, row: pd.Series) -> str:
     """The verdict, with ``by less than ±0.75 points`` if equivalence is shown too."""
     metric, unit = comparison.metric, comparison.metric.difference_unit
-    words = verdict(row, metric.better)[0]
+    words = worded_verdict(row, metric.better)[0]
     if row.verdict in ("lower", "higher") and is_within(row.p_tost, comparison.alpha):
         words += f", by less than ±{number(row.margin, unit)} {unit}".rstrip()
     return words

@@ -102,12 +102,12 @@ def test_sharing_has_a_tone_of_its_own(words: str, shown: str, tone: str) -> Non
 )
 def test_a_verdict_has_a_tone_of_its_own(words: str, tone: str) -> None:
     one = claim_results.finding("x", 1, "X", verdicts={"sync": words})
-    assert tables.verdict(one, "sync") == (words, tone)
+    assert tables.worded_verdict(one, "sync") == (words, tone)
 
 
 def test_tones_are_in_the_matrix_and_beside_the_claim(html: Page) -> None:
     tones = [str(a["class"]).split()[-1] for _, a in html.tags if "verdict-cell" in str(a.get("class"))]
-    made = [[*(tables.verdict(one, norm)[1] for norm in NORMS), tables.sharing(one)[1]] for one in NINE]
+    made = [[*(tables.worded_verdict(one, norm)[1] for norm in NORMS), tables.sharing(one)[1]] for one in NINE]
     assert tones == [tone for row in made for tone in row]
 
 
