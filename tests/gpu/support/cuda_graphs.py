@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import syncbn
-from syncbn.nn import functional
+from syncbn.nn.autograd import measure
 from syncbn.testing import force_exchange
 from tests.nn.support.oracle import with_parameters as parameters
 
@@ -63,7 +63,7 @@ class Replayed:
         stream.wait_stream(torch.cuda.current_stream())
         # What is compiled or built by a first call.
         with torch.cuda.stream(stream), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(functional, "_may_read_count", lambda x, mask: False)  # one value would be refused
+            patch.setattr(measure, "_may_read_count", lambda x, mask: False)  # one value would be refused
             for _ in range(2):
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)

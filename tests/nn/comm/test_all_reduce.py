@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import syncbn
-from syncbn.nn import functional, statistics
+from syncbn.nn import statistics
+from syncbn.nn.autograd import measure
 from syncbn.nn.kernels import dispatch
 from syncbn.testing import force_exchange
 from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
@@ -150,7 +151,7 @@ class Reads(TorchDispatchMode):
 def reads_of_a_step(rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor]) -> int:
     x = pieces[rank].requires_grad_()
     with pytest.MonkeyPatch.context() as patch, Reads() as reads:
-        for module in (functional, dispatch, statistics):
+        for module in (measure, dispatch, statistics):
             patch.setattr(module, "may_read", lambda x: False)  # the answer for any device but the CPU
         layer(x).sum().backward()
     return reads.count

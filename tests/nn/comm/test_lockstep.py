@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
-from syncbn.nn import functional
+from syncbn.nn.autograd import measure
 from syncbn.nn.kernels import dispatch
 from syncbn.testing import force_exchange
 from tests.nn.support.oracle import CHANNELS, SPATIAL, Step, check, close, make_steps, on_a_rank, one_process
@@ -348,7 +348,7 @@ def as_on_a_gpu(rank: int, world_size: int, layer: nn.Module, step: Step, needs:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "carries_need", lambda x: False)
         if how == "graph":
-            patch.setattr(functional, "_reads_need", lambda x, shares: False)
+            patch.setattr(measure, "_reads_need", lambda x, shares: False)
         syncbn.debug(how != "eager")
         try:
             with messages() as sent, torch.set_grad_enabled(need is not None):
