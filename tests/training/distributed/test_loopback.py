@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from syncbn.doctor import selftest_ranks
-from syncbn.doctor.selftest_ranks import Plan, ReportStage
+from syncbn.doctor.selftest_ranks import Place, ReportStage
 from syncbn.training.distributed import loopback
 from syncbn.training.processes.rank_processes import Ranks, Requests
 
@@ -46,7 +46,7 @@ def write_where(place: Path) -> None:
     dist.destroy_process_group()
 
 
-def tell_where(rank: int, plan: Plan, report_stage: ReportStage) -> dict[str, object]:
+def tell_where(rank: int, place: Place, report_stage: ReportStage) -> dict[str, object]:
     return listen_in_groups()
 
 
@@ -67,7 +67,7 @@ def test_a_runs_launcher_and_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_self_test_of_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    (said,) = selftest_ranks.on_ranks(Plan("cpu", "gloo", 1), tell_where, 100)
+    (said,) = selftest_ranks.on_ranks(Place("cpu", "gloo", 1), tell_where, 100)
     assert said["by"] == "lo"
     assert set(said["at"]) <= ADDRESSES
 
