@@ -9,6 +9,7 @@ import argparse
 import itertools
 import random
 import tempfile
+import time
 from pathlib import Path
 
 from tests.soak.counts import Proof
@@ -27,17 +28,22 @@ def main() -> None:
     options = parser.parse_args()
     proof = Proof("prove-faults", options.seed)
     with tempfile.TemporaryDirectory() as place:
-        straight = {ranks: faulty(_new(Path(place)), *_same(2, ranks), fresh=True) for ranks in (1, 2)}
+        straight = {}
+        for ranks in (1, 2):
+            start = time.monotonic()
+            straight[ranks] = faulty(_new(Path(place)), *_same(2, ranks), fresh=True)
+            seconds = time.monotonic() - start
         _kills(Path(place), options.kills, random.Random(options.seed), proof, straight)
-        _stops(Path(place), options.stops, random.Random(options.seed), proof, straight[2])
+        _stops(Path(place), options.stops, random.Random(options.seed), proof, straight[2], 0.7 * seconds)
     for _ in range(options.faults):
         proof.pytest(str(FAULTS))
     proof.end()
 
 
-def _stops(place: Path, times: int, source: random.Random, proof: Proof, straight: Run) -> None:
+def _stops(place: Path, times: int, source: random.Random, proof: Proof, straight: Run, latest: float) -> None:
+    """Stops at the start come up to ``latest`` seconds after it, while the run is under way."""
     for what, moment in times * list(itertools.product(STOPS, MOMENTS)):
-        there, delay = _new(place), source.uniform(0, 10)
+        there, delay = _new(place), source.uniform(0, latest)
         same = ["trainer.devices=2", "data.global_batch_size=64"]
         _, found = stopped(there, what, moment, *same, delay=delay)
         again = faulty(there, "run.id=a", "data.num_workers=1", *same)

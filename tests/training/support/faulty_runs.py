@@ -120,7 +120,9 @@ def _ended_wrongly(run: Run, number: signal.Signals, moment: str, *, read: bool)
         yield f"exit code {run.code}: {run.err}"
     if run.left:
         yield f"left {run.left}"
-    if "Traceback" in run.err or (read and f"error: stopped by {number.name}" not in run.err.splitlines()[-1]):
+    if "Traceback" in run.err or (
+        read and f"error: stopped by {number.name}" not in "".join(run.err.splitlines()[-1:])
+    ):
         yield run.err
     if run.directory is None:
         if moment != "the start":
