@@ -10,7 +10,7 @@ JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm prove-layer prove-faults prove-slurm lint format clean
+.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm prove-layer prove-exchange prove-faults prove-slurm lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-slurm: $(VENV)/ready ## run the tests on a Slurm that is started on this ma
 prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
 	@$(BIN)/python -m tests.soak.layer $(ARGS)
 
+prove-exchange: $(VENV)/ready ## send a million messages through shared memory, and kill or stop a rank 100 times
+	@$(BIN)/python -m tests.soak.exchange $(ARGS)
+
 prove-faults: $(VENV)/ready ## kill 20 runs and compare what is resumed bit by bit; and every other fault, twice
 	@$(BIN)/python -m tests.soak.faults $(ARGS)
 
@@ -56,7 +59,7 @@ format: $(VENV)/ready ## put the code into its style
 clean: ## remove the environments, caches and what was compiled; runs stay
 	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis syncbn/nn/kernels/libcpu.so
 
-$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/nn/kernels/cpu*.[ch])
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/nn/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or later is needed; make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \

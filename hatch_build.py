@@ -1,4 +1,4 @@
-"""Builds ``syncbn/nn/kernels/cpu.c`` while the package is installed, where there is a C compiler."""
+"""Builds ``syncbn/nn/kernels/*.c`` while the package is installed, where there is a C compiler."""
 
 import os
 import platform
@@ -11,7 +11,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES, LIBRARY = ("syncbn/nn/kernels/cpu.c", "syncbn/nn/kernels/cpu_passes.h"), "syncbn/nn/kernels/libcpu.so"
+SOURCES = [f"syncbn/nn/kernels/{name}" for name in ("cpu.c", "cpu_passes.h", "shared_memory.c")]
+LIBRARY = "syncbn/nn/kernels/libcpu.so"
 FLAGS = ["-O3", "-shared", "-fPIC"]
 # With OpenMP its loops use several threads; without it, one, and it only guides the vectorizer.
 OPENMP = ["-fopenmp", "-fopenmp-simd"]
@@ -34,9 +35,10 @@ def build(root: Path) -> bool:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is not None and shutil.which(compiler.split()[0]) is not None and platform.system() != "Windows":
         identity = f"-DSOURCE={zlib.crc32(b''.join((root / name).read_bytes() for name in SOURCES))}u"
+        code = [name for name in SOURCES if name.endswith(".c")]
         draft = root / f"{LIBRARY}.draft"  # so that no process finds half of one
         for openmp in OPENMP:
-            command = [*compiler.split(), *FLAGS, identity, openmp, "-o", str(draft), SOURCES[0], "-lm"]
+            command = [*compiler.split(), *FLAGS, identity, openmp, "-o", str(draft), *code, "-lm"]
             if subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0:
                 draft.replace(root / LIBRARY)
                 return True

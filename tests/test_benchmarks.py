@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
             {"per-device", "ours", "ours by ATen", "ours relu", "ours add relu", "ours, add, relu", "copies"},
         ),
         ("collectives.py --rounds 5 --ranks 2", "rows", {"ours", "gathered"}),
+        ("exchange.py --rounds 5 --ranks 2", "rows", {"ours", "gloo"}),
     ],
 )
 def test_a_benchmark_prints_a_table_and_leaves_results(
@@ -38,7 +39,7 @@ def test_a_benchmark_prints_a_table_and_leaves_results(
     assert run.returncode == 0, run.stderr
     assert "ours" in run.stdout
     assert part != "cells" or run.stdout.count(": bandw.") == 3  # no column cropped, of three tables
-    assert (tmp_path / "result.png").stat().st_size > 10_000
+    assert script == "exchange.py" or (tmp_path / "result.png").stat().st_size > 10_000  # that one has no plot
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["machine"]["torch"]
     for row in result[part]:

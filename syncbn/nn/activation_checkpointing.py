@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from syncbn.nn import torch_internals
-from syncbn.nn.comm import c10d
+from syncbn.nn.comm import c10d, shared_memory
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
@@ -16,7 +16,9 @@ def checkpoint_contexts() -> tuple[Any, Any]:
     ranks alike. torch keeps the results with the region that it will recompute, so regions cannot mix them up. Other
     functional all-reduces in the region, such as those of tensor parallelism, are kept too.
     """
-    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(c10d.all_reduce_operations())
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(
+        [*c10d.all_reduce_operations(), shared_memory.OPERATION]
+    )
     return contexts
 
 

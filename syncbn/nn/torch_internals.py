@@ -81,6 +81,15 @@ def is_batched_by_autograd(t: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(t)
 
 
+def profiler_is_active() -> bool:
+    """Whether torch's profiler records this process.
+
+    ``torch.autograd._profiler_enabled``, torch 2.13. No public function reports it, and ``record_function`` takes 6 µs
+    where nothing records it.
+    """
+    return torch.autograd._profiler_enabled()  # type: ignore[attr-defined]  # not exported by name
+
+
 def backward_is_running() -> bool:
     """Whether this thread runs a backward pass.
 

@@ -29,6 +29,7 @@ OWNERS: dict[str, Any] = {
     "_current_level": forward_ad,
     "_functorch": torch._C,
     "_current_graph_task_id": torch._C,
+    "_profiler_enabled": torch.autograd,
     "_is_zerotensor": Tensor,
     "_buffers": nn.Linear(1, 1),
     "_forward_pre_hooks": nn.Linear(1, 1),

@@ -6,6 +6,8 @@ a rank that raises, hangs or dies fails the test, with the traceback or the stac
 
 import faulthandler
 import itertools
+import json
+import math
 import os
 import pickle
 import select
@@ -29,8 +31,10 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from syncbn.nn.comm import shared_memory
 from tests.support.warm_process import REPO, WarmProcess
 
+SHARED = "syncbn::allreduce in shared memory, "
 START = 120.0  # seconds for a rank to import torch, on a busy machine
 
 
@@ -268,6 +272,7 @@ class Messages:
 
     operations: list[str] = field(default_factory=list)
     payloads: list[tuple[str, list[int], str]] = field(default_factory=list)
+    shared: int = 0  # calls through shared memory
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -294,14 +299,21 @@ def _let_threads_finish() -> None:
         time.sleep(0.001)
 
 
+def _shared_calls() -> dict[shared_memory.Channel, int]:
+    """How often this rank has arrived in the memory of each of its groups, by what stands in that memory."""
+    channels = list(filter(None, shared_memory._channels.values()))
+    return {each: each._library.syncbn_shared_arrived(each._address, each._index) for each in channels}
+
+
 @contextmanager
 def messages() -> Iterator[Messages]:
     """Counts this rank's messages within the context. The count is there when the context has ended.
 
     They are read from torch's profiler: whatever goes through a process group, a collective of any kind or a send, is
-    an operation ``c10d::*`` of the dispatcher. No code under test can leave it out or count it twice.
+    an operation ``c10d::*`` of the dispatcher. No code under test can leave it out or count it twice. What goes through
+    shared memory the layer shows there itself, so that is compared with the calls that the memory has seen.
     """
-    seen = Messages()
+    seen, before = Messages(), _shared_calls()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         yield seen
         _let_threads_finish()
@@ -311,3 +323,10 @@ def messages() -> Iterator[Messages]:
         elif event.name().startswith("gloo:"):
             shape, dtype = next(zip(event.shapes(), event.dtypes(), strict=True), ([], ""))
             seen.payloads.append((event.name().removeprefix("gloo:"), shape, dtype))
+        elif event.name().startswith(SHARED):
+            shape, dtype = event.name().removeprefix(SHARED).split(" of ")
+            seen.operations.append("allreduce")
+            seen.payloads.append(("all_reduce", json.loads(shape), dtype))
+            seen.shared += -(-math.prod(json.loads(shape)) // shared_memory.CAPACITY)
+    # The first call of a new channel is its probe.
+    assert seen.shared == sum(calls - before.get(channel, 1) for channel, calls in _shared_calls().items())

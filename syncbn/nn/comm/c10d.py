@@ -45,6 +45,19 @@ def timeout(group: dist.ProcessGroup) -> timedelta:
     return distributed_c10d.default_pg_timeout  # a backend without options, such as torch's fake one
 
 
+def cpu_backend(group: dist.ProcessGroup) -> str:
+    """The name of the backend that ``group`` uses for tensors of the CPU; empty if it has none.
+
+    ``_device_types`` and ``_get_backend`` of a ProcessGroup, torch 2.13. No public function has the backends by device.
+    """
+    cpu = torch.device("cpu")
+    if cpu not in group._device_types:
+        return ""
+    backend = group._get_backend(cpu)
+    name: str = getattr(backend, "wrapped_pg", backend).name()  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
+    return name
+
+
 def is_registered(group: dist.ProcessGroup | None) -> TypeGuard[dist.ProcessGroup]:
     """Whether torch still knows ``group``: it was made in this process, and neither it nor its world was destroyed.
 

@@ -6,19 +6,15 @@ replace them and take two to six times as long.
 
 import ctypes
 import os
-import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from syncbn.nn import tracing
+from syncbn.nn import native, tracing
 from syncbn.nn.kernels import memory_format
 
-LIBRARY = Path(__file__).with_name("libcpu.so")
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "cpu_passes.h")]
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _CPU = torch.device("cpu")
 disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
@@ -31,13 +27,9 @@ class Shape(ctypes.Structure):
 
 
 def _load() -> dict[str, Callable[..., int]]:
-    """The library's functions by name; empty if it was not built, or for another machine, or from other sources."""
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        library.syncbn_source.restype = ctypes.c_uint32
-        if library.syncbn_source() != zlib.crc32(b"".join(path.read_bytes() for path in SOURCES)):
-            return {}
-    except (OSError, AttributeError):
+    """The library's functions by name; empty without the library."""
+    library = native.load()
+    if library is None:
         return {}
     size, flag, number, array = ctypes.c_int64, ctypes.c_int, ctypes.c_double, ctypes.c_void_p
     library.syncbn_sums.argtypes = [flag, array, Shape, array]

@@ -21,14 +21,17 @@ from syncbn.training.errors import AgreedError
 
 PATIENCE = 5.0  # seconds to wait for the reports of the other ranks, which time out at about the same time
 LINGER = 1.0  # seconds that rank 0 keeps the store alive after it has read the reports, so that others can read them
-LOST = ("Connection closed", "Connection reset", "Broken pipe", "No route to host", "pair closure")
+# In an error message: another rank is gone. The last is of syncbn.nn.comm.shared_memory.
+LOST = ("Connection closed", "Connection reset", "Broken pipe", "No route to host", "pair closure", "shared memory: ")
 WAITED = "waited in vain"
 
 
 def is_timeout(message: str) -> bool:
     """Whether an error message is of a collective or store that timed out, and not of a time-out in the user's code."""
     message = message.lower()
-    return any(w in message for w in ("timed out", "timeout")) and any(w in message for w in ("gloo", "nccl", "store"))
+    return any(w in message for w in ("timed out", "timeout")) and any(
+        w in message for w in ("gloo", "nccl", "store", "shared memory")
+    )
 
 
 def register_host() -> None:

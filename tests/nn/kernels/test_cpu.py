@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import syncbn
-from syncbn.nn import statistics
+from syncbn.nn import native, statistics
 from syncbn.nn.autograd.measure import measure
 from syncbn.nn.autograd.normalize import normalize
 from syncbn.nn.kernels import cpu, dispatch
@@ -358,7 +358,7 @@ def test_only_plain_memory_of_the_cpu_is_written_to() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What the build needs of the project, elsewhere."""
-    for name in ("hatch_build.py", "syncbn/nn/kernels/cpu.c", "syncbn/nn/kernels/cpu_passes.h"):
+    for name in ("hatch_build.py", *(str(path.relative_to(ROOT)) for path in native.SOURCES)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
@@ -391,15 +391,15 @@ def test_the_build_makes_do_with_what_there_is(
     works = compiler is None or compiler.endswith("cc")
     assert said == f"{works}\n"
     assert library.exists() == works
-    assert {path.name for path in library.parent.iterdir()} - {"libcpu.so"} == {"cpu.c", "cpu_passes.h"}
+    assert {path.name for path in library.parent.iterdir()} - {"libcpu.so"} == {path.name for path in native.SOURCES}
 
 
 @needs_library
 def test_a_library_from_other_sources_is_not_taken(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SOURCES", [copy / "syncbn/nn/kernels" / path.name for path in cpu.SOURCES])
-    assert cpu._load()
+    monkeypatch.setattr(native, "SOURCES", [copy / "syncbn/nn/kernels" / path.name for path in native.SOURCES])
+    assert native.load()
     with (copy / "syncbn/nn/kernels/cpu.c").open("a", encoding="utf-8") as source:
         source.write("// changed\n")
-    assert not cpu._load()
-    monkeypatch.setattr(cpu, "LIBRARY", copy / "none.so")
-    assert not cpu._load()
+    assert not native.load()
+    monkeypatch.setattr(native, "LIBRARY", copy / "none.so")
+    assert not native.load()
