@@ -248,6 +248,7 @@ def _do(rank: int, message: bytes) -> _Answer:
             if dist.is_initialized():
                 dist.destroy_process_group()
             dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+            dist.barrier()  # a rank that left its group at once would close connections that another is still making
         world = dist.group.WORLD
         with warnings.catch_warnings():
             _set_filters(filters)
