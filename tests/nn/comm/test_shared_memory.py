@@ -223,6 +223,7 @@ def forked(rank: int, world_size: int) -> None:
         shared_memory._channels.clear()
         os._exit(int(taken))
     assert os.waitpid(pid, 0)[1] == 0
+    time.sleep(0.5 * rank)  # rank 0 waits, and would be told if its child had left in its name
     assert all_reduce.all_sum(torch.ones(3, dtype=torch.float64), group, "here").tolist() == [2.0] * 3
 
 
