@@ -54,8 +54,16 @@ def until_stopped(rank: int, world_size: int, place: str, seconds: float) -> str
     return ""
 
 
-def strike(pool: Ranks, fault: str, victim: int, after: float) -> str:
-    """What is wrong with how three ranks end of which one meets this fault; empty if nothing is."""
+def strike(pool: Ranks, fault: str, victim: int, after: float, slack: float = 2.0) -> str:
+    """What is wrong with how three ranks end of which one meets this fault; empty if nothing is.
+
+    Args:
+        pool: of the ranks.
+        fault: of ``FAULTS``.
+        victim: the rank.
+        after: seconds from the first message.
+        slack: seconds that the others may take to notice, beyond the time-out where the rank is stopped.
+    """
     passing = "while" in fault
     with tempfile.TemporaryDirectory() as place:
         hit: list[float] = []
@@ -74,7 +82,7 @@ def strike(pool: Ranks, fault: str, victim: int, after: float) -> str:
         return "; ".join(text for _, text in errors.values())
     if len(errors) != 2:
         return f"{len(errors)} of 2 ranks raised"
-    late = 2.0 if fault == "killed" else LIMIT + 2.0
+    late = slack if fault == "killed" else LIMIT + slack
     wrong = [text for when, text in errors.values() if f"rank {victim} " not in text or float(when) - hit[0] > late]
     return "; ".join(wrong)
 
