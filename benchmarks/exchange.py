@@ -19,7 +19,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from syncbn.nn.comm import all_reduce, groups, shared_memory
+from syncbn.nn.comm import all_reduce, channels, groups
 
 SIZES = (129, 1025, 4097)  # 2C + 1 numbers of float64, for C = 64, 512, 2048
 
@@ -28,7 +28,7 @@ def messages(rank: int, world_size: int, rounds: int) -> list[dict[str, Any]]:
     """Microseconds of a message of each size, each way in turns."""
     group = groups.resolve("world")
     assert group is not None
-    assert shared_memory.channel(group) is not None, "no shared memory here; see the logger syncbn"
+    assert channels.channel(group) is not None, "no shared memory here; see the logger syncbn"
     work = torch.rand(96, 96)
     ways = {
         "ours": lambda x: all_reduce.all_sum(x, group, "benchmark"),

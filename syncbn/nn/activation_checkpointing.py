@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from syncbn.nn import torch_internals
-from syncbn.nn.comm import c10d, shared_memory
+from syncbn.nn.comm import c10d, channels
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
@@ -17,7 +17,7 @@ def checkpoint_contexts() -> tuple[Any, Any]:
     functional all-reduces in the region, such as those of tensor parallelism, are kept too.
     """
     contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(
-        [*c10d.all_reduce_operations(), shared_memory.OPERATION]
+        [*c10d.all_reduce_operations(), channels.OPERATION]
     )
     return contexts
 

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from syncbn.nn.comm import shared_memory
+from syncbn.nn.comm import channels, shared_memory
 from tests.support.warm_process import REPO, WarmProcess
 
 SHARED = "syncbn::allreduce in shared memory, "
@@ -302,8 +302,8 @@ def _let_threads_finish() -> None:
 
 def _shared_calls() -> dict[shared_memory.Channel, int]:
     """How often this rank has arrived in the memory of each of its groups, by what stands in that memory."""
-    channels = list(filter(None, shared_memory._channels.values()))
-    return {each: each._library.syncbn_shared_arrived(each._address, each._index) for each in channels}
+    found = list(filter(None, channels._channels.values()))
+    return {each: each._library.syncbn_shared_arrived(each._address, each._index) for each in found}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from syncbn.nn import torch_internals
-from syncbn.nn.comm import c10d, groups, lockstep, observer, shared_memory
+from syncbn.nn.comm import c10d, channels, groups, lockstep, observer
 
 _options = dist.AllreduceOptions()
 _options.asyncOp = False
@@ -96,9 +96,9 @@ def _join_problem() -> str:
 
 def _run(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
     watched = torch_internals.is_in_dispatch_mode()  # selective checkpointing, for example, keeps what it sees
-    if x.is_cpu and (channel := shared_memory.channel(group)) is not None and channel.takes(x):
+    if x.is_cpu and (channel := channels.channel(group)) is not None and channel.takes(x):
         if watched:
-            total: Tensor = shared_memory.OPERATION(x, group.group_name, place)
+            total: Tensor = channels.OPERATION(x, group.group_name, place)
             return total
         channel.all_sum(x, place)
         return x

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # exported, but not by name
 from torch.distributed.device_mesh import DeviceMesh
 
-from syncbn.nn.comm import c10d, lockstep, nodes, shared_memory
+from syncbn.nn.comm import c10d, channels, lockstep, nodes
 
 WORKS = 'use "world", "node", a number of ranks, a ProcessGroup, or a DeviceMesh of one dimension'
 
@@ -270,7 +270,7 @@ def _make_together(wanted: GroupSpec, default: dist.ProcessGroup, world: _World)
         for spec, blocks in _agree(wanted, default, world, lockstep.patience(limit)):
             world.made[spec] = made = _made(spec, blocks, default, world, limit)
             if isinstance(made, dist.ProcessGroup):
-                shared_memory.open_channel(made)  # here all its ranks meet, also those that run compiled code
+                channels.open_channel(made)  # here all its ranks meet, also those that run compiled code
     except RuntimeError as error:
         raise RuntimeError(
             f"group={json.dumps(wanted)}: {error}; all ranks make this group together, at first use: run the layer on "

@@ -1,23 +1,16 @@
 """The all-reduce of ranks on one host, through memory that they share: 30 microseconds where gloo takes a millisecond.
 
-A process group has a *channel* if all its ranks can share memory. They find that out together, over the store, when
-the group is made or first used (:func:`open_channel`). Without a channel the layers use gloo. The protocol is in
+Which groups have such a channel is found out in :mod:`syncbn.nn.comm.channels`. The protocol is in
 ``kernels/shared_memory.c``.
-
-``SYNCBN_SHARED_MEMORY=0`` in the environment of any rank turns it off.
 """
 
 import ctypes
 import errno
-import json
-import logging
 import os
-import secrets
-import sys
 import threading
 import time
 import weakref
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,19 +18,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # exported, but not by name
 
 from syncbn.nn import native, torch_internals
-from syncbn.nn.comm import c10d, lockstep
 
 CAPACITY = 8192  # numbers of one call; a longer message takes several
 SLICE = 0.2  # seconds between two looks at whether the ranks that are waited for still live
 SPINS = 2000  # about 50 µs; a rank that comes within that time costs no system call
-PROBE = timedelta(seconds=30)  # for the first message, which shows that the memory is shared
 _PLACE, _BYTES = 240, 8  # bytes of a place, as in shared_memory.c, and of a number
 _DONE, _LATE, _OUT_OF_STEP, _GIVEN_UP = range(4)
-
-log = logging.getLogger("syncbn")
 
 
 class Process(NamedTuple):
@@ -48,11 +36,11 @@ class Process(NamedTuple):
 
     def lives(self) -> bool:
         """Whether it has not ended; one that its parent has not asked for yet has."""
-        state, started = _stat(self.pid)
+        state, started = stat(self.pid)
         return started == self.started and state not in "ZX"
 
 
-def _stat(pid: int) -> tuple[str, str]:
+def stat(pid: int) -> tuple[str, str]:
     """State and start time of a process; "X" and "" if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -79,7 +67,7 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-_library = _load()
+library = _load()
 
 
 class Channel:
@@ -94,7 +82,7 @@ class Channel:
     """
 
     def __init__(self, memory: int, ranks: list[int], index: int, processes: list[Process], limit: timedelta) -> None:
-        assert _library is not None
+        assert library is not None
         self.limit = limit
         self._ranks, self._index, self._processes = ranks, index, processes
         self._address = memory
@@ -103,7 +91,7 @@ class Channel:
         self._lock = threading.Lock()
         # Where ranks outnumber the cores, a rank that spins keeps the core from the rank that it waits for.
         self._spins = SPINS if len(ranks) <= len(os.sched_getaffinity(0)) else 0
-        self._library = _library
+        self._library = library
         self._pid = os.getpid()
         weakref.finalize(self, _leave, memory, len(ranks), index, self._pid)
 
@@ -229,164 +217,19 @@ def _profiled(x: Tensor) -> AbstractContextManager[Any]:
 
 def _leave(memory: int, ranks: int, index: int, pid: int) -> None:
     """Tells the others that this rank takes part no longer. A forked process says nothing for its parent."""
-    if os.getpid() == pid and _library is not None:
-        _library.syncbn_shared_give_up(memory, index, -1)
-        _library.syncbn_shared_unmap(memory, _size(ranks))
+    if os.getpid() == pid and library is not None:
+        library.syncbn_shared_give_up(memory, index, -1)
+        unmap(memory, ranks)
 
 
-_channels: weakref.WeakKeyDictionary[dist.ProcessGroup, Channel | None] = weakref.WeakKeyDictionary()
-_by_name: weakref.WeakValueDictionary[str, Channel] = weakref.WeakValueDictionary()
+def size(ranks: int) -> int:
+    """Bytes of memory for so many ranks."""
+    assert library is not None
+    found: int = library.syncbn_shared_size(ranks, CAPACITY)
+    return found
 
 
-@torch.library.custom_op("syncbn::all_sum", mutates_args=())
-def _operation(x: Tensor, group: str, place: str) -> Tensor:
-    """:meth:`Channel.all_sum` as an operation of torch's dispatcher, for dispatch modes; ``x`` is kept.
-
-    Args:
-        x: see there.
-        group: the name of the process group.
-        place: see there.
-    """
-    total = x.clone()
-    _by_name[group].all_sum(total, place)
-    return total
-
-
-@_operation.register_fake
-def _(x: Tensor, group: str, place: str) -> Tensor:
-    return torch.empty_like(x)
-
-
-OPERATION = torch.ops.syncbn.all_sum.default
-
-
-def channel(group: dist.ProcessGroup) -> Channel | None:
-    """The channel of ``group``; None if its ranks do not share memory. All of them make the first call together.
-
-    Raises:
-        RuntimeError: some ranks did not come in time.
-    """
-    try:
-        return _channels[group]
-    except KeyError:
-        open_channel(group)
-        return _channels[group]
-
-
-def open_channel(group: dist.ProcessGroup) -> None:
-    """Finds out with all ranks of ``group``, once, whether they share memory, and opens a channel if they do.
-
-    Raises:
-        RuntimeError: some ranks did not come in time.
-    """
-    if group in _channels:
-        return
-    _channels[group] = None
-    if group.size() == 1 or c10d.cpu_backend(group) != "gloo":
-        return
-    ranks = dist.get_process_group_ranks(group)
-    meeting = _Meeting(group.group_name, ranks, lockstep.patience(c10d.timeout(group)))
-    index = ranks.index(dist.get_rank())
-    with torch_internals.without_dispatch_modes():  # which would get the first message to see
-        found, why = _agreed(meeting, ranks, index)
-    meeting.end()
-    _channels[group] = found
-    if found is not None:
-        found.limit = c10d.timeout(group)
-        _by_name[group.group_name] = found
-    if index == 0:
-        how = "share memory" if found else f"communicate through gloo: {why}"
-        log.info("process group %s: ranks %s %s", group.group_name, ", ".join(map(str, ranks)), how)
-
-
-class _Meeting:
-    """All ranks of a group exchange texts over the store, step by step."""
-
-    def __init__(self, name: str, ranks: list[int], limit: timedelta) -> None:
-        self._store = PrefixStore(f"syncbn/shared_memory/{name}", c10d.default_store())
-        self._ranks, self._limit, self._steps = ranks, limit, 0
-
-    def exchange(self, text: str) -> list[str]:
-        """The texts of all ranks at this step."""
-        step, self._steps = self._steps, self._steps + 1
-        keys = [f"{step}/{rank}" for rank in self._ranks]
-        self._store.set(f"{step}/{dist.get_rank()}", text)
-        try:
-            self._store.wait(keys, self._limit)
-        except RuntimeError:  # each kind of store raises its own subclass
-            late = [rank for rank, key in zip(self._ranks, keys, strict=True) if not self._store.check([key])]
-            raise RuntimeError(
-                f"timed out in the store: rank {', '.join(map(str, late[:8]))} did not come within "
-                f"{self._limit.total_seconds():g} s"
-            ) from None
-        return [self._store.get(key).decode() for key in keys]
-
-    def end(self) -> None:
-        """Deletes the texts once all ranks have read them."""
-        if self._store.add("read", 1) == len(self._ranks):
-            for key in [f"{step}/{rank}" for step in range(self._steps) for rank in self._ranks] + ["read"]:
-                self._store.delete_key(key)
-
-
-def _agreed(meeting: _Meeting, ranks: list[int], index: int) -> tuple[Channel | None, str]:
-    """The channel of this group, or why there is none; the same decision on all its ranks."""
-    offers = [json.loads(text) for text in meeting.exchange(json.dumps(_offer()))]
-    if why := next(filter(None, (offer["why"] for offer in offers)), ""):
-        return None, why
-    for key, what in (("host", "hosts"), ("space", "process namespaces")):
-        if len({offer[key] for offer in offers}) > 1:
-            return None, f"its ranks are in several {what}"
-    memory, descriptor, why = _make(len(ranks)) if index == 0 else (0, -1, "")
-    try:
-        said = json.loads(meeting.exchange(json.dumps([descriptor, why]))[0])
-        if said[1]:
-            return None, said[1]
-        processes = [Process(offer["pid"], offer["started"]) for offer in offers]
-        if index:
-            memory, why = _open(processes[0].pid, said[0], len(ranks))
-        if why := next(filter(None, meeting.exchange(why)), ""):
-            return None, why
-    finally:
-        if descriptor != -1:
-            os.close(descriptor)
-    made = Channel(memory, ranks, index, processes, PROBE)
-    why = next(filter(None, meeting.exchange(_probe(made, index, [offer["token"] for offer in offers]))), "")
-    return (None, why) if why else (made, "")
-
-
-def _offer() -> dict[str, Any]:
-    """What the other ranks need to know of this one; ``why``, if it cannot share memory."""
-    why = ""
-    if os.environ.get("SYNCBN_SHARED_MEMORY") == "0":
-        why = "SYNCBN_SHARED_MEMORY=0"
-    elif _library is None:
-        why = "the compiled code is missing" if sys.platform == "linux" else "this is not Linux"
-    elif not hasattr(os, "memfd_create"):  # Python was built on an old system
-        why = "Python has no os.memfd_create"
-    try:
-        space, host = (
-            str(Path("/proc/self/ns/pid").readlink()),
-            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"),
-        )
-    except OSError as error:
-        space, host, why = "", "", why or f"/proc cannot be read ({error.strerror})"
-    return {
-        "why": why,
-        "host": host.strip(),
-        "space": space,
-        "pid": os.getpid(),
-        "started": _stat(os.getpid())[1],
-        "token": secrets.randbits(48),  # exact in float64
-    }
-
-
-def _size(ranks: int) -> int:
-    assert _library is not None
-    size: int = _library.syncbn_shared_size(ranks, CAPACITY)
-    return size
-
-
-def _make(ranks: int) -> tuple[int, int, str]:
+def make_memory(ranks: int) -> tuple[int, int, str]:
     """The address of memory for so many ranks, and its descriptor; or why there is none.
 
     The memory has no name, so nothing is left when all ranks have ended.
@@ -396,7 +239,7 @@ def _make(ranks: int) -> tuple[int, int, str]:
     except OSError as error:
         return 0, -1, f"no memory to share ({error.strerror})"
     try:
-        os.posix_fallocate(descriptor, 0, _size(ranks))  # now: a page that is missing later would kill the process
+        os.posix_fallocate(descriptor, 0, size(ranks))  # now: a page that is missing later would kill the process
         return _mapped(descriptor, ranks), descriptor, ""
     except OSError as error:
         os.close(descriptor)
@@ -404,14 +247,14 @@ def _make(ranks: int) -> tuple[int, int, str]:
 
 
 def _mapped(descriptor: int, ranks: int) -> int:
-    assert _library is not None
-    address: int | None = _library.syncbn_shared_map(descriptor, _size(ranks))
+    assert library is not None
+    address: int | None = library.syncbn_shared_map(descriptor, size(ranks))
     if address is None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     return address
 
 
-def _open(pid: int, descriptor: int, ranks: int) -> tuple[int, str]:
+def open_memory(pid: int, descriptor: int, ranks: int) -> tuple[int, str]:
     """The memory that another process has made. Only a process of the same user may open it."""
     try:
         with open(f"/proc/{pid}/fd/{descriptor}", "r+b", buffering=0) as file:  # noqa: PTH123  # not a path to resolve
@@ -420,12 +263,7 @@ def _open(pid: int, descriptor: int, ranks: int) -> tuple[int, str]:
         return 0, f"rank {dist.get_rank()} cannot open the memory of another rank ({error})"
 
 
-def _probe(made: Channel, index: int, tokens: list[int]) -> str:
-    """Why the memory is not shared; empty if a message arrives. Each rank sends the number that it told the others."""
-    message = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
-    message[index] = tokens[index]
-    with suppress(RuntimeError):
-        made.probe(message)
-        if message.tolist() == tokens:
-            return ""
-    return f"a message from rank to rank did not arrive in the memory of rank {dist.get_rank()}"
+def unmap(memory: int, ranks: int) -> None:
+    """Gives memory for so many ranks back; 0 for none."""
+    if library is not None and memory:
+        library.syncbn_shared_unmap(memory, size(ranks))

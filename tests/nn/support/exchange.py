@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from syncbn.nn.comm import all_reduce, groups, shared_memory
+from syncbn.nn.comm import all_reduce, channels, groups, shared_memory
 from tests.support.ranks import RankError, Ranks
 
 LIMIT = 3.0  # seconds: the time-out of the group where a rank is stopped
@@ -22,7 +22,7 @@ def exchange(rank: int, world_size: int, count: int, seed: int) -> int:
     """Sends so many messages; how many sums were right."""
     group = groups.resolve("world")
     assert group is not None
-    assert shared_memory.channel(group) is not None
+    assert channels.channel(group) is not None
     sizes, sleeps, held = random.Random(seed), random.Random(seed + 1 + rank), 0
     first = world_size * (world_size + 1) / 2
     for step in range(count):
@@ -39,7 +39,7 @@ def until_stopped(rank: int, world_size: int, place: str, seconds: float) -> str
     """Sends messages for so long; the error that ended it."""
     group = groups.resolve("world")
     assert group is not None
-    channel = shared_memory.channel(group)
+    channel = channels.channel(group)
     assert channel is not None
     channel.limit = timedelta(seconds=LIMIT)
     Path(place, f"ready-{rank}").touch()
