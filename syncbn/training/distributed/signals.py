@@ -119,6 +119,14 @@ def asked() -> int:
     return _asked
 
 
+def wait(seconds: float) -> bool:
+    """Waits until a signal asks this process to stop, for at most so many seconds; whether one did."""
+    deadline = time.monotonic() + seconds
+    while not _asked and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(_asked)
+
+
 def handle(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> dict[int, Any]:
     """Sets a handler for all ``SIGNALS``, except for an ignored SIGHUP (``nohup``). To be called in the main thread.
 

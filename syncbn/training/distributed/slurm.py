@@ -12,7 +12,7 @@ import subprocess
 from functools import cache
 from typing import Any
 
-from syncbn.training.distributed import loopback
+from syncbn.training.distributed import loopback, signals
 from syncbn.training.errors import SettingError
 
 SHELLS = ("bash", "sh", "zsh", "fish", "interactive")  # names that salloc and srun --pty give a job
@@ -137,9 +137,17 @@ def _own_id() -> str:
 
 def _scontrol(*arguments: str) -> str:
     try:
-        done = subprocess.run(
-            ["scontrol", *arguments], capture_output=True, check=True, timeout=60, encoding="utf-8", errors="replace"
-        )
+        with (
+            signals.held()
+        ):  # Slurm signals all processes of a job; one that asks this rank to stop must not stop scontrol
+            done = subprocess.run(
+                ["scontrol", *arguments],
+                capture_output=True,
+                check=True,
+                timeout=60,
+                encoding="utf-8",
+                errors="replace",
+            )
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         raise SettingError(

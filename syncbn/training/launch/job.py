@@ -37,6 +37,7 @@ from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
 
+FIRST = 10.0  # seconds in which rank 0 prints an error that another rank has found too
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
 
 
@@ -67,12 +68,25 @@ def run(cfg: DictConfig) -> float | None:
         except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
             raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
     except (SettingError, RunError) as error:
-        if isinstance(error, SettingError) and environment.rank() == 0:
-            _print_error(f"error: {error}")
+        if isinstance(error, SettingError):
+            _print_once(error)
         code = getattr(error, "code", 1)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
             raise  # the sweep catches it and runs the next job
         sys.exit(code)
+
+
+def _print_once(error: SettingError) -> None:
+    """Prints an error that all ranks may have found, each for itself: on rank 0, if it lives long enough.
+
+    srun with ``--kill-on-bad-exit`` and torchrun stop all ranks when the first fails. Another rank may be faster than
+    rank 0, which may still import torch. So it waits to be stopped, and prints the error itself if nobody stops it.
+    """
+    rank = environment.rank()
+    if rank == 0:
+        _print_error(f"error: {error}")
+    elif not (isinstance(error, AgreedError) or signals.wait(FIRST)):
+        _print_error(f"error: rank {rank}: {error}")
 
 
 def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
@@ -241,7 +255,7 @@ def _run_as_rank(asked: Plan, command: Command) -> None:
     except SettingError as error:
         refused = True
         if not first and not isinstance(error, AgreedError):
-            _print_error(f"error: rank {environment.rank()}: {error}")
+            raise _printed(f"rank {environment.rank()}: {error}") from error
         raise
     except Exception as error:
         raise _rank_failure(error, run_dir, plan.cfg.timeouts.collective) from error

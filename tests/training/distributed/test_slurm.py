@@ -203,6 +203,44 @@ def test_where_slurm_says_no_the_line_says_so(tmp_path: Path) -> None:
     assert "error: stopped by SIGUSR1; resume with: sbatch slurm/train.sbatch model=mlp " in out[0]
 
 
+def test_a_mistake_is_printed_though_another_task_finds_it_first_and_srun_then_stops_them_all(tmp_path: Path) -> None:
+    """``srun --kill-on-bad-exit`` stops all tasks when the first has failed: that must not be before rank 0 prints."""
+    tasks_0 = tasks(tmp_path, "trainer.num_nodes=3")
+    tasks_1 = tasks(tmp_path, "trainer.num_nodes=3")
+    line = "trainer.num_nodes=3: srun started 2; leave it out, or ask for #SBATCH --nodes=3 and #SBATCH "
+    line += "--ntasks-per-node=1\n"
+    for first in (tasks_0[0], tasks_1[0]):
+        assert first.communicate(timeout=60)[0] == f"error: {line}"
+        assert first.returncode == 1
+    time.sleep(2)
+    assert tasks_0[1].poll() is None
+    tasks_0[1].send_signal(signal.SIGTERM)
+    assert tasks_0[1].communicate(timeout=5)[0] == ""
+    assert tasks_1[1].communicate(timeout=60)[0] == f"error: rank 1: {line}", "nobody stopped it"
+    assert [tasks_0[1].returncode, tasks_1[1].returncode] == [1, 1]
+
+
+def test_scontrol_answers_though_slurm_stops_all_processes_of_the_job(tmp_path: Path) -> None:
+    scontrol(tmp_path, "node4")
+    program = tmp_path / "bin" / "scontrol"
+    program.write_text(program.read_text(encoding="utf-8").replace("echo '", "kill -TERM $$\necho '"), encoding="utf-8")
+    code = "from syncbn.training.distributed import slurm; slurm.join(); import os; print(os.environ['MASTER_ADDR'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=variables()
+        | JOB
+        | STEP
+        | {"SLURM_STEP_NODELIST": "node[4-5]", "SLURM_PROCID": "1", "SLURM_NODEID": "1"}
+        | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        encoding="utf-8",
+    )
+    assert done.stdout == "node4\n", done.stderr
+
+
 def test_a_task_that_hangs_is_named_by_the_other(tmp_path: Path) -> None:
     both = tasks(tmp_path, "timeouts.collective=5", "logger=csv", fault(tmp_path, "hang", epoch=1, rank=1))
     try:
