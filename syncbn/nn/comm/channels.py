@@ -75,7 +75,7 @@ def open_channel(group: dist.ProcessGroup) -> None:
     if group in _channels:
         return
     _channels[group] = None
-    if group.size() == 1 or c10d.cpu_backend(group) != "gloo":
+    if c10d.cpu_backend(group) != "gloo":
         return
     ranks = dist.get_process_group_ranks(group)
     meeting = _Meeting(group.group_name, ranks, lockstep.patience(c10d.timeout(group)))

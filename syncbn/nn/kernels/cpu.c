@@ -105,9 +105,11 @@ static void run_map(int type, const void *z, const void *x, void *y, Affine *by,
     free(by->mean);
 }
 
-// out[0] gets the number of values of a channel, out[1..c] their sums, out[c+1..2c] the sums of their squares.
-int syncbn_sums(int type, const void *x, Shape d, double *out) {
+// out[0] gets the number of values of a channel, out[1..c] their sums, out[c+1..2c] the sums of their squares, and the
+// last one what the rank needs.
+int syncbn_sums(int type, const void *x, Shape d, double need, double *out) {
     out[0] = (double)(d.n * d.s);
+    out[2 * d.c + 1] = need;
     return type == BFLOAT16 ? reduce_bfloat16(NULL, x, NULL, NULL, d, out + 1)
                             : reduce_float32(NULL, x, NULL, NULL, d, out + 1);
 }
@@ -121,28 +123,29 @@ static double variance_of(const double *sums, int64_t c, int64_t i) {
     return square - mean * mean < 0 ? 0 : square - mean * mean; // not a number stays none
 }
 
-// From the sums of all that share a batch; rest is what mean lost in rounding.
-int syncbn_statistics(const double *sums, int64_t c, float *mean, float *var, float *rest) {
+// From the sums of all that share a batch, each with room for c numbers: mean, variance, and what mean lost in rounding.
+int syncbn_statistics(const double *sums, int64_t c, float *out) {
     for (int64_t i = 0; i < c; i++) {
         const double exact = mean_of(sums, i);
-        mean[i] = (float)exact;
-        rest[i] = (float)(exact - mean[i]);
-        var[i] = (float)variance_of(sums, c, i);
+        out[i] = (float)exact;
+        out[c + i] = (float)variance_of(sums, c, i);
+        out[2 * c + i] = (float)(exact - out[i]);
     }
     return 0;
 }
 
 static float between(float old, double batch, double share) { return (float)((1 - share) * old + share * batch); }
 
-// No value moves neither; one value has no variance.
-int syncbn_update_running(const double *sums, int64_t c, float *running_mean, float *running_var, double momentum,
-                          int biased) {
+// Also moves the running statistics: no value moves neither, and one value has no variance. `tracked` may be NULL.
+int syncbn_update_running(const double *sums, int64_t c, float *running_mean, float *running_var, int64_t *tracked,
+                          double momentum, int biased, float *out) {
     const double n = sums[0], correction = biased ? 1 : n / (n - 1);
     for (int64_t i = 0; i < c; i++) {
         if (n >= 1) running_mean[i] = between(running_mean[i], mean_of(sums, i), momentum);
         if (n >= 2) running_var[i] = between(running_var[i], variance_of(sums, c, i) * correction, momentum);
     }
-    return 0;
+    if (tracked && n > 0) *tracked += 1;
+    return syncbn_statistics(sums, c, out);
 }
 
 // out[0..c) gets the sums of dy, out[c..2c) those of dy * xhat; so do dbias and dweight, unless NULL.

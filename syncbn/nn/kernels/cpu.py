@@ -32,9 +32,9 @@ def _load() -> dict[str, Callable[..., int]]:
     if library is None:
         return {}
     size, flag, number, array = ctypes.c_int64, ctypes.c_int, ctypes.c_double, ctypes.c_void_p
-    library.syncbn_sums.argtypes = [flag, array, Shape, array]
-    library.syncbn_statistics.argtypes = [array, size, *[array] * 3]
-    library.syncbn_update_running.argtypes = [array, size, array, array, number, flag]
+    library.syncbn_sums.argtypes = [flag, array, Shape, number, array]
+    library.syncbn_statistics.argtypes = [array, size, array]
+    library.syncbn_update_running.argtypes = [array, size, *[array] * 3, number, flag, array]
     library.syncbn_normalize.argtypes = [flag, *[array] * 8, number, flag, Shape]
     library.syncbn_gradient_sums.argtypes = [flag, *[array] * 5, number, Shape, *[array] * 3]
     library.syncbn_input_gradient.argtypes = [flag, *[array] * 9, number, Shape]
@@ -71,32 +71,53 @@ def shape(x: Tensor) -> Shape | None:
 
 def sums(x: Tensor, at: Shape, need: float = 0.0) -> Tensor:
     """``[n, sum x, sum x^2, need]``: float64, shape ``(2C + 2,)``; a product of two values is exact in it."""
-    out = torch.full((2 * at.c + 2,), need, dtype=torch.float64, device="cpu")
-    _run("sums", _TYPES[x.dtype], x, at, out)
+    out = _empty(2 * at.c + 2, torch.float64)
+    _run("sums", _TYPES[x.dtype], x, at, need, out)
     return out
 
 
 def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
-    c = len(sums) // 2
-    found = (_empty(c), _empty(c), _empty(c))
-    _run("statistics", sums, c, *found)
-    return found
+    channels = len(sums) // 2
+    out = _empty(3 * channels)
+    _run("statistics", sums, channels, out)
+    return _three(out)
+
+
+def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
+    """Whether :func:`update_running` supports these: contiguous float32 buffers, and one count."""
+    if not takes(sums, tracked) or (tracked is not None and (tracked.numel() != 1 or tracked.dtype != torch.int64)):
+        return False
+    for buffer in (running_mean, running_var):
+        if buffer.dtype != torch.float32 or not buffer.is_contiguous():
+            return False
+    return memory_format.are_plain(running_mean, running_var, device=_CPU, channels=len(sums) // 2)
 
 
 def update_running(
-    running_mean: Tensor, running_var: Tensor, sums: Tensor, momentum: float, biased: bool = False
-) -> bool:
-    """Moves the running statistics towards those of the set with these sums; False for unsupported tensors."""
+    running_mean: Tensor,
+    running_var: Tensor,
+    tracked: Tensor | None,
+    sums: Tensor,
+    momentum: float,
+    biased: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Moves the running statistics towards those of the set with these sums, and counts it in ``tracked``.
+
+    Returns:
+        :func:`statistics` of the set.
+    """
     channels = len(sums) // 2
-    if not takes(sums) or not takes(running_mean, running_var, channels=channels):
-        return False
-    if any(running.dtype != torch.float32 or not running.is_contiguous() for running in (running_mean, running_var)):
-        return False
-    _run("update_running", sums, channels, running_mean, running_var, momentum, biased)
+    out = _empty(3 * channels)
+    _run("update_running", sums, channels, running_mean, running_var, tracked, momentum, biased, out)
     # torch does not see the change. Autograd must refuse a backward pass that needs the values from before it.
-    torch.autograd.graph.increment_version([running_mean, running_var])
-    return True
+    torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
+    return _three(out)
+
+
+def _three(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var, rest = out.view(3, -1).unbind()
+    return mean, var, rest
 
 
 def normalize(

@@ -174,7 +174,8 @@ def normalize(
         if isinstance(at, triton_tiling.Shape):
             y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
             return _laid_out(y, x), bits
-        y = _laid_out(cpu.normalize(x, at, statistics, weight, bias, eps, residual, relu), x)
+        y = cpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
+        y = _laid_out(y, x) if at.rows else y
         return y, y if relu else None
     values = _affine(x, statistics, weight, bias, eps, local)
     if residual is not None:
@@ -269,7 +270,8 @@ def input_gradient(
         dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, gate, of_residual)
         return _laid_out(dx, x), dy if dresidual is None else _laid_out(dresidual, x)
     if at is not None:
-        return _laid_out(cpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps), x), dy
+        dx = cpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps)
+        return _laid_out(dx, x) if at.rows else dx, dy
     scale = (statistics.var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight

@@ -81,15 +81,16 @@ def update(
     share: float | Tensor = 0.0 if momentum is None else momentum
     # What the kernels take: sums, and a share that is a number.
     sums = seen if isinstance(seen, Tensor) and (momentum is not None or tracked is None) else None
-    if sums is not None and gpu.serves(sums) and gpu.takes_running(running_mean, running_var, tracked, sums):
-        found = gpu.update_running(running_mean, running_var, tracked, sums, float(share), biased)
-        return dispatch.Statistics(*found)
+    if sums is not None:
+        kernels = gpu if gpu.serves(sums) else cpu
+        if kernels.takes_running(running_mean, running_var, tracked, sums):
+            found = kernels.update_running(running_mean, running_var, tracked, sums, float(share), biased)
+            return dispatch.Statistics(*found)
     if tracked is not None:
         tracked.add_(number_or_tensor(seen[0]) > 0)
         if momentum is None:
             share = 1 / tracked.clamp_min(1).double()  # a tensor: the host need not wait for the device
-    if sums is None or not cpu.update_running(running_mean, running_var, sums, float(share), biased):
-        move(running_mean, running_var, target(seen, biased), share)
+    move(running_mean, running_var, target(seen, biased), share)
     return None
 
 

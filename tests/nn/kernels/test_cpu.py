@@ -180,19 +180,24 @@ def test_running_statistics_are_torchs() -> None:
         for biased in (False, True):
             ours, torchs = ([normal(5, seed=1), normal(5, seed=2).abs()] for _ in range(2))
             sums = dispatch.local_sums(x).sums
-            assert cpu.update_running(*ours, sums, momentum, biased)
+            counts = torch.tensor([4, 4]).unbind()
+            assert cpu.takes_running(*ours, counts[0], sums)
+            found = cpu.update_running(*ours, counts[0], sums, momentum, biased)
             with without_native():
-                moving.update(*torchs, sums, momentum, biased)
+                assert moving.update(*torchs, sums, momentum, biased, counts[1]) is None
             torch.testing.assert_close(ours, torchs, rtol=2e-7, atol=1e-7)
+            assert counts[0] == counts[1] == 5
+            assert all(map(torch.equal, found, cpu.statistics(sums)))
 
 
 @needs_library
 @pytest.mark.parametrize(("n", "mean", "var"), [(0, 5.0, 7.0), (1, 5.5, 7.0), (2, 5.5, 7.2)])
 def test_no_value_moves_nothing_and_one_has_no_variance(n: int, mean: float, var: float) -> None:
     sums = torch.tensor([n, n * 10, n * (100 + 4.5)], dtype=torch.float64)  # mean 10, variance 4.5, unbiased 9
-    running = [torch.tensor([5.0]), torch.tensor([7.0])]
-    assert cpu.update_running(*running, sums, 0.1)
+    running, tracked = [torch.tensor([5.0]), torch.tensor([7.0])], torch.tensor(0)
+    cpu.update_running(*running, tracked, sums, 0.1)
     torch.testing.assert_close(running, [torch.tensor([mean]), torch.tensor([var])])
+    assert tracked == min(n, 1)
 
 
 @needs_library
@@ -201,7 +206,7 @@ def test_autograd_notices_that_running_statistics_moved() -> None:
     running = [torch.zeros(3), torch.ones(3)]
     x = normal(4, 3, seed=0).requires_grad_()
     y = F.batch_norm(x, *running)
-    assert cpu.update_running(*running, dispatch.local_sums(normal(4, 3, seed=1)).sums, 0.1)
+    cpu.update_running(*running, None, dispatch.local_sums(normal(4, 3, seed=1)).sums, 0.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
@@ -349,9 +354,13 @@ def test_a_weight_for_all_channels_is_broadcast() -> None:
 @needs_library
 def test_only_plain_memory_of_the_cpu_is_written_to() -> None:
     running, sums = [torch.zeros(3), torch.ones(3)], torch.ones(7, dtype=torch.float64)
-    assert cpu.update_running(*running, sums, 0.1)
-    assert not cpu.update_running(*running, sums.to("meta"), 0.1)
-    assert not cpu.update_running(*running, torch.ones(9, dtype=torch.float64), 0.1)
+    tracked = torch.tensor(0)
+    assert cpu.takes_running(*running, tracked, sums)
+    assert cpu.takes_running(*running, None, sums)
+    assert not cpu.takes_running(*running, tracked, sums.to("meta"))
+    assert not cpu.takes_running(*running, tracked, torch.ones(9, dtype=torch.float64))
+    assert not cpu.takes_running(*running, tracked.int(), sums)
+    assert not cpu.takes_running(*running, torch.tensor([0, 0]), sums)
     assert not cpu.takes(torch._efficientzerotensor(3))  # has no memory
 
 
