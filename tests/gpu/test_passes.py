@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import syncbn
-from syncbn.nn.kernels import dispatch, gpu, triton_tiling
+from syncbn.nn.kernels import gpu, triton_tiling
 from syncbn.nn.kernels import running_statistics as moving
 from syncbn.nn.statistics import Moments, pack, unpack
 from tests.gpu.support.steps import road
@@ -61,7 +61,7 @@ def passes(x: Tensor, dy: Tensor, residual: Tensor | None, weight: Any, bias: An
     at = gpu.shape(x)
     assert at is not None
     sums = gpu.sums(x, at)
-    found = dispatch.Statistics(*gpu.statistics(sums))
+    found = gpu.statistics(sums)
     y, bits = gpu.normalize(x, at, found, weight, bias, EPS, residual, relu)
     gate = (bias, bits) if relu else None
     both, dbeta, dgamma = gpu.gradient_sums(dy, x, at, found, weight, EPS, gate)

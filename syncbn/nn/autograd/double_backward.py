@@ -101,7 +101,7 @@ def parameter_gradients(
     dy: Tensor, x: Tensor, mask: Tensor | None, statistics: dispatch.Statistics, eps: float
 ) -> tuple[Tensor, Tensor]:
     """``(dweight, dbias)``, differentiable in ``dy``, where no rank's ``x`` needs a gradient; no all-reduce."""
-    mean, var, rest = (values.view([1, -1] + [1] * (x.dim() - 2)) for values in statistics)
+    mean, var, rest = (values.view([1, -1] + [1] * (x.dim() - 2)) for values in statistics.unbind())
     xhat = (x.to(mean.dtype) - mean - rest) * (var + eps).rsqrt()
     dy, xhat = (t if mask is None else torch.where(mask, t, 0) for t in (dy.to(mean.dtype), xhat))
     return _channel_sum(dy * xhat), _channel_sum(dy)

@@ -26,6 +26,7 @@ class Batch(NamedTuple):
         name: what errors call the layer.
         sums: ``[n, sum x, sum x^2]`` of all unmasked values of the partners; see
             :mod:`syncbn.nn.statistics`.
+        n: the first of them; a number where the host need not wait for it.
         local: this rank's own sums, and intermediate results that the normalization reuses.
         in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.double_backward`.
         shares_gradient: whether the backward pass has an all-reduce too: some rank's input needs a gradient.
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     partners: dist.ProcessGroup | None
     name: str
     sums: Tensor
+    n: Tensor | float
     local: dispatch.Local
     shares_gradient: bool = False
     in_transform: bool = False
@@ -71,16 +73,17 @@ def measure(
     else:
         sums, local, shares = _all_reduced(x, partners, mask, name, weight, bias)
     # A rank with two values need not check the count, so full batches never wait for it.
+    n = dispatch.number(sums, 0, local)
     eager = not torch.compiler.is_compiling()  # torch.compile would turn the condition on the shape into a guard
-    if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_read_count(x, mask) and sums[0].item() == 1:
+    if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_read_count(x, mask) and float(n) == 1:
         raise ValueError(_one_value(x, partners))
-    return Batch(x, mask, partners, name, sums, local, shares)
+    return Batch(x, mask, partners, name, sums, n, local, shares)
 
 
 def _measured_in_transform(x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None, name: str) -> Batch:
     check = (mask is not None or x.numel() <= x.shape[1]) and (x.is_cpu or mask is None)
     sums = double_backward.differentiable_sums(x, mask, partners, name, _one_value(x, partners) if check else None)
-    return Batch(x, mask, partners, name, sums, dispatch.Local(sums), in_transform=True)
+    return Batch(x, mask, partners, name, sums, sums[0], dispatch.Local(sums), in_transform=True)
 
 
 def _one_value(x: Tensor, partners: dist.ProcessGroup | None) -> str:
@@ -119,7 +122,7 @@ def _all_reduced(
     if observer is not None and own is not None:
         observer.measured(name, own, sums)
     if reads:
-        without, with_need = divmod(payload[-1].item(), _NO_GRAD)
+        without, with_need = divmod(float(dispatch.number(payload, -1 + len(payload), local)), _NO_GRAD)
         shares = with_need > 0
         if without and shares:
             raise RuntimeError(

@@ -1,6 +1,6 @@
 """Normalizes a batch with its statistics, at once or in ghost batches; and the autograd function that does so."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ def normalize(
     anchor = None
     if batch.shares_gradient and not batch.x.requires_grad and not trains(weight, bias):
         anchor = _ANCHOR
-    inputs = (batch.x, weight, bias, residual, eps, batch, found, act == "relu", anchor)
-    normalized: Tensor = _Normalize.apply(*inputs)  # type: ignore[no-untyped-call]
+    how = _How(batch, eps, found, act == "relu")
+    normalized: Tensor = _Normalize.apply(batch.x, weight, bias, residual, anchor, how)  # type: ignore[no-untyped-call]
     return normalized
 
 
@@ -71,6 +71,15 @@ def normalize_chunks(
     return y, Moments(n.sum(), share @ mean, share @ var)
 
 
+class _How(NamedTuple):
+    """What :class:`_Normalize` needs that is no input of the graph: each argument takes it time."""
+
+    batch: Batch
+    eps: float
+    found: dispatch.Statistics | None
+    relu: bool
+
+
 class _Normalize(torch.autograd.Function):
     """Normalizes with given statistics; its gradient accounts for their dependence on the input."""
 
@@ -81,13 +90,11 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        eps: float,
-        batch: Batch,
-        found: dispatch.Statistics | None,
-        relu: bool,
         anchor: Tensor | None,
+        how: _How,
     ) -> Tensor:
-        if found is None or dispatch.statistics_dtype(x) != found.mean.dtype:
+        batch, eps, found, relu = how
+        if found is None or dispatch.statistics_dtype(x) != found.dtype:
             found = dispatch.rounded(batch.sums, x, batch.local)
         # dispatch.normalize may overwrite local.shifted and return it. A compiled graph would then return one of its
         # inputs, and an in-place activation after the layer would be refused.
@@ -96,10 +103,11 @@ class _Normalize(torch.autograd.Function):
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
         gate = (bias if passed is None else None, passed) if relu else ()
-        saved = (x, weight, batch.mask, batch.sums[0], *found, *gate)
+        n = batch.n if isinstance(batch.n, Tensor) else None
+        saved = (x, weight, batch.mask, n, found, *gate)
         ctx.save_for_backward(*saved)
         ctx.kinds = None if torch.compiler.is_compiling() else operands.kinds(saved)
-        ctx.eps, ctx.name, ctx.dtype = eps, batch.name, x.dtype
+        ctx.eps, ctx.name, ctx.n = eps, batch.name, None if n is not None else batch.n
         ctx.partners = batch.partners if batch.shares_gradient else None
         ctx.constant = batch.partners is not None and not batch.shares_gradient
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -111,10 +119,11 @@ class _Normalize(torch.autograd.Function):
         saved = ctx.saved_tensors
         if ctx.kinds is not None:
             saved = operands.restored(saved, ctx.kinds, ctx.name)
-        x, weight, mask, n, mean, var, rest, *gate = saved
+        x, weight, mask, n, statistics, *gate = saved
         if ctx.partners is not None and tracing.batched_by_autograd(dy):
             raise RuntimeError(double_backward.cannot_be_batched(ctx.name))
-        statistics = dispatch.Statistics(mean.contiguous(), var.contiguous(), rest.contiguous())
+        n = ctx.n if n is None else n
+        statistics = statistics.contiguous()
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         relu = dispatch.Relu(gate[0], gate[1], ctx.rows) if gate else None
         dx: Tensor | None
@@ -139,9 +148,14 @@ class _Normalize(torch.autograd.Function):
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
         return (
-            dx.to(ctx.dtype) if need_x and dx is not None else None,
-            dweight.to(weight.dtype) if need_weight else None,
-            dbias.to(ctx.bias_dtype) if need_bias else None,
-            dresidual.to(ctx.dtype) if dresidual is not None and need_residual else None,
-            *([None] * 5),
+            _as_type(dx, x.dtype) if need_x else None,
+            _as_type(dweight, weight.dtype) if need_weight else None,
+            _as_type(dbias, ctx.bias_dtype) if need_bias else None,
+            _as_type(dresidual, x.dtype) if need_residual else None,
+            None,
+            None,
         )
+
+
+def _as_type(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return t if t is None or t.dtype is dtype else t.to(dtype)

@@ -31,6 +31,21 @@ typedef struct {
     int rows, threads;
 } Shape;
 
+// The arguments of a pass; which of them it needs is said there. One structure for all, since to convert so many one by
+// one would take longer than a small pass. cpu.py packs the same fields in the same order.
+typedef struct {
+    Shape d;
+    int type, flag;
+    double eps, number;
+    const void *x, *dy;
+    void *out;
+    double *sums;
+    float *statistics; // mean, variance, and what the mean lost in rounding, c numbers each
+    const float *weight, *bias;
+    float *first, *second;
+    int64_t *tracked;
+} Pass;
+
 static int64_t positions_beside(Shape d, int64_t width) {
     int64_t beside = 1;
     while (d.rows && beside * d.c * 2 <= width && beside * 8 <= d.n * d.s) beside *= 2;
@@ -105,13 +120,13 @@ static void run_map(int type, const void *z, const void *x, void *y, Affine *by,
     free(by->mean);
 }
 
-// out[0] gets the number of values of a channel, out[1..c] their sums, out[c+1..2c] the sums of their squares, and the
-// last one what the rank needs.
-int syncbn_sums(int type, const void *x, Shape d, double need, double *out) {
-    out[0] = (double)(d.n * d.s);
-    out[2 * d.c + 1] = need;
-    return type == BFLOAT16 ? reduce_bfloat16(NULL, x, NULL, NULL, d, out + 1)
-                            : reduce_float32(NULL, x, NULL, NULL, d, out + 1);
+// sums[0] gets the number of values of a channel, sums[1..c] their sums, sums[c+1..2c] the sums of their squares, and the
+// last one `number`.
+int syncbn_sums(const Pass *p) {
+    p->sums[0] = (double)(p->d.n * p->d.s);
+    p->sums[2 * p->d.c + 1] = p->number;
+    return p->type == BFLOAT16 ? reduce_bfloat16(NULL, p->x, NULL, NULL, p->d, p->sums + 1)
+                               : reduce_float32(NULL, p->x, NULL, NULL, p->d, p->sums + 1);
 }
 
 static double mean_of(const double *sums, int64_t i) {
@@ -123,77 +138,84 @@ static double variance_of(const double *sums, int64_t c, int64_t i) {
     return square - mean * mean < 0 ? 0 : square - mean * mean; // not a number stays none
 }
 
-// From the sums of all that share a batch, each with room for c numbers: mean, variance, and what mean lost in rounding.
-int syncbn_statistics(const double *sums, int64_t c, float *out) {
+// The statistics from the sums of all that share a batch.
+int syncbn_statistics(const Pass *p) {
+    const int64_t c = p->d.c;
     for (int64_t i = 0; i < c; i++) {
-        const double exact = mean_of(sums, i);
-        out[i] = (float)exact;
-        out[c + i] = (float)variance_of(sums, c, i);
-        out[2 * c + i] = (float)(exact - out[i]);
+        const double exact = mean_of(p->sums, i);
+        p->statistics[i] = (float)exact;
+        p->statistics[c + i] = (float)variance_of(p->sums, c, i);
+        p->statistics[2 * c + i] = (float)(exact - p->statistics[i]);
     }
     return 0;
 }
 
 static float between(float old, double batch, double share) { return (float)((1 - share) * old + share * batch); }
 
-// Also moves the running statistics: no value moves neither, and one value has no variance. `tracked` may be NULL.
-int syncbn_update_running(const double *sums, int64_t c, float *running_mean, float *running_var, int64_t *tracked,
-                          double momentum, int biased, float *out) {
-    const double n = sums[0], correction = biased ? 1 : n / (n - 1);
+// Also moves the running mean and variance, `first` and `second`, by the momentum, `number`: no value moves neither, and
+// one value has no variance. With the flag the variance is the biased one. `tracked` may be NULL.
+int syncbn_update_running(const Pass *p) {
+    const int64_t c = p->d.c;
+    const double n = p->sums[0], correction = p->flag ? 1 : n / (n - 1);
     for (int64_t i = 0; i < c; i++) {
-        if (n >= 1) running_mean[i] = between(running_mean[i], mean_of(sums, i), momentum);
-        if (n >= 2) running_var[i] = between(running_var[i], variance_of(sums, c, i) * correction, momentum);
+        if (n >= 1) p->first[i] = between(p->first[i], mean_of(p->sums, i), p->number);
+        if (n >= 2) p->second[i] = between(p->second[i], variance_of(p->sums, c, i) * correction, p->number);
     }
-    if (tracked && n > 0) *tracked += 1;
-    return syncbn_statistics(sums, c, out);
+    if (p->tracked && n > 0) *p->tracked += 1;
+    return syncbn_statistics(p);
 }
 
-// out[0..c) gets the sums of dy, out[c..2c) those of dy * xhat; so do dbias and dweight, unless NULL.
-int syncbn_gradient_sums(int type, const void *dy, const void *x, const float *mean, const float *var,
-                         const float *rest, double eps, Shape d, double *out, float *dbias, float *dweight) {
-    int failed = type == BFLOAT16 ? reduce_bfloat16(dy, x, mean, rest, d, out) : reduce_float32(dy, x, mean, rest, d, out);
-    for (int64_t i = 0; i < d.c && !failed; i++) {
-        out[d.c + i] /= sqrt(var[i] + eps);
-        if (dbias) dbias[i] = (float)out[i];
-        if (dweight) dweight[i] = (float)out[d.c + i];
+// sums[0..c) gets the sums of dy, sums[c..2c) those of dy * xhat; so do `first` and `second`, unless NULL.
+int syncbn_gradient_sums(const Pass *p) {
+    const int64_t c = p->d.c;
+    const float *mean = p->statistics, *var = mean + c, *rest = var + c;
+    const int failed = p->type == BFLOAT16 ? reduce_bfloat16(p->dy, p->x, mean, rest, p->d, p->sums)
+                                           : reduce_float32(p->dy, p->x, mean, rest, p->d, p->sums);
+    for (int64_t i = 0; i < c && !failed; i++) {
+        p->sums[c + i] /= sqrt(var[i] + p->eps);
+        if (p->first) p->first[i] = (float)p->sums[i];
+        if (p->second) p->second[i] = (float)p->sums[c + i];
     }
     return failed;
 }
 
-// y = (x - mean - rest) / sqrt(var + eps) * weight + bias + residual, not below 0 with relu; these three may be NULL.
-int syncbn_normalize(int type, const void *x, const void *residual, void *y, const float *mean, const float *var,
-                     const float *rest, const float *weight, const float *bias, double eps, int relu, Shape d) {
+// out = (x - mean - rest) / sqrt(var + eps) * weight + bias + dy, which is a residual here; with the flag not below 0.
+// These three may be NULL.
+int syncbn_normalize(const Pass *p) {
+    const int64_t c = p->d.c;
+    const float *mean = p->statistics, *var = mean + c, *rest = var + c;
     Affine by;
     int64_t width;
-    if (allocate(&by, d, &width)) return OUT_OF_MEMORY;
-    for (int64_t i = 0; i < d.c; i++) {
+    if (allocate(&by, p->d, &width)) return OUT_OF_MEMORY;
+    for (int64_t i = 0; i < c; i++) {
         by.mean[i] = mean[i];
         by.rest[i] = rest[i];
-        by.slope[i] = (weight ? weight[i] : 1) / sqrt(var[i] + eps);
-        by.offset[i] = bias ? bias[i] : 0;
+        by.slope[i] = (p->weight ? p->weight[i] : 1) / sqrt(var[i] + p->eps);
+        by.offset[i] = p->bias ? p->bias[i] : 0;
         by.gain[i] = 1;
     }
-    by.least = relu ? 0 : -INFINITY;
-    run_map(type, residual, x, y, &by, d, width);
+    by.least = p->flag ? 0 : -INFINITY;
+    run_map(p->type, p->dy, p->x, p->out, &by, p->d, width);
     return 0;
 }
 
-// dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n), with the sums of syncbn_gradient_sums over the group.
-int syncbn_input_gradient(int type, const void *dy, const void *x, void *dx, const float *mean, const float *var,
-                         const float *rest, const float *weight, const double *n, const double *sums, double eps,
-                          Shape d) {
+// out = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n), with the sums of syncbn_gradient_sums over the group
+// and their number n, `number`.
+int syncbn_input_gradient(const Pass *p) {
+    const int64_t c = p->d.c;
+    const float *mean = p->statistics, *var = mean + c, *rest = var + c;
     Affine by;
     int64_t width;
-    if (allocate(&by, d, &width)) return OUT_OF_MEMORY;
-    for (int64_t i = 0; i < d.c; i++) {
-        const double invstd = 1 / sqrt(var[i] + eps), gain = (weight ? weight[i] : 1) * invstd;
+    if (allocate(&by, p->d, &width)) return OUT_OF_MEMORY;
+    for (int64_t i = 0; i < c; i++) {
+        const double invstd = 1 / sqrt(var[i] + p->eps), gain = (p->weight ? p->weight[i] : 1) * invstd;
         by.mean[i] = mean[i];
         by.rest[i] = rest[i];
-        by.slope[i] = -gain * invstd * sums[d.c + i] / *n;
-        by.offset[i] = -gain * sums[i] / *n;
+        by.slope[i] = -gain * invstd * p->sums[c + i] / p->number;
+        by.offset[i] = -gain * p->sums[i] / p->number;
         by.gain[i] = gain;
     }
     by.least = -INFINITY;
-    run_map(type, dy, x, dx, &by, d, width);
+    run_map(p->type, p->dy, p->x, p->out, &by, p->d, width);
     return 0;
 }

@@ -6,8 +6,9 @@ replace them and take two to six times as long.
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,26 +21,28 @@ _CPU = torch.device("cpu")
 disabled = os.environ.get("SYNCBN_NATIVE") == "0"  # see syncbn.testing.without_native
 
 
-class Shape(ctypes.Structure):
+class Shape(NamedTuple):
     """Memory layout of a tensor: ``n * s`` positions of ``c`` channels, in rows of channels or planes of positions."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in "ncs"] + [(name, ctypes.c_int) for name in ("rows", "threads")]
+    n: int
+    c: int
+    s: int
+    rows: bool
+    threads: int
 
 
-def _load() -> dict[str, Callable[..., int]]:
+_NAMES = ("sums", "statistics", "update_running", "normalize", "gradient_sums", "input_gradient")
+_PASS = struct.Struct("@qqqiiiidd10P")  # the fields of Pass in cpu.c
+
+
+def _load() -> dict[str, Callable[[bytes], int]]:
     """The library's functions by name; empty without the library."""
     library = native.load()
     if library is None:
         return {}
-    size, flag, number, array = ctypes.c_int64, ctypes.c_int, ctypes.c_double, ctypes.c_void_p
-    library.syncbn_sums.argtypes = [flag, array, Shape, number, array]
-    library.syncbn_statistics.argtypes = [array, size, array]
-    library.syncbn_update_running.argtypes = [array, size, *[array] * 3, number, flag, array]
-    library.syncbn_normalize.argtypes = [flag, *[array] * 8, number, flag, Shape]
-    library.syncbn_gradient_sums.argtypes = [flag, *[array] * 5, number, Shape, *[array] * 3]
-    library.syncbn_input_gradient.argtypes = [flag, *[array] * 9, number, Shape]
-    names = ("sums", "statistics", "update_running", "normalize", "gradient_sums", "input_gradient")
-    return {name: getattr(library, f"syncbn_{name}") for name in names}
+    for name in _NAMES:
+        getattr(library, f"syncbn_{name}").argtypes = [ctypes.c_char_p]
+    return {name: getattr(library, f"syncbn_{name}") for name in _NAMES}
 
 
 _functions = _load()
@@ -61,27 +64,32 @@ def shape(x: Tensor) -> Shape | None:
     """The memory layout of ``x`` if it is supported: float32 or bfloat16, dense, channels or positions innermost."""
     if x.dtype not in _TYPES or not takes(x):
         return None
-    n, c, s = x.shape[0], x.shape[1], memory_format.positions(x)
-    if n * c * s == 0:
+    n, c, values, contiguous = x.shape[0], x.shape[1], x.numel(), x.is_contiguous()
+    if values == 0:
         return None
-    if c > 1 and memory_format.channels_innermost(x):
-        return Shape(n, c, s, 1, torch.get_num_threads())
-    return Shape(n, c, s, 0, torch.get_num_threads()) if x.is_contiguous() else None
+    s = values // (n * c)
+    rows = c > 1 and (s == 1 if contiguous else memory_format.channels_innermost(x))
+    return Shape(n, c, s, rows, torch.get_num_threads()) if rows or contiguous else None
 
 
 def sums(x: Tensor, at: Shape, need: float = 0.0) -> Tensor:
     """``[n, sum x, sum x^2, need]``: float64, shape ``(2C + 2,)``; a product of two values is exact in it."""
     out = _empty(2 * at.c + 2, torch.float64)
-    _run("sums", _TYPES[x.dtype], x, at, need, out)
+    _run("sums", at, _TYPES[x.dtype], number=need, x=x, sums=out)
     return out
 
 
-def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
+def number(payload: Tensor, index: int) -> float:
+    """A number of a float64 tensor of the CPU that :func:`takes` accepts: a third of the time of ``item()``."""
+    return ctypes.c_double.from_address(payload.data_ptr() + 8 * index).value
+
+
+def statistics(sums: Tensor) -> Tensor:
+    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32, ``(3, C)``."""
     channels = len(sums) // 2
-    out = _empty(3 * channels)
-    _run("statistics", sums, channels, out)
-    return _three(out)
+    out = torch.empty((3, channels), dtype=torch.float32, device="cpu")
+    _run("statistics", Shape(0, channels, 0, False, 1), sums=sums, statistics=out)
+    return out
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
@@ -101,29 +109,35 @@ def update_running(
     sums: Tensor,
     momentum: float,
     biased: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     """Moves the running statistics towards those of the set with these sums, and counts it in ``tracked``.
 
     Returns:
         :func:`statistics` of the set.
     """
     channels = len(sums) // 2
-    out = _empty(3 * channels)
-    _run("update_running", sums, channels, running_mean, running_var, tracked, momentum, biased, out)
+    out = torch.empty((3, channels), dtype=torch.float32, device="cpu")
+    _run(
+        "update_running",
+        Shape(0, channels, 0, False, 1),
+        flag=biased,
+        number=momentum,
+        sums=sums,
+        statistics=out,
+        first=running_mean,
+        second=running_var,
+        tracked=tracked,
+    )
     # torch does not see the change. Autograd must refuse a backward pass that needs the values from before it.
-    torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
-    return _three(out)
-
-
-def _three(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var, rest = out.view(3, -1).unbind()
-    return mean, var, rest
+    moved = (running_mean, running_var) if tracked is None else (running_mean, running_var, tracked)
+    torch.autograd.graph.increment_version(moved)
+    return out
 
 
 def normalize(
     x: Tensor,
     at: Shape,
-    statistics: Sequence[Tensor],
+    statistics: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
@@ -132,28 +146,37 @@ def normalize(
 ) -> Tensor:
     """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``; then a ReLU if asked."""
     y = torch.empty_like(x)
-    residual = None if residual is None else memory_format.ordered(residual, bool(at.rows))
-    parameters = (*statistics, _float32(weight), _float32(bias))
-    _run("normalize", _TYPES[x.dtype], x, residual, y, *parameters, eps, relu, at)
+    residual = None if residual is None else memory_format.ordered(residual, at.rows)
+    _run(
+        "normalize",
+        at,
+        _TYPES[x.dtype],
+        relu,
+        eps,
+        x=x,
+        dy=residual,
+        out=y,
+        statistics=statistics,
+        weight=_float32(weight),
+        bias=_float32(bias),
+    )
     return y
 
 
-def gradient_sums(
-    dy: Tensor, x: Tensor, at: Shape, statistics: Sequence[Tensor], eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_sums(dy: Tensor, x: Tensor, at: Shape, statistics: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``."""
     out, dbias, dweight = _empty(2 * at.c, torch.float64), _empty(at.c), _empty(at.c)
     _run(
         "gradient_sums",
-        _TYPES[x.dtype],
-        memory_format.ordered(dy, bool(at.rows)),
-        x,
-        *statistics,
-        eps,
         at,
-        out,
-        dbias,
-        dweight,
+        _TYPES[x.dtype],
+        eps=eps,
+        x=x,
+        dy=memory_format.ordered(dy, at.rows),
+        sums=out,
+        statistics=statistics,
+        first=dbias,
+        second=dweight,
     )
     return out, dbias, dweight
 
@@ -162,26 +185,26 @@ def input_gradient(
     dy: Tensor,
     x: Tensor,
     at: Shape,
-    n: Tensor,
-    statistics: Sequence[Tensor],
+    n: float,
+    statistics: Tensor,
     weight: Tensor | None,
     sums: Tensor,
     eps: float,
 ) -> Tensor:
-    """The gradient of ``x``, laid out as it is, from the group's ``n`` and ``sums``, both float64."""
+    """The gradient of ``x``, laid out as it is, from the group's ``n`` and ``sums``, which are float64."""
     dx = torch.empty_like(x)
     _run(
         "input_gradient",
-        _TYPES[x.dtype],
-        memory_format.ordered(dy, bool(at.rows)),
-        x,
-        dx,
-        *statistics,
-        _float32(weight),
-        n,
-        sums,
-        eps,
         at,
+        _TYPES[x.dtype],
+        eps=eps,
+        number=n,
+        x=x,
+        dy=memory_format.ordered(dy, at.rows),
+        out=dx,
+        sums=sums,
+        statistics=statistics,
+        weight=_float32(weight),
     )
     return dx
 
@@ -196,14 +219,33 @@ def _empty(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="cpu")  # not torch's default device, which may be another
 
 
-def _run(name: str, *arguments: object) -> None:
+def _run(
+    name: str,
+    at: Shape,
+    type: int = 0,
+    flag: bool = False,
+    eps: float = 0.0,
+    number: float = 0.0,
+    *,
+    x: Tensor | None = None,
+    dy: Tensor | None = None,
+    out: Tensor | None = None,
+    sums: Tensor | None = None,
+    statistics: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    first: Tensor | None = None,
+    second: Tensor | None = None,
+    tracked: Tensor | None = None,
+) -> None:
     """Calls the function of that name, with addresses for tensors.
 
     Raises:
         RuntimeError: the memory of a tensor was freed.
     """
-    addresses = [(a.data_ptr() or _freed(name, a)) if isinstance(a, Tensor) else a for a in arguments]
-    if _functions[name](*addresses):
+    tensors = (x, dy, out, sums, statistics, weight, bias, first, second, tracked)
+    addresses = [0 if t is None else (t.data_ptr() or _freed(name, t)) for t in tensors]
+    if _functions[name](_PASS.pack(*at, type, flag, eps, number, *addresses)):
         raise MemoryError(f"{name}: no memory for the sums of each channel")
 
 

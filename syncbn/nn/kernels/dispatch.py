@@ -17,6 +17,10 @@ from torch import Tensor
 from syncbn.nn.kernels import cpu, gpu, memory_format, triton_tiling
 from syncbn.nn.statistics import may_read, number_or_tensor, unpack
 
+# What the passes over the data normalize with, one tensor of shape (3, C) in the type that they compute in: the mean,
+# rounded; the variance; and the exact mean minus the rounded one.
+Statistics = Tensor
+
 
 class Local(NamedTuple):
     """The sums of this device's values, and intermediate results that the normalization reuses.
@@ -37,19 +41,6 @@ class Local(NamedTuple):
     def sums(self) -> Tensor:
         """``[n, sum x, sum x^2]`` per channel: float64, shape ``(2C + 1,)``; a view of the payload."""
         return sums_of(self.payload)
-
-
-class Statistics(NamedTuple):
-    """The statistics that the passes over the data normalize with, in the type that they compute in.
-
-    Attributes:
-        mean, var: shape ``(C,)``.
-        rest: the exact mean minus ``mean``, which is rounded; shape ``(C,)``.
-    """
-
-    mean: Tensor
-    var: Tensor
-    rest: Tensor
 
 
 class Relu(NamedTuple):
@@ -91,6 +82,13 @@ class Pair(NamedTuple):
 def carries_need(x: Tensor) -> bool:
     """Whether the all-reduce for ``x`` has one number more, ``need``: on the CPU, where reading it is free."""
     return x.is_cpu and not gpu.serves(x)
+
+
+def number(payload: Tensor, index: int, local: Local) -> Tensor | float:
+    """One of the float64 numbers of a payload; a tensor where the host would have to wait for it."""
+    if isinstance(local.at, cpu.Shape):
+        return cpu.number(payload, index)
+    return number_or_tensor(payload[index])
 
 
 def sums_of(payload: Tensor) -> Tensor:
@@ -146,12 +144,12 @@ def rounded(sums: Tensor, x: Tensor, local: Local) -> Statistics:
     """The statistics of the set with these sums, in the type that the passes over ``x`` compute in."""
     dtype = statistics_dtype(x)
     if isinstance(local.at, triton_tiling.Shape):
-        return Statistics(*gpu.statistics(sums))
+        return gpu.statistics(sums)
     if dtype == torch.float32 and cpu.takes(sums):
-        return Statistics(*cpu.statistics(sums))
+        return cpu.statistics(sums)
     moments = unpack(sums)
     mean = moments.mean.to(dtype)
-    return Statistics(mean, moments.var.to(dtype), (moments.mean - mean).to(dtype))
+    return torch.stack([mean, moments.var.to(dtype), (moments.mean - mean).to(dtype)])
 
 
 def normalize(
@@ -170,7 +168,7 @@ def normalize(
         The output, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. Overwrites ``local.shifted``.
     """
     at = None if local is None else local.at
-    if at is not None and _as_memory(x, weight, bias) and memory_format.are_plain(residual, device=x.device):
+    if at is not None and _as_memory(x, weight, bias) and _is_plain(residual, x):
         if isinstance(at, triton_tiling.Shape):
             y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
             return _laid_out(y, x), bits
@@ -208,7 +206,7 @@ def pair(
     weight: Tensor | None,
     eps: float,
     relu: Relu | None = None,
-    n: Tensor | None = None,
+    n: Tensor | float = 0.0,
 ) -> Pair:
     """Both as the backward passes take them. Also checks all other operands of :func:`input_gradient`."""
     bias, passed = (None, None) if relu is None else relu.gate
@@ -217,9 +215,8 @@ def pair(
         relu = relu._replace(passed=passed.contiguous())
         x = memory_format.ordered(x, relu.rows)
     at = None if x.numel() == 0 or dy.dtype != x.dtype else _shape(x)
-    if at is not None and not (
-        memory_format.are_plain(dy, n, passed, device=x.device) and _as_memory(x, weight, bias, *statistics)
-    ):
+    tensors = (dy, statistics, passed, n if isinstance(n, Tensor) else None)
+    if at is not None and not (memory_format.are_plain(*tensors, device=x.device) and _as_memory(x, weight, bias)):
         at = None
     # After torch's forward kernels, or those of the CPU, only the output tells which values the ReLU passed.
     if not (isinstance(at, triton_tiling.Shape) and relu is not None and (bits or relu.passed is None)):
@@ -242,7 +239,7 @@ def gradient_sums(
     if x.numel() == 0:
         sums = _nothing(dy).repeat(2)
     else:
-        mean, var, rest = statistics
+        mean, var, rest = statistics.unbind()
         sums = _sums(dy, x, mean, var, eps)
         total, weighted = sums.split(len(mean))
         weighted.addcmul_(rest * (var + eps).rsqrt(), total, value=-1)
@@ -252,7 +249,7 @@ def gradient_sums(
 
 def input_gradient(
     data: Pair,
-    n: Tensor,
+    n: Tensor | float,
     statistics: Statistics,
     weight: Tensor | None,
     sums: Tensor,
@@ -266,16 +263,17 @@ def input_gradient(
     """
     x, dy, at, relu = data
     if isinstance(at, triton_tiling.Shape):
+        assert isinstance(n, Tensor)
         gate = None if relu is None else relu.gate
         dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, gate, of_residual)
         return _laid_out(dx, x), dy if dresidual is None else _laid_out(dresidual, x)
     if at is not None:
-        dx = cpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps)
+        dx = cpu.input_gradient(dy, x, at, float(n), statistics, weight, sums, eps)
         return _laid_out(dx, x) if at.rows else dx, dy
-    scale = (statistics.var + eps).rsqrt()
+    scale = (statistics[1] + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    offset, slope = (sums.view(2, -1) * (scale / -number_or_tensor(n))).to(x.dtype).unbind()
+    offset, slope = (sums.view(2, -1) * (scale / -n)).to(x.dtype).unbind()
     # xhat * slope + offset, then dy on top in place: two passes, one new tensor.
     xhat = _affine(x, statistics, slope, offset, eps)
     return _laid_out(xhat.addcmul_(dy, _per_channel(scale, x)), x), dy
@@ -301,6 +299,10 @@ def _as_memory(x: Tensor, *parameters: Tensor | None) -> bool:
     return memory_format.are_plain(*parameters, device=x.device, channels=x.shape[1])
 
 
+def _is_plain(t: Tensor | None, x: Tensor) -> bool:
+    return t is None or memory_format.are_plain(t, device=x.device)
+
+
 def _affine(
     x: Tensor,
     statistics: Statistics,
@@ -310,7 +312,7 @@ def _affine(
     local: Local | None = None,
 ) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias``, in float32 or float64; overwrites ``local.shifted``."""
-    mean, var, rest = statistics
+    mean, var, rest = statistics.unbind()
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.to(mean.dtype)

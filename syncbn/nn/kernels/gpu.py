@@ -8,7 +8,6 @@ import importlib.util
 import os
 import struct
 import warnings
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -70,13 +69,12 @@ def sums(x: Tensor, at: triton_tiling.Shape) -> Tensor:
     return out
 
 
-def statistics(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32."""
+def statistics(sums: Tensor) -> Tensor:
+    """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32, ``(3, C)``."""
     channels = len(sums) // 2
     out = sums.new_empty((3, channels), dtype=torch.float32)
     _launch("statistics", _blocks(channels), (sums, out), (channels, _BLOCK), triton_tiling.kind(channels))
-    mean, var, rest = out.unbind()
-    return mean, var, rest
+    return out
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
@@ -96,7 +94,7 @@ def update_running(
     sums: Tensor,
     momentum: float,
     biased: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     """Moves the running statistics towards those of the set with these sums, and counts it in ``tracked``.
 
     Returns:
@@ -109,14 +107,13 @@ def update_running(
     _launch("update_running", _blocks(channels), tensors, numbers, (*triton_tiling.kind(channels), biased))
     # torch does not see the change. Autograd must refuse a backward pass that needs the values from before it.
     torch.autograd.graph.increment_version([t for t in (running_mean, running_var, tracked) if t is not None])
-    mean, var, rest = out.unbind()
-    return mean, var, rest
+    return out
 
 
 def normalize(
     x: Tensor,
     at: triton_tiling.Shape,
-    statistics: Sequence[Tensor],
+    statistics: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
@@ -137,7 +134,7 @@ def normalize(
     _launch_pass(
         "normalize",
         triton_tiling.elementwise(at),
-        (x, residual, y, bits, *statistics, *_parameters(weight, bias)),
+        (x, residual, y, bits, *statistics.unbind(), *_parameters(weight, bias)),
         eps,
         relu,
     )
@@ -148,7 +145,7 @@ def gradient_sums(
     dy: Tensor,
     x: Tensor,
     at: triton_tiling.Shape,
-    statistics: Sequence[Tensor],
+    statistics: Tensor,
     weight: Tensor | None,
     eps: float,
     relu: tuple[Tensor | None, Tensor | None] | None = None,
@@ -161,7 +158,7 @@ def gradient_sums(
     out = _empty(x, 2 * at.channels)
     rounded = torch.empty(2 * at.channels, dtype=torch.float32, device=x.device)
     bias, bits = relu or (None, None)
-    tensors = (memory_format.ordered(dy, at.rows), x, bits, *statistics, *_parameters(weight, bias))
+    tensors = (memory_format.ordered(dy, at.rows), x, bits, *statistics.unbind(), *_parameters(weight, bias))
     if tiles.parts == 1:
         _launch_pass("gradient_sums", tiles, (*tensors, out, rounded), eps, relu is not None)
     else:
@@ -177,7 +174,7 @@ def input_gradient(
     x: Tensor,
     at: triton_tiling.Shape,
     n: Tensor,
-    statistics: Sequence[Tensor],
+    statistics: Tensor,
     weight: Tensor | None,
     sums: Tensor,
     eps: float,
@@ -197,7 +194,7 @@ def input_gradient(
         bits,
         dx,
         dresidual,
-        *statistics,
+        *statistics.unbind(),
         *_parameters(weight, bias),
         n,
         sums,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from syncbn.nn import tracing
-from syncbn.nn.kernels import cpu, dispatch, gpu
+from syncbn.nn.kernels import cpu, gpu
 from syncbn.nn.statistics import Moments, number_or_tensor, unpack
 
 
@@ -36,7 +36,7 @@ class RunningStatistics(NamedTuple):
     biased: bool
 
 
-def learn(running: RunningStatistics, seen: Tensor | Moments, name: str) -> dispatch.Statistics | None:
+def learn(running: RunningStatistics, seen: Tensor | Moments, name: str) -> Tensor | None:
     """Moves the running statistics by one batch and counts it, unless it has no values.
 
     Args:
@@ -76,7 +76,7 @@ def update(
     momentum: float | None,
     biased: bool = False,
     tracked: Tensor | None = None,
-) -> dispatch.Statistics | None:
+) -> Tensor | None:
     """:func:`learn`, outside transforms of ``torch.func``: by one kernel where there is one for these tensors."""
     share: float | Tensor = 0.0 if momentum is None else momentum
     # What the kernels take: sums, and a share that is a number.
@@ -84,8 +84,8 @@ def update(
     if sums is not None:
         kernels = gpu if gpu.serves(sums) else cpu
         if kernels.takes_running(running_mean, running_var, tracked, sums):
-            found = kernels.update_running(running_mean, running_var, tracked, sums, float(share), biased)
-            return dispatch.Statistics(*found)
+            found: Tensor = kernels.update_running(running_mean, running_var, tracked, sums, float(share), biased)
+            return found
     if tracked is not None:
         tracked.add_(number_or_tensor(seen[0]) > 0)
         if momentum is None:
