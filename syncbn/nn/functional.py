@@ -122,8 +122,7 @@ def forward_pass(
     if partners is None and mask is None and not running.biased and not tracing.transformed():
         return epilogue.apply(_torch_in_training(x, running, weight, bias, eps), act, residual)
     batch = measure(x, partners, mask, name, weight, bias)
-    found = running_statistics.learn(running, batch.sums, name) if training and not recomputing() else None
-    return normalize(batch, weight, bias, eps, act, residual, found)
+    return normalize(batch, weight, bias, eps, act, residual, running if training and not recomputing() else None)
 
 
 def _torch_in_evaluation(

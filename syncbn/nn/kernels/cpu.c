@@ -199,6 +199,17 @@ int syncbn_normalize(const Pass *p) {
     return 0;
 }
 
+// The statistics, the running ones moved by them unless they are NULL, and the values normalized: all that comes after
+// the all-reduce. The flag has two bits: 1 for the flag of syncbn_update_running, 2 for that of syncbn_normalize.
+int syncbn_finish(const Pass *p) {
+    Pass q = *p;
+    q.flag = p->flag & 1;
+    if (q.first) syncbn_update_running(&q);
+    else syncbn_statistics(&q);
+    q.flag = p->flag & 2;
+    return syncbn_normalize(&q);
+}
+
 // out = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n), with the sums of syncbn_gradient_sums over the group
 // and their number n, `number`.
 int syncbn_input_gradient(const Pass *p) {

@@ -31,7 +31,7 @@ class Shape(NamedTuple):
     threads: int
 
 
-_NAMES = ("sums", "statistics", "update_running", "normalize", "gradient_sums", "input_gradient")
+_NAMES = ("sums", "statistics", "update_running", "normalize", "finish", "gradient_sums", "input_gradient")
 _PASS = struct.Struct("@qqqiiiidd10P")  # the fields of Pass in cpu.c
 
 
@@ -94,12 +94,17 @@ def statistics(sums: Tensor) -> Tensor:
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
     """Whether :func:`update_running` supports these: contiguous float32 buffers, and one count."""
-    if not takes(sums, tracked) or (tracked is not None and (tracked.numel() != 1 or tracked.dtype != torch.int64)):
+    return takes(sums) and _may_move(running_mean, running_var, tracked, len(sums) // 2)
+
+
+def _may_move(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, channels: int) -> bool:
+    if tracked is not None and (tracked.numel() != 1 or tracked.dtype != torch.int64):
         return False
     for buffer in (running_mean, running_var):
         if buffer.dtype != torch.float32 or not buffer.is_contiguous():
             return False
-    return memory_format.are_plain(running_mean, running_var, device=_CPU, channels=len(sums) // 2)
+    are_plain = memory_format.are_plain
+    return are_plain(tracked, device=_CPU) and are_plain(running_mean, running_var, device=_CPU, channels=channels)
 
 
 def update_running(
@@ -128,10 +133,63 @@ def update_running(
         second=running_var,
         tracked=tracked,
     )
-    # torch does not see the change. Autograd must refuse a backward pass that needs the values from before it.
+    _note_change(running_mean, running_var, tracked)
+    return out
+
+
+def _note_change(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None) -> None:
+    """Tells autograd, which must refuse a backward pass that needs the values from before: torch sees no change."""
     moved = (running_mean, running_var) if tracked is None else (running_mean, running_var, tracked)
     torch.autograd.graph.increment_version(moved)
-    return out
+
+
+def finish(
+    x: Tensor,
+    at: Shape,
+    sums: Tensor,
+    running: tuple[Tensor, Tensor, Tensor | None] | None,
+    momentum: float,
+    biased: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """All that comes after the all-reduce, in one call: :func:`update_running` or :func:`statistics`, and normalize.
+
+    Args:
+        running: mean, variance and count of the batches to move, or None.
+
+    Returns:
+        The output and the statistics; None, and nothing has moved, if it does not support the running statistics.
+    """
+    mean, var, tracked = running or (None, None, None)
+    if mean is not None and var is not None and not _may_move(mean, var, tracked, at.c):
+        return None
+    out = torch.empty((3, at.c), dtype=torch.float32, device="cpu")
+    y = torch.empty_like(x)
+    _run(
+        "finish",
+        at,
+        _TYPES[x.dtype],
+        biased | relu << 1,
+        eps,
+        momentum,
+        x=x,
+        dy=None if residual is None else memory_format.ordered(residual, at.rows),
+        out=y,
+        sums=sums,
+        statistics=out,
+        weight=_float32(weight),
+        bias=_float32(bias),
+        first=mean,
+        second=var,
+        tracked=tracked,
+    )
+    if mean is not None and var is not None:
+        _note_change(mean, var, tracked)
+    return y, out
 
 
 def normalize(
@@ -223,7 +281,7 @@ def _run(
     name: str,
     at: Shape,
     type: int = 0,
-    flag: bool = False,
+    flag: int = 0,
     eps: float = 0.0,
     number: float = 0.0,
     *,

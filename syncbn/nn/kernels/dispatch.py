@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncbn.nn.kernels import cpu, gpu, memory_format, triton_tiling
+from syncbn.nn.kernels import cpu, gpu, memory_format, running_statistics, triton_tiling
+from syncbn.nn.kernels.running_statistics import RunningStatistics
 from syncbn.nn.statistics import may_read, number_or_tensor, unpack
 
 # What the passes over the data normalize with, one tensor of shape (3, C) in the type that they compute in: the mean,
@@ -150,6 +151,43 @@ def rounded(sums: Tensor, x: Tensor, local: Local) -> Statistics:
     moments = unpack(sums)
     mean = moments.mean.to(dtype)
     return torch.stack([mean, moments.var.to(dtype), (moments.mean - mean).to(dtype)])
+
+
+def finish(
+    x: Tensor,
+    sums: Tensor,
+    running: RunningStatistics | None,
+    statistics: Statistics | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    local: Local,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor | None, Statistics]:
+    """All that comes after the all-reduce; on the CPU in one call of compiled code.
+
+    Args:
+        running: what to move by the batch, or None.
+        statistics: those of ``sums``, if they are known.
+
+    Returns:
+        What :func:`normalize` returns, and the statistics.
+    """
+    at = local.at
+    if isinstance(at, cpu.Shape) and statistics is None and _as_memory(x, weight, bias) and _is_plain(residual, x):
+        share = 0.0 if running is None else running_statistics.fixed_share(running.momentum, running.tracked)
+        if share is not None:
+            buffers, biased = (None, False) if running is None else (running.buffers, running.biased)
+            found = cpu.finish(x, at, sums, buffers, share, biased, weight, bias, eps, residual, relu)
+            if found is not None:
+                y = _laid_out(found[0], x) if at.rows else found[0]
+                return y, y if relu else None, found[1]
+    if running is not None:
+        statistics = running_statistics.learn(running, sums)
+    if statistics is None or statistics_dtype(x) != statistics.dtype:
+        statistics = rounded(sums, x, local)
+    return *normalize(x, statistics, weight, bias, eps, local, residual, relu), statistics
 
 
 def normalize(

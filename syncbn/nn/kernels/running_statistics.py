@@ -35,8 +35,13 @@ class RunningStatistics(NamedTuple):
     momentum: float | None
     biased: bool
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Mean, variance and count, or None where there is nothing to move."""
+        return None if self.mean is None or self.var is None else (self.mean, self.var, self.tracked)
 
-def learn(running: RunningStatistics, seen: Tensor | Moments, name: str) -> Tensor | None:
+
+def learn(running: RunningStatistics, seen: Tensor | Moments, name: str = "sync_batch_norm") -> Tensor | None:
     """Moves the running statistics by one batch and counts it, unless it has no values.
 
     Args:
@@ -78,20 +83,26 @@ def update(
     tracked: Tensor | None = None,
 ) -> Tensor | None:
     """:func:`learn`, outside transforms of ``torch.func``: by one kernel where there is one for these tensors."""
-    share: float | Tensor = 0.0 if momentum is None else momentum
-    # What the kernels take: sums, and a share that is a number.
-    sums = seen if isinstance(seen, Tensor) and (momentum is not None or tracked is None) else None
-    if sums is not None:
-        kernels = gpu if gpu.serves(sums) else cpu
-        if kernels.takes_running(running_mean, running_var, tracked, sums):
-            found: Tensor = kernels.update_running(running_mean, running_var, tracked, sums, float(share), biased)
+    share: float | Tensor | None = fixed_share(momentum, tracked)
+    if share is not None and isinstance(seen, Tensor):
+        kernels = gpu if gpu.serves(seen) else cpu
+        if kernels.takes_running(running_mean, running_var, tracked, seen):
+            found: Tensor = kernels.update_running(running_mean, running_var, tracked, seen, share, biased)
             return found
     if tracked is not None:
         tracked.add_(number_or_tensor(seen[0]) > 0)
-        if momentum is None:
+        if share is None:
             share = 1 / tracked.clamp_min(1).double()  # a tensor: the host need not wait for the device
+    assert share is not None
     move(running_mean, running_var, target(seen, biased), share)
     return None
+
+
+def fixed_share(momentum: float | None, tracked: Tensor | None) -> float | None:
+    """The share of a new batch, if it does not depend on how many there were before: the kernels take a number."""
+    if momentum is None:
+        return 0.0 if tracked is None else None
+    return float(momentum)
 
 
 def target(seen: Tensor | Moments, biased: bool) -> Moments:
