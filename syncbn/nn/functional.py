@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syncbn.nn import torch_internals, tracing
-from syncbn.nn.autograd import epilogue, operands
+from syncbn.nn.autograd import epilogue, on_cpu, operands
 from syncbn.nn.autograd.measure import measure
 from syncbn.nn.autograd.normalize import normalize, normalize_chunks
 from syncbn.nn.comm import all_reduce, groups
@@ -112,17 +112,22 @@ def forward_pass(
     if not training and (mask is None or running.mean is not None or running.var is not None):
         kept = x if mask is None else x.masked_fill(~mask, 0)  # masked before too: 0 times a NaN would be NaN
         return epilogue.apply(_torch_in_evaluation(kept, running, weight, bias, eps), act, residual, mask)
+    partners = all_reduce.partners(group, name) if training and ghost_batch is None else None
+    moving = running if training and not recomputing() else None
+    if partners is not None and mask is None and act is None and residual is None:
+        normalized = on_cpu.normalize(x, moving, weight, bias, eps, partners, name)
+        if normalized is not None:
+            return normalized
     operands.check(x, running.mean, running.var, weight, bias, name)
     if training and ghost_batch is not None:
         y, moments = normalize_chunks(x, weight, bias, eps, ghost_batch, mask, running.biased, name)
-        if not recomputing():
-            running_statistics.learn(running, moments, name)
+        if moving is not None:
+            running_statistics.learn(moving, moments, name)
         return epilogue.apply(y, act, residual, None if residual is None else mask)
-    partners = all_reduce.partners(group, name) if training else None
     if partners is None and mask is None and not running.biased and not tracing.transformed():
         return epilogue.apply(_torch_in_training(x, running, weight, bias, eps), act, residual)
     batch = measure(x, partners, mask, name, weight, bias)
-    return normalize(batch, weight, bias, eps, act, residual, running if training and not recomputing() else None)
+    return normalize(batch, weight, bias, eps, act, residual, moving)
 
 
 def _torch_in_evaluation(

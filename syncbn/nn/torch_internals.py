@@ -98,12 +98,9 @@ def backward_is_running() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def is_zero_tensor(t: Tensor) -> bool:
-    """Whether ``t`` is a tensor of zeros without memory, as forward-mode differentiation makes them.
-
-    ``Tensor._is_zerotensor``, torch 2.13. No public method reports it, and ``data_ptr()`` of such a tensor is 0.
-    """
-    return t._is_zerotensor()
+# Whether a tensor is one of zeros without memory, as forward-mode differentiation makes them: its data_ptr()
+# is 0. ``Tensor._is_zerotensor``, torch 2.13; no public method reports it. It is asked of each tensor of each layer.
+is_zero_tensor = Tensor._is_zerotensor
 
 
 def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:

@@ -76,17 +76,18 @@ def measure(
     n = dispatch.number(sums, 0, local)
     eager = not torch.compiler.is_compiling()  # torch.compile would turn the condition on the shape into a guard
     if eager and (mask is not None or x.numel() <= x.shape[1]) and _may_read_count(x, mask) and float(n) == 1:
-        raise ValueError(_one_value(x, partners))
+        raise ValueError(one_value(x, partners))
     return Batch(x, mask, partners, name, sums, n, local, shares)
 
 
 def _measured_in_transform(x: Tensor, partners: dist.ProcessGroup | None, mask: Tensor | None, name: str) -> Batch:
     check = (mask is not None or x.numel() <= x.shape[1]) and (x.is_cpu or mask is None)
-    sums = double_backward.differentiable_sums(x, mask, partners, name, _one_value(x, partners) if check else None)
+    sums = double_backward.differentiable_sums(x, mask, partners, name, one_value(x, partners) if check else None)
     return Batch(x, mask, partners, name, sums, sums[0], dispatch.Local(sums), in_transform=True)
 
 
-def _one_value(x: Tensor, partners: dist.ProcessGroup | None) -> str:
+def one_value(x: Tensor, partners: dist.ProcessGroup | None) -> str:
+    """The error message for a batch of one value per channel."""
     ranks = 1 if partners is None else partners.size()
     return (
         f"Expected more than 1 value per channel when training, got 1 on the {ranks} ranks together; "
@@ -105,7 +106,7 @@ def _all_reduced(
     """The group's sums, this rank's own, and whether the backward pass has an all-reduce too."""
     values, grad, trained = x.detach(), torch.is_grad_enabled(), trains(weight, bias)
     shares = grad and (x.requires_grad or trained)  # by this rank's own inputs
-    need = float(x.requires_grad) if grad else _NO_GRAD
+    need = gradient_need(x)
     counted = dispatch.carries_need(values)
     local = dispatch.local_sums(values, mask, need)
     payload = local.payload
@@ -122,14 +123,28 @@ def _all_reduced(
     if observer is not None and own is not None:
         observer.measured(name, own, sums)
     if reads:
-        without, with_need = divmod(float(dispatch.number(payload, -1 + len(payload), local)), _NO_GRAD)
-        shares = with_need > 0
-        if without and shares:
-            raise RuntimeError(
-                f"layer {name}: {without:.0f} of {partners.size()} ranks run it under torch.no_grad(), but its input "
-                f"needs a gradient on {with_need:.0f}, which would wait for them; use no_grad() on all ranks or on none"
-            )
+        shares = some_need_gradient(float(dispatch.number(payload, len(payload) - 1, local)), partners, name)
     return sums, local, shares
+
+
+def gradient_need(x: Tensor) -> float:
+    """What this rank adds to the number of ranks whose input needs a gradient."""
+    return float(x.requires_grad) if torch.is_grad_enabled() else _NO_GRAD
+
+
+def some_need_gradient(needs: float, partners: dist.ProcessGroup, name: str) -> bool:
+    """Whether the input of some rank needs a gradient, by the sum of what ranks said.
+
+    Raises:
+        RuntimeError: others run the layer under ``torch.no_grad()``.
+    """
+    without, with_need = divmod(needs, _NO_GRAD)
+    if without and with_need:
+        raise RuntimeError(
+            f"layer {name}: {without:.0f} of {partners.size()} ranks run it under torch.no_grad(), but its input "
+            f"needs a gradient on {with_need:.0f}, which would wait for them; use no_grad() on all ranks or on none"
+        )
+    return with_need > 0
 
 
 def _reads_need(x: Tensor, shares: bool) -> bool:

@@ -1,5 +1,6 @@
 """Normalizes a batch with its statistics, at once or in ghost batches; and the autograd function that does so."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,13 +40,15 @@ def normalize(
         return epilogue.apply(y, act, residual, batch.mask)
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's type promotion decides the result's type
         return epilogue.apply(normalize(batch, weight, bias, eps, running=running), act, residual, batch.mask)
-    # This rank takes part in the backward all-reduce even if none of its own tensors needs a gradient.
-    anchor = None
-    if batch.shares_gradient and not batch.x.requires_grad and not trains(weight, bias):
-        anchor = _ANCHOR
+    anchor = anchor_of(batch.x, weight, bias) if batch.shares_gradient else None
     how = _How(batch, eps, running, found, act == "relu")
-    normalized: Tensor = _Normalize.apply(batch.x, weight, bias, residual, anchor, how)  # type: ignore[no-untyped-call]
+    normalized: Tensor = Normalize.apply(batch.x, weight, bias, residual, anchor, how)  # type: ignore[no-untyped-call]
     return normalized
+
+
+def anchor_of(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """An input that makes autograd run the backward pass on a rank none of whose own tensors needs a gradient."""
+    return None if x.requires_grad or trains(weight, bias) else _ANCHOR
 
 
 def normalize_chunks(
@@ -76,7 +79,7 @@ def normalize_chunks(
 
 
 class _How(NamedTuple):
-    """What :class:`_Normalize` needs that is no input of the graph: each argument takes it time."""
+    """What :class:`Normalize` needs that is no input of the graph: each argument takes it time."""
 
     batch: Batch
     eps: float
@@ -85,7 +88,7 @@ class _How(NamedTuple):
     relu: bool
 
 
-class _Normalize(torch.autograd.Function):
+class Normalize(torch.autograd.Function):
     """Normalizes with given statistics; its gradient accounts for their dependence on the input."""
 
     @staticmethod
@@ -121,8 +124,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if ctx.kinds is not None:
-            saved = operands.restored(saved, ctx.kinds, ctx.name)
+        return Normalize.gradients(
+            ctx, saved if ctx.kinds is None else operands.restored(saved, ctx.kinds, ctx.name), dy
+        )
+
+    @staticmethod
+    def gradients(ctx: Any, saved: Sequence[Any], dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Those of the inputs, from what forward has saved."""
         x, weight, mask, n, statistics, *gate = saved
         if ctx.partners is not None and tracing.batched_by_autograd(dy):
             raise RuntimeError(double_backward.cannot_be_batched(ctx.name))
@@ -152,14 +160,15 @@ class _Normalize(torch.autograd.Function):
             if mask is not None and dx is not None:
                 dx.masked_fill_(~mask, 0)
         return (
-            _as_type(dx, x.dtype) if need_x else None,
-            _as_type(dweight, weight.dtype) if need_weight else None,
-            _as_type(dbias, ctx.bias_dtype) if need_bias else None,
-            _as_type(dresidual, x.dtype) if need_residual else None,
+            as_type(dx, x.dtype) if need_x else None,
+            as_type(dweight, weight.dtype) if need_weight else None,
+            as_type(dbias, ctx.bias_dtype) if need_bias else None,
+            as_type(dresidual, x.dtype) if need_residual else None,
             None,
             None,
         )
 
 
-def _as_type(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def as_type(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``t`` in this type, without a call of torch if it has it."""
     return t if t is None or t.dtype is dtype else t.to(dtype)

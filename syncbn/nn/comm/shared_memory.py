@@ -22,9 +22,10 @@ from torch import Tensor
 from syncbn.nn import native, torch_internals
 
 CAPACITY = 8192  # numbers of one call; a longer message takes several
-SLICE = 0.2  # seconds between two looks at whether the ranks that are waited for still live
+SLICE = 200_000_000  # nanoseconds between two looks at whether the ranks that are waited for still live
 SPINS = 2000  # about 50 µs; a rank that comes within that time costs no system call
 _PLACE, _BYTES = 240, 8  # bytes of a place, as in shared_memory.c, and of a number
+_NOTHING = nullcontext()
 _DONE, _LATE, _OUT_OF_STEP, _GIVEN_UP = range(4)
 
 
@@ -86,6 +87,7 @@ class Channel:
         self.limit = limit
         self._ranks, self._index, self._processes = ranks, index, processes
         self._address = memory
+        self._at = (memory, len(ranks), CAPACITY, index)
         self._call = 0
         self._broken = ""  # the error after which ranks may be out of step
         self._lock = threading.Lock()
@@ -97,7 +99,7 @@ class Channel:
 
     def takes(self, x: Tensor) -> bool:
         """Whether it sends this tensor; a forked process has no part in the group of its parent."""
-        plain = type(x) is Tensor and x.dtype is torch.float64 and x.device.type == "cpu" and x.is_contiguous()
+        plain = type(x) is Tensor and x.dtype is torch.float64 and x.is_cpu and x.is_contiguous()
         return plain and os.getpid() == self._pid
 
     def all_sum(self, x: Tensor, place: str) -> None:
@@ -111,7 +113,7 @@ class Channel:
             RuntimeError: ranks are out of step, one has ended, or one did not come in time. The channel cannot be used
                 after the last two: an error is raised again.
         """
-        with self._lock, _profiled(x):
+        with self._lock, _profiled(x) if torch_internals.profiler_is_active() else _NOTHING:
             if self._broken:
                 raise RuntimeError(f"shared memory: the group cannot be used since an earlier error: {self._broken}")
             try:
@@ -131,21 +133,23 @@ class Channel:
         self._send(message.data_ptr(), message.numel(), b"the first message")
 
     def _send(self, values: int, numbers: int, place: bytes) -> None:
+        if numbers <= CAPACITY:
+            self._exchange(values, numbers, 0, numbers, place)
+            return
         for start in range(0, numbers, CAPACITY):
             count = min(CAPACITY, numbers - start)
             self._exchange(values + start * _BYTES, count, start, numbers, place)
 
     def _exchange(self, values: int, count: int, start: int, numbers: int, place: bytes) -> None:
         self._call = call = (self._call + 1) % 2**32
-        at = (self._address, len(self._ranks), CAPACITY, self._index, call)
-        slice_ = int(SLICE * 1e9)
-        code = self._library.syncbn_shared_all_sum(*at, values, count, start, numbers, place, self._spins, slice_)
+        at = (*self._at, call)
+        code = self._library.syncbn_shared_all_sum(*at, values, count, start, numbers, place, self._spins, SLICE)
         if code == _DONE:
             return
         deadline = time.monotonic() + self.limit.total_seconds()
         while code == _LATE:
             self._check_others(call, deadline)
-            code = self._library.syncbn_shared_receive(*at, values, count, 0, slice_)
+            code = self._library.syncbn_shared_receive(*at, values, count, 0, SLICE)
         if code == _OUT_OF_STEP:
             raise _OutOfStepError(self._out_of_step(call))
         if code == _GIVEN_UP:
@@ -210,8 +214,6 @@ class _OutOfStepError(RuntimeError):
 
 def _profiled(x: Tensor) -> AbstractContextManager[Any]:
     """torch's profiler does not see what is not a process group's; this shows it there."""
-    if not torch_internals.profiler_is_active():
-        return nullcontext()
     return torch.profiler.record_function(f"syncbn::allreduce in shared memory, {list(x.shape)} of double")
 
 

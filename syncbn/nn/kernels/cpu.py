@@ -75,7 +75,7 @@ def shape(x: Tensor) -> Shape | None:
 def sums(x: Tensor, at: Shape, need: float = 0.0) -> Tensor:
     """``[n, sum x, sum x^2, need]``: float64, shape ``(2C + 2,)``; a product of two values is exact in it."""
     out = _empty(2 * at.c + 2, torch.float64)
-    _run("sums", at, _TYPES[x.dtype], number=need, x=x, sums=out)
+    _run("sums", at, type=_TYPES[x.dtype], number=need, x=_at(x), sums=out.data_ptr())
     return out
 
 
@@ -88,16 +88,17 @@ def statistics(sums: Tensor) -> Tensor:
     """Mean, biased variance, and what the mean lost in rounding, of the set with these sums; float32, ``(3, C)``."""
     channels = len(sums) // 2
     out = torch.empty((3, channels), dtype=torch.float32, device="cpu")
-    _run("statistics", Shape(0, channels, 0, False, 1), sums=sums, statistics=out)
+    _run("statistics", Shape(0, channels, 0, False, 1), sums=sums.data_ptr(), statistics=out.data_ptr())
     return out
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
     """Whether :func:`update_running` supports these: contiguous float32 buffers, and one count."""
-    return takes(sums) and _may_move(running_mean, running_var, tracked, len(sums) // 2)
+    return takes(sums) and may_move(running_mean, running_var, tracked, len(sums) // 2)
 
 
-def _may_move(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, channels: int) -> bool:
+def may_move(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, channels: int) -> bool:
+    """:func:`takes_running`, for sums that :func:`takes` accepts."""
     if tracked is not None and (tracked.numel() != 1 or tracked.dtype != torch.int64):
         return False
     for buffer in (running_mean, running_var):
@@ -127,11 +128,11 @@ def update_running(
         Shape(0, channels, 0, False, 1),
         flag=biased,
         number=momentum,
-        sums=sums,
-        statistics=out,
-        first=running_mean,
-        second=running_var,
-        tracked=tracked,
+        sums=sums.data_ptr(),
+        statistics=out.data_ptr(),
+        first=_at(running_mean),
+        second=_at(running_var),
+        tracked=_at(tracked),
     )
     _note_change(running_mean, running_var, tracked)
     return out
@@ -155,37 +156,37 @@ def finish(
     eps: float,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor]:
     """All that comes after the all-reduce, in one call: :func:`update_running` or :func:`statistics`, and normalize.
 
     Args:
-        running: mean, variance and count of the batches to move, or None.
+        running: mean, variance and count of the batches to move, which :func:`may_move` accepts; or None.
 
     Returns:
-        The output and the statistics; None, and nothing has moved, if it does not support the running statistics.
+        The output and the statistics.
     """
     mean, var, tracked = running or (None, None, None)
-    if mean is not None and var is not None and not _may_move(mean, var, tracked, at.c):
-        return None
+    weight, bias = _float32(weight), _float32(bias)
+    residual = None if residual is None else memory_format.ordered(residual, at.rows)
     out = torch.empty((3, at.c), dtype=torch.float32, device="cpu")
     y = torch.empty_like(x)
     _run(
         "finish",
         at,
-        _TYPES[x.dtype],
-        biased | relu << 1,
-        eps,
-        momentum,
-        x=x,
-        dy=None if residual is None else memory_format.ordered(residual, at.rows),
-        out=y,
-        sums=sums,
-        statistics=out,
-        weight=_float32(weight),
-        bias=_float32(bias),
-        first=mean,
-        second=var,
-        tracked=tracked,
+        type=_TYPES[x.dtype],
+        flag=biased | relu << 1,
+        eps=eps,
+        number=momentum,
+        x=_at(x),
+        dy=_at(residual),
+        out=y.data_ptr(),
+        sums=sums.data_ptr(),
+        statistics=out.data_ptr(),
+        weight=_at(weight),
+        bias=_at(bias),
+        first=_at(mean),
+        second=_at(var),
+        tracked=_at(tracked),
     )
     if mean is not None and var is not None:
         _note_change(mean, var, tracked)
@@ -204,37 +205,39 @@ def normalize(
 ) -> Tensor:
     """``(x - mean - rest) / sqrt(var + eps) * weight + bias + residual``, laid out as ``x``; then a ReLU if asked."""
     y = torch.empty_like(x)
+    weight, bias = _float32(weight), _float32(bias)
     residual = None if residual is None else memory_format.ordered(residual, at.rows)
     _run(
         "normalize",
         at,
-        _TYPES[x.dtype],
-        relu,
-        eps,
-        x=x,
-        dy=residual,
-        out=y,
-        statistics=statistics,
-        weight=_float32(weight),
-        bias=_float32(bias),
+        type=_TYPES[x.dtype],
+        flag=relu,
+        eps=eps,
+        x=_at(x),
+        dy=_at(residual),
+        out=y.data_ptr(),
+        statistics=_at(statistics),
+        weight=_at(weight),
+        bias=_at(bias),
     )
     return y
 
 
 def gradient_sums(dy: Tensor, x: Tensor, at: Shape, statistics: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``[sum dy, sum dy*xhat]`` per channel: float64, shape ``(2C,)``; and both in float32, shape ``(C,)``."""
+    dy = memory_format.ordered(dy, at.rows)
     out, dbias, dweight = _empty(2 * at.c, torch.float64), _empty(at.c), _empty(at.c)
     _run(
         "gradient_sums",
         at,
-        _TYPES[x.dtype],
+        type=_TYPES[x.dtype],
         eps=eps,
-        x=x,
-        dy=memory_format.ordered(dy, at.rows),
-        sums=out,
-        statistics=statistics,
-        first=dbias,
-        second=dweight,
+        x=_at(x),
+        dy=_at(dy),
+        sums=out.data_ptr(),
+        statistics=_at(statistics),
+        first=dbias.data_ptr(),
+        second=dweight.data_ptr(),
     )
     return out, dbias, dweight
 
@@ -250,19 +253,20 @@ def input_gradient(
     eps: float,
 ) -> Tensor:
     """The gradient of ``x``, laid out as it is, from the group's ``n`` and ``sums``, which are float64."""
+    dy, weight = memory_format.ordered(dy, at.rows), _float32(weight)
     dx = torch.empty_like(x)
     _run(
         "input_gradient",
         at,
-        _TYPES[x.dtype],
+        type=_TYPES[x.dtype],
         eps=eps,
         number=n,
-        x=x,
-        dy=memory_format.ordered(dy, at.rows),
-        out=dx,
-        sums=sums,
-        statistics=statistics,
-        weight=_float32(weight),
+        x=_at(x),
+        dy=_at(dy),
+        out=dx.data_ptr(),
+        sums=sums.data_ptr(),
+        statistics=_at(statistics),
+        weight=_at(weight),
     )
     return dx
 
@@ -277,35 +281,40 @@ def _empty(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="cpu")  # not torch's default device, which may be another
 
 
+# Callers hold every tensor whose address they pass until the call has returned.
 def _run(
     name: str,
     at: Shape,
+    *,
     type: int = 0,
     flag: int = 0,
     eps: float = 0.0,
     number: float = 0.0,
-    *,
-    x: Tensor | None = None,
-    dy: Tensor | None = None,
-    out: Tensor | None = None,
-    sums: Tensor | None = None,
-    statistics: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    first: Tensor | None = None,
-    second: Tensor | None = None,
-    tracked: Tensor | None = None,
+    x: int = 0,
+    dy: int = 0,
+    out: int = 0,
+    sums: int = 0,
+    statistics: int = 0,
+    weight: int = 0,
+    bias: int = 0,
+    first: int = 0,
+    second: int = 0,
+    tracked: int = 0,
 ) -> None:
-    """Calls the function of that name, with addresses for tensors.
-
-    Raises:
-        RuntimeError: the memory of a tensor was freed.
-    """
-    tensors = (x, dy, out, sums, statistics, weight, bias, first, second, tracked)
-    addresses = [0 if t is None else (t.data_ptr() or _freed(name, t)) for t in tensors]
-    if _functions[name](_PASS.pack(*at, type, flag, eps, number, *addresses)):
+    """Calls the function of that name, with the fields of Pass in cpu.c; addresses for tensors, 0 for none."""
+    fields = (type, flag, eps, number, x, dy, out, sums, statistics, weight, bias, first, second, tracked)
+    if _functions[name](_PASS.pack(*at, *fields)):
         raise MemoryError(f"{name}: no memory for the sums of each channel")
 
 
-def _freed(name: str, t: Tensor) -> NoReturn:
-    raise RuntimeError(f"{name}: the storage of a tensor of shape {tuple(t.shape)} was freed; keep it until backward")
+def _at(t: Tensor | None) -> int:
+    """The address of a tensor's memory, 0 for None.
+
+    Raises:
+        RuntimeError: the memory was freed.
+    """
+    return 0 if t is None else (t.data_ptr() or _freed(t))
+
+
+def _freed(t: Tensor) -> NoReturn:
+    raise RuntimeError(f"the storage of a tensor of shape {tuple(t.shape)} was freed; keep it until backward")

@@ -177,12 +177,11 @@ def finish(
     at = local.at
     if isinstance(at, cpu.Shape) and statistics is None and _as_memory(x, weight, bias) and _is_plain(residual, x):
         share = 0.0 if running is None else running_statistics.fixed_share(running.momentum, running.tracked)
-        if share is not None:
-            buffers, biased = (None, False) if running is None else (running.buffers, running.biased)
-            found = cpu.finish(x, at, sums, buffers, share, biased, weight, bias, eps, residual, relu)
-            if found is not None:
-                y = _laid_out(found[0], x) if at.rows else found[0]
-                return y, y if relu else None, found[1]
+        buffers, biased = (None, False) if running is None else (running.buffers, running.biased)
+        if share is not None and (buffers is None or cpu.may_move(*buffers, at.c)):
+            y, statistics = cpu.finish(x, at, sums, buffers, share, biased, weight, bias, eps, residual, relu)
+            y = laid_out(y, x) if at.rows else y
+            return y, y if relu else None, statistics
     if running is not None:
         statistics = running_statistics.learn(running, sums)
     if statistics is None or statistics_dtype(x) != statistics.dtype:
@@ -209,14 +208,14 @@ def normalize(
     if at is not None and _as_memory(x, weight, bias) and _is_plain(residual, x):
         if isinstance(at, triton_tiling.Shape):
             y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
-            return _laid_out(y, x), bits
+            return laid_out(y, x), bits
         y = cpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
-        y = _laid_out(y, x) if at.rows else y
+        y = laid_out(y, x) if at.rows else y
         return y, y if relu else None
     values = _affine(x, statistics, weight, bias, eps, local)
     if residual is not None:
         values.add_(residual)
-    y = _laid_out((values.relu_() if relu else values).to(x.dtype), x)
+    y = laid_out((values.relu_() if relu else values).to(x.dtype), x)
     return y, y if relu else None
 
 
@@ -304,17 +303,17 @@ def input_gradient(
         assert isinstance(n, Tensor)
         gate = None if relu is None else relu.gate
         dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, gate, of_residual)
-        return _laid_out(dx, x), dy if dresidual is None else _laid_out(dresidual, x)
+        return laid_out(dx, x), dy if dresidual is None else laid_out(dresidual, x)
     if at is not None:
         dx = cpu.input_gradient(dy, x, at, float(n), statistics, weight, sums, eps)
-        return _laid_out(dx, x) if at.rows else dx, dy
+        return laid_out(dx, x) if at.rows else dx, dy
     scale = (statistics[1] + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
     offset, slope = (sums.view(2, -1) * (scale / -n)).to(x.dtype).unbind()
     # xhat * slope + offset, then dy on top in place: two passes, one new tensor.
     xhat = _affine(x, statistics, slope, offset, eps)
-    return _laid_out(xhat.addcmul_(dy, _per_channel(scale, x)), x), dy
+    return laid_out(xhat.addcmul_(dy, _per_channel(scale, x)), x), dy
 
 
 def blank(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -376,7 +375,7 @@ def _sums(dy: Tensor, x: Tensor, mean: Tensor | None = None, var: Tensor | None 
     return torch.cat([total, weighted]).double()
 
 
-def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+def laid_out(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in the layout of torch's batch norm output for ``x``: channels_last stays, all else is contiguous."""
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
     return y.contiguous(memory_format=layout if x.is_contiguous(memory_format=layout) else torch.contiguous_format)

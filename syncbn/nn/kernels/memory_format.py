@@ -14,12 +14,13 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
 
     With ``channels`` each must be of shape ``(channels,)``; torch's kernels broadcast or refuse any other.
     """
+    is_zero_tensor = torch_internals.is_zero_tensor
     for t in tensors:
         if t is None:
             continue
         if type(t) not in _PLAIN or t.device != device or t.layout is not torch.strided:
             return False
-        if t.is_neg() or torch_internals.is_zero_tensor(t):
+        if t.is_neg() or is_zero_tensor(t):
             return False
         if channels is not None and (t.dim() != 1 or t.numel() != channels):
             return False
@@ -51,4 +52,6 @@ def ordered(x: Tensor, rows: bool) -> Tensor:
     """``x`` with its values in rows of channels, or contiguous."""
     if not rows:
         return x.contiguous()
+    if x.dim() == 2 and x.is_contiguous():
+        return x
     return x if channels_innermost(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
