@@ -1,0 +1,123 @@
+"""The plain layer on the CPU gives bit by bit what the way for all other layers gives, and is taken where it should."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import syncbn
+from syncbn.nn.autograd import on_cpu
+from syncbn.nn.comm import lockstep
+from syncbn.nn.kernels import cpu
+from syncbn.testing import force_exchange
+from tests.support.ranks import Ranks
+
+needs_library = pytest.mark.skipif(not cpu.built(), reason="no C compiler was there")
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "rows": lambda x: x.flatten(1)[:, :6].contiguous(),
+}
+LAYERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "average": {"momentum": None},
+    "plain": {"affine": False},
+    "untracked": {"track_running_stats": False},
+    "biased": {"biased_running_var": True},
+    "half": {"dtype": torch.bfloat16},
+}
+
+
+@contextmanager
+def counted(taken: list[bool], allowed: bool) -> Iterator[None]:
+    real = on_cpu.normalize
+
+    def normalize(*args: Any) -> Tensor | None:
+        y = real(*args) if allowed else None
+        taken.append(y is not None)
+        return y
+
+    with mock.patch.object(on_cpu, "normalize", normalize):
+        yield
+
+
+def steps(rank: int, layout: str, options: dict[str, Any], dtype: torch.dtype, allowed: bool) -> tuple[Any, list[bool]]:
+    """Two steps of a layer whose ranks hold batches of different sizes, one of which is empty in the second."""
+    taken: list[bool] = []
+    torch.manual_seed(rank)
+    layer = syncbn.SyncBatchNorm(6, **options)
+    seen: list[Tensor] = []
+    for size in ((3 + rank), 4 * rank):
+        x = LAYOUTS[layout](torch.randn(size, 6, 5, 4).to(dtype)).requires_grad_()
+        with counted(taken, allowed):
+            y = layer(x)
+        y.backward(torch.randn(y.shape).to(dtype))
+        seen += [y.detach(), x.grad]
+    seen += [p.grad for p in layer.parameters()]
+    strides = [t.stride() for t in seen]
+    return [*seen, *layer.buffers(), strides], taken
+
+
+def both(rank: int, world_size: int, layout: str, layer: str, dtype: torch.dtype) -> list[bool]:
+    fast, taken = steps(rank, layout, LAYERS[layer], dtype, allowed=True)
+    slow, _ = steps(rank, layout, LAYERS[layer], dtype, allowed=False)
+    assert fast.pop() == slow.pop()
+    for a, b in zip(fast, slow, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert torch.equal(a, b)
+    return taken
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_numbers_are_bitwise_those_of_the_way_for_all_layers(
+    ranks: Ranks, layout: str, layer: str, dtype: torch.dtype
+) -> None:
+    first, second = ranks.run(both, layout, layer, dtype, world_size=2)
+    for_it = dtype != torch.float64 and layout != "transposed"
+    # Running statistics of another type, and averages, which need the count first, are for the other way.
+    for_it = for_it and layer not in ("average", "half")
+    assert first == [for_it, False], "rank 0 has an empty batch in its second step"
+    assert second == [for_it, for_it]
+
+
+def ways(rank: int, world_size: int) -> None:
+    x = torch.randn(4, 6, 3, 3)
+    layer = syncbn.SyncBatchNorm2d(6)
+    taken: list[bool] = []
+    with force_exchange(), counted(taken, allowed=True):
+        layer(x)
+        with torch.no_grad():
+            layer(x)
+        layer(x.requires_grad_())
+        assert taken == [True] * 3
+        torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)[0].sum().backward()
+        taken.clear()
+        lockstep.debug()
+        try:
+            layer(x)
+        finally:
+            lockstep.debug(False)
+        torch.func.vmap(syncbn.SyncBatchNorm2d(6, track_running_stats=False))(torch.randn(2, 4, 6, 3, 3))
+        layer.weight = nn.Parameter(torch._neg_view(layer.weight.detach()))
+        layer(x)
+        assert not any(taken)
+        assert len(taken) == 3
+        taken.clear()
+        layer(x, residual=x)
+        layer(x, act="relu")
+        layer(x, torch.ones(4, 3, 3, dtype=torch.bool))
+        layer.eval()(x)
+        assert not taken
+
+
+@needs_library
+def test_what_is_not_plain_goes_the_way_for_all_layers(ranks: Ranks) -> None:
+    ranks.run(ways, world_size=1)
