@@ -16,6 +16,7 @@ import syncbn
 from syncbn.doctor import selftest_ranks
 from syncbn.doctor.rows import Row, Status, failed, ok, warning
 from syncbn.doctor.selftest_ranks import Place, RankError, ReportStage
+from syncbn.nn.comm import all_reduce, channels, groups
 from syncbn.testing import force_exchange
 
 CHANNELS, SAMPLES, IMAGE = 64, 16, (8, 8)
@@ -35,10 +36,11 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Result of a rank: the tensors of each case by name, and the duration of each all-reduce in µs."""
+    """Result of a rank: the tensors of each case by name, the duration of each all-reduce in µs, and its medium."""
 
     cases: list[dict[str, Tensor]]
     all_reduces: list[float]
+    medium: str = ""
 
 
 Exercise = Callable[[int, Place, ReportStage], Result]
@@ -68,7 +70,12 @@ def exercise(rank: int, place: Place, report_stage: ReportStage) -> Result:
         report_stage(f"the layer, {case.name}")
         tensors.append(_step(rank, place, case))
     report_stage("all-reduces")
-    return Result(tensors, list(_time_all_reduces(place)) if place.ranks > 1 else [])
+    if place.ranks == 1:
+        return Result(tensors, [])
+    group = groups.resolve("world")
+    assert group is not None
+    medium = channels.medium(group) if place.device == "cpu" else place.backend
+    return Result(tensors, list(_time_all_reduces(place, group)), medium)
 
 
 def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
@@ -92,7 +99,7 @@ def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
         for number, case in enumerate(cases(place)):
             rows.append(compare(place, case, [result.cases[number] for result in results]))
         if results[0].all_reduces:
-            rows.append(latency(place, results[0].all_reduces))
+            rows.append(latency(place, results[0].all_reduces, results[0].medium))
     return rows
 
 
@@ -125,12 +132,13 @@ def compare(place: Place, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
     return Row(f"layer on {place.where}, {case.name}", found, status, fix, errors | {"tolerance": tolerance})
 
 
-def latency(place: Place, microseconds: list[float]) -> Row:
-    """Report the median and the quartiles of the duration of one all-reduce."""
+def latency(place: Place, microseconds: list[float], medium: str) -> Row:
+    """Report the median and the quartiles of the duration of one all-reduce, and what it goes through."""
     low, median, high = statistics.quantiles(microseconds, n=4, method="inclusive")
     found = (
-        f"{place}: median {median:,.0f} µs, quartiles {low:,.0f} to {high:,.0f}, of {len(microseconds)} all-reduces of "
-        f"{2 * CHANNELS + 1} float64 numbers; a ResNet-50 needs {RESNET50} per step: {RESNET50 * median / 1e3:,.0f} ms"
+        f"{place.ranks} ranks, {medium}; median {median:,.0f} µs, quartiles {low:,.0f} to {high:,.0f}, of "
+        f"{len(microseconds)} all-reduces of {2 * CHANNELS + 1} float64 numbers; a ResNet-50 needs {RESNET50} a step: "
+        f"{RESNET50 * median / 1e3:,.0f} ms"
     )
     figures = {"median_us": median, "lower_quartile_us": low, "upper_quartile_us": high}
     row = ok(f"all-reduce on {place.where}", found)
@@ -183,14 +191,14 @@ def _step(rank: int, place: Place, case: Case) -> dict[str, Tensor]:
         return _forward_backward(layer, x, dy)
 
 
-def _time_all_reduces(place: Place) -> Iterator[float]:
-    """Durations in µs of all-reduces of the size that the layer uses."""
+def _time_all_reduces(place: Place, group: dist.ProcessGroup) -> Iterator[float]:
+    """Durations in µs of all-reduces as the layer performs them."""
     synchronize: Callable[[], None] = torch.cuda.synchronize if place.device == "cuda" else lambda: None
     sums = torch.ones(2 * CHANNELS + 1, dtype=torch.float64, device=place.device_of(dist.get_rank()))
     for number in range(WARM_UP + ALL_REDUCES):
         synchronize()
         start = time.perf_counter()
-        dist.all_reduce(sums)
+        all_reduce.all_sum(sums, group, "the self-test")
         synchronize()
         if number >= WARM_UP:
             yield 1e6 * (time.perf_counter() - start)

@@ -22,11 +22,13 @@ from syncbn.doctor import Row, Status, bounded, selftest, show, to_json, verdict
 from syncbn.doctor.rows import failed, ok, warning
 from syncbn.doctor.selftest_ranks import Place, ReportStage, on_ranks
 from syncbn.nn.comm import all_reduce
+from syncbn.nn.kernels import cpu
 from tests.support.warm_process import WarmProcess
 from tests.training.support.train_command import REPO, _session, environment
 from tests.training.support.train_command import run as run_command
 
 CPU = Place("cpu", "gloo", 2)
+MEDIUM = "shared memory" if cpu.built() and sys.platform == "linux" else "gloo: "
 LAYERS = ["layer on CPU, float32", "layer on CPU, float32, an empty rank", "layer on CPU, float64"]
 
 
@@ -99,6 +101,7 @@ def test_json_has_the_figures(tmp_path: Path) -> None:
         assert errors.pop("num_batches_tracked") == 0
         assert {*errors} == {"y", "dx", "dweight", "dbias", "running_mean", "running_var"}
         assert all(0 < error < tolerance for error in errors.values())
+    assert rows["all-reduce on CPU"]["found"].startswith(f"2 ranks, {MEDIUM}")
     message = rows["all-reduce on CPU"]["figures"]
     assert 1 < message["lower_quartile_us"] <= message["median_us"] <= message["upper_quartile_us"]
 
@@ -309,8 +312,8 @@ def test_where_the_self_test_runs(monkeypatch: pytest.MonkeyPatch, gpus: int, pl
 
 
 def test_slow_messages_are_a_warning() -> None:
-    assert selftest.latency(CPU, [300.0, 400.0, 500.0]).status == Status.ok
-    assert selftest.latency(CPU, [11_000.0, 12_000.0, 13_000.0]).status == Status.warning
+    assert selftest.latency(CPU, [300.0, 400.0, 500.0], "gloo").status == Status.ok
+    assert selftest.latency(CPU, [11_000.0, 12_000.0, 13_000.0], "gloo").status == Status.warning
 
 
 def test_a_check_that_raises_or_hangs_is_a_row() -> None:

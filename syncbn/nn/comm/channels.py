@@ -28,6 +28,7 @@ PROBE = timedelta(seconds=30)  # for the first message, which shows that the mem
 
 log = logging.getLogger("syncbn")
 _channels: weakref.WeakKeyDictionary[dist.ProcessGroup, Channel | None] = weakref.WeakKeyDictionary()
+_reasons: weakref.WeakKeyDictionary[dist.ProcessGroup, str] = weakref.WeakKeyDictionary()
 _by_name: weakref.WeakValueDictionary[str, Channel] = weakref.WeakValueDictionary()
 
 
@@ -66,6 +67,14 @@ def channel(group: dist.ProcessGroup) -> Channel | None:
         return _channels[group]
 
 
+def medium(group: dist.ProcessGroup) -> str:
+    """What the sums of tensors on the CPU go through in ``group``: "shared memory", or the backend and why."""
+    if channel(group) is not None:
+        return "shared memory"
+    backend = c10d.cpu_backend(group)
+    return f"{backend}: {_reasons[group]}" if group in _reasons else backend
+
+
 def open_channel(group: dist.ProcessGroup) -> None:
     """Finds out with all ranks of ``group``, once, whether they share memory, and opens a channel if they do.
 
@@ -84,6 +93,8 @@ def open_channel(group: dist.ProcessGroup) -> None:
         found, why = _agreed(meeting, ranks, index)
     meeting.end()
     _channels[group] = found
+    if why:
+        _reasons[group] = why
     if found is not None:
         found.limit = c10d.timeout(group)
         _by_name[group.group_name] = found
