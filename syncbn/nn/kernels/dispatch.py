@@ -89,6 +89,8 @@ def number(payload: Tensor, index: int, local: Local) -> Tensor | float:
     """One of the float64 numbers of a payload; a tensor where the host would have to wait for it."""
     if isinstance(local.at, cpu.Shape):
         return cpu.number(payload, index)
+    if gpu.serves(payload):  # its kernels take a tensor
+        return payload[index]
     return number_or_tensor(payload[index])
 
 
