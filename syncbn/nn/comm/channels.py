@@ -87,20 +87,57 @@ def open_channel(group: dist.ProcessGroup) -> None:
     if c10d.cpu_backend(group) != "gloo":
         return
     ranks = dist.get_process_group_ranks(group)
-    meeting = _Meeting(group.group_name, ranks, lockstep.patience(c10d.timeout(group)))
-    index = ranks.index(dist.get_rank())
-    with torch_internals.without_dispatch_modes():  # which would get the first message to see
-        found, why = _agreed(meeting, ranks, index)
-    meeting.end()
+    found, why = _meet(group, group.group_name)
     _channels[group] = found
     if why:
         _reasons[group] = why
     if found is not None:
-        found.limit = c10d.timeout(group)
         _by_name[group.group_name] = found
-    if index == 0:
+    if dist.get_rank() == ranks[0]:
         how = "share memory" if found else f"communicate through gloo: {why}"
         log.info("process group %s: ranks %s %s", group.group_name, ", ".join(map(str, ranks)), how)
+
+
+def another(group: dist.ProcessGroup, purpose: str, size: int) -> tuple[Channel, int] | None:
+    """A second channel for other messages among the ranks of ``group``, and memory that they share.
+
+    All ranks call it together. Messages of one channel are sent in one order, so what another thread sends needs its
+    own.
+
+    Args:
+        group: the ranks.
+        purpose: a name, another one for each call.
+        size: bytes of memory.
+
+    Returns:
+        The channel and the address of the memory, which belongs to this process until it ends; None if the ranks do not
+        share memory.
+
+    Raises:
+        RuntimeError: some ranks did not come in time.
+    """
+    if channel(group) is None:
+        return None
+    found, _ = _meet(group, f"{group.group_name}/{purpose}")
+    if found is None:
+        return None
+    ranks = dist.get_process_group_ranks(group)
+    meeting = _Meeting(f"{group.group_name}/{purpose}/memory", ranks, lockstep.patience(c10d.timeout(group)))
+    address, why = _shared(meeting, found.processes, ranks.index(dist.get_rank()), size)
+    meeting.end()
+    return None if why else (found, address)
+
+
+def _meet(group: dist.ProcessGroup, name: str) -> tuple[Channel | None, str]:
+    """A channel of the ranks of ``group``, or why there is none; all of them call it together."""
+    ranks, limit = dist.get_process_group_ranks(group), c10d.timeout(group)
+    meeting = _Meeting(name, ranks, lockstep.patience(limit))
+    with torch_internals.without_dispatch_modes():  # which would get the first message to see
+        found, why = _agreed(meeting, ranks, ranks.index(dist.get_rank()))
+    meeting.end()
+    if found is not None:
+        found.limit = limit
+    return found, why
 
 
 class _Meeting:
@@ -140,23 +177,31 @@ def _agreed(meeting: _Meeting, ranks: list[int], index: int) -> tuple[Channel | 
     for key, what in (("host", "hosts"), ("space", "process namespaces")):
         if len({offer[key] for offer in offers}) > 1:
             return None, f"its ranks are in several {what}"
-    memory, descriptor, why = shared_memory.make_memory(len(ranks)) if index == 0 else (0, -1, "")
-    try:
-        said = json.loads(meeting.exchange(json.dumps([descriptor, why]))[0])
-        if said[1]:
-            return None, said[1]
-        processes = [Process(offer["pid"], offer["started"]) for offer in offers]
-        if index:
-            memory, why = shared_memory.open_memory(processes[0].pid, said[0], len(ranks))
-        if why := next(filter(None, meeting.exchange(why)), ""):
-            shared_memory.unmap(memory, len(ranks))
-            return None, why
-    finally:
-        if descriptor != -1:
-            os.close(descriptor)
+    processes = [Process(offer["pid"], offer["started"]) for offer in offers]
+    memory, why = _shared(meeting, processes, index, shared_memory.size(len(ranks)))
+    if why:
+        return None, why
     made = Channel(memory, ranks, index, processes, PROBE)
     why = next(filter(None, meeting.exchange(_probe(made, index, [offer["token"] for offer in offers]))), "")
     return (None, why) if why else (made, "")
+
+
+def _shared(meeting: _Meeting, processes: list[Process], index: int, size: int) -> tuple[int, str]:
+    """The address of ``size`` bytes that the processes share, zeros at first; or why there are none."""
+    memory, descriptor, why = shared_memory.make_memory(size) if index == 0 else (0, -1, "")
+    try:
+        said = json.loads(meeting.exchange(json.dumps([descriptor, why]))[0])
+        if said[1]:
+            return 0, said[1]
+        if index:
+            memory, why = shared_memory.open_memory(processes[0].pid, said[0], size)
+        if why := next(filter(None, meeting.exchange(why)), ""):
+            shared_memory.unmap(memory, size)
+            return 0, why
+    finally:
+        if descriptor != -1:
+            os.close(descriptor)
+    return memory, ""
 
 
 def _offer() -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Channel:
     def __init__(self, memory: int, ranks: list[int], index: int, processes: list[Process], limit: timedelta) -> None:
         assert library is not None
         self.limit = limit
-        self._ranks, self._index, self._processes = ranks, index, processes
+        self._ranks, self._index, self.processes = ranks, index, processes
         self._address = memory
         self._at = (memory, len(ranks), CAPACITY, index)
         self._call = 0
@@ -160,7 +160,7 @@ class Channel:
             if blamed == self._index:
                 seconds = self.limit.total_seconds()
                 raise RuntimeError(f"shared memory: {self._named([by])} waited {seconds:g} s for this rank, in vain")
-            if self._processes[blamed].lives():
+            if self.processes[blamed].lives():
                 raise RuntimeError(self._late([blamed]))
             raise RuntimeError(f"shared memory: {self._named([blamed])} has ended")
 
@@ -171,7 +171,7 @@ class Channel:
 
     def _check_others(self, call: int, deadline: float) -> None:
         """Raises RuntimeError if a rank that has not arrived has ended, or the time is up."""
-        ended = [i for i in self._missing(call) if not self._processes[i].lives()]
+        ended = [i for i in self._missing(call) if not self.processes[i].lives()]
         # One may have arrived between the two looks, and ended after that.
         if ended := [i for i in ended if i in self._missing(call)]:
             raise _MissingError(f"shared memory: {self._named(ended)} has ended", ended[0])
@@ -221,7 +221,7 @@ def _leave(memory: int, ranks: int, index: int, pid: int) -> None:
     """Tells the others that this rank takes part no longer. A forked process says nothing for its parent."""
     if os.getpid() == pid and library is not None:
         library.syncbn_shared_give_up(memory, index, -1)
-        unmap(memory, ranks)
+        unmap(memory, size(ranks))
 
 
 def size(ranks: int) -> int:
@@ -231,8 +231,8 @@ def size(ranks: int) -> int:
     return found
 
 
-def make_memory(ranks: int) -> tuple[int, int, str]:
-    """The address of memory for so many ranks, and its descriptor; or why there is none.
+def make_memory(size: int) -> tuple[int, int, str]:
+    """The address of so many bytes of memory, and its descriptor; or why there is none.
 
     The memory has no name, so nothing is left when all ranks have ended.
     """
@@ -241,31 +241,31 @@ def make_memory(ranks: int) -> tuple[int, int, str]:
     except OSError as error:
         return 0, -1, f"no memory to share ({error.strerror})"
     try:
-        os.posix_fallocate(descriptor, 0, size(ranks))  # now: a page that is missing later would kill the process
-        return _mapped(descriptor, ranks), descriptor, ""
+        os.posix_fallocate(descriptor, 0, size)  # now: a page that is missing later would kill the process
+        return _mapped(descriptor, size), descriptor, ""
     except OSError as error:
         os.close(descriptor)
         return 0, -1, f"no memory to share ({error.strerror})"
 
 
-def _mapped(descriptor: int, ranks: int) -> int:
+def _mapped(descriptor: int, size: int) -> int:
     assert library is not None
-    address: int | None = library.syncbn_shared_map(descriptor, size(ranks))
+    address: int | None = library.syncbn_shared_map(descriptor, size)
     if address is None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     return address
 
 
-def open_memory(pid: int, descriptor: int, ranks: int) -> tuple[int, str]:
+def open_memory(pid: int, descriptor: int, size: int) -> tuple[int, str]:
     """The memory that another process has made. Only a process of the same user may open it."""
     try:
         with open(f"/proc/{pid}/fd/{descriptor}", "r+b", buffering=0) as file:  # noqa: PTH123  # not a path to resolve
-            return _mapped(file.fileno(), ranks), ""
+            return _mapped(file.fileno(), size), ""
     except OSError as error:
         return 0, f"rank {dist.get_rank()} cannot open the memory of another rank ({error})"
 
 
-def unmap(memory: int, ranks: int) -> None:
-    """Gives memory for so many ranks back; 0 for none."""
+def unmap(memory: int, size: int) -> None:
+    """Gives memory back; 0 for none."""
     if library is not None and memory:
-        library.syncbn_shared_unmap(memory, size(ranks))
+        library.syncbn_shared_unmap(memory, size)

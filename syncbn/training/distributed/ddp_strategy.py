@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from syncbn.nn.comm import shared_gradients
 from syncbn.training.errors import SettingError
 
 HOOKS: dict[str, Any] = {
@@ -45,8 +46,10 @@ class Strategy(DDPStrategy):
         # DDP's errors give indices into this list. It is made now: toggle_optimizer() freezes some parameters later.
         self.trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
         settings = self.settings
         if settings.comm_hook is None:
+            shared_gradients.register(self.model)
             return
         hook, state = HOOKS[settings.comm_hook], None
         if settings.comm_hook == "powersgd":
@@ -57,7 +60,6 @@ class Strategy(DDPStrategy):
             )
         if settings.comm_wrapper is not None:
             hook = WRAPPERS[settings.comm_wrapper](hook)
-        assert isinstance(self.model, DistributedDataParallel)
         self.model.register_comm_hook(state, hook)
 
     def on_exception(self, exception: BaseException) -> None:

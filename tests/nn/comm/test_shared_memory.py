@@ -109,8 +109,8 @@ def refused(*_: Any) -> Any:
     raise PermissionError(1, "Operation not permitted")
 
 
-def not_shared(pid: int, descriptor: int, ranks: int) -> tuple[int, str]:
-    memory, descriptor, why = shared_memory.make_memory(ranks)
+def not_shared(pid: int, descriptor: int, size: int) -> tuple[int, str]:
+    memory, descriptor, why = shared_memory.make_memory(size)
     os.close(descriptor)
     return memory, why
 
