@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from syncbn.nn.comm import channels, shared_memory
+from syncbn.nn.comm import channels, shared_gradients, shared_memory
 from tests.support.warm_process import REPO, WarmProcess
 
 SHARED = "syncbn::allreduce in shared memory, "
@@ -274,6 +274,7 @@ class Messages:
     operations: list[str] = field(default_factory=list)
     payloads: list[tuple[str, list[int], str]] = field(default_factory=list)
     shared: int = 0  # calls through shared memory
+    averaged: int = 0  # buckets of gradients, through shared memory
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -329,5 +330,7 @@ def messages() -> Iterator[Messages]:
             seen.operations.append("allreduce")
             seen.payloads.append(("all_reduce", json.loads(shape), dtype))
             seen.shared += -(-math.prod(json.loads(shape)) // shared_memory.CAPACITY)
+        elif event.name().startswith(shared_gradients.OPERATION):
+            seen.averaged += 1
     # The first call of a new channel is its probe.
     assert seen.shared == sum(calls - before.get(channel, 1) for channel, calls in _shared_calls().items())

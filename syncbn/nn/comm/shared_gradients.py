@@ -20,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from syncbn.nn.comm import channels, shared_memory
 from syncbn.nn.comm.shared_memory import Channel
 
+OPERATION = "syncbn::averaging gradients in shared memory"  # for torch's profiler, which does not see other threads
 PIECE = 1 << 22  # bytes that a rank shares at a time; a larger bucket takes several turns
 _TYPES = (torch.float32, torch.float64)  # the sum of others would be rounded after each rank
 _Task = tuple[Tensor, Any, str]
 
-_count = 0
+_counts: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()  # of models, by group
 
 
 def register(model: DistributedDataParallel) -> bool:
@@ -37,13 +38,12 @@ def register(model: DistributedDataParallel) -> bool:
     Raises:
         RuntimeError: some ranks did not come in time.
     """
-    global _count
     group = model.process_group
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return False
-    _count += 1
+    count = _counts[group] = _counts.get(group, 0) + 1
     ranks = group.size()
-    found = channels.another(group, f"gradients {_count}", (ranks + 1) * PIECE)
+    found = channels.another(group, f"gradients {count}", (ranks + 1) * PIECE)
     if found is None:
         return False
     channel, address = found
@@ -63,7 +63,8 @@ def _hook(
     if gradients.dtype not in _TYPES:
         return default_hooks.allreduce_hook(group, bucket)
     done: torch.futures.Future[Any] = torch.futures.Future()
-    tasks.put((gradients, done, f"gradients, bucket {bucket.index()}"))
+    with torch.profiler.record_function(f"{OPERATION}, {list(gradients.shape)} of {gradients.dtype}"):
+        tasks.put((gradients, done, f"gradients, bucket {bucket.index()}"))
     # An exception in then() reaches DistributedDataParallel as one; set_exception() would hand it over as the result.
     return done.then(_result)
 
