@@ -173,3 +173,19 @@ def test_where_there_is_nobody_to_tell_the_store_is_left_alone(monkeypatch: pyte
         unresponsive_ranks.report_failure(TIMEOUT)
         assert unresponsive_ranks.find_unresponsive(TIMEOUT, 7.0) == ""
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("message", "is_one"),
+    [
+        ("[gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 5000ms for recv operation to complete", True),
+        ("Application timeout caused pair closure", True),  # gloo's, as an error line shows it
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3) ran for 5000 milliseconds", True),
+        ("Timed out in shared memory: rank 1 did not come within 5 s", True),
+        ("wait timeout after 5000ms, keys: /store/a", True),
+        ("HTTP request timed out", False),
+        ("Connection closed by peer [127.0.0.1]:1", False),
+    ],
+)
+def test_the_time_outs_of_collectives_are_told_from_others(message: str, is_one: bool) -> None:
+    assert unresponsive_ranks.is_timeout(message) == is_one
