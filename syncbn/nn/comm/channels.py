@@ -93,7 +93,7 @@ def open_channel(group: dist.ProcessGroup) -> None:
         _reasons[group] = why
     if found is not None:
         _by_name[group.group_name] = found
-    if dist.get_rank() == ranks[0]:
+    if dist.get_rank() == ranks[0] and len(ranks) > 1:
         how = "share memory" if found else f"communicate through gloo: {why}"
         log.info("process group %s: ranks %s %s", group.group_name, ", ".join(map(str, ranks)), how)
 

@@ -39,7 +39,7 @@ def register(model: DistributedDataParallel) -> bool:
         RuntimeError: some ranks did not come in time.
     """
     group = model.process_group
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+    if group.size() == 1 or any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return False
     count = _counts[group] = _counts.get(group, 0) + 1
     ranks = group.size()
