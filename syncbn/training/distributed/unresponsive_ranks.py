@@ -30,7 +30,8 @@ def is_timeout(message: str) -> bool:
     """Whether an error message is of a collective or store that timed out, and not of a time-out in the user's code."""
     message = message.lower()
     return any(w in message for w in ("timed out", "timeout")) and any(
-        w in message for w in ("gloo", "pair closure", "nccl", "store", "shared memory")  # the second is gloo's too
+        w in message
+        for w in ("gloo", "pair closure", "nccl", "store", "shared memory")  # the second is gloo's too
     )
 
 
