@@ -127,7 +127,8 @@ def forward_pass(
     if partners is None and mask is None and not running.biased and not tracing.transformed():
         return epilogue.apply(_torch_in_training(x, running, weight, bias, eps), act, residual)
     batch = measure(x, partners, mask, name, weight, bias)
-    return normalize(batch, weight, bias, eps, act, residual, moving)
+    found = None if moving is None else running_statistics.learn(moving, batch.sums, name)
+    return normalize(batch, weight, bias, eps, act, residual, found)
 
 
 def _torch_in_evaluation(

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.nn.autograd import on_cpu
 from syncbn.nn.comm import lockstep
-from syncbn.nn.kernels import cpu
 from syncbn.testing import force_exchange
+from tests.support.compiled import needs_library
 from tests.support.ranks import Ranks
 
-needs_library = pytest.mark.skipif(not cpu.built(), reason="no C compiler was there")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": Tensor.contiguous,
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),

@@ -10,8 +10,7 @@ from syncbn.nn import tracing
 from syncbn.nn.autograd import double_backward, epilogue, operands
 from syncbn.nn.autograd.measure import Batch, measure, trains
 from syncbn.nn.comm import all_reduce
-from syncbn.nn.kernels import cpu, dispatch, running_statistics
-from syncbn.nn.kernels.running_statistics import RunningStatistics
+from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.statistics import Moments
 
 # An input that needs a gradient. It makes autograd run the backward pass, and so its all-reduce, on a rank of which no
@@ -26,22 +25,19 @@ def normalize(
     eps: float,
     act: str | None = None,
     residual: Tensor | None = None,
-    running: RunningStatistics | None = None,
+    found: dispatch.Statistics | None = None,
 ) -> Tensor:
     """The batch normalized with its statistics, then :func:`.epilogue.apply`; differentiable.
 
-    Moves ``running``, if given, by the batch. Overwrites ``batch.local``.
+    Overwrites ``batch.local``. ``found`` are the statistics, if :func:`.running_statistics.learn` has returned them.
     """
-    found = None
-    if running is not None and not isinstance(batch.local.at, cpu.Shape):  # there one call does both
-        found, running = running_statistics.learn(running, batch.sums, batch.name), None
     if batch.in_transform:
         y = double_backward.normalize(batch.x, batch.sums, weight, bias, batch.mask, eps)
         return epilogue.apply(y, act, residual, batch.mask)
     if residual is not None and residual.dtype != batch.x.dtype:  # torch's type promotion decides the result's type
-        return epilogue.apply(normalize(batch, weight, bias, eps, running=running), act, residual, batch.mask)
+        return epilogue.apply(normalize(batch, weight, bias, eps, found=found), act, residual, batch.mask)
     anchor = anchor_of(batch.x, weight, bias) if batch.shares_gradient else None
-    how = _How(batch, eps, running, found, act == "relu")
+    how = _How(batch, eps, found, act == "relu")
     normalized: Tensor = Normalize.apply(batch.x, weight, bias, residual, anchor, how)  # type: ignore[no-untyped-call]
     return normalized
 
@@ -83,7 +79,6 @@ class _How(NamedTuple):
 
     batch: Batch
     eps: float
-    running: RunningStatistics | None
     found: dispatch.Statistics | None
     relu: bool
 
@@ -101,24 +96,26 @@ class Normalize(torch.autograd.Function):
         anchor: Tensor | None,
         how: _How,
     ) -> Tensor:
-        batch, eps, running, found, relu = how
+        batch, eps, found, relu = how
+        if found is None or dispatch.statistics_dtype(x) != found.dtype:
+            found = dispatch.rounded(batch.sums, x, batch.local)
         # dispatch.normalize may overwrite local.shifted and return it. A compiled graph would then return one of its
         # inputs, and an in-place activation after the layer would be refused.
         compiling = torch.compiler.is_compiling()
-        local = batch.local._replace(shift=None, shifted=None) if compiling else batch.local
-        y, passed, statistics = dispatch.finish(x, batch.sums, running, found, weight, bias, eps, local, residual, relu)
+        local = None if compiling else batch.local
+        y, passed = dispatch.normalize(x, found, weight, bias, eps, local, residual, relu)
         if batch.mask is not None:
             y.masked_fill_(~batch.mask, 0)
         gate = (bias if passed is None else None, passed) if relu else ()
         n = batch.n if isinstance(batch.n, Tensor) else None
-        saved = (x, weight, batch.mask, n, statistics, *gate)
+        saved = (x, weight, batch.mask, n, found, *gate)
         ctx.save_for_backward(*saved)
         ctx.kinds = None if compiling else operands.kinds(saved)
         ctx.eps, ctx.name, ctx.n = eps, batch.name, None if n is not None else batch.n
         ctx.partners = batch.partners if batch.shares_gradient else None
         ctx.constant = batch.partners is not None and not batch.shares_gradient
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.rows = local.at is not None and bool(local.at.rows)
+        ctx.rows = local is not None and local.at is not None and bool(local.at.rows)
         return y
 
     @staticmethod

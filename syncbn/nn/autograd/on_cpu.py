@@ -51,7 +51,7 @@ def normalize(
     if running is not None and (running.mean is not None or running.var is not None):
         buffers = running.buffers
         fixed = running_statistics.fixed_share(running.momentum, running.tracked)
-        if buffers is None or fixed is None or not cpu.may_move(*buffers, at.c):
+        if buffers is None or fixed is None or not memory_format.are_buffers(*buffers, device=_CPU, channels=at.c):
             return None
         share, biased = fixed, running.biased
     sums = all_reduce.all_sum(cpu.sums(x, at, gradient_need(x)), partners, f"{name} forward")
@@ -82,7 +82,7 @@ class _OnCPU(Normalize):
         ctx.kinds, ctx.n = operands.kinds(saved), cpu.number(sums, 0)
         ctx.constant, ctx.rows = ctx.partners is None, at.rows
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return dispatch.laid_out(y, x) if at.rows and not x.is_contiguous() else y
+        return dispatch.laid_out(y, x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,7 +104,7 @@ class _OnCPU(Normalize):
         dx = None
         if need_x:
             dx = cpu.input_gradient(dy, x, at, ctx.n, statistics, weight, sums, ctx.eps)
-            dx = dispatch.laid_out(dx, x) if at.rows and not x.is_contiguous() else dx
+            dx = dispatch.laid_out(dx, x)
         return (
             dx,
             as_type(dweight, weight.dtype) if need_weight and weight is not None else None,

@@ -110,8 +110,8 @@ def another(group: dist.ProcessGroup, purpose: str, size: int) -> tuple[Channel,
         size: bytes of memory.
 
     Returns:
-        The channel and the address of the memory, which belongs to this process until it ends; None if the ranks do not
-        share memory.
+        The channel, and the address of the memory, to be given back by :func:`.shared_memory.unmap`; None if the ranks
+        do not share memory.
 
     Raises:
         RuntimeError: some ranks did not come in time.

@@ -199,15 +199,14 @@ int syncbn_normalize(const Pass *p) {
     return 0;
 }
 
-// The statistics, the running ones moved by them unless they are NULL, and the values normalized: all that comes after
-// the all-reduce. The flag has two bits: 1 for the flag of syncbn_update_running, 2 for that of syncbn_normalize.
+// All that comes after the all-reduce: the statistics, the running ones moved by them unless they are NULL, and the values
+// normalized, without a ReLU. The flag is that of syncbn_update_running.
 int syncbn_finish(const Pass *p) {
-    Pass q = *p;
-    q.flag = p->flag & 1;
-    if (q.first) syncbn_update_running(&q);
-    else syncbn_statistics(&q);
-    q.flag = p->flag & 2;
-    return syncbn_normalize(&q);
+    Pass map = *p;
+    map.flag = 0;
+    if (p->first) syncbn_update_running(p);
+    else syncbn_statistics(p);
+    return syncbn_normalize(&map);
 }
 
 // out = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy*xhat)/n), with the sums of syncbn_gradient_sums over the group

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncbn.nn.kernels import cpu, gpu, memory_format, running_statistics, triton_tiling
-from syncbn.nn.kernels.running_statistics import RunningStatistics
+from syncbn.nn.kernels import cpu, gpu, memory_format, triton_tiling
 from syncbn.nn.statistics import may_read, number_or_tensor, unpack
 
 # What the passes over the data normalize with, one tensor of shape (3, C) in the type that they compute in: the mean,
@@ -155,42 +154,6 @@ def rounded(sums: Tensor, x: Tensor, local: Local) -> Statistics:
     return torch.stack([mean, moments.var.to(dtype), (moments.mean - mean).to(dtype)])
 
 
-def finish(
-    x: Tensor,
-    sums: Tensor,
-    running: RunningStatistics | None,
-    statistics: Statistics | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    local: Local,
-    residual: Tensor | None = None,
-    relu: bool = False,
-) -> tuple[Tensor, Tensor | None, Statistics]:
-    """All that comes after the all-reduce; on the CPU in one call of compiled code.
-
-    Args:
-        running: what to move by the batch, or None.
-        statistics: those of ``sums``, if they are known.
-
-    Returns:
-        What :func:`normalize` returns, and the statistics.
-    """
-    at = local.at
-    if isinstance(at, cpu.Shape) and statistics is None and _as_memory(x, weight, bias) and _is_plain(residual, x):
-        share = 0.0 if running is None else running_statistics.fixed_share(running.momentum, running.tracked)
-        buffers, biased = (None, False) if running is None else (running.buffers, running.biased)
-        if share is not None and (buffers is None or cpu.may_move(*buffers, at.c)):
-            y, statistics = cpu.finish(x, at, sums, buffers, share, biased, weight, bias, eps, residual, relu)
-            y = laid_out(y, x) if at.rows else y
-            return y, y if relu else None, statistics
-    if running is not None:
-        statistics = running_statistics.learn(running, sums)
-    if statistics is None or statistics_dtype(x) != statistics.dtype:
-        statistics = rounded(sums, x, local)
-    return *normalize(x, statistics, weight, bias, eps, local, residual, relu), statistics
-
-
 def normalize(
     x: Tensor,
     statistics: Statistics,
@@ -207,12 +170,11 @@ def normalize(
         The output, in the type and layout of ``x``, and ``passed`` of :class:`Relu`. Overwrites ``local.shifted``.
     """
     at = None if local is None else local.at
-    if at is not None and _as_memory(x, weight, bias) and _is_plain(residual, x):
+    if at is not None and _as_memory(x, weight, bias) and memory_format.are_plain(residual, device=x.device):
         if isinstance(at, triton_tiling.Shape):
             y, bits = gpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
             return laid_out(y, x), bits
-        y = cpu.normalize(x, at, statistics, weight, bias, eps, residual, relu)
-        y = laid_out(y, x) if at.rows else y
+        y = laid_out(cpu.normalize(x, at, statistics, weight, bias, eps, residual, relu), x)
         return y, y if relu else None
     values = _affine(x, statistics, weight, bias, eps, local)
     if residual is not None:
@@ -307,8 +269,7 @@ def input_gradient(
         dx, dresidual = gpu.input_gradient(dy, x, at, n, statistics, weight, sums, eps, gate, of_residual)
         return laid_out(dx, x), dy if dresidual is None else laid_out(dresidual, x)
     if at is not None:
-        dx = cpu.input_gradient(dy, x, at, float(n), statistics, weight, sums, eps)
-        return laid_out(dx, x) if at.rows else dx, dy
+        return laid_out(cpu.input_gradient(dy, x, at, float(n), statistics, weight, sums, eps), x), dy
     scale = (statistics[1] + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
@@ -336,10 +297,6 @@ def _shape(x: Tensor) -> cpu.Shape | triton_tiling.Shape | None:
 def _as_memory(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether the compiled kernels for ``x`` support these per-channel tensors too."""
     return memory_format.are_plain(*parameters, device=x.device, channels=x.shape[1])
-
-
-def _is_plain(t: Tensor | None, x: Tensor) -> bool:
-    return t is None or memory_format.are_plain(t, device=x.device)
 
 
 def _affine(
@@ -379,6 +336,8 @@ def _sums(dy: Tensor, x: Tensor, mean: Tensor | None = None, var: Tensor | None 
 
 def laid_out(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in the layout of torch's batch norm output for ``x``: channels_last stays, all else is contiguous."""
+    if x.is_contiguous() and y.is_contiguous():
+        return y
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
     return y.contiguous(memory_format=layout if x.is_contiguous(memory_format=layout) else torch.contiguous_format)
 

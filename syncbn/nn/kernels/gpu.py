@@ -78,13 +78,10 @@ def statistics(sums: Tensor) -> Tensor:
 
 
 def takes_running(running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, sums: Tensor) -> bool:
-    """Whether :func:`update_running` supports these: contiguous float32 buffers, and one count."""
-    if not takes(sums, tracked) or (tracked is not None and tracked.numel() != 1):
-        return False
-    for buffer in (running_mean, running_var):
-        if buffer.dtype != torch.float32 or not buffer.is_contiguous():
-            return False
-    return memory_format.are_plain(running_mean, running_var, device=sums.device, channels=len(sums) // 2)
+    """Whether :func:`update_running` supports these."""
+    return takes(sums) and memory_format.are_buffers(
+        running_mean, running_var, tracked, device=sums.device, channels=len(sums) // 2
+    )
 
 
 def update_running(

@@ -27,6 +27,18 @@ def are_plain(*tensors: Tensor | None, device: torch.device, channels: int | Non
     return True
 
 
+def are_buffers(
+    running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, *, device: torch.device, channels: int
+) -> bool:
+    """Whether a kernel may move these: contiguous float32 buffers of shape ``(channels,)``, and one count."""
+    if tracked is not None and (tracked.numel() != 1 or tracked.dtype != torch.int64):
+        return False
+    for buffer in (running_mean, running_var):
+        if buffer.dtype != torch.float32 or not buffer.is_contiguous():
+            return False
+    return are_plain(tracked, device=device) and are_plain(running_mean, running_var, device=device, channels=channels)
+
+
 def positions(x: Tensor) -> int:
     """The number of positions of a channel of one sample: the product of ``x.shape[2:]``."""
     count = 1
@@ -52,6 +64,4 @@ def ordered(x: Tensor, rows: bool) -> Tensor:
     """``x`` with its values in rows of channels, or contiguous."""
     if not rows:
         return x.contiguous()
-    if x.dim() == 2 and x.is_contiguous():
-        return x
     return x if channels_innermost(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)

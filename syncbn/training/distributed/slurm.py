@@ -137,9 +137,8 @@ def _own_id() -> str:
 
 def _scontrol(*arguments: str) -> str:
     try:
-        with (
-            signals.held()
-        ):  # Slurm signals all processes of a job; one that asks this rank to stop must not stop scontrol
+        # Slurm signals all processes of a job. A signal that asks this rank to stop must not stop scontrol.
+        with signals.held():
             done = subprocess.run(
                 ["scontrol", *arguments],
                 capture_output=True,

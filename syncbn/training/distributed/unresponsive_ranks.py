@@ -29,10 +29,9 @@ WAITED = "waited in vain"
 def is_timeout(message: str) -> bool:
     """Whether an error message is of a collective or store that timed out, and not of a time-out in the user's code."""
     message = message.lower()
-    return any(w in message for w in ("timed out", "timeout")) and any(
-        w in message
-        for w in ("gloo", "pair closure", "nccl", "store", "shared memory")  # the second is gloo's too
-    )
+    # gloo's "Application timeout caused pair closure" does not name gloo.
+    by_whom = ("gloo", "pair closure", "nccl", "store", "shared memory")
+    return any(w in message for w in ("timed out", "timeout")) and any(w in message for w in by_whom)
 
 
 def register_host() -> None:

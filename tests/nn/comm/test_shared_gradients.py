@@ -2,9 +2,7 @@
 
 import gc
 import os
-import shutil
 import signal
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -20,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from syncbn.nn.comm import channels, shared_gradients
+from tests.support.compiled import needs_shared_memory
 from tests.support.ranks import RankError, Ranks, messages
 
-HAS_COMPILER = bool(os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc"))
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or not HAS_COMPILER, reason="not Linux, or no C compiler")
+pytestmark = needs_shared_memory
 PIECE = 64  # bytes, so that a bucket takes several turns
 
 

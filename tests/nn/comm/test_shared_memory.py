@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,12 +24,10 @@ import syncbn
 from syncbn.nn.comm import all_reduce, channels, groups, shared_memory
 from syncbn.nn.comm.shared_memory import CAPACITY, Channel
 from tests.nn.support.exchange import FAULTS, exchange, strike
+from tests.support.compiled import needs_shared_memory
 from tests.support.ranks import RankError, Ranks, messages
 
-# With a compiler the tests fail where the library is missing, instead of being skipped.
-HAS_COMPILER = bool(os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc"))
-needs_library = pytest.mark.skipif(sys.platform != "linux" or not HAS_COMPILER, reason="not Linux, or no C compiler")
-pytestmark = needs_library
+pytestmark = needs_shared_memory
 
 
 def world() -> tuple[dist.ProcessGroup, Channel | None]:

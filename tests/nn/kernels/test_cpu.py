@@ -22,11 +22,10 @@ from syncbn.nn.kernels import running_statistics as moving
 from syncbn.testing import force_exchange, without_native
 from tests.nn.support.oracle import Step, check, on_a_rank, one_process
 from tests.nn.support.oracle import with_parameters as parameters
+from tests.support.compiled import HAS_COMPILER, needs_library
 from tests.support.ranks import Ranks
 
 ROOT = Path(__file__).parents[3]
-HAS_COMPILER = bool(os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc"))
-needs_library = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler when the package was installed")
 
 
 @pytest.fixture(autouse=True)
