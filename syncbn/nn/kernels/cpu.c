@@ -19,9 +19,10 @@
 // So many (RUN) products of one plane are added up in float before they go into a double; LINES floats are two cache lines.
 enum { GRAIN = 32768, RUN = 256, LINES = 32, MAP_WIDTH = 64, REDUCE_WIDTH = 2048, OUT_OF_MEMORY = 1 };
 
-// A channel's normalization as y = ((x - mean) - rest) * slope + offset, each an array of `width`.
+// A channel's normalization as y = (x - mean) * slope + offset, each an array of `width`. What the mean lost in rounding is
+// in the offset: a difference of x and the rounded mean is exact where it is small.
 typedef struct {
-    float *mean, *rest, *slope, *offset, *gain; // gain: of what is added, where something is
+    float *mean, *slope, *offset, *gain; // gain: of what is added, where something is
     float least; // what y is at least
 } Affine;
 
@@ -99,21 +100,20 @@ enum { FLOAT32, BFLOAT16 };
 // Which sources this was built from, so that an older build is not taken for this one.
 uint32_t syncbn_source(void) { return SOURCE; }
 
-// Per-channel factors, in room for five arrays as wide as rows are.
+// Per-channel factors, in room for four arrays as wide as rows are.
 static int allocate(Affine *by, Shape d, int64_t *width) {
     *width = positions_beside(d, MAP_WIDTH) * d.c;
-    by->mean = malloc(5 * *width * sizeof(float));
+    by->mean = malloc(4 * *width * sizeof(float));
     if (!by->mean) return OUT_OF_MEMORY;
-    by->rest = by->mean + *width;
-    by->slope = by->rest + *width;
+    by->slope = by->mean + *width;
     by->offset = by->slope + *width;
     by->gain = by->offset + *width;
     return 0;
 }
 
 static void run_map(int type, const void *z, const void *x, void *y, Affine *by, Shape d, int64_t width) {
-    float *arrays[] = {by->mean, by->rest, by->slope, by->offset, by->gain};
-    for (int k = 0; k < (z ? 5 : 4); k++)
+    float *arrays[] = {by->mean, by->slope, by->offset, by->gain};
+    for (int k = 0; k < (z ? 4 : 3); k++)
         for (int64_t i = d.c; i < width; i++) arrays[k][i] = arrays[k][i - d.c];
     if (type == BFLOAT16) map_bfloat16(z, x, y, by, d);
     else map_float32(z, x, y, by, d);
@@ -125,8 +125,8 @@ static void run_map(int type, const void *z, const void *x, void *y, Affine *by,
 int syncbn_sums(const Pass *p) {
     p->sums[0] = (double)(p->d.n * p->d.s);
     p->sums[2 * p->d.c + 1] = p->number;
-    return p->type == BFLOAT16 ? reduce_bfloat16(NULL, p->x, NULL, NULL, p->d, p->sums + 1)
-                               : reduce_float32(NULL, p->x, NULL, NULL, p->d, p->sums + 1);
+    return p->type == BFLOAT16 ? reduce_bfloat16(NULL, p->x, NULL, p->d, p->sums + 1)
+                               : reduce_float32(NULL, p->x, NULL, p->d, p->sums + 1);
 }
 
 static double mean_of(const double *sums, int64_t i) {
@@ -169,10 +169,10 @@ int syncbn_update_running(const Pass *p) {
 int syncbn_gradient_sums(const Pass *p) {
     const int64_t c = p->d.c;
     const float *mean = p->statistics, *var = mean + c, *rest = var + c;
-    const int failed = p->type == BFLOAT16 ? reduce_bfloat16(p->dy, p->x, mean, rest, p->d, p->sums)
-                                           : reduce_float32(p->dy, p->x, mean, rest, p->d, p->sums);
+    const int failed = p->type == BFLOAT16 ? reduce_bfloat16(p->dy, p->x, mean, p->d, p->sums)
+                                           : reduce_float32(p->dy, p->x, mean, p->d, p->sums);
     for (int64_t i = 0; i < c && !failed; i++) {
-        p->sums[c + i] /= sqrt(var[i] + p->eps);
+        p->sums[c + i] = (p->sums[c + i] - rest[i] * p->sums[i]) / sqrt(var[i] + p->eps);
         if (p->first) p->first[i] = (float)p->sums[i];
         if (p->second) p->second[i] = (float)p->sums[c + i];
     }
@@ -188,10 +188,10 @@ int syncbn_normalize(const Pass *p) {
     int64_t width;
     if (allocate(&by, p->d, &width)) return OUT_OF_MEMORY;
     for (int64_t i = 0; i < c; i++) {
+        const double slope = (p->weight ? p->weight[i] : 1) / sqrt(var[i] + p->eps);
         by.mean[i] = mean[i];
-        by.rest[i] = rest[i];
-        by.slope[i] = (p->weight ? p->weight[i] : 1) / sqrt(var[i] + p->eps);
-        by.offset[i] = p->bias ? p->bias[i] : 0;
+        by.slope[i] = slope;
+        by.offset[i] = (p->bias ? p->bias[i] : 0) - rest[i] * slope;
         by.gain[i] = 1;
     }
     by.least = p->flag ? 0 : -INFINITY;
@@ -219,10 +219,10 @@ int syncbn_input_gradient(const Pass *p) {
     if (allocate(&by, p->d, &width)) return OUT_OF_MEMORY;
     for (int64_t i = 0; i < c; i++) {
         const double invstd = 1 / sqrt(var[i] + p->eps), gain = (p->weight ? p->weight[i] : 1) * invstd;
+        const double slope = -gain * invstd * p->sums[c + i] / p->number;
         by.mean[i] = mean[i];
-        by.rest[i] = rest[i];
-        by.slope[i] = -gain * invstd * p->sums[c + i] / p->number;
-        by.offset[i] = -gain * p->sums[i] / p->number;
+        by.slope[i] = slope;
+        by.offset[i] = -gain * p->sums[i] / p->number - rest[i] * slope;
         by.gain[i] = gain;
     }
     by.least = -INFINITY;

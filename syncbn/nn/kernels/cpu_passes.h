@@ -19,7 +19,7 @@ PASS NAME(plane_sums)(const T *x, int64_t s, double *sum, double *square) {
     *square += b;
 }
 
-PASS NAME(plane_gradients)(const T *dy, const T *x, float mean, float rest, int64_t s, double *sum, double *product) {
+PASS NAME(plane_gradients)(const T *dy, const T *x, float mean, int64_t s, double *sum, double *product) {
     for (int64_t first = 0; first < s; first += RUN) {
         const int64_t end = first + RUN < s ? first + RUN : s;
         float a = 0, b = 0;
@@ -27,26 +27,26 @@ PASS NAME(plane_gradients)(const T *dy, const T *x, float mean, float rest, int6
         for (int64_t i = first; i < end; i++) {
             float v = LOAD(dy[i]);
             a += v;
-            b += v * ((LOAD(x[i]) - mean) - rest);
+            b += v * (LOAD(x[i]) - mean);
         }
         *sum += a;
         *product += b;
     }
 }
 
-PASS NAME(plane_affine)(const T *x, T *y, float mean, float rest, float slope, float offset, float least, int64_t s) {
+PASS NAME(plane_affine)(const T *x, T *y, float mean, float slope, float offset, float least, int64_t s) {
 #pragma omp simd
     for (int64_t i = 0; i < s; i++) {
-        const float v = ((LOAD(x[i]) - mean) - rest) * slope + offset;
+        const float v = (LOAD(x[i]) - mean) * slope + offset;
         y[i] = STORE(v < least ? least : v); // not a number stays none
     }
 }
 
-PASS NAME(plane_affine_sum)(const T *z, const T *x, T *y, float mean, float rest, float slope, float offset, float gain,
-                            float least, int64_t s) {
+PASS NAME(plane_affine_sum)(const T *z, const T *x, T *y, float mean, float slope, float offset, float gain, float least,
+                            int64_t s) {
 #pragma omp simd
     for (int64_t i = 0; i < s; i++) {
-        const float v = gain * LOAD(z[i]) + (((LOAD(x[i]) - mean) - rest) * slope + offset);
+        const float v = gain * LOAD(z[i]) + ((LOAD(x[i]) - mean) * slope + offset);
         y[i] = STORE(v < least ? least : v);
     }
 }
@@ -77,8 +77,8 @@ PASS NAME(rows_sums)(const T *x, int64_t rows, int64_t c, double *restrict sum, 
     }
 }
 
-PASS NAME(rows_gradients)(const T *dy, const T *x, const float *restrict mean, const float *restrict rest, int64_t rows,
-                          int64_t c, double *restrict sum, double *restrict product) {
+PASS NAME(rows_gradients)(const T *dy, const T *x, const float *restrict mean, int64_t rows, int64_t c,
+                          double *restrict sum, double *restrict product) {
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4, x += 4 * c, dy += 4 * c) {
         for (int64_t first = 0; first < c; first += LINES) {
@@ -88,10 +88,10 @@ PASS NAME(rows_gradients)(const T *dy, const T *x, const float *restrict mean, c
 #pragma omp simd
             for (int64_t i = first; i < end; i++) {
                 float p = LOAD(dy[i]), q = LOAD(dy[i + c]), t = LOAD(dy[i + 2 * c]), u = LOAD(dy[i + 3 * c]);
-                float m = mean[i], l = rest[i];
+                float m = mean[i];
                 sum[i] += (p + q) + (t + u);
-                product[i] += (p * ((LOAD(x[i]) - m) - l) + q * ((LOAD(x[i + c]) - m) - l)) +
-                              (t * ((LOAD(x[i + 2 * c]) - m) - l) + u * ((LOAD(x[i + 3 * c]) - m) - l));
+                product[i] += (p * (LOAD(x[i]) - m) + q * (LOAD(x[i + c]) - m)) +
+                              (t * (LOAD(x[i + 2 * c]) - m) + u * (LOAD(x[i + 3 * c]) - m));
             }
         }
     }
@@ -100,39 +100,38 @@ PASS NAME(rows_gradients)(const T *dy, const T *x, const float *restrict mean, c
         for (int64_t i = 0; i < c; i++) {
             float v = LOAD(dy[i]);
             sum[i] += v;
-            product[i] += v * ((LOAD(x[i]) - mean[i]) - rest[i]);
+            product[i] += v * (LOAD(x[i]) - mean[i]);
         }
     }
 }
 
 PASS NAME(rows_affine)(const T *x, T *y, const Affine *by, int64_t rows, int64_t c) {
-    const float *restrict mean = by->mean, *restrict rest = by->rest;
-    const float *restrict slope = by->slope, *restrict offset = by->offset;
+    const float *restrict mean = by->mean, *restrict slope = by->slope, *restrict offset = by->offset;
     const float least = by->least;
     for (int64_t r = 0; r < rows; r++, x += c, y += c) {
 #pragma omp simd
         for (int64_t i = 0; i < c; i++) {
-            const float v = ((LOAD(x[i]) - mean[i]) - rest[i]) * slope[i] + offset[i];
+            const float v = (LOAD(x[i]) - mean[i]) * slope[i] + offset[i];
             y[i] = STORE(v < least ? least : v);
         }
     }
 }
 
 PASS NAME(rows_affine_sum)(const T *z, const T *x, T *y, const Affine *by, int64_t rows, int64_t c) {
-    const float *restrict mean = by->mean, *restrict rest = by->rest, *restrict gain = by->gain;
-    const float *restrict slope = by->slope, *restrict offset = by->offset;
+    const float *restrict mean = by->mean, *restrict slope = by->slope, *restrict offset = by->offset;
+    const float *restrict gain = by->gain;
     const float least = by->least;
     for (int64_t r = 0; r < rows; r++, x += c, z += c, y += c) {
 #pragma omp simd
         for (int64_t i = 0; i < c; i++) {
-            const float v = gain[i] * LOAD(z[i]) + (((LOAD(x[i]) - mean[i]) - rest[i]) * slope[i] + offset[i]);
+            const float v = gain[i] * LOAD(z[i]) + ((LOAD(x[i]) - mean[i]) * slope[i] + offset[i]);
             y[i] = STORE(v < least ? least : v);
         }
     }
 }
 
 // out[0..c) gets the sum of x, or of dy; out[c..2c) the sum of x * x, or of dy * (x - mean).
-static int NAME(reduce)(const T *dy, const T *x, const float *mean, const float *rest, Shape d, double *out) {
+static int NAME(reduce)(const T *dy, const T *x, const float *mean, Shape d, double *out) {
     const int threads = threads_for(d);
     if (!d.rows) {
 #pragma omp parallel for num_threads(threads)
@@ -140,7 +139,7 @@ static int NAME(reduce)(const T *dy, const T *x, const float *mean, const float 
             double a = 0, b = 0;
             for (int64_t i = 0; i < d.n; i++) {
                 const int64_t at = (i * d.c + j) * d.s;
-                if (dy) NAME(plane_gradients)(dy + at, x + at, mean[j], rest[j], d.s, &a, &b);
+                if (dy) NAME(plane_gradients)(dy + at, x + at, mean[j], d.s, &a, &b);
                 else NAME(plane_sums)(x + at, d.s, &a, &b);
             }
             out[j] = a;
@@ -151,19 +150,16 @@ static int NAME(reduce)(const T *dy, const T *x, const float *mean, const float 
     const int64_t positions = d.n * d.s, beside = positions_beside(d, REDUCE_WIDTH), width = beside * d.c;
     double *sums = calloc((size_t)(2 * threads + 1) * width, sizeof(double));
     if (!sums) return OUT_OF_MEMORY;
-    float *means = (float *)(sums + 2 * threads * width), *rests = means + width;
-    for (int64_t i = 0; mean && i < width; i++) {
-        means[i] = i < d.c ? mean[i] : means[i - d.c];
-        rests[i] = i < d.c ? rest[i] : rests[i - d.c];
-    }
+    float *means = (float *)(sums + 2 * threads * width);
+    for (int64_t i = 0; mean && i < width; i++) means[i] = i < d.c ? mean[i] : means[i - d.c];
 #pragma omp parallel for num_threads(threads)
     for (int t = 0; t < threads; t++) {
         const int64_t first = positions * t / threads, count = positions * (t + 1) / threads - first;
         const int64_t rows = count / beside, at = first * d.c, left = at + rows * width;
         double *sum = sums + 2 * t * width;
         if (dy) {
-            NAME(rows_gradients)(dy + at, x + at, means, rests, rows, width, sum, sum + width);
-            NAME(rows_gradients)(dy + left, x + left, means, rests, count % beside, d.c, sum, sum + width);
+            NAME(rows_gradients)(dy + at, x + at, means, rows, width, sum, sum + width);
+            NAME(rows_gradients)(dy + left, x + left, means, count % beside, d.c, sum, sum + width);
         } else {
             NAME(rows_sums)(x + at, rows, width, sum, sum + width);
             NAME(rows_sums)(x + left, count % beside, d.c, sum, sum + width);
@@ -176,7 +172,7 @@ static int NAME(reduce)(const T *dy, const T *x, const float *mean, const float 
     return 0;
 }
 
-// y = (x - mean - rest) * slope + offset, plus gain * z where z is given; at least by->least.
+// y = (x - mean) * slope + offset, plus gain * z where z is given; at least by->least.
 static void NAME(map)(const T *z, const T *x, T *y, const Affine *by, Shape d) {
     const int threads = threads_for(d);
     if (!d.rows) {
@@ -184,11 +180,10 @@ static void NAME(map)(const T *z, const T *x, T *y, const Affine *by, Shape d) {
         for (int64_t p = 0; p < d.n * d.c; p++) {
             const int64_t j = p % d.c, at = p * d.s;
             if (z)
-                NAME(plane_affine_sum)(z + at, x + at, y + at, by->mean[j], by->rest[j], by->slope[j], by->offset[j],
-                                       by->gain[j], by->least, d.s);
+                NAME(plane_affine_sum)(z + at, x + at, y + at, by->mean[j], by->slope[j], by->offset[j], by->gain[j],
+                                       by->least, d.s);
             else
-                NAME(plane_affine)(x + at, y + at, by->mean[j], by->rest[j], by->slope[j], by->offset[j], by->least,
-                                   d.s);
+                NAME(plane_affine)(x + at, y + at, by->mean[j], by->slope[j], by->offset[j], by->least, d.s);
         }
         return;
     }
