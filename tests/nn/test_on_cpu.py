@@ -8,10 +8,11 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import syncbn
 from syncbn.nn.autograd import on_cpu
-from syncbn.nn.comm import lockstep
+from syncbn.nn.comm import all_reduce, lockstep, observer
 from syncbn.testing import force_exchange
 from tests.support.compiled import needs_library
 from tests.support.ranks import Ranks
@@ -120,3 +121,83 @@ def ways(rank: int, world_size: int) -> None:
 @needs_library
 def test_what_is_not_plain_goes_the_way_for_all_layers(ranks: Ranks) -> None:
     ranks.run(ways, world_size=1)
+
+
+def frozen(rank: int, world_size: int, trained: tuple[bool, bool], affine: bool, allowed: bool) -> tuple[Any, ...]:
+    """A step of a layer whose inputs need a gradient on the ranks that ``trained`` says; and its all-reduces."""
+    layer = syncbn.SyncBatchNorm2d(3).requires_grad_(affine)
+    x = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(rank)).requires_grad_(trained[rank])
+    taken: list[bool] = []
+    with counted(taken, allowed), mock.patch.object(all_reduce, "all_sum", wraps=all_reduce.all_sum) as all_sum:
+        y = layer(x)
+        if y.requires_grad:
+            y.square().sum().backward()
+    assert taken == [allowed]
+    return all_sum.call_count, y.detach(), x.grad, layer.weight.grad, layer.bias.grad
+
+
+def frozen_both_ways(rank: int, world_size: int, trained: tuple[bool, bool], affine: bool) -> int:
+    (calls, *fast), (calls_of_others, *slow) = (frozen(rank, world_size, trained, affine, way) for way in (True, False))
+    assert calls == calls_of_others
+    for a, b in zip(fast, slow, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+    return calls
+
+
+@needs_library
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("trained", "all_reduces"), [((False, False), 1), ((False, True), 2), ((True, True), 2)])
+def test_ranks_all_reduce_backward_if_the_input_of_any_needs_it(
+    ranks: Ranks, trained: tuple[bool, bool], affine: bool, all_reduces: int
+) -> None:
+    assert ranks.run(frozen_both_ways, trained, affine, world_size=2) == [all_reduces] * 2
+
+
+def differentiated_twice(rank: int, world_size: int, allowed: bool) -> Tensor:
+    """The derivative of the weight's gradient, where no rank's input needs a gradient."""
+    layer = syncbn.SyncBatchNorm2d(3)
+    x = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(rank))
+    with counted([], allowed):
+        y = layer(x)
+    (gradient,) = torch.autograd.grad(y.pow(3).sum(), layer.weight, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), layer.weight)[0]
+
+
+@needs_library
+def test_a_gradient_with_a_graph_uses_the_shared_statistics_of_a_frozen_input(ranks: Ranks) -> None:
+    fast, slow = (ranks.run(differentiated_twice, allowed, world_size=2) for allowed in (True, False))
+    assert all(map(torch.equal, fast, slow))
+
+
+def refusals(rank: int, world_size: int) -> None:
+    layer = syncbn.SyncBatchNorm1d(3)
+    with force_exchange(), counted([], allowed=True), pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(torch.ones(1, 3))
+    x = torch.randn(4, 3, requires_grad=True)
+    kept = (layer.running_mean * x).sum()
+    with force_exchange():
+        layer(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
+@needs_library
+def test_one_value_and_a_stale_running_mean_are_refused(ranks: Ranks) -> None:
+    ranks.run(refusals, world_size=1)
+
+
+def compiled_graphs(rank: int, world_size: int) -> int:
+    counter = CompileCounter()
+    layer = torch.compile(syncbn.SyncBatchNorm2d(3), backend=counter)
+    x = torch.randn(4, 3, 2, 2)
+    with force_exchange():
+        layer(x)
+        with mock.patch.object(observer, "observer", mock.Mock()):
+            layer(x)
+    return counter.frame_count
+
+
+@needs_library
+def test_an_observer_compiles_no_second_graph(ranks: Ranks) -> None:
+    assert ranks.run(compiled_graphs, world_size=1) == [1]
