@@ -188,6 +188,7 @@ def test_one_value_and_a_stale_running_mean_are_refused(ranks: Ranks) -> None:
 
 
 def compiled_graphs(rank: int, world_size: int) -> int:
+    torch._dynamo.reset()
     counter = CompileCounter()
     layer = torch.compile(syncbn.SyncBatchNorm2d(3), backend=counter)
     x = torch.randn(4, 3, 2, 2)
@@ -199,5 +200,6 @@ def compiled_graphs(rank: int, world_size: int) -> int:
 
 
 @needs_library
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own doing
 def test_an_observer_compiles_no_second_graph(ranks: Ranks) -> None:
     assert ranks.run(compiled_graphs, world_size=1) == [1]
