@@ -1,6 +1,7 @@
 """Notes on the compared runs: settings that differ, settings that are constant, and reasons for doubt."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -57,7 +58,7 @@ def versions(used: Sequence[Run]) -> list[str]:
     lines = []
     for name, by_version in _versions(used).items():
         if len(by_version) > 1:
-            counts = ", ".join(f"{version} ({count} runs)" for version, count in sorted(by_version.items()))
+            counts = ", ".join(f"{version} ({count} runs)" for version, count in by_version.items())
             lines.append(f"the runs were not made with the same {name}: {counts}")
     kinds = _counts("GPUs" if place(run).endswith(GPU) else "the CPU" for run in used)
     if len(kinds) > 1:
@@ -72,7 +73,7 @@ def versions(used: Sequence[Run]) -> list[str]:
 
 def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:
     """A warning if paired tests use different checkpoints although the factor affects only the test."""
-    if not all(f"{name}.".startswith(tuple(f"{each}." for each in OF_TESTS)) for name in layout.factor):
+    if not all(labels.is_in(name, OF_TESTS) for name in layout.factor):
         return []
     both = [[each.run.about.get("tests") for each in two] for cell in pairs.cells.values() for two in cell]
     other = [two for two in both if two[0] != two[1]]
@@ -104,14 +105,13 @@ def _versions(used: Sequence[Run]) -> dict[str, dict[str, int]]:
     return {name: counts for name, counts in found.items() if {*counts} != {UNKNOWN}}
 
 
-def _counts(values: Any) -> dict[str, int]:
-    listed = list(values)
-    return {value: listed.count(value) for value in sorted({*listed})}
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
 
 
 def _group(group: str, same: dict[str, Any]) -> str:
     """``model: MLP, depth=4, width=64``; "" if no setting of the group is the same in all runs."""
-    mine = {name: value for name, value in same.items() if f"{name}.".startswith(f"{group}.")}
+    mine = {name: value for name, value in same.items() if labels.is_in(name, [group])}
     if group in mine:
         return f"{group}: {labels.text(mine[group])}"
     words = [labels.text(value).rpartition(".")[2] for name, value in mine.items() if name.endswith("._target_")]

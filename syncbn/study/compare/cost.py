@@ -7,8 +7,8 @@ import numpy as np
 from scipy import stats
 
 from syncbn.study.compare.layout import Layout
-from syncbn.study.compare.pairs import Pairs, Placed
-from syncbn.study.compare.runs.settings import how, is_simulated
+from syncbn.study.compare.pairs import Pairs, Placed, how_they_ran
+from syncbn.study.compare.runs.settings import is_simulated
 
 
 def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
@@ -16,8 +16,7 @@ def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
     rows = []
     by_cell: dict[tuple[str, str], dict[str, dict[int, Placed]]] = {}
     for each in pairs.placed:
-        # A run that confirms a one-process run is in no pair of the effects, but it measures cost.
-        if (each.used or each.why.startswith("it confirms")) and not is_simulated(each.run):
+        if each.is_monitored and not is_simulated(each.run):
             by_side = by_cell.setdefault((each.condition, each.place), {})
             by_side.setdefault(each.side, {})[each.seed] = each
     for (condition, _), by_side in sorted(by_cell.items(), key=lambda item: layout.conditions.index(item[0][0])):
@@ -28,12 +27,11 @@ def costs(pairs: Pairs, layout: Layout) -> list[dict[str, Any]]:
                 continue
             ratios = [seconds_per_step(p) / baseline[seed] for seed, p in runs.items() if seed in baseline]
             ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
-            ran = {how(p.run) for p in runs.values()}
             rows.append(
                 {
                     "condition": condition,
                     "side": side,
-                    "how": ran.pop() if len(ran) == 1 else next(iter(runs.values())).place,
+                    "how": how_they_ran(list(runs.values())),
                     "n": len(runs),
                     "seconds_per_step": float(np.mean([seconds_per_step(p) for p in runs.values()])),
                     "images_per_second": float(np.mean([p.run.number("images_per_second") for p in runs.values()])),

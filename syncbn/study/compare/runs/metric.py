@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,5 +94,5 @@ def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) ->
 
 
 def _how_many(runs: Sequence[Run]) -> str:
-    counts = {run.status: sum(other.status == run.status for other in runs) for run in runs}
+    counts = Counter(run.status for run in runs)
     return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from syncbn.study.compare.runs import labels
 from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.config.compare import COPIES, flat
 
@@ -35,8 +36,8 @@ def settings(run: Run) -> dict[str, Any]:
     if not run.config:
         return {}
     every = flat(run.config)
-    skipped = tuple(f"{name}." for name in (*BOOKKEEPING, *PLACE, *COPIES))
-    kept = {name: value for name, value in every.items() if not f"{name}.".startswith(skipped)}
+    skipped = (*BOOKKEEPING, *PLACE, *COPIES)
+    kept = {name: value for name, value in every.items() if not labels.is_in(name, skipped)}
     for name, origin in FOLLOWS.items():
         if kept.get(name) == every.get(origin):
             kept.pop(name, None)
