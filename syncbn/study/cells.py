@@ -83,6 +83,7 @@ def _cells_of_part(
 ) -> Iterable[Cell]:
     says = budget(study, part)
     common = [*study.get("settings", []), *part.get("settings", []), *says.get("settings", []), *overrides]
+    confirm = {**part.get("confirm", {}), **says.get("confirm", {})}
     conditions, sides = (_selected(part, says, kind) for kind in ("conditions", "sides"))
     for condition, of_condition in conditions.items():
         for side, of_side in sides.items():
@@ -90,16 +91,14 @@ def _cells_of_part(
                 settings = merged(common, of_condition, of_side, [f"seed={seed}"])
                 where = root / name / condition / side
                 yield Cell(name, condition, side, seed, settings, where / str(seed))
-                if _is_confirmed(part, says, condition, side, seed):
+                if seed < confirm.get("seeds", 0) and is_chosen(condition, side, confirm):
                     yield Cell(name, condition, side, seed, as_processes(settings), where / f"{seed}-processes")
 
 
-def _is_confirmed(part: Mapping[str, Any], says: Mapping[str, Any], condition: str, side: str, seed: int) -> bool:
-    confirm = {**part.get("confirm", {}), **says.get("confirm", {})}
-    if seed >= confirm.get("seeds", 0):
-        return False
+def is_chosen(condition: str, side: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether ``chosen`` has the condition and the side, as far as it restricts ``conditions`` and ``sides``."""
     names = {"conditions": condition, "sides": side}
-    return all(name in map(str, confirm.get(kind, [name])) for kind, name in names.items())
+    return all(name in map(str, chosen.get(kind, [name])) for kind, name in names.items())
 
 
 def _selected(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> dict[str, list[str]]:

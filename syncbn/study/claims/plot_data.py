@@ -11,7 +11,7 @@ import pandas as pd
 
 from syncbn.study.claims.readings import Results, exp
 from syncbn.study.claims.result import PlotData
-from syncbn.study.claims.rules.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
+from syncbn.study.claims.rule import ConditionsPlot, LayersPlot, NumbersPlot, Plot
 from syncbn.study.compare.paired_tests import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
@@ -19,12 +19,8 @@ COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
-def plots(asked: Sequence[Plot], results: Results) -> list[PlotData]:
-    """The data of a claim's plots, in order. A plot is named after its part of the study."""
-    return [_plot(each, results) for each in asked]
-
-
-def _plot(asked: Plot, results: Results) -> PlotData:
+def plot(asked: Plot, results: Results) -> PlotData:
+    """The data of a claim's plot. It is named after its part of the study."""
     rows = _layers(asked, results) if isinstance(asked, LayersPlot) else _metrics(asked, results)
     return PlotData(
         name=re.sub(r"[^A-Za-z0-9]+", "-", asked.part),

@@ -42,15 +42,12 @@ def cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot:
         plot_style.rows(axes, labels, [share(value) for value in shown.collectives])
         axes.set_xlabel("share of a step spent in collectives (%)")
         axes.set_xlim(left=0)
+    bars = " Bars: the part of a step in which a device sends batch norm's messages, or waits for them."
     caption = (
         f"Time of a training step relative to {comparison.baseline} of the same seed and condition: 2 is twice as long."
         " Markers: geometric mean over seeds; lines: from the least to the greatest. Only runs whose devices are"
         " processes."
-        + (
-            " Bars: the part of a step in which a device sends batch norm's messages, or waits for them."
-            if measured
-            else " No monitor looked at the share of collectives."
-        )
+        + (bars if measured else " No monitor looked at the share of collectives.")
         + unsaid(comparison, shown)
         + left_out(len(comparison.cost), len(shown), "row")
     )

@@ -60,23 +60,23 @@ def _metric(comparison: Comparison) -> Plot:
     name, title = with_unit(metric.label, metric.unit), f"{first_upper(metric.label)} of each side"
     if means.empty:
         return Plot("metric", title, f"No plot of the {metric.label}: no run has one.")
-    look = looks(comparison)
-    series = [key for key in look if ((means.side == key[0]) & (means.how == key[1])).any()]
+    look, values = looks(comparison), _values(comparison)
+    series = [key for key in look if len(_of(means, key))]
     numeric = bool(comparison.axis) and bool(np.isfinite(means["at"]).all()) and means["at"].nunique() > 1
     conditions = [c for c in comparison.conditions if (means.condition == c).any()]
     figure, (axes,) = plot_style.new(3.8 if numeric else 1.5 + len(conditions) * (0.45 + 0.14 * len(series)))
     places = sorted(means["at"].unique()) if numeric else []
     off = _horizontal(axes, places) if numeric else 0.0
     for at, key in enumerate(series):
-        of_one = means[(means.side == key[0]) & (means.how == key[1])]
+        of_one = _of(means, key)
         if numeric:
             where = dict(zip(of_one.condition, of_one["at"], strict=True))
             moved: Mapping[str, Any] = {"transform": plot_scales.aside(axes, at, len(series), off)}
         else:
             row_off = 0.12 + 0.5 * (at - (len(series) - 1) / 2) / max(len(series) - 1, 2)
             where, moved = {condition: y + row_off for y, condition in enumerate(conditions)}, {}
-        _draw_means(axes, where, _values(comparison, key), of_one, look[key], upright=numeric, **moved)
-    every = [*_values(comparison).value, *means["mean"]]
+        _draw_means(axes, where, _of(values, key), of_one, look[key], upright=numeric, **moved)
+    every = [*values.value, *means["mean"]]
     if plot_scales.spans_octaves(every):
         plot_scales.logarithmic(axes.yaxis if numeric else axes.xaxis)
     if numeric:
@@ -120,11 +120,10 @@ def _draw_means(
     """Draws the means of a side with their standard deviations, and its seeds as dots.
 
     Args:
-        axes: to draw on.
+        axes, look: of the side.
         where: positions of the conditions.
         seeds: runs of the side.
         means: of the side, one for each condition.
-        look: of the side.
         upright: whether values are on the vertical axis; the means are then joined.
         moved: ``transform`` with the horizontal offset, if any.
     """
@@ -190,9 +189,7 @@ def _effects(comparison: Comparison) -> Plot:
 
 
 def _seeds(comparison: Comparison) -> Plot:
-    metric = comparison.metric
-    title = "Seed by seed"
-    used = _values(comparison)
+    metric, title, used = comparison.metric, "Seed by seed", _values(comparison)
     panels = [
         (condition, how, of_one)
         for (condition, how), of_one in used.groupby(["condition", "how"], sort=False)
@@ -200,7 +197,7 @@ def _seeds(comparison: Comparison) -> Plot:
     ]
     if not panels:
         return Plot("seeds", title, "No plot seed by seed: no two runs of different sides make a pair.")
-    panels.sort(key=lambda panel: comparison.conditions.index(panel[0]) if panel[0] in comparison.conditions else 0)
+    panels.sort(key=lambda panel: comparison.conditions.index(panel[0]))
     shown, look = panels[:PANELS], looks(comparison)
     figure, axes = plot_style.panels(len(shown), 2.1)
     several = used.how.nunique() > 1
@@ -216,13 +213,9 @@ def _seeds(comparison: Comparison) -> Plot:
         axis.set_xlim(-0.4, len(sides) - 0.6)
         axis.set_xticks([])
         axis.set_title("\n".join([heading(condition), *([short(how, 24)] if several else [])]))
-        if plot_scales.spans_octaves(of_one.value):
-            plot_scales.logarithmic(axis.yaxis, 6)
-        else:
-            plot_scales.linear(axis.yaxis, 6)
+        plot_scales.ticks(axis.yaxis, plot_scales.spans_octaves(of_one.value), 6)
     figure.supylabel(with_unit(metric.label, metric.unit), size=11)
-    keys = [key for key in look if ((used.side == key[0]) & (used.how == key[1])).any()]
-    plot_style.legend(figure, [look[key].handle for key in keys])
+    plot_style.legend(figure, [look[key].handle for key in look if len(_of(used, key))])
     caption = (
         f"{first_upper(with_unit(metric.label, metric.unit))} of each run, a panel for each condition; {metric.better}"
         " is better. A line joins the runs of one seed, which began alike: lines that all go one way show a difference,"
@@ -249,7 +242,7 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
     drawn = set()
     for axis, text, condition in zip(axes, brief(shown), shown, strict=True):
         for key in look:
-            of_one = curves[(curves.condition == condition) & (curves.side == key[0]) & (curves.how == key[1])]
+            of_one = _of(curves[curves.condition == condition], key)
             if not of_one.empty:
                 drawn.add(key)
                 by_epoch = of_one.groupby("epoch").value.agg(["mean", "min", "max"])
@@ -274,11 +267,15 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
     return Plot(name, title, caption, figure)
 
 
-def _values(comparison: Comparison, key: tuple[str, str] | None = None) -> pd.DataFrame:
-    """Values of the paired runs: of one side and way of running, or of all."""
+def _values(comparison: Comparison) -> pd.DataFrame:
+    """The paired runs with their values."""
     runs = finite(comparison.runs, "value")
-    runs = runs[runs.used.astype(bool)]
-    return runs if key is None else runs[(runs.side == key[0]) & (runs.how == key[1])]
+    return runs[runs.used.astype(bool)]
+
+
+def _of(frame: pd.DataFrame, key: tuple[str, str]) -> pd.DataFrame:
+    """The rows of one side and way of running."""
+    return frame[(frame.side == key[0]) & (frame.how == key[1])]
 
 
 def _logarithmic(across: Sequence[float], along: Sequence[float]) -> str:

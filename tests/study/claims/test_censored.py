@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from syncbn.study.claims.censored import Number, minus, of_effect, over
+from syncbn.study.claims.readings import Number, minus, of_effect, over
 from syncbn.study.claims.result import Finding
-from syncbn.study.claims.rules.rule import Reading
+from syncbn.study.claims.rule import Reading
 from tests.study.support.claim_study import found, row, study, write
 
 STEPS = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from syncbn.study.claims.rules import rule
+from syncbn.study.claims import rule
 from syncbn.training.errors import SettingError
 from tests.study.support.claim_study import PLOT, study
 from tests.support.refuses import refuses
