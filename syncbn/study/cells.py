@@ -10,16 +10,7 @@ BUDGETS = ("smoke", "default", "full")
 
 
 class Cell(NamedTuple):
-    """One run of a study.
-
-    Attributes:
-        part: of the study.
-        condition: of the part.
-        side: of the comparison.
-        seed: of the run.
-        overrides: command-line overrides for ``train.py``.
-        directory: the run directory.
-    """
+    """One run of a study, with its command-line overrides for ``train.py`` and its run directory."""
 
     part: str
     condition: str

@@ -18,11 +18,7 @@ from syncbn.study.format import number, plural
 def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> Finding:
     """Evaluates the claim of a study. Missing and failed runs are reported as problems, not as errors.
 
-    Args:
-        study: settings of the study as plain containers, with ``claim``.
-        cells: runs of the study.
-        root: directory of the study.
-        command: the command that repeats the runs and writes the page.
+    ``command`` repeats the runs and writes the page.
 
     Raises:
         SettingError: the claim's rule is invalid.

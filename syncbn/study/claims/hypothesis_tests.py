@@ -87,14 +87,7 @@ def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
 
 
 def pairs(case: Case, side: tuple[Reading, str], other: tuple[Reading, str], results: Results) -> Pairs:
-    """Pairs the numbers of two sides by seed.
-
-    Args:
-        case: defines the effect.
-        side: its reading and its name.
-        other: likewise, for the side it is compared with.
-        results: the runs.
-    """
+    """Pairs the numbers of two sides by seed. A side is given by its reading and its name; the case has the effect."""
     found = Pairs()
     for seed in results.seeds(side[0].part):
         ours, theirs = (results.number(reading, name, seed) for reading, name in (side, other))

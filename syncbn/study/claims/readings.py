@@ -171,9 +171,7 @@ class Results:
 def over(reading: Reading, numbers: Sequence[Number]) -> Number:
     """Reduces the numbers of all conditions to one. Non-finite numbers can make the result non-finite.
 
-    Args:
-        reading: with the conditions and the reduction.
-        numbers: values of the metric, one for each condition. ``is_least`` marks runs that did not reach the target.
+    ``numbers`` has one for each condition of the reading. ``is_least`` marks runs that did not reach the target.
     """
     values, late = [number.value for number in numbers], any(number.is_least for number in numbers)
     if reading.over == LARGEST:
@@ -199,13 +197,7 @@ def minus(number: Number, other: Number) -> Number:
 
 
 def of_effect(wants: str, side: Number, other: Number) -> tuple[bool, bool]:
-    """Whether the improvement of a side is a lower bound, and whether it is an upper bound.
-
-    Args:
-        wants: which values are better, "lower" or "higher".
-        side: number of the side.
-        other: number of the side it is compared with.
-    """
+    """Whether the improvement of a side over another is a lower bound, and whether it is an upper bound."""
     by = minus(side, other)
     return (by.is_most, by.is_least) if wants == "lower" else (by.is_least, by.is_most)
 

@@ -234,9 +234,6 @@ class Claim(Section):
 def parse(study: Mapping[str, Any]) -> Claim:
     """Reads and checks the claim of a study. Sides and conditions that the rule omits are filled in from the study.
 
-    Args:
-        study: the settings under ``study`` as plain containers, with a ``claim``.
-
     Raises:
         SettingError: a key, part, condition or side does not exist, or a value is invalid. It names the setting.
     """

@@ -194,12 +194,9 @@ def intervals(
     """Draws markers with error bars from ``low`` to ``high``; NaN draws no bar.
 
     Args:
-        axes: to draw on.
+        axes, look: of markers and bars.
         at: positions of the markers on the horizontal axis if ``upright``, else on the vertical axis.
-        values: of the markers, on the other axis.
-        low: lower ends of the bars.
-        high: upper ends of the bars.
-        look: of markers and bars.
+        values, low, high: of the markers and bars, on the other axis.
         upright: whether bars are vertical.
         size: of markers, in points.
         options: for ``Axes.errorbar``. Without a ``linestyle`` the markers are not joined.
@@ -277,10 +274,5 @@ def inline(path: Path, label: str, prefix: str = "") -> str:
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     # Only within style attributes: other attributes do not support var().
-    return re.sub(r'style="[^"]*"', lambda found: _themed(found[0]), text)
-
-
-def _themed(declarations: str) -> str:
-    for colour, variable in _THEMED.items():
-        declarations = declarations.replace(colour, variable)
-    return declarations
+    colours = re.compile("|".join(_THEMED))
+    return re.sub(r'style="[^"]*"', lambda style: colours.sub(lambda colour: _THEMED[colour[0]], style[0]), text)

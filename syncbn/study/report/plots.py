@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from syncbn.study.compare.comparison import Comparison
+from syncbn.study.format import span
 from syncbn.study.report import cost_plots, plot_scales, plot_style
 from syncbn.study.report.plot_labels import AXES, brief, first_upper, heading, hollow, left_out, row_labels, unsaid
 from syncbn.study.report.plot_style import BETTER, INK, MUTED, WIDTH, WORSE, Fill, Look, Plot, finite, short
@@ -87,8 +88,7 @@ def _metric(comparison: Comparison) -> Plot:
         axes.set_xlabel(name)
     if len(series) > 1:
         plot_style.legend(figure, [look[key].handle for key in series])
-    counts = sorted(set(means.n.astype(int)))
-    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    runs = span(str(int(means.n.min())), str(int(means.n.max())))
     caption = (
         f"{first_upper(metric.label)}{f', in {metric.unit}' if metric.unit else ''}: {metric.better} is better."
         f" Large markers: mean over the seeds of a side ({runs} {'run' if runs == '1' else 'runs'} each)."

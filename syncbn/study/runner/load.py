@@ -37,10 +37,7 @@ class Member(NamedTuple):
 def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Member]:
     """Loads the studies, in order. Each of ``study.studies`` has its own directory in ``root``.
 
-    Args:
-        study: the settings under ``study`` as plain containers.
-        overrides: of the user, including those of the study.
-        root: the study's directory.
+    The user's ``overrides`` include those of the study.
 
     Raises:
         SettingError: the settings cannot be composed, or the budget, the seeds or a claim's rule is invalid.

@@ -65,11 +65,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
 def write_claims(study: dict[str, Any], found: Sequence[Member], directory: Path, command: str) -> None:
     """Prints the verdicts on the claims of studies, and writes one page on them.
 
-    Args:
-        study: the settings under ``study`` of the study, or of the study of studies, as plain containers.
-        found: the studies.
-        directory: of the page.
-        command: the command that repeats the runs and writes this page.
+    ``study`` has the page's title and question: the settings of the only study, or of the study of studies.
     """
     listed = [evaluate.find(each.study, each.cells, each.root, command) for each in found]
     for line in page.lines(listed):

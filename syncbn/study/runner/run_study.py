@@ -95,12 +95,9 @@ def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
 def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
     """Composes and settles the settings of each cell as ``train.py`` does with its overrides.
 
-    Args:
-        cells: of a study.
-        here: whether unfinished runs are executed on this machine. It is an error if this machine cannot do that.
-
     Raises:
-        SettingError: settings cannot be composed, or are invalid.
+        SettingError: settings cannot be composed, or are invalid. With ``here``, unfinished runs are executed on this
+            machine, and it is an error if it cannot do that.
     """
     composed: dict[tuple[str, ...], Any] = {}
     runs, machine = [], this_machine()

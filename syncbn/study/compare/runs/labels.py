@@ -24,9 +24,7 @@ def varying(rows: Sequence[Row]) -> list[str]:
 def distinguishing(rows: Sequence[Row], *, fewest: bool = True) -> list[str]:
     """A few settings that distinguish the rows as well as all settings do, familiar ones first (``PREFERRED``).
 
-    Args:
-        rows: combinations of settings.
-        fewest: whether to drop a setting that became redundant after later ones were chosen.
+    With ``fewest``, a setting that became redundant after later ones were chosen is dropped.
     """
     chosen: list[str] = []
     for name in sorted(varying(rows), key=_preference):

@@ -76,12 +76,7 @@ def resolution(metric: Metric, values: Sequence[float]) -> float:
 
 
 def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) -> float:
-    """The equivalence margin, half the width of "no difference".
-
-    Args:
-        metric: the compared metric.
-        asked: the user's margin, or None for the default.
-        baseline: the baseline's values in a condition.
+    """The equivalence margin: the one that the user asked for, else the default for the baseline's values.
 
     Raises:
         SettingError: the user's margin is not a number above 0.
