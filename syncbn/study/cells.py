@@ -1,5 +1,6 @@
 """``cells``: lists the runs of a study from its settings in ``conf/study``."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,9 +100,7 @@ def _selected(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> di
 
 def as_processes(settings: Sequence[str]) -> list[str]:
     """The overrides of the same run with one process for each simulated device."""
-    return [
-        each.replace("simulate=", "trainer.devices=") if each.startswith("simulate=") else each for each in settings
-    ]
+    return [re.sub("^simulate=", "trainer.devices=", each) for each in settings]
 
 
 def merged(*lists: Iterable[str]) -> list[str]:

@@ -40,7 +40,7 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         alpha=ALPHA,
         rows=rows,
         verdicts={
-            side: verdict.verdict([row for row in rows if row.side == side and row.says != hypothesis_tests.MEASURED])
+            side: verdict.verdict([row for row in rows if row.side == side and row.says != verdict.MEASURED])
             for side in claim.sides
         },
         versus=versus,

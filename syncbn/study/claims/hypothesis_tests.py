@@ -24,14 +24,13 @@ from scipy import stats
 from syncbn.study.claims.readings import Results, exp, of_effect
 from syncbn.study.claims.result import Row, Versus
 from syncbn.study.claims.rule import Case, Reading
-from syncbn.study.claims.verdict import BETTER, NOT_RUN, SAME, UNDECIDED, WORSE
+from syncbn.study.claims.verdict import BETTER, MEASURED, NOT_RUN, SAME, UNDECIDED, WORSE
 from syncbn.study.compare import paired_tests
 from syncbn.study.compare.compare import ALPHA
 from syncbn.study.compare.runs import metric as metrics
 from syncbn.study.compare.runs.metric import Metric
 
 SYNC, LOCAL = "sync", "local"
-MEASURED = "measured"  # the answer of a case that does not count for the verdict
 # What cannot be shown, by whether some effect is a lower bound and whether some effect is an upper bound.
 NOTHING = {(False, False): ""}
 HELP = NOTHING | {

@@ -41,13 +41,8 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
     """Writes ``NAME.html``, ``NAME.md``, ``tables/*.csv``, ``plots/*.png`` and ``plots/*.svg``; replaces older ones.
 
     Equal findings produce identical files. Plots of an earlier page, as listed in its ``tables/plots.csv``, are
-    removed. Other files in the directory stay.
-
-    Args:
-        findings: in the order of the page.
-        title, question: of the page.
-        directory: created if it does not exist.
-        name: of the page. Choose another than ``report`` if the directory contains a report of another kind.
+    removed. The directory is created if it does not exist; other files in it stay. Choose another ``name`` than
+    ``report`` if it contains a report of another kind.
 
     Returns:
         The path of ``NAME.html``, which is self-contained.

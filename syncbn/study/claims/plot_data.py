@@ -39,7 +39,9 @@ def _metrics(asked: ConditionsPlot | NumbersPlot, results: Results) -> Iterator[
                     condition, name = asked.condition, metric.replace("{x}", f"{x:g}")
                 else:
                     condition, name = asked.conditions[place], metric
-                yield from _point("", side, series, x, _over_seeds(asked, results, condition, side, name))
+                values = (results.value(asked.part, condition, side, seed, name) for seed in results.seeds(asked.part))
+                finite = [value for value in values if value is not None and math.isfinite(value)]
+                yield from _point("", side, series, x, finite)
 
 
 def _as_numbers(conditions: Sequence[str]) -> Sequence[float | str]:
@@ -64,14 +66,6 @@ def _layers(asked: LayersPlot, results: Results) -> Iterator[dict[str, Any]]:
                 logs = np.log(np.maximum(norms[np.isfinite(norms)].to_numpy(dtype=float), SMALLEST)).tolist()
                 for row in _point(condition, side, "", float(depth), logs):
                     yield row | {key: exp(row[key]) for key in ("mean", "low", "high")}
-
-
-def _over_seeds(
-    asked: ConditionsPlot | NumbersPlot, results: Results, condition: str, side: str, metric: str
-) -> list[float]:
-    """The metric of each seed, without missing and non-finite values."""
-    values = [results.value(asked.part, condition, side, seed, metric) for seed in results.seeds(asked.part)]
-    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _point(panel: str, side: str, series: str, x: float | str, values: Sequence[float]) -> Iterator[dict[str, Any]]:

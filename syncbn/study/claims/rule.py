@@ -255,10 +255,8 @@ def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
     place = f"{PLACE}.cases.{name}"
     if len(claim.cases) > 1 and not case.when:
         raise SettingError(f"{place}.when", hint="one of several cases needs words for its condition")
-    own, against = (
-        _names(place, case, parts),
-        case.against.model_copy(update=_names(f"{place}.against", case.against, parts)),
-    )
+    own = _names(place, case, parts)
+    against = case.against.model_copy(update=_names(f"{place}.against", case.against, parts))
     sides, other = case.sides or claim.sides, case.against_side or claim.baseline
     for side in sides:
         one_of(f"{place}.sides", side, claim.sides)

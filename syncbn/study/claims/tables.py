@@ -1,17 +1,16 @@
 """Tables of findings: rounded text for the page, and all digits for CSV files."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from math import isfinite
-from typing import Any
 
 import pandas as pd
 
 from syncbn.study.claims.result import Finding, Published, Row, Versus
+from syncbn.study.claims.verdict import MEASURED, NOT_ASKED
 from syncbn.study.format import MISSING, count, interval, number, probability, scientific, signed
 from syncbn.study.report.tables import Column, Table, table
 
-NOT_ASKED, MEASURED = "not asked", "measured"
 INTERVAL = "[95\u00a0%]"  # a non-breaking space, for table heads
 SMALL = "less than what matters"
 _TONES = {"yes": "better", "no": "worse", "better": "better", "worse": "worse"}
@@ -70,31 +69,30 @@ def runs(findings: Sequence[Finding]) -> Table:
 
 def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[str, pd.DataFrame]:
     """Tables with all digits, by the name of their CSV file. ``files`` has the names of each finding's plots."""
-    about = [{"study": one.study, "number": one.number} for one in findings]
     verdicts = [
-        {**which, "text": one.text, "side": side, "verdict": worded_verdict(one, side)[0]}
-        | {name: getattr(one, name) for name in _OF_ALL}
-        for which, one in zip(about, findings, strict=True)
+        {name: getattr(one, name) for name in [*_ABOUT, "text", *_OF_ALL]}
+        | {"side": side, "verdict": worded_verdict(one, side)[0]}
+        for one in findings
         for side in one.sides
     ]
     points = [
-        one.frame.assign(**which, plot=file)
-        for which, finding, names in zip(about, findings, files, strict=True)
-        for one, file in zip(finding.plots, names, strict=True)
+        plot.frame.assign(study=one.study, number=one.number, plot=file)
+        for one, names in zip(findings, files, strict=True)
+        for plot, file in zip(one.plots, names, strict=True)
     ]
     columns = [*_ABOUT, "plot", "panel", "side", "series", "x", "n", "mean", "low", "high"]
     heads = [*_ABOUT, "text", "side", "verdict", *_OF_ALL]
     return {
         "verdicts": pd.DataFrame(verdicts, columns=heads),
-        "cases": _frame(about, [one.rows for one in findings], Row),
-        "versus": _frame(about, [one.versus for one in findings], Versus),
-        "published": _frame(about, [one.published for one in findings], Published),
+        "cases": _frame(findings, "rows", Row),
+        "versus": _frame(findings, "versus", Versus),
+        "published": _frame(findings, "published", Published),
         "plots": pd.concat([pd.DataFrame(columns=columns), *points])[columns],
     }
 
 
-def _frame(about: Sequence[dict[str, Any]], parts: Sequence[Sequence[Any]], kind: type) -> pd.DataFrame:
-    rows = [which | asdict(row) for which, part in zip(about, parts, strict=True) for row in part]
+def _frame(findings: Sequence[Finding], name: str, kind: type) -> pd.DataFrame:
+    rows = [{"study": one.study, "number": one.number, **vars(row)} for one in findings for row in getattr(one, name)]
     return pd.DataFrame(rows, columns=[*_ABOUT, *(field.name for field in fields(kind))])
 
 

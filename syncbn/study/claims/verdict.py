@@ -7,6 +7,7 @@ from syncbn.study.claims.result import Row, Versus
 from syncbn.study.format import number, plural, span
 
 HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
+MEASURED = "measured"  # the answer of a case that does not count for the verdict
 BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference", "not decided"  # words of Versus
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, verdict
-from syncbn.study.compare import cost as costs
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.layout import Layout, lay_out
 from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, how_they_ran, pair, place_runs
 from syncbn.study.compare.runs import run_reader
 from syncbn.study.compare.runs.metric import Metric, choose, margin_of, resolution
-from syncbn.study.compare.runs.settings import how
+from syncbn.study.compare.runs.settings import how, is_simulated
 from syncbn.training.errors import SettingError
 
 ALPHA = 0.01  # level of the test for a difference in the protocols; paired_tests.py uses it for equivalence too
@@ -69,19 +69,14 @@ def compare(
     pairs = pair(placed, layout)
     margins = _margins(pairs, layout, measured, margin)
     means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, margins, alpha)
-    cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
+    cost = _cost(pairs, layout)
     layer_table = layers.layers(pairs, layout)
     confirmed, far = confirmations(pairs, margins)
     problems = [f"{p.path}{_described(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *disagreements(placed, measured), *far]
     beside = reference_figures.beside(expected, layout, measured, means, effect_rows, cost)
-    used = [p.run for p in pairs.placed if p.used]
-    problems += [
-        *caveats.checkpoints(pairs, layout),
-        *caveats.versions(used),
-        *caveats.few(effect_rows),
-        *reference_figures.disagreements(beside),
-    ]
+    problems += [*caveats.checkpoints(pairs, layout), *caveats.versions([p.run for p in placed if p.used])]
+    problems += [*caveats.few(effect_rows), *reference_figures.disagreements(beside)]
     return Comparison(
         title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
         question=question,
@@ -216,6 +211,56 @@ def _curves(pairs: Pairs) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=CURVES)
     return pd.concat(frames, ignore_index=True)[CURVES]
+
+
+def _cost(pairs: Pairs, layout: Layout) -> pd.DataFrame:
+    """The cost of each side, for runs with one process per device; in each condition the baseline is first."""
+    rows = []
+    by_cell: dict[tuple[str, str], dict[str, dict[int, Placed]]] = {}
+    for each in pairs.placed:
+        if each.is_monitored and not is_simulated(each.run):
+            by_side = by_cell.setdefault((each.condition, each.place), {})
+            by_side.setdefault(each.side, {})[each.seed] = each
+    for (condition, _), by_side in sorted(by_cell.items(), key=lambda item: layout.conditions.index(item[0][0])):
+        baseline = {seed: _seconds_per_step(p) for seed, p in by_side.get(layout.baseline, {}).items()}
+        for side in layout.sides:
+            runs = {seed: p for seed, p in by_side.get(side, {}).items() if math.isfinite(_seconds_per_step(p))}
+            if not runs:
+                continue
+            ratios = [_seconds_per_step(p) / baseline[seed] for seed, p in runs.items() if seed in baseline]
+            ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+            rows.append(
+                {
+                    "condition": condition,
+                    "side": side,
+                    "how": how_they_ran(list(runs.values())),
+                    "n": len(runs),
+                    "seconds_per_step": float(np.mean([_seconds_per_step(p) for p in runs.values()])),
+                    "images_per_second": float(np.mean([p.run.number("images_per_second") for p in runs.values()])),
+                    "pairs": len(ratios),
+                    # The geometric mean of ratios a/b is the inverse of that of b/a; the arithmetic mean is not.
+                    "ratio": float(stats.gmean(ratios)) if ratios else math.nan,
+                    "ratio_low": min(ratios, default=math.nan),
+                    "ratio_high": max(ratios, default=math.nan),
+                    "collectives": _finite_mean([p.run.number("share") for p in runs.values()]),
+                }
+            )
+    return pd.DataFrame(rows, columns=COST)
+
+
+def _seconds_per_step(placed: Placed) -> float:
+    """Seconds per optimizer step, without validation and warm-up; NaN if the run did not measure its speed."""
+    config, speed = placed.run.config, placed.run.number("images_per_second")
+    batch = (config.get("data") or {}).get("global_batch_size")
+    batches = (config.get("trainer") or {}).get("accumulate_grad_batches") or 1
+    if not isinstance(batch, int) or not isinstance(batches, int) or not speed > 0:  # a run of one batch reports 0
+        return math.nan
+    return batch * batches / speed
+
+
+def _finite_mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
 
 
 def _command(paths: Sequence[Path], above: Path, **options: Any) -> str:

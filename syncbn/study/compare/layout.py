@@ -54,8 +54,7 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
 
     Args:
         runs: of any status.
-        factor: the compared setting or group of settings; several are separated by commas.
-        baseline: a side. None selects "local" if it exists, else the first side.
+        factor, baseline: as in :func:`syncbn.study.compare.compare.compare`.
 
     Raises:
         SettingError: no run has the factor, all runs have the same value of it, or the baseline does not exist.

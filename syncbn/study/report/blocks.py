@@ -102,13 +102,10 @@ def problems(lines: Sequence[str], deeper: str = "", prefix: str = "") -> Group:
 
 
 def table(shown: Table | None, place: str = "", prefix: str = "", instead: str = "") -> list[Block]:
-    """A table with a link to its CSV file, or a replacement text.
+    """A table with a link to its CSV file, or the text ``instead`` if the table is None, that is, has no rows.
 
-    Args:
-        shown: the table, or None if it has no rows.
-        place: the directory of the files relative to the page; "" or with a slash at the end.
-        prefix: of the table's HTML identifier.
-        instead: the text that replaces a table without rows.
+    ``place`` is the directory of the files relative to the page, "" or with a slash at the end. ``prefix`` is that of
+    HTML identifiers.
     """
     if shown is None:
         return [Block(instead, "none")]

@@ -14,11 +14,8 @@ from syncbn.study.report.plot_style import Plot
 def comparison_page(c: Comparison, drawn: Sequence[Plot], directory: Path, place: str = "") -> list[Block | Group]:
     """The blocks of a page.
 
-    Args:
-        c: the comparison.
-        drawn: its plots, whose files must exist.
-        directory, place: the directory with the files, and the same relative to the page: "", or "NAME/" on a page of
-            several comparisons.
+    The files of the plots ``drawn`` must exist in ``directory``. ``place`` is this directory relative to the page: "",
+    or "NAME/" on a page of several comparisons.
     """
     part = _Part(c, drawn, directory, place)
     return [

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,7 @@ def write(comparison: Comparison, directory: Path) -> Path:
 def write_several(title: str, question: str, comparisons: Mapping[str, Comparison], directory: Path) -> Path:
     """Writes several comparisons as one page, and also each as :func:`write` does, in its own directory.
 
-    Args:
-        title, question: of the page.
-        comparisons: by the names of their directories.
-        directory: created if it does not exist.
+    The comparisons are given by the names of their directories, which are created in ``directory``.
 
     Returns:
         The path of ``report.html``, which is self-contained.
@@ -61,10 +59,7 @@ def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -
     answers = [
         f"1. [{escape(each.title)}]({name}/report.md): {escape(each.verdict)}" for name, each in comparisons.items()
     ]
-
-    def linked(html: str) -> str:
-        return re.sub(r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>', html)
-
+    linked = partial(re.sub, r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>')
     return [
         Block(f"# {escape(title)}"),
         Block(escape(question), "question"),

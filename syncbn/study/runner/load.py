@@ -21,13 +21,7 @@ SHARED = ("budget", "seeds", "directory", "slots", "dry_run", "report_only", "st
 
 
 class Member(NamedTuple):
-    """One study of a call.
-
-    Attributes:
-        study: the settings under ``study`` as plain containers.
-        cells: runs of the study.
-        root: directory of the study.
-    """
+    """One study of a call: its settings under ``study`` as plain containers, its runs, and its directory."""
 
     study: dict[str, Any]
     cells: list[Cell]

@@ -37,11 +37,6 @@ def distinguishing(rows: Sequence[Row], *, fewest: bool = True) -> list[str]:
     return chosen
 
 
-def following(rows: Sequence[Row], chosen: Sequence[str]) -> list[str]:
-    """The other settings that vary: they follow the chosen ones."""
-    return [name for name in varying(rows) if name not in chosen]
-
-
 def text(value: Any) -> str:
     """A value as the user types it on the command line."""
     return f"{value:g}" if isinstance(value, float) else as_typed(value)

@@ -92,9 +92,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
     """Reads every run in run directories, sweep directories and parent directories of these, sorted by path.
 
     A sweep's job that failed before it wrote ``run.json`` counts as a run. A run that is named twice is read once.
-
-    Raises:
-        SettingError: a path is not a directory, or contains no run.
+    Errors are those of :func:`directories`.
     """
     return [_read(path) for path in directories(paths)]
 
