@@ -1,5 +1,6 @@
 """``cells``: lists the runs of a study from its settings in ``conf/study``."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +11,7 @@ BUDGETS = ("smoke", "default", "full")
 
 
 class Cell(NamedTuple):
-    """One run of a study.
-
-    Attributes:
-        part: of the study.
-        condition: of the part.
-        side: of the comparison.
-        seed: of the run.
-        overrides: command-line overrides for ``train.py``.
-        directory: the run directory.
-    """
+    """One run of a study, with its command-line overrides for ``train.py`` and its run directory."""
 
     part: str
     condition: str
@@ -83,6 +75,7 @@ def _cells_of_part(
 ) -> Iterable[Cell]:
     says = budget(study, part)
     common = [*study.get("settings", []), *part.get("settings", []), *says.get("settings", []), *overrides]
+    confirm = {**part.get("confirm", {}), **says.get("confirm", {})}
     conditions, sides = (_selected(part, says, kind) for kind in ("conditions", "sides"))
     for condition, of_condition in conditions.items():
         for side, of_side in sides.items():
@@ -90,16 +83,14 @@ def _cells_of_part(
                 settings = merged(common, of_condition, of_side, [f"seed={seed}"])
                 where = root / name / condition / side
                 yield Cell(name, condition, side, seed, settings, where / str(seed))
-                if _is_confirmed(part, says, condition, side, seed):
+                if seed < confirm.get("seeds", 0) and is_chosen(condition, side, confirm):
                     yield Cell(name, condition, side, seed, as_processes(settings), where / f"{seed}-processes")
 
 
-def _is_confirmed(part: Mapping[str, Any], says: Mapping[str, Any], condition: str, side: str, seed: int) -> bool:
-    confirm = {**part.get("confirm", {}), **says.get("confirm", {})}
-    if seed >= confirm.get("seeds", 0):
-        return False
+def is_chosen(condition: str, side: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether ``chosen`` has the condition and the side, as far as it restricts ``conditions`` and ``sides``."""
     names = {"conditions": condition, "sides": side}
-    return all(name in map(str, confirm.get(kind, [name])) for kind, name in names.items())
+    return all(name in map(str, chosen.get(kind, [name])) for kind, name in names.items())
 
 
 def _selected(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> dict[str, list[str]]:
@@ -109,9 +100,7 @@ def _selected(part: Mapping[str, Any], says: Mapping[str, Any], kind: str) -> di
 
 def as_processes(settings: Sequence[str]) -> list[str]:
     """The overrides of the same run with one process for each simulated device."""
-    return [
-        each.replace("simulate=", "trainer.devices=") if each.startswith("simulate=") else each for each in settings
-    ]
+    return [re.sub("^simulate=", "trainer.devices=", each) for each in settings]
 
 
 def merged(*lists: Iterable[str]) -> list[str]:

@@ -84,6 +84,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:,.1f}"
 
 
+def span(least: str, most: str) -> str:
+    """A range: ``1 to 3``, or ``1`` if both ends are the same."""
+    return least if least == most else f"{least} to {most}"
+
+
 def plural(how_many: int, word: str) -> str:
     """A number with its noun: ``1 run``, ``2 runs``."""
     return f"{how_many:,} {word}{'' if how_many == 1 else 's'}"

@@ -56,13 +56,10 @@ def test_the_users_settings_win_over_the_studys_but_not_over_what_is_compared() 
     assert cell.overrides == ["simulate=2", "a=user", "+new=1", "b=2", "norm=local", "seed=0"]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("budget", "tiny", "use one of smoke, default, full"),
-        ("seeds", 0, "use a number, 1 or more"),
-    ],
-)
+NONSENSE = [("budget", "tiny", "use one of smoke, default, full"), ("seeds", 0, "use a number, 1 or more")]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), NONSENSE)
 def test_nonsense(name: str, value: Any, words: str) -> None:
     with refuses(f"study.{name}", value, words):
         plan.cells(study(**{name: value}), [], ROOT)

@@ -1,28 +1,24 @@
 """``find``: evaluates the claim of a study from the run directories."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from syncbn.study.cells import Cell, seeds
-from syncbn.study.claims import hypothesis_tests, literature, plot_data, verdict
+from syncbn.study.claims import hypothesis_tests, plot_data, rule, verdict
 from syncbn.study.claims.readings import Results
-from syncbn.study.claims.result import Finding
-from syncbn.study.claims.rules import rule
-from syncbn.study.claims.rules.rule import Case, Reading
+from syncbn.study.claims.result import Finding, Published, Row
+from syncbn.study.claims.rule import Case, Figure, Reading
 from syncbn.study.compare import caveats
 from syncbn.study.compare.compare import ALPHA
-from syncbn.study.format import plural
+from syncbn.study.format import number, plural
 
 
 def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> Finding:
     """Evaluates the claim of a study. Missing and failed runs are reported as problems, not as errors.
 
-    Args:
-        study: settings of the study as plain containers, with ``claim``.
-        cells: runs of the study.
-        root: directory of the study.
-        command: the command that repeats the runs and writes the page.
+    ``command`` repeats the runs and writes the page.
 
     Raises:
         SettingError: the claim's rule is invalid.
@@ -44,13 +40,13 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         alpha=ALPHA,
         rows=rows,
         verdicts={
-            side: verdict.verdict([row for row in rows if row.side == side and row.says != hypothesis_tests.MEASURED])
+            side: verdict.verdict([row for row in rows if row.side == side and row.says != verdict.MEASURED])
             for side in claim.sides
         },
         versus=versus,
         worse=verdict.sentences(versus, verdict.WORSE),
-        published=literature.beside(claim.literature, rows),
-        plots=plot_data.plots(claim.plots, results),
+        published=[_beside(each, rows) for each in claim.literature],
+        plots=[plot_data.plot(each, results) for each in claim.plots],
         runs=len(cells),
         finished=len(whole),
         diverged=sum(run.number("diverged") == 1 for run in whole),
@@ -72,17 +68,13 @@ def _reasons_for_missing_pairs(case: Case, results: Results, budget: str) -> lis
             elif line := _missing_metric(case, reading, condition, side, results):
                 lines.append(line)
     if left_out:
-        which = "; ".join(f"{side}{_at_conditions(conditions)}" for side, conditions in left_out.items())
+        # A part without conditions has one condition, with the name "".
+        which = "; ".join(f"{side} at {', '.join(names)}" if any(names) else side for side, names in left_out.items())
         lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it is not run ({which})")
     for side in case.sides:
         found = hypothesis_tests.pairs(case, (case.reading, side), (case.against, case.against_side), results)
         lines += [f"{case.name}, {side}: {why}: not counted" for why in found.left_out]
     return lines
-
-
-def _at_conditions(conditions: Sequence[str]) -> str:
-    """`` at 0.1, 0.3``; "" for a part without conditions."""
-    return f" at {', '.join(conditions)}" if any(conditions) else ""
 
 
 def _missing_metric(case: Case, reading: Reading, condition: str, side: str, results: Results) -> str:
@@ -91,6 +83,33 @@ def _missing_metric(case: Case, reading: Reading, condition: str, side: str, res
     found = [run for run in runs if run]
     without = sum(reading.metric not in run.numbers() for run in found)
     where = f"{reading.part}/{condition}/{side}"
-    return (
-        f"{case.name}: {without} of {plural(len(found), 'run')} of {where} have no {reading.metric}" if without else ""
-    )
+    line = f"{case.name}: {without} of {plural(len(found), 'run')} of {where} have no {reading.metric}"
+    return line if without else ""
+
+
+def _beside(figure: Figure, rows: Sequence[Row]) -> Published:
+    """A published figure with our corresponding number, and whether the two agree."""
+    ours, agrees = "not measured", ""
+    row = next((row for row in rows if (row.case, row.side) == (figure.case, figure.side)), None)
+    if row is not None and row.n:
+        value, low, high = {
+            "value": (row.value, row.value_low, row.value_high),
+            "other": (row.other, row.other_low, row.other_high),
+            "effect": (row.effect, row.low, row.high),
+        }[figure.of]
+        if figure.of == "effect":
+            ours = verdict.effect_text(value, low, high, row.unit, row.is_ratio)
+        else:
+            interval = f"[{number(low, row.unit)}, {number(high, row.unit)}]" if math.isfinite(low) else ""
+            ours = " ".join(filter(None, [number(value, row.unit), row.unit, interval]))
+        if figure.value is not None:
+            agrees = _agrees(value, low, high, figure.value, figure.tolerance)
+    return Published(figure.what, figure.published, figure.source, ours, agrees)
+
+
+def _agrees(value: float, low: float, high: float, published: float, tolerance: float) -> str:
+    """Returns "yes" if our mean is within the tolerance, "no" if our whole interval is outside of it, else "open"."""
+    tolerance += 1e-9 * abs(published)  # rounding: 2.0 has to be within 0.1 of 2.1
+    if abs(value - published) <= tolerance:
+        return "yes"
+    return "no" if low > published + tolerance or high < published - tolerance else "open"

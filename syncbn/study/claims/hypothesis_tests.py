@@ -15,25 +15,22 @@ cannot be shown. In these cases p is NaN, and it still counts as a test of its f
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
 
-from syncbn.study.claims import censored
-from syncbn.study.claims.readings import Results, exp
+from syncbn.study.claims.readings import Results, exp, of_effect
 from syncbn.study.claims.result import Row, Versus
-from syncbn.study.claims.rules.rule import Case, Reading
-from syncbn.study.claims.verdict import BETTER, NOT_RUN, SAME, UNDECIDED, WORSE
+from syncbn.study.claims.rule import Case, Reading
+from syncbn.study.claims.verdict import BETTER, MEASURED, NOT_RUN, SAME, UNDECIDED, WORSE
 from syncbn.study.compare import paired_tests
 from syncbn.study.compare.compare import ALPHA
 from syncbn.study.compare.runs import metric as metrics
 from syncbn.study.compare.runs.metric import Metric
 
 SYNC, LOCAL = "sync", "local"
-SAYS = ("yes", "no", "open")
-MEASURED = "measured"  # the answer of a case that does not count for the verdict
 # What cannot be shown, by whether some effect is a lower bound and whether some effect is an upper bound.
 NOTHING = {(False, False): ""}
 HELP = NOTHING | {
@@ -48,7 +45,7 @@ SHARE = NOTHING | {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pairs:
     """Paired numbers of two sides, one pair for each seed that has both numbers and a finite effect.
 
@@ -62,11 +59,11 @@ class Pairs:
         is_most: whether some effect is an upper bound.
     """
 
-    side: list[float]
-    other: list[float]
-    effects: list[float]
-    resolution: float
-    left_out: list[str]
+    side: list[float] = field(default_factory=list)
+    other: list[float] = field(default_factory=list)
+    effects: list[float] = field(default_factory=list)
+    resolution: float = 0.0
+    left_out: list[str] = field(default_factory=list)
     is_least: bool = False
     is_most: bool = False
 
@@ -75,14 +72,10 @@ def rows(cases: Sequence[Case], results: Results) -> list[Row]:
     """Tests every case for each of its sides."""
     every = [_tested_row(case, side, results) for case in cases for side in case.sides]
     judged = [row for row in every if not row.says]
-    yes, no = (_holm_corrected([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no"))
-    said = {
-        (row.case, row.side): replace(
-            row, p_yes=p_yes, p_no=p_no, says=SAYS[0] if p_yes < ALPHA else SAYS[1] if p_no < ALPHA else SAYS[2]
-        )
-        for row, p_yes, p_no in zip(judged, yes, no, strict=True)
-    }
-    return [said.get((row.case, row.side), row) for row in every]
+    corrected = zip(
+        *(_holm_corrected([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no")), strict=True
+    )
+    return [row if row.says else _with_answer(row, *next(corrected)) for row in every]
 
 
 def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
@@ -93,15 +86,8 @@ def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
 
 
 def pairs(case: Case, side: tuple[Reading, str], other: tuple[Reading, str], results: Results) -> Pairs:
-    """Pairs the numbers of two sides by seed.
-
-    Args:
-        case: defines the effect.
-        side: its reading and its name.
-        other: likewise, for the side it is compared with.
-        results: the runs.
-    """
-    found, least, most = Pairs([], [], [], 0.0, []), False, False
+    """Pairs the numbers of two sides by seed. A side is given by its reading and its name; the case has the effect."""
+    found = Pairs()
     for seed in results.seeds(side[0].part):
         ours, theirs = (results.number(reading, name, seed) for reading, name in (side, other))
         if ours is None or theirs is None:
@@ -111,12 +97,13 @@ def pairs(case: Case, side: tuple[Reading, str], other: tuple[Reading, str], res
             found.side.append(ours.value)
             found.other.append(theirs.value)
             found.effects.append(effect)
-            is_least, is_most = censored.of_effect(case.reading.wants, ours, theirs)
-            least, most = least or is_least, most or is_most
+            is_least, is_most = of_effect(case.reading.wants, ours, theirs)
+            found.is_least |= is_least
+            found.is_most |= is_most
         else:
-            found.left_out.append(f"seed {seed}: {ours.value:g} against {theirs.value:g} makes no {_effect_name(case)}")
-    resolution = _resolution(results.measured(side[0]), case.is_ratio, [*found.side, *found.other])
-    return replace(found, resolution=resolution, is_least=least, is_most=most)
+            found.left_out.append(f"seed {seed}: {ours.value:g} against {theirs.value:g} makes no {case.effect}")
+    found.resolution = _resolution(results.measured(side[0]), case.is_ratio, [*found.side, *found.other])
+    return found
 
 
 def one_sided(values: Sequence[float], needed: float, resolution: float) -> tuple[float, float]:
@@ -132,12 +119,6 @@ def one_sided(values: Sequence[float], needed: float, resolution: float) -> tupl
     return float(above), float(below)
 
 
-def described(metric: Metric, case: Case, notes: Sequence[str] = ()) -> str:
-    """The measured quantity for display, with notes in parentheses."""
-    what = case.what or (f"{metric.label}, {metric.unit}" if metric.unit else metric.label)
-    return f"{what} ({'; '.join(notes)})" if any(notes) else what
-
-
 def _tested_row(case: Case, side: str, results: Results) -> Row:
     mine, theirs = (case.reading, side), (case.against, case.against_side)
     found, metric = pairs(case, mine, theirs, results), results.measured(case.reading)
@@ -150,7 +131,7 @@ def _tested_row(case: Case, side: str, results: Results) -> Row:
         when=case.when,
         side=side,
         against=case.against_side,
-        what=described(metric, case, _notes(results, HELP, found, mine, theirs)),
+        what=_what(case, metric, [*results.notes_on_bounds(mine, theirs), HELP[found.is_least, found.is_most]]),
         unit=metric.unit,
         n=len(found.effects),
         value=_mean(found.side),
@@ -192,7 +173,7 @@ def _sync_against_local(case: Case, results: Results) -> Versus:
     return Versus(
         case=case.name,
         when=case.when,
-        what=described(metric, case, _notes(results, SHARE, found, mine, theirs)),
+        what=_what(case, metric, [*results.notes_on_bounds(mine, theirs), SHARE[found.is_least, found.is_most]]),
         unit=metric.unit,
         n=tested.n,
         value=_mean(found.side),
@@ -208,8 +189,13 @@ def _sync_against_local(case: Case, results: Results) -> Versus:
     )
 
 
-def _with_word(one: Versus, p: float, p_same: float) -> Versus:
+def _with_answer(row: Row, p_yes: float, p_no: float) -> Row:
     """Sets the corrected p values and the answer that follows from them."""
+    return replace(row, p_yes=p_yes, p_no=p_no, says="yes" if p_yes < ALPHA else "no" if p_no < ALPHA else "open")
+
+
+def _with_word(one: Versus, p: float, p_same: float) -> Versus:
+    """As :func:`_with_answer`."""
     word = NOT_RUN if one.n < 2 else SAME if p_same < ALPHA else UNDECIDED
     if p < ALPHA:
         word = BETTER if one.effect > (1 if one.is_ratio else 0) else WORSE
@@ -222,12 +208,10 @@ def _holm_corrected(ps: Sequence[float]) -> list[float]:
     return [new if math.isfinite(p) else math.nan for p, new in zip(ps, corrected, strict=True)]
 
 
-def _notes(
-    results: Results, forbidden: Mapping[tuple[bool, bool], str], found: Pairs, *read: tuple[Reading, str]
-) -> list[str]:
-    """Notes on numbers that are bounds, and on what therefore cannot be shown."""
-    notes = dict.fromkeys(results.note_on_bounds(reading, side) for reading, side in read)
-    return [*filter(None, [*notes, forbidden[found.is_least, found.is_most]])]
+def _what(case: Case, metric: Metric, notes: Sequence[str]) -> str:
+    """The measured quantity for display, with notes in parentheses."""
+    what = case.what or (f"{metric.label}, {metric.unit}" if metric.unit else metric.label)
+    return f"{what} ({'; '.join(filter(None, notes))})" if any(notes) else what
 
 
 def _effect(case: Case, ours: float, theirs: float) -> float:
@@ -238,10 +222,6 @@ def _effect(case: Case, ours: float, theirs: float) -> float:
     if not (0 < ours < math.inf and 0 < theirs < math.inf):
         return math.nan
     return sign * (math.log(ours) - math.log(theirs))
-
-
-def _effect_name(case: Case) -> str:
-    return "ratio" if case.is_ratio else "difference"
 
 
 def _log_if_ratio(case: Case, effect: float) -> float:

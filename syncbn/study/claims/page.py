@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from html import escape as escape_html
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +16,8 @@ from syncbn.study.format import plural
 from syncbn.study.report import blocks, plot_style
 from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
 from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.write import write_frames
 from syncbn.training.atomic_write import unlinked
-from syncbn.training.console import printable
 
 NORMS = {
     "none": "no norm",
@@ -40,24 +41,14 @@ def write(findings: Sequence[Finding], title: str, question: str, directory: Pat
     """Writes ``NAME.html``, ``NAME.md``, ``tables/*.csv``, ``plots/*.png`` and ``plots/*.svg``; replaces older ones.
 
     Equal findings produce identical files. Plots of an earlier page, as listed in its ``tables/plots.csv``, are
-    removed. Other files in the directory stay.
-
-    Args:
-        findings: in the order of the page.
-        title: of the page.
-        question: the question that the page answers.
-        directory: created if it does not exist.
-        name: of the page. Choose another than ``report`` if the directory contains a report of another kind.
+    removed. The directory is created if it does not exist; other files in it stay. Choose another ``name`` than
+    ``report`` if it contains a report of another kind.
 
     Returns:
         The path of ``NAME.html``, which is self-contained.
     """
-    directory = Path(directory)
     drawn = _write_plots(findings, directory)
-    unlinked(directory / "tables").mkdir(exist_ok=True)
-    for table, frame in tables.frames(findings, [[plot.name for plot in each] for each in drawn]).items():
-        frame = frame.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
-        frame.to_csv(unlinked(directory / "tables" / f"{table}.csv"), index=False, errors="surrogateescape")
+    write_frames(tables.frames(findings, [[plot.name for plot in each] for each in drawn]), directory / "tables")
     path = directory / f"{name}.html"
     head = [Block(f"# {escape(title)}"), Block(escape(question), "question")]
     blocks.write([*head, *_blocks(findings, drawn, directory)], title, path, ("report.css", "claims.css"))
@@ -88,17 +79,14 @@ def how_to_read(findings: Sequence[Finding]) -> list[str]:
 def _blocks(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], directory: Path) -> list[Block | Group]:
     norms = {side: tables.compared_sides(findings, side) for side in tables.norms(findings)}
     words = " ".join(f"{escape(side)}: {escape(NORMS[side])}." for side in norms if side in NORMS)
-    shared = {
-        "worse": [(one, line) for one in findings for line in one.worse],
-        "better": [(one, line) for one in findings for line in one.better],
-    }
     none_shown = _text_if_none([case for one in findings for case in one.versus])
     claim = "{}: " if len(findings) > 1 else ""
     return [
         _matrix(findings, norms),
         Block(words, only="markdown"),  # the HTML has them in the heads of the matrix
         Group([Block("## How to read this"), Block(bullets(how_to_read(findings)))]),
-        *(_sharing_section(word, told, none_shown) for word, told in shared.items()),
+        _sharing_section("worse", [(one, line) for one in findings for line in one.worse], none_shown),
+        _sharing_section("better", [(one, line) for one in findings for line in one.better], none_shown),
         blocks.problems([f"{claim.format(one.text)}{line}" for one in findings for line in one.problems]),
         *(_claim_section(one, plots, directory) for one, plots in zip(findings, drawn, strict=True)),
         Group([Block("## Runs and versions", "part"), *blocks.table(tables.runs(findings)), blocks.computed()]),
@@ -106,12 +94,7 @@ def _blocks(findings: Sequence[Finding], drawn: Sequence[Sequence[Plot]], direct
 
 
 def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
-    """The matrix of verdicts: one row for each claim, one column for each norm.
-
-    Args:
-        findings: one for each row.
-        norms: one for each column, with the compared side.
-    """
+    """The matrix of verdicts: a row for each claim, a column for each norm. ``norms`` has the compared sides."""
     heads = ["claim", *(f"{side}, against {other}" for side, other in norms.items()), SHARING]
     cells = [[*(tables.worded_verdict(one, side) for side in norms), tables.sharing(one)] for one in findings]
     rows = [[_link(one), *(escape(words) for words, _ in line)] for one, line in zip(findings, cells, strict=True)]
@@ -122,18 +105,17 @@ def _matrix(findings: Sequence[Finding], norms: Mapping[str, str]) -> Block:
 
 def _finish_matrix(norms: Mapping[str, str], tones: Sequence[str], html: str) -> str:
     """Adds descriptions of norms to the heads, tones to the cells, and the head of each cell for narrow screens."""
-    words = {side: f"{NORMS[side]}, " if side in NORMS else "" for side in norms}
     heads = [f"{side} against {other}" for side, other in norms.items()] + [SHARING]
-    shown = [
-        f"{escape_html(side)} <small>{escape_html(f'{words[side]}against {other}')}</small>"
-        for side, other in norms.items()
-    ]
+    small = [", ".join(filter(None, [NORMS.get(side), f"against {other}"])) for side, other in norms.items()]
+    shown = (f"{escape_html(side)} <small>{escape_html(text)}</small>" for side, text in zip(norms, small, strict=True))
     each = iter(["claim", *shown, SHARING])
     html = re.sub(r"<th>.*?</th>", lambda _: f"<th>{next(each)}</th>", html)
     html = re.sub(r"<tr>\n<td>(.*)</td>", r'<tr>\n<th scope="row" role="rowheader">\1</th>', html)
     html = re.sub(r"<td>(.*)</td>", r'<td><span class="telling">\1</span></td>', html)
-    beside = (f'data-head="{escape_html(heads[at % len(heads)])}"' for at in range(len(tones)))
-    cells = (f'role="cell" class="verdict-cell {tone}" {head}' for tone, head in zip(tones, beside, strict=True))
+    cells = (
+        f'role="cell" class="verdict-cell {tone}" data-head="{escape_html(head)}"'
+        for tone, head in zip(tones, cycle(heads), strict=False)
+    )
     html = html.replace("<th>", '<th scope="col" role="columnheader">').replace("<tr>", '<tr role="row">')
     html = html.replace("<thead>", '<thead role="rowgroup">').replace("<tbody>", '<tbody role="rowgroup">')
     return blocks.with_attributes(html, "td", cells).replace("<table>", '<table id="matrix" role="table">')
@@ -147,14 +129,13 @@ def _sharing_section(word: str, told: Sequence[tuple[Finding, str]], none_shown:
 
 def _claim_section(one: Finding, plots: Sequence[Plot], directory: Path) -> Group:
     prefix, made = f"{one.study}-", tables.build(one)
-    verdicts = [tables.worded_verdict(one, side) for side in one.sides]
-    words = zip(one.sides, (words for words, _ in verdicts), strict=True)
+    words, tones = zip(*(tables.worded_verdict(one, side) for side in one.sides), strict=True)
     inside: list[Block | Group] = [
         Block(f'<a id="{one.study}"></a>', only="markdown"),
         Block(f"## {one.number}. {escape(one.text)}", "part"),
         Block(f"*The claim:* {escape(one.article)}" if one.article else "", "about"),
         Block(f"*The test:* {escape(one.method)}" if one.method else "", "about"),
-        terms(words, "verdicts", tones=[tone for _, tone in verdicts]),
+        terms(zip(one.sides, words, strict=True), "verdicts", tones=tones),
         Group([blocks.figure(plot, directory, prefix=prefix) for plot in plots], "div", "plots"),
     ]
     for name, (heading, instead) in TABLES.items():

@@ -11,7 +11,7 @@ import pandas as pd
 
 from syncbn.study.claims.readings import Results, exp
 from syncbn.study.claims.result import PlotData
-from syncbn.study.claims.rules.rule_plots import ConditionsPlot, LayersPlot, NumbersPlot, Plot
+from syncbn.study.claims.rule import ConditionsPlot, LayersPlot, NumbersPlot, Plot
 from syncbn.study.compare.paired_tests import mean_interval
 
 COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
@@ -19,12 +19,8 @@ COLUMNS = ["panel", "side", "series", "x", "n", "mean", "low", "high"]
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
-def plots(asked: Sequence[Plot], results: Results) -> list[PlotData]:
-    """The data of a claim's plots, in order. A plot is named after its part of the study."""
-    return [_plot(each, results) for each in asked]
-
-
-def _plot(asked: Plot, results: Results) -> PlotData:
+def plot(asked: Plot, results: Results) -> PlotData:
+    """The data of a claim's plot. It is named after its part of the study."""
     rows = _layers(asked, results) if isinstance(asked, LayersPlot) else _metrics(asked, results)
     return PlotData(
         name=re.sub(r"[^A-Za-z0-9]+", "-", asked.part),
@@ -43,7 +39,9 @@ def _metrics(asked: ConditionsPlot | NumbersPlot, results: Results) -> Iterator[
                     condition, name = asked.condition, metric.replace("{x}", f"{x:g}")
                 else:
                     condition, name = asked.conditions[place], metric
-                yield from _point("", side, series, x, _over_seeds(asked, results, condition, side, name))
+                values = (results.value(asked.part, condition, side, seed, name) for seed in results.seeds(asked.part))
+                finite = [value for value in values if value is not None and math.isfinite(value)]
+                yield from _point("", side, series, x, finite)
 
 
 def _as_numbers(conditions: Sequence[str]) -> Sequence[float | str]:
@@ -68,14 +66,6 @@ def _layers(asked: LayersPlot, results: Results) -> Iterator[dict[str, Any]]:
                 logs = np.log(np.maximum(norms[np.isfinite(norms)].to_numpy(dtype=float), SMALLEST)).tolist()
                 for row in _point(condition, side, "", float(depth), logs):
                     yield row | {key: exp(row[key]) for key in ("mean", "low", "high")}
-
-
-def _over_seeds(
-    asked: ConditionsPlot | NumbersPlot, results: Results, condition: str, side: str, metric: str
-) -> list[float]:
-    """The metric of each seed, without missing and non-finite values."""
-    values = [results.value(asked.part, condition, side, seed, metric) for seed in results.seeds(asked.part)]
-    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _point(panel: str, side: str, series: str, x: float | str, values: Sequence[float]) -> Iterator[dict[str, Any]]:

@@ -28,9 +28,7 @@ LEVEL = 1.2  # points: width of the reference line
 def draw(data: PlotData, name: str) -> Plot:
     """Draws one plot. Call this, and the function that saves the figure, within ``plot_style.style()``.
 
-    Args:
-        data: of the plot. If ``x`` contains strings, they become rows from top to bottom with a horizontal value axis.
-        name: of the plot's files.
+    If ``x`` contains strings, they become rows from top to bottom with a horizontal value axis.
 
     Returns:
         The figure with its caption. Without values to draw there is no figure, and the caption contains the reason.

@@ -1,13 +1,17 @@
-"""Reads from run directories the number of each norm and seed, and reports what is missing."""
+"""Reads from run directories the number of each norm and seed, and reports what is missing.
+
+A number may be censored, that is a lower or upper bound. A run that did not reach its target in time shows only a lower
+bound: the steps or seconds that it trained. If the largest tried condition is usable, the largest usable condition is
+this one or a larger one. Bounds decide which answers of the rule cannot be given.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from syncbn.study.cells import Cell
-from syncbn.study.claims.censored import Number, minus, over
-from syncbn.study.claims.rules.rule import LARGEST, Reading
+from syncbn.study.claims.rule import LARGEST, Reading
 from syncbn.study.compare.runs import run_reader
 from syncbn.study.compare.runs.metric import Metric, choose, shown
 from syncbn.study.compare.runs.run_reader import Run
@@ -17,6 +21,21 @@ from syncbn.training.errors import SettingError
 TARGET = "target/"  # prefix of metrics on reaching a target accuracy
 REACHED = "target/reached"
 CENSORED = ("target/steps", "target/seconds")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that may be a bound.
+
+    Attributes:
+        value: the number.
+        is_least: whether it is a lower bound: the true value is this or larger.
+        is_most: whether it is an upper bound: the true value is this or smaller. With both, the true value is unknown.
+    """
+
+    value: float
+    is_least: bool = False
+    is_most: bool = False
 
 
 class Results:
@@ -88,14 +107,18 @@ class Results:
         number = over(reading, [there[each] for each in reading.conditions])
         return minus(number, there[reading.less]) if reading.less else number
 
-    def note_on_bounds(self, reading: Reading, side: str) -> str:
-        """A note on a side's numbers that are bounds or omit conditions; "" if there are none."""
+    def notes_on_bounds(self, *read: tuple[Reading, str]) -> list[str]:
+        """Notes on the numbers of readings and sides that are bounds or omit conditions; "" for none."""
+        return list(dict.fromkeys(self._note_on_bounds(reading, side) for reading, side in read))
+
+    def _note_on_bounds(self, reading: Reading, side: str) -> str:
         numbers = [self.number(reading, side, seed) for seed in self.seeds(reading.part)]
         found = [number for number in numbers if number is not None]
-        told = []
         if reading.over == LARGEST:
-            told += [(sum(number.is_least for number in found), "could use the largest that was tried")]
-            told += [(sum(number.is_most for number in found), "could use none, and count with the smallest")]
+            told = [
+                (sum(number.is_least for number in found), "could use the largest that was tried"),
+                (sum(number.is_most for number in found), "could use none, and count with the smallest"),
+            ]
             words = "; ".join(f"{count} of {len(found)} {what}" for count, what in told if count)
         else:
             words = self._missed_target(reading, side, found)
@@ -138,13 +161,58 @@ class Results:
             if run is None:
                 missing.setdefault(cell.directory.parent, []).append(cell.directory.name)
             elif run.trouble:
-                lines.append(f"{self._short(cell.directory)}: {run.trouble}")
+                lines.append(f"{cell.directory.relative_to(self._root)}: {run.trouble}")
         for directory, names in missing.items():
-            lines.append(f"{self._short(directory)}: {plural(len(names), 'run')} missing ({', '.join(names)})")
+            where = directory.relative_to(self._root)
+            lines.append(f"{where}: {plural(len(names), 'run')} missing ({', '.join(names)})")
         return lines
 
-    def _short(self, directory: Path) -> str:
-        return str(directory.relative_to(self._root))
+
+def over(reading: Reading, numbers: Sequence[Number]) -> Number:
+    """Reduces the numbers of all conditions to one. Non-finite numbers can make the result non-finite.
+
+    ``numbers`` has one for each condition of the reading. ``is_least`` marks runs that did not reach the target.
+    """
+    values, late = [number.value for number in numbers], any(number.is_least for number in numbers)
+    if reading.over == LARGEST:
+        return _highest(reading, numbers)
+    if reading.over == "mean":
+        return Number(sum(values) / len(values), late)
+    best, worst = (min, max) if reading.wants == "lower" else (max, min)
+    if reading.over == "worst":
+        return Number(worst(values) if all(map(math.isfinite, values)) else math.nan, late)
+    if reading.over == "best":
+        finite = [number for number in numbers if math.isfinite(number.value)]
+        # A run that missed the target is not the fastest, even if it trained for fewer steps.
+        if late and reading.wants == "lower":
+            there = [number.value for number in finite if not number.is_least]
+            return Number(min(there)) if there else Number(max((each.value for each in finite), default=math.nan), True)
+        return Number(best((number.value for number in finite), default=math.nan), late)
+    return numbers[0]
+
+
+def minus(number: Number, other: Number) -> Number:
+    """The difference. An upper bound of the subtracted number makes the difference a lower bound, and vice versa."""
+    return Number(number.value - other.value, number.is_least or other.is_most, number.is_most or other.is_least)
+
+
+def of_effect(wants: str, side: Number, other: Number) -> tuple[bool, bool]:
+    """Whether the improvement of a side over another is a lower bound, and whether it is an upper bound."""
+    by = minus(side, other)
+    return (by.is_most, by.is_least) if wants == "lower" else (by.is_least, by.is_most)
+
+
+def _highest(reading: Reading, numbers: Sequence[Number]) -> Number:
+    assert reading.usable is not None
+    sizes = [float(condition) for condition in reading.conditions]
+    usable = [
+        size
+        for size, number in zip(sizes, numbers, strict=True)
+        if number.value <= reading.usable and not number.is_least
+    ]
+    if not usable:
+        return Number(min(sizes), is_most=True)
+    return Number(max(usable), is_least=max(usable) == max(sizes))
 
 
 def exp(value: float) -> float:

@@ -19,15 +19,12 @@ class Row:
         unit: of the values: "%" or "".
         n: number of pairs, one for each seed.
         value: mean of the norm over pairs. This and all numbers below are NaN if there is no pair.
-        value_low: lower end of its 95 % interval.
-        value_high: upper end.
+        value_low, value_high: ends of its 95 % interval.
         other: mean of the compared side.
-        other_low: lower end of its 95 % interval.
-        other_high: upper end.
+        other_low, other_high: ends of its 95 % interval.
         is_ratio: whether the effect is a ratio ("times"; geometric mean); otherwise it is a difference.
         effect: improvement of the norm; positive (for a ratio: above 1) if the norm is better in the claim's sense.
-        low: lower end of its 95 % interval.
-        high: upper end.
+        low, high: ends of its 95 % interval.
         needed: the effect that the rule requires.
         p_yes: of the one-sided test that the effect is above ``needed``, Holm-corrected for all rows of the claim.
         p_no: of the one-sided test that the effect is below ``needed``, likewise.
@@ -69,11 +66,9 @@ class Versus:
     Attributes:
         case, when, what, unit, is_ratio: as in :class:`Row`.
         n: number of pairs.
-        value: mean of ``sync``.
-        other: mean of ``local``.
+        value, other: means of ``sync`` and of ``local``.
         effect: improvement of ``sync`` over ``local``; negative (for a ratio: below 1) if ``sync`` is worse.
-        low: lower end of its 95 % interval.
-        high: upper end.
+        low, high: ends of its 95 % interval.
         p: of the two-sided test for a difference, Holm-corrected for all cases of the claim.
         word: "better", "worse", "no difference" (the effect is shown to be smaller than ``needed`` in either
             direction), "not decided", or "not run" (fewer than two pairs).
@@ -127,10 +122,8 @@ class PlotData:
     Attributes:
         name: for file names: letters, digits and dashes.
         title: a sentence that describes the plot.
-        x: label of the horizontal axis.
-        y: label of the vertical axis.
-        x_log: whether the horizontal axis is logarithmic.
-        y_log: whether the vertical axis is logarithmic.
+        x, y: labels of the axes.
+        x_log, y_log: whether the axes are logarithmic.
         frame: ``panel`` ("" if there is only one), ``side``, ``series`` (the name of the line, "running statistics", or
             ""), ``x`` (a number, or a string if the conditions are not numbers), ``n``, ``mean``, ``low``, ``high``
             (95 % interval; NaN for one seed).

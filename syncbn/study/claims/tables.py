@@ -1,20 +1,19 @@
 """Tables of findings: rounded text for the page, and all digits for CSV files."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from math import isfinite
-from typing import Any
 
 import pandas as pd
 
 from syncbn.study.claims.result import Finding, Published, Row, Versus
+from syncbn.study.claims.verdict import MEASURED, NOT_ASKED
 from syncbn.study.format import MISSING, count, interval, number, probability, scientific, signed
-from syncbn.study.report.tables import Table
+from syncbn.study.report.tables import Column, Table, table
 
-NOT_ASKED, MEASURED = "not asked", "measured"
 INTERVAL = "[95\u00a0%]"  # a non-breaking space, for table heads
 SMALL = "less than what matters"
-_TONES = {"yes": "better", "no": "worse", "better": "better", "worse": "worse", "": ""}
+_TONES = {"yes": "better", "no": "worse", "better": "better", "worse": "worse"}
 _ABOUT = ["study", "number"]
 _OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverged"]
 
@@ -22,15 +21,8 @@ _OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverge
 def worded_verdict(finding: Finding, side: str) -> tuple[str, str]:
     """The verdict on a side in words, and its tone: "better", "partly", "worse", "open" or "unused"."""
     words = finding.verdicts.get(side, NOT_ASKED)
-    for start, tone in (
-        ("holds only", "partly"),
-        ("holds", "better"),
-        ("does not hold", "worse"),
-        (NOT_ASKED, "unused"),
-    ):
-        if words.startswith(start):
-            return words, tone
-    return words, "open"
+    tones = {"holds only": "partly", "holds": "better", "does not hold": "worse", NOT_ASKED: "unused"}
+    return words, next((tone for start, tone in tones.items() if words.startswith(start)), "open")
 
 
 def sharing(finding: Finding) -> tuple[str, str]:
@@ -66,118 +58,91 @@ def build(finding: Finding) -> dict[str, Table]:
 
 def runs(findings: Sequence[Finding]) -> Table:
     """The number of runs for each claim, and the total."""
-    rows = [
-        [f"{one.number}. {one.text}", *map(count, (one.seeds, one.runs, one.finished, one.diverged))]
-        for one in findings
-    ]
+    names = ("seeds", "runs", "finished", "diverged")
+    rows = [[f"{one.number}. {one.text}", *(count(getattr(one, name)) for name in names)] for one in findings]
     if len(findings) > 1:
-        sums = [sum(getattr(one, name) for one in findings) for name in ("runs", "finished", "diverged")]
+        sums = [sum(getattr(one, name) for one in findings) for name in names[1:]]
         rows.append(["all", MISSING, *map(count, sums)])
     heads = ["claim", "seeds", "runs to be made", "with a result", "of these diverged"]
     return Table("verdicts", heads, [False, True, True, True, True], rows, [""] * len(rows))
 
 
 def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[str, pd.DataFrame]:
-    """Tables with all digits, by the name of their CSV file.
-
-    Args:
-        findings: one for each claim.
-        files: for each finding, the names of its plots' files.
-    """
-    about = [{"study": one.study, "number": one.number} for one in findings]
+    """Tables with all digits, by the name of their CSV file. ``files`` has the names of each finding's plots."""
     verdicts = [
-        {**which, "text": one.text, "side": side, "verdict": worded_verdict(one, side)[0]}
-        | {name: getattr(one, name) for name in _OF_ALL}
-        for which, one in zip(about, findings, strict=True)
+        {name: getattr(one, name) for name in [*_ABOUT, "text", *_OF_ALL]}
+        | {"side": side, "verdict": worded_verdict(one, side)[0]}
+        for one in findings
         for side in one.sides
     ]
     points = [
-        one.frame.assign(**which, plot=file)
-        for which, finding, names in zip(about, findings, files, strict=True)
-        for one, file in zip(finding.plots, names, strict=True)
+        plot.frame.assign(study=one.study, number=one.number, plot=file)
+        for one, names in zip(findings, files, strict=True)
+        for plot, file in zip(one.plots, names, strict=True)
     ]
     columns = [*_ABOUT, "plot", "panel", "side", "series", "x", "n", "mean", "low", "high"]
     heads = [*_ABOUT, "text", "side", "verdict", *_OF_ALL]
     return {
         "verdicts": pd.DataFrame(verdicts, columns=heads),
-        "cases": _frame(about, [one.rows for one in findings], Row),
-        "versus": _frame(about, [one.versus for one in findings], Versus),
-        "published": _frame(about, [one.published for one in findings], Published),
-        "plots": pd.concat([pd.DataFrame(columns=columns), *points])[columns]
-        if points
-        else pd.DataFrame(columns=columns),
+        "cases": _frame(findings, "rows", Row),
+        "versus": _frame(findings, "versus", Versus),
+        "published": _frame(findings, "published", Published),
+        "plots": pd.concat([pd.DataFrame(columns=columns), *points])[columns],
     }
 
 
-def _frame(about: Sequence[dict[str, Any]], parts: Sequence[Sequence[Any]], kind: type) -> pd.DataFrame:
-    rows = [which | asdict(row) for which, part in zip(about, parts, strict=True) for row in part]
+def _frame(findings: Sequence[Finding], name: str, kind: type) -> pd.DataFrame:
+    rows = [{"study": one.study, "number": one.number, **vars(row)} for one in findings for row in getattr(one, name)]
     return pd.DataFrame(rows, columns=[*_ABOUT, *(field.name for field in fields(kind))])
 
 
 def _cases(finding: Finding) -> Table:
-    columns = {
-        "case": False,
-        "norm": False,
-        "says": False,
-        f"better by {INTERVAL}": True,
-        "needed": True,
-        "pairs": True,
-    }
-    columns |= {f"norm's mean {INTERVAL}": True, "held against": False, f"its mean {INTERVAL}": True}
-    columns |= {"p, yes": True, "p, no": True, "measured": False}
-    rows = [
-        [
-            row.when or MISSING,
-            row.side,
-            row.says,
-            _effect(row),
-            _needed(row),
-            count(row.n) if row.n >= row.planned else f"{row.n} of {row.planned}",
-            _with_interval(number(row.value, row.unit), interval(row.value_low, row.value_high, row.unit)),
-            row.against,
-            _with_interval(number(row.other, row.unit), interval(row.other_low, row.other_high, row.unit)),
-            *(MISSING if row.says == MEASURED else probability(p) for p in (row.p_yes, row.p_no)),
-            row.what,
-        ]
-        for row in finding.rows
+    columns = [
+        Column("case", lambda row: row.when or MISSING, numeric=False),
+        Column("norm", lambda row: row.side, numeric=False),
+        Column("says", lambda row: row.says, numeric=False),
+        Column(f"better by {INTERVAL}", _effect),
+        Column("needed", _needed),
+        Column("pairs", lambda row: count(row.n) if row.n >= row.planned else f"{row.n} of {row.planned}"),
+        Column(f"norm's mean {INTERVAL}", lambda row: _mean(row.value, row.value_low, row.value_high, row.unit)),
+        Column("held against", lambda row: row.against, numeric=False),
+        Column(f"its mean {INTERVAL}", lambda row: _mean(row.other, row.other_low, row.other_high, row.unit)),
+        Column("p, yes", lambda row: MISSING if row.says == MEASURED else probability(row.p_yes)),
+        Column("p, no", lambda row: MISSING if row.says == MEASURED else probability(row.p_no)),
+        Column("measured", lambda row: row.what, numeric=False),
     ]
-    return _table("cases", columns, rows, "says", [row.says for row in finding.rows])
+    return table("cases", finding.rows, columns, lambda row: _TONES.get(row.says, "open"), "says")
 
 
 def _versus(finding: Finding) -> Table:
-    columns = {"case": False, "sync is": False, f"sync is better by {INTERVAL}": True, "needed": True, "pairs": True}
-    columns |= {"sync": True, "local": True, "p": True, "p, same": True, "measured": False}
-    rows = [
-        [
-            row.when or MISSING,
-            f"{row.word} ({SMALL})" if row.is_small else row.word,
-            _effect(row),
-            _effect_text(row.needed, row).replace("+", "±", 1),
-            count(row.n),
-            number(row.value, row.unit),
-            number(row.other, row.unit),
-            probability(row.p),
-            probability(row.p_same),
-            row.what,
-        ]
-        for row in finding.versus
+    columns = [
+        Column("case", lambda row: row.when or MISSING, numeric=False),
+        Column("sync is", lambda row: f"{row.word} ({SMALL})" if row.is_small else row.word, numeric=False),
+        Column(f"sync is better by {INTERVAL}", _effect),
+        Column("needed", lambda row: _effect_text(row.needed, row).replace("+", "±", 1)),
+        Column("pairs", lambda row: count(row.n)),
+        Column("sync", lambda row: number(row.value, row.unit)),
+        Column("local", lambda row: number(row.other, row.unit)),
+        Column("p", lambda row: probability(row.p)),
+        Column("p, same", lambda row: probability(row.p_same)),
+        Column("measured", lambda row: row.what, numeric=False),
     ]
-    words = [SMALL if row.is_small else row.word for row in finding.versus]  # a small effect has no colour
-    return _table("versus", columns, rows, "sync is", words)
+
+    def tone(row: Versus) -> str:
+        return "open" if row.is_small else _TONES.get(row.word, "open")  # a small effect has no colour
+
+    return table("versus", finding.versus, columns, tone, "sync is")
 
 
 def _published(finding: Finding) -> Table:
-    columns = {"what": False, "published": False, "ours": False, "agrees": False, "source": False}
-    rows = [
-        [row.what, row.published or MISSING, row.ours, row.agrees or MISSING, row.source] for row in finding.published
+    columns = [
+        Column("what", lambda row: row.what, numeric=False),
+        Column("published", lambda row: row.published or MISSING, numeric=False),
+        Column("ours", lambda row: row.ours, numeric=False),
+        Column("agrees", lambda row: row.agrees or MISSING, numeric=False),
+        Column("source", lambda row: row.source, numeric=False),
     ]
-    return _table("published", columns, rows, "agrees", [row[3] for row in rows])
-
-
-def _table(name: str, columns: dict[str, bool], rows: list[list[str]], telling: str, words: Sequence[str]) -> Table:
-    """A table whose rows have the tone of their word."""
-    tones = [_TONES.get(word, "open") for word in words]
-    return Table(name, list(columns), list(columns.values()), rows, tones, telling)
+    return table("published", finding.published, columns, lambda row: _TONES.get(row.agrees, "open"), "agrees")
 
 
 def _needed(row: Row) -> str:
@@ -186,30 +151,25 @@ def _needed(row: Row) -> str:
 
 
 def _effect(row: Row | Versus) -> str:
-    if row.is_ratio:
-        ends = (
-            f"{_ratio_text(row.low)} to {_ratio_text(row.high)}"
-            if isfinite(row.low) and isfinite(row.high)
-            else MISSING
-        )
-    else:
-        ends = interval(row.low, row.high, _difference_unit(row), sign=True)
+    ends = interval(row.low, row.high, _difference_unit(row), sign=True)
+    if row.is_ratio and ends != MISSING:
+        ends = f"{_ratio_text(row.low)} to {_ratio_text(row.high)}"
     return _with_interval(_effect_text(row.effect, row), ends)
+
+
+def _mean(value: float, low: float, high: float, unit: str) -> str:
+    return _with_interval(number(value, unit), interval(low, high, unit))
 
 
 def _effect_text(value: float, row: Row | Versus) -> str:
     """An effect with its unit: ``1.25 times``, ``+2.00 points``."""
     if not isfinite(value):
         return MISSING
-    return (
-        f"{_ratio_text(value)} times"
-        if row.is_ratio
-        else f"{signed(value, _difference_unit(row))} {_difference_unit(row)}".strip()
-    )
+    unit = _difference_unit(row)
+    return f"{_ratio_text(value)} times" if row.is_ratio else f"{signed(value, unit)} {unit}".strip()
 
 
 def _difference_unit(row: Row | Versus) -> str:
-    """The unit of a difference."""
     return "points" if row.unit == "%" else row.unit
 
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 from syncbn.study.claims.result import Row, Versus
-from syncbn.study.format import number, plural
+from syncbn.study.format import number, plural, span
 
 HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
+MEASURED = "measured"  # the answer of a case that does not count for the verdict
 BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference", "not decided"  # words of Versus
 
 
@@ -16,11 +17,10 @@ def verdict(rows: Sequence[Row]) -> str:
         return NOT_ASKED
     if not any(row.n for row in rows):
         return NOT_RUN
-    short = [row for row in rows if row.n < row.planned]
-    of = plural(max(row.planned for row in short), "seed") if short else ""
-    return (
-        f"{_verdict_by_answers(rows)} (so far, by {_pairs_text(short)} of {of})" if short else _verdict_by_answers(rows)
-    )
+    words, short = _verdict_by_answers(rows), [row for row in rows if row.n < row.planned]
+    if not short:
+        return words
+    return f"{words} (so far, by {_pairs_text(short)} of {plural(max(row.planned for row in short), 'seed')})"
 
 
 def _verdict_by_answers(rows: Sequence[Row]) -> str:
@@ -30,9 +30,8 @@ def _verdict_by_answers(rows: Sequence[Row]) -> str:
     if len(yes) == len(rows):
         return HOLDS
     if yes:
-        rest = (
-            f"; {UNDECIDED} {_joined_conditions(undecided)} by {_seeds_text(undecided)}" if undecided else ""
-        ) + rest
+        if undecided:
+            rest = f"; {UNDECIDED} {_joined_conditions(undecided)} by {_seeds_text(undecided)}{rest}"
         return f"{HOLDS} only {_joined_conditions(yes)}{rest}"
     if not undecided:
         return f"{FAILS} {_joined_conditions(no)}{rest}" if missing else FAILS
@@ -95,5 +94,4 @@ def _seeds_text(rows: Sequence[Row]) -> str:
 
 def _pairs_text(rows: Sequence[Row]) -> str:
     """The number of pairs in these rows: ``4``, ``4 to 6``."""
-    counts = sorted({row.n for row in rows})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return span(*(str(f(row.n for row in rows)) for f in (min, max)))

@@ -1,6 +1,7 @@
 """Notes on the compared runs: settings that differ, settings that are constant, and reasons for doubt."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
 from syncbn.study.compare.runs import labels
 from syncbn.study.compare.runs.run_reader import Run
-from syncbn.study.compare.runs.settings import GPU, PLACE, place
+from syncbn.study.compare.runs.settings import PLACE, is_on_gpu
 
 PACKAGES = ("syncbn", "torch", "lightning", "numpy")
 SHOWN = ("data", "model", "norm", "module", "optimizer", "scheduler", "trainer", "devices", "mode", "adapt")
@@ -38,14 +39,15 @@ def constant(pairs: Pairs, layout: Layout) -> list[str]:
     used = [p for p in pairs.placed if p.used]
     names = [condition for condition in layout.conditions if any(p.condition == condition for p in used)]
     rows = [layout.condition_rows[name] for name in names]
-    varying = set(labels.varying(rows))
+    varying = labels.varying(rows)
     same = {name: value for name, value in rows[0].items() if name not in varying}
     lines = [line for group in SHOWN if (line := _group(group, same))]
-    for name in labels.following(rows, layout.named):
-        if name.split(".")[0] in SHOWN:
-            lines.append(
-                f"{name}: " + ", ".join(f"{_text_or_dash(layout.condition_rows[c].get(name))} at {c}" for c in names)
+    for name in varying:
+        if name not in layout.named and name.split(".")[0] in SHOWN:
+            values = (
+                f"{_text_or_dash(row.get(name))} at {condition}" for row, condition in zip(rows, names, strict=True)
             )
+            lines.append(f"{name}: {', '.join(values)}")
     lines.append(f"seeds: {', '.join(map(str, sorted({p.seed for p in used})))}")
     shared = {name: versions for name, versions in _versions([p.run for p in used]).items() if len(versions) == 1}
     lines.append("versions: " + ", ".join(f"{name} {next(iter(versions))}" for name, versions in shared.items()))
@@ -57,9 +59,9 @@ def versions(used: Sequence[Run]) -> list[str]:
     lines = []
     for name, by_version in _versions(used).items():
         if len(by_version) > 1:
-            counts = ", ".join(f"{version} ({count} runs)" for version, count in sorted(by_version.items()))
+            counts = ", ".join(f"{version} ({count} runs)" for version, count in by_version.items())
             lines.append(f"the runs were not made with the same {name}: {counts}")
-    kinds = _counts("GPUs" if place(run).endswith(GPU) else "the CPU" for run in used)
+    kinds = _counts("GPUs" if is_on_gpu(run) else "the CPU" for run in used)
     if len(kinds) > 1:
         lines.append(
             "some pairs ran on GPUs, others on the CPU: " + ", ".join(f"{k} ({n} runs)" for k, n in kinds.items())
@@ -72,7 +74,7 @@ def versions(used: Sequence[Run]) -> list[str]:
 
 def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:
     """A warning if paired tests use different checkpoints although the factor affects only the test."""
-    if not all(f"{name}.".startswith(tuple(f"{each}." for each in OF_TESTS)) for name in layout.factor):
+    if not all(labels.is_in(name, OF_TESTS) for name in layout.factor):
         return []
     both = [[each.run.about.get("tests") for each in two] for cell in pairs.cells.values() for two in cell]
     other = [two for two in both if two[0] != two[1]]
@@ -104,14 +106,13 @@ def _versions(used: Sequence[Run]) -> dict[str, dict[str, int]]:
     return {name: counts for name, counts in found.items() if {*counts} != {UNKNOWN}}
 
 
-def _counts(values: Any) -> dict[str, int]:
-    listed = list(values)
-    return {value: listed.count(value) for value in sorted({*listed})}
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
 
 
 def _group(group: str, same: dict[str, Any]) -> str:
     """``model: MLP, depth=4, width=64``; "" if no setting of the group is the same in all runs."""
-    mine = {name: value for name, value in same.items() if f"{name}.".startswith(f"{group}.")}
+    mine = {name: value for name, value in same.items() if labels.is_in(name, [group])}
     if group in mine:
         return f"{group}: {labels.text(mine[group])}"
     words = [labels.text(value).rpartition(".")[2] for name, value in mine.items() if name.endswith("._target_")]

@@ -3,29 +3,28 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, verdict
-from syncbn.study.compare import cost as costs
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.layout import Layout, lay_out
-from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, pair, place_runs
+from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, how_they_ran, pair, place_runs
 from syncbn.study.compare.runs import run_reader
 from syncbn.study.compare.runs.metric import Metric, choose, margin_of, resolution
-from syncbn.study.compare.runs.settings import how
+from syncbn.study.compare.runs.settings import how, is_simulated
 from syncbn.training.errors import SettingError
 
 ALPHA = 0.01  # level of the test for a difference in the protocols; paired_tests.py uses it for equivalence too
-MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]
 EFFECTS = ["condition", "at", "side", "how", "n", "difference", "low", "high"]
 EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "margin", "differences", "verdict"]
 COST = ["condition", "side", "how", "n", "seconds_per_step", "images_per_second"]
 COST += ["pairs", "ratio", "ratio_low", "ratio_high", "collectives"]
-RUNS = ["path", "side", "condition", "seed", "status", "how", "value", "seconds", "used", "why"]
 CURVES = ["condition", "side", "how", "seed", "epoch", "metric", "value"]
 CONFIRMATIONS = ["condition", "side", "seed", "one_process", "processes", "difference"]
 
@@ -70,19 +69,14 @@ def compare(
     pairs = pair(placed, layout)
     margins = _margins(pairs, layout, measured, margin)
     means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, margins, alpha)
-    cost = pd.DataFrame(costs.costs(pairs, layout), columns=COST)
+    cost = _cost(pairs, layout)
     layer_table = layers.layers(pairs, layout)
     confirmed, far = confirmations(pairs, margins)
     problems = [f"{p.path}{_described(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
     problems += [*pairs.problems, *disagreements(placed, measured), *far]
     beside = reference_figures.beside(expected, layout, measured, means, effect_rows, cost)
-    used = [p.run for p in pairs.placed if p.used]
-    problems += [
-        *caveats.checkpoints(pairs, layout),
-        *caveats.versions(used),
-        *caveats.few(effect_rows),
-        *reference_figures.disagreements(beside),
-    ]
+    problems += [*caveats.checkpoints(pairs, layout), *caveats.versions([p.run for p in placed if p.used])]
+    problems += [*caveats.few(effect_rows), *reference_figures.disagreements(beside)]
     return Comparison(
         title=title or f"{factor}: {(' against ' if len(layout.sides) == 2 else ', ').join(reversed(layout.sides))}",
         question=question,
@@ -107,7 +101,7 @@ def compare(
         constant=caveats.constant(pairs, layout),
         problems=problems,
         verdict=verdict.verdict(factor, measured, layout.baseline, layout.sides, effect_rows, cost, alpha),
-        command=_command(places, above, factor, baseline, metric, margin, alpha),
+        command=_command(places, above, factor=factor, baseline=baseline, metric=metric, margin=margin, alpha=alpha),
     )
 
 
@@ -140,15 +134,14 @@ def _means(pairs: Pairs, layout: Layout) -> pd.DataFrame:
     rows = []
     for condition, place in dict.fromkeys((cell.condition, cell.place) for cell in pairs.cells):
         for side in layout.sides:
-            values = [p.value for p in pairs.of(Cell(condition, side, place))]
-            if values:
+            if runs := pairs.of(Cell(condition, side, place)):
+                values = [p.value for p in runs]
                 low, high = paired_tests.mean_interval(values)
                 sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-                row = {"condition": condition, "at": _axis_value(layout, condition), "side": side, "n": len(values)}
-                ran = {how(p.run) for p in pairs.of(Cell(condition, side, place))}
-                row["how"] = ran.pop() if len(ran) == 1 else place
-                rows.append({**row, "mean": float(np.mean(values)), "sd": sd, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=MEANS)
+                row = {"condition": condition, "at": _axis_value(layout, condition), "side": side}
+                row |= {"how": how_they_ran(runs), "n": len(values), "mean": float(np.mean(values)), "sd": sd}
+                rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 def _margins(pairs: Pairs, layout: Layout, measured: Metric, asked: float | None) -> dict[str, float]:
@@ -170,10 +163,8 @@ def _effects(
         margin = margins[cell.condition]
         one = paired_tests.effect(side, baseline, margin, resolution(measured, [*side, *baseline]))
         computed.append(one)
-        rows.append(
-            {"condition": cell.condition, "at": _axis_value(layout, cell.condition), "side": cell.side} | vars(one)
-        )
-        rows[-1] |= {"how": pairs.how(cell), "margin": margin}
+        row = {"condition": cell.condition, "at": _axis_value(layout, cell.condition), "side": cell.side}
+        rows.append(row | {"how": how_they_ran([p for two in both for p in two]), "margin": margin} | vars(one))
     differs, same = (paired_tests.holm([getattr(one, name) for one in computed]) for name in ("p", "p_tost"))
     for row, one, p_holm, p_tost in zip(rows, computed, differs, same, strict=True):
         row |= {"p_holm": p_holm, "p_tost": p_tost, "verdict": paired_tests.decide(one, p_holm, p_tost, alpha)}
@@ -196,7 +187,7 @@ def _runs(pairs: Pairs) -> pd.DataFrame:
         }
         for p in pairs.placed
     ]
-    return pd.DataFrame(rows, columns=RUNS).astype({"seed": "Int64"})
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
 def _curves(pairs: Pairs) -> pd.DataFrame:
@@ -212,13 +203,8 @@ def _curves(pairs: Pairs) -> pd.DataFrame:
         for name, called in chosen.items():
             if name not in table:
                 continue
-            rows = (
-                table[["epoch", name]]
-                .apply(pd.to_numeric, errors="coerce")
-                .replace([np.inf, -np.inf], np.nan)
-                .dropna()
-                .drop_duplicates("epoch", keep="last")
-            )
+            rows = table[["epoch", name]].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+            rows = rows.dropna().drop_duplicates("epoch", keep="last")
             values = 100 * (1 - rows[name]) if called == "val/error" else rows[name]
             about = {"condition": p.condition, "side": p.side, "how": how(p.run), "seed": p.seed, "metric": called}
             frames.append(pd.DataFrame({"epoch": rows["epoch"].astype(int) + 1, "value": values}).assign(**about))
@@ -227,24 +213,60 @@ def _curves(pairs: Pairs) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[CURVES]
 
 
-def _command(
-    paths: Sequence[Path],
-    above: Path,
-    factor: str,
-    baseline: str | None,
-    metric: str,
-    margin: float | None,
-    alpha: float,
-) -> str:
+def _cost(pairs: Pairs, layout: Layout) -> pd.DataFrame:
+    """The cost of each side, for runs with one process per device; in each condition the baseline is first."""
+    rows = []
+    by_cell: dict[tuple[str, str], dict[str, dict[int, Placed]]] = {}
+    for each in pairs.placed:
+        if each.is_monitored and not is_simulated(each.run):
+            by_side = by_cell.setdefault((each.condition, each.place), {})
+            by_side.setdefault(each.side, {})[each.seed] = each
+    for (condition, _), by_side in sorted(by_cell.items(), key=lambda item: layout.conditions.index(item[0][0])):
+        baseline = {seed: _seconds_per_step(p) for seed, p in by_side.get(layout.baseline, {}).items()}
+        for side in layout.sides:
+            runs = {seed: p for seed, p in by_side.get(side, {}).items() if math.isfinite(_seconds_per_step(p))}
+            if not runs:
+                continue
+            ratios = [_seconds_per_step(p) / baseline[seed] for seed, p in runs.items() if seed in baseline]
+            ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+            rows.append(
+                {
+                    "condition": condition,
+                    "side": side,
+                    "how": how_they_ran(list(runs.values())),
+                    "n": len(runs),
+                    "seconds_per_step": float(np.mean([_seconds_per_step(p) for p in runs.values()])),
+                    "images_per_second": float(np.mean([p.run.number("images_per_second") for p in runs.values()])),
+                    "pairs": len(ratios),
+                    # The geometric mean of ratios a/b is the inverse of that of b/a; the arithmetic mean is not.
+                    "ratio": float(stats.gmean(ratios)) if ratios else math.nan,
+                    "ratio_low": min(ratios, default=math.nan),
+                    "ratio_high": max(ratios, default=math.nan),
+                    "collectives": _finite_mean([p.run.number("share") for p in runs.values()]),
+                }
+            )
+    return pd.DataFrame(rows, columns=COST)
+
+
+def _seconds_per_step(placed: Placed) -> float:
+    """Seconds per optimizer step, without validation and warm-up; NaN if the run did not measure its speed."""
+    config, speed = placed.run.config, placed.run.number("images_per_second")
+    batch = (config.get("data") or {}).get("global_batch_size")
+    batches = (config.get("trainer") or {}).get("accumulate_grad_batches") or 1
+    if not isinstance(batch, int) or not isinstance(batches, int) or not speed > 0:  # a run of one batch reports 0
+        return math.nan
+    return batch * batches / speed
+
+
+def _finite_mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _command(paths: Sequence[Path], above: Path, **options: Any) -> str:
     """The command that repeats the comparison, without options that have their default value."""
     words = ["syncbn", "compare", *sorted({run_reader.short(path, above) for path in paths})]
-    options: dict[str, tuple[Any, Any]] = {
-        "factor": (factor, "norm"),
-        "baseline": (baseline, None),
-        "metric": (metric, "test/acc"),
-    }
-    options |= {"margin": (margin, None), "alpha": (alpha, ALPHA)}
-    for name, (value, default) in options.items():
-        if value != default:
+    for name, value in options.items():
+        if value != signature(compare).parameters[name].default:
             words += [f"--{name}", str(value)]
     return shlex.join(words)

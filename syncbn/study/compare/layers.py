@@ -38,7 +38,7 @@ def layers(pairs: Pairs, layout: Layout) -> pd.DataFrame:
     """``Comparison.layers``: means over log points and runs, in order of need."""
     frames = []
     for each in pairs.placed:
-        seen = each.run.statistics() if each.used or each.why.startswith("it confirms") else pd.DataFrame()
+        seen = each.run.statistics() if each.is_monitored else pd.DataFrame()
         if not seen.empty:
             frame = seen[["layer", *FIGURES]].copy()
             frame[FIGURES] = frame[FIGURES].apply(pd.to_numeric, errors="coerce")

@@ -54,8 +54,7 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
 
     Args:
         runs: of any status.
-        factor: the compared setting or group of settings; several are separated by commas.
-        baseline: a side. None selects "local" if it exists, else the first side.
+        factor, baseline: as in :func:`syncbn.study.compare.compare.compare`.
 
     Raises:
         SettingError: no run has the factor, all runs have the same value of it, or the baseline does not exist.
@@ -91,24 +90,13 @@ def lay_out(runs: Sequence[Run], factor: str, baseline: str | None) -> Layout:
     conditions = sorted(by_condition, key=lambda label: [labels.order(by_condition[label].get(name)) for name in named])
     numbers = [row.get(name) for row in distinct for name in named]
     is_axis = len(named) == 1 and all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
-    return Layout(
-        names,
-        first,
-        sides,
-        conditions,
-        named[0] if is_axis else "",
-        side_of,
-        condition_of,
-        by_side,
-        by_condition,
-        named,
-    )
+    axis = named[0] if is_axis else ""
+    return Layout(names, first, sides, conditions, axis, side_of, condition_of, by_side, by_condition, named)
 
 
 def _part(row: Row, names: Sequence[str], *, inside: bool) -> Row:
     """The settings of the factor if ``inside``, else the other settings."""
-    prefixes = tuple(f"{name}." for name in names)
-    return {name: value for name, value in row.items() if f"{name}.".startswith(prefixes) == inside}
+    return {name: value for name, value in row.items() if labels.is_in(name, names) == inside}
 
 
 def _side_labels(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -146,7 +134,7 @@ def _rank(label: str, row: Row) -> tuple[int, list[tuple[int, float, str]], str]
 
 
 def _refuse_one_side(factor: str, names: Sequence[str], row: Row, rows: Sequence[Row]) -> None:
-    others = [name for name in labels.varying(rows) if not f"{name}.".startswith(tuple(f"{each}." for each in names))]
+    others = [name for name in labels.varying(rows) if not labels.is_in(name, names)]
     other = f", or --factor={others[0]}, in which they differ" if others else ""
     (label,) = _side_labels([row], names)
     raise SettingError(

@@ -30,8 +30,7 @@ class Effect:
     Attributes:
         n: number of pairs.
         difference: mean of the differences.
-        low: lower end of the 95 % t interval.
-        high: upper end.
+        low, high: ends of the 95 % t interval.
         p: of the two-sided paired t test.
         p_wilcoxon: of the two-sided signed-rank test.
         p_tost: of the equivalence test, whose null hypothesis is a difference outside the margin.
@@ -103,11 +102,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def decide(effect: Effect, p_holm: float, p_tost: float, alpha: float) -> str:
     """``lower`` or ``higher`` than the baseline, ``no difference``, ``undecided``, or ``too few pairs``.
 
-    Args:
-        effect: the tested effect.
-        p_holm: p of the t test, corrected for the number of tests.
-        p_tost: p of the equivalence test, corrected likewise.
-        alpha: level of both tests.
+    The p values of the t test and of the equivalence test are corrected for the number of tests.
     """
     if effect.n < 2:
         return "too few pairs"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, NamedTuple
 
 from syncbn.study.compare.layout import Layout
@@ -11,6 +12,8 @@ from syncbn.study.compare.runs.metric import Metric, resolution, shown
 from syncbn.study.compare.runs.run_reader import Run
 from syncbn.study.compare.runs.settings import how, is_simulated, place
 from syncbn.training.errors import SettingError
+
+CONFIRMS = "it confirms the run in one process"
 
 
 @dataclass
@@ -25,11 +28,17 @@ class Placed:
     value: float
     used: bool = False
     why: str = ""
+    newer: "Placed | None" = None  # the run that repeats it
 
     @property
     def usable(self) -> bool:
         """Whether the run has a value and no newer run repeats it."""
         return not self.why
+
+    @property
+    def is_monitored(self) -> bool:
+        """Whether its cost and layers count. A run that confirms a one-process run is in no pair, but is monitored."""
+        return self.used or self.why == CONFIRMS
 
     @property
     def seed(self) -> int:
@@ -67,10 +76,11 @@ class Pairs:
         mine = [each for each in self.placed if (each.condition, each.side, each.place) == cell and each.used]
         return sorted(mine, key=lambda each: each.seed)
 
-    def how(self, cell: Cell) -> str:
-        """How the runs of a cell and their partners ran; without the number of devices if that varies."""
-        ran = {how(each.run) for pair in self.cells.get(cell, []) for each in pair}
-        return ran.pop() if len(ran) == 1 else cell.place
+
+def how_they_ran(placed: Sequence[Placed]) -> str:
+    """How runs of one place ran; without the number of devices if that varies."""
+    ran = {how(each.run) for each in placed}
+    return ran.pop() if len(ran) == 1 else placed[0].place
 
 
 def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric: Metric) -> list[Placed]:
@@ -99,15 +109,17 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
         SettingError: there is no pair. The hint contains the reason and a fix.
     """
     pairs = Pairs(placed)
-    table = {(p.condition, p.side, p.place, p.seed): p for p in placed if p.usable}
+    usable = [p for p in placed if p.usable]
+    table = {(p.condition, p.side, p.place, p.seed): p for p in usable}
     pairs.confirmed = _confirmed(table)
     confirming = {id(processes) for _, processes in pairs.confirmed}
-    places = sorted({p.place for p in placed if p.usable}, key=lambda name: (not name.startswith("processes"), name))
+    places = sorted({p.place for p in usable}, key=lambda name: (not name.startswith("processes"), name))
+    seeds = sorted({p.seed for p in usable})
     for condition in layout.conditions:
         for side in layout.sides[1:]:
             by_place = {}
             for where in places:
-                found = [[table.get((condition, s, where, n)) for s in (side, layout.baseline)] for n in _seeds(placed)]
+                found = [[table.get((condition, s, where, n)) for s in (side, layout.baseline)] for n in seeds]
                 by_place[where] = [(one, other) for one, other in found if one and other]
             in_one = [len(both) for both in by_place.values() if both and is_simulated(both[0][0].run)]
             most = max(in_one, default=0)
@@ -125,13 +137,9 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
         raise SettingError("--factor", factor, reasons[0])
     unpaired = [f"--factor={factor}: {reason}" for reason in reasons]
     pairs.problems = [*unpaired, *_missing(pairs, layout, confirming)]
-    for each in placed:
-        if each.usable and not each.used:
-            each.why = (
-                "it confirms the run in one process"
-                if id(each) in confirming
-                else _reason_run_is_unpaired(each, layout)
-            )
+    for each in usable:
+        if not each.used:
+            each.why = CONFIRMS if id(each) in confirming else _reason_run_is_unpaired(each, layout)
     return pairs
 
 
@@ -141,7 +149,7 @@ def _set_aside_repetitions(placed: Iterable[Placed]) -> None:
     for each in sorted((p for p in placed if p.usable), key=lambda p: (p.run.ended, p.path), reverse=True):
         first = newest.setdefault((each.condition, each.side, each.place, each.seed), each)
         if first is not each:
-            each.why = f"repeated: {first.path} is newer"
+            each.why, each.newer = f"repeated: {first.path} is newer", first
 
 
 def _confirmed(table: dict[tuple[str, str, str, int], Placed]) -> list[tuple[Placed, Placed]]:
@@ -149,16 +157,12 @@ def _confirmed(table: dict[tuple[str, str, str, int], Placed]) -> list[tuple[Pla
     by_setting: dict[tuple[str, str, int], list[Placed]] = {}
     for (condition, side, _, seed), each in table.items():
         by_setting.setdefault((condition, side, seed), []).append(each)
-    found = []
-    for both in by_setting.values():
-        single = [p for p in both if is_simulated(p.run)]
-        several = [p for p in both if not is_simulated(p.run)]
-        found += [(one, other) for one in single for other in several]
-    return found
-
-
-def _seeds(placed: Iterable[Placed]) -> list[int]:
-    return sorted({p.seed for p in placed if p.usable})
+    return [
+        (one, other)
+        for runs in by_setting.values()
+        for one, other in product(runs, runs)
+        if is_simulated(one.run) and not is_simulated(other.run)
+    ]
 
 
 def _is_paired(pairs: Pairs, side: str) -> bool:
@@ -167,12 +171,13 @@ def _is_paired(pairs: Pairs, side: str) -> bool:
 
 def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
     """Lines on missing runs, by condition and side."""
-    lines = []
-    several = len({p.place for p in pairs.placed if p.usable}) > 1
+    lines, usable = [], [p for p in pairs.placed if p.usable]
+    several = len({p.place for p in usable}) > 1
     for condition in layout.conditions:
         at = f" at {condition}" if condition else ""
-        for where in sorted({p.place for p in pairs.placed if p.usable and p.condition == condition}):
-            here = [p for p in pairs.placed if p.usable and (p.condition, p.place) == (condition, where)]
+        places = sorted({p.place for p in usable if p.condition == condition})
+        for where in places:
+            here = [p for p in usable if (p.condition, p.place) == (condition, where)]
             here = [p for p in here if id(p) not in confirming or p.used]
             seeds = {side: {p.seed for p in here if p.side == side} for side in layout.sides}
             every = set().union(*seeds.values())
@@ -183,7 +188,7 @@ def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
                     lines.append(
                         f"{side} has no finished run{at} with {_listed_seeds(every - there)}{f' ({where})' * several}"
                     )
-        if not any(p.usable and p.condition == condition for p in pairs.placed):
+        if not places:
             lines.append(f"nothing has finished{at}")
     return lines
 
@@ -255,16 +260,13 @@ def disagreements(placed: Sequence[Placed], metric: Metric) -> list[str]:
     """Lines on repeated runs whose values differ, or that test different checkpoints."""
     lines = []
     for each in placed:
-        if each.why.startswith("repeated"):
-            newest = each.why.removeprefix("repeated: ").removesuffix(" is newer")
-            value, about = next((p.value, p.run.about) for p in placed if p.path == newest)
-            if each.run.about.get("tests") != about.get("tests"):
+        if newer := each.newer:
+            both, tests = f"{each.path} and {newer.path}", [p.run.about.get("tests") for p in (each, newer)]
+            if tests[0] != tests[1]:
                 lines.append(
-                    f"{each.path} and {newest} have the same settings and seed, but test different checkpoints "
-                    f"({each.run.about.get('tests')}, {about.get('tests')}); the newer alone counts"
+                    f"{both} have the same settings and seed, but test different checkpoints ({tests[0]}, {tests[1]}); "
+                    "the newer alone counts"
                 )
-            elif abs(each.value - value) > resolution(metric, [value]):
-                lines.append(
-                    f"{each.path} and {newest} are the same run twice and differ: {each.value:.4g}, {value:.4g}"
-                )
+            elif abs(each.value - newer.value) > resolution(metric, [newer.value]):
+                lines.append(f"{both} are the same run twice and differ: {each.value:.4g}, {newer.value:.4g}")
     return lines

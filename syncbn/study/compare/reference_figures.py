@@ -30,10 +30,7 @@ def beside(
     Args:
         expected: entries with the keys of :class:`syncbn.study.compare.reference_spec.Expected`.
         layout: sides and conditions.
-        metric: the compared metric.
-        means: ``Comparison.means``.
-        effects: ``Comparison.effects``.
-        cost: ``Comparison.cost``.
+        metric, means, effects, cost: as in :class:`syncbn.study.compare.comparison.Comparison`.
 
     Raises:
         SettingError: an entry is invalid.
@@ -71,7 +68,7 @@ def _figure_row(
     each: Expected, condition: str, metric: Metric, means: pd.DataFrame, effects: pd.DataFrame
 ) -> dict[str, Any]:
     if each.value is not None:
-        ours, low, high = _mean(means, condition, each.side)
+        ours, low, high = _first(means, condition, each.side, "mean")
     else:
         ours, low, high = _difference(effects, means, condition, each.side, each.baseline or "")
     if math.isnan(ours):
@@ -108,29 +105,26 @@ def _figure(each: Expected) -> float:
     return float(next(number for number in (each.value, each.difference, each.at_most) if number is not None))
 
 
-def _mean(means: pd.DataFrame, condition: str, side: str) -> tuple[float, float, float]:
-    """The mean and its interval. If runs of several places exist, the place with the most runs counts."""
-    rows = means[(means["condition"] == condition) & (means["side"] == side)].sort_values("n", ascending=False)
-    if rows.empty:
-        return math.nan, math.nan, math.nan
-    first = rows.iloc[0]
-    return float(first["mean"]), float(first["low"]), float(first["high"])
+def _first(frame: pd.DataFrame, condition: str, side: str, name: str) -> tuple[float, float, float]:
+    """A figure and its interval. If runs of several places exist, the place with the most runs counts."""
+    rows = frame[(frame["condition"] == condition) & (frame["side"] == side)].sort_values("n", ascending=False)
+    middle, low, high = (math.nan if rows.empty else float(rows[column].iloc[0]) for column in (name, "low", "high"))
+    return middle, low, high
 
 
 def _difference(
     effects: pd.DataFrame, means: pd.DataFrame, condition: str, side: str, baseline: str
 ) -> tuple[float, float, float]:
     """The difference of two sides with its interval. If neither side is the baseline: the difference of the means."""
-    here = effects[effects["condition"] == condition].sort_values("n", ascending=False)
-    known = set(means["side"])
-    others = set(here["side"])
-    if side in others and baseline not in others and baseline in known:
-        first = here[here["side"] == side].iloc[0]
-        return float(first["difference"]), float(first["low"]), float(first["high"])
-    if baseline in others and side not in others and side in known:
-        first = here[here["side"] == baseline].iloc[0]
-        return -float(first["difference"]), -float(first["high"]), -float(first["low"])
-    return _mean(means, condition, side)[0] - _mean(means, condition, baseline)[0], math.nan, math.nan
+    others = set(effects[effects["condition"] == condition]["side"])
+    rest = {*means["side"]} - others
+    if side in others and baseline in rest:
+        return _first(effects, condition, side, "difference")
+    if baseline in others and side in rest:
+        middle, low, high = _first(effects, condition, baseline, "difference")
+        return -middle, -high, -low
+    ours, theirs = (_first(means, condition, each, "mean")[0] for each in (side, baseline))
+    return ours - theirs, math.nan, math.nan
 
 
 def _number(each: Expected, value: float) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.compare.runs.metric import Metric
-from syncbn.study.format import plural
+from syncbn.study.format import plural, span
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
@@ -105,20 +105,22 @@ def _clause(number: int, within: bool, rows: list[Row], metric: Metric, with_how
 
 def _margin(margins: Sequence[float]) -> str:
     """``±0.75``, or ``±0.01 to ±0.021`` if conditions have their own margins."""
-    least, most = f"±{min(margins):.3g}", f"±{max(margins):.3g}"
-    return least if least == most else f"{least} to {most}"
+    return span(f"±{min(margins):.3g}", f"±{max(margins):.3g}")
 
 
 def _range(rows: list[Row], metric: Metric) -> str:
     """The range of the rows' differences: ``−57.00 to −3.20``."""
-    least, most = (signed(f(row["difference"] for row in rows), metric) for f in (min, max))
-    return least if least == most else f"{least} to {most}"
+    return span(*(signed(f(row["difference"] for row in rows), metric) for f in (min, max)))
 
 
 def _figures(row: Row, metric: Metric, unit: str, with_how: bool) -> str:
     low, middle, high = (signed(row[name], metric) for name in ("low", "difference", "high"))
+    return f"{middle}{unit} [{low}, {high}]{_at_condition(row, with_how)}"
+
+
+def _at_condition(row: Row, with_how: bool) -> str:
     where = _condition_and_how(row) if with_how else row["condition"]
-    return f"{middle}{unit} [{low}, {high}]{f' at {where}' if where else ''}"
+    return f" at {where}" if where else ""
 
 
 def _condition_and_how(row: Row) -> str:
@@ -146,10 +148,8 @@ def _ratios(rows: list[Row], with_how: bool) -> str:
         return f"about {least} to {most} times as long, depending on the condition ({fewest} or more for each)"
     parts: list[str] = []
     for row in rows:
-        where = _condition_and_how(row) if with_how else row["condition"]
-        where = f" at {where}" if where else ""
         times = "" if parts else " times as long"
-        parts.append(f"about {_rounded(row['ratio'])}{times}{where} ({_pairs_and_range(row)})")
+        parts.append(f"about {_rounded(row['ratio'])}{times}{_at_condition(row, with_how)} ({_pairs_and_range(row)})")
     return ", ".join(parts)
 
 

@@ -46,14 +46,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks in one HTML element. The Markdown file has no element for them.
+    """Blocks in one HTML element with a tag, CSS class and id. The Markdown file has no element for them.
 
-    Attributes:
-        blocks: in order.
-        tag: of the element.
-        style: CSS class of the element.
-        id: of the element.
-        summary: for the tag ``details``: the text that is visible while the element is closed.
+    A ``details`` element has a ``summary``, the text that is visible while the element is closed.
     """
 
     blocks: "Sequence[Block | Group]"
@@ -64,13 +59,9 @@ class Group:
 
 
 def write(blocks: Sequence[Block | Group], title: str, path: Path, sheets: Sequence[str] = ("report.css",)) -> None:
-    """Writes a page as HTML and Markdown; replaces an older page.
+    """Writes a page as HTML to ``path``, and as Markdown beside it; replaces an older page.
 
-    Args:
-        blocks: of the page.
-        title: of the HTML document.
-        path: of the HTML file. The Markdown file has the suffix ``.md``.
-        sheets: the style sheets in ``templates/``.
+    ``title`` is that of the HTML document, ``sheets`` are style sheets in ``templates/``.
     """
     environment = Environment(loader=PackageLoader("syncbn.study.report", "templates"), autoescape=True)
     page = environment.get_template("page.html.jinja")
@@ -97,11 +88,7 @@ def bullets(lines: Iterable[str]) -> str:
 def terms(items: Iterable[tuple[str, str]], style: str, colon: str = ":", tones: Sequence[str] = ()) -> Block:
     """A list of terms and their meanings; in HTML a ``dl`` element.
 
-    Args:
-        items: pairs of term and meaning.
-        style: CSS class of the list.
-        colon: text after each term in Markdown.
-        tones: CSS class of each item; empty for none.
+    ``style`` and ``tones`` are CSS classes of the list and of its items. In Markdown, ``colon`` is after each term.
     """
     text = "\n".join(f"- **{escape(term)}**{colon} {escape(meaning)}" for term, meaning in items)
     return Block(text, style, finish=partial(_terms, colon=colon, tones=tones))
@@ -115,13 +102,10 @@ def problems(lines: Sequence[str], deeper: str = "", prefix: str = "") -> Group:
 
 
 def table(shown: Table | None, place: str = "", prefix: str = "", instead: str = "") -> list[Block]:
-    """A table with a link to its CSV file, or a replacement text.
+    """A table with a link to its CSV file, or the text ``instead`` if the table is None, that is, has no rows.
 
-    Args:
-        shown: the table, or None if it has no rows.
-        place: the directory of the files relative to the page; "" or with a slash at the end.
-        prefix: of the table's HTML identifier.
-        instead: the text that replaces a table without rows.
+    ``place`` is the directory of the files relative to the page, "" or with a slash at the end. ``prefix`` is that of
+    HTML identifiers.
     """
     if shown is None:
         return [Block(instead, "none")]
@@ -134,11 +118,7 @@ def table(shown: Table | None, place: str = "", prefix: str = "", instead: str =
 def figure(plot: Plot, directory: Path, place: str = "", prefix: str = "") -> Block:
     """A plot with its caption. Without a figure only the caption, which contains the reason.
 
-    Args:
-        plot: its files must exist.
-        directory: the directory that contains ``plots/`` with the files.
-        place: the same directory relative to the page.
-        prefix: of the plot's HTML identifiers.
+    The plot's files must exist in ``plots/`` in the directory. ``place`` and ``prefix`` are as in :func:`table`.
     """
     if plot.figure is None:
         return Block(escape(plot.caption), "none")

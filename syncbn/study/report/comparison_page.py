@@ -14,11 +14,8 @@ from syncbn.study.report.plot_style import Plot
 def comparison_page(c: Comparison, drawn: Sequence[Plot], directory: Path, place: str = "") -> list[Block | Group]:
     """The blocks of a page.
 
-    Args:
-        c: the comparison.
-        drawn: its plots, whose files must exist.
-        directory: the directory with the files of plots and tables.
-        place: the same directory relative to the page: "", or "NAME/" on a page of several comparisons.
+    The files of the plots ``drawn`` must exist in ``directory``. ``place`` is this directory relative to the page: "",
+    or "NAME/" on a page of several comparisons.
     """
     part = _Part(c, drawn, directory, place)
     return [
@@ -118,12 +115,8 @@ def key_figures(comparison: Comparison) -> list[tuple[str, str]]:
         row = effects.loc[effects.difference.astype(float).abs().idxmax()]
         what = f"{row.side} minus {comparison.baseline}{f' at {row.condition}' if row.condition else ''}"
         range_ = interval(row.low, row.high, unit, sign=True)
-        figures.append(
-            (
-                f"{signed(row.difference, unit)} {unit}".strip(),
-                f"{comparison.metric.label}, {what}: the largest difference (95 %: {range_})",
-            )
-        )
+        meaning = f"{comparison.metric.label}, {what}: the largest difference (95 %: {range_})"
+        figures.append((f"{signed(row.difference, unit)} {unit}".strip(), meaning))
         equal, within = sum(is_within(p, comparison.alpha) for p in effects.p_tost), tables.margin_text(comparison)
         figures.append((f"{equal} of {len(effects)}", f"differences are shown to be small, that is within {within}"))
     cost = comparison.cost[comparison.cost.side != comparison.baseline]

@@ -45,10 +45,7 @@ def ticks(axis: Axis, is_logarithmic: bool, most: int) -> None:
 def at_places(axis: Axis, values: Sequence[float], width: int) -> None:
     """Sets ticks at the data's positions if their labels fit into ``width`` characters, else at round numbers.
 
-    Args:
-        axis: with its scale set.
-        values: positions of the data, ascending.
-        width: of all labels together, in characters.
+    The positions are ascending, and the axis has its scale.
     """
     if sum(len(plain(value)) + 1 for value in values) <= width:
         _ticks(axis, FixedLocator(list(values)))
@@ -62,11 +59,6 @@ def bend(axes: Axes, ends: Sequence[float], margin: float) -> float:
     """Scales the horizontal axis so that both the margin and much larger values are readable.
 
     If necessary, the axis is linear up to a limit and logarithmic beyond it, on both sides of 0.
-
-    Args:
-        axes: with the horizontal axis.
-        ends: the smallest and largest values drawn, among others.
-        margin: the value around zero that must be readable.
 
     Returns:
         The limit; 0 if the whole axis is linear.
@@ -115,8 +107,7 @@ def room(axes: Axes, across: Sequence[float], width: float, most: float) -> floa
     Args:
         axes: with the scale of the horizontal axis set.
         across: positions of the data, ascending.
-        width: approximate width of the axis, in points.
-        most: upper limit of the result, in points.
+        width, most: approximate width of the axis, and upper limit of the result, in points.
 
     Returns:
         The offset, in points, by which a marker can be moved and still be closer to its position than to the next one.

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from syncbn.training.atomic_write import unlinked
 
-WIDTH = 5.0  # inches
+WIDTH, ROW = 5.0, 0.54  # inches: width of a figure, and height of one of :func:`rows`
 Fill = Literal["full", "none", "left", "bottom"]  # of markers
 INK, MUTED, RULE, PAPER = "#1b1f24", "#636b76", "#d9dde3", "#fffffe"
 # Okabe & Ito 2008, without yellow, which is too pale on white. The baseline has the ink. The order is such that the
@@ -78,14 +78,7 @@ def style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure.
-
-    Attributes:
-        name: of the files.
-        title: of the plot.
-        caption: an explanation of the plot, or the reason why there is no figure.
-        figure: None if there are no values to show.
-    """
+    """One figure, and the name of its files. Without values to show it is None, and the caption has the reason."""
 
     name: str
     title: str
@@ -95,15 +88,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn.
-
-    Attributes:
-        label: in the legend.
-        colour: of line and marker.
-        marker: shape of the marker.
-        fill: of the marker, one of ``FILLS``.
-        dashes: of the line, one of ``DASHES``.
-    """
+    """How a series is drawn: its label in the legend, and the style of its line and markers."""
 
     label: str
     colour: str
@@ -194,12 +179,9 @@ def intervals(
     """Draws markers with error bars from ``low`` to ``high``; NaN draws no bar.
 
     Args:
-        axes: to draw on.
+        axes, look: of markers and bars.
         at: positions of the markers on the horizontal axis if ``upright``, else on the vertical axis.
-        values: of the markers, on the other axis.
-        low: lower ends of the bars.
-        high: upper ends of the bars.
-        look: of markers and bars.
+        values, low, high: of the markers and bars, on the other axis.
         upright: whether bars are vertical.
         size: of markers, in points.
         options: for ``Axes.errorbar``. Without a ``linestyle`` the markers are not joined.
@@ -242,11 +224,6 @@ def rows(axes: Axes, labels: Sequence[str], notes: Sequence[str] = ()) -> None:
         axes.text(1, at - 0.22, note, transform=across, ha="right", va="bottom", color=MUTED)
 
 
-def height_of_rows(count: int) -> float:
-    """The height of ``count`` rows, in inches."""
-    return 0.54 * count
-
-
 def save(plots: Iterable[Plot], directory: Path) -> None:
     """Writes ``NAME.png``, 1,000 pixels wide, and ``NAME.svg``. Equal figures produce identical files."""
     for plot in plots:
@@ -258,12 +235,10 @@ def save(plots: Iterable[Plot], directory: Path) -> None:
 
 
 def inline(path: Path, label: str, prefix: str = "") -> str:
-    """An SVG file as an element of a page, with the page's light or dark colours and unique identifiers.
+    """An SVG file that :func:`save` wrote as an element of a page, with the page's light or dark colours.
 
-    Args:
-        path: of the SVG file that :func:`save` wrote.
-        label: description for screen readers, already escaped.
-        prefix: of identifiers, for pages with several plots of the same name.
+    The label is for screen readers, and already escaped. The prefix makes identifiers unique on a page with several
+    plots of the same name.
     """
     text = path.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
@@ -277,10 +252,5 @@ def inline(path: Path, label: str, prefix: str = "") -> str:
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     # Only within style attributes: other attributes do not support var().
-    return re.sub(r'style="[^"]*"', lambda found: _themed(found[0]), text)
-
-
-def _themed(declarations: str) -> str:
-    for colour, variable in _THEMED.items():
-        declarations = declarations.replace(colour, variable)
-    return declarations
+    colours = re.compile("|".join(_THEMED))
+    return re.sub(r'style="[^"]*"', lambda style: colours.sub(lambda colour: _THEMED[colour[0]], style[0]), text)

@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import cost_plots, plot_scales, plot_style
+from syncbn.study.format import share, span, times
+from syncbn.study.report import plot_scales, plot_style
 from syncbn.study.report.plot_labels import AXES, brief, first_upper, heading, hollow, left_out, row_labels, unsaid
-from syncbn.study.report.plot_style import BETTER, INK, MUTED, WIDTH, WORSE, Fill, Look, Plot, finite, short
+from syncbn.study.report.plot_style import BETTER, INK, MUTED, PAPER, WIDTH, WORSE, Fill, Look, Plot, finite, short
 from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verdict
 
-ROWS, PANELS = 40, 12  # maximum in a figure; the tables have all rows
+ROWS, PANELS, LAYERS = 40, 12, 20  # maximum in a figure; the tables have all rows
 ASIDE = 16.0  # points: largest horizontal offset of a side, so that sides do not cover each other
 _SHAPES: dict[str, tuple[str, Fill]] = {  # marker and fill by verdict
     "lower": ("o", "full"),
@@ -35,8 +36,8 @@ def draw(comparison: Comparison) -> list[Plot]:
         _effects(comparison),
         _seeds(comparison),
         *_curves(comparison),
-        cost_plots.cost(comparison, look),
-        cost_plots.layers(comparison),
+        _cost(comparison, look),
+        _layers(comparison),
     ]
     if comparison.factor not in AXES:  # otherwise sides are values of a setting that needs an explanation
         return plots
@@ -60,23 +61,23 @@ def _metric(comparison: Comparison) -> Plot:
     name, title = with_unit(metric.label, metric.unit), f"{first_upper(metric.label)} of each side"
     if means.empty:
         return Plot("metric", title, f"No plot of the {metric.label}: no run has one.")
-    look = looks(comparison)
-    series = [key for key in look if ((means.side == key[0]) & (means.how == key[1])).any()]
+    look, values = looks(comparison), _values(comparison)
+    series = [key for key in look if len(_of(means, key))]
     numeric = bool(comparison.axis) and bool(np.isfinite(means["at"]).all()) and means["at"].nunique() > 1
     conditions = [c for c in comparison.conditions if (means.condition == c).any()]
     figure, (axes,) = plot_style.new(3.8 if numeric else 1.5 + len(conditions) * (0.45 + 0.14 * len(series)))
     places = sorted(means["at"].unique()) if numeric else []
     off = _horizontal(axes, places) if numeric else 0.0
     for at, key in enumerate(series):
-        of_one = means[(means.side == key[0]) & (means.how == key[1])]
+        of_one = _of(means, key)
         if numeric:
             where = dict(zip(of_one.condition, of_one["at"], strict=True))
             moved: Mapping[str, Any] = {"transform": plot_scales.aside(axes, at, len(series), off)}
         else:
             row_off = 0.12 + 0.5 * (at - (len(series) - 1) / 2) / max(len(series) - 1, 2)
             where, moved = {condition: y + row_off for y, condition in enumerate(conditions)}, {}
-        _draw_means(axes, where, _values(comparison, key), of_one, look[key], upright=numeric, **moved)
-    every = [*_values(comparison).value, *means["mean"]]
+        _draw_means(axes, where, _of(values, key), of_one, look[key], upright=numeric, **moved)
+    every = [*values.value, *means["mean"]]
     if plot_scales.spans_octaves(every):
         plot_scales.logarithmic(axes.yaxis if numeric else axes.xaxis)
     if numeric:
@@ -87,8 +88,7 @@ def _metric(comparison: Comparison) -> Plot:
         axes.set_xlabel(name)
     if len(series) > 1:
         plot_style.legend(figure, [look[key].handle for key in series])
-    counts = sorted(set(means.n.astype(int)))
-    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    runs = span(str(int(means.n.min())), str(int(means.n.max())))
     caption = (
         f"{first_upper(metric.label)}{f', in {metric.unit}' if metric.unit else ''}: {metric.better} is better."
         f" Large markers: mean over the seeds of a side ({runs} {'run' if runs == '1' else 'runs'} each)."
@@ -119,14 +119,8 @@ def _draw_means(
 ) -> None:
     """Draws the means of a side with their standard deviations, and its seeds as dots.
 
-    Args:
-        axes: to draw on.
-        where: positions of the conditions.
-        seeds: runs of the side.
-        means: of the side, one for each condition.
-        look: of the side.
-        upright: whether values are on the vertical axis; the means are then joined.
-        moved: ``transform`` with the horizontal offset, if any.
+    ``where`` has the positions of the conditions, ``moved`` the ``transform`` with the horizontal offset, if any. With
+    ``upright``, values are on the vertical axis, and the means are joined.
     """
     seeds = seeds[seeds.condition.isin(list(where))]
     dots = np.array([[where[each] for each in seeds.condition], seeds.value], float)
@@ -159,7 +153,7 @@ def _effects(comparison: Comparison) -> Plot:
     if effects.empty:
         return Plot("effects", title, "No plot of differences: no two runs of different sides make a pair.")
     shown = effects.head(ROWS)
-    figure, (axes,) = plot_style.new(1.35 + plot_style.height_of_rows(len(shown)))
+    figure, (axes,) = plot_style.new(1.35 + plot_style.ROW * len(shown))
     plot_style.level(axes, 0, upright=True)
     verdicts = [worded_verdict(row, metric.better) for _, row in shown.iterrows()]
     for at, ((_, row), (_, tone)) in enumerate(zip(shown.iterrows(), verdicts, strict=True)):
@@ -190,9 +184,7 @@ def _effects(comparison: Comparison) -> Plot:
 
 
 def _seeds(comparison: Comparison) -> Plot:
-    metric = comparison.metric
-    title = "Seed by seed"
-    used = _values(comparison)
+    metric, title, used = comparison.metric, "Seed by seed", _values(comparison)
     panels = [
         (condition, how, of_one)
         for (condition, how), of_one in used.groupby(["condition", "how"], sort=False)
@@ -200,7 +192,7 @@ def _seeds(comparison: Comparison) -> Plot:
     ]
     if not panels:
         return Plot("seeds", title, "No plot seed by seed: no two runs of different sides make a pair.")
-    panels.sort(key=lambda panel: comparison.conditions.index(panel[0]) if panel[0] in comparison.conditions else 0)
+    panels.sort(key=lambda panel: comparison.conditions.index(panel[0]))
     shown, look = panels[:PANELS], looks(comparison)
     figure, axes = plot_style.panels(len(shown), 2.1)
     several = used.how.nunique() > 1
@@ -216,13 +208,9 @@ def _seeds(comparison: Comparison) -> Plot:
         axis.set_xlim(-0.4, len(sides) - 0.6)
         axis.set_xticks([])
         axis.set_title("\n".join([heading(condition), *([short(how, 24)] if several else [])]))
-        if plot_scales.spans_octaves(of_one.value):
-            plot_scales.logarithmic(axis.yaxis, 6)
-        else:
-            plot_scales.linear(axis.yaxis, 6)
+        plot_scales.ticks(axis.yaxis, plot_scales.spans_octaves(of_one.value), 6)
     figure.supylabel(with_unit(metric.label, metric.unit), size=11)
-    keys = [key for key in look if ((used.side == key[0]) & (used.how == key[1])).any()]
-    plot_style.legend(figure, [look[key].handle for key in keys])
+    plot_style.legend(figure, [look[key].handle for key in look if len(_of(used, key))])
     caption = (
         f"{first_upper(with_unit(metric.label, metric.unit))} of each run, a panel for each condition; {metric.better}"
         " is better. A line joins the runs of one seed, which began alike: lines that all go one way show a difference,"
@@ -249,7 +237,7 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
     drawn = set()
     for axis, text, condition in zip(axes, brief(shown), shown, strict=True):
         for key in look:
-            of_one = curves[(curves.condition == condition) & (curves.side == key[0]) & (curves.how == key[1])]
+            of_one = _of(curves[curves.condition == condition], key)
             if not of_one.empty:
                 drawn.add(key)
                 by_epoch = of_one.groupby("epoch").value.agg(["mean", "min", "max"])
@@ -274,11 +262,85 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
     return Plot(name, title, caption, figure)
 
 
-def _values(comparison: Comparison, key: tuple[str, str] | None = None) -> pd.DataFrame:
-    """Values of the paired runs: of one side and way of running, or of all."""
+def _cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot:
+    """Plots the time per step relative to the baseline, and the share of the step in collectives."""
+    table, title = finite(comparison.cost, "ratio"), "What a step costs"
+    if table.empty:
+        why = "no runs whose devices are processes can be compared, and one process for several says nothing on cost"
+        return Plot("cost", title, f"No plot of the cost: {why}.")
+    shown = table.head(ROWS)
+    measured = bool(np.isfinite(shown.collectives).any())
+    rows = plot_style.ROW * len(shown)
+    figure, (ratio, *others) = plot_style.new(1.1 + rows * (1 + measured) + 0.6 * measured, 1 + measured)
+    labels = row_labels(comparison, shown, comparison.cost)
+    plot_style.level(ratio, 1, upright=True)
+    for at, (_, row) in enumerate(shown.iterrows()):
+        look = replace(looks[row.side, row.how], fill="full")
+        plot_style.intervals(ratio, at, row.ratio, row.ratio_low, row.ratio_high, look, upright=False, size=7)
+        for axes in others:
+            axes.barh(at, row.collectives * 100, height=0.3, color=look.colour)
+    plot_style.rows(ratio, labels, [times(value) for value in shown.ratio])
+    ends = [*shown.ratio, *shown.ratio_low.dropna(), *shown.ratio_high.dropna(), 1.0]
+    if plot_scales.spans_octaves(ends):
+        plot_scales.logarithmic(ratio.xaxis)
+    else:
+        ratio.set_xlim(left=min(0.0, min(ends)))
+    ratio.set_xlabel(short(f"time per step, as a multiple of that of {comparison.baseline}", 52))
+    for axes in others:
+        plot_style.rows(axes, labels, [share(value) for value in shown.collectives])
+        axes.set_xlabel("share of a step spent in collectives (%)")
+        axes.set_xlim(left=0)
+    bars = " Bars: the part of a step in which a device sends batch norm's messages, or waits for them."
+    caption = (
+        f"Time of a training step relative to {comparison.baseline} of the same seed and condition: 2 is twice as long."
+        " Markers: geometric mean over seeds; lines: from the least to the greatest. Only runs whose devices are"
+        " processes."
+        + (bars if measured else " No monitor looked at the share of collectives.")
+        + unsaid(comparison, shown)
+        + left_out(len(comparison.cost), len(shown), "row")
+    )
+    return Plot("cost", title, caption, figure)
+
+
+def _layers(comparison: Comparison) -> Plot:
+    """Plots the effective batch of each layer: the independent samples to which a device's statistics correspond."""
+    table, title = finite(comparison.layers, "effective_batch"), "Which layers need it"
+    if table.empty:
+        return Plot("layers", title, "No plot of the layers: no run was monitored (statistics.csv).")
+    shown = table.head(LAYERS)
+    figure, (axes,) = plot_style.new(1.2 + plot_style.ROW * len(shown))
+    for at, (_, row) in enumerate(shown.iterrows()):
+        colour, face, hatch = (WORSE, PAPER, "///") if row.needs else (BETTER, BETTER, "")
+        axes.barh(at, row.effective_batch, height=0.34, color=face, edgecolor=colour, hatch=hatch)
+        axes.plot([row.device_batch] * 2, [at - 0.2, at + 0.2], color=INK, linewidth=2.4)
+    notes = [f"spread {times(value)}" for value in shown.spread]
+    plot_style.rows(axes, row_labels(comparison, shown, comparison.layers), notes)
+    values = [*shown.effective_batch, *shown.device_batch]
+    logarithmic = plot_scales.spans_octaves(values)
+    if logarithmic:
+        plot_scales.set_scale(axes.xaxis, "log", nonpositive="clip")
+        axes.set_xlim(left=min(value for value in values if value > 0) / 2)
+        plot_scales.logarithmic(axes.xaxis)
+    axes.set_xlabel("independent samples per channel")
+    caption = (
+        "How many independent samples the statistics of one device are worth, the neediest layer first. Bars: worth;"
+        " black ticks: values per channel that the device has. Hatched orange bars: too few, the layer needs shared"
+        " statistics; plain blue: enough. Spread: of the devices' means, as a multiple of what chance alone gives."
+        f"{f' All of {table.side.iloc[0]}.' if table.side.nunique() == 1 else ''}"
+        f"{' The axis is logarithmic.' if logarithmic else ''}{left_out(len(comparison.layers), len(shown), 'layer')}"
+    )
+    return Plot("layers", title, caption, figure)
+
+
+def _values(comparison: Comparison) -> pd.DataFrame:
+    """The paired runs with their values."""
     runs = finite(comparison.runs, "value")
-    runs = runs[runs.used.astype(bool)]
-    return runs if key is None else runs[(runs.side == key[0]) & (runs.how == key[1])]
+    return runs[runs.used.astype(bool)]
+
+
+def _of(frame: pd.DataFrame, key: tuple[str, str]) -> pd.DataFrame:
+    """The rows of one side and way of running."""
+    return frame[(frame.side == key[0]) & (frame.how == key[1])]
 
 
 def _logarithmic(across: Sequence[float], along: Sequence[float]) -> str:

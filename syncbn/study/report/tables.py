@@ -1,8 +1,9 @@
 """Builds the tables of the report as rounded text, for HTML and Markdown. The CSV files have all digits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import pandas as pd
 
@@ -31,7 +32,7 @@ class Table:
     """One table.
 
     Attributes:
-        name: of the frame of :class:`Comparison` that the table shows.
+        name: of the file with all digits.
         columns: heads of the columns, with units.
         numeric: whether a column contains numbers, for each column.
         rows: texts of the cells.
@@ -48,9 +49,11 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """A column of a table: its head with the unit, and the text of a row's cell."""
+
     head: str
-    text: Callable[[pd.Series], str]
+    text: Callable[[Any], str]
     numeric: bool = True
 
 
@@ -120,21 +123,21 @@ def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _effects(comparison: Comparison) -> Table:
     metric, unit = comparison.metric, comparison.metric.difference_unit
-    own_margins = [] if isfinite(comparison.margin) else [_Column("margin", lambda row: number(row.margin, unit))]
+    own_margins = [] if isfinite(comparison.margin) else [Column("margin", lambda row: number(row.margin, unit))]
     columns = [
         *_condition_and_side(comparison),
-        _Column("pairs", lambda row: count(row.n)),
-        _Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
-        _Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
-        _Column("verdict", lambda row: _verdict(comparison, row), numeric=False),
-        _Column("p", lambda row: probability(row.p)),
-        _Column("p, Holm", lambda row: probability(row.p_holm)),
-        _Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
-        _Column("p, equivalence", lambda row: probability(row.p_tost)),
+        Column("pairs", lambda row: count(row.n)),
+        Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
+        Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
+        Column("verdict", lambda row: _verdict(comparison, row), numeric=False),
+        Column("p", lambda row: probability(row.p)),
+        Column("p, Holm", lambda row: probability(row.p_holm)),
+        Column("p, Wilcoxon", lambda row: probability(row.p_wilcoxon)),
+        Column("p, equivalence", lambda row: probability(row.p_tost)),
         *own_margins,
         *_how(comparison),
     ]
-    return _table("effects", comparison.effects, columns, lambda row: worded_verdict(row, metric.better)[1], "verdict")
+    return table("effects", comparison.effects, columns, lambda row: worded_verdict(row, metric.better)[1], "verdict")
 
 
 def _verdict(comparison: Comparison, row: pd.Series) -> str:
@@ -150,85 +153,79 @@ def _means(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
         *_condition_and_side(comparison),
-        _Column("runs", lambda row: count(row.n)),
-        _Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
-        _Column("standard deviation", lambda row: number(row.sd, metric.unit)),
-        _Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
+        Column("runs", lambda row: count(row.n)),
+        Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
+        Column("standard deviation", lambda row: number(row.sd, metric.unit)),
+        Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
         *_how(comparison),
     ]
-    return _table("means", comparison.means, columns)
+    return table("means", comparison.means, columns)
 
 
 def _cost(comparison: Comparison) -> Table:
     columns = [
         *_condition_and_side(comparison),
-        _Column("runs", lambda row: count(row.n)),
-        _Column("time per step", lambda row: seconds(row.seconds_per_step)),
-        _Column("images per second", lambda row: count(round(row.images_per_second, 1))),
-        _Column("pairs", lambda row: count(row.pairs)),
-        _Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
-        _Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
-        _Column("share in collectives", lambda row: share(row.collectives)),
+        Column("runs", lambda row: count(row.n)),
+        Column("time per step", lambda row: seconds(row.seconds_per_step)),
+        Column("images per second", lambda row: count(round(row.images_per_second, 1))),
+        Column("pairs", lambda row: count(row.pairs)),
+        Column(f"time relative to {comparison.baseline}", lambda row: times(row.ratio)),
+        Column("least to greatest seed", lambda row: _least_to_greatest(row.ratio_low, row.ratio_high)),
+        Column("share in collectives", lambda row: share(row.collectives)),
         *_how(comparison),
     ]
-    return _table("cost", comparison.cost, columns)
+    return table("cost", comparison.cost, columns)
 
 
 def _layers(comparison: Comparison) -> Table:
     columns = [
-        _Column("layer", lambda row: _label_text(row.layer), numeric=False),
+        _words("layer"),
         *_condition_and_side(comparison),
-        _Column("values on a device", lambda row: count(row.device_batch)),
-        _Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
-        _Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
-        _Column("device's variance / shared one", lambda row: times(row.variance_ratio)),
-        _Column("needs sharing", lambda row: "yes" if row.needs else "no", numeric=False),
+        Column("values on a device", lambda row: count(row.device_batch)),
+        Column("worth independent samples", lambda row: count(round(row.effective_batch, 1))),
+        Column("spread of the devices' means (1 is chance)", lambda row: times(row.spread)),
+        Column("device's variance / shared one", lambda row: times(row.variance_ratio)),
+        Column("needs sharing", lambda row: "yes" if row.needs else "no", numeric=False),
     ]
-    return _table("layers", comparison.layers, columns, lambda row: "worse" if row.needs else "", "needs sharing")
+    return table("layers", comparison.layers, columns, lambda row: "worse" if row.needs else "", "needs sharing")
 
 
 def _confirmations(comparison: Comparison) -> Table:
-    metric = comparison.metric
+    unit, points = comparison.metric.unit, comparison.metric.difference_unit
     columns = [
         *_condition_and_side(comparison),
-        _Column("seed", lambda row: _label_text(row.seed)),
-        _Column(with_unit("in one process", metric.unit), lambda row: number(row.one_process, metric.unit)),
-        _Column(with_unit("as processes", metric.unit), lambda row: number(row.processes, metric.unit)),
-        _Column(
-            with_unit("difference", metric.difference_unit),
-            lambda row: signed(row.difference, metric.difference_unit),
-        ),
+        Column("seed", lambda row: _label_text(row.seed)),
+        Column(with_unit("in one process", unit), lambda row: number(row.one_process, unit)),
+        Column(with_unit("as processes", unit), lambda row: number(row.processes, unit)),
+        Column(with_unit("difference", points), lambda row: signed(row.difference, points)),
     ]
-    return _table("confirmations", comparison.confirmations, columns)
+    return table("confirmations", comparison.confirmations, columns)
 
 
 def _expected(comparison: Comparison) -> Table:
     tones = {"yes": "better", "no": "worse"}
     ours = f" ({TOLERANCE_NOTE})" if has_tolerances(comparison) else ""
     columns = [
-        _Column("condition", lambda row: _label_text(row.condition), numeric=False),
-        _Column("what", lambda row: _label_text(row.what), numeric=False),
-        _Column(f"published or expected{ours}", lambda row: _label_text(row.published), numeric=False),
-        _Column("ours", lambda row: _label_text(row.ours), numeric=False),
-        _Column("agrees", lambda row: _label_text(row.agrees), numeric=False),
-        _Column("source", lambda row: _label_text(row.source), numeric=False),
+        *map(_words, ("condition", "what")),
+        _words(f"published or expected{ours}", "published"),
+        *map(_words, ("ours", "agrees", "source")),
     ]
-    return _table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"), "agrees")
+    return table("expected", comparison.expected, columns, lambda row: tones.get(row.agrees, "open"), "agrees")
 
 
 def _runs(comparison: Comparison) -> Table:
     metric = comparison.metric
     columns = [
-        _Column("run", lambda row: _label_text(row.path), numeric=False),
+        _words("run", "path"),
         *_condition_and_side(comparison),
-        _Column("seed", lambda row: _label_text(row.seed)),
-        _Column("status", lambda row: _label_text(row.status), numeric=False),
-        _Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
-        _Column("training", lambda row: seconds(row.seconds)),
+        Column("seed", lambda row: _label_text(row.seed)),
+        _words("status"),
+        Column(with_unit(metric.label, metric.unit), lambda row: number(row.value, metric.unit)),
+        Column("training", lambda row: seconds(row.seconds)),
         *_how(comparison),
-        _Column("used", lambda row: "yes" if row.used else f"no: {row.why}" if row.why else "no", numeric=False),
+        Column("used", lambda row: "yes" if row.used else f"no: {row.why}" if row.why else "no", numeric=False),
     ]
-    return _table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused", "used")
+    return table("runs", comparison.runs, columns, lambda row: "" if row.used else "unused", "used")
 
 
 def ways(comparison: Comparison) -> list[str]:
@@ -238,26 +235,25 @@ def ways(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(how for frame in frames for how in frame.how))
 
 
-def _condition_and_side(comparison: Comparison) -> list[_Column]:
+def _condition_and_side(comparison: Comparison) -> list[Column]:
     """Columns of the condition, if there are several, and of the side."""
-    condition = _Column("condition", lambda row: _label_text(row.condition), numeric=False)
-    side = _Column("side", lambda row: _label_text(row.side), numeric=False)
-    return [condition, side] if len(comparison.conditions) > 1 else [side]
+    return [_words(head) for head in (["condition"] if len(comparison.conditions) > 1 else []) + ["side"]]
 
 
-def _how(comparison: Comparison) -> list[_Column]:
+def _how(comparison: Comparison) -> list[Column]:
     """A column of the way of running, if there are several."""
-    return [_Column("how", lambda row: _label_text(row.how), numeric=False)] if len(ways(comparison)) > 1 else []
+    return [_words("how")] if len(ways(comparison)) > 1 else []
 
 
-def _table(
+def table(
     name: str,
-    frame: pd.DataFrame,
-    columns: list[_Column],
-    tone: Callable[[pd.Series], str] = lambda row: "",
+    rows: pd.DataFrame | Iterable[Any],
+    columns: Sequence[Column],
+    tone: Callable[[Any], str] = lambda row: "",
     telling: str = "",
 ) -> Table:
-    rows = [row for _, row in frame.iterrows()]
+    """A table of the rows of a frame, or of other objects."""
+    rows = [row for _, row in rows.iterrows()] if isinstance(rows, pd.DataFrame) else list(rows)
     return Table(
         name=name,
         columns=[column.head for column in columns],
@@ -266,6 +262,11 @@ def _table(
         tones=[tone(row) for row in rows],
         telling=telling,
     )
+
+
+def _words(head: str, name: str = "") -> Column:
+    """A column of words. ``name`` is that of the frame's column if the head is another."""
+    return Column(head, lambda row: _label_text(row[name or head]), numeric=False)
 
 
 def _label_text(value: object) -> str:

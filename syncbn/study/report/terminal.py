@@ -1,7 +1,7 @@
 """Prints a comparison in the terminal: tables of up to 100 columns, the verdict, and last the problems."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -45,13 +45,8 @@ def show(comparison: Comparison, console: Console) -> None:
     _print(console, f"{c.metric.label}{unit}: mean ± standard deviation over seeds", _means(c, several))
     points = f" in {c.metric.difference_unit}" if c.metric.difference_unit else ""
     _print(console, f"difference to {c.baseline}{points}, over pairs of one seed", _effects(c, several))
-    console.print(
-        cell(
-            f"p: paired t test; p same: that the difference is beyond {margin_text(c)} (TOST); both by Holm for all "
-            f"rows, at {c.alpha:g}",
-            "dim",
-        )
-    )
+    same = f"that the difference is beyond {margin_text(c)} (TOST)"
+    console.print(cell(f"p: paired t test; p same: {same}; both by Holm for all rows, at {c.alpha:g}", "dim"))
     ran = set(c.cost["how"])
     where = next(iter(ran)) if len(ran) == 1 else "where every device is a process"
     _print(console, f"time of a step, {where}", _cost(c, len(ran) > 1))
@@ -65,19 +60,15 @@ def show(comparison: Comparison, console: Console) -> None:
     if not c.confirmations.empty:
         console.print()
         count, most = len(c.confirmations), c.confirmations["difference"].abs().max()
-        console.print(
-            cell(
-                f"{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes: "
-                f"at most {most:.3g}{f' {c.metric.difference_unit}'.rstrip()} apart"
-            )
-        )
+        runs = f"{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes"
+        console.print(cell(f"{runs}: at most {most:.3g}{f' {c.metric.difference_unit}'.rstrip()} apart"))
     console.print()
     console.print(cell(c.verdict, "bold"))
     if c.problems:
         console.print()
         console.print(cell(f"KNOW BEFORE YOU BELIEVE IT ({len(c.problems)}):", "bold red"))
-        for line in c.problems:
-            console.print(cell(f"! {line}", "red"))
+    for line in c.problems:
+        console.print(cell(f"! {line}", "red"))
 
 
 def _print(console: Console, title: str, table: Table) -> None:
@@ -87,12 +78,9 @@ def _print(console: Console, title: str, table: Table) -> None:
         console.print(table)
 
 
-def _table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], folded: Sequence[str] = ("", "side", "what")
-) -> Table:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table without empty columns. Text is left-aligned and wraps; numbers are right-aligned and never cut."""
-    listed = [list(row) for row in rows]
-    kept = [place for place, _ in enumerate(columns) if any(str(row[place]) for row in listed)]
+    kept = [place for place, _ in enumerate(columns) if any(str(row[place]) for row in rows)]
     table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
     for place in kept:
         is_word = columns[place] in WORDS
@@ -101,9 +89,9 @@ def _table(
             justify="left" if is_word else "right",
             no_wrap=not is_word,
             overflow="fold" if is_word else "ellipsis",
-            min_width=None if is_word else max(len(printable(row[place])) for row in listed),
+            min_width=None if is_word else max(len(printable(row[place])) for row in rows),
         )
-    for row in listed:
+    for row in rows:
         table.add_row(*(cell(str(row[place]), STYLES.get(str(row[place]), "")) for place in kept))
     return table
 
@@ -144,13 +132,11 @@ def _cost(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.cost.to_dict("records"):
         ratio = "—" if math.isnan(row["ratio"]) else f"{row['ratio']:.2f}"
-        is_baseline = row["side"] == c.baseline
-        pairs = "" if is_baseline else row["pairs"]
-        spread = "" if is_baseline else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}".replace("nan to nan", "—")
+        of_ratio = ["", ""] if row["side"] == c.baseline else [row["pairs"], spread]
         share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
         time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
-        spread = spread.replace("nan to nan", "—")
-        rows.append([*_condition_cells(c, row, several), row["side"], *time, ratio, pairs, spread, share])
+        rows.append([*_condition_cells(c, row, several), row["side"], *time, ratio, *of_ratio, share])
     return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in messages"], rows)
 
 
@@ -170,11 +156,7 @@ def _layers(c: Comparison) -> Table:
 
 def _expected(c: Comparison) -> Table:
     columns = ["what", "condition", "published", "ours", "agrees"]
-    rows = [
-        [row["what"], *(row[n] for n in ("condition", "published", "ours", "agrees"))]
-        for row in c.expected.to_dict("records")
-    ]
-    return _table(columns, rows)
+    return _table(columns, c.expected[columns].values.tolist())
 
 
 def _axis(c: Comparison) -> str:

@@ -24,7 +24,7 @@ def log_to_wandb(
     """Logs tables and plots to W&B as one run of ``job_type`` "comparison".
 
     Args:
-        comparison: to log.
+        comparison: of the report.
         directory: of the report that :func:`syncbn.study.report.write.write` wrote. An offline run is stored there.
         mode: "offline" or "online".
         project: the W&B project; ``entity`` and ``group`` are W&B's too.

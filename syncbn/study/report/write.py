@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,19 @@ from syncbn.training.console import printable
 def write(comparison: Comparison, directory: Path) -> Path:
     """Writes ``report.html``, ``report.md``, ``tables/*.csv``, ``plots/*.png`` and ``*.svg``; replaces older ones.
 
-    Equal comparisons produce identical files. Other files in the directory stay.
-
-    Args:
-        comparison: to report.
-        directory: created if it does not exist.
+    Equal comparisons produce identical files. The directory is created if it does not exist; other files in it stay.
 
     Returns:
         The path of ``report.html``, which is self-contained.
     """
-    _write_page(comparison, Path(directory))
-    return Path(directory) / "report.html"
+    _write_page(comparison, directory)
+    return directory / "report.html"
 
 
 def write_several(title: str, question: str, comparisons: Mapping[str, Comparison], directory: Path) -> Path:
     """Writes several comparisons as one page, and also each as :func:`write` does, in its own directory.
 
-    Args:
-        title: of the page.
-        question: the question that the page answers.
-        comparisons: by the names of their directories.
-        directory: created if it does not exist.
+    The comparisons are given by the names of their directories, which are created in ``directory``.
 
     Returns:
         The path of ``report.html``, which is self-contained.
@@ -56,7 +49,7 @@ def write_several(title: str, question: str, comparisons: Mapping[str, Compariso
 def _write_page(comparison: Comparison, directory: Path) -> list[plot_style.Plot]:
     """Writes the files of a comparison and returns its plots."""
     drawn = _write_plots(comparison, directory / "plots")
-    _write_tables(comparison, directory / "tables")
+    write_frames({name: getattr(comparison, name) for name in tables.FRAMES}, directory / "tables")
     blocks.write(comparison_page(comparison, drawn, directory), comparison.title, directory / "report.html")
     return drawn
 
@@ -66,10 +59,7 @@ def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -
     answers = [
         f"1. [{escape(each.title)}]({name}/report.md): {escape(each.verdict)}" for name, each in comparisons.items()
     ]
-
-    def linked(html: str) -> str:
-        return re.sub(r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>', html)
-
+    linked = partial(re.sub, r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>')
     return [
         Block(f"# {escape(title)}"),
         Block(escape(question), "question"),
@@ -87,12 +77,11 @@ def _write_plots(comparison: Comparison, directory: Path) -> list[plot_style.Plo
     return drawn
 
 
-def _write_tables(comparison: Comparison, directory: Path) -> None:
+def write_frames(frames: Mapping[str, pd.DataFrame], directory: Path) -> None:
+    """Writes ``NAME.csv`` for each frame."""
     unlinked(directory).mkdir(parents=True, exist_ok=True)
-    for name in tables.FRAMES:
-        flat_frame(getattr(comparison, name)).to_csv(
-            unlinked(directory / f"{name}.csv"), index=False, errors="surrogateescape"
-        )
+    for name, frame in frames.items():
+        flat_frame(frame).to_csv(unlinked(directory / f"{name}.csv"), index=False, errors="surrogateescape")
 
 
 def plots_in(directory: Path, kind: str) -> list[Path]:

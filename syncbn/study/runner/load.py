@@ -1,6 +1,7 @@
 """Loads the studies of one ``+study=NAME`` call: the named study, or the studies in its ``study.studies``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.study import cells as plan
 from syncbn.study.cells import Cell
-from syncbn.study.claims.rules import rule
+from syncbn.study.claims import rule
 from syncbn.training.errors import SettingError
 
 # Settings that are valid for a study of studies. The first two are passed on to each of them.
@@ -20,13 +21,7 @@ SHARED = ("budget", "seeds", "directory", "slots", "dry_run", "report_only", "st
 
 
 class Member(NamedTuple):
-    """One study of a call.
-
-    Attributes:
-        study: the settings under ``study`` as plain containers.
-        cells: runs of the study.
-        root: directory of the study.
-    """
+    """One study of a call: its settings under ``study`` as plain containers, its runs, and its directory."""
 
     study: dict[str, Any]
     cells: list[Cell]
@@ -36,17 +31,12 @@ class Member(NamedTuple):
 def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Member]:
     """Loads the studies, in order. Each of ``study.studies`` has its own directory in ``root``.
 
-    Args:
-        study: the settings under ``study`` as plain containers.
-        overrides: of the user, including those of the study.
-        root: the study's directory.
+    The user's ``overrides`` include those of the study.
 
     Raises:
         SettingError: the settings cannot be composed, or the budget, the seeds or a claim's rule is invalid.
     """
-    of_runs = [
-        each for each in overrides if _override_name(each) != "study" and not _override_name(each).startswith("study.")
-    ]
+    of_runs = [each for each in overrides if _override_name(each).split(".")[0] != "study"]
     if not study["studies"]:
         return [_member(study, of_runs, root)]
     for name in map(_override_name, overrides):
@@ -76,14 +66,21 @@ def _member(study: dict[str, Any], overrides: Sequence[str], root: Path) -> Memb
 def _compose_study(name: str, above: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The settings under ``study`` of a study in ``study.studies``, with the budget and the seeds of the latter."""
     handed = [f"study.budget={above['budget']}", f"study.seeds={'null' if above['seeds'] is None else above['seeds']}"]
-    try:
+    with composing("+study", value=name):
         cfg = hydra.compose(HydraConfig.get().job.config_name, [f"+study={name}", *overrides, *handed])
         found: dict[str, Any] = OmegaConf.to_container(cfg.study, resolve=True)  # type: ignore[assignment]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError("+study", name, " ".join(str(error).split())) from error
     if found["claim"] is None:
         raise SettingError("+study", name, "it has no claim (study.claim); use studies that have one in study.studies")
     return found
+
+
+@contextmanager
+def composing(setting: str, **value: str) -> Iterator[None]:
+    """Turns an error of Hydra or OmegaConf into a one-line error on the setting, with its value if that is given."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError(setting, **value, hint=" ".join(str(error).split())) from error
 
 
 def _override_name(override: str) -> str:

@@ -34,15 +34,7 @@ def settle_elsewhere(cfg: DictConfig, here: Machine, run_dir: Path) -> Plan:
 
 
 def refuse(cfg: DictConfig, here: Machine) -> None:
-    """Raises an error if this machine alone cannot execute the run.
-
-    Args:
-        cfg: composed settings.
-        here: this machine.
-
-    Raises:
-        SettingError: the run needs several nodes, or more GPUs than this machine has.
-    """
+    """Raises a SettingError if this machine cannot execute the run: the run needs several nodes or more GPUs."""
     lists = "study.dry_run=true lists the runs as commands"
     nodes, devices = cfg.trainer.num_nodes, cfg.trainer.devices
     if nodes not in ("auto", 1):

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from syncbn.study.cells import Cell
+from syncbn.study.cells import Cell, is_chosen
 from syncbn.study.claims import evaluate, page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
@@ -29,20 +29,19 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
 
     Args:
         cfg: all settings. ``logger`` determines whether the report is also logged to W&B.
-        study: the settings under ``study`` as plain containers.
-        cells: runs of the study.
-        root: the study's directory.
+        study, cells, root: as in :class:`syncbn.study.runner.load.Member`.
         command: the command that repeats the runs and writes this page.
 
     Raises:
         SettingError: there are no runs to compare.
     """
     if study["claim"] is not None:
-        _write_claims([Member(study, list(cells), root)], study, root / "report" / "claim", command)
+        write_claims(study, [Member(study, list(cells), root)], root / "report" / "claim", command)
     comparisons = {}
     for name, part in study["parts"].items():
         for metric, chosen in part.get("metrics", {"test/acc": {}}).items():
-            mine = [cell for cell in cells if cell.part == name and _is_chosen(cell, chosen)]
+            # Some conditions and sides do not have every metric.
+            mine = [cell for cell in cells if cell.part == name and is_chosen(cell.condition, cell.side, chosen)]
             there = [cell.directory for cell in mine if cell.directory.exists()]
             compared = replace(_compare(study, name, part, metric, there), command=command)
             comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
@@ -63,19 +62,11 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
             print_line(f"W&B: {wandb_run.log_to_wandb(each, root / 'report' / name, **about)}")
 
 
-def write_claims(study: dict[str, Any], found: Sequence[Member], root: Path, command: str = "") -> None:
-    """Prints the verdicts on the claims of several studies, and writes one page on them to ``report``.
+def write_claims(study: dict[str, Any], found: Sequence[Member], directory: Path, command: str) -> None:
+    """Prints the verdicts on the claims of studies, and writes one page on them.
 
-    Args:
-        study: the settings under ``study`` of the study of studies, as plain containers.
-        found: the studies in ``study.studies``.
-        root: directory of the study of studies.
-        command: the command that repeats the runs and writes this page.
+    ``study`` has the page's title and question: the settings of the only study, or of the study of studies.
     """
-    _write_claims(found, study, root / "report", command)
-
-
-def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Path, command: str) -> None:
     listed = [evaluate.find(each.study, each.cells, each.root, command) for each in found]
     for line in page.lines(listed):
         print_line(line)
@@ -84,21 +75,14 @@ def _write_claims(found: Sequence[Member], study: dict[str, Any], directory: Pat
     print_line(f"claims: {paths.short(path)}")
 
 
-def _is_chosen(cell: Cell, chosen: dict[str, list[Any]]) -> bool:
-    """Whether the metric's settings select this run. Some conditions and sides do not have every metric."""
-    names = {"conditions": cell.condition, "sides": cell.side}
-    return all(name in map(str, chosen.get(kind, [name])) for kind, name in names.items())
-
-
 def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, paths: list[Path]) -> Comparison:
-    title = f"{part['title']}: {study['metrics'].get(metric, metric)}"
     try:
         return compare(
             paths,
             factor=part.get("factor", "norm"),
             baseline=part.get("baseline"),
             metric=metric,
-            title=title,
+            title=f"{part['title']}: {study['metrics'].get(metric, metric)}",
             question=part.get("question", ""),
             expected=part.get("expected", ()),
         )

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.study.cells import Cell, order
 from syncbn.study.compare import reference_spec
@@ -69,7 +67,7 @@ def main(cfg: DictConfig) -> None:
             settings = [each for each in overrides if "study.report_only=" not in each]
             command = shlex.join(["python", "train.py", *settings])
             if study["studies"]:
-                report.write_claims(study, found, root, command)
+                report.write_claims(study, found, root / "report", command)
             else:
                 report.write(cfg, study, found[0].cells, root, command)
     except (SettingError, OSError) as error:
@@ -97,12 +95,9 @@ def _jobs(found: Sequence[Member], *, here: bool) -> list[Job]:
 def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
     """Composes and settles the settings of each cell as ``train.py`` does with its overrides.
 
-    Args:
-        cells: of a study.
-        here: whether unfinished runs are executed on this machine. It is an error if this machine cannot do that.
-
     Raises:
-        SettingError: settings cannot be composed, or are invalid.
+        SettingError: settings cannot be composed, or are invalid. With ``here``, unfinished runs are executed on this
+            machine, and it is an error if it cannot do that.
     """
     composed: dict[tuple[str, ...], Any] = {}
     runs, machine = [], this_machine()
@@ -110,11 +105,9 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
         # Composing takes a tenth of a second, so cells that differ only in the seed are composed once.
         key = tuple(each for each in cell.overrides if not each.startswith("seed="))
         if key not in composed:
-            try:
+            with load.composing(f"study.parts.{cell.part}"):
                 cfg = hydra.compose(HydraConfig.get().job.config_name, list(key))
                 composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise SettingError(f"study.parts.{cell.part}", hint=" ".join(str(error).split())) from error
         cfg = OmegaConf.create(_with_run_directory(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from syncbn.study.claims.censored import Number, minus, of_effect, over
-from syncbn.study.claims.result import Finding
-from syncbn.study.claims.rules.rule import Reading
-from tests.study.support.claim_study import found, row, study, write
+from syncbn.study.claims.readings import Number, minus, of_effect, over
+from syncbn.study.claims.result import Row
+from syncbn.study.claims.rule import Reading
+from tests.study.support.claim_study import found, study, sync_row, write
 
 STEPS = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps"}
 HIGHEST = {"metric": "test/acc", "over": "highest", "usable": 10, "wants": "higher", "effect": "ratio", "at_least": 2}
@@ -45,7 +45,7 @@ def steps(root: Path, condition: str = "0.1", **by_side: Seen) -> Path:
 def test_a_bound_forbids_what_it_could_change(
     tmp_path: Path, none: Seen, sync: Seen, says: str, open_p: str, note: str
 ) -> None:
-    one = row(found(steps(tmp_path, none=none, sync=sync), study({"plain": STEPS}, sides=["sync"])), "plain", "sync")
+    one = sync_row(steps(tmp_path, none=none, sync=sync), STEPS)
     assert (one.n, one.says) == (8, says)
     assert [name for name in ("p_yes", "p_no") if math.isnan(getattr(one, name))] == open_p.split()
     assert one.what.endswith(note)
@@ -76,10 +76,9 @@ def test_a_bound_forbids_what_it_could_change_of_sharing(
 
 def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
     """A run that diverged after 30 steps is not the fastest. If no run reached the target, the longest is a bound."""
-    case = {"plain": STEPS | {"over": "best", "conditions": ["0.1", "1"]}}
     for condition, none, sync in (("0.1", 30, 30), ("1", 300, 200)):
         steps(tmp_path, condition, none=[(none, none == 300)] * 2, sync=[(sync, 0), (sync, sync == 200)])
-    one = row(found(tmp_path, study(case, sides=["sync"], seeds=2)), "plain", "sync")
+    one = sync_row(tmp_path, STEPS | {"over": "best", "conditions": ["0.1", "1"]}, seeds=2)
     assert (one.value, one.other) == (200.0, 300.0)
     assert one.what == (
         "steps (sync: 3 of 4 did not get there; the best of those that did counts, and where none did (1 of 2) the "
@@ -90,14 +89,14 @@ def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
     assert not math.isnan(one.p_no)
 
 
-def ladder(root: Path, diverged: str = "", **errors: Sequence[float]) -> Finding:
+def ladder(root: Path, diverged: str = "", **errors: Sequence[float]) -> Row:
     """Errors in percent of 8 seeds at the three conditions."""
     for side, by_condition in errors.items():
         for condition, error in zip(("0.1", "1", "10"), by_condition, strict=True):
             for seed in range(8):
                 stopped = int(diverged == condition)
                 write(root / "one" / condition / side / str(seed), test={"test/acc": 1 - error / 100}, diverged=stopped)
-    return found(root, study({"plain": HIGHEST}, sides=["sync"]))
+    return sync_row(root, HIGHEST)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +114,13 @@ def ladder(root: Path, diverged: str = "", **errors: Sequence[float]) -> Finding
 def test_the_ends_of_a_ladder_are_bounds(
     tmp_path: Path, none: list[float], sync: list[float], numbers: tuple[float, float], says: str, nan: str
 ) -> None:
-    one = row(ladder(tmp_path, none=none, sync=sync), "plain", "sync")
+    one = ladder(tmp_path, none=none, sync=sync)
     assert (one.value, one.other, one.says) == (*numbers, says)
     assert [name for name in ("p_yes", "p_no") if math.isnan(getattr(one, name))] == nan.split()
 
 
 def test_what_diverged_is_not_usable_however_good_it_is(tmp_path: Path) -> None:
-    one = row(ladder(tmp_path, diverged="10", none=[5, 50, 50], sync=[5, 5, 5]), "plain", "sync")
+    one = ladder(tmp_path, diverged="10", none=[5, 50, 50], sync=[5, 5, 5])
     assert (one.value, one.other) == (1.0, 0.1)
     assert not math.isnan(one.p_no)
 

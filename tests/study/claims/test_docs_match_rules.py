@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from syncbn.study.claims.rules import rule
+from syncbn.study.claims import rule
 
 REPO = Path(__file__).parents[3]
 CLAIMS = yaml.safe_load((REPO / "conf/study/claims.yaml").read_text(encoding="utf-8"))["study"]["studies"]

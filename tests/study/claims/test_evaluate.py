@@ -14,22 +14,23 @@ from syncbn.study.claims.result import Published
 from syncbn.study.compare.paired_tests import mean_interval
 from tests.study.support.claim_study import PLOT, found, losses, runs, study, write
 
+OF_SYNC, TWICE = {"case": "plain", "side": "sync"}, "2.00 times [1.90, 2.10]"
 NONE, SYNC = [10.0, 11.0, 9.0], [5.0, 5.4, 4.6]
 
 
 @pytest.mark.parametrize(
     ("figure", "ours", "agrees"),
     [
-        ({"case": "plain", "side": "sync", "value": 2.1, "tolerance": 0.11}, "2.00 times [1.90, 2.10]", "yes"),
-        ({"case": "plain", "side": "sync", "value": 1.9, "tolerance": 0.11}, "2.00 times [1.90, 2.10]", "yes"),
-        ({"case": "plain", "side": "sync", "value": 2.2, "tolerance": 0.15}, "2.00 times [1.90, 2.10]", "open"),
-        ({"case": "plain", "side": "sync", "value": 1.8, "tolerance": 0.15}, "2.00 times [1.90, 2.10]", "open"),
-        ({"case": "plain", "side": "sync", "value": 1.8, "tolerance": 0.05}, "2.00 times [1.90, 2.10]", "no"),
-        ({"case": "plain", "side": "sync", "value": 2.2}, "2.00 times [1.90, 2.10]", "no"),
-        ({"case": "plain", "side": "sync"}, "2.00 times [1.90, 2.10]", ""),
-        ({"case": "plain", "side": "sync", "of": "value", "value": 5.5}, "5.000 [4.006, 5.994]", "open"),
-        ({"case": "plain", "side": "sync", "of": "value", "value": 5}, "5.000 [4.006, 5.994]", "yes"),
-        ({"case": "plain", "side": "sync", "of": "other", "value": 5.5}, "10.00 [7.516, 12.48]", "no"),
+        (OF_SYNC | {"value": 2.1, "tolerance": 0.11}, TWICE, "yes"),
+        (OF_SYNC | {"value": 1.9, "tolerance": 0.11}, TWICE, "yes"),
+        (OF_SYNC | {"value": 2.2, "tolerance": 0.15}, TWICE, "open"),
+        (OF_SYNC | {"value": 1.8, "tolerance": 0.15}, TWICE, "open"),
+        (OF_SYNC | {"value": 1.8, "tolerance": 0.05}, TWICE, "no"),
+        (OF_SYNC | {"value": 2.2}, TWICE, "no"),
+        (OF_SYNC, TWICE, ""),
+        (OF_SYNC | {"of": "value", "value": 5.5}, "5.000 [4.006, 5.994]", "open"),
+        (OF_SYNC | {"of": "value", "value": 5}, "5.000 [4.006, 5.994]", "yes"),
+        (OF_SYNC | {"of": "other", "value": 5.5}, "10.00 [7.516, 12.48]", "no"),
         ({"case": "plain", "side": "local", "value": 2}, "not measured", ""),
         ({}, "not measured", ""),
     ],
@@ -51,11 +52,9 @@ def test_a_plot_over_conditions(tmp_path: Path) -> None:
     }
     by_series = PLOT | {"series": {"dirty": "test/acc", "clean": "clean/acc"}, "sides": ["sync"], "metric": None}
     words = PLOT | {"part": "other", "x_log": True, "level": 90, "level_label": "chance"}
-    for made, plots in ((PLOT, [PLOT, by_series, words]),):
-        drawn = found(runs(tmp_path, numbers), study(plots=plots)).plots
-        assert [each.name for each in drawn] == ["one", "one", "other"]
-        assert (drawn[0].title, drawn[0].x, drawn[0].y, drawn[0].x_log) == ("Errors", "rate", "error, %", False)
-        assert made == plots[0]
+    drawn = found(runs(tmp_path, numbers), study(plots=[PLOT, by_series, words])).plots
+    assert [each.name for each in drawn] == ["one", "one", "other"]
+    assert (drawn[0].title, drawn[0].x, drawn[0].y, drawn[0].x_log) == ("Errors", "rate", "error, %", False)
     none, sync = drawn[0].frame.to_dict("records")
     assert (none["side"], none["x"], none["n"], none["mean"]) == ("none", 0.1, 1, 50.0)
     assert math.isnan(none["low"])
@@ -87,14 +86,10 @@ def test_a_plot_over_layers(tmp_path: Path) -> None:
     for seed, norms in enumerate(([1e-3, 1.0], [1e-5, 4.0])):
         at = tmp_path / "one" / "1" / "sync" / str(seed)
         write(at, test={"test/acc": 0.5})
-        rows = [
-            f"{step},net.{i},{i},{norm},1"
-            for step in (0, 50)
-            for i, norm in enumerate([0 if step else norms[0], norms[1]])
-        ]
-        (at / "gradients.csv").write_text(
-            "\n".join(["step,layer,depth,norm,weight_norm", *rows]) + "\n", encoding="utf-8"
-        )
+        rows = ["step,layer,depth,norm,weight_norm"]
+        for step, of_step in ((0, norms), (50, [0, norms[1]])):
+            rows += [f"{step},net.{i},{i},{norm},1" for i, norm in enumerate(of_step)]
+        (at / "gradients.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     asked = {
         "kind": "layers",
         "conditions": ["1", "10"],

@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from syncbn.study.compare.paired_tests import mean_interval
-from tests.study.support.claim_study import found, losses, row, runs, study
+from tests.study.support.claim_study import BASE as NONE
+from tests.study.support.claim_study import LESS as BETTER
+from tests.study.support.claim_study import by_seed, errors, found, losses, row, runs, study, sync_row
 
-NONE = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]
-BETTER = [value - 3 - 0.1 * place for place, value in enumerate(NONE)]  # by 3 to 3.7
 NOISE = [0.9, 1.2, 0.8, 1.1, 1.0, 0.7, 1.3, 1.05]
 NEAR = [value - by for value, by in zip(NONE, NOISE, strict=True)]  # by 1, more or less
 SAME = [value - 0.01 * by for value, by in zip(NONE, NOISE, strict=True)]  # by a hundredth
@@ -71,10 +71,8 @@ def test_a_ratio_is_tested_by_its_log(tmp_path: Path, wants: str, sign: int) -> 
 )
 def test_what_a_sides_cases_come_to(tmp_path: Path, of_sync: list[list[float]], verdict: str) -> None:
     conditions = dict(zip(("0.1", "1", "10"), of_sync, strict=True))
-    numbers = {
-        ("one", each, "sync"): {s: {"test/loss": v} for s, v in enumerate(of)} for each, of in conditions.items()
-    }
-    numbers |= {("one", each, "none"): {s: {"test/loss": v} for s, v in enumerate(NONE)} for each in conditions}
+    numbers = {("one", each, "sync"): by_seed("test/loss", of) for each, of in conditions.items()}
+    numbers |= {("one", each, "none"): by_seed("test/loss", NONE) for each in conditions}
     whens = zip(("at first", "between", "at last"), conditions, strict=True)
     cases = {f"case{over}": {"when": when, "over": over, "sides": ["sync"]} for when, over in whens}
     finding = found(runs(tmp_path, numbers), study(cases))
@@ -100,7 +98,7 @@ def test_one_effect_in_all_pairs(
     better = base - by if effect == "difference" else base / math.exp(by)
     case = {"effect": effect, "at_least": 1.0 if effect == "difference" else math.e}
     places = losses(tmp_path, none=base.tolist(), sync=better.astype(np.float32).astype(float).tolist())
-    sync = row(found(places, study({"plain": case}, sides=["sync"])), "plain", "sync")
+    sync = sync_row(places, case)
     assert (sync.p_yes, sync.p_no) == pytest.approx(p, nan_ok=True)
     assert (sync.says, sync.n) == (says, pairs)
     assert sync.effect == pytest.approx(by if effect == "difference" else math.exp(by), rel=1e-5)
@@ -109,27 +107,26 @@ def test_one_effect_in_all_pairs(
 @pytest.mark.parametrize(("at_most", "says"), [(8.5, "yes"), (6.5, "open"), (4.0, "no")])
 def test_a_side_has_to_be_good_as_well_as_better(tmp_path: Path, at_most: float, says: str) -> None:
     """The norm is better by 3 to 3.7, while 1 is required; its own mean is 6.7."""
-    case = {"at_most": at_most}
-    sync = row(found(losses(tmp_path, none=NONE, sync=BETTER), study({"plain": case}, sides=["sync"])), "plain", "sync")
+    sync = sync_row(losses(tmp_path, none=NONE, sync=BETTER), {"at_most": at_most})
     by_effect, above = one_sided(np.subtract(NONE, BETTER).tolist(), 1.0), one_sided(BETTER, at_most)
-    assert (sync.p_yes, sync.p_no) == pytest.approx(
-        (max(by_effect[0], above[1]), min(1.0, 2 * min(by_effect[1], above[0])))
-    )
+    both = max(by_effect[0], above[1]), min(1.0, 2 * min(by_effect[1], above[0]))
+    assert (sync.p_yes, sync.p_no) == pytest.approx(both)
     assert (sync.at_most, sync.says) == (at_most, says)
 
 
 def test_a_side_that_is_good_alike_in_all_pairs(tmp_path: Path) -> None:
     """The side's own numbers are equal up to rounding, so the sign test applies."""
-    places = losses(tmp_path, none=NONE, sync=[5 + 1e-7 * place for place in range(8)])
+    alike = [5 + 1e-7 * place for place in range(8)]
+    places = losses(tmp_path, none=NONE, sync=alike)
     for at_most, p_own in ((5.5, (2.0**-8, 1.0)), (4.5, (1.0, 2.0**-8)), (5.0, (1.0, 1.0))):
-        sync = row(found(places, study({"plain": {"at_most": at_most}}, sides=["sync"])), "plain", "sync")
-        p_yes, p_no = one_sided(np.subtract(NONE, [5 + 1e-7 * place for place in range(8)]).tolist(), 1.0)
+        sync = sync_row(places, {"at_most": at_most})
+        p_yes, p_no = one_sided(np.subtract(NONE, alike).tolist(), 1.0)
         assert (sync.p_yes, sync.p_no) == pytest.approx((max(p_yes, p_own[0]), min(1.0, 2 * min(p_no, p_own[1]))))
 
 
 def test_what_has_no_pairs_is_of_the_family(tmp_path: Path) -> None:
     """Holm's correction counts all rows of the rule, including rows that were not run."""
-    alone = row(found(losses(tmp_path, none=NONE, local=NEAR, sync=BETTER), study(sides=["sync"])), "plain", "sync")
+    alone = sync_row(losses(tmp_path, none=NONE, local=NEAR, sync=BETTER), {})
     finding = found(tmp_path, study({"plain": {"when": "here"}, "late": {"when": "there", "over": "10"}}))
     sync, late = row(finding, "plain", "sync"), row(finding, "late", "sync")
     assert sync.p_yes == pytest.approx(4 * alone.p_yes)
@@ -155,13 +152,10 @@ def test_a_set_in_which_nothing_differs_never_holds(tmp_path: Path) -> None:
 
 def test_synchronized_statistics_that_do_worse_are_told(tmp_path: Path) -> None:
     case = {"when": "with label noise of 40 %", "metric": "test/acc"}
-    worse = {"sync": [value + 3 + 0.1 * place for place, value in enumerate(NONE)], "local": NONE, "none": NONE}
-    numbers = {
-        ("one", "0.1", side): {seed: {"test/acc": 1 - value / 100} for seed, value in enumerate(of)}
-        for side, of in worse.items()
-    }
-    finding = found(runs(tmp_path, numbers), study({"noise": case, "again": {**case, "when": "again"}}))
-    e = np.subtract(NONE, worse["sync"])
+    sync = [value + 3 + 0.1 * place for place, value in enumerate(NONE)]
+    places = errors(tmp_path, sync=sync, local=NONE, none=NONE)
+    finding = found(places, study({"noise": case, "again": {**case, "when": "again"}}))
+    e = np.subtract(NONE, sync)
     one = finding.versus[0]
     assert one.p == pytest.approx(2 * stats.ttest_1samp(e, 0).pvalue)  # two cases
     assert (one.word, one.n, one.what, one.unit) == ("worse", 8, "test error, %", "%")
@@ -169,23 +163,23 @@ def test_synchronized_statistics_that_do_worse_are_told(tmp_path: Path) -> None:
     assert (one.effect, one.low, one.high) == pytest.approx((e.mean(), -high, -low))
     assert finding.worse[0] == (
         "With label noise of 40 %, synchronized statistics do worse than per-device ones: test error "
-        f"{np.mean(worse['sync']):.2f} against {np.mean(NONE):.2f} %, {-e.mean():.2f} points [{low:.2f}, {high:.2f}], "
+        f"{np.mean(sync):.2f} against {np.mean(NONE):.2f} %, {-e.mean():.2f} points [{low:.2f}, {high:.2f}], "
         "8 seeds."
     )
     assert finding.worse[1].startswith("Again, synchronized statistics do worse")
 
 
+def more(times: float) -> list[float]:
+    return [value * times * 1.01**place for place, value in enumerate(NONE)]
+
+
 @pytest.mark.parametrize(
     ("sync", "word", "told"),
     [
-        ([value * 2 * 1.01**place for place, value in enumerate(NONE)], "worse", "2.07 times [2.03, 2.11], 8 seeds."),
+        (more(2), "worse", "2.07 times [2.03, 2.11], 8 seeds."),
         (BETTER, "better", ""),
         (NONE, "no difference", ""),
-        (
-            [value * 1.1 * 1.01**place for place, value in enumerate(NONE)],
-            "worse",
-            "less than the 1.25 times that would matter.",
-        ),
+        (more(1.1), "worse", "less than the 1.25 times that would matter."),
         ([value * (1 + 0.2 * (-1) ** place) for place, value in enumerate(NONE)], "not decided", ""),
     ],
 )
@@ -201,16 +195,13 @@ def test_synchronized_against_per_device_by_ratio(tmp_path: Path, sync: list[flo
 
 
 def test_a_case_that_is_about_one_of_them_has_no_versus(tmp_path: Path) -> None:
-    finding = found(losses(tmp_path, none=NONE, sync=BETTER), study({"plain": {"sides": ["sync"]}}))
-    assert not finding.versus
+    assert not found(losses(tmp_path, none=NONE, sync=BETTER), study({"plain": {"sides": ["sync"]}})).versus
 
 
 def test_a_case_that_is_only_measured_is_no_part_of_the_verdict(tmp_path: Path) -> None:
     numbers = losses(tmp_path, none=NONE, local=SAME, sync=BETTER)
-    judged = found(numbers, study({"plain": {"when": "here"}}))
-    both = found(
-        numbers, study({"plain": {"when": "here"}, "beside": {"when": "there", "at_least": 0.1, "counts": False}})
-    )
+    case, beside = {"when": "here"}, {"when": "there", "at_least": 0.1, "counts": False}
+    judged, both = found(numbers, study({"plain": case})), found(numbers, study({"plain": case, "beside": beside}))
     assert row(both, "plain", "sync") == row(judged, "plain", "sync")  # Holm's correction is for as many rows
     assert row(both, "beside", "local").says == row(both, "beside", "sync").says == "measured"
     assert row(both, "beside", "sync").effect == row(both, "plain", "sync").effect

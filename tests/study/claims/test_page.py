@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from markdown_it import MarkdownIt
 
 from syncbn.study.claims import page, tables
 from syncbn.study.claims.result import Finding, Published, Row, Versus
 from tests.study.support import claim_results
-from tests.study.support.page_reader import Page, cells, files
+from tests.study.support.page_reader import Page, cells, files, flat, html_page, markdown_page
 
 NINE = claim_results.all_nine()
 NORMS = ["local", "sync", "group_norm", "local_mean"]
@@ -22,20 +21,12 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def html(nine: Path) -> Page:
-    return Page((nine / "report.html").read_text(encoding="utf-8"))
+    return html_page(nine)
 
 
 @pytest.fixture(scope="module")
 def markdown(nine: Path) -> Page:
-    return read((nine / "report.md").read_text(encoding="utf-8"))
-
-
-def read(text: str) -> Page:
-    return Page(MarkdownIt("commonmark").enable("table").render(text))
-
-
-def flat(text: str) -> str:
-    return " ".join(text.split())
+    return markdown_page(nine)
 
 
 def test_the_matrix_has_nine_rows_and_a_column_for_each_norm_and_for_sharing(html: Page, markdown: Page) -> None:
@@ -58,17 +49,13 @@ def test_the_matrix_has_nine_rows_and_a_column_for_each_norm_and_for_sharing(htm
 
 
 def test_heads_name_all_that_a_norm_is_judged_against() -> None:
-    rows = [
-        claim_results.row("a", "sync", "open", against="local"),
-        claim_results.row("b", "sync", "measured", against="ghost"),
-    ]
-    both = [
-        claim_results.finding("x", 1, "X"),
-        claim_results.finding("y", 2, "Y", rows=rows, sides=["sync", "local_mean"]),
-    ]
-    assert tables.compared_sides(both, "sync") == "none or local"
-    assert tables.compared_sides([both[0], replace(both[1], baseline="ghost")], "group_norm") == "none"  # not asked
-    assert tables.compared_sides([replace(both[1], baseline="ghost")], "local_mean") == "ghost"
+    rows = [claim_results.row("a", "sync", "open", against="local")]
+    rows += [claim_results.row("b", "sync", "measured", against="ghost")]
+    one = claim_results.finding("x", 1, "X")
+    other = claim_results.finding("y", 2, "Y", rows=rows, sides=["sync", "local_mean"])
+    assert tables.compared_sides([one, other], "sync") == "none or local"
+    assert tables.compared_sides([one, replace(other, baseline="ghost")], "group_norm") == "none"  # not asked
+    assert tables.compared_sides([replace(other, baseline="ghost")], "local_mean") == "ghost"
 
 
 @pytest.mark.parametrize(
@@ -170,10 +157,11 @@ def test_colours_of_sync_against_local_are_for_what_matters() -> None:
     assert [shown[at] for at in (2, 3, 4, 7, 8)] == ["—", "—", "0", "—", "—"]
 
 
-@pytest.mark.parametrize("kind", [Row, Versus, Published])
-def test_a_changed_figure_changes_its_table(kind: type) -> None:
-    name = {Row: "rows", Versus: "versus", Published: "published"}[kind]
-    table = {Row: "cases", Versus: "versus", Published: "published"}[kind]
+KINDS = [("cases", Row, "rows"), ("versus", Versus, "versus"), ("published", Published, "published")]
+
+
+@pytest.mark.parametrize(("table", "kind", "name"), KINDS)
+def test_a_changed_figure_changes_its_table(table: str, kind: type, name: str) -> None:
     (one, *_) = (one for one in NINE if getattr(one, name) and not getattr(getattr(one, name)[0], "is_ratio", False))
     first, *others = getattr(one, name)
     before = tables.build(one)[table]
@@ -194,9 +182,11 @@ def test_where_sync_does_worse_is_said_with_a_link_to_the_claim(nine: Path, html
         linked = [a["href"] for tag, a in shown.tags if tag == "a" and str(a.get("href")).startswith("#")]
         assert linked == [*(f"#{one.study}" for one in NINE), "#regularization", "#noisy_data", "#noisy_data"]
         assert {str(a["id"]) for _, a in shown.tags if "id" in a} >= {one.study for one in NINE}
-        assert shown.headings.index(
-            "Where synchronized statistics do worse than per-device ones"
-        ) < shown.headings.index("2 things to know before believing this")
+        worse, doubts = (
+            "Where synchronized statistics do worse than per-device ones",
+            "2 things to know before believing this",
+        )
+        assert shown.headings.index(worse) < shown.headings.index(doubts)
 
 
 def test_no_such_case_is_said_too(tmp_path: Path) -> None:
@@ -207,15 +197,9 @@ def test_no_such_case_is_said_too(tmp_path: Path) -> None:
         (both[:1], "No case has both synchronized and per-device statistics."),
         ([], "No case has both synchronized and per-device statistics."),
     ):
-        made = [
-            claim_results.finding("x", 1, "X", versus=versus[:1]),
-            claim_results.finding("y", 2, "Y", versus=versus[1:]),
-        ]
-        page.write(made, "A title", "", tmp_path)
-        for shown in (
-            Page((tmp_path / "report.html").read_text(encoding="utf-8")),
-            read((tmp_path / "report.md").read_text(encoding="utf-8")),
-        ):
+        one = claim_results.finding("x", 1, "X", versus=versus[:1])
+        page.write([one, claim_results.finding("y", 2, "Y", versus=versus[1:])], "A title", "", tmp_path)
+        for shown in (html_page(tmp_path), markdown_page(tmp_path)):
             assert shown.text.count(said) == 2
             assert not [heading for heading in shown.headings if "to know before believing" in heading]
 
@@ -230,14 +214,10 @@ def test_what_matters_comes_first_and_nothing_is_missing(html: Page, markdown: P
             "Less dependence on initialization: no run is there",
         ]
         for one in NINE:
-            said += [
-                one.article,
-                one.method,
-                *one.verdicts.values(),
-                *(plot.title for plot in one.plots if len(plot.frame)),
-            ]
+            said += [one.article, one.method, *one.verdicts.values()]
+            said += [plot.title for plot in one.plots if len(plot.frame)]
             said += ["Each case, norm by norm", f"{one.seeds} seeds, {one.runs} runs, {one.finished} with a result"]
-            said += [flat(one.command)]
+            said += [one.command]
         at = 0
         for words in [*said, "Runs and versions", "Computed from the run directories by syncbn"]:
             at = text.find(flat(words), at)
@@ -270,24 +250,18 @@ def test_words_are_text_not_markup(html: Page, markdown: Page) -> None:
 
 def test_files_are_linked_and_every_plot_is_a_file(nine: Path, html: Page, markdown: Page) -> None:
     linked = {value for _, a in markdown.tags if (value := a.get("src") or a.get("href")) and value[0] != "#"}
-    there = set(files(nine))
     drawn = {
         f"plots/{one.study}-{plot.name}-{at}" for one in NINE for at, plot in enumerate(one.plots, 1) if len(plot.frame)
     }
     written = {f"tables/{name}.csv" for name in ("verdicts", "cases", "versus", "published", "plots")}
-    assert there == {"report.html", "report.md"} | written | {
-        f"{plot}.{kind}" for plot in drawn for kind in ("png", "svg")
-    }
+    pictures = {f"{plot}.{kind}" for plot in drawn for kind in ("png", "svg")}
+    assert set(files(nine)) == {"report.html", "report.md"} | written | pictures
     assert linked == {f"{plot}.png" for plot in drawn} | written - {"tables/plots.csv"}
     assert [tag for tag, _ in html.tags].count("svg") == len(drawn)
 
 
 def test_csv_files_have_all_digits(nine: Path) -> None:
-    for table, kind, name in (
-        ("cases", Row, "rows"),
-        ("versus", Versus, "versus"),
-        ("published", Published, "published"),
-    ):
+    for table, kind, name in KINDS:
         back = pd.read_csv(nine / "tables" / f"{table}.csv", keep_default_na=False)
         expected = [[one.study, one.number, *vars(row).values()] for one in NINE for row in getattr(one, name)]
         assert list(back.columns) == ["study", "number", *(field.name for field in fields(kind))]
@@ -324,10 +298,8 @@ def test_the_same_findings_give_the_same_bytes_and_nothing_of_an_older_page_stay
     few = [NINE[4], replace(NINE[7], plots=NINE[7].plots)]
     page.write(few, "Two claims", "", tmp_path)
     first = files(tmp_path)
-    assert {name for name in first if name.startswith("plots/")} - set(others) == {
-        "plots/noisy_data-labels-1.png",
-        "plots/noisy_data-labels-1.svg",
-    }
+    plots = {name for name in first if name.startswith("plots/")} - set(others)
+    assert plots == {"plots/noisy_data-labels-1.png", "plots/noisy_data-labels-1.svg"}
     assert [first[other].decode() for other in others] == others
     page.write(few, "Two claims", "", tmp_path)
     assert files(tmp_path) == first
@@ -348,7 +320,7 @@ def test_the_page_of_one_claim_lies_beside_a_report(tmp_path: Path) -> None:
     sole: Finding = replace(NINE[1], plots=[])
     assert page.write([sole], sole.text, "", tmp_path, name="claim") == tmp_path / "claim.html"
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "a report"
-    shown = Page((tmp_path / "claim.html").read_text(encoding="utf-8"))
+    shown = html_page(tmp_path, "claim")
     assert shown.headings[0] == sole.text
     assert sole.problems[0] in shown.text
     assert len(cells(shown)[0]) == 2

@@ -1,6 +1,7 @@
 """Tests the plots of claims: they show the findings' numbers, are readable, and name omitted values."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,16 +27,12 @@ def figure(data: PlotData) -> Figure:
     return made
 
 
-def colour(side: str) -> str:
-    return plots.look(side).colour
-
-
 def test_each_line_goes_through_the_means_of_its_side() -> None:
     data = claim_results.ladder()
     (axes,) = figure(data).axes
     for side, line in zip(claim_results.NORMS, axes.lines, strict=True):
         mine = data.frame[data.frame.side == side]
-        assert line.get_color() == colour(side)
+        assert line.get_color() == plots.look(side).colour
         assert list(line.get_ydata()) == list(mine["mean"])
         assert list(line.get_xdata()) == list(mine.x)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
@@ -79,9 +76,8 @@ def test_sides_stay_nearer_to_their_place_than_to_the_next() -> None:
     (axes,) = made.axes
     (one, _), (two, _) = axes.transData.transform([(1, 1), (2, 1)]) * 72 / made.dpi
     assert 0 < lines.max() < 0.25 * (two - one)
-    rows = [
-        (panel, side, "", 2**at, 8, 5.0, 4.0, 6.0) for panel in "ab" for side in claim_results.NORMS for at in range(12)
-    ]
+    places = product("ab", claim_results.NORMS, range(12))
+    rows = [(panel, side, "", 2**at, 8, 5.0, 4.0, 6.0) for panel, side, at in places]
     made = figure(claim_results.plot("panels", "Twelve places in half the width", "n", "error, %", rows, x_log=True))
     (one, _), (two, _) = made.axes[0].transData.transform([(1, 1), (2, 1)]) * 72 / made.dpi
     assert 0.1 < moved(made)[0].max() / (two - one) < 0.21
@@ -121,7 +117,9 @@ def test_a_norm_looks_the_same_in_all_plots_and_unlike_the_others() -> None:
         data = make()
         made = figure(data)
         handles = made.legends[0].get_lines()
-        assert [str(line.get_color()) for line in handles] == [colour(s) for s in dict.fromkeys(data.frame.side)]
+        assert [str(line.get_color()) for line in handles] == [
+            plots.look(s).colour for s in dict.fromkeys(data.frame.side)
+        ]
     assert plots.look("none").colour == plot_style.INK
     assert plots.look("one of mine") == plots.look("one of mine")
 
@@ -189,10 +187,8 @@ def test_all_means_are_within_the_axes_and_captions_say_what_is_seen(make: "type
         for line in axes.lines:
             x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
             if len(x) != 2 or x[0] != x[1]:
-                assert left <= min(x)
-                assert max(x) <= right
-                assert min(bottom, top) <= min(y)
-                assert max(y) <= max(bottom, top)
+                assert left <= min(x) <= max(x) <= right
+                assert min(bottom, top) <= min(y) <= max(y) <= max(bottom, top)
 
 
 def test_what_is_not_drawn_is_said() -> None:
@@ -204,9 +200,8 @@ def test_what_is_not_drawn_is_said() -> None:
     data = claim_results.depths()
     zero = replace(data, frame=data.frame.assign(mean=data.frame["mean"].where(data.frame.x != 3, 0.0)))
     assert "Not drawn: 32 values, missing, not finite, or not above zero." in drawn(zero).caption
-    assert (
-        drawn(replace(zero, level=0.0, level_label="none")).figure is not None
-    )  # no place for it, and no reason to fail
+    # A level of 0 has no place on a logarithmic axis, and is no reason to fail.
+    assert drawn(replace(zero, level=0.0, level_label="none")).figure is not None
     assert drawn(claim_results.nothing()).caption == "No plot of seconds: no run has a value that can be drawn."
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.study.support.claim_study import CASE, Numbers, found, losses, row, runs, study, write
-
-NONE = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]
-BETTER = [value - 3 - 0.1 * place for place, value in enumerate(NONE)]
+from tests.study.support.claim_study import BASE as NONE
+from tests.study.support.claim_study import CASE, Numbers, found, losses, row, runs, study, sync_row, write
+from tests.study.support.claim_study import LESS as BETTER
 
 
 def ladder(metric: str, **by_side: dict[str, float]) -> Numbers:
@@ -46,7 +45,7 @@ def ladder(metric: str, **by_side: dict[str, float]) -> Numbers:
 )
 def test_conditions_become_one_number(tmp_path: Path, how: dict[str, Any], numbers: tuple[float, float]) -> None:
     places = ladder("test/loss", sync={"0.1": 5.0, "1": 4.0, "10": 9.0}, none={"0.1": 9.0, "1": 7.0, "10": 8.0})
-    sync = row(found(runs(tmp_path, places), study({"plain": how}, sides=["sync"])), "plain", "sync")
+    sync = sync_row(runs(tmp_path, places), how)
     assert (sync.value, sync.other) == numbers
     assert sync.n == 1
 
@@ -80,14 +79,14 @@ def test_a_rise_is_of_each_seed_and_asks_for_its_own_clean_run(tmp_path: Path) -
 def test_a_magnitude_counts_either_way(tmp_path: Path) -> None:
     places = ladder("gradients/decades", sync={"0.1": -0.5}, none={"0.1": -4.0})
     case = {"metric": "gradients/decades", "magnitude": True}
-    sync = row(found(runs(tmp_path, places), study({"plain": case}, sides=["sync"])), "plain", "sync")
+    sync = sync_row(runs(tmp_path, places), case)
     assert (sync.value, sync.other, sync.effect) == (0.5, 4.0, 3.5)
 
 
 def test_what_is_usable_is_an_error(tmp_path: Path) -> None:
     case = {"metric": "test/acc", "over": "highest", "usable": 10, "wants": "higher", "effect": "ratio"}
     places = ladder("test/acc", sync={"0.1": 0.95, "1": 0.9, "10": 0.91}, none={"0.1": 0.95, "1": 0.7, "10": 0.1})
-    sync = row(found(runs(tmp_path, places), study({"plain": case}, sides=["sync"])), "plain", "sync")
+    sync = sync_row(runs(tmp_path, places), case)
     assert (sync.value, sync.other, sync.effect, sync.unit) == (10.0, 0.1, pytest.approx(100.0), "")
     assert sync.what == (
         "largest condition with test error of 10 % at most (sync: 1 of 1 could use the largest that was tried; "
@@ -123,7 +122,7 @@ def test_those_who_did_not_get_there_count_with_what_they_trained(tmp_path: Path
         ("one", "0.1", "sync"): dict(enumerate([reached[0]] * 3)),
     }
     case = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps to 95 %"}
-    sync = row(found(runs(tmp_path, numbers), study({"plain": case}, sides=["sync"])), "plain", "sync")
+    sync = sync_row(runs(tmp_path, numbers), case)
     assert sync.what == (
         "steps to 95 % (none: 2 of 3 did not get there; they count with the steps that they trained; "
         "so it cannot be shown not to help)"

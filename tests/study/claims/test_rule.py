@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from syncbn.study.claims.rules import rule
+from syncbn.study.claims import rule
 from syncbn.training.errors import SettingError
 from tests.study.support.claim_study import PLOT, study
 from tests.support.refuses import refuses
@@ -70,13 +70,7 @@ def test_a_part_of_one_condition_needs_no_word_on_conditions() -> None:
         ("cases.plain.over", "2", "cases.plain.over", "2", "use one of mean, worst, best, highest, 0.1, 1, 10"),
         ("cases.plain.over", None, "cases.plain.over", None, "the part has several conditions; use one of mean, "),
         ("cases.plain.conditions", [1, 2], "cases.plain.conditions", "2", "use one of 0.1, 1, 10"),
-        (
-            "cases.plain.over",
-            "highest",
-            "cases.plain.usable",
-            None,
-            "over: highest needs a number, what the metric may be at most",
-        ),
+        ("cases.plain.over", "highest", "cases.plain.usable", None, USABLE),
         ("cases.plain.usable", 10, "cases.plain.usable", "10", "works with over: highest only"),
         ("cases.plain.wants", "less", "cases.plain.wants", "less", "use 'lower' or 'higher'"),
         ("cases.plain.effect", "times", "cases.plain.effect", "times", "use 'ratio' or 'difference'"),

@@ -9,9 +9,9 @@ from scipy import stats
 
 from syncbn.study.claims.result import Versus
 from syncbn.study.claims.verdict import sharing
-from tests.study.support.claim_study import found, losses, runs, study
+from tests.study.support.claim_study import BASE as LOCAL
+from tests.study.support.claim_study import errors, found, losses, study
 
-LOCAL = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]
 SPREAD = [0.0, 0.1, -0.1, 0.05, -0.05, 0.08, -0.08, 0.02]
 
 
@@ -66,11 +66,8 @@ def test_a_ratio_is_within_what_is_needed_either_way(tmp_path: Path) -> None:
 
 def test_an_error_may_differ_by_three_quarters_of_a_point(tmp_path: Path) -> None:
     """A large required effect over no norm does not widen the margin between sync and local."""
-    numbers = {
-        ("one", "0.1", side): {seed: {"test/acc": 1 - value / 100} for seed, value in enumerate(of)}
-        for side, of in (("none", LOCAL), ("local", LOCAL), ("sync", by(3)))
-    }
-    (one,) = found(runs(tmp_path, numbers), study({"plain": {"metric": "test/acc", "at_least": 10}})).versus
+    places = errors(tmp_path, none=LOCAL, local=LOCAL, sync=by(3))
+    (one,) = found(places, study({"plain": {"metric": "test/acc", "at_least": 10}})).versus
     assert (one.word, one.needed, one.is_small) == ("better", 0.75, False)
 
 

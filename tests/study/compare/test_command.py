@@ -1,6 +1,7 @@
 """Tests ``syncbn compare``: its output, the directory of the report, and its one-line errors."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.verdict import MINUS
 from syncbn.study.report import terminal
 from tests.study.support import comparisons, run_directories
+from tests.study.support.page_reader import flat
 from tests.study.support.run_directories import layer, sweep
 from tests.training.support.train_command import train
 
@@ -50,8 +52,7 @@ def compare(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
 
-def test_the_tables_fit_100_columns_and_say_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_tables_fit_100_columns_and_say_all(here: Path, pages: Pages) -> None:
     local, sync = run_directories.by_seed([60.0, 62.5, 61.0, 64.0]), run_directories.by_seed([6.0, 6.5, 5.0, 7.0])
     for batch in (2, 16):
         errors = {"local": local, "sync": sync, "group_norm": sync, "local_mean": local}
@@ -70,32 +71,28 @@ def test_the_tables_fit_100_columns_and_say_all(tmp_path: Path, monkeypatch: pyt
     assert "61.88 ± 1.8 (4)" in done.stdout
     assert "network.layers.0.norm" in done.stdout
     assert "and 16 more" in done.stdout
-    assert "broadcasts the running statistics from rank 0" in " ".join(done.stdout.split())
+    assert "broadcasts the running statistics from rank 0" in flat(done.stdout)
     loud = lines.index("KNOW BEFORE YOU BELIEVE IT (2):")
-    assert "sync against local, test error: lower" in " ".join(" ".join(lines[:loud]).split())
+    assert "sync against local, test error: lower" in flat(" ".join(lines[:loud]))
     assert "! multirun/failed (sync, data.batch_size=2, seed 7): it failed" in lines[loud:]
     assert lines[-1] == "report: multirun/compare/report.html"
     ((what, comparison, directory),) = pages.calls
-    assert (what, directory) == ("write", tmp_path / "multirun/compare")
+    assert (what, directory) == ("write", here / "multirun/compare")
     assert comparison.command == "syncbn compare multirun"
 
 
-def test_a_difference_that_is_there_and_small_is_called_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("here")
+def test_a_difference_that_is_there_and_small_is_called_both() -> None:
     local = run_directories.by_seed([2.0, 2.1, 2.2, 2.0, 1.9, 2.1, 2.0, 2.2])
     sync = {seed: error - 0.1 - 0.01 * (seed % 3) for seed, error in local.items()}
     done = compare(sweep(Path("runs"), {"local": local, "sync": sync}), "--no-report")
-    assert any(
-        line.split()[0:1] == ["sync"] and line.rstrip().endswith("lower, within") for line in done.stdout.splitlines()
-    )
-    assert "sync against local, test error: lower (better), by less than ±0.75 points: " in " ".join(
-        done.stdout.split()
-    )
+    assert [line for line in done.stdout.splitlines() if re.fullmatch(r"\s*sync .*lower, within\s*", line)]
+    assert "sync against local, test error: lower (better), by less than ±0.75 points: " in flat(done.stdout)
 
 
 @pytest.mark.parametrize(("runs", "line"), [(1, "1 run in one process was"), (2, "2 runs in one process were")])
-def test_confirmations_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int, line: str) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("here")
+def test_confirmations_are_counted(runs: int, line: str) -> None:
     sweep(Path("runs"), {"local": {0: 2.0, 1: 2.1}, "sync": {0: 2.0, 1: 2.2}}, simulate=2)
     sweep(Path("runs"), {"sync": dict.fromkeys(range(runs), 2.5)})
     done = compare("runs", "--no-report")
@@ -107,8 +104,8 @@ def test_a_table_says_whose_tolerances_are(capsys: pytest.CaptureFixture[str]) -
     assert "published or expected figures (± is a tolerance of ours)" in capsys.readouterr().out
 
 
-def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("here")
+def test_options(pages: Pages) -> None:
     sweep(Path("a b"), {"local": {0: 2.0, 1: 2.1, 2: 2.5}, "sync": {0: 2.0, 1: 2.3, 2: 2.4}})
     options = ("--factor=norm.name,norm.group", "--baseline=sync", "--metric=test/loss", "--margin=0.5")
     done = compare("a b", *options, "--alpha=0.05", "--report=pages", "--wandb=offline")
@@ -133,10 +130,8 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages) 
         (["runs", "--wandb=on"], "error: --wandb=on: use offline or online"),
     ],
 )
-def test_one_line_where_it_cannot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages, arguments: list[str], line: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("here")
+def test_one_line_where_it_cannot(pages: Pages, arguments: list[str], line: str) -> None:
     sweep(Path("runs"), {"local": {0: 2.0}, "sync": {0: 2.0}})
     done = compare(*arguments)
     assert (done.exit_code, done.stdout, pages.calls) == (1, "", [])
@@ -144,16 +139,15 @@ def test_one_line_where_it_cannot(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_real_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:
+def test_a_real_sweep(here: Path, pages: Pages) -> None:
     quick = ("model=mlp", "debug=fast", "logger=csv", "data.batch_size=2", "hydra.sweep.dir=multirun/a")
-    trained = train(tmp_path, "-m", "norm=local,sync", "seed=0,1", *quick)
+    trained = train(here, "-m", "norm=local,sync", "seed=0,1", *quick)
     assert trained.code == 0, trained.err
-    monkeypatch.chdir(tmp_path)
     done = compare("multirun/a")
     assert done.exit_code == 0, done.output
     ((_, c, directory),) = pages.calls
-    assert directory == tmp_path / "multirun/a/compare"
-    results = [json.loads((tmp_path / f"multirun/a/{n}/result.json").read_text(encoding="utf-8")) for n in range(4)]
+    assert directory == here / "multirun/a/compare"
+    results = [json.loads((here / f"multirun/a/{n}/result.json").read_text(encoding="utf-8")) for n in range(4)]
     errors = [100 * (1 - result["test"]["test/acc"]) for result in results]
     assert c.runs["value"].tolist() == pytest.approx(errors)
     assert c.runs["side"].tolist() == ["local", "local", "sync", "sync"]

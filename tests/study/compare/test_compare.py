@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.runs.metric import Metric
 from syncbn.study.compare.verdict import MINUS
 from tests.study.support import run_directories
 from tests.study.support.run_directories import by_seed, layer, run, sweep
@@ -38,9 +39,7 @@ def whole(comparison: Comparison) -> dict[str, Any]:
 def test_known_numbers(tmp_path: Path) -> None:
     c = compare([sweep(tmp_path / "a", {"sync": SYNC, "local": LOCAL})])
     assert (c.baseline, c.sides, c.conditions, c.axis) == ("local", ["local", "sync"], [""], "")
-    assert (c.metric.label, c.metric.unit, c.metric.better, c.metric.difference_unit) == (
-        *("test error", "%", "lower", "points"),
-    )
+    assert c.metric == Metric("test/acc", "test error", "%", "lower", "points")
     assert (c.margin, c.alpha) == (0.75, 0.01)
     (effect,) = c.effects.to_dict("records")
     # -54, -56, -56, -57: mean -55.75, standard deviation sqrt(4.75 / 3), t at 97.5 % and 3 degrees of freedom 3.182446
@@ -89,9 +88,8 @@ def test_a_run_that_is_deleted_is_missed(tmp_path: Path) -> None:
     assert after.cost["n"].sum() == 6
     assert "sync has no finished run with seed 3" in after.problems
     alone = after.runs[~after.runs["used"]]
-    assert list(alone["why"]) == [
-        "no partner: there is no run of sync in its settings with seed 3 (processes on the CPU)"
-    ]
+    why = "no partner: there is no run of sync in its settings with seed 3 (processes on the CPU)"
+    assert list(alone["why"]) == [why]
     (path / "6/result.json").write_text((path / "5/result.json").read_text(encoding="utf-8"), encoding="utf-8")
     assert compare([path]).effects["difference"][0] == pytest.approx(-(54 + 56 + 54.5) / 3)
 
@@ -133,9 +131,8 @@ def test_conditions_and_their_axis(tmp_path: Path) -> None:
     assert c.conditions == ["data.batch_size=2", "data.batch_size=4", "data.batch_size=16"]
     assert c.axis == "data.batch_size"
     assert list(c.effects["at"]) == [2, 4, 16]
-    assert (
-        "optimizer.lr: 0.02 at data.batch_size=2, 0.04 at data.batch_size=4, 0.16 at data.batch_size=16" in c.constant
-    )
+    rates = "0.02 at data.batch_size=2, 0.04 at data.batch_size=4, 0.16 at data.batch_size=16"
+    assert f"optimizer.lr: {rates}" in c.constant
     assert "samples that share statistics: 2, 4, 16 / 4, 8, 32" in c.differs
     assert c.effects["p_holm"][0] == pytest.approx(3 * c.effects["p"][0])
     two = compare([tmp_path / "2", tmp_path / "4"], margin=60.0)  # points; both rows have the same p values
@@ -242,9 +239,8 @@ def test_cost(tmp_path: Path) -> None:
     assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, math.sqrt(2 * 2.5)))
     assert math.isnan(sync["collectives"])
     assert sync["pairs"] == 2
-    assert c.verdict.endswith(
-        "A step with sync takes about 2.2 times as long (only 2 pairs: 2.00 to 2.50) as with local."
-    )
+    takes = "about 2.2 times as long (only 2 pairs: 2.00 to 2.50)"
+    assert c.verdict.endswith(f"A step with sync takes {takes} as with local.")
     assert compare([tmp_path], baseline="sync").cost["ratio"][1] == pytest.approx(1 / sync["ratio"])
 
 
@@ -301,51 +297,35 @@ def test_a_metric_without_a_unit_has_a_margin_in_each_condition(tmp_path: Path) 
 
 
 REFUSED = [
-    (
-        {},
-        {"settings": {"optimizer.lr": 0.1}},
-        ("--factor", "norm", "optimizer.lr=0.05 against 0.1; run both with the same, or --factor=norm,"),
-    ),
-    (
-        {},
-        {"simulate": 2},
-        (
-            "--factor",
-            "norm",
-            "local ran as processes on the CPU, sync as one process on the CPU, and such runs are no pairs",
-        ),
-    ),
-    ({}, {"status": "failed", "error": None}, ("--factor", "norm", "no run of sync has finished with a result")),
-    (
-        {"factor": "optimizer"},
-        {},
-        (
-            "--factor",
-            "optimizer",
-            "all runs have SGD; give runs with another optimizer too, or --factor=norm.group, in",
-        ),
-    ),
-    (
-        {"factor": "data.nothing"},
-        {},
-        ("--factor", "data.nothing", "the runs have no such setting; use one of ", "data, "),
-    ),
-    ({"baseline": "syn"}, {}, ("--baseline", "syn", "there is no such side; use one of 'local', 'sync'")),
-    ({"metric": "test/f1"}, {}, ("--metric", "test/f1", "no run has it; use one of test/acc, test/count, test/loss")),
-    ({"margin": 0.0}, {}, ("--margin", 0.0, "use a number above 0, in points")),
-    ({"alpha": 1.0}, {}, ("--alpha", 1.0, "use a number between 0 and 1")),
+    ("factor", "optimizer", "all runs have SGD; give runs with another optimizer too, or --factor=norm.group, in"),
+    ("factor", "data.nothing", "the runs have no such setting; use one of ", "data, "),
+    ("baseline", "syn", "there is no such side; use one of 'local', 'sync'"),
+    ("metric", "test/f1", "no run has it; use one of test/acc, test/count, test/loss"),
+    ("margin", 0.0, "use a number above 0, in points"),
+    ("alpha", 1.0, "use a number between 0 and 1"),
+]
+NOT_PAIRED = [
+    ({"settings": {"optimizer.lr": 0.1}}, "optimizer.lr=0.05 against 0.1; run both with the same, or --factor=norm,"),
+    ({"simulate": 2}, "local ran as processes on the CPU, sync as one process on the CPU, and such runs are no pairs"),
+    ({"status": "failed", "error": None}, "no run of sync has finished with a result"),
 ]
 
 
-@pytest.mark.parametrize(("options", "of_sync", "refusal"), REFUSED)
-def test_what_is_refused(
-    tmp_path: Path, options: dict[str, Any], of_sync: dict[str, Any], refusal: tuple[Any, ...]
-) -> None:
+@pytest.mark.parametrize("refusal", REFUSED)
+def test_what_is_refused(tmp_path: Path, refusal: tuple[Any, ...]) -> None:
+    sweep(tmp_path, {"local": {0: 2.0, 1: 2.1}, "sync": {0: 2.0, 1: 2.0}})
+    name, value, *words = refusal
+    with refuses(f"--{name}", value, *words):
+        compare([tmp_path], **{name: value})
+
+
+@pytest.mark.parametrize(("of_sync", "words"), NOT_PAIRED)
+def test_sides_that_are_no_pair_are_refused(tmp_path: Path, of_sync: dict[str, Any], words: str) -> None:
     sweep(tmp_path, {"local": {0: 2.0, 1: 2.1}})
     for seed in (0, 1):
         run(tmp_path / f"sync-{seed}", **{"norm": "sync", "seed": seed, **of_sync})
-    with refuses(*refusal):
-        compare([tmp_path], **options)
+    with refuses("--factor", "norm", words):
+        compare([tmp_path])
 
 
 def test_seeds_that_never_meet_are_refused(tmp_path: Path) -> None:
@@ -369,9 +349,8 @@ def test_a_side_that_differs_in_more_is_named_where_others_can_be_compared(tmp_p
 def test_runs_of_other_versions_are_named(tmp_path: Path) -> None:
     sweep(tmp_path, {"local": SAME})
     sweep(tmp_path, {"sync": SAME}, versions={"torch": "2.12.0"})
-    assert compare([tmp_path]).problems == [
-        "the runs were not made with the same torch: 2.12.0 (6 runs), 2.13.0 (6 runs)"
-    ]
+    torches = "2.12.0 (6 runs), 2.13.0 (6 runs)"
+    assert compare([tmp_path]).problems == [f"the runs were not made with the same torch: {torches}"]
 
 
 def test_which_layers_need_it(tmp_path: Path) -> None:
@@ -386,16 +365,12 @@ def test_which_layers_need_it(tmp_path: Path) -> None:
     assert "those of 4 devices about 8; 3 of 4 layers need it" in c.suggestion
 
     # Positions of an image are correlated, so their means spread, and the effective batch is large enough.
-    sweep(tmp_path / "b", {"sync": {0: 2.0}}, layers=[layer("conv", device_batch=512, effective_batch=25, spread=20)])
-    sweep(tmp_path / "b", {"local": {0: 2.0}}, layers=[layer("conv", device_batch=512, effective_batch=25, spread=20)])
-    assert compare([tmp_path / "b"]).suggestion == (
-        "no layer needs shared statistics: a device's are worth at least 25 independent samples in conv."
-    )
+    seen = [layer("conv", device_batch=512, effective_batch=25, spread=20)]
+    sweep(tmp_path / "b", {"sync": {0: 2.0}, "local": {0: 2.0}}, layers=seen)
+    worth = "a device's are worth at least 25 independent samples in conv"
+    assert compare([tmp_path / "b"]).suggestion == f"no layer needs shared statistics: {worth}."
     # Without positions, the spread shows that the devices' data differ.
-    shards = [
-        layer("fc", device_batch=32, effective_batch=8, spread=4),
-        layer("fc", device_batch=32, effective_batch=8, spread=6),
-    ]
+    shards = [layer("fc", device_batch=32, effective_batch=8, spread=spread) for spread in (4, 6)]
     sweep(tmp_path / "c", {"sync": {0: 2.0}, "local": {0: 2.0}}, layers=shards, batch_size=32)
     c = compare([tmp_path / "c"])
     assert list(c.layers["spread"]) == [5.0]  # the mean of two log points
@@ -412,9 +387,8 @@ def test_without_shared_statistics_no_layer_is_said_to_do_without(tmp_path: Path
     sweep(tmp_path, {"sync": {0: 3.4, 1: 3.5}}, batch_size=32, devices=8)
     suggested = compare([tmp_path]).suggestion
     assert suggested.startswith("norm=sync for all layers: ")
-    assert suggested.endswith(
-        "; which of them alone need it is seen only where statistics are shared: monitor a norm=sync run."
-    )
+    unknown = "which of them alone need it is seen only where statistics are shared: monitor a norm=sync run"
+    assert suggested.endswith(f"; {unknown}.")
     assert "norm.only" not in suggested
     assert "norm.group" not in suggested
     sweep(tmp_path, {"sync": {2: 3.4}, "local": {2: 18.5}}, layers=seen, batch_size=32, devices=8)
@@ -504,14 +478,12 @@ def test_tests_of_different_checkpoints_are_no_pair_to_believe(tmp_path: Path) -
         number = 7 if (seed, name) == (0, "batch") else seed
         run(tmp_path / f"{name}{seed}", seed=seed, settings=options, tests=f"outputs/{number}/best.ckpt")
     (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "checkpoint" in line]
-    assert line.startswith(
-        "in 1 of 2 pairs the tests are of two checkpoints (outputs/0/best.ckpt, outputs/7/best.ckpt)"
-    )
+    two = "(outputs/0/best.ckpt, outputs/7/best.ckpt)"
+    assert line.startswith(f"in 1 of 2 pairs the tests are of two checkpoints {two}")
     run(tmp_path / "again", seed=1, settings=options, tests="outputs/8/best.ckpt", ended="2026-01-02T00:00:00+00:00")
     (line,) = [line for line in compare([tmp_path], factor="adapt").problems if "the newer alone counts" in line]
-    assert (
-        "again have the same settings and seed, but test different checkpoints (outputs/1/best.ckpt, outputs/8" in line
-    )
+    two = "(outputs/1/best.ckpt, outputs/8"
+    assert f"again have the same settings and seed, but test different checkpoints {two}" in line
     for norm in ("local", "sync"):
         run(tmp_path / "norms" / norm, norm=norm, settings={"mode": "test"}, tests=f"outputs/{norm}/best.ckpt")
     assert not any("checkpoint" in line for line in compare([tmp_path / "norms"], factor="norm").problems)

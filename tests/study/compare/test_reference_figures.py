@@ -36,10 +36,7 @@ def test_a_figure_is_of_one_side_and_the_settings_that_it_names() -> None:
     [
         ({"value": 24.0, "tolerance": 0.3}, "test error, %: 24 +- 0.3 (a paper)"),
         ({"value": 24.1}, "test error, %: 24.1 (a paper)"),
-        (
-            {"baseline": "local", "difference": -10.6, "tolerance": 0.9},
-            "test error, %: -10.6 +- 0.9 (a paper)",
-        ),
+        ({"baseline": "local", "difference": -10.6, "tolerance": 0.9}, "test error, %: -10.6 +- 0.9 (a paper)"),
         ({"baseline": "local", "at_most": 1.25}, "test error, %: at most 1.25 (a paper)"),
     ],
 )

@@ -13,8 +13,8 @@ ITSELF = "model: &a\n  again: *a\n"
 BOMB = "x0: &x0 [0]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 12))
 
 
-def test_runs_sweeps_and_what_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("here")
+def test_runs_sweeps_and_what_holds_them(tmp_path: Path) -> None:
     sweep = run_directories.sweep(tmp_path / "multirun/a", {"local": run_directories.by_seed(range(12))})
     alone = run_directories.run(tmp_path / "outputs/mine")
     (alone / "wandb/run").mkdir(parents=True)
@@ -27,13 +27,8 @@ def test_runs_sweeps_and_what_holds_them(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
-    (run,) = read(
-        [
-            run_directories.run(
-                tmp_path / "a", seed=3, error=2.5, precise_error=2.25, layers=[run_directories.layer("x")]
-            )
-        ]
-    )
+    layers = [run_directories.layer("x")]
+    (run,) = read([run_directories.run(tmp_path / "a", seed=3, error=2.5, precise_error=2.25, layers=layers)])
     assert (run.status, run.trouble, run.seed) == ("finished", "", 3)
     assert run.number("test/acc") == 0.975
     assert run.number("precise/acc") == 0.9775

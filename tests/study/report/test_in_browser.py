@@ -54,21 +54,28 @@ def browser() -> Iterator[Browser]:
     browser.close()
 
 
+def open_whole(browser: Browser, path: Path, width: int, *, dark: bool = False) -> None:
+    """Opens a page. It loads nothing else, and nothing of it is clipped."""
+    browser.open(path, width, dark=dark)
+    assert browser.said == []
+    assert browser.requests == [path.as_uri()]
+    assert browser.evaluate(OVERFLOW) <= 0
+    assert browser.evaluate(CLIPPED) == []
+
+
+def assert_legible(browser: Browser) -> None:
+    assert browser.evaluate(CONTRAST) == []
+    assert [text for text in browser.evaluate(TEXTS) if text[1] < 11] == []
+
+
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", comparisons.ALL)
 def test_the_page_can_be_read(browser: Browser, written: dict[str, Path], name: str, width: int, dark: bool) -> None:
     path = written[name] / "report.html"
-    browser.open(path, width, dark=dark)
-    assert browser.said == []
-    assert browser.requests == [path.as_uri()]
+    open_whole(browser, path, width, dark=dark)
     assert browser.evaluate("innerWidth") == width
-    assert browser.evaluate(OVERFLOW) <= 0
-    assert browser.evaluate(CLIPPED) == []
-    assert browser.evaluate(CONTRAST) == []
-    small = [text for text in browser.evaluate(TEXTS) if text[1] < 11]
-    assert small == []
-
+    assert_legible(browser)
     made = comparisons.ALL[name]()
     browser.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert browser.evaluate(OVERFLOW) <= 0
@@ -93,11 +100,7 @@ def test_several_comparisons_on_one_page(
     browser: Browser, several: tuple[dict[str, Comparison], Path], width: int
 ) -> None:
     made, path = several
-    browser.open(path, width)
-    assert browser.said == []
-    assert browser.requests == [path.as_uri()]
-    assert browser.evaluate(OVERFLOW) <= 0
-    assert browser.evaluate(CLIPPED) == []
+    open_whole(browser, path, width)
     names = browser.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(set(names)) == len(names)  # otherwise plots would show parts of each other
     tables_there = {name for name, _ in browser.evaluate(BOXES.format("table"))}
@@ -113,13 +116,8 @@ def test_several_comparisons_on_one_page(
 
 def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:
     for width, dark in ((400, False), (400, True), (1400, False)):
-        browser.open(nine / "report.html", width, dark=dark)
-        assert browser.said == []
-        assert browser.requests == [(nine / "report.html").as_uri()]
-        assert browser.evaluate(OVERFLOW) <= 0
-        assert browser.evaluate(CLIPPED) == []
-        assert browser.evaluate(CONTRAST) == []
-        assert [text for text in browser.evaluate(TEXTS) if text[1] < 11] == []
+        open_whole(browser, nine / "report.html", width, dark=dark)
+        assert_legible(browser)
         drawn = {f"{file.name.split('-')[0]}-plot-{file.stem}" for file in nine.glob("plots/*.svg")}
         assert {name for name, size in browser.evaluate(BOXES.format("figure")) if size > 300} == drawn
         # The whole matrix is visible, no cell lies outside of it, and words fit into their cells.

@@ -35,9 +35,14 @@ def of_rich(rich: Comparison) -> dict[str, Plot]:
     return drawn(rich)
 
 
-def lines(figure: Figure | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The plotted data: x and y of each line, each group of dots and each error bar."""
+def figure_of(made: dict[str, Plot], name: str) -> Figure:
+    figure = made[name].figure
     assert figure is not None
+    return figure
+
+
+def lines(figure: Figure) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The plotted data: x and y of each line, each group of dots and each error bar."""
     for axes in figure.axes:
         for line in axes.lines:
             yield np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
@@ -46,7 +51,7 @@ def lines(figure: Figure | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 yield from (np.asarray(ends, float).T for ends in bars.get_segments())
 
 
-def plotted(figure: Figure | None, *, x: bool = False) -> set[float]:
+def plotted(figure: Figure, *, x: bool = False) -> set[float]:
     return {round(float(value), 6) for line in lines(figure) for value in line[0 if x else 1]}
 
 
@@ -55,20 +60,14 @@ def rounded(values: "np.ndarray | list[float]") -> set[float]:
 
 
 def test_each_seed_and_each_mean_is_in_the_plot_of_the_metric(rich: Comparison, of_rich: dict[str, Plot]) -> None:
-    shown = plotted(of_rich["metric"].figure)
+    shown = plotted(figure_of(of_rich, "metric"))
     assert shown >= rounded(rich.runs.value[rich.runs.used])
     assert shown >= rounded(rich.means["mean"])
 
 
 def test_standard_deviations_are_in_the_plot_of_the_metric(rich: Comparison, of_rich: dict[str, Plot]) -> None:
-    figure = of_rich["metric"].figure
-    assert figure is not None
-    ends = {
-        round(float(y), 6)
-        for collection in figure.axes[0].collections
-        for path in collection.get_paths()
-        for _, y in path.vertices
-    }
+    collections = figure_of(of_rich, "metric").axes[0].collections
+    ends = {round(float(y), 6) for each in collections for path in each.get_paths() for _, y in path.vertices}
     assert ends >= rounded((rich.means["mean"] + rich.means.sd).to_numpy())
     assert ends >= rounded((rich.means["mean"] - rich.means.sd).to_numpy())
 
@@ -76,10 +75,9 @@ def test_standard_deviations_are_in_the_plot_of_the_metric(rich: Comparison, of_
 def test_differences_their_intervals_and_the_margin_are_in_the_plot_of_effects(
     rich: Comparison, of_rich: dict[str, Plot]
 ) -> None:
-    figure = of_rich["effects"].figure
+    figure = figure_of(of_rich, "effects")
     shown = plotted(figure, x=True)
     assert shown >= rounded([*rich.effects.difference, *rich.effects.low, *rich.effects.high])
-    assert figure is not None
     (axes,) = figure.axes
     assert band_is(axes, [0.75] * len(rich.effects))
     low, high = axes.get_xlim()
@@ -91,10 +89,9 @@ def test_differences_their_intervals_and_the_margin_are_in_the_plot_of_effects(
 
 def test_the_band_is_as_wide_as_the_margin_of_its_row(rich: Comparison) -> None:
     effects = rich.effects.assign(margin=[0.1 * (1 + row) for row in range(len(rich.effects))])
-    plot = drawn(replace(rich, effects=effects, margin=float("nan")))["effects"]
-    assert plot.figure is not None
-    assert band_is(plot.figure.axes[0], list(effects.margin))
-    assert "what counts as no difference, ±5 % of local's mean in the condition." in plot.caption
+    made = drawn(replace(rich, effects=effects, margin=float("nan")))
+    assert band_is(figure_of(made, "effects").axes[0], list(effects.margin))
+    assert "what counts as no difference, ±5 % of local's mean in the condition." in made["effects"].caption
 
 
 def band_is(axes: Axes, margins: list[float]) -> bool:
@@ -110,10 +107,7 @@ def band_is(axes: Axes, margins: list[float]) -> bool:
 def test_a_verdict_has_a_shape_of_its_own(of_rich: dict[str, Plot]) -> None:
     looks = list(plots._SHAPES.values())
     assert len(set(looks)) == len(looks) - 1  # lower and higher differ by their position
-    figure = of_rich["effects"].figure
-    assert figure is not None
-    shapes = {str(line.get_marker()) for line in figure.axes[0].lines}
-    assert shapes >= {"o", "s"}
+    assert {str(line.get_marker()) for line in figure_of(of_rich, "effects").axes[0].lines} >= {"o", "s"}
 
 
 def test_each_seed_has_a_line_through_its_sides(rich: Comparison, of_rich: dict[str, Plot]) -> None:
@@ -121,7 +115,7 @@ def test_each_seed_has_a_line_through_its_sides(rich: Comparison, of_rich: dict[
     for condition, how, seed in [("data.batch_size=2", comparisons.ONE, 3), ("data.batch_size=4", comparisons.ONE, 3)]:
         of_one = used[(used.condition == condition) & (used.how == how) & (used.seed == seed)]
         values = [round(float(value), 6) for value in of_one.set_index("side").value.reindex(rich.sides).dropna()]
-        assert values in [list(np.round(y, 6)) for _, y in lines(of_rich["seeds"].figure)]
+        assert values in [list(np.round(y, 6)) for _, y in lines(figure_of(of_rich, "seeds"))]
 
 
 def test_curves_are_means_over_seeds_by_epoch(rich: Comparison, of_rich: dict[str, Plot]) -> None:
@@ -129,30 +123,25 @@ def test_curves_are_means_over_seeds_by_epoch(rich: Comparison, of_rich: dict[st
         curves = rich.curves[rich.curves.metric == metric]
         for _, of_one in curves.groupby(["condition", "side", "how"]):
             means = of_one.groupby("epoch").value.mean().to_numpy()
-            assert any(y.shape == means.shape and np.allclose(y, means) for _, y in lines(of_rich[name].figure))
+            assert any(y.shape == means.shape and np.allclose(y, means) for _, y in lines(figure_of(of_rich, name)))
 
 
 def test_cost_shows_ratios_and_shares(rich: Comparison, of_rich: dict[str, Plot]) -> None:
-    figure = of_rich["cost"].figure
+    figure = figure_of(of_rich, "cost")
     assert plotted(figure, x=True) >= rounded([*rich.cost.ratio, *rich.cost.ratio_low, *rich.cost.ratio_high])
-    assert figure is not None
     assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx(list(rich.cost.collectives * 100))
 
 
 def test_layers_show_what_a_device_has_and_what_it_is_worth(rich: Comparison, of_rich: dict[str, Plot]) -> None:
-    figure = of_rich["layers"].figure
-    assert figure is not None
-    (axes,) = figure.axes
+    (axes,) = figure_of(of_rich, "layers").axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(list(rich.layers.effective_batch))
     assert [bool(bar.get_hatch()) for bar in axes.patches] == list(rich.layers.needs)
-    assert plotted(figure, x=True) == rounded(rich.layers.device_batch)
+    assert plotted(figure_of(of_rich, "layers"), x=True) == rounded(rich.layers.device_batch)
     assert {text.get_text() for text in axes.texts} >= {f"spread {value:.2f}×" for value in rich.layers.spread}
 
 
 def test_batch_sizes_have_ticks_where_they_are_on_a_logarithmic_axis(of_rich: dict[str, Plot]) -> None:
-    figure = of_rich["metric"].figure
-    assert figure is not None
-    (axes,) = figure.axes
+    (axes,) = figure_of(of_rich, "metric").axes
     assert axes.get_xscale() == axes.get_yscale() == "log"
     assert list(axes.get_xticks()) == [2, 4, 8, 16]
     assert [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()] == ["2", "4", "8", "16"]
@@ -161,9 +150,7 @@ def test_batch_sizes_have_ticks_where_they_are_on_a_logarithmic_axis(of_rich: di
 
 
 def test_values_that_are_close_have_a_linear_axis() -> None:
-    figure = drawn(comparisons.nothing_differs())["metric"].figure
-    assert figure is not None
-    assert figure.axes[0].get_xscale() == "linear"
+    assert figure_of(drawn(comparisons.nothing_differs()), "metric").axes[0].get_xscale() == "linear"
 
 
 @pytest.mark.parametrize("name", comparisons.ALL)
@@ -224,12 +211,10 @@ def test_the_colour_blind_tell_the_first_sides_apart(kind: str) -> None:
 
 
 def test_the_users_settings_of_matplotlib_neither_matter_nor_change() -> None:
-    before = drawn(comparisons.without_axis())["metric"].figure
+    before = figure_of(drawn(comparisons.without_axis()), "metric")
     with mpl.rc_context({"font.size": 30, "axes.grid": False}):
-        figure = drawn(comparisons.without_axis())["metric"].figure
+        figure = figure_of(drawn(comparisons.without_axis()), "metric")
         assert mpl.rcParams["font.size"] == 30
-    assert before is not None
-    assert figure is not None
     sizes = [[text.get_size() for text in f.axes[0].get_xticklabels()] for f in (before, figure)]
     assert sizes[0] == sizes[1]
 
@@ -251,19 +236,12 @@ def test_labels_say_what_tells_rows_apart() -> None:
         for how in (comparisons.ONE, comparisons.PROCESSES)
     }
     made = drawn(measured(values))
-    texts = {}
-    for name in ("effects", "metric"):
-        figure = made[name].figure
-        assert figure is not None
-        texts[name] = [text.get_text() for text in figure.axes[0].texts]
+    texts = {name: [text.get_text() for text in figure_of(made, name).axes[0].texts] for name in ("effects", "metric")}
     assert texts["metric"] == ["batch_size=2", "batch_size=4"]
     labels = [text for text in texts["effects"] if "batch_size" in text]
     assert labels[0] == "batch_size=2 · sync"
     assert labels[1] == "batch_size=2 · sync · 2 processes on the CPU"
     assert len(set(labels)) == len(labels) == 8
     assert max(map(len, labels)) <= 44
-    figure = made["seeds"].figure
-    assert figure is not None
-    assert [axes.get_title(loc="left") for axes in figure.axes][:2] == [
-        f"batch_size=2\n{how}" for how in (comparisons.ONE, comparisons.PROCESSES)
-    ]
+    titles = [axes.get_title(loc="left") for axes in figure_of(made, "seeds").axes]
+    assert titles[:2] == [f"batch_size=2\n{how}" for how in (comparisons.ONE, comparisons.PROCESSES)]

@@ -12,14 +12,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import wandb
-from markdown_it import MarkdownIt
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import comparison_page, plots, tables, wandb_run, write
 from syncbn.training.loggers import wandb_internals
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame
-from tests.study.support.page_reader import Page, cells, files
+from tests.study.support.page_reader import Page, cells, files, flat
+from tests.study.support.page_reader import html_page as page
+from tests.study.support.page_reader import markdown_page as markdown
 from tests.support.refuses import refuses
 from tests.training.support import wandb_log
 
@@ -27,15 +28,6 @@ from tests.training.support import wandb_log
 @pytest.fixture(params=comparisons.ALL)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def page(directory: Path) -> Page:
-    return Page((directory / "report.html").read_text(encoding="utf-8"))
-
-
-def markdown(directory: Path) -> Page:
-    text = (directory / "report.md").read_text(encoding="utf-8")
-    return Page(MarkdownIt("commonmark").enable("table").render(text))
 
 
 ORDER = ["effects", "means", "cost", "layers", "expected", "confirmations", "runs"]
@@ -115,15 +107,13 @@ def test_a_changed_value_changes_its_table(table: str) -> None:
 def test_a_difference_that_is_there_and_small_is_both(tmp_path: Path) -> None:
     pairs = [2.0, 2.1, 2.2, 2.0, 1.9, 2.1, 2.0, 2.2]
     side = [value - 0.1 - 0.01 * (seed % 3) for seed, value in enumerate(pairs)]
-    made = comparisons.measured(
-        {("", "local", comparisons.PROCESSES): pairs, ("", "sync", comparisons.PROCESSES): side}
-    )
+    how = comparisons.PROCESSES
+    made = comparisons.measured({("", "local", how): pairs, ("", "sync", how): side})
     assert list(made.effects.verdict) == ["lower"]
     write.write(made, tmp_path)
     assert "lower (better), by less than ±0.75 points" in cells(page(tmp_path))[0][1]
-    assert ("1 of 1", "differences are shown to be small, that is within ±0.75 points") in comparison_page.key_figures(
-        made
-    )
+    small = ("1 of 1", "differences are shown to be small, that is within ±0.75 points")
+    assert small in comparison_page.key_figures(made)
     far = made.effects.assign(p_tost=0.02)
     assert tables.build(replace(made, effects=far))["effects"].rows[0][4] == "lower (better)"
 
@@ -184,10 +174,8 @@ def test_all_that_is_said_is_on_the_page(change: dict[str, Any], tmp_path: Path)
     made = comparisons.comparison(effects=comparisons.nothing_differs().effects)
     for directory, comparison in (("before", made), ("after", replace(made, **change))):
         write.write(comparison, tmp_path / directory)
-    for name in ("report.html", "report.md"):
-        assert (tmp_path / "before" / name).read_text(encoding="utf-8") != (tmp_path / "after" / name).read_text(
-            encoding="utf-8"
-        )
+    before, after = files(tmp_path / "before"), files(tmp_path / "after")
+    assert all(before[name] != after[name] for name in ("report.html", "report.md"))
 
 
 def test_the_same_comparison_gives_the_same_bytes(written: dict[str, Path], tmp_path: Path) -> None:
@@ -206,8 +194,8 @@ def test_the_page_begins_with_the_verdict_and_problems_come_before_results(writt
         "Differences from local",
         made.command,
     ]
-    text = " ".join(shown.text.split())
-    places = [text.index(" ".join(words.split()), 1) for words in said]  # after the title of the window
+    text = flat(shown.text)
+    places = [text.index(flat(words), 1) for words in said]  # after the title of the window
     assert places == sorted(places)
     in_markdown = markdown(written["rich"]).headings
     assert [heading for heading in shown.headings if heading in in_markdown] == in_markdown
@@ -219,10 +207,9 @@ def test_failed_runs_and_how_runs_were_run_are_counted(written: dict[str, Path])
     assert "1 process for 2 devices: 96 runs, 95 of them in pairs" in text
     assert "2 processes on the CPU: 6 runs, 6 of them in pairs" in text
     assert "not in a pair, failed: 1 run" in text
-    assert "not known how: 1 run, 0 of them in pairs" in page(written["nasty"]).text
-    assert ["sweep/12", *["—"] * 3, "no result", "—", "—", "no: result.json cannot be read"] in cells(
-        page(written["nasty"])
-    )[-1]
+    nasty = page(written["nasty"])
+    assert "not known how: 1 run, 0 of them in pairs" in nasty.text
+    assert ["sweep/12", *["—"] * 3, "no result", "—", "—", "no: result.json cannot be read"] in cells(nasty)[-1]
 
 
 def test_the_page_stands_alone(written: dict[str, Path], name: str) -> None:
@@ -253,17 +240,9 @@ def test_identifiers_are_there_once_and_what_refers_to_one_finds_it(written: dic
 def test_labels_are_text_not_markup(written: dict[str, Path]) -> None:
     made = comparisons.nasty()
     for shown in (page(written["nasty"]), markdown(written["nasty"])):
-        text = " ".join(shown.text.split())
-        for said in (
-            made.title,
-            made.question,
-            made.verdict,
-            made.suggestion,
-            made.command,
-            *made.problems,
-            *made.differs,
-        ):
-            assert " ".join(said.split()) in text
+        text = flat(shown.text)
+        words = (made.title, made.question, made.verdict, made.suggestion, made.command)
+        assert all(flat(said) in text for said in (*words, *made.problems, *made.differs))
         assert not {tag for tag, _ in shown.tags} & {"script", "b", "i"}
         ours = ("tables/", "plots/", "#", "data:")
         leads = [str(value) for _, a in shown.tags for name, value in a.items() if name in ("href", "src")]
@@ -313,10 +292,10 @@ def test_several_comparisons_are_in_full_in_markdown_too(tmp_path: Path) -> None
     assert cells(shown) == cells(html)
     assert shown.headings[0] == "All of <it>"
     assert [text for text in html.headings if text in shown.headings] == shown.headings
-    text = " ".join(shown.text.split())
+    text = flat(shown.text)
     for part in parts.values():
         assert text.count(part.verdict) == 2  # among the answers, and with its figures
-        assert all(" ".join(line.split()) in text for line in (part.suggestion, *part.problems, *part.differs))
+        assert all(flat(line) in text for line in (part.suggestion, *part.problems, *part.differs))
     levels = [tag for tag, _ in shown.tags if tag in ("h1", "h2", "h3", "h4")]
     assert (levels.count("h1"), levels.count("h2")) == (1, 2)
     linked = {value for _, a in shown.tags if (value := a.get("src") or a.get("href"))}

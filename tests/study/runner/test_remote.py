@@ -1,5 +1,6 @@
 """Tests runs that need another machine: the checks here, and the printed commands."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.support.refuses import refuses
 
 GPUS = "trainer.accelerator=gpu and trainer.devices"
 
+SBATCH = "sbatch --nodes=2 --ntasks-per-node=8"
 SIZES = {"batch_size": 4, "global_batch_size": 32}
 
 
@@ -42,11 +44,8 @@ def settings(**trainer: Any) -> DictConfig:
 def test_what_this_machine_cannot_do_is_refused(
     gpus: int, trainer: dict[str, Any], refusal: tuple[Any, ...] | None
 ) -> None:
-    if refusal is None:
+    with refuses(*refusal) if refusal else nullcontext():
         remote.refuse(settings(**trainer), Machine(gpus, cores=2))
-    else:
-        with refuses(*refusal):
-            remote.refuse(settings(**trainer), Machine(gpus, cores=2))
 
 
 def test_how_many_gpus_another_machine_has_must_be_said() -> None:
@@ -58,23 +57,12 @@ def test_how_many_gpus_another_machine_has_must_be_said() -> None:
     ("trainer", "workers", "start"),
     [
         ({}, 8, "python train.py trainer.devices=8 trainer.num_nodes=1 norm=sync "),
-        (
-            {"num_nodes": 2},
-            8,
-            "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=9 slurm/train.sbatch norm=sync ",
-        ),
-        (
-            {"num_nodes": 2, "accelerator": "cpu"},
-            0,
-            "sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sbatch norm=sync ",
-        ),
+        ({"num_nodes": 2}, 8, f"{SBATCH} --gpus-per-node=8 --cpus-per-task=9 slurm/train.sbatch norm=sync "),
+        ({"num_nodes": 2, "accelerator": "cpu"}, 0, f"{SBATCH} slurm/train.sbatch norm=sync "),
     ],
 )
-def test_nodes_and_devices_are_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: dict[str, Any], workers: int, start: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_nodes_and_devices_are_said_once(here: Path, trainer: dict[str, Any], workers: int, start: str) -> None:
     cfg = settings(**trainer)
     cfg.data.num_workers = workers
     overrides = ["trainer.devices=8", f"trainer.num_nodes={cfg.trainer.num_nodes}", "norm=sync"]
-    assert remote.command(Run(Plan.of(cfg, tmp_path / "s/0"), overrides)) == f"{start}hydra.run.dir=s/0"
+    assert remote.command(Run(Plan.of(cfg, here / "s/0"), overrides)) == f"{start}hydra.run.dir=s/0"

@@ -1,6 +1,5 @@
 """Controls headless Chromium in tests through the pipes of its debugging protocol."""
 
-import base64
 import fcntl
 import json
 import os
@@ -24,12 +23,12 @@ class Browser:
         requests: addresses that the last page asked for.
     """
 
-    def __init__(self, timeout: float = 60) -> None:
+    def __init__(self) -> None:
         program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         assert program is not None, INSTALL
         self.said: list[str] = []
         self.requests: list[str] = []
-        self._timeout, self._number, self._buffer = timeout, 0, b""
+        self._number, self._buffer = 0, b""
         self._profile = tempfile.mkdtemp()
         read, self._out = os.pipe()
         self._in, write = os.pipe()
@@ -64,11 +63,11 @@ class Browser:
         os.close(self._out)
         shutil.rmtree(self._profile, ignore_errors=True)
 
-    def open(self, path: Path, width: int, height: int = 900, *, dark: bool = False) -> None:
-        """Opens a file in a window of the given size in pixels, and waits until it is loaded."""
+    def open(self, path: Path, width: int, *, dark: bool = False) -> None:
+        """Opens a file in a window of the given width in pixels, and waits until it is loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._ask("Emulation.setEmulatedMedia", features=scheme)
-        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.said.clear()
         self.requests.clear()
         self._loaded = False
@@ -82,15 +81,6 @@ class Browser:
         answer = self._ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
-
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        answer = self._ask("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
-    def pdf(self, path: Path) -> None:
-        """The page as it would be printed."""
-        path.write_bytes(base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"]))
 
     def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
@@ -108,7 +98,7 @@ class Browser:
 
     def _hear(self) -> dict[str, Any]:
         """The next message. Events are recorded."""
-        deadline = monotonic() + self._timeout
+        deadline = monotonic() + 60
         while b"\0" not in self._buffer:
             assert select([self._in], [], [], max(0, deadline - monotonic()))[0], "Chromium does not answer"
             piece = os.read(self._in, 1 << 20)

@@ -1,6 +1,7 @@
 """Handwritten findings for tests of the page on claims. Their figures are not computed from runs."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,8 @@ def ladder() -> PlotData:
             steps = 60 * (0.03 / rate) ** 0.8 * (2.2 if side == "none" else 1 + 0.05 * at) + 8
             steps = min(900.0, steps if side != "none" or rate < 0.2 else 900.0)
             rows.append(("", side, "", rate, 8, steps, steps / 1.15, steps * 1.15))
-    return plot(
-        "ladder-steps", "Steps to 95 % by learning rate", "learning rate", "steps to 95 %", rows, x_log=True, y_log=True
-    )
+    title = "Steps to 95 % by learning rate"
+    return plot("ladder-steps", title, "learning rate", "steps to 95 %", rows, x_log=True, y_log=True)
 
 
 def severities() -> PlotData:
@@ -49,12 +49,11 @@ def depths() -> PlotData:
                 rate = {"relu": 1.21, "sigmoid": 1.02, "tanh": 1.1}[activation]
                 if side == "none":
                     rate = {"relu": 1.0, "sigmoid": 0.24, "tanh": 0.5}[activation] * (0.15 if gain == 0.1 else 1)
+                panel = f"{activation}, gain {gain}, {depth} layers"
                 for layer in range(1, depth + 1):
                     norm = 0.01 * (rate + at * 0.005) ** (depth - layer)
                     norm = norm if norm > 1e-44 else 0.0
-                    rows.append(
-                        (f"{activation}, gain {gain}, {depth} layers", side, "", layer, 8, norm, norm / 2, norm * 2)
-                    )
+                    rows.append((panel, side, "", layer, 8, norm, norm / 2, norm * 2))
     return plot("start", "Gradients by depth at the beginning", "layer", "norm of the gradient", rows, y_log=True)
 
 
@@ -68,28 +67,16 @@ def kinds() -> PlotData:
         for series in SERIES
         if side in ("local", "sync") or series == SERIES[0]
     ]
-    return plot(
-        "kinds", "Error by kind of corruption", "kind of corruption", "test error, %", rows, level=90.0, label="chance"
-    )
+    title, level = "Error by kind of corruption", {"level": 90.0, "level_label": "chance"}
+    return plot("kinds", title, "kind of corruption", "test error, %", rows, **level)
 
 
 def curve() -> PlotData:
     """The batch that statistics are adapted to, by three priors, one of which has no runs at the end."""
-    rows = [
-        (
-            "",
-            side,
-            f"N = {prior}",
-            n,
-            8,
-            mean := 20 + 60 / (n + prior) ** 0.5 + 3 * (side == "sync"),
-            mean - 2,
-            mean + 2,
-        )
-        for side in ("local", "sync")
-        for prior in (0, 16, 256)
-        for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    ]
+    rows = []
+    for side, prior, at in product(("local", "sync"), (0, 16, 256), range(10)):
+        mean = 20 + 60 / (2**at + prior) ** 0.5 + 3 * (side == "sync")
+        rows.append(("", side, f"N = {prior}", 2**at, 8, mean, mean - 2, mean + 2))
     return plot("curve", "Error by the batch adapted to", "images in the batch", "test error, %", rows, x_log=True)
 
 
@@ -119,19 +106,9 @@ def nothing() -> PlotData:
     return plot("clock", "Seconds to 95 %", "devices", "seconds", [])
 
 
-def plot(
-    name: str,
-    title: str,
-    x: str,
-    y: str,
-    rows: list[tuple[Any, ...]],
-    *,
-    x_log: bool = False,
-    y_log: bool = False,
-    level: float | None = None,
-    label: str = "",
-) -> PlotData:
-    return PlotData(name, title, x, y, x_log, y_log, pd.DataFrame(rows, columns=COLUMNS), level, label)
+def plot(name: str, title: str, x: str, y: str, rows: list[tuple[Any, ...]], **more: Any) -> PlotData:
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return PlotData(name, title, x, y, **{"x_log": False, "y_log": False, "frame": frame, **more})
 
 
 PLOTS = (ladder, two_seeds, depths, curve, severities, kinds, labels, nothing)
@@ -140,31 +117,12 @@ PLOTS = (ladder, two_seeds, depths, curve, severities, kinds, labels, nothing)
 def row(case: str, side: str, says: str, **changes: Any) -> Row:
     """A row with a ratio, by default 2.5 times with a baseline of 100."""
     p_yes, p_no = {"yes": (0.0012, 1.0), "no": (1.0, 3.2e-7)}.get(says, (0.061, 0.72))
-    made = Row(
-        case=case,
-        when=f"with {case}" if case else "",
-        side=side,
-        against="none",
-        what="steps to 95 %",
-        unit="",
-        n=8,
-        value=40.25,
-        value_low=38.125,
-        value_high=42.5,
-        other=100.5,
-        other_low=90.125,
-        other_high=110.0625,
-        is_ratio=True,
-        effect=2.5125,
-        low=2.2,
-        high=2.825,
-        needed=1.25,
-        p_yes=p_yes,
-        p_no=p_no,
-        says=says,
-        planned=8,
-    )
-    return replace(made, **changes)
+    about = {"case": case, "when": f"with {case}" if case else "", "side": side, "against": "none", "planned": 8}
+    about |= {"what": "steps to 95 %", "unit": "", "n": 8, "is_ratio": True, "says": says}
+    values = {"value": 40.25, "value_low": 38.125, "value_high": 42.5, "p_yes": p_yes, "p_no": p_no}
+    others = {"other": 100.5, "other_low": 90.125, "other_high": 110.0625}
+    effect = {"effect": 2.5125, "low": 2.2, "high": 2.825, "needed": 1.25}
+    return Row(**(about | values | others | effect | changes))
 
 
 def error(case: str, side: str, says: str, effect: float, **changes: Any) -> Row:
@@ -178,34 +136,21 @@ def error(case: str, side: str, says: str, effect: float, **changes: Any) -> Row
 def versus(case: str, word: str, effect: float, p: float, **changes: Any) -> Versus:
     ends = {"value": 20.7, "other": 20.7 + effect, "is_ratio": False, "effect": effect}
     about = {"case": case, "when": f"with {case}", "what": "test error, %", "unit": "%", "n": 10}
-    made = Versus(**about, **ends, low=effect - 1.2, high=effect + 1.2, p=p, word=word, needed=1.0, p_same=1.0)
-    return replace(made, **changes)
+    tested = {"low": effect - 1.2, "high": effect + 1.2, "p": p, "word": word, "needed": 1.0, "p_same": 1.0}
+    return Versus(**(about | ends | tested | changes))
 
 
 def finding(study: str, number: int, text: str, **changes: Any) -> Finding:
     """An empty finding with the given fields."""
-    nothing = Finding(
-        study=study,
-        number=number,
-        text=text,
-        article=f"The article says of batch norm: {text.lower()}.",
-        method=f"Networks are trained with each norm, and {text.lower()} is looked for.",
-        baseline="none",
-        sides=["local", "sync", "group_norm"],
-        seeds=8,
-        alpha=0.01,
-        rows=[],
-        verdicts={},
-        versus=[],
-        worse=[],
-        published=[],
-        plots=[],
-        runs=0,
-        finished=0,
-        diverged=0,
-        command=f"python train.py +study={study}",
-    )
-    return replace(nothing, **changes)
+    about: dict[str, Any] = {
+        "article": f"The article says of batch norm: {text.lower()}.",
+        "method": f"Networks are trained with each norm, and {text.lower()} is looked for.",
+        "command": f"python train.py +study={study}",
+    }
+    about |= {"baseline": "none", "sides": ["local", "sync", "group_norm"], "seeds": 8, "alpha": 0.01, "verdicts": {}}
+    about |= {name: [] for name in ("rows", "versus", "worse", "published", "plots")}
+    about |= dict.fromkeys(("runs", "finished", "diverged"), 0)
+    return Finding(study, number, text, **(about | changes))
 
 
 LONG = "at a learning rate that no network without any normalization has ever been trained with, as far as is known"
@@ -213,6 +158,10 @@ WORSE = (
     "With label noise of 40 %, synchronized statistics do worse than per-device ones: test error 20.7 against 17.5 %,"
     " 3.2 points [2.0, 4.4], 10 seeds."
 )
+
+
+SEEDS = "by 8 seeds"
+STEPS = "steps, without over with batch norm"
 
 
 def all_nine() -> list[Finding]:
@@ -235,11 +184,7 @@ def all_nine() -> list[Finding]:
                 )
             ],
             sharing="no difference",
-            published=[
-                Published(
-                    "steps, without over with batch norm", "2.33 times", "Ioffe & Szegedy 2015", "2.51 times", "yes"
-                )
-            ],
+            published=[Published(STEPS, "2.33 times", "Ioffe & Szegedy 2015", "2.51 times", "yes")],
             plots=[ladder()],
             runs=256,
             finished=256,
@@ -270,8 +215,8 @@ def all_nine() -> list[Finding]:
                 row("its growth a layer", "local", "measured"),
             ],
             verdicts={
-                "local": "holds only with sigmoid; not decided with tanh by 8 seeds",
-                "sync": "not decided by 8 seeds",
+                "local": f"holds only with sigmoid; not decided with tanh {SEEDS}",
+                "sync": f"not decided {SEEDS}",
             },
             plots=[depths()],
             runs=96,

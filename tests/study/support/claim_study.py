@@ -11,6 +11,8 @@ from syncbn.study.claims.result import Finding, Row
 
 PLOT = {"kind": "conditions", "part": "one", "metric": "test/acc", "title": "Errors", "x": "rate", "y": "error, %"}
 CASE = {"part": "one", "over": "0.1", "metric": "test/loss", "wants": "lower", "effect": "difference", "at_least": 1}
+BASE = [10.0, 11.0, 9.0, 10.5, 12.0, 8.0, 10.2, 9.9]  # of eight seeds
+LESS = [value - 3 - 0.1 * place for place, value in enumerate(BASE)]  # by 3 to 3.7
 Numbers = Mapping[tuple[str, str, str], Mapping[int, Mapping[str, float]]]  # by part, condition and side; by seed
 
 
@@ -48,11 +50,18 @@ def write(directory: Path, status: str = "finished", **parts: Any) -> None:
 
 def losses(root: Path, **by_side: Iterable[float]) -> Path:
     """Writes runs at the condition 0.1 of the first part, with these losses for the seeds 0, 1, ..."""
-    numbers = {
-        ("one", "0.1", side): {seed: {"test/loss": value} for seed, value in enumerate(values)}
-        for side, values in by_side.items()
-    }
-    return runs(root, numbers)
+    return runs(root, {("one", "0.1", side): by_seed("test/loss", values) for side, values in by_side.items()})
+
+
+def by_seed(metric: str, values: Iterable[float]) -> dict[int, dict[str, float]]:
+    """A metric of the seeds 0, 1, ..."""
+    return {seed: {metric: value} for seed, value in enumerate(values)}
+
+
+def errors(root: Path, **by_side: Iterable[float]) -> Path:
+    """As :func:`losses`, with test errors in percent."""
+    accuracies = {side: [1 - error / 100 for error in of] for side, of in by_side.items()}
+    return runs(root, {("one", "0.1", side): by_seed("test/acc", of) for side, of in accuracies.items()})
 
 
 def runs(root: Path, numbers: Numbers) -> Path:
@@ -65,6 +74,11 @@ def runs(root: Path, numbers: Numbers) -> Path:
 
 def found(root: Path, made: Mapping[str, Any]) -> Finding:
     return find(made, cells.cells(made, [], root), root, "python train.py +study=made_up")
+
+
+def sync_row(root: Path, case: Mapping[str, Any], **changes: Any) -> Row:
+    """The row of ``sync`` in a study with one case and one side."""
+    return row(found(root, study({"plain": case}, sides=["sync"], **changes)), "plain", "sync")
 
 
 def row(finding: Finding, case: str, side: str) -> Row:

@@ -91,14 +91,8 @@ def measured(values: dict[tuple[str, str, str], list[float]], *, axis: str = "",
 def effect(pairs: np.ndarray, margin: float = 0.75, alpha: float = 0.01) -> tuple[Any, ...]:
     """From ``n`` on; Holm's correction is taken for that of two rows."""
     if len(pairs) < 2:
-        return (
-            len(pairs),
-            float(pairs.mean()) if len(pairs) else NAN,
-            *[NAN] * 6,
-            margin,
-            tuple(pairs),
-            "too few pairs",
-        )
+        mean = float(pairs.mean()) if len(pairs) else NAN
+        return (len(pairs), mean, *[NAN] * 6, margin, tuple(pairs), "too few pairs")
     if pairs.any():
         test = stats.ttest_1samp(pairs, 0)
         low, high = test.confidence_interval(0.95)
@@ -153,24 +147,12 @@ def rich() -> Comparison:
         for seed, value in enumerate(values["data.batch_size=4", side, PROCESSES])
         if not np.isnan(value)
     ]
+    minus, over = "error, local minus sync", "ResNet-50, 2 images a GPU: group norm over batch norm"
+    prototype = "P1, a prototype of this study"
     expected = [
-        (
-            "data.batch_size=2",
-            "error, local minus sync",
-            "+57 ± 8 points",
-            "+61.80 points",
-            "yes",
-            "P1, a prototype of this study",
-        ),
-        ("data.batch_size=4", "error, local minus sync", "+20.4 points", "+3.10 points", "no", "P1"),
-        (
-            "",
-            "ResNet-50, 2 images a GPU: group norm over batch norm",
-            "10.6 points",
-            "—",
-            "not comparable",
-            "Wu & He 2018, abstract",
-        ),
+        ("data.batch_size=2", minus, "+57 ± 8 points", "+61.80 points", "yes", prototype),
+        ("data.batch_size=4", minus, "+20.4 points", "+3.10 points", "no", "P1"),
+        ("", over, "10.6 points", "—", "not comparable", "Wu & He 2018, abstract"),
     ]
     return measured(
         values,
@@ -232,11 +214,8 @@ def nasty() -> Comparison:
     )
     damaged = ("sweep/12", None, None, NAN, "no result", "", NAN, NAN, False, "result.json cannot be read")
     cost = ("", sides[1], PROCESSES, 1, NAN, NAN, 0, NAN, NAN, NAN, NAN)
-    return replace(
-        made,
-        runs=frame("runs", [*made.runs.itertuples(index=False), damaged]),
-        cost=frame("cost", [cost]),
-    )
+    runs = frame("runs", [*made.runs.itertuples(index=False), damaged])
+    return replace(made, runs=runs, cost=frame("cost", [cost]))
 
 
 ALL = {

@@ -3,6 +3,8 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+
 HEADINGS = ("h1", "h2", "h3", "h4")
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
@@ -47,6 +49,20 @@ class Page(HTMLParser):
             self.headings[-1] += data
         if "td" in self._open or "th" in self._open:
             self.tables[-1][-1][-1] += data
+
+
+def html_page(directory: Path, name: str = "report") -> Page:
+    return Page((directory / f"{name}.html").read_text(encoding="utf-8"))
+
+
+def markdown_page(directory: Path, name: str = "report") -> Page:
+    text = (directory / f"{name}.md").read_text(encoding="utf-8")
+    return Page(MarkdownIt("commonmark").enable("table").render(text))
+
+
+def flat(text: str) -> str:
+    """The text on one line."""
+    return " ".join(text.split())
 
 
 def files(directory: Path) -> dict[str, bytes]:

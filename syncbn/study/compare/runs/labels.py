@@ -1,11 +1,18 @@
 """Short labels for combinations of settings: only the settings needed to distinguish them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from syncbn.training.errors import as_typed
 
 Row = Mapping[str, Any]
 # If several settings distinguish the same rows, the label contains the first of these.
 PREFERRED = ("norm.name", "data.batch_size", "devices", "norm.batch_size", "norm.group", "data.shards")
+
+
+def is_in(name: str, groups: Iterable[str]) -> bool:
+    """Whether a setting is one of the groups, or in one of them."""
+    return f"{name}.".startswith(tuple(f"{group}." for group in groups))
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
@@ -17,9 +24,7 @@ def varying(rows: Sequence[Row]) -> list[str]:
 def distinguishing(rows: Sequence[Row], *, fewest: bool = True) -> list[str]:
     """A few settings that distinguish the rows as well as all settings do, familiar ones first (``PREFERRED``).
 
-    Args:
-        rows: combinations of settings.
-        fewest: whether to drop a setting that became redundant after later ones were chosen.
+    With ``fewest``, a setting that became redundant after later ones were chosen is dropped.
     """
     chosen: list[str] = []
     for name in sorted(varying(rows), key=_preference):
@@ -32,18 +37,9 @@ def distinguishing(rows: Sequence[Row], *, fewest: bool = True) -> list[str]:
     return chosen
 
 
-def following(rows: Sequence[Row], chosen: Sequence[str]) -> list[str]:
-    """The other settings that vary: they follow the chosen ones."""
-    return [name for name in varying(rows) if name not in chosen]
-
-
 def text(value: Any) -> str:
     """A value as the user types it on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else as_typed(value)
 
 
 def assignment(name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,12 +76,7 @@ def resolution(metric: Metric, values: Sequence[float]) -> float:
 
 
 def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) -> float:
-    """The equivalence margin, half the width of "no difference".
-
-    Args:
-        metric: the compared metric.
-        asked: the user's margin, or None for the default.
-        baseline: the baseline's values in a condition.
+    """The equivalence margin: the one that the user asked for, else the default for the baseline's values.
 
     Raises:
         SettingError: the user's margin is not a number above 0.
@@ -93,5 +89,5 @@ def margin_of(metric: Metric, asked: float | None, baseline: Sequence[float]) ->
 
 
 def _how_many(runs: Sequence[Run]) -> str:
-    counts = {run.status: sum(other.status == run.status for other in runs) for run in runs}
+    counts = Counter(run.status for run in runs)
     return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))

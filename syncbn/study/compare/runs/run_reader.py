@@ -81,22 +81,18 @@ class Run:
 
     def statistics(self) -> pd.DataFrame:
         """``statistics.csv`` of the statistics monitor; empty if it is missing or has other columns."""
-        table = _read_csv(self.path / "statistics.csv")
-        return table if {*LAYER_COLUMNS} <= {*table.columns} else pd.DataFrame(columns=list(LAYER_COLUMNS))
+        return _read_csv(self.path / "statistics.csv", LAYER_COLUMNS)
 
     def gradients(self) -> pd.DataFrame:
         """``gradients.csv`` of the gradient monitor; empty if it is missing or has other columns."""
-        table = _read_csv(self.path / "gradients.csv")
-        return table if {*GRADIENT_COLUMNS} <= {*table.columns} else pd.DataFrame(columns=list(GRADIENT_COLUMNS))
+        return _read_csv(self.path / "gradients.csv", GRADIENT_COLUMNS)
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
     """Reads every run in run directories, sweep directories and parent directories of these, sorted by path.
 
     A sweep's job that failed before it wrote ``run.json`` counts as a run. A run that is named twice is read once.
-
-    Raises:
-        SettingError: a path is not a directory, or contains no run.
+    Errors are those of :func:`directories`.
     """
     return [_read(path) for path in directories(paths)]
 
@@ -226,10 +222,11 @@ def _last_error_line(path: Path) -> str:
     return f": {last[:200]}" if last else ""
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file without an incomplete last line; empty if the file is unreadable."""
+def _read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV file without an incomplete last line; empty if the file is unreadable or lacks one of the columns."""
     try:
         text = read_bytes(path).decode("utf-8", "replace")
-        return pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))
+        table = pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))
     except (OSError, SettingError, ValueError, csv.Error):  # pandas' errors are subclasses of ValueError
-        return pd.DataFrame()
+        table = pd.DataFrame()
+    return table if {*columns} <= {*table.columns} else pd.DataFrame(columns=list(columns))

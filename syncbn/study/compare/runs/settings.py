@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from syncbn.study.compare.runs import labels
 from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.config.compare import COPIES, flat
 
@@ -15,7 +16,6 @@ BOOKKEEPING = [
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),
     *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
 ]
-GPU = ("GPU", "GPUs")  # last word of a place with GPUs
 PLACE = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "simulate")  # see `how` and `devices`
 # Settings whose default is the value of another setting. They are dropped if they have that value.
 FOLLOWS = {
@@ -35,8 +35,8 @@ def settings(run: Run) -> dict[str, Any]:
     if not run.config:
         return {}
     every = flat(run.config)
-    skipped = tuple(f"{name}." for name in (*BOOKKEEPING, *PLACE, *COPIES))
-    kept = {name: value for name, value in every.items() if not f"{name}.".startswith(skipped)}
+    skipped = (*BOOKKEEPING, *PLACE, *COPIES)
+    kept = {name: value for name, value in every.items() if not labels.is_in(name, skipped)}
     for name, origin in FOLLOWS.items():
         if kept.get(name) == every.get(origin):
             kept.pop(name, None)
@@ -50,7 +50,9 @@ def settings(run: Run) -> dict[str, Any]:
     # A run that only tests has a different checkpoint for each seed.
     if run.about.get("begun_from") and not run.about.get("tests"):
         kept["ckpt_path"] = run.about["begun_from"]
-    return {name: _hashable(value) for name, value in kept.items() if value is not None}
+    # Lists become strings, so that values are hashable.
+    kept = {name: value for name, value in kept.items() if value is not None}
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in kept.items()}
 
 
 def implied(factor: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> str:
@@ -76,28 +78,27 @@ def is_simulated(run: Run) -> bool:
     return bool(run.config.get("simulate"))
 
 
+def is_on_gpu(run: Run) -> bool:
+    """Whether the devices are GPUs."""
+    return bool((run.config.get("trainer") or {}).get("accelerator") == "gpu")
+
+
 def place(run: Run) -> str:
     """The type of processes and devices, without their number. Runs of different places are never paired."""
     if not run.config:
         return ""
-    on_gpu = (run.config.get("trainer") or {}).get("accelerator") == "gpu"
     if is_simulated(run):
-        return f"one process on {'a GPU' if on_gpu else 'the CPU'}"
-    return f"processes on {'GPUs' if on_gpu else 'the CPU'}"
+        return f"one process on {'a GPU' if is_on_gpu(run) else 'the CPU'}"
+    return f"processes on {'GPUs' if is_on_gpu(run) else 'the CPU'}"
 
 
 def how(run: Run) -> str:
     """The place with numbers, for display: "2 processes on the CPU", "1 process for 2 devices"."""
     if not run.config:
         return ""
-    number, on_gpu = devices(run), place(run).endswith(GPU)
+    number, on_gpu = devices(run), is_on_gpu(run)
     if is_simulated(run):
         return f"1 process for {number} device{'s' * (number != 1)}{' on a GPU' * on_gpu}"
     nodes = run.config["trainer"].get("num_nodes", 1)
     across = f" of {nodes} nodes" if isinstance(nodes, int) and nodes > 1 else ""
     return f"{number} process{'es' * (number != 1)} on {'GPUs' if on_gpu else 'the CPU'}{across}"
-
-
-def _hashable(value: Any) -> Any:
-    """A hashable value: lists become strings."""
-    return value if isinstance(value, bool | int | float | str | None) else str(value)

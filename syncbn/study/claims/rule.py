@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from syncbn.study.claims.rules import rule_plots
-from syncbn.study.claims.rules.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
+from syncbn.study.claims.section import Names, Number, Section, Text, one_of, read, some_of, with_values, wrong
 from syncbn.training.errors import SettingError
 
 PLACE = "study.claim"
@@ -133,6 +132,84 @@ class Figure(Section):
         return self
 
 
+class _Plot(Section):
+    """Settings that all kinds of plot have.
+
+    Attributes:
+        part: of the study.
+        sides: of the part; all sides by default.
+        title, x, y, x_log, y_log, level, level_label: as in :class:`syncbn.study.claims.result.PlotData`.
+    """
+
+    part: Text
+    title: Text
+    x: Text
+    y: Text
+    x_log: StrictBool = False
+    y_log: StrictBool = False
+    sides: Names = ()
+    level: Number | None = None
+    level_label: Text = ""
+
+
+class _OfMetrics(_Plot):
+    """A plot of one metric, or of several series.
+
+    Attributes:
+        metric: if each side has one line.
+        series: metrics by the name of the line, if each side has several.
+    """
+
+    metric: Text = ""
+    series: dict[Text, Text] = Field({})
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """Metrics by series. ``metric`` has the series ""."""
+        return self.series | ({"": self.metric} if self.metric else {})
+
+    @model_validator(mode="after")
+    def _has_lines(self) -> Self:
+        if not self.lines or ("" in self.lines and len(self.lines) > 1):
+            raise wrong("", None, "give a metric, or series (metrics by name)")
+        return self
+
+
+class ConditionsPlot(_OfMetrics):
+    """A plot of metrics over the conditions of the part, by default all of them."""
+
+    kind: Literal["conditions"]
+    conditions: Names = ()
+
+
+class NumbersPlot(_OfMetrics):
+    """A plot of metrics over numbers in their names.
+
+    Attributes:
+        condition: of the part; "" if the part has only one.
+        at: values on the horizontal axis. Each replaces ``{x}`` in the names of the metrics.
+    """
+
+    kind: Literal["numbers"]
+    condition: Text = ""
+    at: tuple[Number, ...]
+
+
+class LayersPlot(_Plot):
+    """A plot of the gradient norm by depth, with a panel for each condition, by default all of the part.
+
+    Attributes:
+        look: whether the "first" or the "last" recorded step of the gradient monitor is shown.
+    """
+
+    kind: Literal["layers"]
+    conditions: Names = ()
+    look: Literal["first", "last"] = "first"
+
+
+Plot = Annotated[ConditionsPlot | NumbersPlot | LayersPlot, Field(discriminator="kind")]
+
+
 class Claim(Section):
     """A claim and its rule.
 
@@ -150,15 +227,12 @@ class Claim(Section):
     baseline: Text
     sides: Names
     cases: dict[Text, Case] = Field(min_length=1)
-    plots: list[rule_plots.Plot] = Field(min_length=1)
+    plots: list[Plot] = Field(min_length=1)
     literature: list[Figure] = Field([])
 
 
 def parse(study: Mapping[str, Any]) -> Claim:
     """Reads and checks the claim of a study. Sides and conditions that the rule omits are filled in from the study.
-
-    Args:
-        study: the settings under ``study`` as plain containers, with a ``claim``.
 
     Raises:
         SettingError: a key, part, condition or side does not exist, or a value is invalid. It names the setting.
@@ -173,7 +247,7 @@ def parse(study: Mapping[str, Any]) -> Claim:
         if figure.case:
             one_of(f"{PLACE}.literature.{at}.case", figure.case, cases)
             one_of(f"{PLACE}.literature.{at}.side", figure.side, cases[figure.case].sides)
-    plots = [rule_plots.resolve(f"{PLACE}.plots.{at}", each, parts) for at, each in enumerate(claim.plots)]
+    plots = [_plot(f"{PLACE}.plots.{at}", each, parts) for at, each in enumerate(claim.plots)]
     return claim.model_copy(update={"cases": cases, "plots": plots})
 
 
@@ -181,10 +255,8 @@ def _case(name: str, case: Case, claim: Claim, parts: Parts) -> Case:
     place = f"{PLACE}.cases.{name}"
     if len(claim.cases) > 1 and not case.when:
         raise SettingError(f"{place}.when", hint="one of several cases needs words for its condition")
-    own, against = (
-        _names(place, case, parts),
-        case.against.model_copy(update=_names(f"{place}.against", case.against, parts)),
-    )
+    own = _names(place, case, parts)
+    against = case.against.model_copy(update=_names(f"{place}.against", case.against, parts))
     sides, other = case.sides or claim.sides, case.against_side or claim.baseline
     for side in sides:
         one_of(f"{place}.sides", side, claim.sides)
@@ -232,3 +304,17 @@ def _is_number(word: str) -> bool:
         return math.isfinite(float(word))
     except ValueError:
         return False
+
+
+def _plot(place: str, plot: Plot, parts: Parts) -> Plot:
+    """The plot with sides and conditions from the study. Their names are checked."""
+    there = parts[one_of(f"{place}.part", plot.part, parts)]
+    names: dict[str, str | tuple[str, ...]] = {"sides": some_of(f"{place}.sides", plot.sides, there["sides"])}
+    if not isinstance(plot, NumbersPlot):
+        names["conditions"] = some_of(f"{place}.conditions", plot.conditions, there["conditions"])
+    else:
+        chosen = some_of(f"{place}.condition", filter(None, [plot.condition]), there["conditions"])
+        if len(chosen) > 1:
+            raise SettingError(f"{place}.condition", hint=f"the part has several; use one of {', '.join(chosen)}")
+        names["condition"] = chosen[0]
+    return plot.model_copy(update=names)

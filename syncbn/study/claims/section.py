@@ -40,12 +40,7 @@ Model = TypeVar("Model", bound=Section)
 
 
 def read(model: type[Model], place: str, given: Any) -> Model:
-    """Validates a section.
-
-    Args:
-        model: of the section.
-        place: path of the section in the settings, for error messages.
-        given: the section as read from the file.
+    """Validates a section as read from the file. ``place`` is its path in the settings, for error messages.
 
     Raises:
         SettingError: a key or a value does not fit the model.
@@ -86,22 +81,14 @@ def wrong(key: str, value: Any, hint: str) -> PydanticCustomError:
 
 
 def one_of(place: str, given: str, choices: Iterable[str]) -> str:
-    """Returns the given name if it is one of the choices.
-
-    Raises:
-        SettingError: it is not one of the choices.
-    """
+    """Returns the given name if it is one of the choices; otherwise raises a SettingError."""
     if given not in choices:
         raise SettingError(place, given, f"use one of {', '.join(choices)}")
     return given
 
 
 def some_of(place: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
-    """The given names, or all choices if none is given.
-
-    Raises:
-        SettingError: a name is not one of the choices.
-    """
+    """The given names, or all choices if none is given. Raises a SettingError if a name is not one of the choices."""
     return tuple(one_of(place, name, choices) for name in given) or tuple(choices)
 
 
