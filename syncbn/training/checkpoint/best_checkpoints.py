@@ -1,7 +1,6 @@
 """ModelCheckpoint's files when a run resumes: paths of a run that was moved, and files that are damaged."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from syncbn.training.checkpoint import files
+from syncbn.training.console import print_line
 from syncbn.training.run_directory.paths import real
 
 
 def relocate(trainer: pl.Trainer, directory: Path, states: dict[str, Any]) -> None:
-    """Gives the state of each ModelCheckpoint the paths of its own directory.
+    """Gives the ``states`` of each ModelCheckpoint in a checkpoint of ``trainer`` the paths of ``directory``, in place.
 
     ModelCheckpoint deletes the files that its state names, and the best one is tested. If the run was moved, its
     paths are mapped to the new directory. Paths of another run are dropped, so that its files are not deleted.
-
-    Args:
-        trainer: that resumes.
-        directory: of the checkpoints of this run.
-        states: of all callbacks, in the checkpoint; changed in place.
     """
     ours = real(Path(str(trainer.ckpt_path)).parent) == real(directory)
     for callback in trainer.checkpoint_callbacks:
@@ -44,12 +39,10 @@ def _relocated(state: dict[str, Any], home: str, ours: bool) -> dict[str, Any]:
     return state | paths | {"best_k_models": models} | ({"dirpath": home} if ours else {})
 
 
-def forget_damaged(trainer: pl.Trainer, report: Callable[[str], None]) -> None:
+def forget_damaged(trainer: pl.Trainer) -> None:
     """Removes damaged files from the state of each ModelCheckpoint: the best of them would be tested after training.
 
-    Args:
-        trainer: that resumes; all its ranks call this.
-        report: called on rank 0 with a line about each file.
+    All ranks call this. Rank 0 reads the files and prints a line about each damaged one.
     """
     for each in trainer.checkpoint_callbacks:
         if not isinstance(each, ModelCheckpoint):
@@ -61,7 +54,9 @@ def forget_damaged(trainer: pl.Trainer, report: Callable[[str], None]) -> None:
         if damaged:
             _forget(each, damaged)
         for path, wrong in damaged.items() if trainer.is_global_zero else ():
-            report(f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested")
+            print_line(
+                f"{Path(path).name} is damaged ({wrong}): it is no longer the best checkpoint, and is not tested"
+            )
 
 
 def _forget(callback: ModelCheckpoint, damaged: dict[str, str]) -> None:

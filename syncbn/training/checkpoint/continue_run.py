@@ -5,7 +5,8 @@ An *attempt* is one execution of a run's command. A run that was interrupted and
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from syncbn.training.checkpoint.usable_checkpoint import (
     load_checkpoint,
     missing_parts,
     refuse_less_training,
-    whole_checkpoint,
 )
 from syncbn.training.config.compare import DONE, FREE, HARMLESS, changes_of
 from syncbn.training.config.plan import Plan
@@ -83,14 +83,8 @@ class _Attempt:
     """An attempt of a run, and the record and settings of the earlier ones.
 
     Attributes:
-        plan: of this attempt.
         about: the contents of ``run.json``; empty if the run has not begun.
-        report: called with lines for the user.
-        overrides: of the command line.
-        named: the user has named this run.
         newest: the newest intact checkpoint of the run; None before the search, and if there is none.
-        before: the settings of the earlier attempts.
-        changes: the settings that this attempt changes.
     """
 
     plan: Plan
@@ -99,8 +93,6 @@ class _Attempt:
     overrides: Sequence[str] | None
     named: bool
     newest: Path | None = None
-    before: DictConfig = field(init=False)
-    changes: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         checkpoint, run_dir = self.plan.checkpoint, self.plan.run_dir
@@ -114,14 +106,11 @@ class _Attempt:
         self.newest = files.newest(run_dir / "checkpoints", self.report) if about and not self.is_finished else None
         if self.from_another_start and not self.from_this_run and (self.is_finished or self.newest):
             since = f"from {about['begun_from']}" if about.get("begun_from") else "without a checkpoint"
-            raise self._refusal(
-                f"this run exists and began {since}, not from ckpt_path={self.plan.checkpoint}; use another id, or "
-                "leave ckpt_path out"
-            )
+            hint = f"this run exists and began {since}, not from ckpt_path={self.plan.checkpoint}; "
+            raise self._refusal(f"{hint}use another id, or leave ckpt_path out")
 
     def refuse_other_settings_when_finished(self) -> None:
         """Refuses changed settings, except longer training and settings that do not affect the result."""
-        self._compare()
         others = self.changes if self._trains_longer() else changes_of(self.plan.cfg, self.before, DONE)
         if others:
             reason = f"has finished with other settings ({', '.join(others)}); use another id{self._new_run_hint()}"
@@ -137,36 +126,31 @@ class _Attempt:
             return False
         self.newest = files.newest(run_dir / "checkpoints", self.report)
         if not longer and self.newest is None:
-            raise self._refusal(
-                f"{wrong}, and no intact checkpoint is left to test; to train it again remove {paths.short(run_dir)}, "
-                "or use another id"
-            )
+            hint = f"{wrong}, and no intact checkpoint is left to test; "
+            raise self._refusal(f"{hint}to train it again remove {paths.short(run_dir)}, or use another id")
         if not longer:
             self.report(f"{wrong}: the run is tested again, and its results are rewritten")
         return True
 
     def refuse_other_settings(self) -> None:
         """Refuses changed settings in a run that was found by ``ckpt_path``, and a second run in one Slurm job."""
-        self._compare()
-        run_dir, restore = self.plan.run_dir, self.plan.restore
+        name, restore = self.plan.run_dir.name, self.plan.restore
         if self.changes and not self.named:
-            others = ", ".join(self.changes)
-            raise SettingError(
-                "ckpt_path",
-                self.plan.checkpoint,
-                f"run {run_dir.name} has other settings ({others}); use another id{self._new_run_hint()}",
-            )
+            hint = f"run {name} has other settings ({', '.join(self.changes)}); use another id{self._new_run_hint()}"
+            raise SettingError("ckpt_path", self.plan.checkpoint, hint)
         if self.from_another_start and self.from_this_run and restore == "weights":
-            raise SettingError(
-                "ckpt_restore", restore, f"{run_dir.name} continues with its whole state{self._new_run_hint()}"
-            )
+            hint = f"{name} continues with its whole state{self._new_run_hint()}"
+            raise SettingError("ckpt_restore", restore, hint)
         self._refuse_second_run()
 
     def resumed(self) -> Plan:
         """The plan that resumes from the newest checkpoint, or starts over if there is none."""
         plan, newest = self.plan, self.newest
         if self.from_another_start and self.from_this_run:
-            newest = whole_checkpoint(Path(str(plan.checkpoint)))
+            newest = Path(str(plan.checkpoint))
+            if missing := missing_parts(load_checkpoint(newest)):
+                hint = f"it has no {', '.join(missing)}, so no training can be continued from it; "
+                raise SettingError("ckpt_path", newest, f"{hint}run.id=NAME begins another run with its weights")
         # The status is "running", but no process holds the lock: the earlier attempt was killed.
         how = ENDED.get(self.about["status"], "was killed")
         what = f"resumes from {paths.short(newest)}" if newest else "had no checkpoint and starts over"
@@ -188,7 +172,6 @@ class _Attempt:
             plan = plan.starting_from(begun_from(plan), plan.restore)
         if not self.about:
             return plan
-        self.before = self._settings_before()
         free = [name for name in HARMLESS if name != "ckpt_path"]
         if changes := changes_of(plan.settings(), self.before, free):
             self.changes = changes
@@ -202,12 +185,13 @@ class _Attempt:
         self.report(f"this run {ENDED.get(self.about['status'], 'was killed')} before; it starts over")
         return plan
 
-    def _compare(self) -> None:
-        if not hasattr(self, "before"):
-            self.before = self._settings_before()
-            self.changes = changes_of(self.plan.cfg, self.before, FREE)
+    @cached_property
+    def changes(self) -> list[str]:
+        """The settings that this attempt changes."""
+        return changes_of(self.plan.cfg, self.before, FREE)
 
-    def _settings_before(self) -> DictConfig:
+    @cached_property
+    def before(self) -> DictConfig:
         """The settings of the earlier attempts; if they are lost, the current settings, which is reported.
 
         Raises:
@@ -224,9 +208,8 @@ class _Attempt:
         known = self.overrides is not None
         if self.is_finished and known and _training_overrides(earlier) != _training_overrides(self.overrides):
             typed = " ".join(map(str, earlier)) if isinstance(earlier, list) else "unknown"
-            raise self._refusal(
-                f"{wrong}, so settings cannot be compared; use those of the run ({typed}), or another id"
-            )
+            hint = f"{wrong}, so settings cannot be compared; use those of the run ({typed}), or another id"
+            raise self._refusal(hint)
         self.report(f"{wrong}: settings are not compared, and config.yaml is rewritten with the current settings")
         return self.plan.cfg
 
@@ -244,12 +227,8 @@ class _Attempt:
     def _refuse_second_run(self) -> None:
         """Refuses a second run with changed settings in one Slurm job, where the job's id names both runs."""
         if self.changes and self.plan.cfg.run.id is None and self.plan.run_dir.name == f"slurm-{slurm.job()}":
-            raise SettingError(
-                "run.id",
-                None,
-                f"this Slurm job has made a run with other settings before ({', '.join(self.changes)}); give each "
-                "train.py of a job script a run.id",
-            )
+            hint = f"this Slurm job has made a run with other settings before ({', '.join(self.changes)}); "
+            raise SettingError("run.id", None, f"{hint}give each train.py of a job script a run.id")
 
     def _new_run_hint(self) -> str:
         """How to begin another run from ``ckpt_path``; empty if it is not set."""
@@ -299,32 +278,23 @@ def _new_run_from(plan: Plan, report: Callable[[str], None]) -> Plan:
     path = Path(str(plan.checkpoint))
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get(WEIGHTS), dict):
-        raise SettingError(
-            "ckpt_path",
-            path,
-            "it has no state_dict; use a checkpoint of Lightning, or a file that "
-            'torch.save({"state_dict": module.state_dict()}, path) wrote, module being the LightningModule',
-        )
+        hint = "it has no state_dict; use a checkpoint of Lightning, or a file that "
+        hint += 'torch.save({"state_dict": module.state_dict()}, path) wrote, module being the LightningModule'
+        raise SettingError("ckpt_path", path, hint)
     missing, others = missing_parts(checkpoint), _other_settings(plan, path)
     if plan.restore == "all" and missing:
-        raise SettingError(
-            "ckpt_restore",
-            "all",
-            f"{path} has no {', '.join(missing)}, so no training can be continued from it; use ckpt_restore=weights",
-        )
+        hint = f"{path} has no {', '.join(missing)}, so no training can be continued from it; use ckpt_restore=weights"
+        raise SettingError("ckpt_restore", "all", hint)
     if plan.restore == "weights" or (plan.restore is None and (missing or others)):
         why = f", as settings differ: {', '.join(others)}" if others else ""
         why = f", as it has no {', '.join(missing)}" if missing else why
         report(f"this run begins with the weights of {paths.short(path)}, at epoch 1{why}")
         return plan.starting_from(path.resolve(), "weights")
     path = check_usable(path, plan, report)
-    if (most := plan.cfg.trainer.get("max_epochs")) is not None and 0 < most <= (epochs_done(checkpoint) or 0):
-        raise SettingError(
-            "trainer.max_epochs",
-            most,
-            f"ckpt_path={path} has {epochs_done(checkpoint)} epochs already; use more, or ckpt_restore=weights to "
-            "begin at epoch 1",
-        )
+    done, most = epochs_done(checkpoint) or 0, plan.cfg.trainer.get("max_epochs")
+    if most is not None and 0 < most <= done:
+        hint = f"ckpt_path={path} has {done} epochs already; use more, or ckpt_restore=weights to begin at epoch 1"
+        raise SettingError("trainer.max_epochs", most, hint)
     report(f"this run continues the training of {paths.short(path)}: weights, optimizer, epoch")
     return plan.starting_from(path, "all")
 

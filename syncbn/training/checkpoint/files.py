@@ -21,16 +21,12 @@ def link(path: Path, name: str) -> None:
     try:
         os.link(path, draft)
     except OSError:
-        _copy(path, draft)
+        try:
+            draft.write_bytes(path.read_bytes())
+        except OSError:  # no space left, for example
+            draft.unlink(missing_ok=True)
+            raise
     draft.replace(path.with_name(name))
-
-
-def _copy(path: Path, draft: Path) -> None:
-    try:
-        draft.write_bytes(path.read_bytes())
-    except OSError:  # no space left, for example
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def damage(path: Path) -> str | None:
@@ -62,14 +58,9 @@ def step_of(point: Path) -> int:
 
 
 def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest intact resume point in ``directory``; damaged ones are reported and skipped.
+    """The newest intact resume point in ``directory``, or None; damaged ones are reported and skipped.
 
-    Args:
-        directory: holds ``step-*.ckpt``, and ``last.ckpt``, which is tried if none of the others is intact.
-        report: called with a line about each damaged file.
-
-    Returns:
-        None if there is no intact resume point.
+    ``last.ckpt`` is tried if no ``step-*.ckpt`` is intact.
     """
     for path in [*reversed(points(directory)), *(p for p in (directory / "last.ckpt",) if p.exists())]:
         wrong = damage(path)
@@ -130,9 +121,6 @@ def other_optimizer(states: Sequence[dict[str, Any]], optimizers: Sequence[Optim
 @contextmanager
 def explain_mismatch(path: str | None) -> Iterator[None]:
     """Within this context, a checkpoint of another model or optimizer raises a one-line error.
-
-    Args:
-        path: of the checkpoint; None for none.
 
     Raises:
         AgreedError: the checkpoint does not fit the model or the optimizer. Every rank finds that and raises it.

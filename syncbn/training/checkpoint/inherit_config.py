@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.config import trust
 from syncbn.training.config.compare import COPIES, DEFAULTS, flat
+from syncbn.training.config.ranges import plain
 from syncbn.training.errors import AgreedError, as_typed
 from syncbn.training.run_directory import paths
 from syncbn.training.run_directory.paths import run_of
@@ -20,7 +21,7 @@ SPLIT = ("data._target_", "data.split_seed", "data.val_fraction", "data.test_fra
 # These depend on the devices of the training, and do not affect a test.
 SHARE = {"norm.group", "norm.batch_size", "norm.ghost_batch"}
 SHOWN = 3  # settings that an error message lists
-ORIGIN = {"module.network": "${model}", "module.optimizer": "${optimizer}", "module.scheduler": "${scheduler}"}
+ORIGIN = {"network": "${model}", "optimizer": "${optimizer}", "scheduler": "${scheduler}"}  # of the module's COPIES
 
 
 def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[str], None]) -> DictConfig:
@@ -70,7 +71,8 @@ def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[
         differ = {name: value for name, value in differ.items() if name not in overridden}
         if other_kind and group in KINDS:
             own = [key for key in earlier[group] if f"{group}.{key}" not in COPIES]
-            cfg[group] = OmegaConf.merge(OmegaConf.masked_copy(earlier[group], own), _originals(earlier, group))
+            copies = {key: ORIGIN[key] for key in ORIGIN if group == "module" and key in earlier[group]}
+            cfg[group] = OmegaConf.merge(OmegaConf.masked_copy(earlier[group], own), copies)
         for name, value in differ.items():
             try:
                 OmegaConf.update(cfg, name, value, force_add=True)
@@ -80,11 +82,8 @@ def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[
         taken |= differ
     if contradicted:
         works = "set data= as that run did" if KINDS["data"] in contradicted else "leave out what differs"
-        raise AgreedError(
-            "ckpt_path",
-            cfg.ckpt_path,
-            f"its run has {_listed(contradicted)}, and its test has to have the same; {works}",
-        )
+        hint = f"its run has {_listed(contradicted)}, and its test has to have the same; {works}"
+        raise AgreedError("ckpt_path", cfg.ckpt_path, hint)
     if taken:
         report(f"taken from the run of the checkpoint: {_listed(taken)}")
     return cfg
@@ -101,11 +100,8 @@ def _load(file: Path, cfg: DictConfig) -> DictConfig:
         why = f"it lacks one of {', '.join(KINDS)}"
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         why = " ".join(str(error).split())[:200]
-    raise AgreedError(
-        "ckpt_path",
-        cfg.ckpt_path,
-        f"{file} does not hold the settings of a run ({why}); move it away and set model, norm and module yourself",
-    )
+    hint = f"{file} does not hold the settings of a run ({why}); move it away and set model, norm and module yourself"
+    raise AgreedError("ckpt_path", cfg.ckpt_path, hint)
 
 
 def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
@@ -115,7 +111,7 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
     for group in (*KINDS, "seed"):
         theirs = written.get(group)
         try:
-            ours: Any = _plain(cfg.get(group))
+            ours: Any = plain(cfg.get(group))
         except OmegaConfBaseException:
             return  # settle() reports it
         if group == "data":  # only the split is copied, and another data set is refused later
@@ -128,11 +124,9 @@ def _refuse_untrusted(earlier: DictConfig, cfg: DictConfig, file: Path) -> None:
     if refused:
         shown = {name: as_typed(value)[:80] for name, value in list(refused.items())[:SHOWN]}
         more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
-        raise AgreedError(
-            f"{_listed(shown)}{more}",
-            hint=f"{paths.short(file)} sets it, and it could run code or read files here; set it yourself too, or add "
-            "trust=true if you trust that file",
-        )
+        hint = f"{paths.short(file)} sets it, and it could run code or read files here; "
+        hint += "set it yourself too, or add trust=true if you trust that file"
+        raise AgreedError(f"{_listed(shown)}{more}", hint=hint)
 
 
 def _compared(cfg: DictConfig, group: str) -> dict[str, Any]:
@@ -144,7 +138,7 @@ def _compared(cfg: DictConfig, group: str) -> dict[str, Any]:
         assert isinstance(written, dict)
         skipped = tuple(f"{name}." for name in COPIES)
         names = [name for name in flat({group: written[group]}) if not f"{name}.".startswith(skipped)]
-    values = {name: _plain(OmegaConf.select(cfg, name)) for name in names}
+    values = {name: plain(OmegaConf.select(cfg, name)) for name in names}
     if values.get("norm.batch_size") is not None:  # group and ghost_batch are computed from it
         values.pop("norm.group", None)
         values.pop("norm.ghost_batch", None)
@@ -153,19 +147,9 @@ def _compared(cfg: DictConfig, group: str) -> dict[str, Any]:
     return values
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
 def _is_typed(name: str, typed: set[str]) -> bool:
     """Whether the command line sets this setting, or a group of settings that it belongs to."""
     return any(f"{name}.".startswith(f"{each}.") for each in typed)
-
-
-def _originals(earlier: DictConfig, group: str) -> DictConfig:
-    """The interpolations of this group's copies of other groups, such as ``module.network: ${model}``."""
-    parts = {name.partition(".")[2]: origin for name, origin in ORIGIN.items() if group == name.partition(".")[0]}
-    return OmegaConf.create({name: origin for name, origin in parts.items() if name in earlier[group]})
 
 
 def _listed(values: dict[str, Any]) -> str:

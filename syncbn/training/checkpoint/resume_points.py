@@ -59,7 +59,6 @@ class ResumePoints(pl.Callback):
             :attr:`syncbn.training.config.plan.Plan.position_unit`.
         own_buffers: save the running statistics of every rank; for norms whose ranks have different ones.
         timeout: of the collectives here.
-        on_missing: called with a line about each part of the state that cannot be restored.
         on_begin: called on rank 0 when all checks have passed, before training changes any file.
     """
 
@@ -74,13 +73,11 @@ class ResumePoints(pl.Callback):
         counted_in: State | None = None,
         own_buffers: bool = False,
         timeout: timedelta = timedelta(minutes=10),
-        on_missing: Callable[[str], None] = print_line,
         on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.keep, self.global_batch_size = directory, keep, global_batch_size
-        self.every_n_steps, self.every_n_minutes, self.on_missing = every_n_steps, every_n_minutes, on_missing
+        self.every_n_steps, self.every_n_minutes, self.on_begin = every_n_steps, every_n_minutes, on_begin
         self.counted_in, self.own_buffers, self.timeout = counted_in, own_buffers, timeout
-        self.on_begin = on_begin
         self._optimizers: list[State] | None = None  # optimizer states of the checkpoint to resume from
         self._group: dist.ProcessGroup | None = None
         self._saved_at = time.monotonic()
@@ -104,7 +101,7 @@ class ResumePoints(pl.Callback):
             raise files.OtherOptimizerError(why)
         self._make_group(trainer)
         if self._loaded is not None:
-            best_checkpoints.forget_damaged(trainer, self.on_missing)
+            best_checkpoints.forget_damaged(trainer)
         lightning_internals.call_before_fetch(trainer, lambda: self._before_fetch(trainer))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -122,7 +119,9 @@ class ResumePoints(pl.Callback):
             self._frozen = [name for name, layer in batch_norms(pl_module) if not layer.training]
         self._add_unlogged(trainer)
         self._agree(trainer)
-        self._due = bool(self._stop or self._save) and _between_steps(trainer)
+        # Another batch of this epoch follows, and no accumulated gradients wait for it.
+        boundary = lightning_internals.another_batch_follows(trainer) and not lightning_internals.accumulates(trainer)
+        self._due = bool(self._stop or self._save) and boundary
 
     def _before_fetch(self, trainer: pl.Trainer) -> None:
         """Collects a due resume point.
@@ -132,7 +131,8 @@ class ResumePoints(pl.Callback):
         """
         self._restore_random()
         loaders: list[State] | None = None
-        if _fetches_ahead(trainer):
+        if trainer.num_training_batches == float("inf"):
+            # For data without a length Lightning 2.6 fetches a batch before the current one has begun.
             loaders, self._earlier = self._earlier, _loaders(trainer)
         elif self._due:
             loaders = _loaders(trainer)
@@ -278,10 +278,10 @@ class ResumePoints(pl.Callback):
         if loaded is None:
             return
         if not loaded:
-            self.on_missing("the checkpoint has no random states, metrics and position in the data: these start over")
+            print_line("the checkpoint has no random states, metrics and position in the data: these start over")
             return
         if loaded.get("begins_anew"):
-            self.on_missing(
+            print_line(
                 "the data loaders have no state_dict and load_state_dict, so no epoch is resumed in the middle: epoch "
                 f"{trainer.current_epoch + 1} starts over, with the weights learned so far"
             )
@@ -341,16 +341,6 @@ class ResumePoints(pl.Callback):
             for name in now.metric_state.keys() & before["states"].keys():
                 value = before["states"][name]
                 setattr(now, name, fold(before["fold"], getattr(now, name), value.to(now.value.device)))
-
-
-def _between_steps(trainer: pl.Trainer) -> bool:
-    """Whether another batch of this epoch follows, and no accumulated gradients wait for it."""
-    return lightning_internals.another_batch_follows(trainer) and not lightning_internals.accumulates(trainer)
-
-
-def _fetches_ahead(trainer: pl.Trainer) -> bool:
-    """Whether Lightning 2.6 fetches a batch before the current one has begun, as it does for data without a length."""
-    return trainer.num_training_batches == float("inf")
 
 
 def _flat_loaders(trainer: pl.Trainer) -> list[Any]:

@@ -1,6 +1,7 @@
 """Checks whether training can resume from a checkpoint with the current settings."""
 
 import math
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,34 +20,28 @@ WEIGHTS, STATE = "state_dict", ("optimizer_states", "lr_schedulers", "loops", "g
 
 
 def check_usable(path: Path, plan: Plan, report: Callable[[str], None]) -> Path:
-    """Checks that training can resume from a checkpoint with these settings.
+    """Checks that training can resume from a checkpoint with these settings, and returns its absolute path.
 
-    Args:
-        path: of the checkpoint.
-        plan: of the run.
-        report: called with a line if the number of processes has changed.
-
-    Returns:
-        The absolute path.
+    A change of the number of processes is reported.
 
     Raises:
         SettingError: the checkpoint has another global batch size, or its position in the epoch has another unit.
     """
     checkpoint = load_checkpoint(path)
     if epochs_done(checkpoint) is None:
-        raise SettingError(
-            str(path), hint="it does not record how many epochs are done; remove it, or use another run.id"
-        )
+        hint = "it does not record how many epochs are done; remove it, or use another run.id"
+        raise SettingError(str(path), hint=hint)
     point, batch = checkpoint.get("resume", {}), plan.global_batch_size
-    if point.get("global_batch_size") not in (None, batch):
-        raise SettingError(
-            "data.global_batch_size",
-            batch,
-            f"{path} was trained with {point['global_batch_size']}, and only that resumes it; with {plan.world_size} "
-            f"devices use data.global_batch_size={point['global_batch_size']}",
-        )
-    if not (point.get("epoch_is_over", True) or point.get("begins_anew")):
-        _check_position(path, point.get("counted_in"), plan)
+    if (trained := point.get("global_batch_size")) not in (None, batch):
+        hint = f"{path} was trained with {trained}, and only that resumes it; "
+        hint += f"with {plan.world_size} devices use data.global_batch_size={trained}"
+        raise SettingError("data.global_batch_size", batch, hint)
+    within_epoch = not (point.get("epoch_is_over", True) or point.get("begins_anew"))
+    counted_in = point.get("counted_in")
+    if within_epoch and counted_in not in (None, plan.position_unit):  # the position would be at other samples
+        hint = f"{path} was saved in the middle of an epoch with {_position(counted_in)}; "
+        hint += "resume with that, or from a checkpoint of an epoch's end (ckpt_path=)"
+        raise SettingError(_position(plan.position_unit), hint=hint)
     before, now = point.get("world_size"), plan.world_size
     if before not in (None, now):
         report(
@@ -55,22 +50,6 @@ def check_usable(path: Path, plan: Plan, report: Callable[[str], None]) -> Path:
         )
     # Not resolve(): a checkpoint in the run directory that is a symbolic link belongs to this run, wherever it leads.
     return path.absolute()
-
-
-def whole_checkpoint(path: Path) -> Path:
-    """Checks a ``ckpt_path`` that lies in this run's own directory: it has to hold the whole training state.
-
-    Raises:
-        SettingError: it holds the weights only.
-    """
-    if missing := missing_parts(load_checkpoint(path)):
-        raise SettingError(
-            "ckpt_path",
-            path,
-            f"it has no {', '.join(missing)}, so no training can be continued from it; run.id=NAME begins another run "
-            "with its weights",
-        )
-    return path
 
 
 def missing_parts(checkpoint: dict[str, Any]) -> list[str]:
@@ -87,24 +66,21 @@ def refuse_less_training(path: Path, cfg: DictConfig, earlier: DictConfig, run_d
     checkpoint, trainer = load_checkpoint(path), cfg.trainer
     epochs, steps = epochs_done(checkpoint) or 0, checkpoint.get("global_step", 0)
     part = "" if checkpoint.get("resume", {}).get("epoch_is_over", True) else " and a part of the next"
-    instead = f"use at least that, or another id than {run_dir.name}"
+    another = f"or another id than {run_dir.name}"
     most = trainer.get("max_epochs")
     if most not in (None, -1) and (most < epochs or (part and most == epochs != earlier.trainer.get("max_epochs"))):
-        enough = epochs + bool(part)
-        raise SettingError(
-            "trainer.max_epochs",
-            most,
-            f"this run has done {_count(epochs, 'epoch')}{part}; use at least {enough}, or another id than "
-            f"{run_dir.name}",
-        )
+        hint = f"this run has done {_count(epochs, 'epoch')}{part}; use at least {epochs + bool(part)}, {another}"
+        raise SettingError("trainer.max_epochs", most, hint)
     most = trainer.get("max_steps", -1)
     if most not in (None, -1, earlier.trainer.get("max_steps", -1)) and most < steps:
-        raise SettingError("trainer.max_steps", most, f"this run has done {_count(steps, 'step')}; {instead}")
+        hint = f"this run has done {_count(steps, 'step')}; use at least that, {another}"
+        raise SettingError("trainer.max_steps", most, hint)
     limit = trainer.get("max_time")
     if limit is not None and limit != earlier.trainer.get("max_time"):
         spent = _trained_for(checkpoint)
         if _seconds(limit) < spent:
-            raise SettingError("trainer.max_time", limit, f"this run has trained for {spent:.0f} s; {instead}")
+            hint = f"this run has trained for {spent:.0f} s; use at least that, {another}"
+            raise SettingError("trainer.max_time", limit, hint)
 
 
 def _trained_for(checkpoint: dict[str, Any]) -> float:
@@ -149,8 +125,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not paths.is_file(path):
         beside = sorted(str(p) for p in path.parent.glob("*.ckpt") if paths.is_file(p))
         hint = f"there are {', '.join(beside)}" if beside else "a run keeps its own in outputs/RUN/checkpoints"
-        what = "this is a directory" if paths.is_directory(path) else "there is no such file"
-        if paths.is_link(path):
+        # Unlike Path's methods these raise no error for a name that no file can have.
+        what = "this is a directory" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
+        if os.path.islink(path):  # noqa: PTH114
             what = "this is a symbolic link to a file that is not there"
         raise SettingError("ckpt_path", printable(path), f"{what}; {hint}")
     try:
@@ -161,20 +138,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         others = [p for p in (files.newest(path.parent, lambda line: None),) if p not in (None, path)]
         hint = f"; an intact one is {others[0]}" if others else ""
         reason = " ".join(str(error).split())[:300]
-        raise SettingError(
-            "ckpt_path", path, f"no checkpoint of a training run can be read from it ({reason}){hint}"
-        ) from error
+        hint = f"no checkpoint of a training run can be read from it ({reason}){hint}"
+        raise SettingError("ckpt_path", path, hint) from error
     return checkpoint
-
-
-def _check_position(path: Path, before: dict[str, int | None] | None, plan: Plan) -> None:
-    """Refuses to resume in the middle of an epoch if the saved position would now be at other samples."""
-    if before is not None and before != plan.position_unit:
-        raise SettingError(
-            _position(plan.position_unit),
-            hint=f"{path} was saved in the middle of an epoch with {_position(before)}; resume with that, or from a "
-            "checkpoint of an epoch's end (ckpt_path=)",
-        )
 
 
 def _position(unit: dict[str, int | None]) -> str:

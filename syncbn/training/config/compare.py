@@ -48,12 +48,8 @@ DEFAULTS |= {"callbacks.finite.action": "fail"}
 def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
     """Lists the changed settings, each as ``name=before -> now``.
 
-    A setting that one of the two lacks has its default there.
-
-    Args:
-        cfg: settled settings now.
-        earlier: settled settings before.
-        free: names of settings and groups that are not compared.
+    Both settings are settled. A setting that one of the two lacks has its default there. Settings and groups named in
+    ``free`` are not compared.
     """
     # Interpolations are not resolved. Settled settings have none, and one that somebody wrote into a config.yaml could
     # print environment variables.

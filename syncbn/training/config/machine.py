@@ -10,32 +10,20 @@ from syncbn.training.distributed import environment, slurm
 
 @dataclass(frozen=True)
 class Launched:
-    """The processes that torchrun or srun started, this one among them.
+    """The processes that torchrun or srun started, this one among them."""
 
-    Attributes:
-        by: "torchrun" or "srun".
-        num_nodes: how many nodes.
-        devices: processes per node.
-    """
-
-    by: str
+    by: str  # "torchrun" or "srun"
     num_nodes: int
-    devices: int
+    devices: int  # processes per node
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The resources that a run has to fit.
+    """The resources that a run has to fit."""
 
-    Attributes:
-        gpus: how many GPUs torch sees.
-        cores: CPU cores.
-        launched: None if no launcher started this process, so that it starts the ranks itself.
-    """
-
-    gpus: int
+    gpus: int  # that torch sees
     cores: int
-    launched: Launched | None = None
+    launched: Launched | None = None  # None if no launcher started this process, so that it starts the ranks itself
 
 
 def this_machine() -> Machine:
@@ -47,13 +35,11 @@ def this_machine() -> Machine:
         SettingError: the Slurm job was requested in a way that cannot work; the hint has the right header.
     """
     slurm.check()
-    by = environment.launcher()
+    by, launched = environment.launcher(), None
     if by == "srun":
         slurm.join()
+    if by is not None:
+        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        launched = Launched(by, int(os.environ["WORLD_SIZE"]) // per_node, per_node)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Machine(gpus, os.cpu_count() or 1, None if by is None else _launched(by))
-
-
-def _launched(by: str) -> Launched:
-    per_node = int(os.environ["LOCAL_WORLD_SIZE"])
-    return Launched(by, int(os.environ["WORLD_SIZE"]) // per_node, per_node)
+    return Machine(gpus, os.cpu_count() or 1, launched)

@@ -145,16 +145,13 @@ class _Settings(_Group):
 
 
 def check(cfg: DictConfig) -> None:
-    """Checks each setting on its own, without the others.
-
-    Args:
-        cfg: composed settings; interpolations are resolved for the check and stay as they are.
+    """Checks each setting on its own, without the others. Interpolations are resolved for the check only.
 
     Raises:
         SettingError: for the first setting with a wrong type or out of its range.
     """
     try:
-        values = {name: _plain(cfg.get(name)) for name in _Settings.model_fields if name in cfg}
+        values = {name: plain(cfg.get(name)) for name in _Settings.model_fields if name in cfg}
     except OmegaConfBaseException as error:
         raise unresolved(error) from error
     _validate(_Settings, values)
@@ -163,7 +160,8 @@ def check(cfg: DictConfig) -> None:
         _validate(_NORMS[norm], values["norm"], "norm.", f"norm.name={norm} needs it, and it is missing")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting with its interpolations resolved; a group as a dict."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
@@ -171,23 +169,14 @@ def _validate(model: type[BaseModel], values: Any, prefix: str = "", missing: st
     try:
         model.model_validate(values)
     except ValidationError as error:
-        raise _first(error, model, prefix, missing) from None
-
-
-def _first(error: ValidationError, model: type[BaseModel], prefix: str, missing: str) -> SettingError:
-    """The first of pydantic's errors as a :class:`SettingError`."""
-    found = error.errors()[0]
-    setting = prefix + ".".join(map(str, found["loc"]))
-    if found["type"] == "missing":
-        return SettingError(setting, hint=missing)
-    if found["type"] == "extra_forbidden":
-        return SettingError(setting, hint=f"there is no such setting; use {', '.join(_names(model, found['loc']))}")
-    return SettingError(setting, found["input"], found["msg"])
-
-
-def _names(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """The valid names of settings beside this one."""
-    return [name for name in (_Adapt if loc[0] == "adapt" else model).model_fields if name != "name"]
+        found = error.errors()[0]
+        setting = prefix + ".".join(map(str, found["loc"]))
+        if found["type"] == "missing":
+            raise SettingError(setting, hint=missing) from None
+        if found["type"] == "extra_forbidden":  # only adapt refuses further settings
+            names = ", ".join(name for name in _Adapt.model_fields if name != "name")
+            raise SettingError(setting, hint=f"there is no such setting; use {names}") from None
+        raise SettingError(setting, found["input"], found["msg"]) from None
 
 
 def unresolved(error: OmegaConfBaseException) -> SettingError:

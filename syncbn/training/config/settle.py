@@ -9,9 +9,8 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.nn import batch_planning
 from syncbn.training.config import ranges, validate
 from syncbn.training.config.machine import Launched, Machine
-from syncbn.training.config.numbers import divisors, listed
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.validate_group import check_group
+from syncbn.training.config.validate import check_group, divisors
 from syncbn.training.data import shards
 from syncbn.training.distributed import slurm
 from syncbn.training.errors import SettingError
@@ -24,12 +23,7 @@ def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
 
     The settings of the plan are *settled*: interpolations are resolved, ``trainer.accelerator``, ``trainer.devices``
     and ``trainer.num_nodes`` have their final values, and ``data.batch_size`` (per device) and
-    ``data.global_batch_size`` are both set.
-
-    Args:
-        composed: settings as Hydra composes them; they are not changed.
-        machine: on which the run is to start.
-        run_dir: the run directory.
+    ``data.global_batch_size`` are both set. The settings as Hydra composes them are not changed.
 
     Raises:
         SettingError: for the first setting that cannot work.
@@ -46,15 +40,11 @@ def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
     _settle_norm(cfg.norm, cfg.data.batch_size, replicas)
     plan = Plan.of(cfg, run_dir)
     validate.check(plan)
-    return Plan.of(_resolved(cfg), run_dir)
-
-
-def _resolved(cfg: DictConfig) -> DictConfig:
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise ranges.unresolved(error) from error
-    return cfg
+    return Plan.of(cfg, run_dir)
 
 
 def _settle_devices(cfg: DictConfig, machine: Machine) -> None:
@@ -66,15 +56,13 @@ def _settle_devices(cfg: DictConfig, machine: Machine) -> None:
     if launched is not None:
         _take_launched(trainer, launched, machine.gpus)
     if cfg.cluster.name == "slurm" and (launched is None or launched.by != "srun"):
-        raise SettingError(
-            "cluster", "slurm", "srun did not start this process; use sbatch slurm/train.sbatch, or cluster=local"
-        )
+        hint = "srun did not start this process; use sbatch slurm/train.sbatch, or cluster=local"
+        raise SettingError("cluster", "slurm", hint)
     if trainer.num_nodes == "auto":
         trainer.num_nodes = 1
     if trainer.accelerator == "gpu" and not machine.gpus:
-        raise SettingError(
-            "trainer.accelerator", "gpu", "torch sees no GPU here; use trainer.accelerator=cpu (or auto)"
-        )
+        hint = "torch sees no GPU here; use trainer.accelerator=cpu (or auto)"
+        raise SettingError("trainer.accelerator", "gpu", hint)
     if trainer.devices == "auto":
         trainer.devices = machine.gpus if trainer.accelerator == "gpu" else 2
     _check_fits(trainer, machine)
@@ -85,19 +73,16 @@ def _take_launched(trainer: DictConfig, launched: Launched, gpus: int) -> None:
     found = {"num_nodes": launched.num_nodes, "devices": launched.devices}
     automatic = trainer.devices == "auto" and trainer.accelerator == "gpu"
     if launched.by == "srun" and automatic and launched.devices < gpus:
-        raise SettingError(
-            "Slurm",
-            hint=f"{gpus} GPUs, but {launched.devices} tasks on this node; ask for "
-            f"{slurm.header(launched.num_nodes, gpus)}, or use trainer.devices={launched.devices}",
-        )
+        hint = f"{gpus} GPUs, but {launched.devices} tasks on this node; ask for "
+        hint += f"{slurm.header(launched.num_nodes, gpus)}, or use trainer.devices={launched.devices}"
+        raise SettingError("Slurm", hint=hint)
     for name, number in found.items():
         if trainer[name] not in ("auto", number):
             wanted = {key: trainer[key] if trainer[key] != "auto" else found[key] for key in found}
             works = f"ask for {slurm.header(wanted['num_nodes'], wanted['devices'])}"
             works = works if launched.by == "srun" else "make them agree"
-            raise SettingError(
-                f"trainer.{name}", trainer[name], f"{launched.by} started {number}; leave it out, or {works}"
-            )
+            hint = f"{launched.by} started {number}; leave it out, or {works}"
+            raise SettingError(f"trainer.{name}", trainer[name], hint)
         trainer[name] = number
 
 
@@ -109,9 +94,8 @@ def _check_fits(trainer: DictConfig, machine: Machine) -> None:
         raise SettingError("trainer.devices", devices, f"there are {machine.gpus} GPUs; {works}")
     most = max(4 * machine.cores, 8)  # each device is a process: more than cores are slow, many more are a mistake
     if trainer.accelerator == "cpu" and devices > most:
-        raise SettingError(
-            "trainer.devices", devices, f"{devices} processes on {machine.cores} CPU cores; use at most {most}"
-        )
+        hint = f"{devices} processes on {machine.cores} CPU cores; use at most {most}"
+        raise SettingError("trainer.devices", devices, hint)
 
 
 def _settle_batch_size(data: DictConfig, replicas: int) -> None:
@@ -119,20 +103,12 @@ def _settle_batch_size(data: DictConfig, replicas: int) -> None:
     if total is None:
         total = (DEFAULT_BATCH_SIZE if per_device is None else per_device) * replicas
     elif total % replicas:
-        near = [n for n in (total // replicas * replicas, (total // replicas + 1) * replicas) if n]
-        raise SettingError(
-            "data.global_batch_size",
-            total,
-            f"{replicas} devices cannot share it equally; use a multiple of {replicas}, such as "
-            f"{' or '.join(map(str, near))}",
-        )
+        near = " or ".join(str(n) for n in (total // replicas * replicas, (total // replicas + 1) * replicas) if n)
+        hint = f"{replicas} devices cannot share it equally; use a multiple of {replicas}, such as {near}"
+        raise SettingError("data.global_batch_size", total, hint)
     elif per_device is not None and per_device * replicas != total:
-        raise SettingError(
-            "data.batch_size",
-            per_device,
-            f"it disagrees with data.global_batch_size={total}: {per_device} on each of {replicas} devices make "
-            f"{per_device * replicas}; set one of the two",
-        )
+        hint = f"it disagrees with data.global_batch_size={total}: {per_device} on each of {replicas} devices make "
+        raise SettingError("data.batch_size", per_device, f"{hint}{per_device * replicas}; set one of the two")
     with open_dict(data):
         data.batch_size, data.global_batch_size = total // replicas, total
 
@@ -144,12 +120,10 @@ def _settle_shards(data: DictConfig, replicas: int) -> None:
     shards.check(data.get("shards"), number)
     if number is not None and replicas % number:
         sizes = divisors(replicas)[1:]
-        works = f"numbers that work: {listed(sizes)}" if sizes else f"use {number} devices, or simulate={number}"
-        raise SettingError(
-            "data.num_shards",
-            number,
-            f"each of {replicas} devices has one shard, each shard equally many devices; {works}",
-        )
+        works = f"numbers that work: {', '.join(map(str, sizes))}"
+        works = works if sizes else f"use {number} devices, or simulate={number}"
+        hint = f"each of {replicas} devices has one shard, each shard equally many devices; {works}"
+        raise SettingError("data.num_shards", number, hint)
 
 
 def _settle_norm(norm: DictConfig, device_batch: int, replicas: int) -> None:
@@ -157,30 +131,25 @@ def _settle_norm(norm: DictConfig, device_batch: int, replicas: int) -> None:
         norm.only = [norm.only]
     if norm.name == "ghost":
         with open_dict(norm):
-            norm.ghost_batch = _ghost_batch(norm.batch_size, device_batch)
+            _check_ghost_batch(norm.batch_size, device_batch)
+            norm.ghost_batch = norm.batch_size
     if norm.name == "sync":
         if norm.batch_size is not None:
             norm.group, norm.ghost_batch = _share(norm, device_batch, replicas)
         check_group("norm.group", norm.group, replicas)
 
 
-def _ghost_batch(size: int, device_batch: int) -> int:
+def _check_ghost_batch(size: int, device_batch: int) -> None:
     sizes = divisors(device_batch)[:-1]
-    if not sizes:
-        raise SettingError(
-            "norm.batch_size",
-            size,
-            "a device holds 1 sample, which cannot be cut into ghost batches; use a larger data.batch_size, or "
-            "norm=local",
-        )
-    if size not in sizes:
-        raise SettingError(
-            "norm.batch_size",
-            size,
-            f"ghost batches are equal parts of the {device_batch} samples that a device holds (data.batch_size); sizes "
-            f"that work: {listed(sizes)}",
-        )
-    return size
+    if size in sizes:
+        return
+    hint = (
+        "a device holds 1 sample, which cannot be cut into ghost batches; use a larger data.batch_size, or norm=local"
+    )
+    if sizes:
+        hint = f"ghost batches are equal parts of the {device_batch} samples that a device holds (data.batch_size); "
+        hint += f"sizes that work: {', '.join(map(str, sizes))}"
+    raise SettingError("norm.batch_size", size, hint)
 
 
 def _share(norm: DictConfig, device_batch: int, replicas: int) -> tuple[Any, Any]:

@@ -41,20 +41,6 @@ WORDS = re.compile(r"[\w .,+=-]{,200}")  # matches no path, URL, expression or m
 DOTTED = re.compile(r"([A-Za-z_]\w*)(\.[A-Za-z_]\w*)+")
 
 
-def refused(theirs: Any, ours: Any, name: str) -> dict[str, Any]:
-    """Finds the settings of another run that must not be used.
-
-    Args:
-        theirs: a part of another run's settings; interpolations are not resolved.
-        ours: the same part of the user's own settings, resolved. Equal values under equal targets are trusted.
-        name: of that part, such as ``model``.
-
-    Returns:
-        The refused settings by their flat names.
-    """
-    return _refused(theirs, ours, name, known=True, package="")
-
-
 def is_safe(target: Any) -> bool:
     """Whether a target is a class or constructor that only builds a part of a network, an optimizer or a scheduler.
 
@@ -81,21 +67,25 @@ def is_safe(target: Any) -> bool:
     return found is not None and _is_constructor(found, target)
 
 
-def _refused(theirs: Any, ours: Any, name: str, *, known: bool, package: str) -> dict[str, Any]:
-    """Implements :func:`refused`.
+def refused(theirs: Any, ours: Any, name: str, *, known: bool = True, package: str = "") -> dict[str, Any]:
+    """Finds the settings of another run that must not be used.
 
     Args:
-        theirs: a part of another run's settings.
-        ours: the same part of the user's settings.
-        name: the flat name of the part.
+        theirs: a part of another run's settings; interpolations are not resolved.
+        ours: the same part of the user's own settings, resolved. Equal values under equal targets are trusted.
+        name: of that part, such as ``model``.
         known: all targets above this part are those of the user's settings.
         package: of the nearest target above; "" if there is none.
+
+    Returns:
+        The refused settings by their flat names.
     """
     if isinstance(theirs, list):
         theirs = dict(enumerate(theirs))
         ours = dict(enumerate(ours)) if isinstance(ours, list) else {}
     if not isinstance(theirs, dict):
-        return {} if (known and _same(theirs, ours)) or _is_plain(theirs, called=bool(package)) else {name: theirs}
+        same = known and type(theirs) is type(ours) and theirs == ours
+        return {} if same or _is_plain(theirs, called=bool(package)) else {name: theirs}
     ours = ours if isinstance(ours, dict) else {}
     if "_target_" in theirs:
         target = theirs["_target_"]
@@ -113,12 +103,8 @@ def _refused(theirs: Any, ours: Any, name: str, *, known: bool, package: str) ->
         if is_odd or (key in loads and each not in (None, False) and not is_own):
             found[place] = each
         elif key != "_target_":
-            found |= _refused(each, own, place, known=known, package=package)
+            found |= refused(each, own, place, known=known, package=package)
     return found
-
-
-def _same(theirs: Any, ours: Any) -> bool:
-    return type(theirs) is type(ours) and bool(theirs == ours)
 
 
 def _is_plain(value: Any, *, called: bool) -> bool:
@@ -127,17 +113,15 @@ def _is_plain(value: Any, *, called: bool) -> bool:
         return True
     if not isinstance(value, str) or "${" in value:
         return False
-    return not called or (bool(WORDS.fullmatch(value)) and not _names_module(value) and not _is_file(value))
+    return not called or (
+        bool(WORDS.fullmatch(value)) and not _names_module(value) and not (value and Path(value).exists())
+    )
 
 
 def _names_module(text: str) -> bool:
     """Whether a string is ``module.name`` of an importable module; a class may import such an argument."""
     dotted = DOTTED.fullmatch(text)
     return dotted is not None and find_spec(dotted[1]) is not None and not is_safe(text)
-
-
-def _is_file(text: str) -> bool:
-    return bool(text) and Path(text).exists()
 
 
 def _find(target: str) -> Any:

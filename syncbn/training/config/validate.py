@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from syncbn.nn.comm import groups
 from syncbn.training.config import run_id, validate_evaluation
-from syncbn.training.config.numbers import divisors, listed
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
@@ -24,6 +24,8 @@ def check(plan: Plan) -> None:
     _check_torch_sync(plan)
     _check_simulated_batches(plan)
     validate_evaluation.check(plan)
+    if plan.cfg.get("adapt") is not None:
+        check_group("adapt.group", plan.cfg.adapt.get("group", "world"), plan.world_size)
     run_id.check_id(plan.cfg.run.id)
     if plan.restore is not None and plan.checkpoint is None:
         raise SettingError("ckpt_restore", plan.restore, "there is nothing to restore; set ckpt_path too")
@@ -50,6 +52,25 @@ def check_trainer(cfg: DictConfig) -> None:
         raise SettingError("trainer.overfit_batches", batches, hint)
 
 
+def check_group(setting: str, group: Any, world_size: int) -> None:
+    """Refuses a group that is not a valid group of the layer, or whose size does not divide the world size.
+
+    Raises:
+        SettingError: the hint names the groups that work.
+    """
+    try:
+        spec = groups.parse(group)
+        if isinstance(spec, int):
+            groups.check_divides(spec, world_size)
+    except (TypeError, ValueError) as error:  # its message begins with the setting: group=3 does not divide ...
+        raise SettingError(setting, group, re.sub(r'^group=("[^"]*"|\S+?):? ', "", str(error))) from None
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a number, in ascending order."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
 def _instead_of_strategy(strategy: Any) -> str:
     found = re.search(r"find_unused_parameters['\"_:= ]+(true|false)", str(strategy), re.IGNORECASE)
     if found:
@@ -68,48 +89,32 @@ def _check_ddp(plan: Plan) -> None:
     batches = plan.cfg.trainer.get("accumulate_grad_batches") or 1
     # DDP with static_graph fails if no_sync() is used before the first all-reduce, as gradient accumulation does.
     if ddp.static_graph and batches != 1 and not plan.simulated:
-        raise SettingError(
-            "ddp.static_graph",
-            True,
-            f"with trainer.accumulate_grad_batches={batches} torch's DistributedDataParallel fails; use "
-            "ddp.static_graph=false, or trainer.accumulate_grad_batches=1",
-        )
+        hint = f"with trainer.accumulate_grad_batches={batches} torch's DistributedDataParallel fails; use "
+        hint += "ddp.static_graph=false, or trainer.accumulate_grad_batches=1"
+        raise SettingError("ddp.static_graph", True, hint)
     for name in ("comm_hook", "comm_wrapper"):
         if ddp[name] == "bf16" and plan.accelerator == "cpu":
             raise SettingError(f"ddp.{name}", "bf16", f"torch has it for GPUs only; use ddp.{name}=fp16 or null")
     if ddp.comm_wrapper is not None and ddp.comm_hook != "powersgd":
         hook = "null" if ddp.comm_hook is None else ddp.comm_hook
-        raise SettingError(
-            "ddp.comm_wrapper",
-            ddp.comm_wrapper,
-            f"it wraps ddp.comm_hook=powersgd, but that is {hook}; use ddp.comm_hook={ddp.comm_wrapper} alone, or "
-            "powersgd",
-        )
+        hint = f"it wraps ddp.comm_hook=powersgd, but that is {hook}; "
+        hint += f"use ddp.comm_hook={ddp.comm_wrapper} alone, or powersgd"
+        raise SettingError("ddp.comm_wrapper", ddp.comm_wrapper, hint)
     if plan.simulated and ddp.comm_hook is not None:
-        raise SettingError(
-            "ddp.comm_hook",
-            ddp.comm_hook,
-            f"it compresses what processes send, and with simulate={plan.simulated} one process sends nothing; use "
-            "ddp.comm_hook=null",
-        )
+        hint = f"it compresses what processes send, and with simulate={plan.simulated} one process sends nothing; "
+        raise SettingError("ddp.comm_hook", ddp.comm_hook, f"{hint}use ddp.comm_hook=null")
 
 
 def _check_simulated(plan: Plan) -> None:
     if plan.simulated is None:
         return
     if plan.world_size != 1:
-        raise SettingError(
-            "simulate",
-            plan.simulated,
-            f"one process represents all devices, but trainer.devices={plan.devices} and "
-            f"trainer.num_nodes={plan.num_nodes}; leave these out, or simulate",
-        )
+        hint = f"one process represents all devices, but trainer.devices={plan.devices} and "
+        hint += f"trainer.num_nodes={plan.num_nodes}; leave these out, or simulate"
+        raise SettingError("simulate", plan.simulated, hint)
     if plan.cfg.data.get("remainder") == "uneven":
-        raise SettingError(
-            "simulate",
-            plan.simulated,
-            "simulated devices hold equally many samples; use data.remainder=drop or pad instead of uneven",
-        )
+        hint = "simulated devices hold equally many samples; use data.remainder=drop or pad instead of uneven"
+        raise SettingError("simulate", plan.simulated, hint)
 
 
 def _check_simulated_batches(plan: Plan) -> None:
@@ -118,12 +123,11 @@ def _check_simulated_batches(plan: Plan) -> None:
         return
     ghost, size, together = plan.cfg.norm.get("ghost_batch"), plan.batch_size, plan.batches_at_once
     if ghost is not None and size % ghost:
-        raise SettingError(
-            "norm.ghost_batch",
-            ghost,
+        hint = (
             f"with simulate={plan.simulated} ghost batches are equal parts of the {size} samples that a device holds "
-            f"(data.batch_size); sizes that work: {listed(divisors(size))}",
         )
+        hint += f"(data.batch_size); sizes that work: {', '.join(map(str, divisors(size)))}"
+        raise SettingError("norm.ghost_batch", ghost, hint)
     if together == 1:
         return
     at_once = f"simulate={plan.simulated} takes trainer.accumulate_grad_batches={together} batches at once"

@@ -3,7 +3,6 @@
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.validate_group import check_group
 from syncbn.training.errors import SettingError, as_typed
 
 
@@ -19,11 +18,10 @@ def check(plan: Plan) -> None:
     if cfg.fit and not cfg.test:
         raise SettingError("fit", True, "test=false leaves no test to compare with; use test=true")
     _check_target(cfg)
-    if plan.cfg.mode == "test":
+    if cfg.mode == "test":
         _check_test(cfg)
     if cfg.get("adapt") is not None:
         _check_adapt(cfg)
-        check_group("adapt.group", cfg.adapt.get("group", "world"), plan.world_size)
 
 
 def target_monitor(cfg: DictConfig) -> str:
@@ -36,43 +34,32 @@ def _check_precise(cfg: DictConfig) -> None:
     if batches and not cfg.test:
         raise SettingError("precise_batches", batches, "test=false leaves no test to repeat; use test=true")
     if batches and cfg.norm.name in ("none", "group_norm"):
-        raise SettingError(
-            "precise_batches",
-            batches,
-            f"norm={cfg.norm.name} leaves no batch norm to measure; use norm=sync or local, or precise_batches=0",
-        )
+        hint = f"norm={cfg.norm.name} leaves no batch norm to measure; use norm=sync or local, or precise_batches=0"
+        raise SettingError("precise_batches", batches, hint)
 
 
 def _check_corruptions(cfg: DictConfig) -> None:
     if not cfg.corruptions:
         return
     if not cfg.test:
-        raise SettingError(
-            "corruptions", hint="test=false leaves no test to repeat; use test=true, or corruptions=null"
-        )
+        hint = "test=false leaves no test to repeat; use test=true, or corruptions=null"
+        raise SettingError("corruptions", hint=hint)
     if cfg.data.get("corruption") is not None:
-        raise SettingError(
-            "corruptions",
-            hint=f"data.corruption={cfg.data.corruption} corrupts the images of the test already; use "
-            "data.corruption=null, or corruptions=null",
-        )
+        hint = f"data.corruption={cfg.data.corruption} corrupts the images of the test already; use "
+        raise SettingError("corruptions", hint=f"{hint}data.corruption=null, or corruptions=null")
 
 
 def _check_target(cfg: DictConfig) -> None:
     if cfg.target is not None and OmegaConf.select(cfg, "callbacks.checkpoint.mode") == "min":
-        raise SettingError(
-            "target",
-            cfg.target,
-            f"callbacks.checkpoint.monitor={target_monitor(cfg)} is better the lower it is "
-            "(callbacks.checkpoint.mode=min), and no accuracy; use target=null",
-        )
+        hint = f"callbacks.checkpoint.monitor={target_monitor(cfg)} is better the lower it is "
+        hint += "(callbacks.checkpoint.mode=min), and no accuracy; use target=null"
+        raise SettingError("target", cfg.target, hint)
 
 
 def _check_test(cfg: DictConfig) -> None:
     if cfg.ckpt_path is None:
-        raise SettingError(
-            "ckpt_path", None, "mode=test tests a checkpoint; use ckpt_path=outputs/RUN/checkpoints/best.ckpt"
-        )
+        hint = "mode=test tests a checkpoint; use ckpt_path=outputs/RUN/checkpoints/best.ckpt"
+        raise SettingError("ckpt_path", None, hint)
     if not cfg.test:
         raise SettingError("test", False, "mode=test leaves nothing else to do; use test=true")
     if cfg.target is not None:
@@ -83,18 +70,12 @@ def _check_adapt(cfg: DictConfig) -> None:
     if not cfg.test:
         raise SettingError("adapt", hint="test=false leaves no test to adapt in; use test=true, or adapt=null")
     if cfg.norm.name in ("none", "group_norm"):
-        raise SettingError(
-            "adapt",
-            hint=f"norm={cfg.norm.name} leaves no batch norm to adapt; use norm=sync or local, or adapt=null",
-        )
+        hint = f"norm={cfg.norm.name} leaves no batch norm to adapt; use norm=sync or local, or adapt=null"
+        raise SettingError("adapt", hint=hint)
     if cfg.corruptions:
-        raise SettingError(
-            "adapt", hint="corruptions adapts itself, also by corruptions.prior; use adapt=null, or no suite"
-        )
+        hint = "corruptions adapts itself, also by corruptions.prior; use adapt=null, or no suite"
+        raise SettingError("adapt", hint=hint)
     for name, value, without in (("precise_batches", cfg.precise_batches, 0), ("fit", cfg.fit, "false")):
         if value:
-            raise SettingError(
-                "adapt",
-                hint=f"{name}={as_typed(value)} repeats the test with other statistics or images, which adapting "
-                f"would hide; use {name}={without}, or adapt=null",
-            )
+            hint = f"{name}={as_typed(value)} repeats the test with other statistics or images, which adapting would "
+            raise SettingError("adapt", hint=f"{hint}hide; use {name}={without}, or adapt=null")

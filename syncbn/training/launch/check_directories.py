@@ -32,19 +32,19 @@ class CheckDirectories(Callback):
     """Ends the program with a one-line error and exit code 1 if the directory cannot be used, before it is created."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        _exit_on_error(lambda: _check_run(config))
+        _exit_on_error(_check_run, config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _exit_on_error(lambda: _check_sweep(config))
+        _exit_on_error(_check_sweep, config)
 
 
-def _exit_on_error(check: Callable[[], None]) -> None:
+def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> None:
     """Runs a check and ends the program if it fails.
 
     Hydra turns an exception in a callback into a warning and continues, so an exception would not stop it.
     """
     try:
-        check()
+        check(config)
         return
     except SettingError as error:
         line = str(error)
@@ -69,11 +69,8 @@ def _check_run(config: DictConfig) -> None:
         if run_id is not None:
             raise SettingError("run.id", run_id, "a study names its runs; use study.directory for another directory")
     elif run_id is not None and path.name != run_id:
-        raise SettingError(
-            f"run.id={run_id} and hydra.run.dir",
-            path,
-            f"these are two runs; leave one out, or end the directory with {run_id}",
-        )
+        hint = f"these are two runs; leave one out, or end the directory with {run_id}"
+        raise SettingError(f"run.id={run_id} and hydra.run.dir", path, hint)
     else:
         _refuse_nested("hydra.run.dir", path)
     _make("hydra.run.dir", path)
@@ -84,22 +81,16 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
     for each in overrides:
         name, _, given = each.partition("=")
         if name == "run.id" and run_id is not None and re.fullmatch(r"[\w.+-]+", given) and given != run_id:
-            raise SettingError(
-                "run.id",
-                given,
-                f"Hydra reads this as {run_id}; put it into quotes (\"run.id='{given}'\"), or use another id",
-            )
+            hint = f"Hydra reads this as {run_id}; put it into quotes (\"run.id='{given}'\"), or use another id"
+            raise SettingError("run.id", given, hint)
 
 
 def _check_sweep(config: DictConfig) -> None:
     if environment.launcher() == "torchrun":
         raise SettingError("-m", hint="torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
     if config.run.id is not None:
-        raise SettingError(
-            "run.id",
-            printable(config.run.id),
-            "the jobs of a sweep are named by their numbers; use hydra.sweep.dir",
-        )
+        hint = "the jobs of a sweep are named by their numbers; use hydra.sweep.dir"
+        raise SettingError("run.id", printable(config.run.id), hint)
     _allow_open_files()
     path = _path(config, "hydra.sweep.dir")
     if (path / "run.json").exists():
@@ -132,12 +123,9 @@ def _refuse_nested(name: str, path: Path) -> None:
 
 
 def _make(name: str, path: Path, *left: str) -> None:
-    """Creates the directory, and removes it at the exit of the program if it is still empty.
+    """Creates the directory, and removes it at the exit of the program if it holds nothing but the files ``left``.
 
-    Args:
-        name: of the setting.
-        path: of the directory; missing parents are created and removed likewise.
-        left: names of files that are removed with it.
+    Missing parents are created and removed likewise.
     """
     missing = [each for each in (path, *path.parents) if not each.exists()]
     try:

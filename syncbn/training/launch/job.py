@@ -30,7 +30,7 @@ from syncbn.training.distributed import environment, loopback, signals, slurm, s
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
-from syncbn.training.launch.resume_hint import is_requeued, requeue_message, resume_hint
+from syncbn.training.launch.outcome import is_requeued, requeue_message, resume_hint
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
@@ -59,19 +59,17 @@ def run(cfg: DictConfig) -> float | None:
     Returns:
         The best value of the monitored metric.
     """
-    hydra = HydraConfig.get()
-    in_sweep = hydra.mode == RunMode.MULTIRUN
-    run_dir = Path(hydra.runtime.output_dir)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         try:
-            return _run(cfg, run_dir, in_sweep)
+            return _run(cfg, run_dir)
         except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
             raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
     except (SettingError, RunError) as error:
         if isinstance(error, SettingError):
             _print_once(error)
         code = getattr(error, "code", 1)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (in_sweep and code == 1):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (_in_sweep() and code == 1):
             raise  # the sweep catches it and runs the next job
         sys.exit(code)
 
@@ -89,55 +87,33 @@ def _print_once(error: SettingError) -> None:
         _print_error(f"error: rank {rank}: {error}")
 
 
-def _run(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> float | None:
-    hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+def _run(cfg: DictConfig, run_dir: Path) -> float | None:
+    given, in_sweep = HydraConfig.get().overrides, _in_sweep()
+    overrides = list(given.task)
     cfg = inherit_config.inherited(cfg, overrides, print_line if environment.rank() == 0 else lambda line: None)
     if in_sweep and cfg.logger.get("group", "") is None:
         cfg.logger.group = run_dir.parent.name
-    named = in_sweep or cfg.run.id is not None
-    named = named or any(each.startswith("hydra.run.dir=") for each in hydra.overrides.hydra)
+    named = in_sweep or cfg.run.id is not None or any(each.startswith("hydra.run.dir=") for each in given.hydra)
     name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
-    launch(settle(cfg, this_machine(), run_dir), Command(name, overrides, named))
+    perform = _run_as_rank if environment.launcher() else _start_ranks
+    perform(settle(cfg, this_machine(), run_dir), Command(name, overrides, named))
     return record.monitored(run_dir) if environment.rank() == 0 else None
 
 
 class Command(NamedTuple):
-    """The command line of a run.
+    """The command line of a run."""
 
-    Attributes:
-        name: of the run.
-        overrides: settings as on the command line.
-        named: whether the run was named, by ``run.id``, its directory, or as a job of a sweep.
-    """
-
-    name: str
+    name: str  # of the run
     overrides: list[str]
-    named: bool
-
-
-def launch(plan: Plan, command: Command) -> None:
-    """Performs a run: starts its ranks, or runs as one of them if torchrun or srun started this process.
-
-    Raises:
-        SettingError: the run cannot begin.
-        RunError: it failed or was stopped, which has been printed already.
-    """
-    if environment.launcher():
-        _run_as_rank(plan, command)
-    else:
-        _start_ranks(plan, command)
+    named: bool  # the run was named, by run.id, its directory, or as a job of a sweep
 
 
 def _start_ranks(plan: Plan, command: Command) -> None:
     run_dir, nodes = plan.run_dir, plan.num_nodes
     if nodes > 1:
-        raise SettingError(
-            "trainer.num_nodes",
-            nodes,
-            f"python train.py starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
-            f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py",
-        )
+        hint = f"python train.py starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
+        hint += f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
+        raise SettingError("trainer.num_nodes", nodes, hint)
     with Requests(_announce_stop) as requests:
         try:
             with requests.raising():
@@ -171,13 +147,18 @@ def _watch(plan: Plan, requests: Requests) -> None:
         status = "interrupted"
         raise
     finally:
-        with suppress(OSError):  # the disk may be full, which has been reported
-            record.end(run_dir, status, **more)
-        if status != "finished":
-            close_wandb(run_dir, requests)
-            with suppress(OSError):
-                record.undo_begin(run_dir, refused=refused)
-        lock.release(run_dir)
+        record_end(run_dir, status, refused, requests, **more)
+
+
+def record_end(run_dir: Path, status: str, refused: bool, requests: Requests, **more: Any) -> None:
+    """Records how a run ended whose ranks this process has started, and unlocks its directory."""
+    with suppress(OSError):  # the disk may be full, which has been reported
+        record.end(run_dir, status, **more)
+    if status != "finished":
+        _close_wandb(run_dir, requests)
+        with suppress(OSError):
+            record.undo_begin(run_dir, refused=refused)
+    lock.release(run_dir)
 
 
 def _begin(asked: Plan, command: Command) -> Plan | None:
@@ -213,31 +194,28 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
 def rank(run_dir: Path) -> None:
     """Entry point of a rank process that this module started: reads the settled settings and runs the rank."""
     run = import_run()
+    run(Plan.of(_settled(run_dir), run_dir))
+
+
+def _settled(run_dir: Path) -> DictConfig:
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    run(Plan.of(cfg, run_dir))
-
-
-def _begin_on_rank_0(plan: Plan, command: Command) -> Plan | None:
-    """Begins the run on rank 0 and shares the checkpoint to start from with all ranks; None if the run has finished.
-
-    Only rank 0 reads the earlier attempts: a network file system may show an old state to other ranks.
-    """
-
-    def begin() -> str:
-        begun = _begin(plan, command)
-        return json.dumps(None if begun is None else [begun.checkpoint, begun.restore])
-
-    start = json.loads(store.shared("start", begin))
-    return None if start is None else Plan.of(plan.starting_from(*start).settings(), plan.run_dir)
+    return cfg
 
 
 def _run_as_rank(asked: Plan, command: Command) -> None:
     """Runs as one rank of a run whose ranks torchrun or srun has started."""
     first, run_dir = environment.rank() == 0, asked.run_dir
-    plan = _begin_on_rank_0(asked, command)
-    if plan is None:
+
+    def begin() -> str:
+        begun = _begin(asked, command)
+        return json.dumps(None if begun is None else [begun.checkpoint, begun.restore])
+
+    # Only rank 0 reads the earlier attempts: a network file system may show an old state to other ranks.
+    start = json.loads(store.shared("start", begin))
+    if start is None:  # the run has finished before
         return
+    plan = Plan.of(asked.starting_from(*start).settings(), run_dir)
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         os.environ.update(loopback.within_machine())
     status, refused = "failed", False
@@ -318,15 +296,14 @@ def import_run() -> Callable[[Plan], None]:
     except (ImportError, OSError, RuntimeError) as error:
         if "torchvision" not in str(error):
             raise
-        raise SettingError(
-            f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, and Lightning cannot be "
-            f"imported beside it ({' '.join(str(error).split())})",
-            hint="install the build that belongs to this torch, or remove it (pip uninstall torchvision)",
-        ) from error
+        wrong = f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, "
+        wrong += f"and Lightning cannot be imported beside it ({' '.join(str(error).split())})"
+        hint = "install the build that belongs to this torch, or remove it (pip uninstall torchvision)"
+        raise SettingError(wrong, hint=hint) from error
     return run.run
 
 
-def close_wandb(run_dir: Path, requests: Requests) -> None:
+def _close_wandb(run_dir: Path, requests: Requests) -> None:
     """Marks the W&B run as failed if rank 0 was killed before it could, unless a second signal asked to end at once.
 
     A forked process does it: the fork server has imported W&B already, and the process can be killed after a time-out.
@@ -341,10 +318,8 @@ def close_wandb(run_dir: Path, requests: Requests) -> None:
 def _mark_failed(run_dir: Path) -> None:
     from syncbn.training.loggers import wandb_logger
 
-    cfg = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(cfg, DictConfig)
     with suppress(SettingError):  # an unreachable server has been reported before
-        wandb_logger.mark_failed(cfg, run_dir)
+        wandb_logger.mark_failed(_settled(run_dir), run_dir)
 
 
 def _printed(message: str, code: int = 1) -> RunError:

@@ -1,18 +1,26 @@
-"""Derives how a run ended from how its ranks ended, and composes the error line about the rank that caused it."""
+"""Derives how a run ended from how its ranks ended; composes its error line, and how the user or Slurm resumes it."""
 
 import os
+import re
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import print_line
-from syncbn.training.distributed import unresponsive_ranks
+from syncbn.training.distributed import environment, slurm, unresponsive_ranks
+from syncbn.training.errors import SettingError
 from syncbn.training.processes import out_of_memory
 from syncbn.training.processes.rank_processes import End, stopped
-from syncbn.training.run_directory import paths
+from syncbn.training.run_directory import paths, record
 
 REFUSALS = ("SettingError", "AgreedError", "DamagedError")
+_NAMES = ("run.id=", "ckpt_path=", "ckpt_restore=", "hydra.run.dir=")  # overrides that identify the run
 
 
 class Outcome(NamedTuple):
@@ -31,39 +39,33 @@ class Outcome(NamedTuple):
     refused: bool = False
 
 
-def of(ends: list[End], asked: list[int], run_dir: Path, resume_hint: str) -> Outcome:
+def of(ends: list[End], asked: list[int], run_dir: Path, hint: str) -> Outcome:
     """The outcome of a run.
 
     Args:
         ends: how each rank ended.
         asked: the signals that this process received while the ranks ran.
         run_dir: tracebacks are written there, and the log of the rank that caused a failure is read from there.
-        resume_hint: how to resume the run, for the message.
+        hint: how to resume the run, for the message.
     """
     if all(end.code == 0 for end in ends):
         return Outcome("finished")
     if any(end.error for end in ends):  # also if a signal asked for a stop as well
-        return Outcome("failed", _explain(ends, run_dir, resume_hint), 1, _refused(ends))
+        message = _explain(ends, run_dir, hint)
+        return Outcome("failed", message, 1, min(ends, key=_distance_to_cause).error.get("kind") in REFUSALS)
     signum = (asked or [end.code - 128 for end in ends if end.code and stopped(end.code)] or [0])[0]
     if not signum:
-        return Outcome("failed", _explain(ends, run_dir, resume_hint), 1)
+        return Outcome("failed", _explain(ends, run_dir, hint), 1)
     message = f"stopped by {signal.Signals(signum).name}"
     if not all(stopped(end.code) or end.code == 0 for end in ends):
         message += ", some ranks in the middle of a step"
-    return Outcome("interrupted", f"{message}; {resume_hint}", 128 + signum)
-
-
-def _refused(ends: list[End]) -> bool:
-    return min((end for end in ends if end.error), key=_distance_to_cause).error.get("kind") in REFUSALS
+    return Outcome("interrupted", f"{message}; {hint}", 128 + signum)
 
 
 def failure(error: dict[str, Any], trace: Path | None, cause: str = "") -> str:
-    """Describes an exception as part of a line.
+    """Describes an exception, as :func:`syncbn.training.processes.rank_error.describe` returns it, as part of a line.
 
-    Args:
-        error: as :func:`syncbn.training.processes.rank_error.describe` returns it.
-        trace: the file with its traceback; None if it could not be written.
-        cause: what led to the exception; printed before it.
+    The file with its traceback is None if it could not be written. What led to the exception is printed before it.
     """
     message = f"{error['kind']}: {' '.join(error['message'].split())[:600]}"
     place = f"{paths.short(Path(error['place']))}, " if error.get("place") else ""
@@ -83,7 +85,7 @@ def _how_it_died(end: End) -> str:
     return f"{died}, perhaps for lack of memory (see dmesg)" if end.code == -signal.SIGKILL else died
 
 
-def _explain(ends: list[End], run_dir: Path, resume_hint: str) -> str:
+def _explain(ends: list[End], run_dir: Path, hint: str) -> str:
     """The error line of a failed run, about the rank that caused it. Writes the tracebacks to ``error.txt``."""
     for end in ends:
         end.error.setdefault("message", "")
@@ -92,9 +94,9 @@ def _explain(ends: list[End], run_dir: Path, resume_hint: str) -> str:
     first = min(failed, key=_distance_to_cause)
     if unresponsive_ranks.is_timeout(first.error["message"]) and hung:
         waited = f"{hung[0].hung}, and the other ranks timed out waiting for it"
-        return f"{_shown_rank(hung[0], ends, run_dir)} {waited}; {resume_hint}"
+        return f"{_shown_rank(hung[0], ends, run_dir)} {waited}; {hint}"
     if "kind" not in first.error:  # it was killed or aborted: gloo's thread may abort a process that is exiting
-        return f"{_shown_rank(first, ends, run_dir)} {_how_it_died(first)}; {resume_hint}"
+        return f"{_shown_rank(first, ends, run_dir)} {_how_it_died(first)}; {hint}"
     if first.error.get("kind") in REFUSALS:
         return " ".join(first.error["message"].split())
     traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
@@ -104,11 +106,12 @@ def _explain(ends: list[End], run_dir: Path, resume_hint: str) -> str:
     except OSError:  # no space left, for example
         trace = None
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        _print_lines(traces)
+        for line in traces.split("\n"):
+            print_line(line, error=True)
     reason = failure(first.error, trace)
     if any(end.short_of_memory for end in ends):
         reason += f"; meanwhile the kernel killed a process because it ran out of memory; {out_of_memory.ADVICE}"
-    return f"{_shown_rank(first, ends, run_dir)} failed: {reason}; {resume_hint}"
+    return f"{_shown_rank(first, ends, run_dir)} failed: {reason}; {hint}"
 
 
 def _distance_to_cause(end: End) -> tuple[bool, bool, bool, int]:
@@ -126,14 +129,45 @@ def _shown_rank(end: End, ends: list[End], run_dir: Path) -> str:
     log = run_dir / "ranks" / f"{end.rank}.log"
     if log.exists():
         for line in log.read_text(errors="replace", encoding="utf-8").splitlines()[-5:]:
-            _print_error(f"rank {end.rank} | {line}")
+            print_line(f"rank {end.rank} | {line}", error=True)
     return f"rank {end.rank} of {len(ends)} (pid {end.pid})"
 
 
-def _print_lines(traces: str) -> None:
-    for line in traces.split("\n"):
-        _print_error(line)
+def resume_hint(run_dir: Path) -> str:
+    """For an error line: the command that resumes this run."""
+    if record.read(run_dir, "run").get("tests"):
+        return "the same command tests it again"
+    if not (run_dir / "checkpoints" / "last.ckpt").exists():
+        return "there was no checkpoint yet"
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"the same sweep with hydra.sweep.dir={paths.short(run_dir.parent)} resumes it"
+    program, *settings = (each for each in sys.argv if not each.startswith(_NAMES))
+    settings.append(_run_setting(run_dir))
+    if environment.launcher() == "srun":
+        return f"resume with: sbatch slurm/train.sbatch {shlex.join(settings)}"
+    if environment.launcher() == "torchrun":
+        return f"resume with: torchrun ... {shlex.join([program, *settings])}, as before"
+    return f"resume with: {shlex.join(['python', program, *settings])}"
 
 
-def _print_error(message: str) -> None:
-    print_line(message, error=True)
+def _run_setting(run_dir: Path) -> str:
+    """The setting that names this run, ``run.id`` or ``hydra.run.dir``, quoted if Hydra needs it."""
+    key, value = "hydra.run.dir", paths.short(run_dir)
+    if run_dir.resolve() == Path("outputs", run_dir.name).resolve():
+        key, value = "run.id", run_dir.name
+    return f"{key}={value}" if re.fullmatch(r"[A-Za-z0-9_./+@-]+", value) else f"{key}='{value}'"
+
+
+def requeue_message(stop: object) -> str:
+    """For an error line: that the job of this run is in Slurm's queue again."""
+    return f"{stop}: job {slurm.job()} is requeued and will resume from its last checkpoint"
+
+
+def is_requeued() -> bool:
+    """Whether this process is the batch script of a job that Slurm starts again."""
+    if slurm.job() is None or slurm.is_interactive():
+        return False
+    try:
+        return slurm.was_requeued()
+    except SettingError:  # no scontrol here
+        return False

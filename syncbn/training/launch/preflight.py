@@ -25,17 +25,13 @@ def check(plan: Plan) -> None:
     """
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing:
-        raise SettingError(
-            "launcher", hint=f"{', '.join(missing)} not set; start with python train.py, torchrun or srun"
-        )
+        hint = f"{', '.join(missing)} not set; start with python train.py, torchrun or srun"
+        raise SettingError("launcher", hint=hint)
     world = int(os.environ["WORLD_SIZE"])
     if world != plan.world_size:
-        raise AgreedError(
-            "trainer.devices",
-            plan.devices,
-            f"on each of trainer.num_nodes={plan.num_nodes} nodes, these are {plan.world_size} ranks, but the launcher "
-            f"started {world}; make them agree",
-        )
+        hint = f"on each of trainer.num_nodes={plan.num_nodes} nodes, these are {plan.world_size} ranks, "
+        hint += f"but the launcher started {world}; make them agree"
+        raise AgreedError("trainer.devices", plan.devices, hint)
     unresponsive_ranks.register_host()
     for error in map(json.loads, store.gathered("preflight", json.dumps(_error(plan)), store.START)):
         if error is not None:

@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -51,8 +51,7 @@ Kind = TypeVar("Kind", bound=pl.Callback)
 def run(plan: Plan) -> None:
     """Trains and tests as the rank that the launcher's environment variables name (``RANK``, ``WORLD_SIZE``, ...).
 
-    Args:
-        plan: of the run, the same on all ranks; :func:`syncbn.training.run_directory.record.begin` has been called.
+    The plan is the same on all ranks; :func:`syncbn.training.run_directory.record.begin` has been called.
     """
     _silence_warnings()
     run_dir = plan.run_dir
@@ -83,19 +82,11 @@ def run(plan: Plan) -> None:
         dist.destroy_process_group()
 
 
-class _Session(NamedTuple):
-    """Trainer, module and data of one fit or one test."""
-
-    trainer: pl.Trainer
-    module: pl.LightningModule
-    datamodule: Any
-
-
 class _Sessions:
-    """Builds sessions from the settings, each as in a new process; they share the loggers.
+    """Builds trainer, module and data of each fit or test from the settings, as in a new process.
 
-    The trainer of the fit is not reused for a test. Its callbacks, EMA for example, could replace the weights that the
-    test has loaded, so the result would not be that of the checkpoint.
+    They share the loggers. The trainer of the fit is not reused for a test. Its callbacks, EMA for example, could
+    replace the weights that the test has loaded, so the result would not be that of the checkpoint.
     """
 
     def __init__(self, plan: Plan, rank: int) -> None:
@@ -104,8 +95,8 @@ class _Sessions:
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
 
-    def begin(self, *, suite: bool = True) -> _Session:
-        """Builds a new session. ``suite=False`` leaves out the test on corrupted images."""
+    def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
+        """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
         cfg = self._plan.cfg
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
@@ -119,12 +110,12 @@ class _Sessions:
             trainer.fit_loop.load_state_dict(self._progress)
         # Lightning does this too, but only after it has loaded the checkpoint: float64 weights would lose precision.
         trainer.precision_plugin.convert_module(module)
-        return _Session(trainer, module, datamodule)
+        return trainer, module, datamodule
 
-    def fitted(self, session: _Session, checkpoint: str | None) -> None:
+    def fitted(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: str | None) -> None:
         """Makes later sessions tests of this fit: of ``checkpoint``, or of the final weights if it is None."""
-        self._progress = session.trainer.fit_loop.state_dict()
-        self._fitted = session.module if checkpoint is None else None
+        self._progress = trainer.fit_loop.state_dict()
+        self._fitted = module if checkpoint is None else None
 
     def _module(self) -> pl.LightningModule:
         module: pl.LightningModule = build(self._plan.cfg.module)
@@ -138,12 +129,12 @@ def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
     sessions = _Sessions(plan, rank)
     if plan.cfg.mode == "test":
         return _test(plan, sessions, plan.checkpoint)
-    session = sessions.begin()
-    result = _fit(plan, *session)
+    trainer, module, datamodule = sessions.begin()
+    result = _fit(plan, trainer, module, datamodule)
     if not plan.cfg.test:
         return result
-    sessions.fitted(session, result["checkpoint"])
-    del session  # frees the memory of the optimizer
+    sessions.fitted(trainer, module, result["checkpoint"])
+    del trainer, module, datamodule  # frees the memory of the optimizer
     result["tested"] = "final weights" if result["checkpoint"] is None else "checkpoint"
     return result | _test(plan, sessions, result["checkpoint"])
 
@@ -151,10 +142,7 @@ def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
 def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> pl.Trainer:
     """Builds Lightning's Trainer of a run, with the callbacks and plugins that the plan needs.
 
-    Args:
-        plan: of the run.
-        loggers: of the run.
-        suite: add the test on corrupted images, if ``corruptions`` is set.
+    ``suite=False`` leaves out the test on corrupted images.
     """
     cfg = plan.cfg
     norm_parts = simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
@@ -200,11 +188,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     seconds = time.monotonic() - start
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
-        raise SettingError(
-            "data.batch_size",
-            plan.batch_size,
-            "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none",
-        )
+        hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
+        raise SettingError("data.batch_size", plan.batch_size, hint)
     assert throughput is not None
     result: dict[str, Any] = {
         "seconds": seconds,
@@ -269,7 +254,6 @@ def _resume_points(plan: Plan) -> ResumePoints:
         counted_in=plan.position_unit,
         own_buffers=cfg.norm.name == "local_mean",
         timeout=timedelta(seconds=cfg.timeouts.collective),
-        on_missing=print_line,
         on_begin=lambda: record.mark_trained(run_dir),
         **_plain(cfg.resume),
     )

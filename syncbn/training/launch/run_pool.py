@@ -11,7 +11,7 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.distributed.signals import Interrupted
 from syncbn.training.errors import SettingError
 from syncbn.training.launch import outcome
-from syncbn.training.launch.job import close_wandb, rank
+from syncbn.training.launch.job import rank, record_end
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.processes.rank_processes import Ranks, Requests
 from syncbn.training.run_directory import lock, record, symlinks
@@ -20,15 +20,10 @@ RESUME_HINT = "the same command resumes it"
 
 
 class Run(NamedTuple):
-    """One run.
-
-    Attributes:
-        plan: of the run.
-        overrides: of its command line, for ``run.json``.
-    """
+    """One run."""
 
     plan: Plan
-    overrides: list[str]
+    overrides: list[str]  # of its command line, for run.json
 
     @property
     def directory(self) -> Path:
@@ -59,7 +54,7 @@ def run_all(
         while waiting or live:
             if requests.seen:
                 waiting = []
-            while waiting and (not live or _processes(live) + waiting[0].plan.devices <= slots):
+            while waiting and (not live or sum(r.plan.devices for r, _ in live) + waiting[0].plan.devices <= slots):
                 run = waiting.pop(0)
                 begun = _begin(run, None if live else requests)
                 if isinstance(begun, Ranks):
@@ -79,19 +74,11 @@ def run_all(
     return outcomes
 
 
-def _processes(live: list[tuple[Run, Ranks]]) -> int:
-    return sum(run.plan.devices for run, _ in live)
-
-
 def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
     """Locks the run directory, writes ``run.json`` and ``config.yaml``, and starts the ranks.
 
-    Args:
-        run: to begin.
-        requests: a signal interrupts the start; None if another run has begun before, so the start takes no time.
-
-    Returns:
-        The ranks; or the outcome, if the run has finished before or cannot begin.
+    A signal in ``requests`` interrupts the start. It is None if another run has begun before, so the start takes no
+    time. Returns the outcome instead of the ranks if the run has finished before or cannot begin.
     """
     began, held, end = False, False, Outcome("finished")
     try:
@@ -128,10 +115,4 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
         status, refused = end.status, end.refused
         return end
     finally:
-        with suppress(OSError):  # the disk may be full
-            record.end(run.directory, status)
-        if status != "finished":
-            close_wandb(run.directory, requests)
-            with suppress(OSError):
-                record.undo_begin(run.directory, refused=refused)
-        lock.release(run.directory)
+        record_end(run.directory, status, refused, requests)

@@ -57,6 +57,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     configure_log(settings.hydra_logging, settings.verbose)
     sweep_dir = Path(str(settings.sweep.dir))
     sweep_dir.mkdir(parents=True, exist_ok=True)
+    again = f"the same sweep with hydra.sweep.dir={sweep_dir} runs the missing jobs"
     jobs = [list(filter_overrides(each)) for each in job_overrides]
     console = Console(soft_wrap=True, highlight=False, quiet=os.environ.get("SLURM_PROCID", "0") != "0")
     results: list[JobReturn] = []
@@ -77,34 +78,28 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 results.append(_run(launcher, list(overrides), number, sweep_dir))
                 if results[-1].status == JobStatus.FAILED:
                     failed.append((number, results[-1]))
-                    _print_unreported(_error(results[-1]))
+                    why = _error(results[-1])
+                    if not isinstance(why, SettingError | RunError):  # raised before job.py, which prints its own
+                        print_line(f"error: {type(why).__name__}: {' '.join(str(why).split())}", error=True)
                 configure_log(settings.hydra_logging, settings.verbose)
                 if requests and requests.seen:  # the signal came between two jobs, or after the last step of one
-                    _stop(requests.seen[0], sweep_dir)
+                    print_line(f"error: stopped by {signal.Signals(requests.seen[0]).name}; {again}", error=True)
+                    raise SystemExit(128 + requests.seen[0])
     finally:
         if not console.quiet:
             summarize(sweep_dir, console)
         lock.release(sweep_dir)
     if not failed:
         return results
-    again = f"the same sweep with hydra.sweep.dir={sweep_dir} runs the missing jobs"
     if not is_basic_sweeper(str(settings.sweeper._target_)):  # such a sweeper decides how many jobs may fail
         for number, result in failed:
-            why = " ".join(str(_error(result)).split())
-            result.return_value = CompactHydraException(f"error: job {number} failed: {why}; {again}")
+            reason = " ".join(str(_error(result)).split())
+            result.return_value = CompactHydraException(f"error: job {number} failed: {reason}; {again}")
         return results
     if not console.quiet:  # printed here, because Hydra prints a traceback for any exception
         numbers_of_failed = ", ".join(str(number) for number, _ in failed)
         print_line(f"error: {len(failed)} of {len(jobs)} jobs failed (job {numbers_of_failed}); {again}", error=True)
     raise SystemExit(1)
-
-
-def _stop(signum: int, sweep_dir: Path) -> None:
-    name = signal.Signals(signum).name
-    print_line(
-        f"error: stopped by {name}; the same sweep with hydra.sweep.dir={sweep_dir} runs the missing jobs", error=True
-    )
-    raise SystemExit(128 + signum)
 
 
 def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[tuple[str, ...], int], range]:
@@ -120,20 +115,13 @@ def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[
         numbers = _numbers(sweep_dir)
         return numbers, _of_array(jobs, numbers, sweep_dir)
     if environment.launcher() is None:
-        _hold(sweep_dir)
+        try:
+            lock.hold(sweep_dir)
+        except SettingError as error:
+            holder = error.hint.partition(lock.HELD)[0]
+            hint = f"{holder} is running this sweep already; wait for it, or use another directory"
+            raise SettingError("hydra.sweep.dir", sweep_dir, hint) from None
     return _numbers(sweep_dir), range(len(jobs))
-
-
-def _hold(sweep_dir: Path) -> None:
-    try:
-        lock.hold(sweep_dir)
-    except SettingError as error:
-        holder = error.hint.partition(lock.HELD)[0]
-        raise SettingError(
-            "hydra.sweep.dir",
-            sweep_dir,
-            f"{holder} is running this sweep already; wait for it, or use another directory",
-        ) from None
 
 
 def _free(numbers: dict[tuple[str, ...], int], sweep_dir: Path) -> int:
@@ -148,17 +136,13 @@ def _of_array(jobs: list[list[str]], numbers: dict[tuple[str, ...], int], sweep_
     if task is None:
         raise SettingError("-m", hint=f"under srun one job of a sweep is one task of an array; ask for {array}")
     if int(task) >= len(jobs):
-        raise SettingError(
-            "#SBATCH --array", hint=f"this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}"
-        )
+        hint = f"this is task {task}, but the sweep has {len(jobs)} jobs; ask for {array}"
+        raise SettingError("#SBATCH --array", hint=hint)
     earlier = {number: job for job, number in numbers.items()}.get(int(task))
     if earlier not in (None, tuple(jobs[int(task)])):
-        raise SettingError(
-            "hydra.sweep.dir",
-            sweep_dir,
-            f"job {task} was {' '.join(earlier)} before and would be {' '.join(jobs[int(task)])} now; give the same "
-            "settings in the same order, or another directory",
-        )
+        hint = f"job {task} was {' '.join(earlier)} before and would be {' '.join(jobs[int(task)])} now; "
+        hint += "give the same settings in the same order, or another directory"
+        raise SettingError("hydra.sweep.dir", sweep_dir, hint)
     numbers[tuple(jobs[int(task)])] = int(task)
     return range(int(task), int(task) + 1)
 
@@ -209,12 +193,6 @@ def _write_overrides(job: Path, overrides: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
-
-
-def _print_unreported(error: BaseException | None) -> None:
-    """Prints an error that job.py has not printed: one raised before it, for example while settings are composed."""
-    if not isinstance(error, SettingError | RunError):
-        print_line(f"error: {type(error).__name__}: {' '.join(str(error).split())}", error=True)
 
 
 def _directories(sweep_dir: Path) -> list[Path]:

@@ -21,7 +21,7 @@ def start_server(*modules: str) -> None:
     Args:
         modules: that the server imports, so that ranks need not. Without any, those of the first call.
     """
-    if not can_fork() or _server_lives():
+    if _server_lives():
         return
     # After a process has initialized CUDA, its forked children cannot use it. With this variable,
     # torch.cuda.is_available() asks NVML and does not initialize CUDA.
@@ -70,8 +70,3 @@ def _end_server() -> None:
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def can_fork() -> bool:
-    """Whether this platform has a fork server; Windows has none."""
-    return "forkserver" in multiprocessing.get_all_start_methods()

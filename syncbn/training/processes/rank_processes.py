@@ -28,7 +28,7 @@ from syncbn.training.distributed import loopback
 from syncbn.training.distributed import signals as stopping
 from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.processes import out_of_memory, temporary_directory
-from syncbn.training.processes.fork_server import can_fork, start_server
+from syncbn.training.processes.fork_server import start_server
 from syncbn.training.processes.rank_error import describe
 
 STACKS = signal.SIGRTMIN + 4  # makes a rank write its stacks; SIGUSR1 and SIGUSR2 are used by Slurm and submitit
@@ -59,9 +59,6 @@ class End:
 
 class StartError(RuntimeError):
     """The fork server ended while it started ranks."""
-
-    def __init__(self) -> None:
-        super().__init__("the fork server ended while it started the ranks, killed perhaps (see dmesg)")
 
 
 class Ranks:
@@ -119,11 +116,11 @@ class Ranks:
         self, count: int, shared: dict[str, str], entry: Callable[..., None], args: tuple[Any, ...], silent: bool
     ) -> None:
         start_server()
-        context = multiprocessing.get_context("forkserver" if can_fork() else "spawn")
+        context = multiprocessing.get_context("forkserver")
         for rank in range(count):
             environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(  # type: ignore[attr-defined]
+            process = context.Process(
                 target=_run_rank, args=(rank, environment, self._logs, theirs, entry, args, silent), name=f"rank {rank}"
             )
             self._processes.append(process)
@@ -131,7 +128,8 @@ class Ranks:
             try:
                 process.start()
             except (EOFError, ConnectionError) as error:
-                raise StartError from error
+                ended = "the fork server ended while it started the ranks, killed perhaps (see dmesg)"
+                raise StartError(ended) from error
             theirs.close()
 
     def watch(self, signals: "Requests", stop_timeout: float, limit: float = float("inf")) -> list[End]:
@@ -188,7 +186,13 @@ class Ranks:
 
     def ends(self) -> list[End]:
         """How each rank has ended, by rank."""
-        return [self._end(rank, self._hung.get(rank)) for rank in range(len(self._processes))]
+        short_of_memory, ends = out_of_memory.kills() > self._kills, []
+        for rank, process in enumerate(self._processes):
+            assert process.pid is not None
+            error = self._errors.get(rank, {})
+            hung = None if error else self._hung.get(rank)
+            ends.append(End(rank, process.pid, self._code(rank), error, hung, short_of_memory))
+        return ends
 
     def kill(self) -> None:
         """Kills the ranks that still live, and waits for their ends."""
@@ -229,12 +233,6 @@ class Ranks:
             with suppress(ProcessLookupError):
                 os.kill(self._processes[rank].pid or 0, signum)
 
-    def _end(self, rank: int, hung: str | None) -> End:
-        process, error = self._processes[rank], self._errors.get(rank, {})
-        assert process.pid is not None
-        short = out_of_memory.kills() > self._kills
-        return End(rank, process.pid, self._code(rank), error, None if error else hung, short)
-
     def _read_reports(self) -> None:
         """Reads the pipes of the ranks: each sends the exception that ends it, if there is one, and its exit code."""
         for rank, report in enumerate(self._reports):
@@ -264,9 +262,9 @@ class Ranks:
         return found
 
     def _is_stopped(self, rank: int) -> bool:
-        state = Path(f"/proc/{self._processes[rank].pid}/stat")
+        stat = Path(f"/proc/{self._processes[rank].pid}/stat")
         return (
-            state.exists() and state.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] in "Tt"
+            stat.exists() and stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] in "Tt"
         )
 
 

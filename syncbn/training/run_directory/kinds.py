@@ -27,12 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def missing_value(name: str, contents: dict[str, Any]) -> str:
-    """The first value that is missing or has a wrong type in ``run.json`` or ``result.json``; "" if all are valid.
-
-    Args:
-        name: "run" or "result".
-        contents: of the file.
-    """
+    """The first value that is missing or has a wrong type in ``run.json`` or ``result.json``; "" if all are valid."""
     if name == "run" and contents.get("status") not in STATUSES:
         return "status that is known"
     if name == "result" and not contents:

@@ -48,27 +48,8 @@ def _is_run(directory: Path, checkpoint: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False for a name that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # the name is too long or contains a NUL
-        return False
-
-
-def is_link(path: Path) -> bool:
-    """Whether there is such a symbolic link; False for a name that no file can have."""
-    try:
-        return path.is_symlink()
-    except (OSError, ValueError):
-        return False
-
-
-def is_directory(path: Path) -> bool:
-    """Whether there is such a directory; False for a name that no directory can have."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+    """Whether there is such a file; False for a name that no file can have, for which ``Path.is_file`` may raise."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 @cache

@@ -44,12 +44,7 @@ def begin(plan: Plan, run_id: str, overrides: list[str], begun_from: str | None 
 
     The process may be killed at any point: ``run.json`` always exists, and its status is no longer ``finished`` before
     the first file is renamed. If a file cannot be written, all files are renamed back.
-
-    Args:
-        plan: of the run.
-        run_id: its name.
-        overrides: of the command line.
-        begun_from: the checkpoint of ``ckpt_path``; None keeps that of the earlier attempts.
+    ``begun_from`` is the checkpoint of ``ckpt_path``; None keeps that of the earlier attempts.
     """
     run_dir = plan.run_dir
     before = recovered(run_dir)
@@ -117,14 +112,7 @@ def undo_begin(run_dir: Path, *, refused: bool) -> bool:
     """Undoes :func:`begin` for an attempt that failed before it trained.
 
     A run that had finished stays finished, with its results and settings. Any other run is restored if this attempt was
-    refused, since nothing was done with the refused settings.
-
-    Args:
-        run_dir: a run directory whose last attempt has ended without finishing.
-        refused: the settings of the attempt cannot work.
-
-    Returns:
-        Whether the attempt was undone.
+    refused, since nothing was done with the refused settings. Returns whether the attempt was undone.
     """
     now = read(run_dir, "run")
     last = _attempt(run_dir, now) - 1
@@ -233,29 +221,25 @@ def settings(run_dir: Path) -> DictConfig | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DamagedError(short(path, resolve=False), f"cannot be read ({error.strerror})") from error
+        wrong = f"cannot be read ({error.strerror})"
     except DamagedError as error:
-        raise DamagedError(short(path, resolve=False), error.hint) from error
+        wrong = error.hint
     except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise DamagedError(short(path, resolve=False), f"is damaged ({reason})") from error
-    groups = [name for name in GROUPS if not isinstance(found, DictConfig) or not OmegaConf.is_dict(found.get(name))]
-    if groups or not text.endswith("\n"):
-        reason = f"it has no {', '.join(groups)}" if groups else "its end is missing"
-        raise DamagedError(short(path, resolve=False), f"is damaged ({reason})")
-    assert isinstance(found, DictConfig)
-    return found
+        wrong = f"is damaged ({' '.join(str(error).split())[:100]})"
+    else:
+        groups = [n for n in GROUPS if not isinstance(found, DictConfig) or not OmegaConf.is_dict(found.get(n))]
+        if not groups and text.endswith("\n"):
+            assert isinstance(found, DictConfig)
+            return found
+        wrong = f"is damaged (it has no {', '.join(groups)})" if groups else "is damaged (its end is missing)"
+    raise DamagedError(short(path, resolve=False), wrong)
 
 
 def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Reads ``run.json``, or recovers it from the other files if it is lost or damaged.
-
-    Args:
-        run_dir: a run directory, which need not exist.
-        report: called with a line if ``run.json`` was recovered.
+    """Reads ``run.json``, or recovers it from the other files if it is lost or damaged, which is reported.
 
     Returns:
-        The contents; empty if no run has begun in this directory.
+        The contents; empty if no run has begun in this directory, which need not exist.
     """
     found = read(run_dir, "run")
     if found and not missing_value("run", found):

@@ -18,7 +18,7 @@ from syncbn.training.errors import SettingError
 from syncbn.training.launch import check_directories
 from syncbn.training.run_directory import lock, paths, record
 from tests.training.support.settled_config import settled
-from tests.training.support.train_command import Run, train
+from tests.training.support.train_command import Run, contents, train
 
 QUICK = ("model=mlp", "logger=csv", "trainer.devices=1")
 SAME = (*QUICK, "trainer.max_epochs=2")
@@ -48,8 +48,7 @@ NAMES: dict[str, tuple[str | None, str | None]] = {
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which run A has finished."""
     where = tmp_path_factory.mktemp("base")
-    run = train(where, "run.id=A", *SAME)
-    assert run.code == 0, run.err
+    train(where, "run.id=A", *SAME).ended()
     return where
 
 
@@ -59,10 +58,6 @@ def here(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(base / "outputs", tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def contents(run_dir: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
@@ -244,8 +239,7 @@ def unchanged(run: Run, where: Path, before: dict[str, bytes], *, line: str) -> 
 def test_a_finished_run_is_left_alone_by_a_run_that_begins_from_it(here: Path) -> None:
     before = contents(here / "outputs/A")
     begins = ("ckpt_path=outputs/A/checkpoints/best.ckpt", "optimizer=adamw")
-    second = train(here, "run.id=B", *begins, *SAME)
-    assert second.code == 0, second.err
+    second = train(here, "run.id=B", *begins, *SAME).ended()
     assert "this run begins with the weights of outputs/A/checkpoints/best.ckpt, at epoch 1, as settings differ: " in (
         second.out
     )
@@ -270,24 +264,20 @@ def test_a_finished_run_is_left_alone_by_a_run_that_begins_from_it(here: Path) -
     assert "not those of AdamW); use that one, or begin another run with its weights" in whole.err
     model = train(here, "run.id=D", *begins, *SAME, "model.width=32")
     unchanged(model, here, before, line=f"ckpt_path={here / best}: it is not of this model")
-    sweep = train(here, "-m", "hydra.sweep.dir=multirun/s", *begins, *SAME, "seed=0,1")
-    assert sweep.code == 0, sweep.err
+    train(here, "-m", "hydra.sweep.dir=multirun/s", *begins, *SAME, "seed=0,1").ended()
     assert contents(here / "outputs/A") == before
-    test = train(here, "mode=test", begins[0], "logger=csv", "run.id=T")
-    assert test.code == 0, test.err
+    train(here, "mode=test", begins[0], "logger=csv", "run.id=T").ended()
     assert contents(here / "outputs/A") == before
 
 
 def test_a_run_that_continues_another_one_has_its_epochs_and_its_optimizer(here: Path) -> None:
     before = contents(here / "outputs/A")
     more = (*QUICK, "trainer.max_epochs=4")
-    run = train(here, "run.id=B", "ckpt_path=outputs/A/checkpoints/last.ckpt", *more)
-    assert run.code == 0, run.err
+    run = train(here, "run.id=B", "ckpt_path=outputs/A/checkpoints/last.ckpt", *more).ended()
     assert "this run continues the training of outputs/A/checkpoints/last.ckpt: weights, optimizer, epoch" in run.out
     assert run.json("result")["epochs_before"] == 2
     assert contents(here / "outputs/A") == before
-    itself = train(here, "run.id=A", *more)
-    assert itself.code == 0, itself.err
+    train(here, "run.id=A", *more).ended()
     ends = [torch.load(here / f"outputs/{name}/checkpoints/last.ckpt", weights_only=True) for name in "AB"]
     assert all(torch.equal(value, ends[1]["state_dict"][name]) for name, value in ends[0]["state_dict"].items())
 
@@ -307,8 +297,7 @@ def test_a_finished_run_stays_finished_where_more_epochs_cannot_begin(
     monkeypatch.setenv("NETRC", str(here / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     before = contents(here / "outputs/A")
-    run = train(here, "run.id=A", *QUICK, "trainer.max_epochs=4", *settings)
-    assert run.code == 1
+    run = train(here, "run.id=A", *QUICK, "trainer.max_epochs=4", *settings).ended(1)
     assert run.err.startswith(line), run.err
     assert run.err.count("\n") == 1
     after = contents(here / "outputs/A")
@@ -317,8 +306,7 @@ def test_a_finished_run_stays_finished_where_more_epochs_cannot_begin(
         name: before[name] for name in before.keys() - of_the_attempt
     }
     assert after.keys() - before.keys() <= of_the_attempt
-    more = train(here, "run.id=A", *QUICK, "trainer.max_epochs=3")  # and it can be continued still
-    assert more.code == 0, more.err
+    more = train(here, "run.id=A", *QUICK, "trainer.max_epochs=3").ended()  # and it can be continued still
     assert more.json("result")["epochs"] == 3
 
 

@@ -32,9 +32,9 @@ def an_old_run(where: Path, cfg: Plan, new: list[str] = NEW) -> Path:
 
 def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path: Path) -> None:
     run_dir = an_old_run(tmp_path / "a", settled())
-    assert not continue_run.continued(replace(settled(), run_dir=run_dir), lambda line: None)
+    assert not continue_run.continued(settled(run_dir=run_dir), lambda line: None)
     run_dir = an_old_run(tmp_path / "mlp", settled("model=mlp"), NEW_OF_MLP)
-    assert not continue_run.continued(replace(settled("model=mlp"), run_dir=run_dir), lambda line: None)
+    assert not continue_run.continued(settled("model=mlp", run_dir=run_dir), lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_its_default(tmp_path
 def test_another_value_than_the_default_is_another_setting(tmp_path: Path, now: str, change: str) -> None:
     run_dir = an_old_run(tmp_path / "a", settled())
     with pytest.raises(SettingError, match=rf"run has finished with other settings \({change}\); use another id"):
-        continue_run.continued(replace(settled(now), run_dir=run_dir), lambda line: None)
+        continue_run.continued(settled(now, run_dir=run_dir), lambda line: None)
 
 
 def test_a_run_that_is_not_done_may_be_looked_at_more_closely(tmp_path: Path) -> None:
@@ -60,5 +60,5 @@ def test_a_run_that_is_not_done_may_be_looked_at_more_closely(tmp_path: Path) ->
     longer = settled(*more, "trainer.max_epochs=1000")
     assert continue_run.continued(replace(longer, run_dir=run_dir), said.append)
     record.end(run_dir, "failed")
-    assert continue_run.continued(replace(settled(*more), run_dir=run_dir), said.append)
+    assert continue_run.continued(settled(*more, run_dir=run_dir), said.append)
     assert said == [f"this run {how} before; it had no checkpoint and starts over" for how in ("finished", "failed")]

@@ -1,6 +1,5 @@
 """A test alone is of the network that was trained, on the images that were left for the test."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ PREFIX = r"^ckpt_path=\S*best\.ckpt: its run has "
 
 def taken(where: Path, trained: list[str], *now: str) -> tuple[Any, list[str]]:
     """The settings of a test of a checkpoint of this run, and what was said about them."""
-    record.begin(replace(settled(*trained), run_dir=where), "base", [])
+    record.begin(settled(*trained, run_dir=where), "base", [])
     said: list[str] = []
     overrides = ["mode=test", f"ckpt_path={where / 'checkpoints/best.ckpt'}", *now]
     cfg = inherit_config.inherited(composed(*overrides), overrides, said.append)

@@ -48,16 +48,14 @@ def test_callbacks_that_draw_and_data_without_a_length_go_on_in_the_middle_of_an
 
 
 def test_hyper_parameters_that_are_objects_are_left_out(tmp_path: Path) -> None:
-    straight = faulty(tmp_path, *ONE, "module._target_=loops.Lit", "trainer.max_epochs=1")
-    assert straight.code == 0, straight.err
+    straight = faulty(tmp_path, *ONE, "module._target_=loops.Lit", "trainer.max_epochs=1").ended()
     assert straight.out.count("left out of checkpoints, not plain data: network, optimizer, scheduler\n") == 1
     checkpoint = torch.load(straight.directory / "checkpoints/best.ckpt", weights_only=True)  # type: ignore[operator]
     assert checkpoint["hyper_parameters"] == {"decay_norm": False, "label_smoothing": 0.0, "num_classes": 10}
 
 
 def test_what_would_not_load_is_told_of_when_it_is_first_saved(tmp_path: Path) -> None:
-    run = faulty(tmp_path, *ONE, "+callbacks.object={_target_: loops.Object}")
-    assert run.code == 1
+    run = faulty(tmp_path, *ONE, "+callbacks.object={_target_: loops.Object}").ended(1)
     assert "epoch 2/3" not in run.out
     assert " would hold more than plain data: an object of pathlib." in run.err
 

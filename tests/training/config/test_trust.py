@@ -3,7 +3,6 @@
 import pickle
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,8 @@ from tests.training.support.train_command import train
 
 # Each builds a part of a network, or of its training, and does nothing else.
 SAFE = [
-    *(
-        "syncbn.training.MLP",
-        "syncbn.training.models.networks.ResNet",
-        "syncbn.training.Classifier",
-        "syncbn.training.Cosine",
-    ),
+    *("syncbn.training.MLP", "syncbn.training.models.networks.ResNet"),
+    *("syncbn.training.Classifier", "syncbn.training.Cosine"),
     *("syncbn.SyncBatchNorm2d", "torch.nn.Linear", "torch.nn.modules.linear.Linear", "torch.nn.Sequential"),
     *("torch.optim.AdamW", "torch.optim.sgd.SGD", "torch.optim.lr_scheduler.ConstantLR"),
 ]
@@ -41,11 +36,8 @@ UNSAFE = [
     *("torch.nn.init.normal_", "torch.nn.functional.relu", "torch.nn.Linear.load_state_dict", "torch.nn"),
     *("torch.nn.Linear.__init__", "torch.nn.modules.__builtins__.eval", "torch.nn.modules.module.OrderedDict"),
     *("torch.optim.lr_scheduler.warnings.warn", "torch.distributed.init_process_group", "torch.nn.NoSuchLayer"),
-    *(
-        "syncbn.training.config.validate.os.system",
-        "syncbn.training.run_directory.record.subprocess.run",
-        "syncbn.training.run_directory.record.begin",
-    ),
+    *("syncbn.training.config.validate.os.system", "syncbn.training.run_directory.record.subprocess.run"),
+    "syncbn.training.run_directory.record.begin",
     *("syncbn.training.import_module", "syncbn.cli.main", "syncbn.training.Digits", "syncbn.training.no_such.Module"),
     *("syncbn.training.config.trust.nn.Linear", "torch.nn.modules.module.torch.nn.Linear"),
     *("torch.nn.Linear\n", "torch..nn.Linear", ".torch.nn.Linear", "", None, 5, True, ["torch.nn.Linear"]),
@@ -154,7 +146,7 @@ class Pickled:
 def foreign(tmp_path: Path) -> Path:
     """A run directory from elsewhere, whose checkpoint need not be sound: nothing gets as far as that."""
     where = tmp_path / "foreign"
-    record.begin(replace(settled("model=mlp"), run_dir=where), "foreign", [])
+    record.begin(settled("model=mlp", run_dir=where), "foreign", [])
     (where / "checkpoints").mkdir()
     (where / "checkpoints/best.ckpt").touch()
     return where
@@ -174,11 +166,9 @@ def take(where: Path, *overrides: str) -> Any:
 
 def test_the_program_calls_nothing_that_another_run_names(tmp_path: Path, foreign: Path) -> None:
     (foreign / "w.pkl").write_bytes(pickle.dumps(Pickled(tmp_path / "unpickled")))
-    change(
-        foreign, "model", {"extra": {"_target_": "pandas.read_pickle", "filepath_or_buffer": str(foreign / "w.pkl")}}
-    )
-    ended = train(tmp_path, "mode=test", "ckpt_path=foreign/checkpoints/best.ckpt", "logger=csv")
-    assert ended.code == 1
+    extra = {"_target_": "pandas.read_pickle", "filepath_or_buffer": str(foreign / "w.pkl")}
+    change(foreign, "model", {"extra": extra})
+    ended = train(tmp_path, "mode=test", "ckpt_path=foreign/checkpoints/best.ckpt", "logger=csv").ended(1)
     assert ended.err == (
         "error: model.extra._target_=pandas.read_pickle: foreign/config.yaml sets it, and it could run code or read "
         "files here; set it yourself too, or add trust=true if you trust that file\n"
@@ -192,9 +182,7 @@ def test_the_program_calls_nothing_that_another_run_names(tmp_path: Path, foreig
 
 def test_trust_is_not_taken_from_the_other_run(foreign: Path) -> None:
     change(foreign, "model", {"extra": {"_target_": "os.getcwd"}})
-    contents = OmegaConf.load(foreign / "config.yaml")
-    contents.trust = True
-    OmegaConf.save(contents, foreign / "config.yaml")
+    change(foreign, "trust", True)
     with pytest.raises(AgreedError, match=r"^model\.extra\._target_=os\.getcwd: .*trust=true"):
         take(foreign)
     assert take(foreign, "trust=true").model.extra == {"_target_": "os.getcwd"}
@@ -261,16 +249,8 @@ def test_networks_of_another_run_are_still_taken(foreign: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "a",
-        "[1]",
-        "model: 1\n",
-        "a: [",
-        "x: !!python/object/apply:os.system [touch made]",
-        "a: &a [*a]",
-        "model: {}\nnorm: {}\nmodule: {}\ndata: ${oc.env:SECRET}\n",
-        "model: ${",
-        "\x00",
+        *("", "a", "[1]", "model: 1\n", "a: [", "x: !!python/object/apply:os.system [touch made]", "a: &a [*a]"),
+        *("model: {}\nnorm: {}\nmodule: {}\ndata: ${oc.env:SECRET}\n", "model: ${", "\x00"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named_in_one_line(
@@ -279,8 +259,7 @@ def test_a_file_that_is_no_configuration_is_named_in_one_line(
     monkeypatch.chdir(tmp_path)
     (foreign / "config.yaml").write_text(text, encoding="utf-8")
     for trusted in ("trust=false", "trust=true"):
-        with pytest.raises(
-            AgreedError, match=r"^ckpt_path=\S+: \S+config\.yaml does not hold the settings of a run \("
-        ):
+        line = r"^ckpt_path=\S+: \S+config\.yaml does not hold the settings of a run \("
+        with pytest.raises(AgreedError, match=line):
             take(foreign, trusted)
     assert not (tmp_path / "made").exists()

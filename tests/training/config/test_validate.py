@@ -28,19 +28,9 @@ BAD: dict[str, tuple[Any, ...]] = {
     "trainer.devices=100": ("trainer.devices", 100, "100 processes on 2 CPU cores; use at most 8"),
     "trainer.devices=0": ("trainer.devices", 0, "use a whole number, 1 or more"),
     "trainer.devices=some": ("trainer.devices", "some", "use a whole number, 1 or more, or auto"),
-    "cluster=slurm": (
-        "cluster",
-        "slurm",
-        "srun did not start this process",
-        "sbatch slurm/train.sbatch, or cluster=local",
-    ),
+    "cluster=slurm": ("cluster", "slurm", "srun did not start this process", "slurm/train.sbatch, or cluster=local"),
     "trainer.accelerator=tpu": ("trainer.accelerator", "tpu", "use auto, cpu or gpu"),
-    "trainer.accelerator=gpu": (
-        "trainer.accelerator",
-        "gpu",
-        "torch sees no GPU",
-        "use trainer.accelerator=cpu (or auto)",
-    ),
+    "trainer.accelerator=gpu": ("trainer.accelerator", "gpu", "torch sees no GPU", "trainer.accelerator=cpu (or auto)"),
     "+trainer.sync_batchnorm=true": ("trainer.sync_batchnorm", True, "drop it; norm=sync"),
     "+trainer.overfit_batches=2": ("trainer.overfit_batches", 2, "use debug=overfit trainer.limit_train_batches=2"),
     "+trainer.overfit_batches=0.1": ("trainer.overfit_batches", 0.1, "debug=overfit trainer.limit_train_batches=0.1"),
@@ -56,11 +46,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "norm=ghost norm.batch_size=0": ("norm.batch_size", 0, "use a whole number, 1 or more"),
     "norm=ghost data.batch_size=1": ("norm.batch_size", 16, "holds 1 sample", "larger data.batch_size, or norm=local"),
     "norm=torch_sync": ("norm", "torch_sync", "torch.nn.SyncBatchNorm does not run on the CPU; use norm=sync"),
-    "norm.name=batch": (
-        "norm.name",
-        "batch",
-        "use one of sync, local, local_mean, ghost, none, group_norm, torch_",
-    ),
+    "norm.name=batch": ("norm.name", "batch", "use one of sync, local, local_mean, ghost, none, group_norm, torch_"),
     "optimizer.lr=fast": ("optimizer.lr", "fast", "use a number, 0 or more"),
     "optimizer.lr=nan": ("optimizer.lr", ANY, "use a number, 0 or more"),
     "optimizer.weight_decay=-0.1": ("optimizer.weight_decay", -0.1, "use a number, 0 or more"),
@@ -107,8 +93,7 @@ LATER = {
 
 @pytest.mark.parametrize("settings", LATER)
 def test_one_line_names_the_setting_and_what_would_work(tmp_path: Path, settings: str) -> None:
-    run = train(tmp_path, *settings.split())
-    assert run.code == 1
+    run = train(tmp_path, *settings.split()).ended(1)
     assert re.fullmatch(f"error: {LATER[settings]}\n", run.err), run.err
 
 
@@ -186,15 +171,13 @@ def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: py
     """Stands in for the wheel for CUDA beside torch for the CPU, which says this when it is imported."""
     package = tmp_path / "packages/torchvision"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')", encoding="utf-8"
-    )
+    raises = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (package / "__init__.py").write_text(raises, encoding="utf-8")
     about = package.with_name("torchvision-0.28.0.dist-info")
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=":")
-    run = train(tmp_path, fresh=True)
-    assert run.code == 1
+    run = train(tmp_path, fresh=True).ended(1)
     found = rf"torchvision 0\.28\.0 does not go with torch {re.escape(torch.__version__)}"
     assert re.fullmatch(rf"error: {found}, .* \(operator .*\): .* \(pip uninstall torchvision\)\n", run.err), run.err
 
@@ -204,8 +187,7 @@ def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: py
     [("norm=batch", "local_mean"), ("norm.grop=2", "grop"), ("seed=one", "seed"), ("logger.mode=loud", "offline")],
 )
 def test_hydra_refuses_unknown_choices_keys_and_types(tmp_path: Path, setting: str, hint: str) -> None:
-    run = train(tmp_path, setting)
-    assert run.code == 1
+    run = train(tmp_path, setting).ended(1)
     assert hint in run.err
     assert "Traceback" not in run.err
 
@@ -216,11 +198,9 @@ def test_online_without_a_key_is_refused_also_where_there_is_no_server(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    run = train(tmp_path, "logger.mode=online", timeout=120)
-    assert run.code == 1
-    assert re.fullmatch(r"error: logger\.mode=online: W&B says: No API key .*; use logger\.mode=offline\n", run.err), (
-        run.err
-    )
+    run = train(tmp_path, "logger.mode=online", timeout=120).ended(1)
+    line = r"error: logger\.mode=online: W&B says: No API key .*; use logger\.mode=offline\n"
+    assert re.fullmatch(line, run.err), run.err
 
 
 @pytest.mark.parametrize(("asked", "given"), [("auto", 4), (3, 3), (5, None)])
@@ -242,7 +222,6 @@ def test_torchs_layer_wants_real_devices() -> None:
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
-    run = train(tmp_path, "data.batch_size=0", full_error=True)
-    assert run.code == 1
+    run = train(tmp_path, "data.batch_size=0", full_error=True).ended(1)
     assert "Traceback" in run.err
     assert "SettingError: data.batch_size=0" in run.err

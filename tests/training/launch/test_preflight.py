@@ -49,24 +49,22 @@ def test_a_rank_that_has_all_it_needs_passes(rank: pytest.MonkeyPatch, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_without_a_launcher_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rank.delenv("MASTER_PORT")
-    with pytest.raises(SettingError, match=r"^launcher: MASTER_PORT not set; start with python train.py, torchrun or"):
-        preflight.check(Plan.of(CFG, tmp_path))
-
-
-def test_a_launcher_that_started_another_number_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rank.setenv("WORLD_SIZE", "3")
-    with pytest.raises(
-        SettingError, match=r"devices=2: on each of trainer.num_nodes=1 nodes, these are 2 ranks, .* started 3; make"
-    ):
-        preflight.check(Plan.of(CFG, tmp_path))
-
-
-def test_a_directory_that_cannot_be_written_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environment", "directory", "line"),
+    [
+        ({"MASTER_PORT": None}, "", r"^launcher: MASTER_PORT not set; start with python train.py, torchrun or"),
+        ({"WORLD_SIZE": "3"}, "", r"devices=2: on each of trainer.num_nodes=1 nodes, these are 2 .* started 3; make"),
+        ({}, "file", r"^hydra.run.dir=.*/file: rank 1 cannot write there \(Not a directory\)"),
+    ],
+)
+def test_what_this_rank_lacks_is_told_of(
+    rank: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str | None], directory: str, line: str
+) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(SettingError, match=r"^hydra.run.dir=.*/file: rank 1 cannot write there \(Not a directory\)"):
-        preflight.check(Plan.of(CFG, tmp_path / "file"))
+    for name, value in environment.items():
+        rank.delenv(name) if value is None else rank.setenv(name, value)
+    with pytest.raises(SettingError, match=line):
+        preflight.check(Plan.of(CFG, tmp_path / directory))
 
 
 def test_a_rank_that_does_not_come_is_told_of(rank: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,8 +92,7 @@ def test_what_rank_0_refuses_the_others_hear_and_need_not_be_killed(rank: pytest
 @pytest.mark.parametrize("launcher", [None, TORCHRUN])
 def test_what_one_rank_lacks_is_told_of_once(tmp_path: Path, launcher: list[str] | None) -> None:
     (tmp_path / "outputs/a/.rank-1").mkdir(parents=True)  # where rank 1 would try to write
-    run = train(tmp_path, "run.id=a", "logger=csv", launcher=launcher)
-    assert run.code == 1
+    run = train(tmp_path, "run.id=a", "logger=csv", launcher=launcher).ended(1)
     assert run.left == []
     line = "error: hydra.run.dir=.*/outputs/a: rank 1 cannot write there \\(Is a directory\\); all ranks must\n"
     assert len(re.findall(line, run.err)) == 1
@@ -103,8 +100,7 @@ def test_what_one_rank_lacks_is_told_of_once(tmp_path: Path, launcher: list[str]
 
 
 def test_half_precision_on_the_cpu_is_told_of(tmp_path: Path) -> None:
-    run = train(tmp_path, "trainer.precision=16-mixed")
-    assert run.code == 1
+    run = train(tmp_path, "trainer.precision=16-mixed").ended(1)
     assert run.err == (
         "error: trainer.precision=16-mixed: float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true\n"
     )
@@ -144,9 +140,7 @@ def test_ranks_that_differ_are_told_of_on_every_rank(ranks, tmp_path: Path, what
 
 
 def test_unequally_many_batches_are_told_of_before_they_hang(tmp_path: Path) -> None:
-    project = f"{PROJECT}/conf"
-    run = train(tmp_path, "--config-dir", project, "data=unequal", "model=mlp", "logger=csv")
-    assert run.code == 1
+    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "data=unequal", "model=mlp", "logger=csv").ended(1)
     assert run.left == []
     assert (
         "error: data: the ranks have 5, 6 batches per epoch; use a loader with the same number on each rank" in run.err
@@ -154,8 +148,7 @@ def test_unequally_many_batches_are_told_of_before_they_hang(tmp_path: Path) -> 
 
 
 def test_torchrun_and_settings_must_agree(tmp_path: Path) -> None:
-    run = train(tmp_path, "trainer.devices=3", launcher=TORCHRUN)
-    assert run.code == 1
+    run = train(tmp_path, "trainer.devices=3", launcher=TORCHRUN).ended(1)
     assert "error: trainer.devices=3: torchrun started 2; leave it out, or make them agree\n" in run.err
 
 

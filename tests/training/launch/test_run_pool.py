@@ -15,6 +15,7 @@ from syncbn.training.loggers import wandb_logger
 from syncbn.training.processes.rank_processes import End, Ranks, Requests
 from syncbn.training.run_directory import lock, record
 from tests.training.run_directory.test_record import finished, settings
+from tests.training.support.train_command import contents
 
 KILLED = End(0, 1, -9)
 
@@ -71,9 +72,7 @@ def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path: Path, closed: 
     sizes = {"other": 8}
     runs = [Run(settings(max_epochs=2, batch_size=sizes.get(name, 4), run_dir=tmp_path / name), []) for name in names]
     told: list[tuple[Path, Outcome]] = []
-    outcomes = run_pool.run_all(
-        runs, 1, Requests(lambda signum: None), lambda run, end: told.append((run.directory, end))
-    )
+    outcomes = run_pool.run_all(runs, 1, Requests(), lambda run, end: told.append((run.directory, end)))
     assert told == list(outcomes.items())
     below, other, unstarted, killed, good = outcomes.values()
     assert [each.status for each in outcomes.values()] == ["failed"] * 4 + ["finished"]
@@ -92,7 +91,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, closed: 
     run = Run(settings(run_dir=tmp_path / "a"), [])
     record.begin(run.plan, "a", [])
     lock.hold(run.directory)
-    outcomes = run_pool.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
+    outcomes = run_pool.run_all([run], 1, Requests(), lambda run, end: None)
     assert "is running this run already" in outcomes[run.directory].message
     assert record.read(run.directory, "run")["status"] == "running"
     assert run.directory in lock._held
@@ -124,12 +123,12 @@ def test_runs_that_begin_from_a_checkpoint_are_done_once(tmp_path: Path, closed:
     """And the run that the checkpoint is of is left alone."""
     base = finished(tmp_path / "base")
     torch.save({"state_dict": {}}, base / "checkpoints/best.ckpt")
-    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    before = contents(base)
     attempts = []
     for _ in range(2):
         run = Run(settings(base / "checkpoints/best.ckpt", run_dir=tmp_path / "good"), [])
-        outcomes = run_pool.run_all([run], 1, Requests(lambda signum: None), lambda run, end: None)
+        outcomes = run_pool.run_all([run], 1, Requests(), lambda run, end: None)
         assert [each.status for each in outcomes.values()] == ["finished"]
         attempts.append(record.read(run.directory, "run")["attempt"])
     assert attempts == [1, 1]
-    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+    assert contents(base) == before

@@ -33,7 +33,6 @@ def test_the_default_run_reaches_97_percent(default_run: Run) -> None:
 def test_it_ends_with_a_table_and_the_command_that_uploads(default_run: Run) -> None:
     for words in ("test accuracy", "test loss", "images/s", "run directory", "best checkpoint", "W&B run"):
         assert words in default_run.out
-    assert default_run.directory is not None
     upload = default_run.out.splitlines()[-1]
     assert "wandb sync outputs/" in upload
     assert (default_run.directory.parents[1] / upload.split()[-1]).is_dir()
@@ -48,9 +47,7 @@ def test_without_a_terminal_there_is_a_plain_line_an_epoch_and_nothing_else(defa
 
 
 def test_what_is_for_rank_0_to_say_is_said_once(tmp_path: Path) -> None:
-    run = train(tmp_path, *QUICK, "logger=csv", "+callbacks.speak={_target_: mine.Speak}")
-    assert run.code == 0, run.err
-    assert run.directory is not None
+    run = train(tmp_path, *QUICK, "logger=csv", "+callbacks.speak={_target_: mine.Speak}").ended()
     others = (run.directory / "ranks" / "1.log").read_text(encoding="utf-8")
     for word in ("a word by Lightning", "a word by torchmetrics"):
         assert f"UserWarning: {word}\n" in run.err
@@ -64,7 +61,6 @@ def test_the_run_directory_tells_the_whole_story(default_run: Run) -> None:
     assert about["normalization_batch"] == 64
     assert about["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert about["git"] is None  # the working directory is in no repository
-    assert default_run.directory is not None
     names = {p.name for p in default_run.directory.iterdir()}
     assert {"config.yaml", "run.json", "metrics.csv", "checkpoints", "wandb", "result.json"} <= names
     with (default_run.directory / "metrics.csv").open(encoding="utf-8") as file:
@@ -74,14 +70,12 @@ def test_the_run_directory_tells_the_whole_story(default_run: Run) -> None:
 
 
 def test_checkpoints_load_as_plain_data(default_run: Run) -> None:
-    assert default_run.directory is not None
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = torch.load(default_run.directory / "checkpoints" / name, weights_only=True)
         assert "network.stem.1.running_mean" in checkpoint["state_dict"]
 
 
 def test_there_is_one_offline_wandb_run_with_config_and_metrics(default_run: Run) -> None:
-    assert default_run.directory is not None
     runs = list((default_run.directory / "wandb").glob("*run-*"))
     assert len([r for r in runs if not r.is_symlink()]) == 1
     read = wandb_log.summary(runs[0])
@@ -95,10 +89,8 @@ def test_there_is_one_offline_wandb_run_with_config_and_metrics(default_run: Run
 
 @pytest.mark.parametrize("norm", ["local", "local_mean"])
 def test_per_device_statistics_become_rank_0s_or_are_pooled(tmp_path: Path, norm: str) -> None:
-    run = train(tmp_path, f"norm={norm}", *QUICK, *probe(tmp_path), "logger=csv")
-    assert run.code == 0, run.err
-    assert not (run.directory / "wandb").exists()  # type: ignore[operator]
-    first, second = seen(tmp_path)
+    first, second = seen(tmp_path, f"norm={norm}")
+    assert not list(tmp_path.glob("outputs/*/wandb"))
     assert len(first["train"]) == 4
     for name, (kind, _, at_the_end) in first["train"].items():
         assert kind == "BatchNorm1d"
@@ -111,39 +103,26 @@ def test_per_device_statistics_become_rank_0s_or_are_pooled(tmp_path: Path, norm
 
 @pytest.mark.parametrize(("norm", "kind"), [("none", "Identity"), ("group_norm", "GroupNorm")])
 def test_norms_without_a_batch_take_batch_norm_out(tmp_path: Path, norm: str, kind: str) -> None:
-    run = train(tmp_path, f"norm={norm}", *QUICK, *probe(tmp_path), "logger=csv")
-    assert run.code == 0, run.err
-    first, _ = seen(tmp_path)
+    first, _ = seen(tmp_path, f"norm={norm}")
     assert first["train"] == {}
     assert kind in first["kinds"]
 
 
 def test_a_group_of_one_shares_with_nobody(tmp_path: Path) -> None:
-    run = train(tmp_path, "norm.group=1", *QUICK, *probe(tmp_path), "logger=csv")
-    assert run.code == 0, run.err
-    first, second = seen(tmp_path)
+    first, second = seen(tmp_path, "norm.group=1")
     assert {kind for kind, *_ in first["batch"].values()} == {"SyncBatchNorm1d"}
     assert first["batch"] != second["batch"]
 
 
 def test_two_devices_follow_one_with_the_same_global_batch(tmp_path: Path) -> None:
     weights = {}
+    same = ("data.global_batch_size=32", "trainer.precision=64-true", "logger=csv", "test=false", *QUICK)
     for name, more in {
         "one": ("trainer.devices=1", "norm=local"),
         "sync": ("trainer.devices=2", "norm=sync"),
         "local": ("trainer.devices=2", "norm=local"),
     }.items():
-        run = train(
-            tmp_path,
-            "data.global_batch_size=32",
-            "trainer.precision=64-true",
-            *probe(tmp_path, name),
-            "logger=csv",
-            "test=false",
-            *QUICK,
-            *more,
-        )
-        assert run.code == 0, run.err
+        run = train(tmp_path, *same, *probe(tmp_path, name), *more).ended()
         weights[name] = torch.load(f"{tmp_path / name}.0.pt")
         assert run.json("result")["steps"] == 72
     for key, value in weights["one"].items():
@@ -153,9 +132,7 @@ def test_two_devices_follow_one_with_the_same_global_batch(tmp_path: Path) -> No
 
 def test_layers_are_synchronized_while_they_train_and_are_given_back(tmp_path: Path) -> None:
     frozen = "network.body.1"
-    run = train(tmp_path, *probe(tmp_path, freeze=frozen), *QUICK, "logger=csv")
-    assert run.code == 0, run.err
-    ranks = seen(tmp_path)
+    ranks = seen(tmp_path, freeze=frozen)
     for rank in ranks:
         for name in rank["train"]:
             trains = name != frozen
@@ -169,9 +146,8 @@ def test_layers_are_synchronized_while_they_train_and_are_given_back(tmp_path: P
 
 
 def test_norm_only_chooses_layers(tmp_path: Path) -> None:
-    run = train(tmp_path, 'norm.only="*body.1"', "norm.group=2", *probe(tmp_path), *QUICK, "logger=csv")
-    assert run.code == 0, run.err
-    assert {name: kind for name, (kind, *_) in seen(tmp_path)[0]["train"].items()} == {
+    first, _ = seen(tmp_path, 'norm.only="*body.1"', "norm.group=2")
+    assert {name: kind for name, (kind, *_) in first["train"].items()} == {
         "network.body.1": "SyncBatchNorm1d",
         "network.body.4": "BatchNorm1d",
         "network.body.7": "BatchNorm1d",
@@ -180,29 +156,24 @@ def test_norm_only_chooses_layers(tmp_path: Path) -> None:
 
 
 def test_a_users_own_module_and_data_come_in_by_target(tmp_path: Path) -> None:
-    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "module=mine", "data=mine", "trainer.max_epochs=1")
-    assert run.code == 0, run.err
+    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "module=mine", "data=mine", "trainer.max_epochs=1").ended()
     assert run.json("result")["test"] == {"mine": 42.0}
     assert run.json("result")["steps"] == 4  # 96 samples, 2 x 12 a step
 
 
 def test_a_users_own_network_comes_in_by_target(tmp_path: Path) -> None:
-    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "model=mine", "trainer.max_epochs=3", "logger=csv")
-    assert run.code == 0, run.err
+    run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "model=mine", "trainer.max_epochs=3", "logger=csv").ended()
     assert run.json("result")["test"]["test/acc"] > 0.5
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     """Four epochs, and two and two, end bitwise alike: weights, momentum, statistics; so order and lr were."""
     four = ("model=mlp", "trainer.max_epochs=4", "scheduler.epochs=4")
-    straight = train(tmp_path, *four, "logger=csv")
-    assert straight.code == 0, straight.err
+    straight = train(tmp_path, *four, "logger=csv").ended()
     (tmp_path / "parts").mkdir()
-    first = train(tmp_path / "parts", *four, "trainer.max_epochs=2")
-    assert first.code == 0, first.err
+    first = train(tmp_path / "parts", *four, "trainer.max_epochs=2").ended()
     last = first.directory / "checkpoints" / "last.ckpt"  # type: ignore[operator]
-    second = train(tmp_path / "parts", *four, f"ckpt_path={last}")
-    assert second.code == 0, second.err
+    second = train(tmp_path / "parts", *four, f"ckpt_path={last}").ended()
 
     assert second.directory == first.directory
     lines = [line for line in second.out.splitlines() if line.startswith("epoch")]
@@ -226,8 +197,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     files = second.directory.glob("*.[jcy]*")  # type: ignore[union-attr]  # .json, .csv, .yaml
     before = {path: path.read_bytes() for path in files}
     assert len(before) >= 9
-    again = train(tmp_path / "parts", *four, f"ckpt_path={last}")
-    assert again.code == 0, again.err
+    again = train(tmp_path / "parts", *four, f"ckpt_path={last}").ended()
     assert f"run {second.directory.name} has finished before" in again.out  # type: ignore[union-attr]
     assert all(path.read_bytes() == contents for path, contents in before.items())
 
@@ -237,8 +207,7 @@ def test_more_epochs_than_planned_follow_the_longer_schedule(tmp_path: Path) -> 
     last = first.directory / "checkpoints" / "last.ckpt"  # type: ignore[operator]
     second = train(
         tmp_path, "model=mlp", "trainer.max_epochs=4", f"ckpt_path={last}", "trainer.log_every_n_steps=1", "logger=csv"
-    )
-    assert second.code == 0, second.err
+    ).ended()
     with (second.directory / "metrics.csv").open(encoding="utf-8") as file:  # type: ignore[operator]
         rows = [row for row in csv.DictReader(file) if int(row["step"]) >= 2 * 18]
     rates = [float(row["lr-SGD/pg1"]) for row in rows if row["lr-SGD/pg1"]]
@@ -251,8 +220,7 @@ def test_without_the_wandb_server_training_goes_on_and_is_kept_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    run = train(tmp_path, *QUICK, "logger.mode=online", "logger.init_timeout=3")
-    assert run.code == 0, run.err
+    run = train(tmp_path, *QUICK, "logger.mode=online", "logger.init_timeout=3").ended()
     assert re.fullmatch(r"W&B cannot be reached \(.*127\.0\.0\.1:9.*\): the run is kept offline; .*\n", run.err), (
         run.err
     )
@@ -280,8 +248,7 @@ def test_torchrun_makes_one_run_of_its_ranks_and_on_a_terminal_there_is_a_bar(tm
     ["debug=fast", "debug=overfit", "debug=profile", "optimizer=adamw scheduler=constant trainer.max_epochs=1"],
 )
 def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
-    run = train(tmp_path, *settings.split(), "model=mlp", "logger=csv")
-    assert run.code == 0, run.err
+    run = train(tmp_path, *settings.split(), "model=mlp", "logger=csv").ended()
     if settings == "debug=overfit":
         assert " train/acc 1.0000 " in run.out
     if settings == "debug=profile":
@@ -289,8 +256,9 @@ def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
 
 
 def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:
-    run = train(tmp_path, "data.test_fraction=0.2008", *QUICK, "logger=csv")  # an odd number, which no even share makes
-    assert run.code == 0, run.err
+    run = train(
+        tmp_path, "data.test_fraction=0.2008", *QUICK, "logger=csv"
+    ).ended()  # an odd number, which no even share makes
     assert run.json("result")["test"]["test/count"] == 361
 
 
@@ -317,8 +285,9 @@ def probe(where: Path, name: str = "seen", freeze: str = "null") -> list[str]:
     return [f"+callbacks.probe={{_target_: mine.Probe, path: {where / name}, freeze: {freeze}}}"]
 
 
-def seen(where: Path) -> list[dict]:
-    """What the probe wrote down on each rank."""
+def seen(where: Path, *settings: str, freeze: str = "null") -> list[dict]:
+    """What the probe wrote down on each rank of a run with these settings."""
+    train(where, *settings, *QUICK, *probe(where, freeze=freeze), "logger=csv").ended()
     return [json.loads((where / f"seen.{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 

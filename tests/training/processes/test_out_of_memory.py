@@ -57,10 +57,7 @@ def test_the_line_names_what_ended_the_rank_and_what_works(tmp_path: Path) -> No
     killed_by = "rank 1 of 2 (pid 4711) was killed by SIGKILL"
     assert known == f"{killed_by}: the kernel ran out of memory; {advice}; resume with: it"
     assert f"{killed_by}, perhaps for lack of memory (see dmesg); resume with: it" in guessed
-    worker = {
-        "kind": "RuntimeError",
-        "message": "DataLoader worker (pid 3) is killed by signal: Killed.",
-        "trace": "at",
-    }
+    message = "DataLoader worker (pid 3) is killed by signal: Killed."
+    worker = {"kind": "RuntimeError", "message": message, "trace": "at"}
     assert f"ran out of memory; {advice}; resume with: it" in line(well, killed(True, worker))
     assert advice not in line(well, killed(False, worker))

@@ -19,8 +19,7 @@ ONE = ("trainer.devices=1", "data.global_batch_size=64", "run.id=a")
 def test_a_data_file_that_is_removed_is_named(tmp_path: Path, ours: bool, workers: int) -> None:
     data = ("data._target_=loops.Files", f"+data.directory={tmp_path}/files", f"+data.ours={str(ours).lower()}")
     removes = f"+callbacks.removes={{_target_: loops.Removes, path: {tmp_path}/files/3.pt}}"
-    run = faulty(tmp_path, *ONE, *data, f"data.num_workers={workers}", removes)
-    assert run.code == 1
+    run = faulty(tmp_path, *ONE, *data, f"data.num_workers={workers}", removes).ended(1)
     (line,) = run.err.splitlines()
     assert line.startswith("error: rank 0 of 1 (pid ")
     assert f"No such file or directory: '{tmp_path}/files/3.pt'" in line
@@ -31,8 +30,7 @@ def test_a_data_file_that_is_removed_is_named(tmp_path: Path, ours: bool, worker
         assert ("DataLoader worker process" in line) == (workers > 0)
         assert re.search(r"project/loops\.py:\d+, traceback: outputs/a/error\.txt\)", line), line
     torch.save(3, tmp_path / "files/3.pt")
-    again = faulty(tmp_path, *ONE, *data, f"data.num_workers={workers}")
-    assert again.code == 0, again.err
+    faulty(tmp_path, *ONE, *data, f"data.num_workers={workers}").ended()
 
 
 def test_the_message_of_a_worker_is_its_exceptions(tmp_path: Path) -> None:
@@ -47,8 +45,7 @@ def test_the_message_of_a_worker_is_its_exceptions(tmp_path: Path) -> None:
 
 def test_a_directory_that_becomes_read_only_costs_nothing_that_was_saved(tmp_path: Path) -> None:
     """The command twice, in a mount of its own, which is writable again in between."""
-    straight = faulty(tmp_path, *ONE)
-    assert straight.code == 0, straight.err
+    straight = faulty(tmp_path, *ONE).ended()
     where = tmp_path / "mount"
     where.mkdir()
     script = f'mount -t tmpfs tmpfs {where} && cd {where} && {{ "$@"; echo code $?; find outputs -name "step-*"; '
@@ -85,11 +82,9 @@ def test_a_damaged_best_checkpoint_is_reported_and_is_not_tested(tmp_path: Path,
     assert faulty(tmp_path, *same).code == -9
     best = tmp_path / "outputs/a/checkpoints/best.ckpt"
     damage(best)
-    again = faulty(tmp_path, *same)
-    assert again.code == 0, again.err
-    assert re.search(
-        r"best\.ckpt is damaged \(.+\): it is no longer the best checkpoint, and is not tested\n", again.out
-    )
+    again = faulty(tmp_path, *same).ended()
+    line = r"best\.ckpt is damaged \(.+\): it is no longer the best checkpoint, and is not tested\n"
+    assert re.search(line, again.out)
     result = again.json("result")
     if stopped == "in the test":
         assert (result["checkpoint"], result["tested"]) == (None, "final weights")
@@ -98,30 +93,22 @@ def test_a_damaged_best_checkpoint_is_reported_and_is_not_tested(tmp_path: Path,
         assert torch.load(best, weights_only=True)["epoch"] == 2
 
 
-def test_where_every_resume_point_is_damaged_the_run_begins_anew_and_reports_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["damaged", "sound"])
+def test_where_every_resume_point_is_damaged_the_last_one_is_used_or_the_run_begins_anew(
+    tmp_path: Path, last: str
+) -> None:
+    """The last one is a file of its own where the file system has no links."""
     same = (*ONE, fault(tmp_path, "kill_everything", epoch=2, batch=4))
-    assert faulty(tmp_path, *same).code == -9
+    faulty(tmp_path, *same).ended(-9)
     points = sorted((tmp_path / "outputs/a/checkpoints").glob("step-*.ckpt"))
     assert len(points) == 2
-    for path in points:
+    for path in (*points, points[0].with_name("last.ckpt")) if last == "damaged" else points:
         damage(path)
-    damage(points[0].with_name("last.ckpt"))
-    again = faulty(tmp_path, *same)
-    assert again.code == 0, again.err
-    for path in points:
-        assert f"{path.name} is damaged (" in again.out
-    assert "starts over" in again.out
-    assert again.json("result")["steps"] == 3 * 18
-
-
-def test_a_sound_last_checkpoint_is_used_where_the_resume_points_are_damaged(tmp_path: Path) -> None:
-    """It is a file of its own where the file system has no links."""
-    same = (*ONE, fault(tmp_path, "kill_everything", epoch=2, batch=4))
-    assert faulty(tmp_path, *same).code == -9
-    directory = tmp_path / "outputs/a/checkpoints"
-    for path in directory.glob("step-*.ckpt"):
-        damage(path)
-    again = faulty(tmp_path, *same)
-    assert again.code == 0, again.err
-    assert "it resumes from outputs/a/checkpoints/last.ckpt" in again.out
-    assert again.json("result")["epochs_before"] == 2
+    again = faulty(tmp_path, *same).ended()
+    assert all(f"{path.name} is damaged (" in again.out for path in points)
+    if last == "damaged":
+        assert "starts over" in again.out
+        assert again.json("result")["steps"] == 3 * 18
+    else:
+        assert "it resumes from outputs/a/checkpoints/last.ckpt" in again.out
+        assert again.json("result")["epochs_before"] == 2

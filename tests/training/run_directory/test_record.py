@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def settings(
 
 def finished(run_dir: Path) -> Path:
     """A run directory after its first attempt, which went well."""
-    record.begin(replace(settings(), run_dir=run_dir), run_dir.name, ["first"])
+    record.begin(settings(run_dir=run_dir), run_dir.name, ["first"])
     (run_dir / "checkpoints").mkdir()
     torch.save(CHECKPOINT, run_dir / "checkpoints" / "last.ckpt")
     (run_dir / "metrics.csv").write_text("step\n0\n", encoding="utf-8")
@@ -137,7 +136,7 @@ def test_tables_of_an_attempt_that_began_anew_are_kept_apart(tmp_path: Path) -> 
     run_dir = finished(tmp_path / "a")
     for name in ("statistics", "gradients"):
         (run_dir / f"{name}.csv").write_text("step\n0\n", encoding="utf-8")
-    record.begin(replace(settings(), run_dir=run_dir), run_dir.name, [])
+    record.begin(settings(run_dir=run_dir), run_dir.name, [])
     assert {each.name for each in run_dir.glob("*.csv")} == {"metrics-1.csv", "statistics-1.csv", "gradients-1.csv"}
 
 
@@ -177,7 +176,7 @@ def test_a_wandb_run_is_of_one_run_directory_for_all_its_attempts(tmp_path: Path
     ],
 )
 def test_wandb_ids_are_ones_that_wandb_takes(tmp_path: Path, name: str, expected: str) -> None:
-    record.begin(replace(settings(), run_dir=tmp_path / "run"), name, [])
+    record.begin(settings(run_dir=tmp_path / "run"), name, [])
     assert re.fullmatch(expected, record.read(tmp_path / "run", "run")["wandb_id"])
 
 
@@ -191,13 +190,13 @@ def test_a_run_from_a_checkpoint_of_another_is_a_wandb_run_of_its_own(tmp_path: 
     ids = [record.read(base, "run")["wandb_id"]]
     for job in "01":
         run_dir = tmp_path / "sweep" / job
-        record.begin(replace(settings(base / "checkpoints/last.ckpt"), run_dir=run_dir), f"sweep-{job}", [])
+        record.begin(settings(base / "checkpoints/last.ckpt", run_dir=run_dir), f"sweep-{job}", [])
         about = record.read(run_dir, "run")
         ids.append(about["wandb_id"])
         assert about["goes_on_from"] == str(base)
         assert wandb_files.directories(run_dir) == []
         assert Journal(run_dir).lines() == []
-        record.begin(replace(settings(base / "checkpoints/last.ckpt"), run_dir=run_dir), f"sweep-{job}", [])
+        record.begin(settings(base / "checkpoints/last.ckpt", run_dir=run_dir), f"sweep-{job}", [])
         assert record.read(run_dir, "run")["wandb_id"] == ids[-1]
     assert len(set(ids)) == 3
 
@@ -223,8 +222,7 @@ def test_the_table_says_what_there_is(tmp_path: Path) -> None:
 
 
 def test_names_with_brackets_and_spaces_run_and_are_printed_as_a_shell_takes_them(tmp_path: Path) -> None:
-    run = train(tmp_path, "hydra.run.dir='outputs/x[a] b'", "model=mlp", "trainer.max_epochs=1", "test=false")
-    assert run.code == 0, run.err
+    run = train(tmp_path, "hydra.run.dir='outputs/x[a] b'", "model=mlp", "trainer.max_epochs=1", "test=false").ended()
     assert run.directory == tmp_path / "outputs/x[a] b"
     assert "outputs/x[a] b/checkpoints/best.ckpt" in run.out
     command = shlex.split(run.out.splitlines()[-1].removeprefix("upload it:"))

@@ -27,7 +27,7 @@ from syncbn.training.loggers.csv_logger import MetricsFile, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.run_directory import lock, record, symlinks
 from tests.training.support.settled_config import settled
-from tests.training.support.train_command import REPO, environment, train
+from tests.training.support.train_command import REPO, contents, environment, train
 
 SAME = ("model=mlp", "logger=csv", "trainer.devices=1", "trainer.max_epochs=2")
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -46,15 +46,29 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has finished."""
     where = tmp_path_factory.mktemp("base")
-    run = train(where, "run.id=A", *SAME)
-    assert run.code == 0, run.err
+    train(where, "run.id=A", *SAME).ended()
     return where / "outputs/A"
 
 
 @pytest.fixture
-def run_dir(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory as the working directory."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(base, tmp_path / "outputs/A"))
+    return tmp_path
+
+
+@pytest.fixture
+def run_dir(base: Path, here: Path) -> Path:
+    return Path(shutil.copytree(base, here / "outputs/A"))
+
+
+def change_newest(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the newest resume point, but not ``last.ckpt``, which is the same file."""
+    path = run_dir / "checkpoints/step-00000072.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    path.unlink()
+    torch.save(checkpoint, path)
 
 
 def interrupted(run_dir: Path) -> Path:
@@ -83,50 +97,32 @@ def checked(capsys: pytest.CaptureFixture[str], run_id: str | None = None, **hyd
 
 
 BAD_IDS = (
-    "",
-    ".",
-    "..",
-    "../../x",
-    "/abs",
-    "a/b",
-    "a\nb",
-    "a\tb",
-    "a\x1b[31mb",
-    " a",
-    "a ",
-    "a.",
-    "-a",
-    "a:b",
-    "n" * 256,
+    *("", ".", "..", "../../x", "/abs", "a/b", "a\nb", "a\tb", "a\x1b[31mb"),
+    *(" a", "a ", "a.", "-a", "a:b", "n" * 256),
 )
 
 
 @pytest.mark.parametrize("name", BAD_IDS)
 def test_a_name_that_cannot_be_is_refused_before_anything_is_made(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert checked(capsys, name).startswith(f"error: run.id={printable(name)[:20]}")
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())
 
 
-def test_names_that_can_be_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_names_that_can_be_are_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("mine", "a b", "Müller", "日本", "lr+0.1@x", "a.b", "n" * 255):
         assert checked(capsys, name) == ""
-        assert (tmp_path / "outputs" / name).is_dir()
+        assert (here / "outputs" / name).is_dir()
 
 
 def test_a_sweep_under_torchrun_is_refused_once_and_before_anything_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setenv("RANK", "0")
     assert checked(capsys, sweep="multirun/a").startswith("error: -m: torchrun starts the ranks of one run, not of a ")
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize(("given", "read_as"), [("1.50", 1.5), ("1e3", 1000.0), ("true", True), ("1_000", 1000)])
@@ -146,12 +142,10 @@ def test_an_id_that_is_as_it_was_given_is_taken(given: str, read_as: str | None)
 def test_train_py_refuses_them_so(tmp_path: Path) -> None:
     where = tmp_path / "a/b"
     where.mkdir(parents=True)
-    run = train(where, "run.id=../../x")
-    assert run.code == 1
+    run = train(where, "run.id=../../x").ended(1)
     assert run.err.startswith("error: run.id=../../x: use letters, digits, ")
     for settings in (("data.batch_size=0",), ("ckpt_path=nowhere",), ("-m", "run.id=x", "seed=0,1")):
-        refused = train(where, *settings)
-        assert refused.code == 1
+        refused = train(where, *settings).ended(1)
         assert refused.err.startswith("error: ")
         assert refused.err.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
@@ -198,12 +192,11 @@ def test_a_directory_that_cannot_be_is_named(
     ],
 )
 def test_what_the_system_says_is_said(
-    number: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int, advice: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "mkdir", refuse)
     line = checked(capsys, "a")
     assert line.startswith(f"error: hydra.run.dir=outputs/a: no directory can be made there (outputs/a: {advice}")
@@ -212,8 +205,7 @@ def test_what_the_system_says_is_said(
 
 def test_too_few_open_files_are_one_line(tmp_path: Path) -> None:
     script = f'ulimit -n 20; exec {sys.executable} {REPO}/train.py model=mlp "$@"'
-    run = train(tmp_path, "trainer.max_epochs=1", launcher=["sh", "-c", script])
-    assert run.code == 1
+    run = train(tmp_path, "trainer.max_epochs=1", launcher=["sh", "-c", script]).ended(1)
     assert run.err == "error: ulimit -n 20: too few open files for a run; use at least 64 (ulimit -n 1024)\n"
     assert not list(tmp_path.iterdir())
 
@@ -332,7 +324,7 @@ def test_a_finished_run_with_a_damaged_file_is_mended_by_its_own_command(run_dir
     if before:
         assert record.read(run_dir, "run") == before
     assert record.settings(run_dir) is not None
-    assert not continue_run.continued(replace(settled(*SAME), run_dir=run_dir), pytest.fail, overrides)
+    assert not continue_run.continued(settled(*SAME, run_dir=run_dir), pytest.fail, overrides)
     (found,) = run_reader.read([run_dir])
     assert found.status == ("no result" if name == "result.json" else "finished")
 
@@ -366,35 +358,28 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(DAMAGES[how](path.read_bytes()))
 
 
-def test_settings_that_are_lost_are_not_those_of_another_command(run_dir: Path) -> None:
-    (run_dir / "config.yaml").write_text("", encoding="utf-8")
-    with pytest.raises(
-        SettingError, match=r"config\.yaml is damaged \(empty\), so settings cannot be compared; use those"
-    ):
-        continue_run.continued(replace(settled(*SAME, "seed=7"), run_dir=run_dir), pytest.fail, [*SAME, "seed=7"])
+LOST = {  # settings of another command, a file that cannot be read, and results without a checkpoint
+    "config.yaml": r"config\.yaml is damaged \(empty\), so settings cannot be compared; use those",
+    "run.json": r"^run\.id=A: .*outputs/A/run\.json: Is a directory; .* move it away$",
+    "result.json": r"outputs/A/result\.json is damaged \(empty\), and no intact checkpoint is left",
+}
 
 
-def test_a_file_that_cannot_be_read_is_no_damage(run_dir: Path) -> None:
-    (run_dir / "run.json").unlink()
-    (run_dir / "run.json").mkdir()
-    with pytest.raises(SettingError, match=r"^run\.id=A: .*outputs/A/run\.json: Is a directory; .* move it away$"):
-        continue_run.continued(replace(settled(*SAME), run_dir=run_dir), pytest.fail)
-
-
-def test_results_that_are_lost_with_the_checkpoints_are_named(run_dir: Path) -> None:
-    (run_dir / "result.json").write_text("", encoding="utf-8")
-    shutil.rmtree(run_dir / "checkpoints")
-    with pytest.raises(
-        SettingError, match=r"outputs/A/result\.json is damaged \(empty\), and no intact checkpoint is left"
-    ):
-        continue_run.continued(replace(settled(*SAME), run_dir=run_dir), pytest.fail)
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_lost_and_cannot_be_recovered_is_named(run_dir: Path, name: str) -> None:
+    (run_dir / name).unlink()
+    (run_dir / name).mkdir() if name == "run.json" else (run_dir / name).touch()
+    if name == "result.json":
+        shutil.rmtree(run_dir / "checkpoints")
+    more = ["seed=7"] if name == "config.yaml" else []
+    with pytest.raises(SettingError, match=LOST[name]):
+        continue_run.continued(settled(*SAME, *more, run_dir=run_dir), pytest.fail, [*SAME, *more] if more else None)
 
 
 def test_a_run_without_its_record_goes_on_and_ends_well(run_dir: Path) -> None:
     interrupted(run_dir)
     (run_dir / "run.json").write_bytes(b"")
-    run = train(run_dir.parents[1], "run.id=A", *SAME[:-1], "trainer.max_epochs=3")
-    assert run.code == 0, run.err
+    run = train(run_dir.parents[1], "run.id=A", *SAME[:-1], "trainer.max_epochs=3").ended()
     assert "outputs/A/run.json is damaged (empty): recovered from the other files" in run.out
     assert run.json("result")["epochs_before"] == 2
     assert run.json("run")["attempt"] == 2
@@ -405,7 +390,7 @@ def test_a_run_that_cannot_begin_again_is_as_it_was(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """The disk is full, or mounted read-only, at any of the changes that begin an attempt."""
-    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    before = contents(run_dir)
     cfg = settled(*SAME, "trainer.max_epochs=3")
     assert continue_run.continued(replace(cfg, run_dir=run_dir), lambda line: None)
     for last in range(100):
@@ -420,12 +405,12 @@ def test_a_run_that_cannot_begin_again_is_as_it_was(
         try:
             record.begin(replace(cfg, run_dir=run_dir), "A", [])
         except OSError:
-            assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+            assert contents(run_dir) == before
         else:
             break
     assert last == 8  # four files, and their directory each time
     assert record.undo_begin(run_dir, refused=False)
-    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert contents(run_dir) == before
 
 
 def test_only_a_run_that_has_finished_or_was_refused_is_taken_back(run_dir: Path) -> None:
@@ -461,16 +446,14 @@ def test_a_small_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
 
 def test_a_sweep_with_damaged_jobs_does_the_others_and_marks_them(tmp_path: Path) -> None:
     same = ("-m", *SAME[:-1], "trainer.max_epochs=1", "hydra.sweep.dir=multirun/s", "seed=0,1,2,3")
-    first = train(tmp_path, *same)
-    assert first.code == 0, first.err
+    train(tmp_path, *same).ended()
     jobs = tmp_path / "multirun/s"
     (jobs / "0/run.json").write_bytes(b"")
     (jobs / "1/result.json").write_text("[]", encoding="utf-8")
     shutil.rmtree(jobs / "1/checkpoints")
     shutil.rmtree(jobs / "2/.hydra")
     shutil.rmtree(jobs / "3")
-    again = train(tmp_path, *same)
-    assert again.code == 1
+    again = train(tmp_path, *same).ended(1)
     assert "Traceback" not in again.err
     assert again.err.splitlines()[0].startswith("error: run.id=1: multirun/s/1/result.json is damaged (")
     assert again.err.splitlines()[-1].startswith("error: 1 of 4 jobs failed (job 1); ")
@@ -485,8 +468,8 @@ def test_a_sweep_with_damaged_jobs_does_the_others_and_marks_them(tmp_path: Path
 def test_a_job_whose_directory_is_a_file_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "multirun/s").mkdir(parents=True)
     (tmp_path / "multirun/s/0").write_text("", encoding="utf-8")
-    run = train(tmp_path, "-m", *SAME[:-1], "trainer.max_epochs=1", "hydra.sweep.dir=multirun/s", "seed=0,1")
-    assert run.code == 0, run.err  # the number is taken, so the jobs have those after it
+    train(tmp_path, "-m", *SAME[:-1], "trainer.max_epochs=1", "hydra.sweep.dir=multirun/s", "seed=0,1").ended()
+    # The number 0 is taken, so the jobs have those after it.
     assert {path.parent.name for path in tmp_path.glob("multirun/s/*/run.json")} == {"1", "2"}
 
 
@@ -496,46 +479,29 @@ def test_a_job_whose_directory_is_a_file_does_not_stop_the_others(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (
-            ["trainer.max_epochs=1"],
-            "trainer.max_epochs=1: this run has done 2 epochs; use at least 2, or another id",
-        ),
-        (
-            ["+trainer.max_steps=10"],
-            "trainer.max_steps=10: this run has done 72 steps; use at least that, or",
-        ),
-        (
-            ["+trainer.max_time=00:00:00:20"],
-            "trainer.max_time=00:00:00:20: this run has trained for 30 s; use",
-        ),
+        (["trainer.max_epochs=1"], "trainer.max_epochs=1: this run has done 2 epochs; use at least 2, or another id"),
+        (["+trainer.max_steps=10"], "trainer.max_steps=10: this run has done 72 steps; use at least that, or"),
+        (["+trainer.max_time=00:00:00:20"], "trainer.max_time=00:00:00:20: this run has trained for 30 s; use"),
         (["+trainer.max_time={seconds: 20}"], "trainer.max_time={'seconds': 20}: this run has trained for 30 s; use"),
     ],
 )
 def test_less_training_than_was_done_is_refused(run_dir: Path, settings: list[str], line: str) -> None:
     interrupted(run_dir)
-    path = run_dir / "checkpoints/step-00000072.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["callbacks"]["Timer"] = {"time_elapsed": {"train": 30.0}}
-    path.unlink()  # not last.ckpt
-    torch.save(checkpoint, path)
+    change_newest(run_dir, lambda point: point["callbacks"].update(Timer={"time_elapsed": {"train": 30.0}}))
     with pytest.raises(SettingError) as error:
-        continue_run.continued(replace(settled(*SAME, *settings), run_dir=run_dir), lambda line: None)
+        continue_run.continued(settled(*SAME, *settings, run_dir=run_dir), lambda line: None)
     assert str(error.value).startswith(line)
     for enough in (["+trainer.max_steps=72"], ["+trainer.max_time=00:00:00:31"], ["trainer.max_epochs=2"], []):
-        assert continue_run.continued(replace(settled(*SAME, *enough), run_dir=run_dir), lambda line: None)
+        assert continue_run.continued(settled(*SAME, *enough, run_dir=run_dir), lambda line: None)
 
 
 def test_as_many_epochs_as_were_done_are_too_few_in_the_middle_of_the_next(run_dir: Path) -> None:
     interrupted(run_dir)
     before = settled(*SAME, "trainer.max_epochs=5")
     OmegaConf.save(before.cfg, run_dir / "config.yaml")
-    path = run_dir / "checkpoints/step-00000072.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["resume"]["epoch_is_over"] = False
-    path.unlink()
-    torch.save(checkpoint, path)
+    change_newest(run_dir, lambda point: point["resume"].update(epoch_is_over=False))
     with pytest.raises(SettingError, match=r"this run has done 2 epochs and a part of the next; use at least 3"):
-        continue_run.continued(replace(settled(*SAME), run_dir=run_dir), lambda line: None)
+        continue_run.continued(settled(*SAME, run_dir=run_dir), lambda line: None)
 
 
 # Killed, or running

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from syncbn.training.run_directory import lock, record, symlinks
 from syncbn.training.run_directory import paths as identity
 from tests.study.support import run_directories
 from tests.training.support.settled_config import settled
-from tests.training.support.train_command import Run, train
+from tests.training.support.train_command import Run, contents, train
 
 QUICK = ("model=mlp", "trainer.devices=1", "data.global_batch_size=64", "logger=csv", "test=false")
 TARGETS = ("nowhere", "loop", "file")
@@ -37,10 +36,6 @@ def outside(tmp_path: Path) -> Path:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_text("precious", encoding="utf-8")
     return tmp_path / "outside"
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def link(path: Path, target: str, outside: Path) -> None:
@@ -60,7 +55,7 @@ def test_no_writer_follows_a_link(tmp_path: Path, outside: Path, target: str) ->
         (run_dir / "run.json").unlink()  # it is no record
     lock.hold(run_dir)
     assert sorted(symlinks.detach(run_dir)) == sorted([*symlinks.APPENDED, *symlinks.FOLDERS])
-    record.begin(replace(settled(), run_dir=run_dir), "run", [])
+    record.begin(settled(run_dir=run_dir), "run", [])
     record.end(run_dir, "failed")
     lock.release(run_dir)
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, run_dir / "best.ckpt")
@@ -94,8 +89,7 @@ def test_a_linked_directory_becomes_one_of_links(tmp_path: Path, outside: Path) 
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of one epoch, to be copied."""
     where = tmp_path_factory.mktemp("stopped")
-    run = train(where, *QUICK, "trainer.max_epochs=1", "run.id=a")
-    assert run.code == 0, run.err
+    train(where, *QUICK, "trainer.max_epochs=1", "run.id=a").ended()
     return where
 
 
@@ -122,15 +116,12 @@ def test_a_run_is_resumed_through_links_and_leaves_alone_what_they_lead_to(
             shutil.move(path, outside / path.name)
             path.symlink_to(outside / path.name)
     before = contents(outside)
-    again = more(tmp_path, "hydra.run.dir=outside/b" if how == "names" else "run.id=a")
-    assert again.code == 0, again.err
+    again = more(tmp_path, "hydra.run.dir=outside/b" if how == "names" else "run.id=a").ended()
     assert "resumes from" in again.out
-    about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    assert (about["status"], about["attempt"]) == ("finished", 2)
-    assert json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["epochs"] == 2
+    about, result = record.read(run_dir, "run"), record.read(run_dir, "result")
+    assert (about["status"], about["attempt"], result["epochs"]) == ("finished", 2, 2)
     assert {row["epoch"] for row in csv_logger.read(run_dir / "metrics.csv")} >= {"0", "1"}
-    best = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["checkpoint"]
-    assert Path(best).resolve() == (run_dir / "checkpoints/best.ckpt").resolve()
+    assert Path(result["checkpoint"]).resolve() == (run_dir / "checkpoints/best.ckpt").resolve()
     if how not in ("run", "names"):
         assert contents(outside) == before
     else:
@@ -158,14 +149,14 @@ def test_a_run_with_two_names_has_one_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["train", "test"])
 @pytest.mark.parametrize("target", ["nowhere", "loop"])
 def test_a_checkpoint_that_leads_nowhere_is_named(tmp_path: Path, outside: Path, mode: str, target: str) -> None:
-    record.begin(replace(settled("model=mlp"), run_dir=tmp_path / "outputs/a"), "a", [])
+    record.begin(settled("model=mlp", run_dir=tmp_path / "outputs/a"), "a", [])
     (tmp_path / "outputs/a/checkpoints").mkdir()
     link(tmp_path / "outputs/a/checkpoints/best.ckpt", target, outside)
-    ended = train(tmp_path, "ckpt_path=outputs/a/checkpoints/best.ckpt", f"mode={mode}", "run.id=b", "logger=csv")
-    assert ended.code == 1
-    assert ended.err.startswith(
-        "error: ckpt_path=outputs/a/checkpoints/best.ckpt: this is a symbolic link to a file that is not there; "
-    )
+    ended = train(
+        tmp_path, "ckpt_path=outputs/a/checkpoints/best.ckpt", f"mode={mode}", "run.id=b", "logger=csv"
+    ).ended(1)
+    line = "ckpt_path=outputs/a/checkpoints/best.ckpt: this is a symbolic link to a file that is not there; "
+    assert ended.err.startswith(f"error: {line}")
     assert ended.err.count("\n") == 1
 
 
@@ -187,11 +178,13 @@ def test_the_run_of_a_checkpoint_is_the_one_that_is_named_else_that_of_the_file(
     link(tmp_path / "b/checkpoints/best.ckpt", "../a/checkpoints/best.ckpt", outside)
     link(tmp_path / "b/checkpoints/store.ckpt", "file", outside)  # a store of files by their contents
     link(tmp_path / "b/checkpoints/loop.ckpt", "loop", outside)
-    found = {
-        path: identity.run_of(tmp_path / path)
-        for path in ("champion.ckpt", "b/checkpoints/best.ckpt", "b/checkpoints/store.ckpt", "b/checkpoints/loop.ckpt")
-    }
-    assert [None if each is None else each.name for each in found.values()] == ["a", "b", "b", "b"]
+    for name, run in {
+        "champion": "a",
+        "b/checkpoints/best": "b",
+        "b/checkpoints/store": "b",
+        "b/checkpoints/loop": "b",
+    }.items():
+        assert identity.run_of(tmp_path / f"{name}.ckpt") == (tmp_path / run).resolve()
     assert identity.run_of(tmp_path / "a/checkpoints/../../b/checkpoints/best.ckpt") == (tmp_path / "b").resolve()
     assert identity.run_of(tmp_path / "a/checkpoints/../../outside/file") is None
     assert identity.run_of(outside / "file") is None

@@ -30,6 +30,11 @@ class Run:
     directory: Path | None
     left: list[int]  # processes that it left behind
 
+    def ended(self, code: int = 0) -> "Run":
+        """This call, which has to have ended with this exit code."""
+        assert self.code == code, self.err
+        return self
+
     def json(self, name: str) -> dict[str, Any]:
         assert self.directory is not None, self.err
         return json.loads((self.directory / f"{name}.json").read_text(encoding="utf-8"))
@@ -99,6 +104,11 @@ def run(
     finally:  # also where the test's own time is up
         _kill(process.pid)
     return Run(process.returncode, reader.text(), err or "", _newest(where), left)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """The contents of all files in a directory, by their paths below it."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def environment(full_error: bool = False) -> dict[str, str]:
