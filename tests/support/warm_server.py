@@ -28,7 +28,9 @@ import hypothesis  # noqa: F401
 import lightning.fabric.utilities.rank_zero as rank_zero
 import pytest  # noqa: F401
 import torch
+import torch._inductor.compile_fx  # noqa: F401  # 1.5 seconds of each process that compiles
 import torch.distributed.run  # noqa: F401
+import torch.export._trace  # noqa: F401  # the same
 import wandb.sdk.launch  # noqa: F401
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 

@@ -115,7 +115,7 @@ def test_settings_that_changed_are_said(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_be_at_one_run(tmp_path: Path) -> None:
     nested = f"+callbacks.nested={{_target_: faults.Nested, path: {tmp_path / 'said'}}}"
-    faulty(tmp_path, "run.id=a", "trainer.max_epochs=1", nested, fresh=True).ended()
+    faulty(tmp_path, "run.id=a", "trainer.max_epochs=1", nested).ended()
     code, said = (tmp_path / "said").read_text(encoding="utf-8").split(" ", 1)
     assert code == "1"
     assert said.startswith("error: run.id=a: process ")

@@ -10,6 +10,7 @@ from tests.training.support.train_command import train
 
 QUICK = ["model=mlp", "logger=csv", "trainer.max_epochs=3", "optimizer.lr=0.02", "+trainer.limit_train_batches=9"]
 EMA = ["+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "+callbacks.average.decay=0.8"]
+SUITE = ["corruptions=suite", "corruptions.curve.batch_sizes=[16,128]"]  # seven sizes need 14 times the batches
 AGAIN = ["fit=true", "precise_batches=5"]  # the test again, with other data and other statistics
 
 
@@ -29,7 +30,7 @@ def both(where: Path, *settings: str) -> tuple[dict[str, Any], dict[str, Any]]:
         ["trainer.devices=2", *EMA, *AGAIN],
         ["simulate=2", *EMA, *AGAIN],
         ["trainer.devices=1", "+callbacks.merges._target_=averages.Merges", *AGAIN],
-        ["trainer.devices=1", "+callbacks.puts_back._target_=averages.PutsBack", "corruptions=suite", "seed=3"],
+        ["trainer.devices=1", "+callbacks.puts_back._target_=averages.PutsBack", *SUITE, "seed=3"],
         [
             "trainer.devices=2",
             "+callbacks.average={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1, "

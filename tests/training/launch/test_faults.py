@@ -16,7 +16,8 @@ import torch
 from syncbn.training.loggers import wandb_files, wandb_internals
 from tests.training.support import wandb_log
 from tests.training.support.faulty_runs import fault, faulty, stopped
-from tests.training.support.train_command import PROJECT, Run, train
+from tests.training.support.train_command import PROJECT, Run, environment, train
+from tests.training.support.train_command import run as start
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -262,7 +263,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> No
 
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    subprocess.run([sys.executable, f"{PROJECT}/images.py", str(images)], check=True, timeout=60)
+    made = start(tmp_path, sys.executable, f"{PROJECT}/images.py", str(images), env=environment(), timeout=60)
+    assert made.code == 0, made.err
     broken = sorted(images.glob("*/*.png"))[37]
     broken.write_bytes(broken.read_bytes()[:-40])
     data = ("data=images", f"data.folder={images}", "model=mlp", "trainer.max_epochs=1", "logger=csv")

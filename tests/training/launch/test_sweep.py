@@ -117,7 +117,7 @@ def test_an_interrupted_sweep_goes_on_in_the_middle_of_its_job(tmp_path: Path) -
 def test_a_second_sweep_in_the_directory_of_one_that_runs_is_refused(tmp_path: Path) -> None:
     said = tmp_path / "said"
     nested = f"+callbacks.nested={{_target_: faults.Nested, path: {said}}}"
-    sweep(tmp_path, "seed=0", nested, "logger=csv", fresh=True).ended()
+    sweep(tmp_path, "seed=0", nested, "logger=csv").ended()
     assert re.fullmatch(
         r"1 error: hydra\.sweep\.dir=multirun/a: process \d+ on \S+ is running this sweep already; "
         r"wait for it, or use another directory\n",

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -178,20 +179,26 @@ class Breaks(nn.Module):
 
 
 class Nested(pl.Callback):
-    """Starts the run that it is part of once more, and writes down what that said."""
+    """Starts the run that it is part of once more, and writes down what that said.
+
+    A rank has the arguments of its launcher. Both are forks of a process that has imported everything.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
     def on_train_start(self, trainer, pl_module):
+        from tests.support.warm_process import WarmProcess  # a process that is not warm does not find it
+
         if trainer.is_global_zero:
-            command = Path(f"/proc/{os.getsid(0)}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
             ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
             environment = {name: value for name, value in os.environ.items() if name not in ranks}
-            second = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=60, encoding="utf-8"
-            )
-            self.path.write_text(f"{second.returncode} {second.stderr}", encoding="utf-8")
+            second = WarmProcess(
+                [sys.executable, *sys.argv], env=environment, encoding="utf-8",
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            _, error = second.communicate(timeout=60)
+            self.path.write_text(f"{second.returncode} {error}", encoding="utf-8")
 
 
 class WritePid(pl.Callback):
