@@ -8,15 +8,7 @@ from syncbn.training.errors import SettingError
 
 
 def check_share(name: str, share: float) -> None:
-    """Check that a setting is a share.
-
-    Args:
-        name: name of the setting, for the error.
-        share: its value.
-
-    Raises:
-        SettingError: the value is not a number from 0 to 1.
-    """
+    """Raise a SettingError unless the setting ``name`` is a number from 0 to 1."""
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
         raise SettingError(name, share, "use a share, a number from 0 to 1")
 
