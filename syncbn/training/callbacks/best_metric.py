@@ -12,9 +12,6 @@ class BestMetric(pl.Callback):
 
     Without a ModelCheckpoint, or where it monitors nothing, the metric is ``default`` and higher is better. NaN values
     are ignored.
-
-    Args:
-        default: the name of the metric to use then.
     """
 
     def __init__(self, default: str) -> None:

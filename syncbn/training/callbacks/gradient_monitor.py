@@ -15,10 +15,8 @@ from torch.optim import Optimizer
 
 from syncbn.nn import eager_mode, functional
 from syncbn.nn.torch_internals import ConvBase
-from syncbn.training.callbacks.statistics_monitor import MAX_LOGGED_LAYERS
-from syncbn.training.errors import SettingError
+from syncbn.training.callbacks.layer_monitor import MAX_LOGGED_LAYERS, LayerMonitor
 from syncbn.training.lightning_internals import logged_step
-from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", "depth", "norm", "weight_gradient", "weight_norm")
 MIN_HIDDEN_LAYERS = 3  # with fewer hidden layers no growth is fitted
@@ -105,7 +103,7 @@ class OutputGradients:
         output.register_hook(add)
 
 
-class GradientMonitor(pl.Callback):
+class GradientMonitor(LayerMonitor):
     """Logs two gradient norms per layer: with respect to the layer's output, and with respect to its weight.
 
     The layers are the linear and convolutional ones, in the order of registration, which in most networks is the order
@@ -129,11 +127,10 @@ class GradientMonitor(pl.Callback):
         SettingError: ``every_n_steps`` below 1.
     """
 
+    name = "gradients"
+
     def __init__(self, every_n_steps: int | None = None, directory: str | Path | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise SettingError("callbacks.gradients.every_n_steps", every_n_steps, "use 1 or more, or null")
-        self.every_n_steps, self.directory = every_n_steps, directory
-        self._file: MetricsFile | None = None
+        super().__init__(every_n_steps, directory)
         self._outputs: OutputGradients | None = None  # not None in a step that is measured
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -150,23 +147,13 @@ class GradientMonitor(pl.Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # trainer.log_dir broadcasts rank 0's directory, so all ranks have to read it (Lightning 2.6).
-        directory = trainer.log_dir if self.directory is None else self.directory
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(directory or trainer.default_root_dir)
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = MetricsFile(path, "gradients.csv", COLUMNS)
-            # On a resume, steps after the checkpoint are measured again, so their rows are removed. For the expression
-            # see wandb_logger.restore_position.
-            self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
+        self._open_file(trainer, COLUMNS)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._close()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # the steps at which Lightning logs step metrics
-        if self._outputs is None and (due or trainer.global_step == 0):
+        if self._outputs is None and (self._is_due(trainer) or trainer.global_step == 0):
             self._outputs = OutputGradients(pl_module)
 
     def on_before_optimizer_step(
@@ -190,9 +177,7 @@ class GradientMonitor(pl.Callback):
             self._file.append([{"step": logged_step(trainer), **row} for row in rows])
         by_layer = {each.layer: each.norm for each in found if not math.isnan(each.norm)}
         logged = by_layer if len(by_layer) <= MAX_LOGGED_LAYERS else {"first": found[0].norm, "last": found[-1].norm}
-        metrics = {f"gradients/{name}": value for name, value in (logged | numbers).items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, logged_step(trainer))
+        self._log(trainer, {f"gradients/{name}": value for name, value in (logged | numbers).items()})
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self._has_several_optimizers(trainer):

@@ -23,7 +23,7 @@ from syncbn.training.console import print_line
 from syncbn.training.distributed import signals
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files, wandb_internals
-from syncbn.training.loggers.csv_logger import MetricsFile, read
+from syncbn.training.loggers.csv_logger import MetricsFile, first_step, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.processes import temporary_directory
 from syncbn.training.run_directory import record
@@ -63,11 +63,8 @@ def restore_position(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
     """
     if not trainer.is_global_zero or "rows" not in position:
         return
-    # The logged step counts optimizer steps with one optimizer, and batches with several. The smaller number is the
-    # right one in both cases: one optimizer steps at most once per batch, several step at least once.
-    step = min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
     for file in (logger for logger in trainer.loggers if isinstance(logger, MetricsFile)):
-        file.cut(position["rows"], step)
+        file.cut(position["rows"], first_step(trainer))
     for run in (logger for logger in trainer.loggers if isinstance(logger, _WandbLogger)):
         run.catch_up()
 
