@@ -14,11 +14,11 @@ from syncbn.training import SettingError, TimeToTarget
 from syncbn.training.callbacks import time_to_target
 from syncbn.training.errors import AgreedError
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.settled_config import settled
 
-pytestmark = [  # what a run leaves out too
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
+pytestmark = [
+    QUIET,
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
@@ -66,13 +66,8 @@ def fit(
     where: Path, lit: Lit, callback: TimeToTarget, ckpt_path: Path | None = None, **options: Any
 ) -> dict[str, float]:
     keeps = ModelCheckpoint(where, "{step}", monitor="val/acc", mode="max", save_top_k=-1)
-    trainer = pl.Trainer(
-        **{"accelerator": "cpu", "devices": 1, "val_check_interval": 2, "num_sanity_val_steps": 1} | options,
-        callbacks=[callback, keeps],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    options = {"val_check_interval": 2, "num_sanity_val_steps": 1} | options
+    trainer = quiet_trainer(callback, keeps, enable_checkpointing=True, **options)
     data = [DataLoader(torch.ones(n, 1, 1), batch_size=None) for n in (6, 1)]
     trainer.fit(lit, *data, ckpt_path=ckpt_path)
     return callback.result
