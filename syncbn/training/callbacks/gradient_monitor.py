@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from syncbn.nn import eager_mode, functional
+from syncbn.nn import functional, tracing
 from syncbn.nn.torch_internals import ConvBase
 from syncbn.training.callbacks.layer_monitor import MAX_LOGGED_LAYERS, LayerMonitor
 from syncbn.training.lightning_internals import logged_step
@@ -55,7 +55,7 @@ class OutputGradients:
     def __init__(self, module: nn.Module) -> None:
         self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | ConvBase)]
         self._squares: dict[nn.Module, Tensor] = {}
-        eager_mode.run_eagerly()
+        tracing.run_eagerly()
         self._hooks = [layer.register_forward_hook(self._forward_hook) for layer in self.layers]
         self._closed = False
 
@@ -85,7 +85,7 @@ class OutputGradients:
     def close(self) -> None:
         """Remove the hooks and let compiled code run again; later calls do nothing."""
         if not self._closed:
-            eager_mode.run_as_before()
+            tracing.run_as_before()
         self._closed = True
         while self._hooks:
             self._hooks.pop().remove()
