@@ -149,9 +149,6 @@ class GradientMonitor(LayerMonitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._open_file(trainer, COLUMNS)
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._close()
-
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self._outputs is None and (self._is_due(trainer) or trainer.global_step == 0):
             self._outputs = OutputGradients(pl_module)
@@ -183,12 +180,6 @@ class GradientMonitor(LayerMonitor):
         if self._has_several_optimizers(trainer):
             self._close()
 
-    def on_train_end(self, *_: Any) -> None:
-        self._close()
-
-    def on_exception(self, *_: Any) -> None:
-        self._close()
-
     def state_dict(self) -> dict[str, Any]:
         return {"first": self._first, "last": self._last}
 
@@ -199,10 +190,12 @@ class GradientMonitor(LayerMonitor):
         """Whether more than one optimizer may step within a batch (manual optimization)."""
         return len(trainer.optimizers) > 1
 
-    def _close(self) -> None:
+    def _close(self, *_: Any, **__: Any) -> None:
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = None
+
+    on_train_epoch_start = on_train_end = on_exception = _close
 
 
 @torch.no_grad()

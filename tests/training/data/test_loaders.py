@@ -59,8 +59,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Builds a rank's loader without a process group."""
 
     def loader(ranks: int, rank: int, dataset: Dataset[Any] | None = None, **options: Any) -> TrainLoader:
-        monkeypatch.setattr(loaders, "_world_size", lambda: ranks)
-        monkeypatch.setattr(loaders, "_rank", lambda: rank)
+        monkeypatch.setattr(loaders, "world_size", lambda: ranks)
+        monkeypatch.setattr(loaders, "this_rank", lambda: rank)
         return train_loader(dataset or Augmented(), GLOBAL // ranks, **{"seed": 3, **options})
 
     return loader
