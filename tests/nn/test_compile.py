@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, Step, close, make_steps, one_process
+from tests.nn.support.oracle import CHANNELS, Step, close, make_steps, named, one_process
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Ranks, messages
 
@@ -23,10 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 PATIENCE = 100  # seconds: the first compilation in a process may find nothing in inductor's cache
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 class Net(nn.Module):

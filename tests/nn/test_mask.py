@@ -9,17 +9,25 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps
+from tests.nn.support.oracle import (
+    CHANNELS,
+    LAYERS,
+    SPATIAL,
+    Masks,
+    Outcome,
+    Step,
+    check,
+    close,
+    make_steps,
+    make_twin,
+    named,
+    on_a_rank,
+)
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CUTS = [[8], [3, 5], [0, 8], [3, 3, 2], [4, 0, 4]]
-Masks = list[list[Tensor | None]]  # by step and rank
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 def make_masks(steps: list[Step], blank: int | None = None, keep: float = 0.6) -> Masks:
@@ -49,18 +57,9 @@ def spread(rows: Tensor, like: Tensor, mask: Tensor | None) -> Tensor:
     return whole.movedim(-1, 1)
 
 
-def double_twin(layer: nn.Module) -> nn.BatchNorm1d:
-    twin = nn.BatchNorm1d(
-        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, dtype=torch.float64,
-        bias=layer.bias is not None,
-    )  # fmt: skip
-    twin.load_state_dict(deepcopy(layer.state_dict()))
-    return twin
-
-
 def one_process(layer: nn.Module, steps: list[Step], masks: Masks) -> Outcome:
     """Torch's batch norm in float64 on the kept values of all ranks, and on nothing else."""
-    twin = double_twin(layer)
+    twin = make_twin(layer)
     y, dx = [], []
     for step, mask in zip(steps, masks, strict=True):
         x = [piece.detach().double().requires_grad_() for piece in step.x]
@@ -72,21 +71,6 @@ def one_process(layer: nn.Module, steps: list[Step], masks: Masks) -> Outcome:
         dx.append([piece.grad for piece in x])
     gradients = [None if parameter is None else parameter.grad for parameter in (twin.weight, twin.bias)]
     return Outcome(y, dx, *gradients, twin.running_mean, twin.running_var, twin.num_batches_tracked)
-
-
-def on_a_rank(
-    rank: int, world_size: int, layer: nn.Module, steps: list[Step], masks: Masks, forced: bool = True
-) -> Outcome:
-    y, dx = [], []
-    with force_exchange() if forced else nullcontext():
-        for step, mask in zip(steps, masks, strict=True):
-            x = step.x[rank].detach().requires_grad_()
-            out = layer(x, mask[rank])
-            out.backward(step.dy[rank])
-            y.append(out.detach())
-            dx.append(x.grad)
-    gradients = [None if parameter is None else parameter.grad for parameter in (layer.weight, layer.bias)]
-    return Outcome(y, dx, *gradients, layer.running_mean, layer.running_var, layer.num_batches_tracked)
 
 
 def poisoned(steps: list[Step], masks: Masks, value: float) -> list[Step]:
@@ -358,7 +342,7 @@ def test_eval_is_torchs_on_the_local_kept_values(ranks: Ranks, kind: str, tracks
     for rank, (outcome, sent) in enumerate(ranks.run(in_eval, layer, given, masks, world_size=2)):
         assert len(sent) == 0
         x, mask = steps[0].x[rank].clone().requires_grad_(), masks[0][rank]
-        twin = double_twin(layer).eval()
+        twin = make_twin(layer).eval()
         out = twin(kept(x, mask))
         out.backward(kept(steps[0].dy[rank], mask))
         close(outcome.y[0], spread(out.detach(), x, mask), 1e-10, "y")
@@ -394,7 +378,7 @@ def test_a_second_derivative_with_a_mask_equals_one_process(
     given = given._replace(dy=steps[0].dy)  # a NaN in the loss itself would be nobody's fault but the test's
     results = ranks.run(second_derivative, layer, given, masks[0], world_size=len(cut))
 
-    twin = double_twin(layer)
+    twin = make_twin(layer)
     x = [piece.clone().requires_grad_() for piece in steps[0].x]
     weights = torch.cat([kept(*pair) for pair in zip(steps[0].dy, masks[0], strict=True)])
     y = twin(torch.cat([kept(*pair) for pair in zip(x, masks[0], strict=True)]))

@@ -19,6 +19,7 @@ from tests.nn.support.oracle import (
     check,
     close,
     make_steps,
+    named,
     on_a_rank,
     one_process,
 )
@@ -29,10 +30,6 @@ from tests.support.ranks import Ranks, messages
 # (dgamma adds up a whole batch) bring that to some 1e-6.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CUTS = [[8], [4, 4], [2, 6], [1, 7], [0, 8], [3, 3, 2]]
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 def compare(ranks: Ranks, layer: nn.Module, steps: list[Step], tolerance: float) -> list[Outcome]:

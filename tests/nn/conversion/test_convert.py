@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.nn.modules import Synchronized
+from tests.nn.support.own_forward import NormAct
 from tests.support.ranks import Ranks
 
 TWINS = {
@@ -66,13 +67,6 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.instance(x))
-
-
-class NormAct(nn.BatchNorm2d):
-    """A subclass whose forward does more than batch norm, such as timm's BatchNormAct2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
 
 
 def an_input() -> Tensor:
