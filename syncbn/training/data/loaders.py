@@ -32,7 +32,14 @@ from torch.utils.data import (
 
 from syncbn.nn import rng
 from syncbn.nn.torch_internals import tree_map
-from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request, this_rank, world_size
+from syncbn.training.data.samplers import (
+    ExactSampler,
+    GlobalBatchSampler,
+    Request,
+    check_remainder,
+    this_rank,
+    world_size,
+)
 from syncbn.training.errors import AgreedError, SettingError
 
 FILES = ("samples", "imgs", "paths", "files", "filenames")  # attributes in which data sets keep the list of their files
@@ -284,6 +291,34 @@ def exact_loader(
     sampler = ExactSampler(dataset, batch_size)
     options.setdefault("generator", torch.Generator())
     return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
+
+
+class PartsModule(pl.LightningDataModule):
+    """The loaders of a data module whose ``setup`` makes ``train``, ``val`` and ``test``."""
+
+    train: Any
+    val: Any
+    test: Any
+    parts: list[list[int]] | None = None  # the shards of ``train``
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)  # for validation and test
+
+    def __init__(
+        self, batch_size: int, shuffle: bool, seed: int, num_workers: int, remainder: str, pin_memory: bool = False
+    ) -> None:
+        super().__init__()
+        check_remainder(remainder)
+        self.batch_size, self.shuffle, self.seed, self.remainder = batch_size, shuffle, seed, remainder
+        self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+
+    def train_dataloader(self) -> TrainLoader:
+        order: dict[str, Any] = {"shuffle": self.shuffle, "seed": self.seed, "remainder": self.remainder}
+        return train_loader(self.train, self.batch_size, shards=self.parts, **order, **self.options)
+
+    def val_dataloader(self) -> BatchLoader:
+        return exact_loader(self.val, self.batch_size, collate_fn=self.collate, **self.options)
+
+    def test_dataloader(self) -> BatchLoader:
+        return exact_loader(self.test, self.batch_size, collate_fn=self.collate, **self.options)
 
 
 def training_batches(trainer: Any) -> Iterator[Any]:
