@@ -78,11 +78,9 @@ def exercise(rank: int, place: Place, report_stage: ReportStage) -> Result:
 
 
 def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
-    """Run the self-test and return its rows; a rank that raises, dies or hangs gives a FAILED row.
+    """Run the self-test within ``timeout`` seconds; a rank that raises, dies or hangs gives a FAILED row.
 
-    Args:
-        timeout: seconds for the whole self-test.
-        exercise: the function that each rank runs; it must be importable from a module.
+    Each rank runs ``exercise``, which must be importable from a module.
     """
     rows, end = [], time.monotonic() + timeout
     for place in places():

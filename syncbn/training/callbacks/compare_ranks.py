@@ -76,9 +76,6 @@ class CompareRanks(pl.Callback):
 
         Two nodes may each have a local directory of this name; each would then hold a part of the run. Rank 0 writes a
         random token into a file, and every rank checks that it can read the token.
-
-        Raises:
-            AgreedError: a rank cannot read the token; raised on every rank.
         """
         token = [secrets.token_hex(8).encode()]
         marker = self.plan.run_dir / ".same"

@@ -62,11 +62,8 @@ class OutputGradients:
     def norms(self, scale: float = 1.0) -> dict[nn.Module, float]:
         """Norm per layer, over all batches recorded so far and over all ranks.
 
-        The loss is the mean of the ranks' losses. With several ranks this is one all-reduce; it synchronizes with the
-        device once.
-
-        Args:
-            scale: factor that the losses were multiplied by (the loss scale of 16-mixed).
+        The loss is the mean of the ranks' losses, which were multiplied by ``scale`` (the loss scale of 16-mixed). With
+        several ranks this is one all-reduce; it synchronizes with the device once.
         """
         if not self.layers:
             return {}
@@ -158,9 +155,10 @@ class GradientMonitor(LayerMonitor):
     ) -> None:
         if self._outputs is None:
             return
-        norms = self._outputs.norms(_loss_scale(trainer))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of precision=16-mixed
+        norms = self._outputs.norms(1.0 if scaler is None else scaler.get_scale())
         self._close()
-        if self._has_several_optimizers(trainer):
+        if len(trainer.optimizers) > 1:  # with manual optimization each may step within a batch
             self._outputs = OutputGradients(pl_module)
         weights = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         if not trainer.is_global_zero or not (found := layer_gradients(pl_module, norms, weights)):
@@ -177,7 +175,7 @@ class GradientMonitor(LayerMonitor):
         self._log(trainer, {f"gradients/{name}": value for name, value in (logged | numbers).items()})
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self._has_several_optimizers(trainer):
+        if len(trainer.optimizers) > 1:
             self._close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,10 +183,6 @@ class GradientMonitor(LayerMonitor):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first, self._last = state_dict["first"], state_dict["last"]
-
-    def _has_several_optimizers(self, trainer: pl.Trainer) -> bool:
-        """Whether more than one optimizer may step within a batch (manual optimization)."""
-        return len(trainer.optimizers) > 1
 
     def _close(self, *_: Any, **__: Any) -> None:
         if self._outputs is not None:
@@ -204,13 +198,8 @@ def layer_gradients(
 ) -> list[LayerGradient]:
     """Return the gradient norms of linear and convolutional layers, in order of registration.
 
-    A layer whose weight has no gradient is left out. A weight that two layers share counts once, at the first of them.
-    Synchronizes with the device once.
-
-    Args:
-        module: a module after a backward pass.
-        norms: norms of the gradients with respect to the layers' outputs.
-        only: include these weights only; None for all.
+    A layer whose weight has no gradient, or is not in ``only``, is left out. A weight that two layers share counts
+    once, at the first of them. ``norms`` are those of the outputs. Synchronizes with the device once.
     """
     weights: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
@@ -254,12 +243,6 @@ def gradient_growth(found: list[LayerGradient]) -> dict[str, float]:
     logs = [math.log(each.norm) for each in hidden]
     slope = float(np.polynomial.polynomial.polyfit([each.depth for each in hidden], logs, 1)[1])
     return {"growth": math.exp(-slope), "decades": (logs[0] - logs[-1]) / math.log(10)}
-
-
-def _loss_scale(trainer: pl.Trainer) -> float:
-    """The factor that ``precision=16-mixed`` multiplies the loss by; 1 for other precisions."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -349,18 +349,11 @@ def training_loader(trainer: Any) -> Any:
 def second_loader(loader: Any, make_error: Callable[..., AgreedError], fix: str) -> TrainLoader:
     """Make an independent loader over the same data; the position of the given loader is not changed.
 
-    Args:
-        loader: a loader of training data.
-        make_error: makes the error from its ``hint``.
-        fix: end of the hint: what works if no second loader can be made.
-
-    Raises:
-        AgreedError: the loader is not a DataLoader over a map-style data set, or it has a custom sampler.
+    If it is no DataLoader over a map-style data set, or has a custom sampler, this raises ``make_error(hint=...)``,
+    where the hint ends with ``fix``.
     """
-    options: dict[str, Any] = {
-        name: getattr(loader, name, None) for name in ("worker_init_fn", "multiprocessing_context")
-    }
-    options |= {"num_workers": getattr(loader, "num_workers", 0), "pin_memory": getattr(loader, "pin_memory", False)}
+    defaults = {"worker_init_fn": None, "multiprocessing_context": None, "num_workers": 0, "pin_memory": False}
+    options: dict[str, Any] = {name: getattr(loader, name, default) for name, default in defaults.items()}
     if isinstance(loader, TrainLoader):
         generator = torch.Generator().manual_seed(loader.sampler.seed)
         sampler = copy.copy(loader.sampler)
