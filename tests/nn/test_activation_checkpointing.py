@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import syncbn
 from syncbn.nn import functional
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, SPATIAL, Step, close, make_steps
+from tests.nn.support.oracle import CHANNELS, SPATIAL, Step, close, each_option, make_steps
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
 
@@ -65,9 +65,7 @@ def on_a_rank(
 
 @REENTRANT
 @WORLDS
-@pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda o: ",".join(f"{name}={value}" for name, value in o.items()) or "default"
-)
+@each_option(*OPTIONS)
 def test_buffers_move_once_and_all_equals_the_run_without(
     ranks: Ranks, cut: list[int] | None, options: dict, use_reentrant: bool
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.nn.autograd import double_backward
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, make_steps, named
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, each_option, make_steps, named
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
 
@@ -91,11 +91,7 @@ def test_loss_and_penalty_together_equal_those_of_one_process(ranks: Ranks, cut:
     compare(ranks, layer, nn.BatchNorm2d(CHANNELS), step, loss, True, 1e-10)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"affine": False}, {"bias": False}, {"track_running_stats": False}, {"eps": 0.5}],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
-)
+@each_option({"affine": False}, {"bias": False}, {"track_running_stats": False}, {"eps": 0.5})
 @pytest.mark.parametrize("cut", [[8], [2, 6], [3, 3, 2]], ids=named)
 def test_every_option_equals_one_process(ranks: Ranks, cut: list[int], options: dict) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64, **options))

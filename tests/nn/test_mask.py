@@ -1,6 +1,5 @@
 """What is masked does not exist: the rest is batch norm over the kept values of all ranks, and nothing else."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -17,11 +16,14 @@ from tests.nn.support.oracle import (
     Outcome,
     Step,
     check,
+    check_unmoved,
     close,
+    each_option,
     make_steps,
     make_twin,
     named,
     on_a_rank,
+    refused_batch,
 )
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
@@ -162,17 +164,7 @@ def test_only_some_ranks_may_have_a_mask(ranks: Ranks, world_size: int) -> None:
     compare(ranks, parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64)), steps, masks, 1e-10)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"momentum": None},
-        {"eps": 0.5},
-        {"affine": False},
-        {"bias": False},
-        {"track_running_stats": False},
-    ],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
-)
+@each_option({"momentum": None}, {"eps": 0.5}, {"affine": False}, {"bias": False}, {"track_running_stats": False})
 @pytest.mark.parametrize("cut", [[8], [2, 6]], ids=named)
 def test_every_option_equals_one_process_over_several_steps(ranks: Ranks, cut: list[int], options: dict) -> None:
     steps = make_steps(cut, SPATIAL["4d"], count=3)
@@ -286,20 +278,7 @@ def test_all_masked_everywhere_moves_nothing(ranks: Ranks, cut: list[int], kind:
     for rank, outcome in enumerate(ranks.run(on_a_rank, deepcopy(layer), steps, masks, world_size=len(cut))):
         for result in (outcome.y[0], outcome.dx[0]):
             assert torch.equal(result, torch.zeros(steps[0].x[rank].shape))
-        assert torch.equal(outcome.running_mean, layer.running_mean)
-        assert torch.equal(outcome.running_var, layer.running_var)
-        assert outcome.num_batches_tracked == 0
-        assert torch.equal(outcome.dgamma, torch.zeros(CHANNELS))
-        assert torch.equal(outcome.dbeta, torch.zeros(CHANNELS))
-
-
-def one_kept(
-    rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor], masks: list[Tensor], forced: bool
-) -> nn.Module:
-    exchange = force_exchange() if forced else nullcontext()
-    with exchange, pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
-        layer(pieces[rank], masks[rank])
-    return layer
+        check_unmoved(outcome, layer)
 
 
 @pytest.mark.parametrize("forced", [True, False], ids=["forced", "plain"])
@@ -309,7 +288,7 @@ def test_one_kept_value_overall_raises_on_every_rank(ranks: Ranks, cut: list[int
     (step,) = steps = make_steps(cut, SPATIAL[kind], dtype=torch.float32)
     (masks,) = make_masks(steps, keep=0)
     masks[0].view(-1)[2] = True
-    for after in ranks.run(one_kept, LAYERS[kind](CHANNELS), step.x, masks, forced, world_size=len(cut)):
+    for after in ranks.run(refused_batch, LAYERS[kind](CHANNELS), step.x, forced, *masks, world_size=len(cut)):
         assert torch.equal(after.running_var, torch.ones(CHANNELS))
         assert torch.equal(after.running_mean, torch.zeros(CHANNELS))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.nn.modules import Synchronized
+from tests.nn.support.oracle import each_option
 from tests.nn.support.own_forward import NormAct
 from tests.support.ranks import Ranks
 
@@ -27,17 +28,9 @@ INPUTS = {
     nn.SyncBatchNorm: (4, 3, 2),
 }
 PAIRS = pytest.mark.parametrize(("original", "twin"), TWINS.items(), ids=lambda cls: cls.__name__)
-OPTIONS = pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"affine": False},
-        {"bias": False},
-        {"track_running_stats": False},
-        {"momentum": None, "eps": 0.1},
-        {"dtype": torch.float64},
-    ],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()) or "default",
+OPTIONS = each_option(
+    *({}, {"affine": False}, {"bias": False}, {"track_running_stats": False}),
+    *({"momentum": None, "eps": 0.1}, {"dtype": torch.float64}),
 )
 
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -106,6 +107,12 @@ def named(cut: list[int]) -> str:
     return "+".join(map(str, cut))
 
 
+def each_option(*options: dict[str, object]) -> pytest.MarkDecorator:
+    """The test once for each of these keywords of a layer."""
+    ids = [",".join(f"{name}={value}" for name, value in each.items()) or "default" for each in options]
+    return pytest.mark.parametrize("options", options, ids=ids)
+
+
 def on_a_rank(
     rank: int, world_size: int, layer: nn.Module, steps: list[Step], masks: Masks | None = None, forced: bool = True
 ) -> Outcome:
@@ -142,6 +149,25 @@ def check(outcomes: list[Outcome], expected: Outcome, tolerance: float) -> None:
         else:
             close(first, getattr(expected, name), tolerance, name)
             assert all(torch.equal(first, other) for other in others), f"{name} differs between ranks"
+
+
+def check_unmoved(outcome: Outcome, layer: nn.Module) -> None:
+    """Asserts that a batch without values has moved nothing."""
+    assert torch.equal(outcome.running_mean, layer.running_mean)
+    assert torch.equal(outcome.running_var, layer.running_var)
+    assert outcome.num_batches_tracked == 0
+    assert torch.equal(outcome.dgamma, torch.zeros(CHANNELS))
+    assert torch.equal(outcome.dbeta, torch.zeros(CHANNELS))
+
+
+def refused_batch(
+    rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor], forced: bool, *masks: Tensor
+) -> nn.Module:
+    """The layer after a batch of one value a channel."""
+    exchange = force_exchange() if forced else nullcontext()
+    with exchange, pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        layer(pieces[rank], *masks[rank : rank + 1])
+    return layer
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
