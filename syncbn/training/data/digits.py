@@ -2,23 +2,26 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from syncbn.training.data import corruptions
 from syncbn.training.data.label_noise import check_share, relabelled, with_outliers
-from syncbn.training.data.loaders import PartsModule
+from syncbn.training.data.loaders import exact_loader, train_loader
+from syncbn.training.data.samplers import check_remainder
 from syncbn.training.data.shards import check as check_shards
 from syncbn.training.data.shards import collate as collate_shards
 from syncbn.training.data.shards import evaluation_shards, train_shards
 from syncbn.training.errors import SettingError
 
 
-class Digits(PartsModule):
+class Digits(pl.LightningDataModule):
     """scikit-learn's handwritten digits: 1,797 real images of shape ``(1, 8, 8)``, values in [0, 1], 10 classes.
 
     Args:
@@ -73,13 +76,14 @@ class Digits(PartsModule):
         outliers: float | None = None,
         outlier_scale: float | None = None,
     ) -> None:
+        super().__init__()
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise SettingError(
                 f"data.val_fraction={val_fraction} and data.test_fraction",
                 test_fraction,
                 "each must be above 0, and their sum below 1",
             )
-        super().__init__(batch_size, shuffle, seed, num_workers, remainder)
+        check_remainder(remainder)
         check_shards(shards, num_shards)
         self.corruption, self.severity = corruption, 3 if severity is None else severity
         if corruption is not None:
@@ -97,9 +101,10 @@ class Digits(PartsModule):
         if isinstance(self.outlier_scale, bool) or not isinstance(self.outlier_scale, int | float):
             raise SettingError("data.outlier_scale", outlier_scale, "use a number")
         self.shards, self.num_shards = shards, num_shards
-        if shards is not None:
-            self.collate = collate_shards
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.parts: list[list[int]] | None = None
+        self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
 
     def setup(self, stage: str) -> None:
         x, y = _all_images()
@@ -118,6 +123,27 @@ class Digits(PartsModule):
         if self.shards is not None and self.num_shards is not None:
             self.train, self.parts = train_shards(self.shards, self.num_shards, self.train)
             self.val, self.test = (evaluation_shards(self.shards, self.num_shards, d) for d in (self.val, self.test))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(
+            self.train,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            remainder=self.remainder,
+            shards=self.parts,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._exact_loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._exact_loader(self.test)
+
+    def _exact_loader(self, dataset: TensorDataset) -> DataLoader[Any]:
+        collate = default_collate if self.shards is None else collate_shards
+        return exact_loader(dataset, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
 
 
 @cache

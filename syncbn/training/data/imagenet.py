@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from torch.utils.data import DataLoader
 
-from syncbn.training.data.loaders import PartsModule
+from syncbn.training.data.loaders import exact_loader, train_loader
+from syncbn.training.data.samplers import check_remainder
 from syncbn.training.errors import SettingError
 
 # Per channel of ImageNet's training images with values in [0, 1], from torchvision's documentation.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImageNet(PartsModule):
+class ImageNet(pl.LightningDataModule):
     """Images of shape ``(3, size, size)``, normalized by channel, from ``ROOT/train/CLASS/`` and ``ROOT/val/CLASS/``.
 
     In training, a random crop of 8 to 100 % of the image's area is scaled to ``size`` and mirrored with probability 0.5
@@ -50,13 +53,15 @@ class ImageNet(PartsModule):
         num_workers: int = 0,
         remainder: str = "drop",
     ) -> None:
-        pin_memory = torch.cuda.is_available()
-        super().__init__(batch_size, shuffle, seed, num_workers, remainder, pin_memory)
+        super().__init__()
+        check_remainder(remainder)
         if not 1 <= size <= resize:
             raise SettingError("data.size", size, f"use 1 or more, and at most data.resize={resize}")
         self.folders, self._listed = _folders(root), False
         _torchvision()
         self.root, self.num_classes, self.size, self.resize = root, num_classes, size, resize
+        self.batch_size, self.shuffle, self.seed, self.remainder = batch_size, shuffle, seed, remainder
+        self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
 
     def setup(self, stage: str) -> None:
         if self._listed:  # a second stage uses the same images, and listing 1.3 million files takes long
@@ -64,7 +69,7 @@ class ImageNet(PartsModule):
         v2 = _torchvision().transforms.v2
         as_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         self.train = self._images("train", v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *as_tensor)
-        self.val = self.test = self._images("val", v2.Resize(self.resize), v2.CenterCrop(self.size), *as_tensor)
+        self.val = self._images("val", v2.Resize(self.resize), v2.CenterCrop(self.size), *as_tensor)
         differ = sorted(set(self.train.classes) ^ set(self.val.classes))
         if differ:
             raise SettingError(
@@ -73,6 +78,22 @@ class ImageNet(PartsModule):
                 f"train and val must have folders of the same names; {differ[0]} is in one of them only",
             )
         self._listed = True
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(
+            self.train,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            remainder=self.remainder,
+            **self.options,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return exact_loader(self.val, self.batch_size, **self.options)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
 
     def _images(self, part: str, *transforms: Any) -> Any:
         torchvision = _torchvision()

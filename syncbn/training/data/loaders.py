@@ -32,14 +32,7 @@ from torch.utils.data import (
 
 from syncbn.nn import rng
 from syncbn.nn.torch_internals import tree_map
-from syncbn.training.data.samplers import (
-    ExactSampler,
-    GlobalBatchSampler,
-    Request,
-    check_remainder,
-    this_rank,
-    world_size,
-)
+from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request, this_rank, world_size
 from syncbn.training.errors import AgreedError, SettingError
 
 FILES = ("samples", "imgs", "paths", "files", "filenames")  # attributes in which data sets keep the list of their files
@@ -293,42 +286,13 @@ def exact_loader(
     return BatchLoader(Batches(dataset, collate_fn), batch_size=None, sampler=sampler, **options)
 
 
-class PartsModule(pl.LightningDataModule):
-    """The loaders of a data module whose ``setup`` makes ``train``, ``val`` and ``test``."""
-
-    train: Any
-    val: Any
-    test: Any
-    parts: list[list[int]] | None = None  # the shards of ``train``
-    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)  # for validation and test
-
-    def __init__(
-        self, batch_size: int, shuffle: bool, seed: int, num_workers: int, remainder: str, pin_memory: bool = False
-    ) -> None:
-        super().__init__()
-        check_remainder(remainder)
-        self.batch_size, self.shuffle, self.seed, self.remainder = batch_size, shuffle, seed, remainder
-        self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-
-    def train_dataloader(self) -> TrainLoader:
-        order: dict[str, Any] = {"shuffle": self.shuffle, "seed": self.seed, "remainder": self.remainder}
-        return train_loader(self.train, self.batch_size, shards=self.parts, **order, **self.options)
-
-    def val_dataloader(self) -> BatchLoader:
-        return exact_loader(self.val, self.batch_size, collate_fn=self.collate, **self.options)
-
-    def test_dataloader(self) -> BatchLoader:
-        return exact_loader(self.test, self.batch_size, collate_fn=self.collate, **self.options)
-
-
 def training_batches(trainer: Any) -> Iterator[Any]:
     """Yield batches of the training data without end, the same on each call.
 
     While fitting, they begin with the current epoch. In a test they begin with epoch 0, so that the result does not
     depend on the run that tests a checkpoint.
     """
-    fix = "give it batches=, a function that returns batches"
-    loader = second_loader(training_loader(trainer), partial(AgreedError, "PreciseStatistics"), fix)
+    loader = second_loader(training_loader(trainer))
     for epoch in count(trainer.current_epoch if trainer.state.fn == TrainerFn.FITTING else 0):
         loader.sampler.set_position(epoch, 0)
         yield from loader
@@ -346,7 +310,14 @@ def training_loader(trainer: Any) -> Any:
         return trainer.datamodule.train_dataloader()
 
 
-def second_loader(loader: Any, make_error: Callable[..., AgreedError], fix: str) -> TrainLoader:
+_STATISTICS_ERROR = partial(AgreedError, "PreciseStatistics")
+
+
+def second_loader(
+    loader: Any,
+    make_error: Callable[..., AgreedError] = _STATISTICS_ERROR,
+    fix: str = "give it batches=, a function that returns batches",
+) -> TrainLoader:
     """Make an independent loader over the same data; the position of the given loader is not changed.
 
     If it is no DataLoader over a map-style data set, or has a custom sampler, this raises ``make_error(hint=...)``,
