@@ -15,22 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from syncbn.nn import (
-        SyncBatchNorm,
-        SyncBatchNorm1d,
-        SyncBatchNorm2d,
-        SyncBatchNorm3d,
-        adapt,
-        broadcast_buffers_once,
-        checkpoint_contexts,
-        convert,
-        debug,
-        norm_act,
-        normalization_batch,
-        precise_statistics,
-        revert,
-        sync_batch_norm,
-    )
+    from syncbn.nn import *  # its __all__ is the one below
 
 __version__ = "0.1.0"
 

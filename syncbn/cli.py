@@ -6,7 +6,7 @@ A subcommand imports its modules when it is called, so that ``--help`` is fast.
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 # Only if this is the program, not when the module is imported: from here on a signal ends the process at once.
 if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":
@@ -56,8 +56,7 @@ def doctor(
         with Requests() as signals, signals.raising(), shown:
             rows = doctor.examine(outputs, timeout)
     except Interrupted as stop:
-        print_line(f"error: {stop}", error=True)
-        sys.exit(128 + stop.signum)
+        _fail(stop, 128 + stop.signum)
     if as_json:
         for line in doctor.to_json(rows).splitlines():
             print_line(line)
@@ -74,14 +73,10 @@ def table(
     """Show all jobs of a sweep, and rewrite its sweep.csv."""
     from rich.console import Console
 
-    from syncbn.training.console import print_line
     from syncbn.training.launch import sweep
 
     if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
-        print_line(
-            f"error: {directory}: it has no job of a sweep; use the directory that contains 0, 1, ...", error=True
-        )
-        sys.exit(1)
+        _fail(f"{directory}: it has no job of a sweep; use the directory that contains 0, 1, ...")
 
 
 @app.command()
@@ -118,8 +113,7 @@ def compare(
         )
         directory = None if no_report else report or comparing.directory_of_report(runs)
     except SettingError as error:
-        print_line(f"error: {error}", error=True)
-        sys.exit(1)
+        _fail(error)
     terminal.show(comparison, Console(highlight=False))
     if directory is None:
         return
@@ -130,16 +124,21 @@ def compare(
     try:
         page, here = write(comparison, directory), Path.cwd()
     except OSError as error:
-        print_line(f"error: --report={directory}: {explain(error, directory)}", error=True)
-        sys.exit(1)
+        _fail(f"--report={directory}: {explain(error, directory)}")
     print_line()
     print_line(f"report: {page.relative_to(here) if page.is_relative_to(here) else page}")
     if wandb is not None:
         try:
             print_line(f"W&B: {wandb_run.log_to_wandb(comparison, directory, mode=wandb)}")
         except SettingError as error:
-            print_line(f"error: --wandb: {error}", error=True)
-            sys.exit(1)
+            _fail(f"--wandb: {error}")
+
+
+def _fail(error: object, code: int = 1) -> NoReturn:
+    from syncbn.training.console import print_line
+
+    print_line(f"error: {error}", error=True)
+    sys.exit(code)
 
 
 def main() -> None:

@@ -18,15 +18,12 @@ LIMIT = 120.0  # seconds for one check; importing Lightning from a slow network 
 def examine(
     outputs: Path = Path("outputs"), timeout: float = 120.0, exercise: selftest.Exercise = selftest.exercise
 ) -> list[Row]:
-    """Run all checks and the self-test of the layer.
+    """Run all checks and the self-test of the layer; the rows of the report are in the order of the checks.
 
     Args:
         outputs: the directory in which run directories would be created.
         timeout: seconds for the self-test.
         exercise: the function that each rank of the self-test runs.
-
-    Returns:
-        The rows of the report, in the order of the checks.
     """
     checks: dict[str, Callable[[], list[Row]]] = {
         "platform": machine.platform_and_build,

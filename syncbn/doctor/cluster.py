@@ -78,11 +78,7 @@ def _contradictions(env: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def slurm(limit: float = 10) -> list[Row]:
-    """Check Slurm's commands, and count the nodes that are up.
-
-    Args:
-        limit: seconds to wait for each command.
-    """
+    """Check Slurm's commands, each within ``limit`` seconds, and count the nodes that are up."""
     commands = ("sinfo", "sbatch", "scontrol")
     missing = [name for name in commands if shutil.which(name) is None]
     if len(missing) == len(commands):
@@ -115,11 +111,7 @@ def _output(*command: str, limit: float) -> str:
 def wandb(conf: Path = Path("conf/logger/wandb.yaml"), limit: float = 5) -> list[Row]:
     """Check how W&B would run.
 
-    The server is contacted only if a run would contact it, or if WANDB_MODE=online is set.
-
-    Args:
-        conf: the configuration file of the logger.
-        limit: seconds to wait for the server.
+    The server is contacted, for ``limit`` seconds, only if a run would contact it, or if WANDB_MODE=online is set.
     """
     mode, source = str(WandbConfig().mode), "the default"
     if conf.is_file():

@@ -114,9 +114,8 @@ def imports() -> list[Row]:
 def processors() -> list[Row]:
     """Check the number of cores for this process; in a container or a job it is lower than the machine's."""
     usable, total = cores(), os.cpu_count() or 1
-    found = (
-        f"{usable} {'core' if usable == 1 else 'cores'} for this process{f', of {total}' if usable != total else ''}"
-    )
+    of = f", of {total}" if usable != total else ""
+    found = f"{usable} {'core' if usable == 1 else 'cores'} for this process{of}"
     if usable == 1:
         return [warning("CPU", found, "two ranks on the CPU share it; request 2 or more (Slurm: --cpus-per-task)")]
     return [ok("CPU", found)]

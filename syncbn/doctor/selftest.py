@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.doctor import selftest_ranks
-from syncbn.doctor.rows import Row, Status, failed, ok, warning
+from syncbn.doctor.rows import Row, Status, failed
 from syncbn.doctor.selftest_ranks import Place, RankError, ReportStage
 from syncbn.nn.comm import all_reduce, channels, groups
 from syncbn.testing import force_exchange
@@ -70,20 +70,17 @@ def exercise(rank: int, place: Place, report_stage: ReportStage) -> Result:
         report_stage(f"the layer, {case.name}")
         tensors.append(_step(rank, place, case))
     report_stage("all-reduces")
-    if place.ranks == 1:
-        return Result(tensors, [])
     group = groups.resolve("world")
-    assert group is not None
+    if place.ranks == 1 or group is None:
+        return Result(tensors, [])
     medium = channels.medium(group) if place.device == "cpu" else place.backend
     return Result(tensors, list(_time_all_reduces(place, group)), medium)
 
 
 def run(timeout: float = 120.0, exercise: Exercise = exercise) -> list[Row]:
-    """Run the self-test and return its rows; a rank that raises, dies or hangs gives a FAILED row.
+    """Run the self-test within ``timeout`` seconds; a rank that raises, dies or hangs gives a FAILED row.
 
-    Args:
-        timeout: seconds for the whole self-test.
-        exercise: the function that each rank runs; it must be importable from a module.
+    Each rank runs ``exercise``, which must be importable from a module.
     """
     rows, end = [], time.monotonic() + timeout
     for place in places():
@@ -119,16 +116,16 @@ def compare(place: Place, case: Case, ranks: list[dict[str, Tensor]]) -> Row:
     listed = ", ".join(f"{name} {error:.0e}" for name, error in errors.items() if name != "num_batches_tracked")
     found = f"{place}, {' + '.join(map(str, case.shares))} samples; relative errors: {listed}"
     wrong = [name for name, error in errors.items() if not error <= tolerance]
-    fix, status = "", Status.ok
+    fix = ""
     if unequal:
         found += f"; {', '.join(unequal)}: not the same on all ranks"
     elif place.ranks > 1:
         found += "; buffers bitwise equal"
     if wrong or unequal:
-        status = Status.failed
         errors_found = f"{', '.join(wrong)} off by more than {tolerance:g}; " if wrong else ""
         native = "check whether SYNCBN_NATIVE=0 helps; " if place.device == "cpu" else ""
         fix = f"{errors_found}{native}do not train with this: report it, with the output of syncbn doctor --json"
+    status = Status.failed if fix else Status.ok
     return Row(f"layer on {place.where}, {case.name}", found, status, fix, errors | {"tolerance": tolerance})
 
 
@@ -141,10 +138,8 @@ def latency(place: Place, microseconds: list[float], medium: str) -> Row:
         f"{RESNET50 * median / 1e3:,.0f} ms"
     )
     figures = {"median_us": median, "lower_quartile_us": low, "upper_quartile_us": high}
-    row = ok(f"all-reduce on {place.where}", found)
-    if median > SLOW:
-        row = warning(row.check, found, "check that no other program uses the cores, and that each rank has one")
-    return Row(row.check, row.found, row.status, row.fix, figures)
+    fix = "check that no other program uses the cores, and that each rank has one" if median > SLOW else ""
+    return Row(f"all-reduce on {place.where}", found, Status.warning if fix else Status.ok, fix, figures)
 
 
 def _batch(case: Case) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,9 @@ Bottom up: ``statistics`` (merging), ``comm`` (groups and the all-reduce), ``ker
 ``conversion``.
 """
 
-from syncbn.nn.activation_checkpointing import checkpoint_contexts
 from syncbn.nn.adaptation import adapt
 from syncbn.nn.batch_planning import normalization_batch
+from syncbn.nn.comm.all_reduce import checkpoint_contexts
 from syncbn.nn.comm.lockstep import debug
 from syncbn.nn.conversion.convert import convert, revert
 from syncbn.nn.conversion.ddp_buffers import broadcast_buffers_once

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.nn import eager_mode, functional, statistics, tracing
+from syncbn.nn import functional, statistics, tracing
 from syncbn.nn.autograd import double_backward, operands
 from syncbn.nn.comm import all_reduce, groups
 from syncbn.nn.conversion import third_party
 from syncbn.nn.conversion.convert import Only, batch_norms, predicate, refuse_hidden
-from syncbn.nn.kernels import dispatch
+from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.torch_internals import BatchNormBase, forward_pre_hooks
 
 
@@ -71,7 +71,7 @@ def adapt(
         model = model.module
     accepts = predicate(only)
     refuse_hidden(model, accepts)
-    chosen = [(name, layer) for name, layer in batch_norms(model, accepts) if _has_source(layer)]
+    chosen = [(name, layer) for name, layer in batch_norms(model, accepts) if running_statistics.of_layer(layer)]
     if not chosen:
         raise ValueError("adapt: there is no batch norm layer to adapt that has running statistics")
     for name, layer in chosen:
@@ -86,7 +86,7 @@ class Adaptation:
     def __init__(self, layers: list[tuple[BatchNormBase, "_Adapted"]]) -> None:
         self._layers = layers
         self._hooks: list[RemovableHandle] = []
-        eager_mode.run_eagerly()
+        tracing.run_eagerly()
         for layer, mixed in layers:
             self._hooks.append(layer.register_forward_pre_hook(mixed.put_in, with_kwargs=True))
             self._hooks.append(layer.register_forward_hook(mixed.take_out, always_call=True))
@@ -99,7 +99,7 @@ class Adaptation:
             mixed.take_out(layer)
         while self._hooks:
             self._hooks.pop().remove()
-        eager_mode.run_as_before()
+        tracing.run_as_before()
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +124,8 @@ class _Adapted:
         self.take_out(layer)  # a KeyboardInterrupt may have prevented it after the last forward pass
         assert isinstance(layer, BatchNormBase)
         x, mask = third_party.inputs(layer, args, kwargs)
-        if layer.training or not _has_source(layer):
+        running = running_statistics.of_layer(layer)
+        if layer.training or running is None:
             return
         if x.dim() < 2 or x.shape[1] != layer.num_features or not operands.takes(x):
             return  # the layer raises its own error for such an input
@@ -136,16 +137,13 @@ class _Adapted:
             raise RuntimeError(
                 f"layer {self._place}: activation checkpointing would count this batch again; use streaming=False"
             )
-        mean, var = layer.running_mean, layer.running_var
-        assert mean is not None
-        assert var is not None
         samples, sums = self._seen(x, mask).tensor_split([1])
         moments, n = statistics.unpack(sums), samples.squeeze()
         share = n / (n + self._prior).clamp_min(1)  # n is a whole number: at least 1, or the share is 0
-        self._source = mean, var
+        self._source = running
         layer.running_mean, layer.running_var = (
             torch.lerp(source.double(), batch, share).to(source.dtype)
-            for source, batch in ((mean, moments.mean), (var, moments.var))
+            for source, batch in zip(running, (moments.mean, moments.var), strict=True)
         )
 
     def take_out(self, layer: nn.Module, *_: Any) -> None:
@@ -176,7 +174,3 @@ def _samples(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x.new_full((1,), len(x) if x.numel() else 0, dtype=torch.float64)
     return mask.flatten(1).any(1).sum().double().reshape(1)
-
-
-def _has_source(layer: BatchNormBase) -> bool:
-    return layer.running_mean is not None and layer.running_var is not None

@@ -17,7 +17,7 @@ from syncbn.nn.conversion.convert import Only, batch_norms
 from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
-from syncbn.nn.torch_internals import BatchNormBase, registered_buffers
+from syncbn.nn.torch_internals import BatchNormBase, buffers_restored
 
 
 class MeasurementError(ValueError):
@@ -67,11 +67,11 @@ def precise_statistics(
     if isinstance(model, DistributedDataParallel):  # which would broadcast the buffers before each batch
         model = model.module
     chosen = [layer for _, layer in batch_norms(model, only) if layer.training or not model.training]
-    measured = [
-        layer
+    measured = {
+        layer: running
         for layer in chosen
-        if layer.running_mean is not None and layer.running_var is not None and layer.track_running_stats
-    ]
+        if layer.track_running_stats and (running := running_statistics.of_layer(layer)) is not None
+    }
     if not measured:
         raise MeasurementError(
             "precise statistics: there is no batch norm layer to measure that has running statistics"
@@ -91,18 +91,12 @@ def precise_statistics(
     pooled = total.split([len(sums[layer]) for layer in measured])
     if not any(float(each[0]) for each in pooled):
         raise MeasurementError("precise statistics: no sample came through a batch norm layer; give at least one batch")
-    for layer, each in zip(measured, pooled, strict=True):
-        _set(layer, each)
-
-
-def _set(layer: BatchNormBase, sums: Tensor) -> None:
-    biased = isinstance(layer, Synchronized) and layer.biased_running_var
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    running_statistics.replace(layer.running_mean, layer.running_var, running_statistics.target(sums, biased))
-    if isinstance(layer, Simulated) and layer.rows is not None:
-        for row, running in zip(layer.rows, (layer.running_mean, layer.running_var), strict=True):
-            row.copy_(running)
+    for (layer, running), each in zip(measured.items(), pooled, strict=True):
+        biased = isinstance(layer, Synchronized) and layer.biased_running_var
+        running_statistics.replace(*running, running_statistics.target(each, biased))
+        rows = layer.rows if isinstance(layer, Simulated) else None
+        for row, new in zip(rows or (), running, strict=False):
+            row.copy_(new)
 
 
 def model_input(batch: Any) -> Any:
@@ -113,33 +107,26 @@ def model_input(batch: Any) -> Any:
 @contextmanager
 def _in_training(model: nn.Module, chosen: list[BatchNormBase]) -> Iterator[None]:
     """These layers in training mode, all else in evaluation mode; afterwards flags and buffers are as before."""
-    modules = list(model.modules())
-    flags = [(module, module.training) for module in modules]
-    homes = [(buffers, dict(buffers)) for buffers in map(registered_buffers, modules)]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    values += [(row, row.clone()) for layer in chosen if isinstance(layer, Simulated) for row in layer.rows or ()]
-    try:
-        for module in modules:  # not train(), which a class may have made do more
-            module.training = False
-        for layer in chosen:
-            layer.training = True
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-        for home, names in homes:
-            home.update(names)
-        for buffer, value in values:
-            buffer.copy_(value)
+    flags = [(module, module.training) for module in model.modules()]
+    rows = [row for layer in chosen if isinstance(layer, Simulated) for row in layer.rows or ()]
+    with buffers_restored(model, rows):
+        try:
+            for module, _ in flags:  # not train(), which a class may have made do more
+                module.training = False
+            for layer in chosen:
+                layer.training = True
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
 
 
 @contextmanager
-def _sums(layers: list[BatchNormBase]) -> Iterator[dict[BatchNormBase, Tensor]]:
+def _sums(layers: dict[BatchNormBase, tuple[Tensor, Tensor]]) -> Iterator[dict[BatchNormBase, Tensor]]:
     """Adds up the inputs of each layer, over all its calls, as sums of :mod:`syncbn.nn.statistics`."""
     found = {
-        layer: torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device=layer.running_mean.device)
-        for layer in layers
-        if layer.running_mean is not None
+        layer: torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device=mean.device)
+        for layer, (mean, _) in layers.items()
     }
 
     def add_sums(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -73,16 +73,15 @@ class Simulated(BatchNormBase):
     @torch.no_grad()
     def _learn(self, n: int, mean: Tensor, var: Tensor) -> None:
         """Moves the running statistics by batches in turn; means and unbiased variances ``(accumulate, groups, C)``."""
-        if self.running_mean is None or self.running_var is None or not self.track_running_stats:
-            return
-        if functional.recomputing():
+        running = running_statistics.of_layer(self)
+        if running is None or not self.track_running_stats or functional.recomputing():
             return
         weights, share = running_statistics.in_turn(self.accumulate, self.num_batches_tracked, self.momentum)
         weights = weights.to(mean.device)
         mean, var = (torch.einsum("a,agc->gc", weights, each) for each in (mean, var))
         count = mean.new_tensor(n)
         if self.rows is None:
-            running_statistics.move(self.running_mean, self.running_var, Moments(count, mean[0], var[0]), share)
+            running_statistics.move(*running, Moments(count, mean[0], var[0]), share)
         else:
             of_devices = (each.repeat_interleave(self.sharing, dim=0) for each in (mean, var))
             running_statistics.move(*self.rows, Moments(count, *of_devices), share)
@@ -90,12 +89,13 @@ class Simulated(BatchNormBase):
     @torch.no_grad()
     def pool(self) -> None:
         """Pools the running statistics of all devices, and sets each device's ``rows`` to the result."""
-        if self.rows is None or self.running_mean is None or self.running_var is None or not self.track_running_stats:
+        running = running_statistics.of_layer(self)
+        if self.rows is None or running is None or not self.track_running_stats:
             return
-        one = torch.ones((), dtype=torch.float64, device=self.running_mean.device)
+        one = torch.ones((), dtype=torch.float64, device=running[0].device)
         sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]
         _, mean, var = unpack(torch.stack(sums).sum(0))
-        for own, row, pooled in zip((self.running_mean, self.running_var), self.rows, (mean, var), strict=True):
+        for own, row, pooled in zip(running, self.rows, (mean, var), strict=True):
             own.copy_(pooled)
             row.copy_(pooled)
 
@@ -161,9 +161,8 @@ def simulate(
             raise TypeError(f"{name or 'the module'} is a {type(layer).__qualname__}: simulated are torch's own alone")
     for _, layer in chosen:
         layer.__class__ = _TWINS[type(layer)]
-        rows = None
-        if keep == "each" and layer.running_mean is not None and layer.running_var is not None:
-            rows = tuple(running.repeat(devices, 1) for running in (layer.running_mean, layer.running_var))
+        running = running_statistics.of_layer(layer) if keep == "each" else None
+        rows = None if running is None else tuple(each.repeat(devices, 1) for each in running)
         values = (devices, sharing, ghost_batch, accumulate, rows)
         layer.__dict__ |= dict(zip(_OPTIONS, values, strict=True))
     return module

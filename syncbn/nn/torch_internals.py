@@ -5,7 +5,8 @@ Each was read in the version ``TESTED``. Those of torch.distributed are in :mod:
 """
 
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -103,13 +104,22 @@ def backward_is_running() -> bool:
 is_zero_tensor = Tensor._is_zerotensor
 
 
-def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """The module's own dict of buffers, not a copy.
+@contextmanager
+def buffers_restored(module: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Restores the buffers of ``module``, those that were replaced too, and the values of ``others``.
 
     ``nn.Module._buffers``, torch 2.13. ``named_buffers()`` leaves out a buffer that is None, and ``setattr`` may be
     overridden, so neither restores what was registered.
     """
-    return module._buffers
+    registered = [(each._buffers, dict(each._buffers)) for each in module.modules()]
+    values = [(buffer, buffer.clone()) for buffer in (*module.buffers(), *others)]
+    try:
+        yield
+    finally:
+        for buffers, before in registered:
+            buffers.update(before)
+        for buffer, value in values:
+            buffer.copy_(value)
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Any]:

@@ -31,30 +31,7 @@ HOME = {  # the module of each name, within this package
     "precise_statistics": "evaluation.precise_statistics",  # re-exports syncbn.nn's function
 }
 
-__all__ = [
-    "MLP",
-    "AdaptStatistics",
-    "CheckDirectories",
-    "Classifier",
-    "CorruptionSuite",
-    "Cosine",
-    "Digits",
-    "ExactSampler",
-    "GradientMonitor",
-    "ImageNet",
-    "NonFiniteError",
-    "PoolRunningStatistics",
-    "PreciseStatistics",
-    "ResNet",
-    "SettingError",
-    "StatisticsMonitor",
-    "StopOnNonFinite",
-    "SyncBatchNormPlugin",
-    "TimeToTarget",
-    "first_non_finite_parameter",
-    "main",
-    "precise_statistics",
-]
+__all__ = list(HOME)
 
 
 def __getattr__(name: str) -> Any:

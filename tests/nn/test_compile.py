@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, Step, close, make_steps, one_process
+from tests.nn.support.oracle import CHANNELS, Step, close, each_option, make_steps, named, one_process
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Ranks, messages
 
@@ -23,10 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 PATIENCE = 100  # seconds: the first compilation in a process may find nothing in inductor's cache
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 class Net(nn.Module):
@@ -136,17 +132,13 @@ def test_inductor_equals_eager(ranks: Ranks, cut: list[int], masked: bool) -> No
     compare(ranks, a_net(), cut, backend="inductor", masked=masked)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"momentum": None},
-        {"affine": False},
-        {"bias": False},
-        {"track_running_stats": False},
-        {"biased_running_var": True},
-        {"ghost_batch": 2},
-    ],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
+@each_option(
+    {"momentum": None},
+    {"affine": False},
+    {"bias": False},
+    {"track_running_stats": False},
+    {"biased_running_var": True},
+    {"ghost_batch": 2},
 )
 @pytest.mark.parametrize(("cut", "masked"), [([8], False), ([2, 6], False), ([2, 6], True)], ids=str)
 def test_every_option_in_one_graph_equals_eager(ranks: Ranks, cut: list[int], masked: bool, options: dict) -> None:

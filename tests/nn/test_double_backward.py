@@ -10,17 +10,13 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.nn.autograd import double_backward
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, make_steps
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Step, close, each_option, make_steps, named
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
 
 TORCHS = {"2d": nn.BatchNorm1d, "3d": nn.BatchNorm1d, "4d": nn.BatchNorm2d, "5d": nn.BatchNorm3d}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 CUTS = [[8], [2, 6], [1, 7], [0, 8], [3, 3, 2], [1, 5, 2]]
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 def linear(y: Tensor, w: Tensor) -> Tensor:
@@ -95,11 +91,7 @@ def test_loss_and_penalty_together_equal_those_of_one_process(ranks: Ranks, cut:
     compare(ranks, layer, nn.BatchNorm2d(CHANNELS), step, loss, True, 1e-10)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"affine": False}, {"bias": False}, {"track_running_stats": False}, {"eps": 0.5}],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
-)
+@each_option({"affine": False}, {"bias": False}, {"track_running_stats": False}, {"eps": 0.5})
 @pytest.mark.parametrize("cut", [[8], [2, 6], [3, 3, 2]], ids=named)
 def test_every_option_equals_one_process(ranks: Ranks, cut: list[int], options: dict) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64, **options))

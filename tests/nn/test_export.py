@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import syncbn
+from tests.nn.support.own_forward import NormAct
 from tests.support.ranks import Ranks
 
 pytestmark = [
@@ -20,13 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
 ]
-
-
-class NormAct(nn.BatchNorm2d):
-    """A forward pass of its own, which stays."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, each_option, make_steps
 from tests.nn.support.oracle import close as assert_close
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
@@ -91,11 +91,7 @@ def test_a_mask_leaves_values_out_of_their_chunk(samples: int, ghost_batch: int,
     compare(layer, sizes, kind, 1e-10, masked=True)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"momentum": None}, {"momentum": 1.0}, {"affine": False}, {"eps": 0.5}],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
-)
+@each_option({"momentum": None}, {"momentum": 1.0}, {"affine": False}, {"eps": 0.5})
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_every_option_holds_over_several_steps(options: dict, masked: bool) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, ghost_batch=4, dtype=torch.float64, **options))

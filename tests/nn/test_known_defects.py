@@ -27,6 +27,7 @@ import syncbn
 from syncbn.nn.comm import groups
 from tests.nn.support.oracle import CHANNELS, close
 from tests.nn.support.oracle import with_parameters as parameters
+from tests.nn.support.own_forward import NormAct
 from tests.support.ranks import Messages, Ranks, messages
 
 Buffers = dict[str, Tensor]
@@ -209,11 +210,6 @@ def test_d5_on_one_rank_alone_the_others_are_told_in_debug_mode(ranks: Ranks) ->
 # D6: a network with all that torch's conversion loses, trained on two ranks.
 
 
-class Activated(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
-
-
 class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +217,7 @@ class Everything(nn.Module):
         self.norm = self.alias = nn.BatchNorm2d(CHANNELS)
         self.left, self.right = nn.Sequential(nn.BatchNorm2d(CHANNELS)), nn.Sequential(nn.Tanh())
         self.right.append(self.left[0])
-        self.activated = Activated(CHANNELS)
+        self.activated = NormAct(CHANNELS)
         self.positive = nn.BatchNorm2d(CHANNELS)
         parametrize.register_parametrization(self.positive, "weight", nn.Softplus())
         self.seen: list[str] = []

@@ -1,6 +1,5 @@
 """What is masked does not exist: the rest is batch norm over the kept values of all ranks, and nothing else."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -9,17 +8,28 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, Outcome, Step, check, close, make_steps
+from tests.nn.support.oracle import (
+    CHANNELS,
+    LAYERS,
+    SPATIAL,
+    Masks,
+    Outcome,
+    Step,
+    check,
+    check_unmoved,
+    close,
+    each_option,
+    make_steps,
+    make_twin,
+    named,
+    on_a_rank,
+    refused_batch,
+)
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CUTS = [[8], [3, 5], [0, 8], [3, 3, 2], [4, 0, 4]]
-Masks = list[list[Tensor | None]]  # by step and rank
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 def make_masks(steps: list[Step], blank: int | None = None, keep: float = 0.6) -> Masks:
@@ -49,18 +59,9 @@ def spread(rows: Tensor, like: Tensor, mask: Tensor | None) -> Tensor:
     return whole.movedim(-1, 1)
 
 
-def double_twin(layer: nn.Module) -> nn.BatchNorm1d:
-    twin = nn.BatchNorm1d(
-        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, dtype=torch.float64,
-        bias=layer.bias is not None,
-    )  # fmt: skip
-    twin.load_state_dict(deepcopy(layer.state_dict()))
-    return twin
-
-
 def one_process(layer: nn.Module, steps: list[Step], masks: Masks) -> Outcome:
     """Torch's batch norm in float64 on the kept values of all ranks, and on nothing else."""
-    twin = double_twin(layer)
+    twin = make_twin(layer)
     y, dx = [], []
     for step, mask in zip(steps, masks, strict=True):
         x = [piece.detach().double().requires_grad_() for piece in step.x]
@@ -72,21 +73,6 @@ def one_process(layer: nn.Module, steps: list[Step], masks: Masks) -> Outcome:
         dx.append([piece.grad for piece in x])
     gradients = [None if parameter is None else parameter.grad for parameter in (twin.weight, twin.bias)]
     return Outcome(y, dx, *gradients, twin.running_mean, twin.running_var, twin.num_batches_tracked)
-
-
-def on_a_rank(
-    rank: int, world_size: int, layer: nn.Module, steps: list[Step], masks: Masks, forced: bool = True
-) -> Outcome:
-    y, dx = [], []
-    with force_exchange() if forced else nullcontext():
-        for step, mask in zip(steps, masks, strict=True):
-            x = step.x[rank].detach().requires_grad_()
-            out = layer(x, mask[rank])
-            out.backward(step.dy[rank])
-            y.append(out.detach())
-            dx.append(x.grad)
-    gradients = [None if parameter is None else parameter.grad for parameter in (layer.weight, layer.bias)]
-    return Outcome(y, dx, *gradients, layer.running_mean, layer.running_var, layer.num_batches_tracked)
 
 
 def poisoned(steps: list[Step], masks: Masks, value: float) -> list[Step]:
@@ -178,17 +164,7 @@ def test_only_some_ranks_may_have_a_mask(ranks: Ranks, world_size: int) -> None:
     compare(ranks, parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64)), steps, masks, 1e-10)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"momentum": None},
-        {"eps": 0.5},
-        {"affine": False},
-        {"bias": False},
-        {"track_running_stats": False},
-    ],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
-)
+@each_option({"momentum": None}, {"eps": 0.5}, {"affine": False}, {"bias": False}, {"track_running_stats": False})
 @pytest.mark.parametrize("cut", [[8], [2, 6]], ids=named)
 def test_every_option_equals_one_process_over_several_steps(ranks: Ranks, cut: list[int], options: dict) -> None:
     steps = make_steps(cut, SPATIAL["4d"], count=3)
@@ -302,20 +278,7 @@ def test_all_masked_everywhere_moves_nothing(ranks: Ranks, cut: list[int], kind:
     for rank, outcome in enumerate(ranks.run(on_a_rank, deepcopy(layer), steps, masks, world_size=len(cut))):
         for result in (outcome.y[0], outcome.dx[0]):
             assert torch.equal(result, torch.zeros(steps[0].x[rank].shape))
-        assert torch.equal(outcome.running_mean, layer.running_mean)
-        assert torch.equal(outcome.running_var, layer.running_var)
-        assert outcome.num_batches_tracked == 0
-        assert torch.equal(outcome.dgamma, torch.zeros(CHANNELS))
-        assert torch.equal(outcome.dbeta, torch.zeros(CHANNELS))
-
-
-def one_kept(
-    rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor], masks: list[Tensor], forced: bool
-) -> nn.Module:
-    exchange = force_exchange() if forced else nullcontext()
-    with exchange, pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
-        layer(pieces[rank], masks[rank])
-    return layer
+        check_unmoved(outcome, layer)
 
 
 @pytest.mark.parametrize("forced", [True, False], ids=["forced", "plain"])
@@ -325,7 +288,7 @@ def test_one_kept_value_overall_raises_on_every_rank(ranks: Ranks, cut: list[int
     (step,) = steps = make_steps(cut, SPATIAL[kind], dtype=torch.float32)
     (masks,) = make_masks(steps, keep=0)
     masks[0].view(-1)[2] = True
-    for after in ranks.run(one_kept, LAYERS[kind](CHANNELS), step.x, masks, forced, world_size=len(cut)):
+    for after in ranks.run(refused_batch, LAYERS[kind](CHANNELS), step.x, forced, *masks, world_size=len(cut)):
         assert torch.equal(after.running_var, torch.ones(CHANNELS))
         assert torch.equal(after.running_mean, torch.zeros(CHANNELS))
 
@@ -358,7 +321,7 @@ def test_eval_is_torchs_on_the_local_kept_values(ranks: Ranks, kind: str, tracks
     for rank, (outcome, sent) in enumerate(ranks.run(in_eval, layer, given, masks, world_size=2)):
         assert len(sent) == 0
         x, mask = steps[0].x[rank].clone().requires_grad_(), masks[0][rank]
-        twin = double_twin(layer).eval()
+        twin = make_twin(layer).eval()
         out = twin(kept(x, mask))
         out.backward(kept(steps[0].dy[rank], mask))
         close(outcome.y[0], spread(out.detach(), x, mask), 1e-10, "y")
@@ -394,7 +357,7 @@ def test_a_second_derivative_with_a_mask_equals_one_process(
     given = given._replace(dy=steps[0].dy)  # a NaN in the loss itself would be nobody's fault but the test's
     results = ranks.run(second_derivative, layer, given, masks[0], world_size=len(cut))
 
-    twin = double_twin(layer)
+    twin = make_twin(layer)
     x = [piece.clone().requires_grad_() for piece in steps[0].x]
     weights = torch.cat([kept(*pair) for pair in zip(steps[0].dy, masks[0], strict=True)])
     y = twin(torch.cat([kept(*pair) for pair in zip(x, masks[0], strict=True)]))

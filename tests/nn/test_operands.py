@@ -12,17 +12,11 @@ import syncbn
 from syncbn.nn.kernels import cpu, dispatch
 from syncbn.testing import force_exchange, without_native
 from tests.nn.support.oracle import CHANNELS
+from tests.nn.support.own_forward import NormAct
 from tests.support.ranks import Ranks, messages
 
 REFUSED = [torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
 ROUTES: dict[str, Callable[[], AbstractContextManager[None]]] = {"compiled": nullcontext, "torchs": without_native}
-
-
-class Own(nn.BatchNorm2d):
-    """Has a forward pass of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
 
 
 def through_the_function(x: Tensor, **options: object) -> Tensor:
@@ -31,7 +25,7 @@ def through_the_function(x: Tensor, **options: object) -> Tensor:
 
 def ways() -> dict[str, Callable[[Tensor], object]]:
     """All ways in; each says the layer's name."""
-    layer, own = syncbn.SyncBatchNorm2d(CHANNELS), syncbn.convert(nn.Sequential(Own(CHANNELS)))
+    layer, own = syncbn.SyncBatchNorm2d(CHANNELS), syncbn.convert(nn.Sequential(NormAct(CHANNELS)))
     mask = torch.ones(4, 1, 1, dtype=torch.bool)
     return {
         "SyncBatchNorm2d(3)": layer,

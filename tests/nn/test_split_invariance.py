@@ -1,6 +1,5 @@
 """However the batch is cut over ranks, the result is that of one process with the whole batch."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -17,10 +16,14 @@ from tests.nn.support.oracle import (
     Outcome,
     Step,
     check,
+    check_unmoved,
     close,
+    each_option,
     make_steps,
+    named,
     on_a_rank,
     one_process,
+    refused_batch,
 )
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Ranks, messages
@@ -29,10 +32,6 @@ from tests.support.ranks import Ranks, messages
 # (dgamma adds up a whole batch) bring that to some 1e-6.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CUTS = [[8], [4, 4], [2, 6], [1, 7], [0, 8], [3, 3, 2]]
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 def compare(ranks: Ranks, layer: nn.Module, steps: list[Step], tolerance: float) -> list[Outcome]:
@@ -69,19 +68,15 @@ def test_the_layer_without_a_dimension_equals_one_process(ranks: Ranks, cut: lis
 
 
 @pytest.mark.parametrize("cut", [[8], [2, 6], [0, 8], [3, 3, 2]], ids=named)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"momentum": None},
-        {"momentum": 0.0},
-        {"momentum": 1.0},
-        {"eps": 0.5},
-        {"affine": False},
-        {"bias": False},
-        {"track_running_stats": False},
-        {"affine": False, "track_running_stats": False},
-    ],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
+@each_option(
+    {"momentum": None},
+    {"momentum": 0.0},
+    {"momentum": 1.0},
+    {"eps": 0.5},
+    {"affine": False},
+    {"bias": False},
+    {"track_running_stats": False},
+    {"affine": False, "track_running_stats": False},
 )
 def test_every_option_equals_one_process_over_several_steps(ranks: Ranks, options: dict, cut: list[int]) -> None:
     layer = parameters(syncbn.SyncBatchNorm2d(CHANNELS, dtype=torch.float64, **options))
@@ -246,11 +241,7 @@ def test_an_empty_batch_on_all_ranks_moves_nothing(
     steps = make_steps([0] * world_size, SPATIAL[kind], dtype=torch.float32)
     for outcome in ranks.run(on_a_rank, deepcopy(layer), steps, world_size=world_size):
         assert outcome.y[0].shape == outcome.dx[0].shape == steps[0].x[0].shape
-        assert torch.equal(outcome.running_mean, layer.running_mean)
-        assert torch.equal(outcome.running_var, layer.running_var)
-        assert outcome.num_batches_tracked == 0
-        assert torch.equal(outcome.dgamma, torch.zeros(CHANNELS))
-        assert torch.equal(outcome.dbeta, torch.zeros(CHANNELS))
+        check_unmoved(outcome, layer)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -272,13 +263,6 @@ def test_an_empty_batch_between_two_others_does_not_count(ranks: Ranks, momentum
         assert outcome.num_batches_tracked == 2
         close(outcome.running_mean, expected.running_mean, 1e-10, "running_mean")
         close(outcome.running_var, expected.running_var, 1e-10, "running_var")
-
-
-def refused_batch(rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor], forced: bool) -> nn.Module:
-    exchange = force_exchange() if forced else nullcontext()
-    with exchange, pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
-        layer(pieces[rank])
-    return layer
 
 
 @pytest.mark.parametrize("forced", [True, False], ids=["forced", "plain"])

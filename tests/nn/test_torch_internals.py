@@ -110,13 +110,17 @@ def test_a_zero_tensor_is_reported() -> None:
     assert torch_internals.is_zero_tensor(torch._efficientzerotensor(2))
 
 
-def test_buffers_are_the_modules_own_dict_with_those_that_are_none() -> None:
-    layer = nn.BatchNorm1d(2, track_running_stats=False)
-    assert torch_internals.registered_buffers(layer) == dict.fromkeys(
-        ("running_mean", "running_var", "num_batches_tracked")
-    )
-    torch_internals.registered_buffers(layer)["running_mean"] = value = torch.ones(2)
-    assert layer.running_mean is value
+def test_buffers_are_restored_also_those_that_are_none_or_replaced() -> None:
+    layer, tracking = nn.BatchNorm1d(2, track_running_stats=False), nn.BatchNorm1d(2)
+    assert layer._buffers == dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"))
+    mean = tracking.running_mean
+    with torch_internals.buffers_restored(nn.Sequential(layer, tracking)):
+        layer.running_mean = torch.ones(2)
+        mean.add_(1)
+        tracking.running_mean = torch.ones(2)
+    assert layer.running_mean is None
+    assert tracking.running_mean is mean
+    assert torch.equal(mean, torch.zeros(2))
 
 
 def test_forward_pre_hooks_are_listed() -> None:

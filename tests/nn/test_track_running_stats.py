@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import syncbn
 from syncbn.nn import simulation
 from tests.nn.support.oracle import CHANNELS, close
+from tests.nn.support.own_forward import Split
 from tests.support.ranks import Ranks
 
 
@@ -100,21 +101,9 @@ def test_an_adapted_layer_uses_the_statistics_that_it_keeps() -> None:
     assert all(torch.equal(was, now) for was, now in zip(before, layer.buffers(), strict=True))
 
 
-class Splits(nn.BatchNorm2d):
-    """Has a batch norm within, as timm's SplitBatchNorm2d."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.within = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2)
-        return torch.cat([super().forward(first), self.within(second)])
-
-
 def splits(rank: int, world_size: int) -> Tensor:
-    layer = syncbn.convert(Splits(CHANNELS), only="")
-    layer.within.track_running_stats = False
+    layer = syncbn.convert(Split(CHANNELS), only="")
+    layer.aux.track_running_stats = False
     return layer(a_batch(rank))[2:]
 
 

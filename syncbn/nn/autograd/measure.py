@@ -28,7 +28,7 @@ class Batch(NamedTuple):
             :mod:`syncbn.nn.statistics`.
         n: the first of them; a number where the host need not wait for it.
         local: this rank's own sums, and intermediate results that the normalization reuses.
-        in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.double_backward`.
+        in_transform: whether ``sums`` are differentiable themselves; see :mod:`syncbn.nn.autograd.double_backward`.
         shares_gradient: whether the backward pass has an all-reduce too: some rank's input needs a gradient.
     """
 

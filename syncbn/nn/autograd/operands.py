@@ -17,15 +17,7 @@ def takes(x: Tensor) -> bool:
 
 
 def check_input(x: Tensor, name: str) -> None:
-    """Refuses an input whose type torch's batch norm refuses, with torch's exception.
-
-    Args:
-        x: the input.
-        name: what errors call the layer.
-
-    Raises:
-        NotImplementedError: an integer, bool, complex, quantized or 8-bit floating type.
-    """
+    """Refuses an input whose type torch's batch norm refuses (integers, complex, 8 bits), with torch's exception."""
     if x.dtype not in _TYPES:
         raise NotImplementedError(
             f"layer {name}: batch norm is not implemented for an input of {x.dtype}; use x.float(), or another "

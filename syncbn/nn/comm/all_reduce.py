@@ -7,10 +7,12 @@ mode can record; under torch.compile it is torch's functional collective.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from syncbn.nn import torch_internals
 from syncbn.nn.comm import c10d, channels, groups, lockstep, observer
@@ -77,6 +79,19 @@ def all_sum(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
             return _run(x, group, place)
     except RuntimeError as error:
         raise RuntimeError(f"layer {place}: {error}") from error
+
+
+def checkpoint_contexts() -> tuple[Any, Any]:
+    """Keeps the results of the all-reduces of the first pass, ``2C + 2`` numbers a layer: the recomputation sends none.
+
+    ``torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=syncbn.checkpoint_contexts)``, on all
+    ranks alike. torch keeps the results with the region that it will recompute, so regions cannot mix them up. Other
+    functional all-reduces in the region, such as those of tensor parallelism, are kept too.
+    """
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(
+        [*c10d.all_reduce_operations(), channels.OPERATION]
+    )
+    return contexts
 
 
 @c10d.constant_in_graphs

@@ -34,13 +34,7 @@ _by_name: weakref.WeakValueDictionary[str, Channel] = weakref.WeakValueDictionar
 
 @torch.library.custom_op("syncbn::all_sum", mutates_args=())
 def _operation(x: Tensor, group: str, place: str) -> Tensor:
-    """:meth:`Channel.all_sum` as an operation of torch's dispatcher, for dispatch modes; ``x`` is kept.
-
-    Args:
-        x: see there.
-        group: the name of the process group.
-        place: see there.
-    """
+    """:meth:`Channel.all_sum` in the group of this name, as an operation that dispatch modes see; ``x`` is kept."""
     total = x.clone()
     _by_name[group].all_sum(total, place)
     return total
@@ -214,10 +208,8 @@ def _offer() -> dict[str, Any]:
     elif not hasattr(os, "memfd_create"):  # Python was built on an old system
         why = "Python has no os.memfd_create"
     try:
-        space, host = (
-            str(Path("/proc/self/ns/pid").readlink()),
-            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"),
-        )
+        space = str(Path("/proc/self/ns/pid").readlink())
+        host = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
     except OSError as error:
         space, host, why = "", "", why or f"/proc cannot be read ({error.strerror})"
     return {

@@ -34,13 +34,7 @@ def active() -> Observer | None:
     return None if torch.compiler.is_compiling() else observer
 
 
-def begin(by: Observer) -> None:
-    """Installs ``by``."""
+def install(by: Observer | None) -> None:
+    """Replaces the observer; None removes it."""
     global observer
     observer = by
-
-
-def end() -> None:
-    """Removes the observer."""
-    global observer
-    observer = None

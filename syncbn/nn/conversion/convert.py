@@ -85,7 +85,7 @@ def convert(
     chosen = [
         (name, layer, _twin(name, layer, ghost_batch), _torch_group(name, layer))
         for name, layer in batch_norms(module, accepts)
-        if not _is_ours(layer)
+        if not isinstance(layer, Synchronized)
     ]
     for name, layer, twin, torch_group in chosen:
         attributes = layer.__dict__
@@ -115,7 +115,7 @@ def revert(module: AnyModule, *, only: Only = None) -> AnyModule:
     chosen = [
         (layer, _original(name, layer), _process_group(name, layer))
         for name, layer in batch_norms(module, only)
-        if _is_ours(layer)
+        if isinstance(layer, Synchronized)
     ]
     for layer, original, process_group in chosen:
         attributes = layer.__dict__
@@ -153,10 +153,6 @@ def _is_left_out(name: str, module: nn.Module, accepts: Callable[[str, nn.Module
         return not accepts(name, module)
     except AttributeError:
         return False
-
-
-def _is_ours(layer: nn.Module) -> bool:
-    return isinstance(layer, Synchronized)
 
 
 def _twin(name: str, layer: BatchNormBase, ghost_batch: int | None) -> type[Synchronized]:

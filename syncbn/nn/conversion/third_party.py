@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
-from syncbn.nn import activation_checkpointing, functional
+from syncbn.nn import functional, torch_internals
 from syncbn.nn.autograd import operands
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
@@ -71,7 +71,8 @@ class KeepsForward(Synchronized):
         tracked = self.num_batches_tracked
         counted = None
         if tracked is not None and functional.recomputing():
-            with activation_checkpointing.hidden_operations():
+            # Selective checkpointing refuses a recomputation with operations that the first pass did not have.
+            with torch_internals.without_dispatch_modes():
                 counted = tracked.clone()
         replacement = _ReplaceBatchNorm(self)  # torch.compile loses the name in `with ... as` (torch 2.13)
         try:
@@ -87,7 +88,7 @@ class KeepsForward(Synchronized):
             raise
         finally:  # checkpointing may stop a recomputation half-way
             if tracked is not None and counted is not None:
-                with activation_checkpointing.hidden_operations():
+                with torch_internals.without_dispatch_modes():
                     tracked.copy_(counted)  # the original has counted this batch a second time
         if not replacement.was_called:
             raise RuntimeError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from syncbn.nn import tracing
 from syncbn.nn.kernels import cpu, gpu
 from syncbn.nn.statistics import Moments, number_or_tensor, unpack
+from syncbn.nn.torch_internals import BatchNormBase
 
 
 class RunningStatistics(NamedTuple):
@@ -63,6 +64,12 @@ def learn(running: RunningStatistics, seen: Tensor | Moments, name: str = "sync_
         _Learn.apply(mean, var, tracked, momentum, biased, name, *parts)  # type: ignore[no-untyped-call]
         return None
     return update(mean, var, seen, momentum, biased, tracked)
+
+
+def of_layer(layer: BatchNormBase) -> tuple[Tensor, Tensor] | None:
+    """The running mean and variance of a layer; None if it has none."""
+    mean, var = layer.running_mean, layer.running_var
+    return None if mean is None or var is None else (mean, var)
 
 
 def torch_momentum(running: RunningStatistics) -> float:

@@ -12,9 +12,6 @@ class BestMetric(pl.Callback):
 
     Without a ModelCheckpoint, or where it monitors nothing, the metric is ``default`` and higher is better. NaN values
     are ignored.
-
-    Args:
-        default: the name of the metric to use then.
     """
 
     def __init__(self, default: str) -> None:
@@ -33,12 +30,9 @@ class BestMetric(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._take(trainer)
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take(trainer)
-
-    def _take(self, trainer: pl.Trainer) -> None:
         if self._monitor not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[self._monitor])

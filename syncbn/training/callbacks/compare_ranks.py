@@ -15,14 +15,10 @@ from syncbn.training.errors import AgreedError
 
 
 class CompareRanks(pl.Callback):
-    """Compares the ranks before the first batch and stops the run if they differ.
-
-    Args:
-        plan: the plan of the run on this rank.
-    """
+    """Compares the ranks before the first batch and stops the run if they differ."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.run_dir = plan, plan.run_dir
+        self.plan = plan
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare settings, package versions and the run directory of all ranks.
@@ -32,19 +28,14 @@ class CompareRanks(pl.Callback):
         """
         if trainer.world_size == 1:
             return
-        mine = self._values()
-        gathered: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
-        dist.all_gather_object(gathered, mine)
-        for name in mine:
-            first = gathered[0][name]
-            others = [rank for rank, each in enumerate(gathered) if each[name] != first]
-            if others:
-                rank = others[0]
-                raise AgreedError(
-                    name,
-                    hint=f"rank {rank} has {gathered[rank][name]}, rank 0 has {first}; start all ranks with the same "
-                    "value",
-                )
+        first, *others = of_all_ranks(trainer, self._values())
+        for name, value in first.items():
+            for rank, other in enumerate(others, 1):
+                if other[name] != value:
+                    raise AgreedError(
+                        name,
+                        hint=f"rank {rank} has {other[name]}, rank 0 has {value}; start all ranks with the same value",
+                    )
         self._check_shared_directory(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,11 +49,9 @@ class CompareRanks(pl.Callback):
         Raises:
             AgreedError: the ranks have different numbers of batches.
         """
-        loader = trainer.train_dataloader
-        sizes: list[Any] = [None] * trainer.world_size
-        if trainer.world_size == 1 or not isinstance(loader, DataLoader):
+        if not isinstance(trainer.train_dataloader, DataLoader):
             return
-        dist.all_gather_object(sizes, trainer.num_training_batches)
+        sizes = of_all_ranks(trainer, trainer.num_training_batches)
         if len(set(sizes)) > 1:
             raise AgreedError(
                 "data",
@@ -87,28 +76,31 @@ class CompareRanks(pl.Callback):
 
         Two nodes may each have a local directory of this name; each would then hold a part of the run. Rank 0 writes a
         random token into a file, and every rank checks that it can read the token.
-
-        Raises:
-            AgreedError: a rank cannot read the token; raised on every rank.
         """
-        token = [secrets.token_hex(8)]
-        marker = self.run_dir / ".same"
+        token = [secrets.token_hex(8).encode()]
+        marker = self.plan.run_dir / ".same"
         if trainer.is_global_zero:
-            unlinked(marker).write_bytes(token[0].encode())
+            unlinked(marker).write_bytes(token[0])
         dist.broadcast_object_list(token)
         deadline = time.monotonic() + 10  # on a network file system the file may become visible late
-        expected = token[0].encode()
-        while not (seen := marker.exists() and marker.read_bytes() == expected) and time.monotonic() < deadline:
+        while not (seen := marker.exists() and marker.read_bytes() == token[0]) and time.monotonic() < deadline:
             time.sleep(0.2)
-        found: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(found, seen)
+        failing = [rank for rank, saw in enumerate(of_all_ranks(trainer, seen)) if not saw]
         if trainer.is_global_zero:
             marker.unlink()
-        failing = [rank for rank, each in enumerate(found) if not each]
         if failing:
             raise AgreedError(
                 "hydra.run.dir",
-                self.run_dir,
+                self.plan.run_dir,
                 f"rank {', '.join(map(str, failing))} cannot see the files that rank 0 writes there; use a directory "
                 "that all nodes share",
             )
+
+
+def of_all_ranks(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """The values of all ranks, by rank; a collective."""
+    values = [value]
+    if trainer.world_size > 1:
+        values = [None] * trainer.world_size
+        dist.all_gather_object(values, value)
+    return values

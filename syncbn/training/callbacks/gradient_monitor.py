@@ -13,12 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from syncbn.nn import eager_mode, functional
+from syncbn.nn import functional, tracing
 from syncbn.nn.torch_internals import ConvBase
-from syncbn.training.callbacks.statistics_monitor import MAX_LOGGED_LAYERS
-from syncbn.training.errors import SettingError
+from syncbn.training.callbacks.layer_monitor import MAX_LOGGED_LAYERS, LayerMonitor
 from syncbn.training.lightning_internals import logged_step
-from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", "depth", "norm", "weight_gradient", "weight_norm")
 MIN_HIDDEN_LAYERS = 3  # with fewer hidden layers no growth is fitted
@@ -57,18 +55,15 @@ class OutputGradients:
     def __init__(self, module: nn.Module) -> None:
         self.layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | ConvBase)]
         self._squares: dict[nn.Module, Tensor] = {}
-        eager_mode.run_eagerly()
+        tracing.run_eagerly()
         self._hooks = [layer.register_forward_hook(self._forward_hook) for layer in self.layers]
         self._closed = False
 
     def norms(self, scale: float = 1.0) -> dict[nn.Module, float]:
         """Norm per layer, over all batches recorded so far and over all ranks.
 
-        The loss is the mean of the ranks' losses. With several ranks this is one all-reduce; it synchronizes with the
-        device once.
-
-        Args:
-            scale: factor that the losses were multiplied by (the loss scale of 16-mixed).
+        The loss is the mean of the ranks' losses, which were multiplied by ``scale`` (the loss scale of 16-mixed). With
+        several ranks this is one all-reduce; it synchronizes with the device once.
         """
         if not self.layers:
             return {}
@@ -87,7 +82,7 @@ class OutputGradients:
     def close(self) -> None:
         """Remove the hooks and let compiled code run again; later calls do nothing."""
         if not self._closed:
-            eager_mode.run_as_before()
+            tracing.run_as_before()
         self._closed = True
         while self._hooks:
             self._hooks.pop().remove()
@@ -105,7 +100,7 @@ class OutputGradients:
         output.register_hook(add)
 
 
-class GradientMonitor(pl.Callback):
+class GradientMonitor(LayerMonitor):
     """Logs two gradient norms per layer: with respect to the layer's output, and with respect to its weight.
 
     The layers are the linear and convolutional ones, in the order of registration, which in most networks is the order
@@ -129,11 +124,10 @@ class GradientMonitor(pl.Callback):
         SettingError: ``every_n_steps`` below 1.
     """
 
+    name = "gradients"
+
     def __init__(self, every_n_steps: int | None = None, directory: str | Path | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise SettingError("callbacks.gradients.every_n_steps", every_n_steps, "use 1 or more, or null")
-        self.every_n_steps, self.directory = every_n_steps, directory
-        self._file: MetricsFile | None = None
+        super().__init__(every_n_steps, directory)
         self._outputs: OutputGradients | None = None  # not None in a step that is measured
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -150,23 +144,10 @@ class GradientMonitor(pl.Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # trainer.log_dir broadcasts rank 0's directory, so all ranks have to read it (Lightning 2.6).
-        directory = trainer.log_dir if self.directory is None else self.directory
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(directory or trainer.default_root_dir)
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = MetricsFile(path, "gradients.csv", COLUMNS)
-            # On a resume, steps after the checkpoint are measured again, so their rows are removed. For the expression
-            # see wandb_logger.restore_position.
-            self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._close()
+        self._open_file(trainer, COLUMNS)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # the steps at which Lightning logs step metrics
-        if self._outputs is None and (due or trainer.global_step == 0):
+        if self._outputs is None and (self._is_due(trainer) or trainer.global_step == 0):
             self._outputs = OutputGradients(pl_module)
 
     def on_before_optimizer_step(
@@ -174,9 +155,10 @@ class GradientMonitor(pl.Callback):
     ) -> None:
         if self._outputs is None:
             return
-        norms = self._outputs.norms(_loss_scale(trainer))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of precision=16-mixed
+        norms = self._outputs.norms(1.0 if scaler is None else scaler.get_scale())
         self._close()
-        if self._has_several_optimizers(trainer):
+        if len(trainer.optimizers) > 1:  # with manual optimization each may step within a batch
             self._outputs = OutputGradients(pl_module)
         weights = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         if not trainer.is_global_zero or not (found := layer_gradients(pl_module, norms, weights)):
@@ -190,19 +172,11 @@ class GradientMonitor(pl.Callback):
             self._file.append([{"step": logged_step(trainer), **row} for row in rows])
         by_layer = {each.layer: each.norm for each in found if not math.isnan(each.norm)}
         logged = by_layer if len(by_layer) <= MAX_LOGGED_LAYERS else {"first": found[0].norm, "last": found[-1].norm}
-        metrics = {f"gradients/{name}": value for name, value in (logged | numbers).items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, logged_step(trainer))
+        self._log(trainer, {f"gradients/{name}": value for name, value in (logged | numbers).items()})
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self._has_several_optimizers(trainer):
+        if len(trainer.optimizers) > 1:
             self._close()
-
-    def on_train_end(self, *_: Any) -> None:
-        self._close()
-
-    def on_exception(self, *_: Any) -> None:
-        self._close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self._first, "last": self._last}
@@ -210,14 +184,12 @@ class GradientMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first, self._last = state_dict["first"], state_dict["last"]
 
-    def _has_several_optimizers(self, trainer: pl.Trainer) -> bool:
-        """Whether more than one optimizer may step within a batch (manual optimization)."""
-        return len(trainer.optimizers) > 1
-
-    def _close(self) -> None:
+    def _close(self, *_: Any, **__: Any) -> None:
         if self._outputs is not None:
             self._outputs.close()
         self._outputs = None
+
+    on_train_epoch_start = on_train_end = on_exception = _close
 
 
 @torch.no_grad()
@@ -226,13 +198,8 @@ def layer_gradients(
 ) -> list[LayerGradient]:
     """Return the gradient norms of linear and convolutional layers, in order of registration.
 
-    A layer whose weight has no gradient is left out. A weight that two layers share counts once, at the first of them.
-    Synchronizes with the device once.
-
-    Args:
-        module: a module after a backward pass.
-        norms: norms of the gradients with respect to the layers' outputs.
-        only: include these weights only; None for all.
+    A layer whose weight has no gradient, or is not in ``only``, is left out. A weight that two layers share counts
+    once, at the first of them. ``norms`` are those of the outputs. Synchronizes with the device once.
     """
     weights: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
@@ -276,12 +243,6 @@ def gradient_growth(found: list[LayerGradient]) -> dict[str, float]:
     logs = [math.log(each.norm) for each in hidden]
     slope = float(np.polynomial.polynomial.polyfit([each.depth for each in hidden], logs, 1)[1])
     return {"growth": math.exp(-slope), "decades": (logs[0] - logs[-1]) / math.log(10)}
-
-
-def _loss_scale(trainer: pl.Trainer) -> float:
-    """The factor that ``precision=16-mixed`` multiplies the loss by; 1 for other precisions."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
 def _norm(x: Tensor) -> Tensor:

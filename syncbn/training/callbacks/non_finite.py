@@ -1,7 +1,7 @@
 """Stops training when the loss is NaN or infinite, before the weights are updated, and names the first bad layer."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.simulation import Simulated
 from syncbn.nn.torch_internals import COMPILED, NormBase
+from syncbn.training.callbacks.compare_ranks import of_all_ranks
+from syncbn.training.callbacks.layer_monitor import check_interval
 from syncbn.training.callbacks.step_replay import ReplayResult, all_finite, replay
 from syncbn.training.console import print_line
 from syncbn.training.errors import SettingError
@@ -63,8 +65,7 @@ class StopOnNonFinite(pl.Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None, action: str = "fail") -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise SettingError("callbacks.finite.every_n_steps", every_n_steps, "use 1 or more, or null")
+        check_interval("finite", every_n_steps)
         if action not in ("fail", "stop"):
             raise SettingError("callbacks.finite.action", action, "use fail, or stop to end training without an error")
         self.every_n_steps, self.action = every_n_steps, action
@@ -130,9 +131,7 @@ class StopOnNonFinite(pl.Callback):
 
         This is a collective: every rank has to call it, and all ranks get the same answer.
 
-        Args:
-            trainer: the trainer of the run.
-            non_finite: description of what this rank found to be non-finite; None if it found nothing.
+        ``non_finite`` describes what this rank found; None if it found nothing.
         """
         if self.action != "stop" or self.diverged:
             return self.diverged
@@ -153,20 +152,10 @@ class StopOnNonFinite(pl.Callback):
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
 
     def _report(self, trainer: pl.Trainer, found: tuple[str, bool] | None) -> None:
-        """Print the finding of one rank, preferably of a guilty one; a collective.
-
-        Args:
-            trainer: the trainer of the run.
-            found: this rank's message and whether this rank is guilty; None if it found nothing.
-        """
-        gathered = [found]
-        if trainer.world_size > 1:
-            gathered = [None] * trainer.world_size
-            dist.all_gather_object(gathered, found)
-        message, _ = max(filter(None, gathered), key=lambda each: each[1])
+        """Print the message of one rank, preferably of a guilty one; a collective. None: this rank found nothing."""
+        message, _ = max(filter(None, of_all_ranks(trainer, found)), key=lambda each: each[1])
         if trainer.is_global_zero:
-            line = f"warning: {message}; training stops here (callbacks.finite.action=stop)"
-            print_line(line, error=True)
+            print_line(f"warning: {message}; training stops here (callbacks.finite.action=stop)", error=True)
 
     def _describe(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, value: float
@@ -202,7 +191,7 @@ def first_non_finite_parameter(module: nn.Module) -> str | None:
     Other buffers are not checked: they may hold an inf on purpose, as an attention mask does. Synchronizes with a GPU
     once.
     """
-    return _first_non_finite(_parameters_and_statistics(module, running=lambda layer: True))
+    return _first_non_finite(module, running=lambda layer: True)
 
 
 def stopper(trainer: pl.Trainer) -> StopOnNonFinite | None:
@@ -239,7 +228,7 @@ def _describe_layer(result: ReplayResult, in_batch: str | None) -> str:
     label = f"{name.replace(f'.{COMPILED}', '') or 'the LightningModule'} ({type(layer).__name__})"
     # The running statistics of a layer in training mode are left out: this batch may have made them non-finite, and the
     # layer does not normalize with them.
-    non_finite = _first_non_finite(_parameters_and_statistics(layer, running=lambda norm: not norm.training))
+    non_finite = _first_non_finite(layer, running=lambda norm: not norm.training)
     text = f"the first non-finite output is that of {label}"
     if non_finite is not None:
         return f"{text}, whose {non_finite} is not finite already"
@@ -250,26 +239,20 @@ def _describe_layer(result: ReplayResult, in_batch: str | None) -> str:
     return f"{text}, whose input is not finite though every layer's output before it is"
 
 
-def _parameters_and_statistics(module: nn.Module, running: Any) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and running statistics of the normalization layers for which ``running(layer)`` is true."""
-    yield from module.named_parameters()
+def _first_non_finite(module: nn.Module, running: Callable[[NormBase], bool]) -> str | None:
+    """The first non-finite parameter, or running statistic of the normalization layers that ``running`` accepts."""
+    named: list[tuple[str, Tensor]] = list(module.named_parameters())
     for prefix, layer in module.named_modules():
         if isinstance(layer, NormBase) and running(layer):
-            for name in ("running_mean", "running_var"):
-                if (buffer := getattr(layer, name)) is not None:
-                    yield f"{prefix}.{name}".removeprefix("."), buffer
-
-
-def _first_non_finite(tensors: Iterator[tuple[str, Tensor]]) -> str | None:
-    flags: dict[torch.device, list[Tensor]] = defaultdict(list)
-    names: dict[torch.device, list[tuple[int, str]]] = defaultdict(list)
-    for index, (name, tensor) in enumerate(tensors):
-        flags[tensor.device].append(torch.isfinite(tensor.detach()).all())
-        names[tensor.device].append((index, name))
-    non_finite = [
-        name
-        for device, found in flags.items()
-        for name, finite in zip(names[device], torch.stack(found).tolist(), strict=True)  # one synchronization a device
-        if not finite
-    ]
-    return min(non_finite)[1] if non_finite else None
+            statistics = {"running_mean": layer.running_mean, "running_var": layer.running_var}
+            named += [
+                (f"{prefix}.{name}".removeprefix("."), each) for name, each in statistics.items() if each is not None
+            ]
+    places: dict[torch.device, list[int]] = defaultdict(list)
+    for place, (_, tensor) in enumerate(named):
+        places[tensor.device].append(place)
+    non_finite = []
+    for found in places.values():
+        flags = torch.stack([torch.isfinite(named[place][1].detach()).all() for place in found])
+        non_finite += [place for place, finite in zip(found, flags.tolist(), strict=True) if not finite]
+    return named[min(non_finite)][0] if non_finite else None

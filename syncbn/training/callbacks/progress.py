@@ -13,11 +13,7 @@ from syncbn.training.data.loaders import global_samples
 
 
 def shows_bar(trainer: dict[str, Any]) -> bool:
-    """Whether to show a progress bar: ``trainer.enable_progress_bar`` decides, by default whether stdout is a terminal.
-
-    Args:
-        trainer: arguments of the Trainer.
-    """
+    """Whether to show a progress bar: as ``enable_progress_bar`` of ``trainer``, by default if stdout is a terminal."""
     return bool(trainer.get("enable_progress_bar", sys.stdout.isatty()))
 
 
@@ -43,11 +39,7 @@ class Bar(RichProgressBar):
 
 
 class LogLines(pl.Callback):
-    """Prints one line per epoch, and in long epochs another line every ``seconds``.
-
-    Args:
-        seconds: the time between two lines within an epoch; checked after each batch.
-    """
+    """Prints one line per epoch, and in long epochs another line every ``seconds``; checked after each batch."""
 
     def __init__(self, seconds: float = 30.0) -> None:
         self.seconds = seconds
@@ -102,8 +94,7 @@ class Throughput(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.monotonic()
+    on_validation_end = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

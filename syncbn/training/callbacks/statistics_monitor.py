@@ -14,16 +14,14 @@ from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
 from syncbn.nn.torch_internals import BatchNormBase
 from syncbn.training.callbacks import device_spread
+from syncbn.training.callbacks.layer_monitor import MAX_LOGGED_LAYERS, LayerMonitor
 from syncbn.training.callbacks.step_probe import StepProbe
-from syncbn.training.errors import SettingError
 from syncbn.training.lightning_internals import accumulates, logged_step
-from syncbn.training.loggers.csv_logger import MetricsFile
 
 COLUMNS = ("step", "layer", *device_spread.Figures._fields, "seconds")
-MAX_LOGGED_LAYERS = 16  # with more layers, loggers get summaries instead of one metric per layer
 
 
-class StatisticsMonitor(pl.Callback):
+class StatisticsMonitor(LayerMonitor):
     """Measures how much the devices' batches differ in each batch norm layer, and the time of the layer's all-reduces.
 
     Works for synchronized and per-device layers. Rank 0 writes ``statistics.csv``, one row per layer and measured step:
@@ -53,14 +51,13 @@ class StatisticsMonitor(pl.Callback):
         SettingError: ``every_n_steps`` below 1.
     """
 
+    name = "statistics"
+
     def __init__(self, every_n_steps: int | None = None, directory: str | Path | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise SettingError("callbacks.statistics.every_n_steps", every_n_steps, "use 1 or more, or null")
-        self.every_n_steps, self.directory = every_n_steps, directory
+        super().__init__(every_n_steps, directory)
         self._layers: dict[str, BatchNormBase] = {}
         self._layout = device_spread.Layers([])
         self._renamed: dict[str, str] = {}
-        self._file: MetricsFile | None = None
         self._probe: StepProbe | None = None
         self._active = self._warm = self._mid_step = False
         self._measurements, self._seconds, self._step_seconds = 0, 0.0, 0.0
@@ -87,15 +84,7 @@ class StatisticsMonitor(pl.Callback):
         channels = [layer.num_features for layer in self._layers.values()]
         self._layout = device_spread.Layers(channels).to(pl_module.device)
         self._name_layers()
-        # trainer.log_dir broadcasts rank 0's directory, so all ranks have to read it (Lightning 2.6).
-        directory = trainer.log_dir if self.directory is None else self.directory
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(directory or trainer.default_root_dir)
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = MetricsFile(path, "statistics.csv", COLUMNS)
-            # On a resume, steps after the checkpoint are measured again, so their rows are removed. For the expression
-            # see wandb_logger.restore_position.
-            self._file.cut(0, min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1))
+        self._open_file(trainer, COLUMNS)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._discard_probe()
@@ -105,9 +94,7 @@ class StatisticsMonitor(pl.Callback):
         self._discard_probe()  # the time of a validation is not part of the step
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        due = every > 0 and (logged_step(trainer) + 1) % every == 0  # the steps at which Lightning logs step metrics
-        if due and not self._mid_step and self._probe is None and self._active and self._layers:
+        if self._is_due(trainer) and not self._mid_step and self._probe is None and self._active and self._layers:
             self._probe = StepProbe(self._layers, pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -123,14 +110,13 @@ class StatisticsMonitor(pl.Callback):
                 self._report(trainer, total)
         self._warm = True
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self._discard_probe()
         for name, before in self._renamed.items():
             self._layers[name].__dict__["name_in_model"] = before
         self._renamed = {}
 
-    def on_exception(self, *_: Any) -> None:
-        self.on_train_end()
+    on_exception = on_train_end
 
     def _name_layers(self) -> None:
         """Give each synchronized layer its name in this module, by which the probe tells the all-reduces apart.
@@ -167,8 +153,8 @@ class StatisticsMonitor(pl.Callback):
             self._seconds += all_seconds
             self._step_seconds += step_seconds
             metrics["statistics/collective_share"] = all_seconds / step_seconds
-        for logger in trainer.loggers if metrics else ():
-            logger.log_metrics(metrics, step)
+        if metrics:
+            self._log(trainer, metrics)
 
 
 def _summary(found: dict[str, device_spread.Figures]) -> dict[str, float]:

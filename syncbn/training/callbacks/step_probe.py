@@ -44,14 +44,14 @@ class StepProbe:
         self._hooks = [
             layer.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True) for name, layer in layers.items()
         ]
-        observer.begin(self)
+        observer.install(self)
         self._start = self._end = _time_mark(device)
 
     def close(self) -> None:
         """Mark the end of the step and remove the hooks; later calls do nothing."""
         if self._hooks:
             self._end = _time_mark(self._device)
-            observer.end()
+            observer.install(None)
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -140,9 +140,9 @@ def _time_mark(device: torch.device) -> TimeMark:
 
 def _seconds_between(start: TimeMark, end: TimeMark) -> float:
     """Seconds from ``start`` to ``end``; on a GPU the host waits until ``end`` has been reached."""
-    if isinstance(start, float) or isinstance(end, float):
-        assert isinstance(start, float)
+    if isinstance(start, float):
         assert isinstance(end, float)
         return end - start
+    assert not isinstance(end, float)
     end.synchronize()
     return float(start.elapsed_time(end)) / 1000

@@ -21,7 +21,7 @@ from torchmetrics import Metric
 
 from syncbn.nn.comm import all_reduce, c10d
 from syncbn.nn.conversion import convert
-from syncbn.nn.torch_internals import TorchDispatchMode, registered_buffers
+from syncbn.nn.torch_internals import TorchDispatchMode, buffers_restored
 
 
 @dataclass
@@ -112,24 +112,19 @@ def _state_restored(pl_module: pl.LightningModule) -> Iterator[None]:
     """
     layers = list(pl_module.modules())
     attributes = [(layer, type(layer), dict(vars(layer))) for layer in layers]
-    buffers = [(registered, dict(registered)) for registered in map(registered_buffers, layers)]
-    values = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
     vars(pl_module)["log"] = _do_nothing
     vars(pl_module)["manual_backward"] = _stop_before_backward
     for layer in layers:
         if isinstance(layer, Metric):
             vars(layer)["update"] = _do_nothing
     try:
-        yield
+        with buffers_restored(pl_module):
+            yield
     finally:
         for layer, original_class, before in attributes:
             layer.__class__ = original_class  # convert() has changed the class of torch.nn.SyncBatchNorm layers
             vars(layer).clear()
             vars(layer).update(before)
-        for registered, names in buffers:
-            registered.update(names)
-        for buffer, value in values:
-            buffer.copy_(value)
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:

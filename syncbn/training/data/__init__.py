@@ -15,7 +15,7 @@ _HOME = {
     "train_loader": "loaders",
 }
 
-__all__ = ["Digits", "ExactSampler", "SampleError", "corrupt", "exact_loader", "train_loader"]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,7 @@ PARAMETERS = {
     "scale": (1.5, 2.0, 3.0, 5.0, 8.0),  # factor
 }
 KINDS = tuple(PARAMETERS)
+UNCLIPPED = ("shift", "scale")
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -72,20 +73,13 @@ def corrupt(images: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tenso
     check_images(images, "corrupt")
     x = images.detach().cpu().double().numpy()
     corrupted = _APPLY[kind](x, PARAMETERS[kind][severity - 1], np.random.default_rng(seed))
+    if kind not in UNCLIPPED:
+        corrupted = np.clip(corrupted, 0, 1)
     return torch.from_numpy(corrupted).to(images.device, images.dtype)
 
 
 def check(kind: str, severity: int, names: tuple[str, str] = ("kind", "severity")) -> None:
-    """Check the kind and severity of a corruption.
-
-    Args:
-        kind: one of :data:`KINDS`.
-        severity: 1 to 5.
-        names: names of the two settings, for the error.
-
-    Raises:
-        SettingError: unknown kind or severity.
-    """
+    """Raise a SettingError for an unknown kind or severity of a corruption; ``names`` are those of the two settings."""
     if kind not in PARAMETERS:
         raise SettingError(names[0], kind, f"use one of {', '.join(KINDS)}")
     if severity not in SEVERITIES or isinstance(severity, bool):
@@ -93,14 +87,9 @@ def check(kind: str, severity: int, names: tuple[str, str] = ("kind", "severity"
 
 
 def check_images(images: Tensor, name: str) -> None:
-    """Check that images are of the kind that the severities were chosen for.
+    """Raise a SettingError of ``name`` unless the images are floating-point ``(N, C, H, W)`` in [0, 1].
 
-    Args:
-        images: the images to check.
-        name: name of the setting, for the error.
-
-    Raises:
-        SettingError: the shape is not ``(N, C, H, W)``, the type is an integer type, or values are outside [0, 1].
+    The severities were chosen for such images.
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise SettingError(
@@ -116,32 +105,14 @@ def check_images(images: Tensor, name: str) -> None:
         )
 
 
-def _gaussian_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
-    return np.clip(x + c * rng.standard_normal(x.shape), 0, 1)
-
-
-def _shot_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
-    photons: Images = rng.poisson(c * x) / c
-    return np.clip(photons, 0, 1)
-
-
 def _impulse_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
     u, salt = np.moveaxis(rng.random((*x.shape, 2)), -1, 0)
     return np.where(u <= c, salt <= 0.5, x)
 
 
-def _speckle_noise(x: Images, c: float, rng: np.random.Generator) -> Images:
-    return np.clip(x + c * x * rng.standard_normal(x.shape), 0, 1)
-
-
-def _gaussian_blur(x: Images, c: float, rng: np.random.Generator) -> Images:
-    blurred: Images = gaussian_filter(x, (0, 0, c, c), mode="nearest")  # scikit-image's default, as published
-    return np.clip(blurred, 0, 1)
-
-
 def _contrast(x: Images, c: float, rng: np.random.Generator) -> Images:
     mean: Images = x.mean((2, 3), keepdims=True)
-    return np.clip((x - mean) * c + mean, 0, 1)
+    return (x - mean) * c + mean
 
 
 def _brightness(x: Images, c: float, rng: np.random.Generator) -> Images:
@@ -151,22 +122,16 @@ def _brightness(x: Images, c: float, rng: np.random.Generator) -> Images:
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
 
 
-def _shift(x: Images, c: float, rng: np.random.Generator) -> Images:
-    return x + c
-
-
-def _scale(x: Images, c: float, rng: np.random.Generator) -> Images:
-    return x * c
-
-
+# Clipped to [0, 1] afterwards, except for UNCLIPPED.
 _APPLY: dict[str, Callable[[Images, float, np.random.Generator], Images]] = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
+    "gaussian_noise": lambda x, c, rng: x + c * rng.standard_normal(x.shape),
+    "shot_noise": lambda x, c, rng: rng.poisson(c * x) / c,
     "impulse_noise": _impulse_noise,
-    "speckle_noise": _speckle_noise,
-    "gaussian_blur": _gaussian_blur,
+    "speckle_noise": lambda x, c, rng: x + c * x * rng.standard_normal(x.shape),
+    # The mode is scikit-image's default, as published.
+    "gaussian_blur": lambda x, c, rng: gaussian_filter(x, (0, 0, c, c), mode="nearest"),
     "contrast": _contrast,
     "brightness": _brightness,
-    "shift": _shift,
-    "scale": _scale,
+    "shift": lambda x, c, rng: x + c,
+    "scale": lambda x, c, rng: x * c,
 }

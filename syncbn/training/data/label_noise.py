@@ -8,15 +8,7 @@ from syncbn.training.errors import SettingError
 
 
 def check_share(name: str, share: float) -> None:
-    """Check that a setting is a share.
-
-    Args:
-        name: name of the setting, for the error.
-        share: its value.
-
-    Raises:
-        SettingError: the value is not a number from 0 to 1.
-    """
+    """Raise a SettingError unless the setting ``name`` is a number from 0 to 1."""
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
         raise SettingError(name, share, "use a share, a number from 0 to 1")
 
@@ -24,13 +16,7 @@ def check_share(name: str, share: float) -> None:
 def relabelled(labels: Tensor, share: float, num_classes: int, *, seed: int) -> Tensor:
     """Return labels of which ``round(share * N)`` are replaced by another class, each with equal probability.
 
-    This is "symmetric" label noise.
-
-    Args:
-        labels: shape ``(N,)``, 0 to ``num_classes - 1``; left unchanged.
-        share: 0 to 1.
-        num_classes: two or more.
-        seed: seed of the random draws; no global generator is used.
+    This is "symmetric" label noise. No global generator is used, and ``labels`` are left unchanged.
     """
     rng = np.random.default_rng([seed, 1])  # independent of the stream [seed, 2] of the outliers
     chosen = _chosen(len(labels), share, rng)
@@ -41,14 +27,7 @@ def relabelled(labels: Tensor, share: float, num_classes: int, *, seed: int) -> 
 
 
 def with_outliers(images: Tensor, share: float, scale: float, *, seed: int) -> Tensor:
-    """Return images of which ``round(share * N)`` are multiplied by ``scale``.
-
-    Args:
-        images: shape ``(N, *)``; left unchanged.
-        share: 0 to 1.
-        scale: the factor.
-        seed: seed of the random draws; no global generator is used.
-    """
+    """Return images of which ``round(share * N)`` are multiplied by ``scale``; no global generator is used."""
     chosen = _chosen(len(images), share, np.random.default_rng([seed, 2]))
     scaled = images.clone()
     scaled[chosen] *= scale

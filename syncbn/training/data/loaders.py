@@ -4,13 +4,12 @@ import copy
 import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import blake2b
 from itertools import count
 from os import PathLike, fspath
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -33,10 +32,7 @@ from torch.utils.data import (
 
 from syncbn.nn import rng
 from syncbn.nn.torch_internals import tree_map
-from syncbn.training.data import samplers
-from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request
-from syncbn.training.data.samplers import this_rank as _rank
-from syncbn.training.data.samplers import world_size as _world_size
+from syncbn.training.data.samplers import ExactSampler, GlobalBatchSampler, Request, this_rank, world_size
 from syncbn.training.errors import AgreedError, SettingError
 
 FILES = ("samples", "imgs", "paths", "files", "filenames")  # attributes in which data sets keep the list of their files
@@ -132,12 +128,8 @@ class Batches(Dataset[Any]):
         return len(cast(Sized, self.dataset))
 
     def __getitem__(self, request: Request | list[int]) -> Any:
-        if not isinstance(request, Request):
-            request = Request(request)
-        if not self.draws:
-            return self._fetch(request)
-        with _generators_restored():
-            return self._fetch(request)
+        with _generators_restored() if self.draws else nullcontext():
+            return self._fetch(request if isinstance(request, Request) else Request(request))
 
     def _fetch(self, request: Request) -> Any:
         indices = request.indices or [request.like]
@@ -167,8 +159,7 @@ class Batches(Dataset[Any]):
         np.random.seed(np.frombuffer(words[16:32], "<u4"))
 
 
-@dataclass
-class _Unreadable:
+class _Unreadable(NamedTuple):
     """Returned by a worker in place of a batch with a sample that it could not read."""
 
     line: str
@@ -267,7 +258,7 @@ def train_loader(
         SampleError: during iteration, if ``dataset[i]`` raises; it names the sample.
     """
     sampler = GlobalBatchSampler(
-        dataset, batch_size, _world_size(), _rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
+        dataset, batch_size, world_size(), this_rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
     )
     options.setdefault("generator", torch.Generator().manual_seed(seed))
     return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)
@@ -329,18 +320,11 @@ def second_loader(
 ) -> TrainLoader:
     """Make an independent loader over the same data; the position of the given loader is not changed.
 
-    Args:
-        loader: a loader of training data.
-        make_error: makes the error from its ``hint``.
-        fix: end of the hint: what works if no second loader can be made.
-
-    Raises:
-        AgreedError: the loader is not a DataLoader over a map-style data set, or it has a custom sampler.
+    If it is no DataLoader over a map-style data set, or has a custom sampler, this raises ``make_error(hint=...)``,
+    where the hint ends with ``fix``.
     """
-    options: dict[str, Any] = {
-        name: getattr(loader, name, None) for name in ("worker_init_fn", "multiprocessing_context")
-    }
-    options |= {"num_workers": getattr(loader, "num_workers", 0), "pin_memory": getattr(loader, "pin_memory", False)}
+    defaults = {"worker_init_fn": None, "multiprocessing_context": None, "num_workers": 0, "pin_memory": False}
+    options: dict[str, Any] = {name: getattr(loader, name, default) for name, default in defaults.items()}
     if isinstance(loader, TrainLoader):
         generator = torch.Generator().manual_seed(loader.sampler.seed)
         sampler = copy.copy(loader.sampler)
@@ -353,7 +337,7 @@ def second_loader(
         and type(loader.sampler) in known
     ):
         assert loader.batch_size is not None
-        enough = len(cast(Sized, loader.dataset)) >= loader.batch_size * samplers.world_size()
+        enough = len(cast(Sized, loader.dataset)) >= loader.batch_size * world_size()
         options |= {"remainder": "drop" if enough else "pad", "collate_fn": loader.collate_fn}
         return train_loader(loader.dataset, loader.batch_size, **options)
     raise make_error(hint=f"no second loader can be made of the training data ({type(loader).__name__}); {fix}")

@@ -74,11 +74,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=shuffle, seed=seed)
         check_remainder(remainder)
-        self.remainder, self.samples, self.global_batch = (
-            remainder,
-            len(cast(Sized, dataset)),
-            batch_size * num_replicas,
-        )
+        self.remainder, self.global_batch = remainder, batch_size * num_replicas
+        self.samples = len(cast(Sized, dataset))
         self.shards = None if shards is None else [list(shard) for shard in shards]
         if self.shards is not None:
             self._check_shards(self.shards)
@@ -234,11 +231,7 @@ class ExactSampler(DistributedSampler[Any]):
 
 
 def check_remainder(remainder: str) -> None:
-    """Check the setting ``data.remainder``.
-
-    Raises:
-        SettingError: the value is not in :data:`REMAINDERS`.
-    """
+    """Raise a SettingError unless the value is in :data:`REMAINDERS`."""
     if remainder not in REMAINDERS:
         raise SettingError("data.remainder", remainder, f"use one of {', '.join(REMAINDERS)}")
 

@@ -43,11 +43,7 @@ class ShardBatch:
 
 
 def check(shards: str | None, num_shards: int | None) -> None:
-    """Check the settings ``data.shards`` and ``data.num_shards``.
-
-    Raises:
-        SettingError: unknown kind of shards; fewer than two shards; a number of shards without a kind.
-    """
+    """Raise a SettingError for an unknown kind, fewer than two shards, or a number of shards without a kind."""
     if shards is None:
         if num_shards is not None:
             raise SettingError("data.num_shards", num_shards, f"data.shards is null; use data.shards={_choices()}")

@@ -36,8 +36,8 @@ class Strategy(DDPStrategy):
     """
 
     def __init__(self, settings: DictConfig, buffers: Mapping[str, Any], timeout: timedelta) -> None:
-        arguments = {name: settings[name] for name in ("find_unused_parameters", "static_graph")}
-        arguments |= {name: settings[name] for name in ("gradient_as_bucket_view", "bucket_cap_mb")}
+        names = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")
+        arguments = {name: settings[name] for name in names}
         super().__init__(timeout=timeout, **arguments, **buffers)
         self.settings, self.trained = settings, list[str]()
 
@@ -70,13 +70,7 @@ class Strategy(DDPStrategy):
 def explained(strategy: Any) -> Iterator[None]:
     """Within this context, an error of DistributedDataParallel is replaced by one that names the ``ddp`` setting.
 
-    Errors that no setting of ``ddp`` solves are not changed.
-
-    Args:
-        strategy: a :class:`Strategy`.
-
-    Raises:
-        SettingError: in place of torch's RuntimeError.
+    Errors that no setting of ``ddp`` solves are not changed. ``strategy`` is a :class:`Strategy`.
     """
     try:
         yield

@@ -13,13 +13,9 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def start_store(address: str = LOCALHOST, port: int = 0) -> Any:
-    """Starts a ``TCPStore`` server in this process.
+    """Starts a ``TCPStore`` server in this process, to which ranks connect by ``address``; port 0 is a free one.
 
     It listens on the loopback interface if ``address`` is :data:`LOCALHOST`, and otherwise on all interfaces.
-
-    Args:
-        address: by which the ranks connect.
-        port: to listen on; 0 for a free one.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name
 

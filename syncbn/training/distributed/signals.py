@@ -26,28 +26,18 @@ SIGNALS = (
 AGAIN = (signal.SIGINT, signal.SIGQUIT)  # as a second signal these end the run at once; others may be sent repeatedly
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: all ranks raise it at the same step
-    """Stops all ranks at the same step after a signal to one of them.
-
-    Attributes:
-        signum: the signal.
-    """
-
+class _BySignal(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal interrupts the launcher. It is a KeyboardInterrupt, so that ``except Exception`` does not catch it.
+class Stopped(_BySignal, Exception):  # noqa: N818  # not an error: all ranks raise it at the same step
+    """Stops all ranks at the same step after the signal ``signum`` to one of them."""
 
-    Attributes:
-        signum: the signal.
-    """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+class Interrupted(_BySignal, KeyboardInterrupt):
+    """The signal ``signum`` interrupts the launcher. ``except Exception`` does not catch it."""
 
 
 _asked = 0

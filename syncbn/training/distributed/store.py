@@ -18,7 +18,7 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
 
     Args:
         key: name of the value in the store.
-        make: called on rank 0.
+        make: see above.
         lasting: keep the value when torchrun restarts the ranks (``--max-restarts``), so that they resume the same run.
 
     Raises:
@@ -46,18 +46,10 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
 
 
 def gathered(key: str, mine: str, timeout: float) -> list[str]:
-    """Gathers one value of each rank on all ranks, through the launcher's store.
-
-    Args:
-        key: name of the values in the store.
-        mine: the value of this rank.
-        timeout: seconds to wait for the slowest rank.
-
-    Returns:
-        The values, by rank.
+    """Gathers one value of each rank, by rank, on all ranks, through the launcher's store.
 
     Raises:
-        SettingError: a rank did not report in time.
+        SettingError: a rank did not report within ``timeout`` seconds.
     """
     store, name, world = connect(timeout), of_this_attempt(key), int(os.environ["WORLD_SIZE"])
     store.set(f"{name}/{os.environ['RANK']}", mine)
@@ -73,11 +65,7 @@ def gathered(key: str, mine: str, timeout: float) -> list[str]:
 
 
 def connect(timeout: float) -> Any:
-    """Opens a new connection to the launcher's store.
-
-    Args:
-        timeout: seconds to wait for the store, and for keys that it does not have yet.
-    """
+    """Opens a new connection to the launcher's store; it waits ``timeout`` seconds for it, and for missing keys."""
     if environment.launcher() == "srun":
         slurm.join()
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not by name

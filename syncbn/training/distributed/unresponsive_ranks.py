@@ -36,9 +36,8 @@ def is_timeout(message: str) -> bool:
 
 def register_host() -> None:
     """Writes this rank's host to the store, to name it if the rank no longer responds. Called before any collective."""
-    if _is_disabled():
-        return
-    _append(store.connect(store.START), "hosts", environment.host())
+    if not _is_disabled():
+        _append(store.connect(store.START), "hosts", environment.host())
 
 
 def report_failure(error: BaseException) -> None:
@@ -46,9 +45,6 @@ def report_failure(error: BaseException) -> None:
 
     To be called at once: the other ranks wait :data:`PATIENCE` seconds for reports, and a rank may take longer to clean
     up.
-
-    Args:
-        error: the exception that ends this rank.
     """
     if _is_disabled() or isinstance(error, Stopped | AgreedError):  # all ranks raise these
         return
@@ -59,11 +55,7 @@ def report_failure(error: BaseException) -> None:
 def find_unresponsive(error: Exception, timeout: float) -> str:
     """Names the ranks that this rank waited for in vain, each with its host.
 
-    Takes :data:`PATIENCE` seconds, or less if all ranks have reported.
-
-    Args:
-        error: the exception that ended this rank.
-        timeout: of a collective, in seconds.
+    Takes :data:`PATIENCE` seconds, or less if all ranks have reported. ``timeout`` is that of a collective, in seconds.
 
     Returns:
         A part of an error line; empty if the error is not that of a collective that another rank left.

@@ -25,11 +25,9 @@ def evaluate_training_images(
     time), and with label noise, if there is any.
 
     Args:
-        trainer: a trainer that has fitted and tested this module.
-        pl_module: the module.
+        trainer, pl_module, options: see :func:`~.repeat_test.retest`.
         test: the metrics of the test.
         datamodule: the data module; its ``test_dataloader`` is replaced during the call.
-        options: further arguments of ``trainer.test``.
 
     Returns:
         ``fit/acc``, ``fit/loss`` and the other metrics of the test under ``fit/``, and ``fit/gap``, the test loss minus

@@ -167,16 +167,9 @@ def _hook_owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> pl.Lightn
 def evaluate_with_precise_statistics(
     trainer: Any, pl_module: pl.LightningModule, num_batches: int, **options: Any
 ) -> dict[str, Any]:
-    """Repeat the test with population statistics over ``num_batches`` training batches.
+    """Repeat the test with population statistics over ``num_batches`` training batches on each rank.
 
-    Args:
-        trainer: a trainer that has fitted and tested this module.
-        pl_module: the module.
-        num_batches: number of batches on each rank.
-        options: further arguments of ``trainer.test``.
-
-    Returns:
-        The metrics of the test with ``precise/`` in place of ``test/``; they are also logged.
+    The metrics have ``precise/`` in place of ``test/``. For the arguments see :func:`~.repeat_test.retest`.
     """
     callback = PreciseStatistics(num_batches, every_n_epochs=None, before_test=True)
     trainer.callbacks.append(callback)
@@ -190,10 +183,11 @@ def evaluate_with_precise_statistics(
 def _synchronized(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """Synchronize the layers as in training: Lightning applies its LayerSync plugin only while fitting."""
     sync = lightning_internals.layer_sync(trainer)
-    if sync is not None:
-        sync.apply(pl_module)
+    if sync is None:
+        yield
+        return
+    sync.apply(pl_module)
     try:
         yield
     finally:
-        if sync is not None:
-            sync.revert(pl_module)
+        sync.revert(pl_module)

@@ -20,8 +20,7 @@ def retest(
     """Repeat the test under another name.
 
     Args:
-        trainer: a trainer that has fitted and tested this module.
-        pl_module: the module.
+        trainer, pl_module: a trainer that has fitted and tested this module.
         name: replaces ``test`` in the names of the metrics.
         more: computes further metrics, with full names, from the renamed ones.
         options: further arguments of ``trainer.test``.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -123,6 +124,13 @@ class MetricsFile(Logger):
             writer = csv.DictWriter(file, self._columns or ())
             writer.writeheader()
             writer.writerows(rows)
+
+
+def first_step(trainer: pl.Trainer) -> int:
+    """The step of the first row that training will log, when it begins or resumes."""
+    # The logged step counts optimizer steps with one optimizer, and batches with several. The smaller number is the
+    # right one in both cases: one optimizer steps at most once per batch, several step at least once.
+    return min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ def waiting(run_dir: Path) -> list[Path]:
     return [
         directory
         for directory in directories(run_dir)
-        if (is_offline(directory) or _is_incomplete(directory))
+        if (is_offline(directory) or wandb_internals.upload_failed(directory) or (directory / "unsent").exists())
         and not wandb_internals.was_synced(directory)
         and wandb_internals.has_records(directory)
     ]
@@ -72,8 +72,3 @@ def is_offline(directory: Path) -> bool:
 def mark_unsent(directory: Path) -> None:
     """Record that an attempt ended before it was uploaded completely."""
     (directory / "unsent").touch()
-
-
-def _is_incomplete(directory: Path) -> bool:
-    """Whether the upload is incomplete: it timed out, or W&B's process gave up."""
-    return wandb_internals.upload_failed(directory) or (directory / "unsent").exists()

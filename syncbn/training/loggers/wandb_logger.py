@@ -23,7 +23,7 @@ from syncbn.training.console import print_line
 from syncbn.training.distributed import signals
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files, wandb_internals
-from syncbn.training.loggers.csv_logger import MetricsFile, read
+from syncbn.training.loggers.csv_logger import MetricsFile, first_step, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.processes import temporary_directory
 from syncbn.training.run_directory import record
@@ -43,9 +43,7 @@ def build(cfg: DictConfig, run_dir: Path, rank: int) -> list[Logger]:
     file = MetricsFile(run_dir)
     if cfg.logger.name != "wandb" or cfg.logger.mode == "disabled":
         return [file]
-    if rank != 0:
-        return [file, _WandbLogger(None, run_dir, cfg.logger.project)]
-    run = _open(cfg, run_dir)
+    run = _open(cfg, run_dir) if rank == 0 else None
     return [file, _WandbLogger(run, run_dir, cfg.logger.project)]
 
 
@@ -63,24 +61,14 @@ def restore_position(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
     """
     if not trainer.is_global_zero or "rows" not in position:
         return
-    # The logged step counts optimizer steps with one optimizer, and batches with several. The smaller number is the
-    # right one in both cases: one optimizer steps at most once per batch, several step at least once.
-    step = min(trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
     for file in (logger for logger in trainer.loggers if isinstance(logger, MetricsFile)):
-        file.cut(position["rows"], step)
+        file.cut(position["rows"], first_step(trainer))
     for run in (logger for logger in trainer.loggers if isinstance(logger, _WandbLogger)):
         run.catch_up()
 
 
 def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dict[str, Any] | None = None) -> None:
-    """Close the W&B run of this process, if it has one.
-
-    Args:
-        run_dir: the run directory.
-        failed: whether to mark the run as failed.
-        preempted: whether to mark the run as preempting, because it will be resumed.
-        summary: values for the summary of the W&B run.
-    """
+    """Close the W&B run of this process, if it has one; ``preempted`` marks a run that will be resumed."""
     if wandb.run is None:
         return
     directory, finished = Path(wandb.run.dir).parent, True
@@ -188,13 +176,7 @@ def _start_service() -> None:
 
 
 class _WandbLogger(WandbLogger):
-    """Logs into the run that :func:`build` has opened; each metric of a step is logged once over all attempts.
-
-    Args:
-        run: the W&B run, just opened, on rank 0; None on other ranks.
-        run_dir: the run directory.
-        project: name of the W&B project.
-    """
+    """Logs into ``run``, just opened (None on ranks other than 0); each metric of a step once over all attempts."""
 
     def __init__(self, run: Any, run_dir: Path, project: str) -> None:
         super().__init__(experiment=run, project=project, save_dir=run_dir)

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from syncbn.nn import statistics
+from syncbn.nn.kernels import running_statistics
 from syncbn.nn.statistics import Moments
 from syncbn.nn.torch_internals import BatchNormBase
 
@@ -21,8 +22,7 @@ class PoolRunningStatistics(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pool_running_statistics(pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pool_running_statistics(pl_module)
+    on_train_epoch_end = on_validation_start
 
 
 @torch.no_grad()
@@ -33,9 +33,7 @@ def pool_running_statistics(model: nn.Module) -> None:
     all-reduce over the world. Without a process group it does nothing.
     """
     layers = [m for m in model.modules() if isinstance(m, BatchNormBase) and m.track_running_stats]
-    running = [
-        (m.running_mean, m.running_var) for m in layers if m.running_mean is not None and m.running_var is not None
-    ]
+    running = [found for found in map(running_statistics.of_layer, layers) if found is not None]
     if not running or not dist.is_initialized():
         return
     one = torch.ones((), dtype=torch.float64, device=running[0][0].device)

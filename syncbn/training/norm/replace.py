@@ -14,10 +14,6 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
 
     For other norms the model is only checked, since a plugin converts the layers when fitting begins.
 
-    Args:
-        model: changed in place.
-        norm: the settings of ``norm``.
-
     Raises:
         SettingError: ``norm=sync``, ``ghost`` or ``torch_sync`` and a model without batch norm, or without a layer that
             ``norm.only`` names.

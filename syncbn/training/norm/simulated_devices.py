@@ -63,10 +63,6 @@ class RefuseRest(pl.Callback):
     """Raises if the last optimizer step of an epoch would have fewer batches than the others.
 
     Devices would take that smaller step, but the simulation in one process would leave it out.
-
-    Args:
-        global_batch_size: samples over all devices.
-        accumulate: batches per optimizer step.
     """
 
     def __init__(self, global_batch_size: int, accumulate: int) -> None:

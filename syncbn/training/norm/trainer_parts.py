@@ -13,13 +13,7 @@ from syncbn.training.norm.uneven_batches import RefuseSingleSamples
 
 
 class Parts(NamedTuple):
-    """Arguments of the Trainer that a norm needs.
-
-    Attributes:
-        plugins: plugins of the trainer.
-        callbacks: callbacks of the trainer.
-        ddp_arguments: arguments of DistributedDataParallel about buffers.
-    """
+    """Arguments of the Trainer that a norm needs, and of DistributedDataParallel about buffers."""
 
     plugins: list[Any]
     callbacks: list[pl.Callback]
@@ -31,10 +25,9 @@ def parts(norm: dict[str, Any]) -> Parts:
     if norm["name"] in ("none", "group_norm"):
         return Parts([], [], {})
     made = Parts([], [RefuseSingleSamples()], {})
-    if norm["name"] == "sync":
-        made.plugins.append(SyncBatchNormPlugin(norm["group"], norm["only"], norm["ghost_batch"]))
-    if norm["name"] == "ghost":
-        made.plugins.append(SyncBatchNormPlugin(1, norm["only"], norm["ghost_batch"]))
+    if norm["name"] in ("sync", "ghost"):
+        group = norm["group"] if norm["name"] == "sync" else 1
+        made.plugins.append(SyncBatchNormPlugin(group, norm["only"], norm["ghost_batch"]))
     if norm["name"] == "torch_sync":
         made.plugins.append(TorchSyncBatchNorm())
     if norm["name"] == "local_mean":

@@ -44,8 +44,7 @@ class RefuseSingleSamples(pl.Callback):
         while self._hooks:
             self._hooks.pop().remove()
 
-    def on_exception(self, *_: Any, **__: Any) -> None:
-        self.on_train_batch_end()
+    on_exception = on_train_batch_end
 
 
 def _has_single_sample(layer: nn.Module, shares: list[int], rank: int) -> bool:

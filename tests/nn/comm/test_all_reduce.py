@@ -12,7 +12,7 @@ from syncbn.nn import statistics
 from syncbn.nn.autograd import measure
 from syncbn.nn.kernels import dispatch
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, make_steps
+from tests.nn.support.oracle import CHANNELS, LAYERS, SPATIAL, each_option, make_steps
 from tests.support.ranks import Messages, Ranks, messages
 
 SUMS = ("all_reduce", [2 * CHANNELS + 2], "double")  # count, sums, sums of squares, ranks that need a gradient
@@ -58,11 +58,7 @@ def test_training_sends_one_message_each_way(ranks: Ranks, world_size: int, kind
         assert_one_each_way(*sent)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"momentum": None}, {"affine": False}, {"bias": False}, {"track_running_stats": False}],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
-)
+@each_option({"momentum": None}, {"affine": False}, {"bias": False}, {"track_running_stats": False})
 def test_no_option_adds_a_message(ranks: Ranks, options: dict) -> None:
     for sent in ranks.run(one_step, syncbn.SyncBatchNorm2d(CHANNELS, **options), pieces(2), world_size=2):
         assert_one_each_way(*sent)

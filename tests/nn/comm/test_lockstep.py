@@ -13,15 +13,11 @@ import syncbn
 from syncbn.nn.autograd import measure
 from syncbn.nn.kernels import dispatch
 from syncbn.testing import force_exchange
-from tests.nn.support.oracle import CHANNELS, SPATIAL, Step, check, close, make_steps, on_a_rank, one_process
+from tests.nn.support.oracle import CHANNELS, SPATIAL, Step, check, close, make_steps, named, on_a_rank, one_process
 from tests.nn.support.oracle import with_parameters as parameters
 from tests.support.ranks import Messages, Ranks, messages
 
 SUMS, GRADIENT_SUMS = [2 * CHANNELS + 2], [2 * CHANNELS]
-
-
-def named(cut: list[int]) -> str:
-    return "+".join(map(str, cut))
 
 
 def shapes(sent: Messages) -> list[list[int]]:

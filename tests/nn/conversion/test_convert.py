@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.nn.modules import Synchronized
+from tests.nn.support.oracle import each_option
+from tests.nn.support.own_forward import NormAct
 from tests.support.ranks import Ranks
 
 TWINS = {
@@ -26,17 +28,9 @@ INPUTS = {
     nn.SyncBatchNorm: (4, 3, 2),
 }
 PAIRS = pytest.mark.parametrize(("original", "twin"), TWINS.items(), ids=lambda cls: cls.__name__)
-OPTIONS = pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"affine": False},
-        {"bias": False},
-        {"track_running_stats": False},
-        {"momentum": None, "eps": 0.1},
-        {"dtype": torch.float64},
-    ],
-    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()) or "default",
+OPTIONS = each_option(
+    *({}, {"affine": False}, {"bias": False}, {"track_running_stats": False}),
+    *({"momentum": None, "eps": 0.1}, {"dtype": torch.float64}),
 )
 
 
@@ -66,13 +60,6 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.instance(x))
-
-
-class NormAct(nn.BatchNorm2d):
-    """A subclass whose forward does more than batch norm, such as timm's BatchNormAct2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
 
 
 def an_input() -> Tensor:

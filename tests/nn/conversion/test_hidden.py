@@ -31,6 +31,12 @@ class Statistics(nn.Module):
         self.register_buffer("running_var", torch.ones(4))
 
 
+class HasALayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+
 class Calls(Statistics):
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
@@ -97,11 +103,7 @@ class CallsAHelper(Statistics):
         return helper(x, self)
 
 
-class GoesRoundByAHelper(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(4)
-
+class GoesRoundByAHelper(HasALayer):
     def forward(self, x: Tensor) -> Tensor:
         return helper(x, self.norm)
 
@@ -166,12 +168,8 @@ def closed_over() -> nn.Module:
     return Stores(lambda x, mean, var: norm(x, mean, var, training=True))
 
 
-class GoesRound(nn.Module):
+class GoesRound(HasALayer):
     """Takes the values of a layer, and not its forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
@@ -217,12 +215,8 @@ class NamesALayerSo(nn.Module):
         return norm(x) if self.batch_norm.affine else self.batch_norm(x)
 
 
-class CallsSyncbn(nn.Module):
+class CallsSyncbn(HasALayer):
     """A model for layers that may be converted or not, as those of this package."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
         return syncbn.norm_act(self.norm, x)
@@ -239,11 +233,7 @@ class HasAGraph(nn.Module):
         return x
 
 
-class AsksForAForward(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(4)
-
+class AsksForAForward(HasALayer):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x) if type(self.norm).forward is nn.BatchNorm2d.forward else self.norm(x).relu()
 
@@ -303,7 +293,13 @@ def traced() -> nn.Module:
     return torch.jit.trace(within(), torch.randn(2, 4, 3, 3), check_trace=False)
 
 
+CALL_IT = (
+    *(Calls, CallsByAMethod, CallsWithAll, CallsTorchs, CallsWithoutWeights, CallsNative, Inherits, InheritsByName),
+    *(CallsByAnotherName, HandsOn, CallsAHelper, CallsAnAlias, CallsByAProperty, CallsByATable, CallsByAutograd),
+    *(GoesRound, GoesRoundByAHelper, GoesRoundByTheClass),
+)
 HIDDEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    **{kind.__name__: (kind, "1.0", kind.__name__) for kind in CALL_IT},
     "scripted": (lambda: torch.jit.script(within()), "1.0.1", "BatchNorm2d"),
     "scripted for evaluation": (lambda: torch.jit.script(within().eval()), "1.0.1", "BatchNorm2d"),
     "scripted call": (lambda: torch.jit.script(Calls()), "1.0", "Calls"),
@@ -311,25 +307,7 @@ HIDDEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "fx": (lambda: torch.fx.symbolic_trace(Calls()), "1.0", "Calls"),
     "exported": (lambda: exported(True), "1.0", "GraphModule"),
     "exported for evaluation": (lambda: exported(False), "1.0", "GraphModule"),
-    "calls": (Calls, "1.0", "Calls"),
-    "calls by a method": (CallsByAMethod, "1.0", "CallsByAMethod"),
-    "calls with *": (CallsWithAll, "1.0", "CallsWithAll"),
-    "calls torch.batch_norm": (CallsTorchs, "1.0", "CallsTorchs"),
-    "goes round a layer": (GoesRound, "1.0", "GoesRound"),
     "unflattened": (unflattened, "1.0.1", "InterpreterModule"),
-    "calls torch.ops": (CallsWithoutWeights, "1.0", "CallsWithoutWeights"),
-    "calls native_batch_norm": (CallsNative, "1.0", "CallsNative"),
-    "inherits": (Inherits, "1.0", "Inherits"),
-    "inherits by name": (InheritsByName, "1.0", "InheritsByName"),
-    "calls by another name": (CallsByAnotherName, "1.0", "CallsByAnotherName"),
-    "hands on": (HandsOn, "1.0", "HandsOn"),
-    "calls a helper": (CallsAHelper, "1.0", "CallsAHelper"),
-    "goes round a layer by a helper": (GoesRoundByAHelper, "1.0", "GoesRoundByAHelper"),
-    "goes round a layer by its class": (GoesRoundByTheClass, "1.0", "GoesRoundByTheClass"),
-    "calls an alias": (CallsAnAlias, "1.0", "CallsAnAlias"),
-    "calls by a property": (CallsByAProperty, "1.0", "CallsByAProperty"),
-    "calls by a table": (CallsByATable, "1.0", "CallsByATable"),
-    "calls by autograd": (CallsByAutograd, "1.0", "CallsByAutograd"),
     "stores": (lambda: Stores(F.batch_norm), "1.0", "Stores"),
     "stores a partial": (lambda: Stores(partial(F.batch_norm, training=True)), "1.0", "Stores"),
     "stores a scripted function": (lambda: Stores(torch.jit.script(scripted)), "1.0", "Stores"),

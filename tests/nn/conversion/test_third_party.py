@@ -11,14 +11,8 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.nn.modules import Synchronized
+from tests.nn.support.own_forward import NormAct, Split
 from tests.support.ranks import Ranks
-
-
-class OnTop(nn.BatchNorm2d):
-    """Adds to torch's forward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
 
 
 class ByItself(nn.BatchNorm2d):
@@ -56,18 +50,6 @@ class Sometimes(nn.BatchNorm2d):
         return F.batch_norm(x, None, None, training=True) if x.shape[0] > 99 else x
 
 
-class Split(nn.BatchNorm2d):
-    """Gives half of the batch to a batch norm within, as timm's SplitBatchNorm2d does."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.aux = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2)
-        return torch.cat([super().forward(first), self.aux(second)])
-
-
 class TorchsOwn(nn.SyncBatchNorm):
     """What timm's conversion to torch's synchronized layers makes."""
 
@@ -75,7 +57,7 @@ class TorchsOwn(nn.SyncBatchNorm):
         return super().forward(x).relu()
 
 
-KINDS = [OnTop, ByItself, Plain]
+KINDS = [NormAct, ByItself, Plain]
 
 
 def data() -> Tensor:
@@ -193,7 +175,7 @@ def test_what_cannot_be_synchronized_is_refused_by_name_and_the_model_untouched(
 
 def test_ghost_batches_of_a_forward_pass_of_its_own_are_refused() -> None:
     with pytest.raises(TypeError, match="cannot be cut into ghost batches"):
-        syncbn.convert(OnTop(3), ghost_batch=2)
+        syncbn.convert(NormAct(3), ghost_batch=2)
 
 
 def test_an_object_with_a_forward_pass_of_its_own_is_refused() -> None:

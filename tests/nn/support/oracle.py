@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,9 @@ LAYERS = {
     "5d": syncbn.SyncBatchNorm3d,
 }
 _DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+Masks = list[list[Tensor | None]]  # by step and rank
 
 
 class Step(NamedTuple):
@@ -88,7 +93,7 @@ def one_process(layer: nn.Module, steps: list[Step]) -> Outcome:
         equal = len({piece.shape[1:] for piece in x}) == 1
         whole = (torch.cat if equal else _values)(x)
         dy = (torch.cat if equal else _values)([piece.double() for piece in step.dy])
-        twin = twin or _twin(layer, whole.dim())
+        twin = twin or make_twin(layer, whole.dim())
         out = twin(whole)
         out.backward(dy)
         y.append(_cut(out.detach(), x))
@@ -98,13 +103,25 @@ def one_process(layer: nn.Module, steps: list[Step]) -> Outcome:
     return Outcome(y, dx, *gradients, twin.running_mean, twin.running_var, twin.num_batches_tracked)
 
 
-def on_a_rank(rank: int, world_size: int, layer: nn.Module, steps: list[Step]) -> Outcome:
+def named(cut: list[int]) -> str:
+    return "+".join(map(str, cut))
+
+
+def each_option(*options: dict[str, object]) -> pytest.MarkDecorator:
+    """The test once for each of these keywords of a layer."""
+    ids = [",".join(f"{name}={value}" for name, value in each.items()) or "default" for each in options]
+    return pytest.mark.parametrize("options", options, ids=ids)
+
+
+def on_a_rank(
+    rank: int, world_size: int, layer: nn.Module, steps: list[Step], masks: Masks | None = None, forced: bool = True
+) -> Outcome:
     """Trains ``layer`` itself on this rank's pieces. A world of one exchanges too, to run the distributed code."""
     y, dx = [], []
-    with force_exchange():
-        for step in steps:
+    with force_exchange() if forced else nullcontext():
+        for number, step in enumerate(steps):
             x = step.x[rank].detach().requires_grad_()
-            out = layer(x)
+            out = layer(x) if masks is None else layer(x, masks[number][rank])
             out.backward(step.dy[rank])
             y.append(out.detach())
             dx.append(x.grad)
@@ -134,6 +151,25 @@ def check(outcomes: list[Outcome], expected: Outcome, tolerance: float) -> None:
             assert all(torch.equal(first, other) for other in others), f"{name} differs between ranks"
 
 
+def check_unmoved(outcome: Outcome, layer: nn.Module) -> None:
+    """Asserts that a batch without values has moved nothing."""
+    assert torch.equal(outcome.running_mean, layer.running_mean)
+    assert torch.equal(outcome.running_var, layer.running_var)
+    assert outcome.num_batches_tracked == 0
+    assert torch.equal(outcome.dgamma, torch.zeros(CHANNELS))
+    assert torch.equal(outcome.dbeta, torch.zeros(CHANNELS))
+
+
+def refused_batch(
+    rank: int, world_size: int, layer: nn.Module, pieces: list[Tensor], forced: bool, *masks: Tensor
+) -> nn.Module:
+    """The layer after a batch of one value a channel."""
+    exchange = force_exchange() if forced else nullcontext()
+    with exchange, pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        layer(pieces[rank], *masks[rank : rank + 1])
+    return layer
+
+
 def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """Asserts closeness, absolute below 1 and relative above, and no NaN."""
     torch.testing.assert_close(
@@ -142,7 +178,8 @@ def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None
     )  # fmt: skip
 
 
-def _twin(layer: nn.Module, dimensions: int) -> nn.Module:
+def make_twin(layer: nn.Module, dimensions: int = 2) -> nn.Module:
+    """Torch's layer in float64, with the parameters and buffers of ``layer``."""
     twin = _DIMENSIONS[dimensions](
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, dtype=torch.float64,
         bias=layer.bias is not None,

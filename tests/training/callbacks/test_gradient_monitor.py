@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
@@ -20,14 +19,11 @@ from syncbn.training.loggers.csv_logger import read
 from syncbn.training.norm.replace import remove_batch_norm
 from tests.support.ranks import Ranks
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, Kept, quiet_trainer
 
 THEORY = math.sqrt(math.pi / (math.pi - 1))
 
-pytestmark = [  # what a run leaves out too
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-]
+pytestmark = QUIET
 
 
 class Net(nn.Module):
@@ -56,23 +52,6 @@ class Lit(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.net.parameters(), 0.1, momentum=0.9, weight_decay=self.weight_decay)
-
-
-class Kept(Logger):
-    """Keeps what it is given."""
-
-    name = version = ""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[int, dict[str, float]] = {}
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        assert step is not None
-        self.seen.setdefault(step, {}).update(metrics)
 
 
 def batches(number: int) -> list[tuple[Tensor, Tensor]]:
@@ -107,19 +86,9 @@ def test_norms_are_those_of_the_mean_gradient_before_clipping(tmp_path: Path) ->
             expected[step, name] = (depth, math.sqrt(squares[name]), *norms)
         nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
         optimizer.step()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        accumulate_grad_batches=2,
-        gradient_clip_val=0.01,
-        log_every_n_steps=2,
-        callbacks=[monitor := GradientMonitor(directory=tmp_path)],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    monitor = GradientMonitor(directory=tmp_path)
+    options = {"max_epochs": 1, "accumulate_grad_batches": 2, "gradient_clip_val": 0.01, "log_every_n_steps": 2}
+    trainer = quiet_trainer(monitor, logger=logger, **options)
     trainer.fit(lit, DataLoader(data, batch_size=None))
     rows = {(int(row["step"]), row["layer"]): row for row in read(tmp_path / "gradients.csv")}
     steps = [0, 1, 3]  # the first, and when Lightning logs
@@ -130,7 +99,8 @@ def test_norms_are_those_of_the_mean_gradient_before_clipping(tmp_path: Path) ->
         assert float(row["norm"]) == pytest.approx(norm, rel=1e-10)
         assert float(row["weight_gradient"]) == pytest.approx(weight_gradient, rel=1e-10)
         assert float(row["weight_norm"]) == pytest.approx(weight_norm, rel=1e-10)
-    assert logger.seen[1]["gradients/net.one"] == pytest.approx(expected[1, "net.one"][1])
+    logged = {step: metrics for step, metrics in logger.given if "gradients/net.one" in metrics}
+    assert logged[1]["gradients/net.one"] == pytest.approx(expected[1, "net.one"][1])
     assert monitor.gradients == {}  # there are no three hidden layers of one shape
 
 

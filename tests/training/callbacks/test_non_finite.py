@@ -1,7 +1,5 @@
 """A loss that is nan: the right step, layer and rank, nothing spoiled, nothing sent."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,13 @@ from syncbn.training import (
 from syncbn.training.callbacks import non_finite
 from tests.support.ranks import Ranks, messages
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, as_of_torchrun, free_port, quiet_trainer
 from tests.training.support.train_command import train
 
 STEPS = 8
 REMEDY = "lower optimizer.lr, set trainer.gradient_clip_val or check the data; the last checkpoint before it is kept"
 
-pytestmark = [  # what a run leaves out too
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
-]
+pytestmark = QUIET
 
 
 class Lit(pl.LightningModule):
@@ -94,14 +90,7 @@ class Before(pl.Callback):
 
 def fit(lit: pl.LightningModule, data: list[Any], *more: pl.Callback, look: StopOnNonFinite | None = None, **trainer):
     """Trains until the error, which it returns."""
-    runner = pl.Trainer(
-        **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "log_every_n_steps": 1} | trainer,
-        callbacks=[*more, look or StopOnNonFinite()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    runner = quiet_trainer(*more, look or StopOnNonFinite(), **{"max_epochs": 1, "log_every_n_steps": 1} | trainer)
     with pytest.raises(NonFiniteError) as raised:
         runner.fit(lit, loader(data))
     message = str(raised.value)
@@ -225,16 +214,7 @@ def test_training_that_stops_leaves_the_statistics_as_they_were_before_the_first
 
     lit, note = Lit(), Note()
     look = StopOnNonFinite(action="stop")
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, accumulate_grad_batches=2, callbacks=[note, look], **quiet
-    )
-    trainer.fit(lit, loader(spoiled(at=5)))
+    quiet_trainer(note, look, max_epochs=1, accumulate_grad_batches=2).fit(lit, loader(spoiled(at=5)))
     assert look.diverged
     assert all(map(torch.equal, lit.body[1].buffers(), note.statistics))
 
@@ -329,8 +309,7 @@ def look_at_torchs_own(rank: int, world_size: int) -> tuple[Any, ...]:
         return ()
     lit = Lit(Overflow(at=0))
     lit.body[1] = nn.SyncBatchNorm(6)
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    seen = non_finite.replay(trainer, lit, batches()[0], 0)
+    seen = non_finite.replay(quiet_trainer(), lit, batches()[0], 0)
     return seen.error, seen.layer and seen.layer[0], type(lit.body[1]) is nn.SyncBatchNorm, lit.body[1].process_group
 
 
@@ -352,8 +331,6 @@ def test_first_non_finite_parameter() -> None:
 
 def of_two(rank: int, world_size: int, port: int, size: int, group: Any, own_message: bool) -> tuple[Any, ...]:
     """Rank 1 gets a nan at step 3; on each rank: message, guilt, messages in the look, whether state is as it was."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "GROUP_RANK": 0, "MASTER_PORT": port}
-    os.environ |= {k: str(v) for k, v in names.items()} | {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost"}
     sent: list[tuple[int, int]] = []  # operations, payloads
 
     class Sends(Lit):
@@ -368,28 +345,18 @@ def of_two(rank: int, world_size: int, port: int, size: int, group: Any, own_mes
         sent.append((len(seen.operations), len(seen.payloads)))
         return result
 
-    replay, non_finite.replay = non_finite.replay, counted
+    replay = non_finite.replay
     lit, before = Sends(), Before()
     plugins = [] if group is None else [SyncBatchNormPlugin(**group)]
     data = spoiled(at=3, size=size) if rank == 1 else batches(size)
-    try:
-        error = fit(
-            lit, data, before, devices=2, strategy=DDPStrategy(), plugins=plugins, use_distributed_sampler=False
-        )
-    finally:
-        non_finite.replay = replay
-        for name in (*names, "TORCHELASTIC_RUN_ID", "MASTER_ADDR"):
-            del os.environ[name]
+    options = {"devices": 2, "strategy": DDPStrategy(), "plugins": plugins, "use_distributed_sampler": False}
+    with as_of_torchrun(rank, world_size, port), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(non_finite, "replay", counted)
+        error = fit(lit, data, before, **options)
     same = all(torch.equal(v.nan_to_num(), before.state[k].nan_to_num()) for k, v in lit.state_dict().items())
     finite_weights = all(bool(weight.isfinite().all()) for weight in lit.parameters())
     kinds = {type(layer).__name__ for layer in lit.modules()}
     return str(error), error.guilty, sent, same and finite_weights, kinds
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("size", [4, 1])  # of one sample there are no statistics on one rank alone

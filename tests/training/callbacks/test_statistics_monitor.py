@@ -1,7 +1,6 @@
 """StatisticsMonitor: its figures against the definition in numpy, what it sends, and its file in real runs."""
 
 import csv
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -29,16 +27,13 @@ from syncbn.training.loggers.csv_logger import MetricsFile
 from tests.support.ranks import Messages, Ranks, messages
 from tests.support.refuses import refuses
 from tests.training.support.faulty_runs import fault, faulty
+from tests.training.support.plain_lightning import QUIET, Kept, as_of_torchrun, free_port, quiet_trainer
 from tests.training.support.train_command import Run
 
 C = 5
 NAN = float("nan")
 
-pytestmark = [  # what a run leaves out too
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-]
+pytestmark = QUIET
 
 
 def drawn(sizes: list[int], seed: int = 0, channels: int = C, by: float = 0.0) -> list[np.ndarray]:
@@ -304,26 +299,6 @@ class Sent(pl.Callback):
         self.counts.append(len(self.sent))
 
 
-class Logged(Logger):
-    """Keeps what it is given."""
-
-    name = version = ""
-
-    def __init__(self, directory: str) -> None:
-        super().__init__()
-        self.given: list[tuple[int | None, dict[str, float]]] = []
-        self._directory = directory
-
-    @property
-    def save_dir(self) -> str:
-        return self._directory
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.given.append((step, metrics))
-
-
 class Fitted(NamedTuple):
     sent: list[int]
     given: list[tuple[int | None, dict[str, float]]]
@@ -343,22 +318,13 @@ def fit(
     **more: Any,
 ) -> Fitted:
     """Trains in plain Lightning, in the process group that is there."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "GROUP_RANK": 0, "MASTER_PORT": port}
-    lit, watching, logger, sent = Lit(layers), StatisticsMonitor(**(monitor or {})), Logged(where), Sent()
+    lit, watching, logger, sent = Lit(layers), StatisticsMonitor(**(monitor or {})), Kept(where), Sent()
+    options = {"max_epochs": 1, "log_every_n_steps": 2, "use_distributed_sampler": False} | more
+    callbacks = [watching, sent] if monitor is not None else [sent]
     error = ""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (names | {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost"}).items():
-            patch.setenv(name, str(value))
-        trainer = pl.Trainer(
-            **{"accelerator": "cpu", "devices": world_size, "max_epochs": 1, "log_every_n_steps": 2} | more,
-            strategy=DDPStrategy() if world_size > 1 else "auto",
-            callbacks=[watching, sent] if monitor is not None else [sent],
-            logger=logger,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+    with as_of_torchrun(rank, world_size, port):
+        strategy = DDPStrategy() if world_size > 1 else "auto"
+        trainer = quiet_trainer(*callbacks, devices=world_size, strategy=strategy, logger=logger, **options)
         try:
             trainer.fit(lit, DataLoader(data[rank], batch_size=None, shuffle=False))
         except ValueError as raised:
@@ -368,12 +334,6 @@ def fit(
     assert not any(module._forward_pre_hooks for module in lit.modules())
     left = [layer.name_in_model for layer in lit.body if isinstance(layer, syncbn.SyncBatchNorm1d)]
     return Fitted(sent.counts, logger.given, watching.collectives, left, error)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def batches(count: int, sizes: list[int]) -> tuple[list[list[Tensor]], list[list[np.ndarray]]]:

@@ -14,11 +14,11 @@ from syncbn.training import SettingError, TimeToTarget
 from syncbn.training.callbacks import time_to_target
 from syncbn.training.errors import AgreedError
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.settled_config import settled
 
-pytestmark = [  # what a run leaves out too
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
+pytestmark = [
+    QUIET,
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
@@ -66,13 +66,8 @@ def fit(
     where: Path, lit: Lit, callback: TimeToTarget, ckpt_path: Path | None = None, **options: Any
 ) -> dict[str, float]:
     keeps = ModelCheckpoint(where, "{step}", monitor="val/acc", mode="max", save_top_k=-1)
-    trainer = pl.Trainer(
-        **{"accelerator": "cpu", "devices": 1, "val_check_interval": 2, "num_sanity_val_steps": 1} | options,
-        callbacks=[callback, keeps],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    options = {"val_check_interval": 2, "num_sanity_val_steps": 1} | options
+    trainer = quiet_trainer(callback, keeps, enable_checkpointing=True, **options)
     data = [DataLoader(torch.ones(n, 1, 1), batch_size=None) for n in (6, 1)]
     trainer.fit(lit, *data, ckpt_path=ckpt_path)
     return callback.result
@@ -81,15 +76,13 @@ def fit(
 ACCURACIES = [0.99, 0.1, 0.2, 0.5, 0.95, 0.7, 0.99]  # the first is the sanity check's
 
 
-def test_the_first_validation_that_reaches_it_counts_and_its_own_time_does_not(tmp_path: Path, clock: Clock) -> None:
-    # 0.95 is less in float32 than in Python's numbers.
-    found = fit(tmp_path, Lit(clock, list(ACCURACIES)), TimeToTarget("val/acc", 0.95), max_epochs=2)
-    assert found == {"target/steps": 8, "target/seconds": 8, "target/reached": 1}
-
-
-def test_not_reached_it_is_a_lower_bound(tmp_path: Path, clock: Clock) -> None:
-    found = fit(tmp_path, Lit(clock, list(ACCURACIES)), TimeToTarget("val/acc", 1.0), max_epochs=2)
-    assert found == {"target/steps": 12, "target/seconds": 12, "target/reached": 0}
+@pytest.mark.parametrize(("target", "spent"), [(0.95, 8), (1.0, 12)])  # 0.95 is less in float32 than in Python
+def test_the_first_validation_that_reaches_it_counts_and_its_own_time_does_not(
+    tmp_path: Path, clock: Clock, target: float, spent: int
+) -> None:
+    """Not reached, it is a lower bound."""
+    found = fit(tmp_path, Lit(clock, list(ACCURACIES)), TimeToTarget("val/acc", target), max_epochs=2)
+    assert found == {"target/steps": spent, "target/seconds": spent, "target/reached": int(target < 1)}
 
 
 def test_steps_and_seconds_go_on_from_a_checkpoint(tmp_path: Path, clock: Clock) -> None:

@@ -54,8 +54,8 @@ def test_a_global_batch_holds_the_same_samples_on_any_number_of_ranks(monkeypatc
     def global_batches(ranks: int) -> list[list[int]]:
         shares = []
         for rank in range(ranks):
-            monkeypatch.setattr("syncbn.training.data.loaders._world_size", lambda: ranks)
-            monkeypatch.setattr("syncbn.training.data.loaders._rank", lambda rank=rank: rank)
+            monkeypatch.setattr("syncbn.training.data.loaders.world_size", lambda: ranks)
+            monkeypatch.setattr("syncbn.training.data.loaders.this_rank", lambda rank=rank: rank)
             loader = train_loader(dataset, 12 // ranks, seed=3)
             loader.sampler.set_epoch(1)
             shares.append([batch[0].tolist() for batch in loader])

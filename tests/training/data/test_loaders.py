@@ -22,6 +22,7 @@ from syncbn.training.data import loaders
 from syncbn.training.data.loaders import SampleError, TrainLoader, exact_loader, train_loader
 from syncbn.training.data.samplers import ExactSampler
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import quiet_trainer
 
 SAMPLES, GLOBAL, EPOCHS = 22, 4, 3  # five global batches and two samples
 
@@ -58,8 +59,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Builds a rank's loader without a process group."""
 
     def loader(ranks: int, rank: int, dataset: Dataset[Any] | None = None, **options: Any) -> TrainLoader:
-        monkeypatch.setattr(loaders, "_world_size", lambda: ranks)
-        monkeypatch.setattr(loaders, "_rank", lambda: rank)
+        monkeypatch.setattr(loaders, "world_size", lambda: ranks)
+        monkeypatch.setattr(loaders, "this_rank", lambda: rank)
         return train_loader(dataset or Augmented(), GLOBAL // ranks, **{"seed": 3, **options})
 
     return loader
@@ -180,17 +181,8 @@ def fit(loaders: Any, tmp_path: Path, checkpoint: Path | None = None, limit: flo
     module = Recorder()
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False)
     ends = ModelCheckpoint(tmp_path, "end-{step}", save_on_train_epoch_end=True, save_top_k=-1)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=EPOCHS,
-        limit_train_batches=limit,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[] if checkpoint else [every, ends],
-        enable_checkpointing=checkpoint is None,
-    )
+    options = {"max_epochs": EPOCHS, "limit_train_batches": limit, "enable_checkpointing": checkpoint is None}
+    trainer = quiet_trainer(*([] if checkpoint else [every, ends]), **options)
     trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
     return module.got
 

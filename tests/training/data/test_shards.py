@@ -72,8 +72,8 @@ def test_epochs_have_orders_of_their_own_and_without_shuffle_none() -> None:
 
 def test_one_process_has_the_samples_of_two_ranks_at_their_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     def epoch(rank: int, ranks: int) -> list[tuple[Tensor, Tensor]]:
-        monkeypatch.setattr("syncbn.training.data.loaders._world_size", lambda: ranks)
-        monkeypatch.setattr("syncbn.training.data.loaders._rank", lambda: rank)
+        monkeypatch.setattr("syncbn.training.data.loaders.world_size", lambda: ranks)
+        monkeypatch.setattr("syncbn.training.data.loaders.this_rank", lambda: rank)
         data = Digits(16 // ranks, shards="inversion", num_shards=2)
         data.setup("fit")
         return list(data.train_dataloader())

@@ -14,12 +14,10 @@ from syncbn.training import StopOnNonFinite
 from syncbn.training.loggers.csv_logger import read
 from tests.support.refuses import refuses
 from tests.training.callbacks.test_non_finite import Lit, batches, loader, spoiled
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.train_command import train
 
-pytestmark = [  # what a run leaves out too
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),
-]
+pytestmark = QUIET
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
@@ -57,14 +55,7 @@ def state(trainer: pl.Trainer, lit: pl.LightningModule) -> list[Any]:
 
 def fit(lit: pl.LightningModule, data: list[Any], look: StopOnNonFinite, **options: Any) -> tuple[pl.Trainer, AtBegin]:
     seen = AtBegin()
-    trainer = pl.Trainer(
-        **{"accelerator": "cpu", "devices": 1, "max_epochs": 3, "log_every_n_steps": 1} | options,
-        callbacks=[seen, look],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(seen, look, **{"max_epochs": 3, "log_every_n_steps": 1} | options)
     trainer.fit(lit, loader(data))
     return trainer, seen
 

@@ -25,6 +25,7 @@ from syncbn.training.errors import AgreedError
 from syncbn.training.run_directory import record
 from tests.support.ranks import Ranks
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import train
 
@@ -56,19 +57,14 @@ class Lit(pl.LightningModule):
         return 0
 
 
-def trainer(callback: pl.Callback) -> pl.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(accelerator="cpu", devices=1, callbacks=[callback], enable_checkpointing=False, **quiet)
-
-
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+@QUIET
 def test_in_force_while_it_tests_and_predicts(streaming: bool) -> None:
     module, loader = Lit(), DataLoader(TensorDataset(X), 4)
     source = [module.eval().net(x) for x in X.split(4)]
     with syncbn.adapt(module.net, prior=2, streaming=streaming):
         adapted = [module.net(x) for x in X.split(4)]
-    made = trainer(AdaptStatistics(2, streaming))
+    made = quiet_trainer(AdaptStatistics(2, streaming))
     for _ in range(2):  # a test begins anew, whatever came before
         made.test(module, loader, verbose=False)
         made.predict(module, loader)
@@ -93,16 +89,16 @@ def test_in_force_while_it_tests_and_predicts(streaming: bool) -> None:
 def test_what_cannot_be_adapted_is_said_before_anything_is_done(callback: AdaptStatistics, words: str) -> None:
     module = Lit()
     with refuses("AdaptStatistics", None, words, kind=AgreedError):
-        trainer(callback).test(module, DataLoader(TensorDataset(X), 4))
+        quiet_trainer(callback).test(module, DataLoader(TensorDataset(X), 4))
     assert not module.seen["test"]
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+@QUIET
 def test_a_test_is_dealt_at_random_and_a_prediction_in_order() -> None:
     """Of data that are sorted by class each batch has others than one of them."""
     module, x = Lit(), torch.arange(12.0).expand(3, 12).T
     loader = exact_loader(TensorDataset(x), 4)
-    made = trainer(AdaptStatistics(1e12))  # in effect as they come
+    made = quiet_trainer(AdaptStatistics(1e12))  # in effect as they come
     for _ in range(2):
         made.test(module, loader, verbose=False)
     made.predict(module, loader)
@@ -125,14 +121,14 @@ class Late(Lit):
             self.net.append(nn.BatchNorm1d(3))
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+@QUIET
 def test_layers_may_be_built_late() -> None:
     module, early = Late(), Lit()
     for each in (module, early):
-        trainer(AdaptStatistics(2)).test(each, DataLoader(TensorDataset(X), 4), verbose=False)
+        quiet_trainer(AdaptStatistics(2)).test(each, DataLoader(TensorDataset(X), 4), verbose=False)
     assert all(map(torch.equal, module.seen["test"], early.seen["test"]))
     with refuses("AdaptStatistics", None, "adapt: there is no batch norm layer", kind=AgreedError):
-        AdaptStatistics(only="nothing").on_fit_start(trainer(pl.Callback()), module)
+        AdaptStatistics(only="nothing").on_fit_start(quiet_trainer(), module)
 
 
 def unequal(rank: int, world_size: int, group: object, numbers: list[float]) -> tuple[str, str] | None:

@@ -20,6 +20,7 @@ from syncbn.training.data.digits import Digits
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.settled_config import settled
 from tests.training.support.train_command import train
 
@@ -138,7 +139,7 @@ def a_loader(n: int = 30) -> DataLoader[Any]:
     return DataLoader(Draws(x, torch.arange(n) % 10), 7)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
+@QUIET
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False), nn.GroupNorm(2, 8)])
 def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were(
     tmp_path: Path, norm: nn.Module
@@ -148,10 +149,7 @@ def test_it_is_a_callback_for_any_module_and_loader_and_leaves_them_as_they_were
     before = {name: value.clone() for name, value in module.state_dict().items()}
     watches = Watch(), Watch()
     suite = CorruptionSuite(KINDS, SEVERITIES, curve=CURVE | {"batch_sizes": [5, 10]})
-    callbacks = [watches[0], suite, watches[1]]
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
-    trainer.test(module, a_loader(), verbose=False)
+    quiet_trainer(watches[0], suite, watches[1], default_root_dir=tmp_path).test(module, a_loader(), verbose=False)
     adapts = getattr(norm, "running_mean", None) is not None
     assert suite.result.keys() == ({"corrupted", "adapted", "clean"} if adapts else {"corrupted"})
     images, labels = a_loader().dataset.tensors  # type: ignore[attr-defined]

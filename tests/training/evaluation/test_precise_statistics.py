@@ -26,6 +26,7 @@ from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.precise_statistics import _synchronized
 from tests.support.ranks import Ranks, messages
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.train_command import train
 
 CUTS = {1: [[5], [2], [7]], 2: [[3, 4], [0, 6], [2, 5], [4, 4]], 3: [[2, 3, 4], [5, 0, 2], [2, 6, 3]]}
@@ -296,7 +297,7 @@ def test_training_data_that_cannot_be_read_a_second_time_are_refused(loader: Any
         second_loader(loader)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
+@QUIET
 def test_a_module_without_batch_norm_is_refused_when_it_is_measured() -> None:
     with refuses("precise statistics", None, "there is no batch norm layer to measure"):
         fit(LOADERS["ours"](), PreciseStatistics(5, only="nothing"))
@@ -334,22 +335,14 @@ LOADERS = {
 
 def fit(loader: Any, *callbacks: pl.Callback, **options: Any) -> tuple[Module, Tensor]:
     torch.manual_seed(4)
-    trainer = pl.Trainer(
-        **{"max_epochs": 2, "val_check_interval": 2, "enable_checkpointing": False} | options,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=1,
-    )
+    options = {"max_epochs": 2, "val_check_interval": 2} | options
     module = Module()
-    trainer.fit(module, loader, DataLoader(a_set(), 40))
+    quiet_trainer(*callbacks, num_sanity_val_steps=1, **options).fit(module, loader, DataLoader(a_set(), 40))
     return module, torch.get_rng_state()
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*isinstance.treespec")
+@QUIET
 def test_the_callback_measures_before_each_validation_and_training_is_bitwise_the_same(loader: str) -> None:
     plain, random = fit(LOADERS[loader]())
     precise, random_too = fit(LOADERS[loader](), PreciseStatistics(5))
@@ -366,16 +359,13 @@ def test_the_callback_measures_before_each_validation_and_training_is_bitwise_th
     torch.testing.assert_close(state(precise.net)[:2], [final.mean(0), final.var(0)])
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*isinstance.treespec")
+@QUIET
 def test_without_epochs_it_measures_at_the_end_alone() -> None:
     plain, _ = fit(LOADERS["ours"]())
     precise, _ = fit(LOADERS["ours"](), PreciseStatistics(5, every_n_epochs=None))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(plain.seen, precise.seen, strict=True))
     final = precise.net[0](a_set().tensors[0]).detach()
     torch.testing.assert_close(state(precise.net)[:2], [final.mean(0), final.var(0)])
-
-
-QUIET = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
 
 
 @QUIET
@@ -433,12 +423,8 @@ def test_the_batches_pass_the_hook_that_lightning_calls_before_their_transfer(ow
         base: type(base.__name__, (Doubles, base), {}) if owner in (name, "both") else base
         for name, base in (("datamodule", Data), ("module", Module))
     }
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
-    trainer = pl.Trainer(
-        **options, accelerator="cpu", enable_model_summary=False, callbacks=[PreciseStatistics(5, every_n_epochs=None)]
-    )
     module = kinds[Module]()
-    trainer.fit(module, datamodule=kinds[Data]())
+    quiet_trainer(PreciseStatistics(5, every_n_epochs=None), max_epochs=1).fit(module, datamodule=kinds[Data]())
     factor = 1 if owner == "neither" else 2  # "both": Lightning calls the datamodule's alone
     found = module.net[0](factor * a_set().tensors[0]).detach().mean(0)
     torch.testing.assert_close(module.net[1].running_mean, found)

@@ -89,8 +89,8 @@ def test_a_wrong_word_is_refused() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_empty_batch_has_shapes(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    monkeypatch.setattr("syncbn.training.data.loaders._world_size", lambda: 2)
-    monkeypatch.setattr("syncbn.training.data.loaders._rank", lambda: 1)
+    monkeypatch.setattr("syncbn.training.data.loaders.world_size", lambda: 2)
+    monkeypatch.setattr("syncbn.training.data.loaders.this_rank", lambda: 1)
     samples = [{"x": torch.ones(3, 2), "y": (1, 0.5)}] * 5
     *full, last = train_loader(samples, 2, remainder="uneven", num_workers=workers)  # type: ignore[arg-type]
     assert [batch["x"].shape for batch in full] == [(2, 3, 2)]
