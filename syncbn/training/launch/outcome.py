@@ -52,7 +52,7 @@ def of(ends: list[End], asked: list[int], run_dir: Path, hint: str) -> Outcome:
         return Outcome("finished")
     if any(end.error for end in ends):  # also if a signal asked for a stop as well
         message = _explain(ends, run_dir, hint)
-        return Outcome("failed", message, 1, min(ends, key=_distance_to_cause).error.get("kind") in REFUSALS)
+        return Outcome("failed", message, 1, _cause(ends).error.get("kind") in REFUSALS)
     signum = (asked or [end.code - 128 for end in ends if end.code and stopped(end.code)] or [0])[0]
     if not signum:
         return Outcome("failed", _explain(ends, run_dir, hint), 1)
@@ -87,19 +87,15 @@ def _how_it_died(end: End) -> str:
 
 def _explain(ends: list[End], run_dir: Path, hint: str) -> str:
     """The error line of a failed run, about the rank that caused it. Writes the tracebacks to ``error.txt``."""
-    for end in ends:
-        end.error.setdefault("message", "")
-    hung = [end for end in ends if end.hung is not None and (end.code or -1) < 0]
-    failed = [end for end in ends if end.code != 0 and end not in hung]
-    first = min(failed, key=_distance_to_cause)
-    if unresponsive_ranks.is_timeout(first.error["message"]) and hung:
+    hung, first = [end for end in ends if _is_hung(end)], _cause(ends)
+    if unresponsive_ranks.is_timeout(first.error.get("message", "")) and hung:
         waited = f"{hung[0].hung}, and the other ranks timed out waiting for it"
         return f"{_shown_rank(hung[0], ends, run_dir)} {waited}; {hint}"
     if "kind" not in first.error:  # it was killed or aborted: gloo's thread may abort a process that is exiting
         return f"{_shown_rank(first, ends, run_dir)} {_how_it_died(first)}; {hint}"
     if first.error.get("kind") in REFUSALS:
         return " ".join(first.error["message"].split())
-    traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in failed if "trace" in end.error)
+    traces = "\n".join(f"rank {end.rank}\n{end.error['trace']}" for end in ends if "trace" in end.error)
     trace: Path | None = run_dir / "error.txt"
     try:
         unlinked(run_dir / "error.txt").write_text(traces, encoding="utf-8", errors="backslashreplace")
@@ -114,14 +110,25 @@ def _explain(ends: list[End], run_dir: Path, hint: str) -> str:
     return f"{_shown_rank(first, ends, run_dir)} failed: {reason}; {hint}"
 
 
-def _distance_to_cause(end: End) -> tuple[bool, bool, bool, int]:
-    """Sort key of failed ranks, the likely cause first.
+def _is_hung(end: End) -> bool:
+    return end.hung is not None and (end.code or -1) < 0
+
+
+def _cause(ends: list[End]) -> End:
+    """The failed rank that most likely caused the failure of the run.
 
     The order: ranks that report themselves as the cause, ranks that raised an exception or were killed, ranks that
-    exited without a traceback, and ranks that only lost the connection to another rank.
+    exited without a traceback, ranks that only lost the connection to another rank, and ranks that hung: the others'
+    errors tell whether they waited for one.
     """
-    victim = any(word in end.error["message"] for word in (*unresponsive_ranks.LOST, "gloo", "NCCL", "Socket"))
-    return not end.error.get("guilty", False), victim, (end.code or 0) > 0 and not end.error.get("trace"), end.rank
+
+    def distance(end: End) -> tuple[bool, bool, bool, bool, int]:
+        message = end.error.get("message", "")
+        victim = any(word in message for word in (*unresponsive_ranks.LOST, "gloo", "NCCL", "Socket"))
+        silent = (end.code or 0) > 0 and not end.error.get("trace")
+        return _is_hung(end), not end.error.get("guilty", False), victim, silent, end.rank
+
+    return min((end for end in ends if end.code != 0), key=distance)
 
 
 def _shown_rank(end: End, ends: list[End], run_dir: Path) -> str:
