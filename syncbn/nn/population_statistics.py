@@ -95,7 +95,7 @@ def precise_statistics(
         biased = isinstance(layer, Synchronized) and layer.biased_running_var
         running_statistics.replace(*running, running_statistics.target(each, biased))
         rows = layer.rows if isinstance(layer, Simulated) else None
-        for row, new in zip(rows or (), running, strict=False):
+        for row, new in zip(rows, running, strict=True) if rows else ():
             row.copy_(new)
 
 

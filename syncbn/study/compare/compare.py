@@ -23,6 +23,8 @@ from syncbn.training.errors import SettingError
 ALPHA = 0.01  # level of the test for a difference in the protocols; paired_tests.py uses it for equivalence too
 EFFECTS = ["condition", "at", "side", "how", "n", "difference", "low", "high"]
 EFFECTS += ["p", "p_holm", "p_wilcoxon", "p_tost", "margin", "differences", "verdict"]
+MEANS = ["condition", "at", "side", "how", "n", "mean", "sd", "low", "high"]
+RUNS = ["path", "side", "condition", "seed", "status", "how", "value", "seconds", "used", "why"]
 COST = ["condition", "side", "how", "n", "seconds_per_step", "images_per_second"]
 COST += ["pairs", "ratio", "ratio_low", "ratio_high", "collectives"]
 CURVES = ["condition", "side", "how", "seed", "epoch", "metric", "value"]
@@ -141,7 +143,7 @@ def _means(pairs: Pairs, layout: Layout) -> pd.DataFrame:
                 row = {"condition": condition, "at": _axis_value(layout, condition), "side": side}
                 row |= {"how": how_they_ran(runs), "n": len(values), "mean": float(np.mean(values)), "sd": sd}
                 rows.append(row | {"low": low, "high": high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=MEANS)
 
 
 def _margins(pairs: Pairs, layout: Layout, measured: Metric, asked: float | None) -> dict[str, float]:
@@ -187,7 +189,7 @@ def _runs(pairs: Pairs) -> pd.DataFrame:
         }
         for p in pairs.placed
     ]
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
+    return pd.DataFrame(rows, columns=RUNS).astype({"seed": "Int64"})
 
 
 def _curves(pairs: Pairs) -> pd.DataFrame:
@@ -242,10 +244,16 @@ def _cost(pairs: Pairs, layout: Layout) -> pd.DataFrame:
                     "ratio": float(stats.gmean(ratios)) if ratios else math.nan,
                     "ratio_low": min(ratios, default=math.nan),
                     "ratio_high": max(ratios, default=math.nan),
-                    "collectives": _finite_mean([p.run.number("share") for p in runs.values()]),
+                    "collectives": _finite_mean([_share(p) for p in runs.values()]),
                 }
             )
     return pd.DataFrame(rows, columns=COST)
+
+
+def _share(placed: Placed) -> float:
+    """The share of a step that collectives take; not any other figure of the user's with that name."""
+    share = (placed.run.result.get("collectives") or {}).get("share")
+    return float(share) if isinstance(share, int | float) else math.nan
 
 
 def _seconds_per_step(placed: Placed) -> float:

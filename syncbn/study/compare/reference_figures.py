@@ -107,7 +107,9 @@ def _figure(each: Expected) -> float:
 
 def _first(frame: pd.DataFrame, condition: str, side: str, name: str) -> tuple[float, float, float]:
     """A figure and its interval. If runs of several places exist, the place with the most runs counts."""
-    rows = frame[(frame["condition"] == condition) & (frame["side"] == side)].sort_values("n", ascending=False)
+    rows = frame[(frame["condition"] == condition) & (frame["side"] == side)].sort_values(
+        "n", ascending=False, kind="stable"
+    )
     middle, low, high = (math.nan if rows.empty else float(rows[column].iloc[0]) for column in (name, "low", "high"))
     return middle, low, high
 

@@ -78,7 +78,7 @@ def style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure, and the name of its files. Without values to show it is None, and the caption has the reason."""
+    """One figure and the name of its files. Without values the figure is None, and the caption has the reason."""
 
     name: str
     title: str

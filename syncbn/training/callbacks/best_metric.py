@@ -30,9 +30,12 @@ class BestMetric(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self.on_train_epoch_end(trainer, pl_module)
+            self._take(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take(trainer)
+
+    def _take(self, trainer: pl.Trainer) -> None:
         if self._monitor not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[self._monitor])

@@ -253,6 +253,7 @@ def _first_non_finite(module: nn.Module, running: Callable[[NormBase], bool]) ->
         places[tensor.device].append(place)
     non_finite = []
     for found in places.values():
+        # One stack a device: to read each flag would wait for the GPU each time.
         flags = torch.stack([torch.isfinite(named[place][1].detach()).all() for place in found])
         non_finite += [place for place, finite in zip(found, flags.tolist(), strict=True) if not finite]
     return named[min(non_finite)][0] if non_finite else None

@@ -39,7 +39,7 @@ class Bar(RichProgressBar):
 
 
 class LogLines(pl.Callback):
-    """Prints one line per epoch, and in long epochs another line every ``seconds``; checked after each batch."""
+    """Prints one line per epoch, and in long epochs another line every ``seconds``, checked after each batch."""
 
     def __init__(self, seconds: float = 30.0) -> None:
         self.seconds = seconds

@@ -110,13 +110,14 @@ class StatisticsMonitor(LayerMonitor):
                 self._report(trainer, total)
         self._warm = True
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self._discard_probe()
         for name, before in self._renamed.items():
             self._layers[name].__dict__["name_in_model"] = before
         self._renamed = {}
 
-    on_exception = on_train_end
+    def on_exception(self, *_: Any) -> None:
+        self.on_train_end()
 
     def _name_layers(self) -> None:
         """Give each synchronized layer its name in this module, by which the probe tells the all-reduces apart.

@@ -67,23 +67,17 @@ class TimeToTarget(pl.Callback):
                 error=True,
             )
 
-    def on_train_epoch_start(self, *_: Any, **__: Any) -> None:
-        if self._since is None:
-            self._since = time.monotonic()
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start_clock()
 
-    on_train_batch_start = on_train_epoch_start
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._start_clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._steps = trainer.global_step
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        if self._since is None:
-            return
-        if pl_module.device.type == "cuda":  # kernels that are queued belong to the training time
-            torch.cuda.synchronize(pl_module.device)
-        self._seconds, self._since = self._seconds + time.monotonic() - self._since, None
-
-    on_save_checkpoint = on_train_end = on_validation_start
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_clock(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -99,7 +93,15 @@ class TimeToTarget(pl.Callback):
         # Compared in the metric's type: an accuracy of 19/20 in float32 is below 0.95 as a Python float.
         if self._reached is None and accuracy >= accuracy.new_tensor(self.target):
             self._reached = {"steps": trainer.global_step, "seconds": self._seconds}
-        self.on_train_epoch_start()
+        self._start_clock()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._stop_clock(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_clock(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         running = 0.0 if self._since is None else time.monotonic() - self._since
@@ -110,3 +112,14 @@ class TimeToTarget(pl.Callback):
         self._steps, self._seconds, self._reached = (state_dict[name] for name in ("steps", "seconds", "reached"))
         same = (state_dict["monitor"], state_dict["target"]) == (self.monitor, self.target)
         self._counted = state_dict["counted"] and (same or not self._steps)
+
+    def _start_clock(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def _stop_clock(self, pl_module: pl.LightningModule) -> None:
+        if self._since is None:
+            return
+        if pl_module.device.type == "cuda":  # kernels that are queued belong to the training time
+            torch.cuda.synchronize(pl_module.device)
+        self._seconds, self._since = self._seconds + time.monotonic() - self._since, None

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -79,8 +78,14 @@ def fold(how: str, a: Tensor, b: Tensor) -> Tensor:
 
 def on_cpu(value: Any) -> Any:
     """Copies nested dicts and lists, with all tensors moved to the CPU."""
-    return apply_to_collection(value, Tensor, lambda tensor: tensor.detach().cpu().clone())
+    if isinstance(value, dict):
+        return {name: on_cpu(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [on_cpu(each) for each in value]
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
-    return apply_to_collection(value, Tensor, lambda tensor: tensor.to(device).clone())
+    if isinstance(value, list):
+        return [_on_device(each, device) for each in value]
+    return value.to(device).clone() if isinstance(value, Tensor) else value

@@ -18,7 +18,7 @@ def shared(key: str, make: Callable[[], str], *, lasting: bool = False) -> str:
 
     Args:
         key: name of the value in the store.
-        make: see above.
+        make: called on rank 0.
         lasting: keep the value when torchrun restarts the ranks (``--max-restarts``), so that they resume the same run.
 
     Raises:

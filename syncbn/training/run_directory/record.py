@@ -215,24 +215,25 @@ def settings(run_dir: Path) -> DictConfig | None:
         DamagedError: the file cannot be read, or does not contain the settings of a run. One line, with its path.
     """
     path = run_dir / "config.yaml"
+    cause: Exception | None = None
     try:
         text = read_text(path)
         found = OmegaConf.create(text)
     except FileNotFoundError:
         return None
     except OSError as error:
-        wrong = f"cannot be read ({error.strerror})"
+        wrong, cause = f"cannot be read ({error.strerror})", error
     except DamagedError as error:
-        wrong = error.hint
+        wrong, cause = error.hint, error
     except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        wrong = f"is damaged ({' '.join(str(error).split())[:100]})"
+        wrong, cause = f"is damaged ({' '.join(str(error).split())[:100]})", error
     else:
         groups = [n for n in GROUPS if not isinstance(found, DictConfig) or not OmegaConf.is_dict(found.get(n))]
         if not groups and text.endswith("\n"):
             assert isinstance(found, DictConfig)
             return found
         wrong = f"is damaged (it has no {', '.join(groups)})" if groups else "is damaged (its end is missing)"
-    raise DamagedError(short(path, resolve=False), wrong)
+    raise DamagedError(short(path, resolve=False), wrong) from cause
 
 
 def recovered(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:

@@ -53,7 +53,11 @@ def test_a_rank_that_has_all_it_needs_passes(rank: pytest.MonkeyPatch, tmp_path:
     ("environment", "directory", "line"),
     [
         ({"MASTER_PORT": None}, "", r"^launcher: MASTER_PORT not set; start with python train.py, torchrun or"),
-        ({"WORLD_SIZE": "3"}, "", r"devices=2: on each of trainer.num_nodes=1 nodes, these are 2 .* started 3; make"),
+        (
+            {"WORLD_SIZE": "3"},
+            "",
+            r"devices=2: on each of trainer.num_nodes=1 nodes, these are 2 ranks, .* started 3; make",
+        ),
         ({}, "file", r"^hydra.run.dir=.*/file: rank 1 cannot write there \(Not a directory\)"),
     ],
 )

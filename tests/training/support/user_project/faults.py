@@ -197,7 +197,11 @@ class Nested(pl.Callback):
                 [sys.executable, *sys.argv], env=environment, encoding="utf-8",
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )  # fmt: skip
-            _, error = second.communicate(timeout=60)
+            try:
+                _, error = second.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                second.kill()
+                raise
             self.path.write_text(f"{second.returncode} {error}", encoding="utf-8")
 
 
