@@ -7,8 +7,8 @@ The layer stands alone and needs torch only::
     model = syncbn.convert(model)  # every torch batch norm becomes its synchronized twin
     model = DistributedDataParallel(model)
 
-Training with Lightning lives in :mod:`syncbn.training`, which this package never imports by itself:
-``import syncbn`` costs what ``import torch`` costs, and nothing before a name of it is used.
+Training with Lightning is in :mod:`syncbn.training`, which ``import syncbn`` does not import. It costs what
+``import torch`` costs, when a name is first used.
 """
 
 from importlib import import_module

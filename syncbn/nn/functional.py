@@ -1,4 +1,4 @@
-"""``sync_batch_norm``, and the forward pass that it shares with the layers: which way a batch is normalized."""
+"""``sync_batch_norm``, and the forward pass that it shares with the layers: chooses how to normalize a batch."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""The private parts of Lightning that syncbn needs; no other module of syncbn reaches for one.
+"""The private parts of Lightning that syncbn needs; no other module uses them.
 
 Each was read in the version ``TESTED``. ``tests/training/test_lightning_internals.py`` fails, with the name of the
 attribute, when a later Lightning has moved one. A function that replaces a method raises AttributeError where Lightning

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: shape ``(N, C, *)``.
-        mask: as :func:`over_channels` returns it, or None.
+        mask: as :func:`.operands.over_channels` returns it, or None.
         partners: the ranks that share the batch, or None for this rank alone.
         name: what errors call the layer.
         sums: ``[n, sum x, sum x^2]`` of all unmasked values of the partners; see
@@ -133,7 +133,7 @@ def gradient_need(x: Tensor) -> float:
 
 
 def some_need_gradient(needs: float, partners: dist.ProcessGroup, name: str) -> bool:
-    """Whether the input of some rank needs a gradient, by the sum of what ranks said.
+    """Whether the input of some rank needs a gradient, by the all-reduced count.
 
     Raises:
         RuntimeError: others run the layer under ``torch.no_grad()``.

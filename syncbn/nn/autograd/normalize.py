@@ -13,8 +13,8 @@ from syncbn.nn.comm import all_reduce
 from syncbn.nn.kernels import dispatch, running_statistics
 from syncbn.nn.statistics import Moments
 
-# An input that needs a gradient. It makes autograd run the backward pass, and so its all-reduce, on a rank of which no
-# other input needs one: the ranks that need one would wait for it.
+# An input that needs a gradient. Without it a rank whose own inputs need none would skip the backward pass and its
+# all-reduce, and the other ranks would wait for it.
 _ANCHOR = torch.empty(0, requires_grad=True)
 
 
@@ -75,7 +75,7 @@ def normalize_chunks(
 
 
 class _How(NamedTuple):
-    """What :class:`Normalize` needs that is no input of the graph: each argument takes it time."""
+    """Arguments of :class:`Normalize` that are not inputs of the graph; as one object, since each costs it time."""
 
     batch: Batch
     eps: float

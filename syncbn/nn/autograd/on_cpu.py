@@ -1,8 +1,8 @@
-"""The plain layer on the CPU: its tensors are checked once a direction, and little of it is Python.
+"""Fast path on the CPU for layers without mask, residual or activation: one check per direction, then compiled code.
 
-For a small input Python is most of the price. What :mod:`.measure` and :mod:`.normalize` do for every kind of tensor,
-mask, activation and tool is done here for the most common: no mask, no residual, no activation, nothing that watches,
-and all tensors such that compiled code may take them. The results are bitwise the same.
+For a small input most of the time is spent in Python. What :mod:`.measure` and :mod:`.normalize` do for every kind of
+tensor, mask, activation and tool is done here for the most common layer: no mask, no residual, no activation, nothing
+that watches, and all tensors such that compiled code may take them. The results are bitwise the same.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""The channels of process groups: the ranks of a group find out together whether they can share memory.
+"""Opens a channel in shared memory for a process group, if all of its ranks can share memory.
 
-They do so over the store, when a group is made or first used, and the decision is the same on all of them. A group
+The ranks find out together over the store, when a group is made or first used, and all decide alike. A group
 without a channel uses gloo. ``SYNCBN_SHARED_MEMORY=0`` in the environment of any rank turns channels off.
 """
 
@@ -52,7 +52,7 @@ def channel(group: dist.ProcessGroup) -> Channel | None:
     """The channel of ``group``; None if its ranks do not share memory. All of them make the first call together.
 
     Raises:
-        RuntimeError: some ranks did not come in time.
+        RuntimeError: some ranks did not arrive in time.
     """
     try:
         return _channels[group]
@@ -62,7 +62,7 @@ def channel(group: dist.ProcessGroup) -> Channel | None:
 
 
 def medium(group: dist.ProcessGroup) -> str:
-    """What the sums of tensors on the CPU go through in ``group``: "shared memory", or the backend and why."""
+    """The transport of all-reduces on the CPU in ``group``: "shared memory", or the backend and why."""
     if channel(group) is not None:
         return "shared memory"
     backend = c10d.cpu_backend(group)
@@ -73,7 +73,7 @@ def open_channel(group: dist.ProcessGroup) -> None:
     """Finds out with all ranks of ``group``, once, whether they share memory, and opens a channel if they do.
 
     Raises:
-        RuntimeError: some ranks did not come in time.
+        RuntimeError: some ranks did not arrive in time.
     """
     if group in _channels:
         return
@@ -93,10 +93,9 @@ def open_channel(group: dist.ProcessGroup) -> None:
 
 
 def another(group: dist.ProcessGroup, purpose: str, size: int) -> tuple[Channel, int] | None:
-    """A second channel for other messages among the ranks of ``group``, and memory that they share.
+    """A second channel of ``group``, for the all-reduces of another thread, and memory that the ranks share.
 
-    All ranks call it together. Messages of one channel are sent in one order, so what another thread sends needs its
-    own.
+    All ranks call it together. The all-reduces of one channel run in one order, so another thread needs its own.
 
     Args:
         group: the ranks.
@@ -108,7 +107,7 @@ def another(group: dist.ProcessGroup, purpose: str, size: int) -> tuple[Channel,
         do not share memory.
 
     Raises:
-        RuntimeError: some ranks did not come in time.
+        RuntimeError: some ranks did not arrive in time.
     """
     if channel(group) is None:
         return None
@@ -126,7 +125,7 @@ def _meet(group: dist.ProcessGroup, name: str) -> tuple[Channel | None, str]:
     """A channel of the ranks of ``group``, or why there is none; all of them call it together."""
     ranks, limit = dist.get_process_group_ranks(group), c10d.timeout(group)
     meeting = _Meeting(name, ranks, lockstep.patience(limit))
-    with torch_internals.without_dispatch_modes():  # which would get the first message to see
+    with torch_internals.without_dispatch_modes():  # which would record the test all-reduce
         found, why = _agreed(meeting, ranks, ranks.index(dist.get_rank()))
     meeting.end()
     if found is not None:
@@ -223,7 +222,7 @@ def _offer() -> dict[str, Any]:
 
 
 def _probe(made: Channel, index: int, tokens: list[int]) -> str:
-    """Why the memory is not shared; empty if a message arrives. Each rank sends the number that it told the others."""
+    """Why the memory is not shared; empty if it is. Each rank all-reduces the number that it put into the store."""
     message = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
     message[index] = tokens[index]
     with suppress(RuntimeError):

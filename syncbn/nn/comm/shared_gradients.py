@@ -1,7 +1,7 @@
 """DistributedDataParallel's gradients through memory that the ranks share, where all of them are on one host's CPUs.
 
-A thread reduces one bucket after the other, as gloo's does, while the backward pass goes on: a rank that waited within
-the pass could wait for another that waits for it in a layer, since buckets need not be ready at the same place on each.
+A thread reduces one bucket after the other, as gloo's does, while the backward pass continues. A wait within the pass
+could deadlock with the all-reduce of a layer, since buckets need not be ready at the same place on each rank.
 """
 
 import ctypes
@@ -77,7 +77,7 @@ def _result(done: "torch.futures.Future[Any]") -> Tensor:
 
 
 def _work(tasks: "queue.SimpleQueue[_Task | None]", reducer: "_Reducer") -> None:
-    """Reduces what comes, until None comes."""
+    """Averages the queued gradients until it gets None."""
     while (task := tasks.get()) is not None:
         gradients, done, place = task
         try:
@@ -92,8 +92,8 @@ def _work(tasks: "queue.SimpleQueue[_Task | None]", reducer: "_Reducer") -> None
 class _Reducer:
     """The memory: a piece for each rank, and one for their mean, of which each rank computes a part.
 
-    Two messages order it: the first says that all ranks have written their pieces, the second that all have written
-    their parts of the mean. A rank writes its next piece when it has read the mean, and its next part of the mean when
+    Two all-reduces serve as barriers: after the first all ranks have written their pieces, after the second their parts
+    of the mean. A rank writes its next piece when it has read the mean, and its next part of the mean when
     all have written their next pieces, so after all have read this one.
     """
 

@@ -1,6 +1,6 @@
 """The all-reduce of ranks on one host, through memory that they share: 30 microseconds where gloo takes a millisecond.
 
-Which groups have such a channel is found out in :mod:`syncbn.nn.comm.channels`. The protocol is in
+:mod:`syncbn.nn.comm.channels` decides which groups have such a channel. The protocol is in
 ``kernels/shared_memory.c``.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from syncbn.nn import native, torch_internals
 
-CAPACITY = 8192  # numbers of one call; a longer message takes several
-SLICE = 200_000_000  # nanoseconds between two looks at whether the ranks that are waited for still live
+CAPACITY = 8192  # numbers per call; a longer tensor takes several calls
+SLICE = 200_000_000  # nanoseconds between two checks that the missing ranks are alive
 SPINS = 2000  # about 50 µs; a rank that comes within that time costs no system call
 _PLACE, _BYTES = 240, 8  # bytes of a place, as in shared_memory.c, and of a number
 _NOTHING = nullcontext()
@@ -36,7 +36,7 @@ class Process(NamedTuple):
     started: str
 
     def lives(self) -> bool:
-        """Whether it has not ended; one that its parent has not asked for yet has."""
+        """Whether it is running; a zombie, which its parent has not reaped yet, counts as ended."""
         state, started = stat(self.pid)
         return started == self.started and state not in "ZX"
 
@@ -75,7 +75,7 @@ class Channel:
     """The memory that the ranks of a group share, for one of them.
 
     Args:
-        memory: its address; :func:`_size` bytes, zeros at first.
+        memory: its address; :func:`size` bytes, zeros at first.
         ranks: the global ranks of the group.
         index: this rank's place among them.
         processes: of all ranks.
@@ -129,7 +129,7 @@ class Channel:
                 raise
 
     def probe(self, message: Tensor) -> None:
-        """The first message, which the layers do not know of; a channel for which it fails is of no use."""
+        """A test all-reduce, when the channel is opened; if it fails, the channel is not used."""
         self._send(message.data_ptr(), message.numel(), b"the first message")
 
     def _send(self, values: int, numbers: int, place: bytes) -> None:
@@ -172,7 +172,7 @@ class Channel:
     def _check_others(self, call: int, deadline: float) -> None:
         """Raises RuntimeError if a rank that has not arrived has ended, or the time is up."""
         ended = [i for i in self._missing(call) if not self.processes[i].lives()]
-        # One may have arrived between the two looks, and ended after that.
+        # One may have arrived between the two checks, and ended after that.
         if ended := [i for i in ended if i in self._missing(call)]:
             raise _MissingError(f"shared memory: {self._named(ended)} has ended", ended[0])
         if time.monotonic() > deadline and (late := self._missing(call)):
@@ -213,12 +213,12 @@ class _OutOfStepError(RuntimeError):
 
 
 def _profiled(x: Tensor) -> AbstractContextManager[Any]:
-    """torch's profiler does not see what is not a process group's; this shows it there."""
+    """Shows the all-reduce in torch's profiler, which records those of process groups only."""
     return torch.profiler.record_function(f"syncbn::allreduce in shared memory, {list(x.shape)} of double")
 
 
 def _leave(memory: int, ranks: int, index: int, pid: int) -> None:
-    """Tells the others that this rank takes part no longer. A forked process says nothing for its parent."""
+    """Marks this rank as gone for the others. A forked process does not do that for its parent."""
     if os.getpid() == pid and library is not None:
         library.syncbn_shared_give_up(memory, index, -1)
         unmap(memory, size(ranks))

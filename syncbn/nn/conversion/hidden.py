@@ -1,4 +1,4 @@
-"""Finds batch norm outside layers of torch's class, which ``convert`` cannot synchronize and refuses by name.
+"""Finds batch norm that is not in a layer of torch's, which ``convert`` cannot synchronize and refuses by name.
 
 It is in the graph of a module that was scripted, traced, exported or made by ``torch.fx``; or in the forward pass of
 another class, which calls ``torch.nn.functional.batch_norm`` with its own running statistics or those of a layer in it.
@@ -48,7 +48,7 @@ def learns_by_itself(module: nn.Module) -> bool:
 
 
 def _in_script(module: torch.jit.ScriptModule) -> str | None:
-    """Named is the innermost scripted module, so that ``only`` may leave out as little as possible."""
+    """Returns the innermost scripted module, so that ``only`` excludes as little as possible."""
     if any(_in_script(child) for child in module.children() if isinstance(child, torch.jit.ScriptModule)):
         return None
     graph = getattr(module, "inlined_graph", None)  # None where a scripted container has no forward pass

@@ -1,4 +1,4 @@
-"""Running statistics: the rule by which they move and count batches, for every layer and every device.
+"""The update rule of running statistics and of the count of batches, for every layer and every device.
 
 The rule in full: a batch of ``n`` values a channel counts in ``num_batches_tracked`` if ``n`` is 1 or more. It moves
 the mean if ``n`` is 1 or more, and the variance if ``n`` is 2 or more. ``running = (1 - share) * running + share *
@@ -137,7 +137,7 @@ def move(running_mean: Tensor, running_var: Tensor, moments: Moments, share: flo
 
 @torch.no_grad()
 def replace(running_mean: Tensor, running_var: Tensor, moments: Moments) -> None:
-    """Sets the running statistics to these moments, whatever they were, NaN too; the same ``n`` leave them alone."""
+    """Overwrites the running statistics with these moments, NaN included, for the same ``n`` as an update."""
     for running, batch, least in _with_least_n(running_mean, running_var, moments):
         if moments.n >= least:
             running.copy_(batch)

@@ -1,4 +1,4 @@
-"""Reads from run directories the number of each norm and seed, and reports what is missing.
+"""Reads the metric of each norm and seed from the run directories, and reports missing ones.
 
 A number may be censored, that is a lower or upper bound. A run that did not reach its target in time shows only a lower
 bound: the steps or seconds that it trained. If the largest tried condition is usable, the largest usable condition is

@@ -1,4 +1,4 @@
-"""ModelCheckpoint's files when a run resumes: paths of a run that was moved, and files that are damaged."""
+"""Repairs the state of ModelCheckpoint when a run resumes: paths of a run that was moved, damaged files."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The private parts of torchmetrics that syncbn needs; no other module of syncbn reaches for one.
+"""The private parts of torchmetrics that syncbn needs; no other module uses them.
 
 Each was read in the version ``TESTED``. ``tests/training/checkpoint/test_torchmetrics_internals.py`` fails, with the
 name of the attribute, when a later torchmetrics has moved one.

@@ -1,1 +1,1 @@
-"""A rank among others: its launcher, the store, Slurm, DistributedDataParallel, signals, unresponsive ranks."""
+"""Distributed training as a rank sees it: launcher, store, Slurm, DDP, signals, unresponsive ranks."""

@@ -1,4 +1,4 @@
-"""The private parts of Python's library that syncbn needs; no other module of syncbn reaches for one.
+"""The private parts of Python's library that syncbn needs; no other module uses them.
 
 Each was read in CPython 3.11. ``tests/training/distributed/test_python_internals.py`` fails, with the name of the
 attribute, when a later Python has moved one.

@@ -1,4 +1,4 @@
-"""The private parts of Hydra that syncbn needs; no other module of syncbn reaches for one.
+"""The private parts of Hydra that syncbn needs; no other module uses them.
 
 Each was read in the version ``TESTED``. ``tests/training/launch/test_hydra_internals.py`` fails when a later Hydra has
 moved one.

@@ -271,7 +271,7 @@ class Ranks:
 class Requests:
     """Counts the signals that ask for a stop within its context; a second SIGINT or SIGQUIT ends the run at once.
 
-    A context within another one continues its count, as that of a job within the one of its sweep.
+    A nested context, such as that of a job in a sweep, continues the count of the outer one.
 
     Args:
         note: called with the first signal, outside of the signal handler, by :meth:`announce`.

@@ -1,4 +1,4 @@
-"""The settings of a run that can change its result, by flat names. Where and how the run was made is separate."""
+"""Flattens the settings of a run that can change its result; those of hardware and processes are separate."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
