@@ -94,9 +94,9 @@ def precise_statistics(
     for (layer, running), each in zip(measured.items(), pooled, strict=True):
         biased = isinstance(layer, Synchronized) and layer.biased_running_var
         running_statistics.replace(*running, running_statistics.target(each, biased))
-        rows = layer.rows if isinstance(layer, Simulated) else None
-        for row, new in zip(rows, running, strict=True) if rows else ():
-            row.copy_(new)
+        if isinstance(layer, Simulated) and layer.rows is not None:
+            for row, new in zip(layer.rows, running, strict=True):
+                row.copy_(new)
 
 
 def model_input(batch: Any) -> Any:
