@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import syncbn
+import syncbn.nn
 from syncbn.training.launch import preload
 from syncbn.training.processes import server_imports
 from tests.training.support.settled_config import settled
@@ -45,6 +47,17 @@ def test_a_mistyped_setting_does_not_wait_for_lightning(heavy: str) -> None:
 def test_public_names_stay(name: str) -> None:
     module, _, attribute = f"syncbn.{name}".rpartition(".")
     assert callable(getattr(importlib.import_module(module), attribute))
+
+
+@pytest.mark.parametrize("module", ["syncbn", "syncbn.training", "syncbn.training.data"])
+def test_each_public_name_is_there(module: str) -> None:
+    package = importlib.import_module(module)
+    for name in package.__all__:
+        getattr(package, name)
+
+
+def test_syncbn_has_the_names_of_the_layer_that_type_checkers_see() -> None:
+    assert sorted(syncbn.__all__) == sorted(syncbn.nn.__all__)
 
 
 def test_ranks_are_forked_from_a_server_that_has_imported_what_they_need() -> None:
