@@ -16,9 +16,9 @@ LONG = "SLURM_LONG" in os.environ  # nodes with links of their own, which can be
 collect_ignore = [] if LONG else ["test_links.py"]
 
 
-# Above all that a test waits for: 90 s for a step (Cluster.until) and 180 s for the end (Cluster.ended), which report
-# the job's log; pytest's own limit of 180 s reported nothing.
-LIMIT = 300
+# Above the sum of what a test waits for, so that its own error is reported, with the job's log: 180 s in the queue
+# (Cluster.started), 90 s for a step (Cluster.until) and 180 s for the end (Cluster.ended).
+LIMIT = 480
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

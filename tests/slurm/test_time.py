@@ -13,7 +13,7 @@ from tests.training.support.train_command import Run
 WARNED, UNWARNED = ("--time=2", "--signal=USR1@45"), ("--time=1", "--signal=URG@1")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # three jobs
 def test_a_job_that_is_warned_of_its_time_limit_comes_back_and_one_that_is_not_is_ended(
     tmp_path: Path, straight: Run
 ) -> None:

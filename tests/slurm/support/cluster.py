@@ -108,6 +108,10 @@ class Cluster:
             f"{path.name}:\n{path.read_text(encoding='utf-8')}\n" for path in sorted(self.place.glob("*.out"))
         )
 
+    def started(self, job: str, timeout: float = 180) -> None:
+        """Waits until the job has left the queue, which depends on the jobs of other tests."""
+        self.until(job, lambda: self.about(job)["JobState"] != "PENDING", timeout)
+
     def until(self, job: str, what: Callable[[], bool], timeout: float = 90) -> None:
         """Waits until it holds."""
         deadline = time.monotonic() + timeout
@@ -118,7 +122,13 @@ class Cluster:
             time.sleep(0.05)
 
     def ended(self, job: str, timeout: float = 180) -> Ended:
-        """The job once it has ended for good."""
+        """The job once it has ended for good.
+
+        Args:
+            job: its number.
+            timeout: in seconds, from the job's first start.
+        """
+        self.started(job)
         deadline = time.monotonic() + timeout
         while (about := self.about(job))["JobState"] not in ENDED:
             if time.monotonic() > deadline:

@@ -24,6 +24,7 @@ def submit(
 def submit_and_wait(cluster: Cluster, *settings: str, **options: Any) -> str:
     """The job, once it is in the middle of a step that takes four seconds."""
     job = submit(cluster, fault(cluster.place, "pause", epoch=1, batch=4), *settings, **options)
+    cluster.started(job)
     cluster.until(job, (cluster.place / "once").exists)
     return job
 
