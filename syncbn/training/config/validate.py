@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from syncbn.nn.comm import groups
+from syncbn.training import program
 from syncbn.training.config import run_id, validate_evaluation
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
@@ -77,7 +78,7 @@ def _instead_of_strategy(strategy: Any) -> str:
         return f"use ddp.find_unused_parameters={found[1].lower()}"
     return (
         "drop it; the ranks use DistributedDataParallel, whose settings are ddp.find_unused_parameters and others "
-        "(python train.py --cfg job --package ddp)"
+        f"({program.name()} --cfg job --package ddp)"
     )
 
 

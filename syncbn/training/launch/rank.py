@@ -31,7 +31,7 @@ from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
 from syncbn.training.config import validate_evaluation
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.trust import INSTALL
+from syncbn.training.config.trust import INSTALL, OWN
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
@@ -274,7 +274,8 @@ def build(cfg: Any) -> Any:
         missing = None if cause is None else cause.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
             target = str(cause).split("'")[1]
-            raise SettingError("_target_", target, f"there is no package {missing.name} here; {INSTALL}") from error
+            hint = INSTALL if missing.name in ("torchvision", "timm") else OWN
+            raise SettingError("_target_", target, f"there is no package {missing.name} here; {hint}") from error
         raise
 
 
