@@ -42,6 +42,8 @@ from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.network import half_precision, prepare
+from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.run_directory import record
 
@@ -94,6 +96,7 @@ class _Sessions:
         self._loggers: list[Logger] | None = None
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
+        self._began = False  # the module of the fit, or of a test alone, was built
 
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
@@ -118,8 +121,12 @@ class _Sessions:
         self._fitted = module if checkpoint is None else None
 
     def _module(self) -> pl.LightningModule:
-        module: pl.LightningModule = build(self._plan.cfg.module)
-        replace.prepare_model(module, _plain(self._plan.cfg.norm))
+        cfg = self._plan.cfg
+        # A checkpoint that is loaded later has all weights: of the run, or of its best epoch for the test.
+        begins, self._began = not self._began and cfg.mode == "train" and self._plan.checkpoint is None, True
+        module: pl.LightningModule = build(cfg.module if begins else prepare.without_pretrained(cfg.module))
+        replace.prepare_model(module, _plain(cfg.norm))
+        prepare.prepare(module, cfg, begins=begins, report=print_line if self._rank == 0 else lambda line: None)
         if self._plan.simulated:
             simulated_devices.refuse(module)
         return module
@@ -148,9 +155,12 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
     norm_parts = simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
     settings = dict(build(cfg.trainer))
     settings["enable_progress_bar"] = shows_bar(settings)
+    precision = half_precision.plugins(settings)
     if cfg.simulate:
         settings["accumulate_grad_batches"] = 1  # the loader's batch holds all of them (plan.batches_at_once)
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
+    if cfg.freeze and cfg.freeze_norm:
+        callbacks.append(FreezeNorm(list(cfg.freeze)))
     callbacks += [_resume_points(plan), *norm_parts.callbacks, Throughput()]
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if cfg.fit:
@@ -164,7 +174,12 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
         callbacks.append(build(cfg.corruptions))
     trainer = pl.Trainer(
         strategy=ddp_strategy.Strategy(cfg.ddp, norm_parts.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
-        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins],
+        plugins=[
+            TorchElasticEnvironment(),
+            AtomicCheckpointIO(),
+            *norm_parts.plugins,
+            *precision,
+        ],
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=plan.run_dir,
