@@ -35,6 +35,8 @@ HOME = {  # the module of each name, within this package
     "first_non_finite_parameter": "callbacks.non_finite",
     "main": "launch.main",
     "precise_statistics": "evaluation.precise_statistics",  # re-exports syncbn.nn's function
+    "timm_network": "models.libraries",
+    "torchvision_network": "models.libraries",
 }
 
 __all__ = list(HOME)

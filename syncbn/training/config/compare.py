@@ -11,6 +11,7 @@ from syncbn.training.config.schema import Config
 HARMLESS = [
     "run",
     "ckpt_path",
+    "checkpoint_activations",
     "trust",
     "ckpt_restore",
     "resume",

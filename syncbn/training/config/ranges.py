@@ -16,6 +16,7 @@ from syncbn.training.errors import SettingError
 
 LONGEST_TIMEOUT = 2_000_000  # seconds, 23 days; torch counts milliseconds in 32 bits
 LARGEST_BUCKET = 1_000_000  # MiB; torch counts bytes in 64 bits
+COMPILE_MODES = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 NORMS = Literal["sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync"]
 
 
@@ -44,6 +45,10 @@ Seconds = Annotated[
     float,
     Field(strict=True, gt=0, le=LONGEST_TIMEOUT),
     _hint(f"use a number above 0 and up to {LONGEST_TIMEOUT}, in seconds"),
+]
+Globs = Annotated[
+    str | list[Annotated[str, Field(strict=True)]] | None,
+    _hint('use names with *, as a list: ["network.stem*"], or null'),
 ]
 
 
@@ -198,6 +203,11 @@ class _Settings(_Group):
     seed: Annotated[int, Field(ge=0, lt=2**32), _hint(f"use a number from 0 to {2**32 - 1}")] = 0
     simulate: Count | None = None
     ckpt_restore: Annotated[Literal["all", "weights"] | None, _hint("use all, weights or null")] = None
+    freeze: Globs = None
+    checkpoint_activations: Globs = None
+    compile_mode: Annotated[COMPILE_MODES | None, _hint(f"use null or one of {', '.join(COMPILE_MODES.__args__)}")] = (
+        None
+    )
     mode: Annotated[Literal["train", "test", "find_lr"], _hint("use train, test or find_lr")] = "train"
     precise_batches: Annotated[int, Field(ge=0), _hint("use a whole number, 0 (not at all) or more")] = 0
     target: Annotated[

@@ -42,6 +42,8 @@ from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.network import half_precision, prepare
+from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
 from syncbn.training.run_directory import record
@@ -95,6 +97,7 @@ class _Sessions:
         self._loggers: list[Logger] | None = None
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
+        self._began = False  # the module of the fit, or of a test alone, was built
 
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
@@ -124,8 +127,12 @@ class _Sessions:
         self._fitted = module if checkpoint is None else None
 
     def _module(self) -> pl.LightningModule:
-        module: pl.LightningModule = build(self._plan.cfg.module)
-        replace.prepare_model(module, _plain(self._plan.cfg.norm))
+        cfg = self._plan.cfg
+        # A checkpoint that is loaded later has all weights: of the run, or of its best epoch for the test.
+        begins, self._began = not self._began and cfg.mode != "test" and self._plan.checkpoint is None, True
+        module: pl.LightningModule = build(cfg.module if begins else prepare.without_pretrained(cfg.module))
+        replace.prepare_model(module, _plain(cfg.norm))
+        prepare.prepare(module, cfg, begins=begins, report=print_line if self._rank == 0 else lambda line: None)
         if self._plan.simulated:
             simulated_devices.refuse(module)
         return module
@@ -189,10 +196,13 @@ def _trainer_settings(plan: Plan) -> dict[str, Any]:
 
 
 def _trainer(plan: Plan, norm_parts: trainer_parts.Parts, callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
-    timeout = timedelta(seconds=plan.cfg.timeouts.collective)
+    cfg, timeout = plan.cfg, timedelta(seconds=plan.cfg.timeouts.collective)
+    precision = half_precision.plugins(settings)
+    if cfg.freeze and cfg.freeze_norm:
+        callbacks = [FreezeNorm(list(cfg.freeze)), *callbacks]
     return pl.Trainer(
-        strategy=ddp_strategy.Strategy(plan.cfg.ddp, norm_parts.ddp_arguments, timeout),
-        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins],
+        strategy=ddp_strategy.Strategy(cfg.ddp, norm_parts.ddp_arguments, timeout),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins, *precision],
         callbacks=callbacks,
         default_root_dir=plan.run_dir,
         **settings,
