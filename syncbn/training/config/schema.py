@@ -123,6 +123,8 @@ class Config:
     callbacks: Any = None
     adapt: Any = None
     corruptions: Any = None
+    augment: Any = None
+    mix: Any = None
     seed: int = 0
     run: RunConfig = field(default_factory=RunConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)

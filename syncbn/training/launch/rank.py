@@ -36,7 +36,7 @@ from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
 from syncbn.training.errors import SettingError
-from syncbn.training.evaluation import generalization_gap, precise_statistics
+from syncbn.training.evaluation import class_accuracy, generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
@@ -221,6 +221,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     with ddp_strategy.explained(trainer.strategy):
         trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
+    if trainer.is_global_zero:
+        class_accuracy.write_data(plan.run_dir, datamodule)
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
@@ -269,6 +271,10 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
     trainer, module, datamodule = sessions.begin()
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
+    if trainer.is_global_zero:
+        class_accuracy.write_data(plan.run_dir, datamodule)
+        if classes := class_accuracy.write_classes(plan.run_dir, module, datamodule):
+            result["classes"] = classes
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
     if plan.cfg.fit:
