@@ -7,14 +7,15 @@ if __name__ == "__main__":  # before all other imports, which take seconds
     signals.begin()
     standard_streams.outlive_reader()
 
-import hydra
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from syncbn.study.runner.main import main as study
 from syncbn.training import main
+from syncbn.training.composition.run_hydra import run_hydra
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def train(cfg: DictConfig) -> float | None:
     """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, a study's jobs.
 
@@ -29,6 +30,6 @@ def train(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     try:
-        train()
+        run_hydra(train, str(Path(__file__).resolve().parent / "conf"))
     finally:
         signals.ignore()
