@@ -14,6 +14,12 @@ HOME = {  # the module of each name, within this package
     "Classifier": "models.classifier",
     "CorruptionSuite": "evaluation.corruption_suite",
     "Cosine": "models.lr_schedules",
+    "EMA": "optimization.weight_average",
+    "OneCycle": "models.lr_schedules",
+    "SWA": "optimization.weight_average",
+    "Steps": "models.lr_schedules",
+    "lightning_config": "models.lr_schedules",
+    "parameter_groups": "models.parameter_groups",
     "Digits": "data.digits",
     "ExactSampler": "data.samplers",
     "GradientMonitor": "callbacks.gradient_monitor",
@@ -29,6 +35,8 @@ HOME = {  # the module of each name, within this package
     "first_non_finite_parameter": "callbacks.non_finite",
     "main": "launch.main",
     "precise_statistics": "evaluation.precise_statistics",  # re-exports syncbn.nn's function
+    "timm_network": "models.libraries",
+    "torchvision_network": "models.libraries",
 }
 
 __all__ = list(HOME)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from syncbn.training import program
+
 CLOSE = 0.6  # difflib's ratio above which two names look alike
 MOST = 12  # names in a list
 # Names that other libraries have for a setting, which look nothing like ours.
@@ -58,4 +60,4 @@ def suggestion(name: str, names: Sequence[str], kind: str = "setting") -> str:
     if found:
         verb = "are" if len(found) > 1 else "is"
         return f"the nearest {verb} {', '.join(found)}"
-    return listed(names) if len(names) <= MOST or kind != "setting" else "python train.py --cfg job lists them"
+    return listed(names) if len(names) <= MOST or kind != "setting" else f"{program.name()} --help lists them"

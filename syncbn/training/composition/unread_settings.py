@@ -13,8 +13,8 @@ from syncbn.training.config.schema import ClusterConfig, Config, WandbConfig
 from syncbn.training.errors import SettingError
 
 HYDRAS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-# Settings of the data that the program reads, and that the data set's class need not take.
-FACTS = {"data.global_batch_size", "data.num_classes", "data.in_channels"}
+# Settings that the program reads and that the target need not take, beside those that an interpolation reads.
+FACTS = {"data.global_batch_size", "data.num_classes", "data.in_channels", "optimizer.lr_batch"}
 NORMS = {  # norm: what each reads, beside its name
     "sync": {"group", "batch_size", "ghost_batch", "only"},
     "ghost": {"batch_size", "only", "ghost_batch"},
@@ -44,14 +44,19 @@ def check(cfg: DictConfig, hydra: Any = None) -> None:
     read = " ".join(_expressions([tree, others]))
     known = [field.name for field in dataclasses.fields(Config)]
     for name in tree:
-        if name not in known and not re.search(rf"[{{:, ]\.*{re.escape(str(name))}(?![\w-])", read):
+        if name not in known and not _is_read(str(name), read):
             _refuse_added(str(name), tree, known)
     for name, names in _fixed(tree):
         if isinstance(tree.get(name), dict):
             _check_group(name, tree[name], names)
-    _check_arguments("trainer", tree.get("trainer") or {}, signatures.TRAINER)
+    _check_arguments("trainer", tree.get("trainer") or {}, signatures.TRAINER, read)
     for name, node, target in _targets(tree, ""):
-        _check_arguments(name, node, target)
+        _check_arguments(name, node, target, read)
+
+
+def _is_read(name: str, expressions: str) -> bool:
+    """Whether an interpolation has this setting: ``${name}``, ``${oc.select:name.more,3}``, ``${..name}``."""
+    return bool(re.search(rf"[{{:, ]\.*{re.escape(name)}(?![\w-])", expressions))
 
 
 def _refuse_added(name: str, tree: dict[Any, Any], known: list[str]) -> None:
@@ -85,13 +90,13 @@ def _check_group(name: str, group: dict[Any, Any], names: set[str]) -> None:
             raise SettingError(full, group[key], f"{what} no such setting; {suggestion(full, known)}")
 
 
-def _check_arguments(name: str, node: dict[Any, Any], target: str) -> None:
+def _check_arguments(name: str, node: dict[Any, Any], target: str, read: str) -> None:
     names = signatures.arguments(target)
     if names is None:
         return
     for key in node:
         full = f"{name}.{key}"
-        if key in HYDRAS or key in names or full in FACTS:
+        if key in HYDRAS or key in names or full in FACTS or _is_read(full, read):
             continue
         found = nearest(str(key), names)
         works = f"the nearest is {name}.{found[0]}" if found else listed(names)

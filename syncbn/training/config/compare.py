@@ -11,6 +11,7 @@ from syncbn.training.config.schema import Config
 HARMLESS = [
     "run",
     "ckpt_path",
+    "checkpoint_activations",
     "trust",
     "ckpt_restore",
     "resume",
@@ -43,6 +44,10 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
 DEFAULTS |= {"callbacks.finite.action": "fail"}
+DEFAULTS |= {"scheduler.interval": "epoch", "scheduler.warmup_epochs": 0, "scheduler.warmup_steps": 0}
+DEFAULTS |= {"scheduler.warmup_lr": 0.0}
+# The class of a schedule in an earlier version, by the one that computes the same now.
+RENAMED = {"torch.optim.lr_scheduler.MultiStepLR": "syncbn.training.Steps"}
 
 
 def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
@@ -54,6 +59,9 @@ def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> lis
     # Interpolations are not resolved. Settled settings have none, and one that somebody wrote into a config.yaml could
     # print environment variables.
     before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
+    for settings in (before, now):
+        if (now_named := RENAMED.get(str(settings.get("scheduler._target_")))) is not None:
+            settings["scheduler._target_"] = now_named
     skipped = tuple(f"{name}." for name in (*free, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
     return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.nn import batch_planning
-from syncbn.training.config import ranges, validate
+from syncbn.training.config import ranges, validate, validate_optimization
 from syncbn.training.config.machine import Launched, Machine
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate import check_group, divisors
@@ -38,12 +38,14 @@ def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
     _settle_batch_size(cfg.data, replicas)
     _settle_shards(cfg.data, replicas)
     _settle_norm(cfg.norm, cfg.data.batch_size, replicas)
+    validate_optimization.settle_lr(cfg)
     plan = Plan.of(cfg, run_dir)
     validate.check(plan)
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise ranges.unresolved(error) from error
+    validate_optimization.separate(cfg)
     return Plan.of(cfg, run_dir)
 
 

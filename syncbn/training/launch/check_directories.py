@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.composition import full_error
 from syncbn.training.config import ranges
+from syncbn.training import program
 from syncbn.training.config.run_id import check_id
 from syncbn.training.console import print_line, printable
 from syncbn.training.distributed import environment
@@ -89,7 +90,7 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
 
 def _check_sweep(config: DictConfig) -> None:
     if environment.launcher() == "torchrun":
-        raise SettingError("-m", hint="torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+        raise SettingError("-m", hint=f"torchrun starts the ranks of one run, not of a sweep; call {program.name()} -m")
     if config.run.id is not None:
         hint = "the jobs of a sweep are named by their numbers; use hydra.sweep.dir"
         raise SettingError("run.id", printable(config.run.id), hint)

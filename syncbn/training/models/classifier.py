@@ -11,11 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from syncbn.nn.torch_internals import NormBase
 from syncbn.training.data.loaders import global_samples
 from syncbn.training.data.shards import ShardBatch
-
-NORMALIZATION = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+from syncbn.training.models.lr_schedules import lightning_config
+from syncbn.training.models.parameter_groups import parameter_groups, scale_rates
 
 
 class Classifier(pl.LightningModule):
@@ -32,11 +31,13 @@ class Classifier(pl.LightningModule):
     Args:
         network: maps ``(N, *)`` to scores ``(N, num_classes)``.
         optimizer: called with parameter groups, returns the optimizer.
-        scheduler: called with the optimizer, returns a scheduler that steps once per epoch; None for none.
+        scheduler: called with the optimizer, returns a scheduler; torch's step once per epoch; None for none.
         num_classes: number of classes.
         label_smoothing: share of the target that is distributed evenly over all classes.
         decay_norm: whether to apply weight decay to the parameters of normalization layers too. Off by default, since
             there it only changes the effective learning rate (Zhang et al. 2019).
+        layer_decay, lr_scale: learning rates of layers; see :func:`~syncbn.training.models.parameter_groups.
+            parameter_groups`.
     """
 
     def __init__(
@@ -48,11 +49,14 @@ class Classifier(pl.LightningModule):
         num_classes: int,
         label_smoothing: float = 0.0,
         decay_norm: bool = False,
+        layer_decay: float | None = None,
+        lr_scale: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.label_smoothing, self.decay_norm = label_smoothing, decay_norm
+        self.layer_decay, self.lr_scale = layer_decay, lr_scale
         # Attributes, not a ModuleDict: a ModuleDict refuses keys that are attributes of Module, such as "train".
         for stage in ("train", "val", "test"):
             setattr(self, f"{stage}_acc", MulticlassAccuracy(num_classes, average="micro"))
@@ -117,25 +121,9 @@ class Classifier(pl.LightningModule):
             self.log(f"{stage}/acc_shard{shard}", metric, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter_groups(self, decay_norm=self.decay_norm))
+        rates: dict[str, Any] = {"layer_decay": self.layer_decay, "lr_scale": self.lr_scale}
+        optimizer = self.make_optimizer(parameter_groups(self, decay_norm=self.decay_norm, **rates))
+        scale_rates(optimizer)
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
-
-
-def parameter_groups(module: nn.Module, *, decay_norm: bool = False) -> list[dict[str, Any]]:
-    """Return the trainable parameters as optimizer groups; normalization layers get no weight decay.
-
-    Args:
-        module: any module; a parameter shared by two layers is listed once.
-        decay_norm: whether to put all parameters into one group, with the optimizer's weight decay.
-    """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    if decay_norm:
-        return [{"params": trainable}]
-    norm = {p for m in module.modules() if isinstance(m, NORMALIZATION) for p in m.parameters(recurse=False)}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if p not in norm]},
-        {"params": [p for p in trainable if p in norm], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+        return lightning_config(optimizer, self.make_scheduler(optimizer), self._trainer)

@@ -23,7 +23,7 @@ def check(*overrides: str, searched: Path = PROJECT / "conf") -> None:
 
 BAD = {
     "+optimzer.lr=0.1": ("optimzer.lr", 0.1, "the nearest is optimizer.lr"),
-    "+foo=1": ("foo", 1, "no part of the program reads this setting; python train.py --cfg job lists them"),
+    "+foo=1": ("foo", 1, "no part of the program reads this setting; python train.py --help lists them"),
     "++foo.bar=1": ("foo.bar", 1),
     "+max_epochs=3": ("max_epochs", 3, "the nearest is trainer.max_epochs"),
     "+optimizer.learning_rate=1": ("optimizer.learning_rate", 1, "torch.optim.SGD has no", "nearest is optimizer.lr"),
