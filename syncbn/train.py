@@ -24,11 +24,10 @@ def main() -> None:
 
 
 def _hydra() -> None:
-    import hydra
-
     import syncbn.training.launch.main  # noqa: F401  # registers the types and names that conf/ uses
+    from syncbn.training.composition.run_hydra import run_hydra
 
-    hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(job)()
+    run_hydra(job, str(conf_directory()))
 
 
 def job(cfg: "DictConfig") -> float | None:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from syncbn.nn.comm import groups
 from syncbn.training import program
-from syncbn.training.config import run_id, validate_evaluation
+from syncbn.training.config import run_id, validate_evaluation, validate_optimization
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
@@ -25,6 +25,7 @@ def check(plan: Plan) -> None:
     _check_torch_sync(plan)
     _check_simulated_batches(plan)
     validate_evaluation.check(plan)
+    validate_optimization.check(plan)
     if plan.cfg.get("adapt") is not None:
         check_group("adapt.group", plan.cfg.adapt.get("group", "world"), plan.world_size)
     run_id.check_id(plan.cfg.run.id)

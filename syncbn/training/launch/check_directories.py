@@ -19,6 +19,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from syncbn.training.composition import full_error
+from syncbn.training.config import ranges
 from syncbn.training import program
 from syncbn.training.config.run_id import check_id
 from syncbn.training.console import print_line, printable
@@ -52,8 +54,8 @@ def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> N
     except OSError as error:  # a name that no file can have, for example
         line = f"run directory: {explain(error, Path.cwd())}"
     except OmegaConfBaseException as error:
-        line = " ".join(printable(error).split())
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        line = str(ranges.unresolved(error))
+    if full_error.wanted():
         traceback.print_exc()
     elif environment.rank() == 0:
         print_line(f"error: {line}", error=True)

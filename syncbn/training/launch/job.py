@@ -33,6 +33,7 @@ from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
 from syncbn.training.launch.outcome import is_requeued, requeue_message, resume_hint
+from syncbn.training.network import check as check_network
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
@@ -98,7 +99,9 @@ def _run(cfg: DictConfig, run_dir: Path) -> float | None:
     named = in_sweep or cfg.run.id is not None or any(each.startswith("hydra.run.dir=") for each in given.hydra)
     name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
     perform = _run_as_rank if environment.launcher() else _start_ranks
-    perform(settle(cfg, this_machine(), run_dir), Command(name, overrides, named))
+    plan = settle(check_network.located(cfg, run_dir), this_machine(), run_dir)
+    check_network.check(plan)
+    perform(plan, Command(name, overrides, named))
     return record.monitored(run_dir) if environment.rank() == 0 else None
 
 
