@@ -19,9 +19,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from syncbn.training import program
 from syncbn.training.composition import full_error
 from syncbn.training.config import ranges
-from syncbn.training import program
 from syncbn.training.config.run_id import check_id
 from syncbn.training.console import print_line, printable
 from syncbn.training.distributed import environment
