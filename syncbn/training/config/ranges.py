@@ -88,7 +88,7 @@ class _Optimizer(_Group):
     ] = None
     lr_scale: Annotated[
         dict[str, Annotated[float, Field(strict=True, gt=0)]] | None,
-        _hint('use globs on the names of parameters with factors above 0, such as {"*layer1*": 0.1}'),
+        _hint("use globs on the names of parameters with factors above 0, such as {*layer1*: 0.1}"),
     ] = None
 
 
