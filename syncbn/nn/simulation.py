@@ -92,12 +92,18 @@ class Simulated(BatchNormBase):
         running = running_statistics.of_layer(self)
         if self.rows is None or running is None or not self.track_running_stats:
             return
-        one = torch.ones((), dtype=torch.float64, device=running[0].device)
-        sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]
-        _, mean, var = unpack(torch.stack(sums).sum(0))
+        _, mean, var = self.pooled()
         for own, row, pooled in zip(running, self.rows, (mean, var), strict=True):
             own.copy_(pooled)
             row.copy_(pooled)
+
+    @torch.no_grad()
+    def pooled(self) -> Moments:
+        """The pooled running statistics of all devices, in float64; each device keeps its own ``rows``."""
+        assert self.rows is not None
+        one = torch.ones((), dtype=torch.float64, device=self.rows[0].device)
+        sums = [pack(Moments(one, mean, var)) for mean, var in zip(*self.rows, strict=True)]
+        return unpack(torch.stack(sums).sum(0))
 
 
 class _Simulated1d(Simulated, nn.BatchNorm1d):

@@ -32,7 +32,7 @@ from syncbn.training.run_directory.paths import real, run_of
 
 # Settings that a new run may change when it continues the training of another run. All that affects training is equal.
 CONTINUED = [*FREE, "callbacks", "simulate", "mode", "test", "precise_batches", "fit", "target", "adapt", "corruptions"]
-CONTINUED += ["study", "init_from"]
+CONTINUED += ["study", "find_lr", "early_stopping", "init_from"]
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 

@@ -18,7 +18,9 @@ HARMLESS = [
     "timeouts",
     "cluster",
     "logger",
-    "data.num_workers",
+    *(f"data.{name}" for name in ("num_workers", "prefetch_factor", "pin_memory", "persistent_workers")),
+    *("data.cache", "data.cache_dir"),
+    *("data.num_classes", "data.in_channels"),  # facts of the data, which model repeats
     *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
@@ -30,7 +32,13 @@ DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # Settings that may also differ when a run is resumed. A finished run refuses them: nothing is left that they apply to.
 FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
-COPIES = ["module.network", "module.optimizer", "module.scheduler"]  # copies of groups, which are compared themselves
+COPIES = [
+    "module.network",
+    "module.optimizer",
+    "module.scheduler",
+    "data.augment",
+    "data.mix",
+]  # copies of groups, which are compared themselves
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -43,7 +51,11 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 # The values of settings that a config.yaml of an earlier version lacks. A setting of a group that is not here was null.
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
-DEFAULTS |= {"callbacks.finite.action": "fail"}
+DEFAULTS |= {"callbacks.finite.action": "fail", "data.balance": False}
+DEFAULTS |= {"scheduler.interval": "epoch", "scheduler.warmup_epochs": 0, "scheduler.warmup_steps": 0}
+DEFAULTS |= {"scheduler.warmup_lr": 0.0}
+# The class of a schedule in an earlier version, by the one that computes the same now.
+RENAMED = {"torch.optim.lr_scheduler.MultiStepLR": "syncbn.training.Steps"}
 
 
 def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> list[str]:
@@ -55,6 +67,9 @@ def changes_of(cfg: DictConfig, earlier: DictConfig, free: Sequence[str]) -> lis
     # Interpolations are not resolved. Settled settings have none, and one that somebody wrote into a config.yaml could
     # print environment variables.
     before, now = (DEFAULTS | flat(OmegaConf.to_container(each)) for each in (earlier, cfg))
+    for settings in (before, now):
+        if (now_named := RENAMED.get(str(settings.get("scheduler._target_")))) is not None:
+            settings["scheduler._target_"] = now_named
     skipped = tuple(f"{name}." for name in (*free, *COPIES))
     names = [name for name in sorted(before.keys() | now.keys()) if not f"{name}.".startswith(skipped)]
     return [f"{name}={before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

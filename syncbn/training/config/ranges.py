@@ -39,6 +39,8 @@ Auto = Annotated[
 Amount = Annotated[float, Field(strict=True, ge=0), _hint("use a number, 0 or more")]
 Positive = Annotated[float, Field(strict=True, gt=0), _hint("use a number above 0")]
 Flag = Annotated[bool, Field(strict=True), _hint("use true or false")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1), _hint("use a number from 0 to 1")]
+Inner = Annotated[float, Field(strict=True, gt=0, lt=1), _hint("use a number above 0 and below 1, such as 0.999")]
 Seconds = Annotated[
     float,
     Field(strict=True, gt=0, le=LONGEST_TIMEOUT),
@@ -62,6 +64,13 @@ class _Trainer(_Group):
         Literal[-1] | Annotated[int, Field(strict=True, ge=1)] | None,
         _hint("use a whole number, 1 or more, or -1 for no limit"),
     ] = None
+    gradient_clip_val: Annotated[
+        Annotated[float, Field(strict=True, gt=0)] | None, _hint("use a number above 0, or null for no clipping")
+    ] = None
+    gradient_clip_algorithm: Annotated[
+        Literal["norm", "value"] | None, _hint("use norm (of all gradients together) or value (of each number)")
+    ] = None
+    accumulate_grad_batches: Count | None = None
 
 
 class _Data(_Group):
@@ -73,6 +82,54 @@ class _Optimizer(_Group):
     lr: Amount = 0.0
     momentum: Amount = 0.0
     weight_decay: Amount = 0.0
+    lr_batch: Count | None = None
+    layer_decay: Annotated[
+        Annotated[float, Field(strict=True, gt=0, le=1)] | None, _hint("use a number above 0 and at most 1, or null")
+    ] = None
+    lr_scale: Annotated[
+        dict[str, Annotated[float, Field(strict=True, gt=0)]] | None,
+        _hint('use globs on the names of parameters with factors above 0, such as {"*layer1*": 0.1}'),
+    ] = None
+
+
+class _Scheduler(_Group):
+    warmup_epochs: Amount = 0
+    warmup_steps: Annotated[int, Field(strict=True, ge=0), _hint("use a whole number, 0 or more")] = 0
+    warmup_lr: Amount = 0.0
+    interval: Annotated[Literal["epoch", "step"], _hint("use epoch or step")] = "epoch"
+    final: Share = 0.0
+    gamma: Positive = 0.1
+    pct_start: Annotated[float, Field(strict=True, gt=0, lt=1), _hint("use a number above 0 and below 1")] = 0.3
+    div_factor: Positive = 25.0
+    final_div_factor: Positive = 1e4
+    base_momentum: Share = 0.85
+    max_momentum: Share = 0.95
+
+
+class _Averaging(_Group):
+    ema: Inner | None = None
+    every_n_steps: Count = 1
+    swa_from: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        _hint("use an epoch, 1 or more, or a share of the epochs below 1, or null"),
+    ] = None
+    swa_lr: Positive | None = None
+    bn_batches: Annotated[
+        Annotated[int, Field(ge=0)] | None,
+        _hint("use a whole number, 0 (average the running statistics) or more, or null"),
+    ] = None
+
+
+class _EarlyStopping(_Group):
+    patience: Count | None = None
+    min_delta: Amount = 0.0
+    mode: Annotated[Literal["min", "max"] | None, _hint("use max, min or null")] = None
+
+
+class _FindLR(_Group):
+    min: Positive = 1e-6
+    max: Positive = 10.0
+    steps: Annotated[int, Field(ge=20), _hint("use a whole number, 20 or more")] = 100
 
 
 class _Norm(_Group):
@@ -135,6 +192,10 @@ class _Settings(_Group):
     data: _Data
     norm: _Norm
     optimizer: _Optimizer
+    scheduler: _Scheduler | None = None
+    averaging: _Averaging | None = None
+    early_stopping: _EarlyStopping | None = None
+    find_lr: _FindLR | None = None
     ddp: _DDP
     resume: _Resume
     timeouts: _Timeouts
@@ -147,7 +208,7 @@ class _Settings(_Group):
     compile_mode: Annotated[COMPILE_MODES | None, _hint(f"use null or one of {', '.join(COMPILE_MODES.__args__)}")] = (
         None
     )
-    mode: Annotated[Literal["train", "test"], _hint("use train or test")] = "train"
+    mode: Annotated[Literal["train", "test", "find_lr"], _hint("use train, test or find_lr")] = "train"
     precise_batches: Annotated[int, Field(ge=0), _hint("use a whole number, 0 (not at all) or more")] = 0
     target: Annotated[
         Annotated[float, Field(gt=0, le=1)] | None, _hint("use an accuracy above 0 and at most 1, or null")

@@ -57,6 +57,36 @@ class TimeoutsConfig:
 
 
 @dataclass
+class AveragingConfig:
+    """The types of ``averaging`` in ``conf/config.yaml``."""
+
+    ema: float | None = None
+    warmup: bool = False
+    every_n_steps: int = 1
+    swa_from: float | None = None
+    swa_lr: float | None = None
+    bn_batches: int | None = None
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """The types of ``early_stopping`` in ``conf/config.yaml``."""
+
+    patience: int | None = None
+    min_delta: float = 0.0
+    mode: str | None = None
+
+
+@dataclass
+class FindLRConfig:
+    """The types of ``find_lr`` in ``conf/config.yaml``."""
+
+    min: float = 1e-6
+    max: float = 10.0
+    steps: int = 100
+
+
+@dataclass
 class DDPConfig:
     """The types of ``ddp`` in ``conf/config.yaml``."""
 
@@ -93,11 +123,16 @@ class Config:
     callbacks: Any = None
     adapt: Any = None
     corruptions: Any = None
+    augment: Any = None
+    mix: Any = None
     seed: int = 0
     run: RunConfig = field(default_factory=RunConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     ddp: DDPConfig = field(default_factory=DDPConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    find_lr: FindLRConfig = field(default_factory=FindLRConfig)
     cluster: Any = MISSING
     ckpt_path: str | None = None
     init_from: str | None = None

@@ -17,9 +17,11 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from syncbn.training import import_paths
 from syncbn.training.errors import SettingError
 
-INSTALL = "install it (torchvision and timm: pip install '.[vision]')"
+INSTALL = "install it (torchvision and timm: docs/installation.md says how)"
+OWN = "put its file into the current directory or beside --config-dir, or install it"
 # NAMED: dotted paths that a target may have; others are not imported. DEFINED: modules that may define its class.
 NAMED = re.compile(
     r"(syncbn|torch\.nn(\.modules)?|torch\.optim|torchvision\.(models|ops|transforms)|timm(\.(models|layers|loss|optim))?)"
@@ -54,7 +56,9 @@ def is_safe(target: Any) -> bool:
     if not isinstance(target, str) or not NAMED.fullmatch(target):
         return False
     package = BY_NAME.get(target, target.partition(".")[0])
-    if find_spec(package) is None:
+    spec = find_spec(package)
+    # Not installed: a package of this name in the current directory is none of those that are known to be safe.
+    if spec is None or import_paths.is_added(spec.origin or next(iter(spec.submodule_search_locations or ()), None)):
         raise SettingError("_target_", target, f"there is no package {package} here; {INSTALL}")
     if target in BY_NAME:
         return True

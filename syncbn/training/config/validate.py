@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from syncbn.nn.comm import groups
-from syncbn.training.config import run_id, validate_evaluation
+from syncbn.training import program
+from syncbn.training.config import run_id, validate_evaluation, validate_optimization
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
@@ -24,6 +25,7 @@ def check(plan: Plan) -> None:
     _check_torch_sync(plan)
     _check_simulated_batches(plan)
     validate_evaluation.check(plan)
+    validate_optimization.check(plan)
     if plan.cfg.get("adapt") is not None:
         check_group("adapt.group", plan.cfg.adapt.get("group", "world"), plan.world_size)
     run_id.check_id(plan.cfg.run.id)
@@ -77,7 +79,7 @@ def _instead_of_strategy(strategy: Any) -> str:
         return f"use ddp.find_unused_parameters={found[1].lower()}"
     return (
         "drop it; the ranks use DistributedDataParallel, whose settings are ddp.find_unused_parameters and others "
-        "(python train.py --cfg job --package ddp)"
+        f"({program.name()} --cfg job --package ddp)"
     )
 
 

@@ -95,21 +95,21 @@ class PreciseStatistics(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.every_n_epochs is None:
             return
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(trainer, pl_module)
+            self.measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning calls ModelCheckpoint after all other callbacks in this hook; resume points are written even later.
         if self.every_n_epochs is None and _is_last_epoch(trainer):
-            self._measure(trainer, pl_module)
+            self.measure(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._measured_at != trainer.global_step:
-            self._measure(trainer, pl_module)
+            self.measure(trainer, pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.before_test:
             with _synchronized(trainer, pl_module):
-                self._measure(trainer, pl_module)
+                self.measure(trainer, pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -121,7 +121,8 @@ class PreciseStatistics(pl.Callback):
         if pl_module.training:  # in an evaluation every layer is in evaluation mode
             self._frozen = {name for name, layer in batch_norms(pl_module) if not layer.training}
 
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace the running statistics of the layers that are not frozen by those of ``num_batches`` batches."""
         thawed = {layer for name, layer in batch_norms(pl_module, self.only) if name not in self._frozen}
 
         def run(batch: Any) -> None:

@@ -7,6 +7,7 @@ process that they started is a rank.
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from syncbn.training import program
 from syncbn.training.checkpoint import continue_run, inherit_config
 from syncbn.training.config.machine import this_machine
 from syncbn.training.config.plan import Plan
@@ -114,8 +116,9 @@ class Command(NamedTuple):
 def _start_ranks(plan: Plan, command: Command) -> None:
     run_dir, nodes = plan.run_dir, plan.num_nodes
     if nodes > 1:
-        hint = f"python train.py starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
-        hint += f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
+        hint = f"{program.name()} starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
+        hint += f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST "
+        hint += shlex.join(program.for_torchrun())
         raise SettingError("trainer.num_nodes", nodes, hint)
     with Requests(_announce_stop) as requests:
         try:

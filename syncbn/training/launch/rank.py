@@ -31,12 +31,12 @@ from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
 from syncbn.training.config import validate_evaluation
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.trust import INSTALL
+from syncbn.training.config.trust import INSTALL, OWN
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
 from syncbn.training.errors import SettingError
-from syncbn.training.evaluation import generalization_gap, precise_statistics
+from syncbn.training.evaluation import class_accuracy, generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
@@ -45,6 +45,7 @@ from syncbn.training.loggers import wandb_logger
 from syncbn.training.network import half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
+from syncbn.training.optimization import early_stop, find_lr, weight_average
 from syncbn.training.run_directory import record
 
 Kind = TypeVar("Kind", bound=pl.Callback)
@@ -100,20 +101,25 @@ class _Sessions:
 
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
-        cfg = self._plan.cfg
-        pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
-        if cfg.simulate:
-            data.batch_size = self._plan.loader_batch_size
-        datamodule, module = build(data), self._fitted or self._module()
+        module, datamodule = self.parts()
         if self._loggers is None:
-            self._loggers = wandb_logger.build(cfg, self._plan.run_dir, self._rank)
+            self._loggers = wandb_logger.build(self._plan.cfg, self._plan.run_dir, self._rank)
         trainer = build_trainer(self._plan, self._loggers, suite=suite)
         if self._progress is not None:  # a test is logged at the step and epoch of the fit
             trainer.fit_loop.load_state_dict(self._progress)
         # Lightning does this too, but only after it has loaded the checkpoint: float64 weights would lose precision.
         trainer.precision_plugin.convert_module(module)
         return trainer, module, datamodule
+
+    def parts(self) -> tuple[pl.LightningModule, Any]:
+        """Builds a new module and datamodule."""
+        cfg = self._plan.cfg
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        data = OmegaConf.masked_copy(cfg.data, [k for k in cfg.data if k != "global_batch_size"])
+        if cfg.simulate:
+            data.batch_size = self._plan.loader_batch_size
+        datamodule = build(data)
+        return self._fitted or self._module(), datamodule
 
     def fitted(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: str | None) -> None:
         """Makes later sessions tests of this fit: of ``checkpoint``, or of the final weights if it is None."""
@@ -123,7 +129,7 @@ class _Sessions:
     def _module(self) -> pl.LightningModule:
         cfg = self._plan.cfg
         # A checkpoint that is loaded later has all weights: of the run, or of its best epoch for the test.
-        begins, self._began = not self._began and cfg.mode == "train" and self._plan.checkpoint is None, True
+        begins, self._began = not self._began and cfg.mode != "test" and self._plan.checkpoint is None, True
         module: pl.LightningModule = build(cfg.module if begins else prepare.without_pretrained(cfg.module))
         replace.prepare_model(module, _plain(cfg.norm))
         prepare.prepare(module, cfg, begins=begins, report=print_line if self._rank == 0 else lambda line: None)
@@ -136,6 +142,8 @@ def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
     sessions = _Sessions(plan, rank)
     if plan.cfg.mode == "test":
         return _test(plan, sessions, plan.checkpoint)
+    if plan.cfg.mode == "find_lr":
+        return _find_lr(plan, sessions)
     trainer, module, datamodule = sessions.begin()
     result = _fit(plan, trainer, module, datamodule)
     if not plan.cfg.test:
@@ -151,42 +159,54 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
 
     ``suite=False`` leaves out the test on corrupted images.
     """
-    cfg = plan.cfg
-    norm_parts = simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
-    settings = dict(build(cfg.trainer))
+    cfg, norm_parts = plan.cfg, _norm_parts(plan)
+    settings = _trainer_settings(plan)
     settings["enable_progress_bar"] = shows_bar(settings)
-    precision = half_precision.plugins(settings)
-    if cfg.simulate:
-        settings["accumulate_grad_batches"] = 1  # the loader's batch holds all of them (plan.batches_at_once)
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
-    if cfg.freeze and cfg.freeze_norm:
-        callbacks.append(FreezeNorm(list(cfg.freeze)))
     callbacks += [_resume_points(plan), *norm_parts.callbacks, Throughput()]
+    per_rank = cfg.norm.name == "local_mean" and not cfg.simulate
+    callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), per_rank=per_rank))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())
     if cfg.target is not None:
         callbacks.append(TimeToTarget(validate_evaluation.target_monitor(cfg), cfg.target))
-    callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *map(build, (cfg.callbacks or {}).values())]
+    callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *early_stop.build(cfg)]
+    callbacks += map(build, (cfg.callbacks or {}).values())
     if cfg.adapt is not None:
         callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
     if cfg.corruptions and suite:
         callbacks.append(build(cfg.corruptions))
-    trainer = pl.Trainer(
-        strategy=ddp_strategy.Strategy(cfg.ddp, norm_parts.ddp_arguments, timedelta(seconds=cfg.timeouts.collective)),
-        plugins=[
-            TorchElasticEnvironment(),
-            AtomicCheckpointIO(),
-            *norm_parts.plugins,
-            *precision,
-        ],
-        logger=loggers,
+    trainer = _trainer(plan, norm_parts, callbacks, logger=loggers, **settings)
+    leave_signals_alone(trainer)  # ResumePoints handles the signals instead, on all ranks at the same step
+    return trainer
+
+
+def _norm_parts(plan: Plan) -> trainer_parts.Parts:
+    cfg = plan.cfg
+    return simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
+
+
+def _trainer_settings(plan: Plan) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer from the settings ``trainer``."""
+    settings = dict(build(plan.cfg.trainer))
+    if plan.cfg.simulate:
+        settings["accumulate_grad_batches"] = 1  # the loader's batch holds all of them (plan.batches_at_once)
+    return settings
+
+
+def _trainer(plan: Plan, norm_parts: trainer_parts.Parts, callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
+    cfg, timeout = plan.cfg, timedelta(seconds=plan.cfg.timeouts.collective)
+    precision = half_precision.plugins(settings)
+    if cfg.freeze and cfg.freeze_norm:
+        callbacks = [FreezeNorm(list(cfg.freeze)), *callbacks]
+    return pl.Trainer(
+        strategy=ddp_strategy.Strategy(cfg.ddp, norm_parts.ddp_arguments, timeout),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins, *precision],
         callbacks=callbacks,
         default_root_dir=plan.run_dir,
         **settings,
     )
-    leave_signals_alone(trainer)  # ResumePoints handles the signals instead, on all ranks at the same step
-    return trainer
 
 
 def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> dict[str, Any]:
@@ -201,6 +221,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     with ddp_strategy.explained(trainer.strategy):
         trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
+    if trainer.is_global_zero:
+        class_accuracy.write_data(plan.run_dir, datamodule)
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
@@ -215,6 +237,7 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
         "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
         "monitored": _monitored(trainer),
     }
+    result |= early_stop.result(trainer)
     if stops is not None:
         result["diverged"] = int(stops.diverged)
     if (monitor := _callback(trainer, StatisticsMonitor)) and monitor.collectives:
@@ -226,12 +249,32 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     return result
 
 
+def _find_lr(plan: Plan, sessions: _Sessions) -> dict[str, Any]:
+    """Searches a learning rate, and returns the part of ``result.json`` about it. No weights are kept."""
+    search, norm_parts = find_lr.RateSearch(**_plain(plan.cfg.find_lr)), _norm_parts(plan)
+    module, datamodule = sessions.parts()
+    if plan.checkpoint is not None:
+        files.load_weights(module, plan.checkpoint)
+    settings = _trainer_settings(plan) | {"max_epochs": -1, "max_steps": search.steps, "limit_val_batches": 0}
+    settings |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    callbacks = [CompareRanks(plan), *norm_parts.callbacks, search]
+    trainer = _trainer(plan, norm_parts, callbacks, **settings)
+    leave_signals_alone(trainer)
+    with ddp_strategy.explained(trainer.strategy):
+        trainer.fit(module, datamodule=datamodule)
+    return {"find_lr": find_lr.report(plan, search.curve, print_line if trainer.is_global_zero else None)}
+
+
 def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, Any]:
     """Tests the checkpoint, or the current weights if it is None, and repeats the test as ``fit`` and others ask."""
     options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
     trainer, module, datamodule = sessions.begin()
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
+    if trainer.is_global_zero:
+        class_accuracy.write_data(plan.run_dir, datamodule)
+        if classes := class_accuracy.write_classes(plan.run_dir, module, datamodule):
+            result["classes"] = classes
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
     if plan.cfg.fit:
@@ -289,7 +332,8 @@ def build(cfg: Any) -> Any:
         missing = None if cause is None else cause.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
             target = str(cause).split("'")[1]
-            raise SettingError("_target_", target, f"there is no package {missing.name} here; {INSTALL}") from error
+            hint = INSTALL if missing.name in ("torchvision", "timm") else OWN
+            raise SettingError("_target_", target, f"there is no package {missing.name} here; {hint}") from error
         raise
 
 

@@ -11,7 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from syncbn.training.config.plan import Plan
+from syncbn.training.config.validate_optimization import samples_per_step
 from syncbn.training.console import cell
+from syncbn.training.evaluation import class_accuracy
 from syncbn.training.loggers import wandb_files
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
@@ -35,7 +37,16 @@ def headline(plan: Plan) -> str:
         share = f" over {norm.get('group', 'world')}"
     batch = plan.normalization_batch
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
-    return f"{ranks}, {plan.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}"
+    return f"{ranks}, {plan.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}{_scaled_lr(plan)}"
+
+
+def _scaled_lr(plan: Plan) -> str:
+    """The learning rate, if it was scaled with the samples of an optimizer step."""
+    optimizer = plan.cfg.optimizer
+    if optimizer.get("lr_given") is None:
+        return ""
+    samples = samples_per_step(plan.cfg)
+    return f"; lr {optimizer.lr:.4g} = {optimizer.lr_given:g} x {samples}/{optimizer.lr_batch} samples per step"
 
 
 def _adapts(plan: Plan) -> str:
@@ -90,6 +101,8 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
     if "test/loss" in test:
         rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    if classes := result.get("classes"):
+        rows.append(("worst classes", class_accuracy.worst(classes)))
     fit = result.get("fit", {})
     if "fit/acc" in fit:
         rows.append(("training images", f"{100 * fit['fit/acc']:.2f} % of them known"))
@@ -111,6 +124,10 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         took = f"{target['target/steps']} steps"
         took += f", {target['target/seconds']:.1f} s" if "target/seconds" in target else ""
         rows.append(("target", f"{'reached after' if target['target/reached'] else 'not reached in'} {took}"))
+    if found := result.get("find_lr"):
+        rows.append(("suggested lr", f"{found['lr']:.3g}, after {found['steps']} steps"))
+    if early := result.get("stopped_early"):
+        rows.append(("stopped early", f"after epoch {early['epoch']}: {early['reason']}"))
     if training:
         rows.append(("training", ", ".join(training)))
     if speed := result.get("images_per_second"):

@@ -5,13 +5,13 @@ from typing import Any
 
 from syncbn.study.compare.runs import labels
 from syncbn.study.compare.runs.run_reader import Run
-from syncbn.training.config.compare import COPIES, flat
+from syncbn.training.config.compare import COPIES, DEFAULTS, RENAMED, flat
 
 # Groups and names of settings that cannot change the trained network: output, cluster, logging, evaluation.
 BOOKKEEPING = [
     *("run", "resume", "timeouts", "cluster", "logger", "study", "ckpt_path"),
     *("ckpt_restore", "trust", "test", "precise_batches"),
-    *("corruptions", "fit", "target"),
+    *("corruptions", "fit", "target", "find_lr"),
     *("callbacks.learning_rate", "callbacks.finite", "callbacks.statistics", "callbacks.gradients"),
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),
     *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
@@ -23,6 +23,7 @@ FOLLOWS = {
     "scheduler.epochs": "trainer.max_epochs",
     "module.num_classes": "model.num_classes",
 }
+LATER = ("averaging.", "early_stopping.", "scheduler.")  # groups with settings that older runs lack
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -40,6 +41,10 @@ def settings(run: Run) -> dict[str, Any]:
     for name, origin in FOLLOWS.items():
         if kept.get(name) == every.get(origin):
             kept.pop(name, None)
+    for name in [name for name in kept if name.startswith(LATER) and kept[name] == DEFAULTS.get(name)]:
+        kept.pop(name)
+    if (target := RENAMED.get(str(kept.get("scheduler._target_")))) is not None:
+        kept["scheduler._target_"] = target
     kept.pop("seed", None)
     if kept.get("norm.batch_size") is not None:
         kept.pop("norm.group", None)
