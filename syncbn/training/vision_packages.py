@@ -7,7 +7,6 @@ Networks, data sets and transforms need no operator; ``torchvision.ops.nms`` rai
 torchvision 0.28.
 """
 
-import importlib.abc
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,11 +20,11 @@ def install_command() -> str:
         return "pip install timm torchvision"
 
 
-class DefineOperators(importlib.abc.MetaPathFinder):
+class DefineOperators:
     """Finds no module; notices when torchvision is about to import the module that needs the operators."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name == "torchvision._meta_registrations":
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None, /) -> None:
+        if fullname == "torchvision._meta_registrations":
             sys.meta_path.remove(self)
             define_missing()
 
