@@ -1,4 +1,4 @@
-"""Builds ``syncbn/nn/kernels/*.c`` while the package is installed, where there is a C compiler."""
+"""Adds ``conf/`` to the wheel, and builds ``syncbn/nn/kernels/*.c`` where there is a C compiler."""
 
 import os
 import platform
@@ -23,6 +23,8 @@ class Native(BuildHookInterface):  # type: ignore[misc]  # hatchling is there wh
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called before a wheel, or an editable install, is put together."""
+        if version != "editable":  # which finds conf/ beside the package: syncbn/training/config/conf_directory.py
+            build_data["force_include"]["conf"] = "syncbn/conf"
         if not build(Path(self.root)):
             return
         build_data["artifacts"].append(f"/{LIBRARY}")

@@ -1,4 +1,7 @@
-"""Train one network: ``python train.py [group=choice] [setting=value] ...``; ``python train.py --help`` lists them."""
+"""Train one network: ``python train.py [group=choice] [setting=value] ...``; ``python train.py --help`` lists them.
+
+It is the same program as ``syncbn train``, from a checkout.
+"""
 
 from syncbn.training import standard_streams
 from syncbn.training.distributed import signals
@@ -7,28 +10,7 @@ if __name__ == "__main__":  # before all other imports, which take seconds
     signals.begin()
     standard_streams.outlive_reader()
 
-import hydra
-from omegaconf import DictConfig
-
-from syncbn.study.runner.main import main as study
-from syncbn.training import main
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def train(cfg: DictConfig) -> float | None:
-    """Runs one job: starts the ranks, watches them, and prints what came out. With ``+study=NAME``, a study's jobs.
-
-    Returns the best value of the monitored metric, which a sweeper such as Optuna's optimizes.
-    """
-    if cfg.study is not None:
-        study(cfg)
-        return None
-    best: float | None = main(cfg)
-    return best
-
+from syncbn.train import main
 
 if __name__ == "__main__":
-    try:
-        train()
-    finally:
-        signals.ignore()
+    main()

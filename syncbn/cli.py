@@ -1,4 +1,4 @@
-"""The command line program ``syncbn`` with its subcommands ``doctor``, ``table`` and ``compare``.
+"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``table`` and ``compare``.
 
 A subcommand imports its modules when it is called, so that ``--help`` is fast.
 """
@@ -8,8 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-# Only if this is the program, not when the module is imported: from here on a signal ends the process at once.
-if __name__ == "__main__" or Path(sys.argv[0]).name == "syncbn":
+# Only if this is the program: from here on a signal ends the process at once. For ``syncbn``, __main__.py does it.
+if __name__ == "__main__":
     from syncbn.training import standard_streams
     from syncbn.training.distributed.signals import end_at_once
 
@@ -30,6 +30,33 @@ app = typer.Typer(
 @app.callback()
 def syncbn() -> None:
     """Distributed training with synchronized batch norm."""
+
+
+# __main__.py begins it without typer; here it is for the list of subcommands.
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def train(context: typer.Context) -> None:
+    """Train a network; "syncbn train --help" explains the settings."""
+    from syncbn import train
+
+    sys.argv = ["syncbn", *context.args]
+    train.main()
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+) -> None:
+    """Write a small project: a network, data, settings and a test, to train at once and to change."""
+    from syncbn.project.create import create
+    from syncbn.training.console import print_line
+    from syncbn.training.errors import SettingError
+
+    try:
+        lines = create(directory)
+    except SettingError as error:
+        _fail(error)
+    for line in lines:
+        print_line(line)
 
 
 @app.command()

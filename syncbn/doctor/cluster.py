@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from syncbn.doctor.rows import Row, failed, ok, warning
+from syncbn.training import program
+from syncbn.training.config.conf_directory import conf_directory
 from syncbn.training.config.schema import WandbConfig
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -30,7 +32,7 @@ def launcher(env: Mapping[str, str] = os.environ) -> list[Row]:
         return [ok("launcher", f"torchrun: this is {rank}")]
     if "RANK" in env:
         found = f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} are set, but not by torchrun"
-        return [warning("launcher", found, "unset them: python train.py starts the ranks itself, torchrun sets them")]
+        return [warning("launcher", found, f"unset them: {program.name()} starts the ranks itself, torchrun sets them")]
     if "SLURM_STEP_ID" in env:
         tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))
         nodes = env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_JOB_NUM_NODES", "1"))
@@ -44,10 +46,10 @@ def launcher(env: Mapping[str, str] = os.environ) -> list[Row]:
     if "SLURM_JOB_ID" in env:
         found = f"in Slurm job {env['SLURM_JOB_ID']}, but not started by srun"
         if env.get("SLURM_NTASKS", "1") != "1":
-            fix = "srun python train.py; without srun, only one of the job's tasks would run"
+            fix = f"srun {program.name()}; without srun, only one of the job's tasks would run"
             return [warning("launcher", f"{found}: SLURM_NTASKS={env['SLURM_NTASKS']} tasks were requested", fix)]
-        return [ok("launcher", f"{found}: python train.py starts the ranks, on this node only")]
-    return [ok("launcher", "none: python train.py starts the ranks")]
+        return [ok("launcher", f"{found}: {program.name()} starts the ranks, on this node only")]
+    return [ok("launcher", f"none: {program.name()} starts the ranks")]
 
 
 def _contradictions(env: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -108,11 +110,12 @@ def _output(*command: str, limit: float) -> str:
     return done.stdout
 
 
-def wandb(conf: Path = Path("conf/logger/wandb.yaml"), limit: float = 5) -> list[Row]:
+def wandb(conf: Path | None = None, limit: float = 5) -> list[Row]:
     """Check how W&B would run.
 
     The server is contacted, for ``limit`` seconds, only if a run would contact it, or if WANDB_MODE=online is set.
     """
+    conf = conf or conf_directory() / "logger/wandb.yaml"
     mode, source = str(WandbConfig().mode), "the default"
     if conf.is_file():
         mode, source = str(OmegaConf.select(OmegaConf.load(conf), "mode", default=mode)), str(conf)
@@ -126,7 +129,7 @@ def wandb(conf: Path = Path("conf/logger/wandb.yaml"), limit: float = 5) -> list
         (failed, "; or keep runs on this machine: logger.mode=offline") if mode == "online" else (warning, "")
     )
     if mode != "online":
-        found += "; WANDB_MODE=online is set, but python train.py uses logger.mode"
+        found += f"; WANDB_MODE=online is set, but {program.name()} uses logger.mode"
     if key is None:
         return [row("W&B", found, f"wandb login{offline}")]
     try:
@@ -136,7 +139,7 @@ def wandb(conf: Path = Path("conf/logger/wandb.yaml"), limit: float = 5) -> list
         found += f"; {url} does not answer within {limit:g} s ({reason})"
         return [row("W&B", found, f"check the network and WANDB_BASE_URL{offline}")]
     found += f"; {url} answers"
-    return [ok("W&B", found) if mode == "online" else warning("W&B", found, "python train.py logger.mode=online")]
+    return [ok("W&B", found) if mode == "online" else warning("W&B", found, f"{program.name()} logger.mode=online")]
 
 
 def _request(url: str, limit: float) -> None:

@@ -11,6 +11,7 @@ HOME = {  # the module of each name, within this package
     "MLP": "models.networks",
     "ResNet": "models.networks",
     "CheckDirectories": "launch.check_directories",
+    "CIFAR": "data.image_archives",
     "Classifier": "models.classifier",
     "CorruptionSuite": "evaluation.corruption_suite",
     "Cosine": "models.lr_schedules",
@@ -23,7 +24,9 @@ HOME = {  # the module of each name, within this package
     "Digits": "data.digits",
     "ExactSampler": "data.samplers",
     "GradientMonitor": "callbacks.gradient_monitor",
+    "ImageFolder": "data.image_folder",
     "ImageNet": "data.imagenet",
+    "MNIST": "data.image_archives",
     "NonFiniteError": "callbacks.non_finite",
     "PoolRunningStatistics": "norm.pooled_statistics",
     "PreciseStatistics": "evaluation.precise_statistics",
@@ -35,6 +38,8 @@ HOME = {  # the module of each name, within this package
     "first_non_finite_parameter": "callbacks.non_finite",
     "main": "launch.main",
     "precise_statistics": "evaluation.precise_statistics",  # re-exports syncbn.nn's function
+    "timm_network": "models.libraries",
+    "torchvision_network": "models.libraries",
 }
 
 __all__ = list(HOME)

@@ -20,7 +20,7 @@ from tests.support.refuses import refuses
 from tests.training.support.train_command import REPO, train
 
 SMALL: dict[str, Any] = {"batch_size": 2, "num_classes": 3, "size": 32, "resize": 40}
-SETTINGS = ["data=imagenet", "model=resnet50", "scheduler=steps", "logger=csv", "model.num_classes=3"]
+SETTINGS = ["data=imagenet", "model=resnet50", "scheduler=steps", "logger=csv", "data.num_classes=3"]
 SETTINGS += ["data.size=32", "data.resize=40", "data.batch_size=2", "data.num_workers=1", "trainer.max_epochs=1"]
 
 
@@ -86,7 +86,7 @@ def test_the_middle_of_a_plain_image_is_its_colour_normalized(root: Path) -> Non
 
 
 def test_what_is_no_imagenet_is_refused_by_name(root: Path) -> None:
-    with refuses("model.num_classes", 1000, f"{root}/train has 3 folders", "; use model.num_classes=3"):
+    with refuses("data.num_classes", 1000, f"{root}/train has 3 folders", "; use data.num_classes=3"):
         ImageNet(str(root)).setup("fit")
     (root / "val/n2").rename(root / "val/other")
     with refuses("data.root", str(root), "train and val must have folders of the same names; n2 is in"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from syncbn.training import program
 from syncbn.training.config.machine import Machine
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.settle import settle
@@ -54,11 +55,11 @@ def refuse(cfg: DictConfig, here: Machine) -> None:
 
 
 def command(run: Run) -> str:
-    """The command that starts a run from the repository's root: ``python train.py``, for several nodes ``sbatch``."""
+    """The command that starts a run ``python train.py`` or ``syncbn train``, for several nodes ``sbatch``."""
     where = f"hydra.run.dir={paths.short(run.directory)}"
     plan = run.plan
     if plan.num_nodes == 1:
-        return shlex.join(["python", "train.py", *run.overrides, where])
+        return shlex.join([*program.name().split(), *run.overrides, where])
     asks = [f"--nodes={plan.num_nodes}", f"--ntasks-per-node={plan.devices}"]
     if plan.accelerator == "gpu":
         asks.append(f"--gpus-per-node={plan.devices}")

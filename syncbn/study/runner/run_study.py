@@ -18,6 +18,7 @@ from syncbn.study.cells import Cell, order
 from syncbn.study.compare import reference_spec
 from syncbn.study.runner import load, remote
 from syncbn.study.runner.load import Member
+from syncbn.training import program
 from syncbn.training.config import compare
 from syncbn.training.config.machine import this_machine
 from syncbn.training.config.settle import settle
@@ -65,7 +66,7 @@ def main(cfg: DictConfig) -> None:
             from syncbn.study.runner import report
 
             settings = [each for each in overrides if "study.report_only=" not in each]
-            command = shlex.join(["python", "train.py", *settings])
+            command = shlex.join([*program.name().split(), *settings])
             if study["studies"]:
                 report.write_claims(study, found, root / "report", command)
             else:
@@ -135,7 +136,7 @@ def _check_launcher() -> None:
     if environment.launcher():
         raise SettingError(
             "+study",
-            hint=f"{environment.launcher()} starts the ranks of one run; call python train.py, or take the runs that "
+            hint=f"{environment.launcher()} starts the ranks of one run; call {program.name()}, or take the runs that "
             "study.dry_run=true lists",
         )
 

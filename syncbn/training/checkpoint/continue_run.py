@@ -32,7 +32,7 @@ from syncbn.training.run_directory.paths import real, run_of
 
 # Settings that a new run may change when it continues the training of another run. All that affects training is equal.
 CONTINUED = [*FREE, "callbacks", "simulate", "mode", "test", "precise_batches", "fit", "target", "adapt", "corruptions"]
-CONTINUED += ["study", "find_lr", "early_stopping"]
+CONTINUED += ["study", "find_lr", "early_stopping", "init_from"]
 ENDED = {"failed": "failed", "interrupted": "was interrupted", "finished": "finished"}
 
 
@@ -276,6 +276,9 @@ def _new_run_from(plan: Plan, report: Callable[[str], None]) -> Plan:
         SettingError: the checkpoint cannot be read or has no weights; or ``ckpt_restore=all`` is not possible.
     """
     path = Path(str(plan.checkpoint))
+    if plan.cfg.init_from is not None:
+        hint = f"a new run begins with the weights of ckpt_path={paths.short(path)} already; set one of the two"
+        raise SettingError("init_from", plan.cfg.init_from, hint)
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get(WEIGHTS), dict):
         hint = "it has no state_dict; use a checkpoint of Lightning, or a file that "

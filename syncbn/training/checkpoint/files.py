@@ -79,9 +79,14 @@ def load(path: Path) -> Any:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return load_unmapped(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def load_unmapped(path: Path) -> Any:
+    """Loads a file like :func:`load`, without mapping it."""
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_weights(module: Any, path: str) -> None:

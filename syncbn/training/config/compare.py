@@ -11,13 +11,16 @@ from syncbn.training.config.schema import Config
 HARMLESS = [
     "run",
     "ckpt_path",
+    "checkpoint_activations",
     "trust",
     "ckpt_restore",
     "resume",
     "timeouts",
     "cluster",
     "logger",
-    "data.num_workers",
+    *(f"data.{name}" for name in ("num_workers", "prefetch_factor", "pin_memory", "persistent_workers")),
+    *("data.cache", "data.cache_dir"),
+    *("data.num_classes", "data.in_channels"),  # facts of the data, which model repeats
     *(f"ddp.{name}" for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")),
     "callbacks.checkpoint.dirpath",
 ]
@@ -29,9 +32,9 @@ DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # Settings that may also differ when a run is resumed. A finished run refuses them: nothing is left that they apply to.
 FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
-COPIES = [
-    f"module.{name}" for name in ("network", "optimizer", "scheduler", "layer_decay", "lr_scale")
-]  # copies of groups, which are compared themselves
+# Copies of groups, which are compared themselves.
+COPIES = [f"module.{name}" for name in ("network", "optimizer", "scheduler", "layer_decay", "lr_scale")]
+COPIES += ["data.augment", "data.mix"]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -44,7 +47,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 # The values of settings that a config.yaml of an earlier version lacks. A setting of a group that is not here was null.
 DEFAULTS = flat(OmegaConf.to_container(OmegaConf.structured(Config)))
 DEFAULTS |= {"model.activation": "relu", "model.init": "he", "model.gain": 1.0}
-DEFAULTS |= {"callbacks.finite.action": "fail"}
+DEFAULTS |= {"callbacks.finite.action": "fail", "data.balance": False}
 DEFAULTS |= {"scheduler.interval": "epoch", "scheduler.warmup_epochs": 0, "scheduler.warmup_steps": 0}
 DEFAULTS |= {"scheduler.warmup_lr": 0.0}
 # The class of a schedule in an earlier version, by the one that computes the same now.

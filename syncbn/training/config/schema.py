@@ -123,6 +123,8 @@ class Config:
     callbacks: Any = None
     adapt: Any = None
     corruptions: Any = None
+    augment: Any = None
+    mix: Any = None
     seed: int = 0
     run: RunConfig = field(default_factory=RunConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
@@ -133,6 +135,13 @@ class Config:
     find_lr: FindLRConfig = field(default_factory=FindLRConfig)
     cluster: Any = MISSING
     ckpt_path: str | None = None
+    init_from: str | None = None
+    freeze: Any = None
+    freeze_norm: bool = True
+    channels_last: bool = False
+    compile: bool = False
+    compile_mode: str | None = None
+    checkpoint_activations: Any = None
     trust: bool = False
     ckpt_restore: str | None = None
     mode: str = "train"

@@ -11,6 +11,7 @@ from syncbn.training.config import ranges, validate, validate_optimization
 from syncbn.training.config.machine import Launched, Machine
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate import check_group, divisors
+from syncbn.training.data import settings as data_settings
 from syncbn.training.data import shards
 from syncbn.training.distributed import slurm
 from syncbn.training.errors import SettingError
@@ -28,8 +29,9 @@ def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
     Raises:
         SettingError: for the first setting that cannot work.
     """
-    ranges.check(composed)
     cfg = composed.copy()
+    data_settings.fill(cfg.get("data"))
+    ranges.check(cfg)
     if cfg.get("simulate") is not None and cfg.trainer.devices == "auto":
         cfg.trainer.devices = 1
     _settle_devices(cfg, machine)
@@ -39,6 +41,7 @@ def settle(composed: DictConfig, machine: Machine, run_dir: Path) -> Plan:
     _settle_shards(cfg.data, replicas)
     _settle_norm(cfg.norm, cfg.data.batch_size, replicas)
     validate_optimization.settle_lr(cfg)
+    data_settings.check(cfg)
     plan = Plan.of(cfg, run_dir)
     validate.check(plan)
     try:

@@ -17,9 +17,11 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from syncbn.training import import_paths
 from syncbn.training.errors import SettingError
 
-INSTALL = "install it (torchvision and timm: pip install '.[vision]')"
+INSTALL = "install it (torchvision and timm: docs/installation.md says how)"
+OWN = "put its file into the current directory or beside --config-dir, or install it"
 # NAMED: dotted paths that a target may have; others are not imported. DEFINED: modules that may define its class.
 NAMED = re.compile(
     r"(syncbn|torch\.nn(\.modules)?|torch\.optim|torchvision\.(models|ops|transforms)|timm(\.(models|layers|loss|optim))?)"
@@ -36,6 +38,8 @@ LOADS = {
     *("weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("checkpoint_path", "cache_dir"),
 }
+# Functions of this package that build a network of these packages by its name.
+BY_NAME = {"syncbn.training.timm_network": "timm", "syncbn.training.torchvision_network": "torchvision"}
 KEY = re.compile(r"[\w-]+")
 WORDS = re.compile(r"[\w .,+=-]{,200}")  # matches no path, URL, expression or module:name
 DOTTED = re.compile(r"([A-Za-z_]\w*)(\.[A-Za-z_]\w*)+")
@@ -51,9 +55,13 @@ def is_safe(target: Any) -> bool:
     """
     if not isinstance(target, str) or not NAMED.fullmatch(target):
         return False
-    package = target.partition(".")[0]
-    if find_spec(package) is None:
+    package = BY_NAME.get(target, target.partition(".")[0])
+    spec = find_spec(package)
+    # Not installed: a package of this name in the current directory is none of those that are known to be safe.
+    if spec is None or import_paths.is_added(spec.origin or next(iter(spec.submodule_search_locations or ()), None)):
         raise SettingError("_target_", target, f"there is no package {package} here; {INSTALL}")
+    if target in BY_NAME:
+        return True
     try:
         found = _find(target)
     except Exception:  # no such module; torchvision raises RuntimeError beside another build of torch
@@ -92,7 +100,10 @@ def refused(theirs: Any, ours: Any, name: str, *, known: bool = True, package: s
         known = known and isinstance(target, str) and ours.get("_target_") == target
         if not known and not is_safe(target):
             return {f"{name}._target_": target}
-        package = target.partition(".")[0]
+        package = BY_NAME.get(target, target.partition(".")[0])
+        # mode=test builds the network of ``model`` without pretrained weights, whatever this setting is.
+        if name == "model" and target in BY_NAME and isinstance(theirs.get("pretrained"), bool):
+            theirs = {key: each for key, each in theirs.items() if key != "pretrained"}
     # _args_ are positional arguments, which have no names that could be checked.
     loads = {*LOADS, "_args_"} if package in ("torchvision", "timm") else set()
     found: dict[str, Any] = {}

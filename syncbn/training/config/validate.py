@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from syncbn.nn.comm import groups
+from syncbn.training import program
 from syncbn.training.config import run_id, validate_evaluation, validate_optimization
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
@@ -22,6 +23,7 @@ def check(plan: Plan) -> None:
     _check_simulated(plan)
     _check_ddp(plan)
     _check_torch_sync(plan)
+    _check_precision(plan)
     _check_simulated_batches(plan)
     validate_evaluation.check(plan)
     validate_optimization.check(plan)
@@ -47,6 +49,8 @@ def check_trainer(cfg: DictConfig) -> None:
         if name in trainer:
             hint = "drop it; it follows from norm, logger, callbacks and the run directory"
             raise SettingError(f"trainer.{name}", hint=hint)
+    if trainer.get("fast_dev_run"):  # Lightning turns off checkpoints and loggers for it, which the test needs
+        raise SettingError("trainer.fast_dev_run", trainer.fast_dev_run, "use debug=fast")
     batches = trainer.get("overfit_batches")
     if batches:  # Lightning 2.6 replaces the loaders' samplers for it, which would remove ours
         hint = f"use debug=overfit trainer.limit_train_batches={batches}"
@@ -78,7 +82,7 @@ def _instead_of_strategy(strategy: Any) -> str:
         return f"use ddp.find_unused_parameters={found[1].lower()}"
     return (
         "drop it; the ranks use DistributedDataParallel, whose settings are ddp.find_unused_parameters and others "
-        "(python train.py --cfg job --package ddp)"
+        f"({program.name()} --cfg job --package ddp)"
     )
 
 
@@ -137,6 +141,13 @@ def _check_simulated_batches(plan: Plan) -> None:
     every = plan.cfg.trainer.get("val_check_interval")
     if every is not None and (isinstance(every, int) or every != 1.0):
         raise SettingError("trainer.val_check_interval", every, f"{at_once}; use 1.0, a validation an epoch")
+
+
+def _check_precision(plan: Plan) -> None:
+    precision = str(plan.cfg.trainer.get("precision") or "32-true")
+    if plan.accelerator == "cpu" and precision.startswith("16"):
+        hint = "float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"
+        raise SettingError("trainer.precision", precision, hint)
 
 
 def _check_torch_sync(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Data: samplers, loaders, the digits and ImageNet data modules, shards, corruptions and label noise.
+"""Data: samplers, loaders, data modules, augmentation, mixing, shards, corruptions and label noise.
 
 The public names are imported on first use, because Lightning and scikit-learn take seconds to import.
 """
@@ -7,8 +7,11 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "CIFAR": "image_archives",
     "Digits": "digits",
     "ExactSampler": "samplers",
+    "ImageFolder": "image_folder",
+    "MNIST": "image_archives",
     "SampleError": "loaders",
     "corrupt": "corruptions",
     "exact_loader": "loaders",

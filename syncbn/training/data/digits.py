@@ -12,12 +12,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from syncbn.training.data import corruptions
+from syncbn.training.data.image_data import ImageSet, check_soft_targets
 from syncbn.training.data.label_noise import check_share, relabelled, with_outliers
-from syncbn.training.data.loaders import exact_loader, train_loader
+from syncbn.training.data.loaders import exact_loader, loader_options, train_loader
 from syncbn.training.data.samplers import check_remainder
 from syncbn.training.data.shards import check as check_shards
 from syncbn.training.data.shards import collate as collate_shards
 from syncbn.training.data.shards import evaluation_shards, train_shards
+from syncbn.training.data.transforms import augmentation, mixing
+from syncbn.training.data.transforms.augmentation import Augmentation
+from syncbn.training.data.transforms.mixing import Mix
 from syncbn.training.errors import SettingError
 
 
@@ -46,6 +50,11 @@ class Digits(pl.LightningDataModule):
         outliers: share of the training images that are multiplied by ``outlier_scale``, drawn in the same way; None is
             0.
         outlier_scale: factor for outliers; None is 10.
+        augment: the settings of ``conf/augment``; None for none.
+        mix: the settings of ``conf/mix``; None for none.
+        balance: whether each epoch draws equally many images of each class.
+        num_classes, in_channels: facts of the digits, 10 and 1; nothing else is accepted.
+        loader: further arguments of :func:`~syncbn.training.data.loaders.loader_options`.
 
     Images are corrupted first, then wrong labels and outliers are drawn, then shards are made. With "labels" an image
     is therefore in the shard of its (possibly wrong) label.
@@ -75,6 +84,12 @@ class Digits(pl.LightningDataModule):
         label_noise: float | None = None,
         outliers: float | None = None,
         outlier_scale: float | None = None,
+        augment: dict[str, Any] | None = None,
+        mix: dict[str, Any] | None = None,
+        balance: bool = False,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        **loader: Any,
     ) -> None:
         super().__init__()
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -85,6 +100,14 @@ class Digits(pl.LightningDataModule):
             )
         check_remainder(remainder)
         check_shards(shards, num_shards)
+        for name, given, fact in (("num_classes", num_classes, 10), ("in_channels", in_channels, 1)):
+            if given != fact:
+                raise SettingError(f"data.{name}", given, f"the digits have {fact}; leave it out")
+        self.options = loader_options(num_workers, **loader)
+        self.augment = None if augment is None else Augmentation(augmentation.check(augment), (8, 8))
+        self.mix = None if mix is None else Mix(mixing.check(mix), 10)
+        mixing.check_batch(mix, batch_size)
+        self.balance, self.class_counts = bool(balance), list[int]()
         self.corruption, self.severity = corruption, 3 if severity is None else severity
         if corruption is not None:
             corruptions.check(corruption, self.severity, ("data.corruption", "data.severity"))
@@ -102,7 +125,7 @@ class Digits(pl.LightningDataModule):
             raise SettingError("data.outlier_scale", outlier_scale, "use a number")
         self.shards, self.num_shards = shards, num_shards
         self.parts: list[list[int]] | None = None
-        self.batch_size, self.num_workers, self.remainder = batch_size, num_workers, remainder
+        self.batch_size, self.remainder = batch_size, remainder
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
 
@@ -123,16 +146,25 @@ class Digits(pl.LightningDataModule):
         if self.shards is not None and self.num_shards is not None:
             self.train, self.parts = train_shards(self.shards, self.num_shards, self.train)
             self.val, self.test = (evaluation_shards(self.shards, self.num_shards, d) for d in (self.val, self.test))
+        self.class_counts = torch.bincount(self.train.tensors[1], minlength=10).tolist()
+        if stage == "fit" and self.mix is not None:
+            check_soft_targets(self)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        images, labels = self.train.tensors
+        dataset: Any = self.train
+        if self.augment is not None:  # the images are in [0, 1] already and are not normalized
+            dataset = ImageSet(images.__getitem__, labels.tolist(), _same, self.augment)
         return train_loader(
-            self.train,
+            dataset,
             self.batch_size,
             shuffle=self.shuffle,
             seed=self.seed,
             remainder=self.remainder,
             shards=self.parts,
-            num_workers=self.num_workers,
+            balance=labels.tolist() if self.balance else None,
+            mix=self.mix,
+            **self.options,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -143,7 +175,11 @@ class Digits(pl.LightningDataModule):
 
     def _exact_loader(self, dataset: TensorDataset) -> DataLoader[Any]:
         collate = default_collate if self.shards is None else collate_shards
-        return exact_loader(dataset, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
+        return exact_loader(dataset, self.batch_size, collate_fn=collate, **self.options)
+
+
+def _same(image: Tensor) -> Tensor:
+    return image
 
 
 @cache

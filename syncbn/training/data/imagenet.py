@@ -7,8 +7,12 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from syncbn.training.data.loaders import exact_loader, train_loader
+from syncbn.training.data.image_data import check_soft_targets
+from syncbn.training.data.loaders import exact_loader, loader_options, train_loader
 from syncbn.training.data.samplers import check_remainder
+from syncbn.training.data.transforms import augmentation, mixing
+from syncbn.training.data.transforms.augmentation import Augmentation
+from syncbn.training.data.transforms.mixing import Mix
 from syncbn.training.errors import SettingError
 
 # Per channel of ImageNet's training images with values in [0, 1], from torchvision's documentation.
@@ -34,6 +38,11 @@ class ImageNet(pl.LightningDataModule):
         num_workers: loader processes per device.
         remainder: treatment of the training images after the last full global batch (see
             :func:`~syncbn.training.data.loaders.train_loader`).
+        augment: the settings of ``conf/augment``, in place of the crop and the flip; None for these.
+        mix: the settings of ``conf/mix``; None for none.
+        balance: whether each epoch draws equally many images of each class.
+        in_channels: 3.
+        loader: further arguments of :func:`~syncbn.training.data.loaders.loader_options`.
 
     Raises:
         SettingError: a missing directory; torchvision is not installed; unknown ``remainder``; in ``setup``, folders
@@ -52,6 +61,11 @@ class ImageNet(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         remainder: str = "drop",
+        augment: dict[str, Any] | None = None,
+        mix: dict[str, Any] | None = None,
+        balance: bool = False,
+        in_channels: int = 3,
+        **loader: Any,
     ) -> None:
         super().__init__()
         check_remainder(remainder)
@@ -61,14 +75,29 @@ class ImageNet(pl.LightningDataModule):
         _torchvision()
         self.root, self.num_classes, self.size, self.resize = root, num_classes, size, resize
         self.batch_size, self.shuffle, self.seed, self.remainder = batch_size, shuffle, seed, remainder
-        self.options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
+        if in_channels != 3:
+            raise SettingError("data.in_channels", in_channels, "the images are converted to colour; leave it out")
+        self.options = loader_options(num_workers, **loader)
+        self.augment = None if augment is None else Augmentation(augmentation.check(augment), (size, size))
+        self.mix = None if mix is None else Mix(mixing.check(mix), num_classes)
+        mixing.check_batch(mix, batch_size)
+        self.balance, self.class_counts = bool(balance), list[int]()
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.mix is not None:
+            check_soft_targets(self)
         if self._listed:  # a second stage uses the same images, and listing 1.3 million files takes long
             return
         v2 = _torchvision().transforms.v2
         as_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-        self.train = self._images("train", v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *as_tensor)
+        before: list[Any] = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
+        after: list[Any] = []
+        if self.augment is not None:
+            before = [] if self.augment.crops else [v2.Resize(self.resize), v2.CenterCrop(self.size)]
+            before += [] if self.augment.before is None else [self.augment.before]
+            after = [] if self.augment.after is None else [self.augment.after]
+        self.train = self._images("train", *before, *as_tensor, *after)
+        self.class_counts = torch.bincount(torch.tensor(self.train.targets), minlength=self.num_classes).tolist()
         self.val = self._images("val", v2.Resize(self.resize), v2.CenterCrop(self.size), *as_tensor)
         differ = sorted(set(self.train.classes) ^ set(self.val.classes))
         if differ:
@@ -86,6 +115,8 @@ class ImageNet(pl.LightningDataModule):
             shuffle=self.shuffle,
             seed=self.seed,
             remainder=self.remainder,
+            balance=self.train.targets if self.balance else None,
+            mix=self.mix,
             **self.options,
         )
 
@@ -105,10 +136,10 @@ class ImageNet(pl.LightningDataModule):
             raise SettingError("data.root", self.root, " ".join(str(error).split())) from error
         if len(images.classes) != self.num_classes:
             raise SettingError(
-                "model.num_classes",
+                "data.num_classes",
                 self.num_classes,
                 f"{self.folders[part]} has {len(images.classes)} folders, one a class; use "
-                f"model.num_classes={len(images.classes)}",
+                f"data.num_classes={len(images.classes)}",
             )
         return images
 

@@ -118,11 +118,17 @@ class Batches(Dataset[Any]):
         dataset: map-style data set.
         collate: makes a batch from a list of samples.
         seed: seed of the samples' random draws.
+        mix: called with a batch and its epoch, returns the mixed batch (see :class:`.transforms.mixing.Mix`); its draws
+            are seeded by the first sample of the global batch, and are the same on all ranks. A smaller last batch
+            (``remainder="uneven"``) is not mixed.
     """
 
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], seed: int = 0) -> None:
-        self.dataset, self.collate, self.seed = dataset, collate, seed
-        self.draws = type(_without_subset(dataset)) is not TensorDataset or collate is not default_collate
+    def __init__(
+        self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], seed: int = 0, mix: Any = None
+    ) -> None:
+        self.dataset, self.collate, self.seed, self.mix = dataset, collate, seed, mix
+        plain = type(_without_subset(dataset)) is TensorDataset and collate is default_collate
+        self.draws = mix is not None or not plain
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
@@ -134,8 +140,9 @@ class Batches(Dataset[Any]):
     def _fetch(self, request: Request) -> Any:
         indices = request.indices or [request.like]
         samples = []
-        for index in indices:
-            self._seed(request.epoch, index)
+        for place, index in enumerate(indices):
+            repeat = request.repeats[place] if place < len(request.repeats) else 0
+            self._seed(request.epoch, index, *([repeat] if repeat else []))
             try:
                 samples.append(self.dataset[index])
             except Exception as error:
@@ -147,6 +154,9 @@ class Batches(Dataset[Any]):
                 return _Unreadable(line, "".join(traceback.format_exception(error)))
         self._seed(request.epoch, indices[0], "collate")
         batch = self.collate(samples)
+        if self.mix is not None and request.whole:
+            self._seed(request.epoch, request.like, "mix")
+            batch = self.mix(batch, request.epoch)
         return batch if request.indices else tree_map(_without_samples, batch)
 
     def _seed(self, *numbers: object) -> None:
@@ -229,6 +239,8 @@ def train_loader(
     seed: int = 0,
     remainder: str = "drop",
     shards: Sequence[Sequence[int]] | None = None,
+    balance: Sequence[int] | None = None,
+    mix: Any = None,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     **options: Any,
 ) -> TrainLoader:
@@ -250,6 +262,8 @@ def train_loader(
             ``global_samples``; the built-in Classifier does so.
         shards: lists of sample indices, one per shard. If their number divides the number of ranks, rank r gets samples
             of one shard only, r modulo that number (see :class:`~syncbn.training.data.samplers.GlobalBatchSampler`).
+        balance: the class of each sample, to draw equally many of each class in every epoch; None for each sample once.
+        mix: mixes the samples of a batch (see :class:`~syncbn.training.data.transforms.mixing.Mix`); None for none.
         collate_fn: makes a batch from a list of samples.
         options: further arguments of DataLoader.
 
@@ -258,10 +272,50 @@ def train_loader(
         SampleError: during iteration, if ``dataset[i]`` raises; it names the sample.
     """
     sampler = GlobalBatchSampler(
-        dataset, batch_size, world_size(), this_rank(), shuffle=shuffle, seed=seed, remainder=remainder, shards=shards
+        dataset,
+        batch_size,
+        world_size(),
+        this_rank(),
+        shuffle=shuffle,
+        seed=seed,
+        remainder=remainder,
+        shards=shards,
+        balance=balance,
     )
     options.setdefault("generator", torch.Generator().manual_seed(seed))
-    return TrainLoader(Batches(dataset, collate_fn, seed), batch_size=None, sampler=sampler, **options)
+    return TrainLoader(Batches(dataset, collate_fn, seed, mix), batch_size=None, sampler=sampler, **options)
+
+
+def loader_options(
+    num_workers: int = 0,
+    prefetch_factor: int | None = None,
+    pin_memory: bool | None = None,
+    persistent_workers: bool | None = None,
+) -> dict[str, Any]:
+    """Return the arguments of DataLoader for these settings of ``data``.
+
+    Args:
+        num_workers: loader processes per device; 0 loads in the training process.
+        prefetch_factor: batches that each of them loads ahead; None is torch's 2.
+        pin_memory: whether batches are in page-locked memory, which a GPU copies faster; None: if there is a GPU.
+        persistent_workers: whether the processes stay between epochs; None: if there are any.
+
+    Raises:
+        SettingError: ``prefetch_factor`` or ``persistent_workers`` without workers; a value out of its range.
+    """
+    for name, value, least in (("num_workers", num_workers, 0), ("prefetch_factor", prefetch_factor, 1)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SettingError(f"data.{name}", value, f"use a whole number, {least} or more")
+    if not num_workers:
+        for name, asked in (("prefetch_factor", prefetch_factor), ("persistent_workers", persistent_workers)):
+            if asked:
+                hint = "data.num_workers=0 loads in the training process; use data.num_workers=1 or more"
+                raise SettingError(f"data.{name}", asked, hint)
+    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin}
+    if num_workers:
+        options["persistent_workers"] = True if persistent_workers is None else persistent_workers
+    return options | ({} if prefetch_factor is None else {"prefetch_factor": prefetch_factor})
 
 
 def exact_loader(

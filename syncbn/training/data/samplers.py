@@ -19,12 +19,17 @@ class Request(NamedTuple):
     Attributes:
         indices: indices of its samples; may be empty.
         epoch: with a sample's index, it determines the random draws of the sample.
-        like: index of a sample from which an empty batch takes its shapes.
+        like: index of the global batch's first sample: an empty batch takes its shapes from it, and it seeds what is
+            drawn for the global batch.
+        whole: whether the global batch is full; the last one of ``remainder="uneven"`` may be smaller.
+        repeats: for each index, how often the sample was in the epoch before; empty if every sample is there once.
     """
 
     indices: list[int]
     epoch: int = 0
     like: int = 0
+    whole: bool = True
+    repeats: Sequence[int] = ()
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
@@ -48,6 +53,9 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         shards: lists of sample indices, one per shard. Position p of a global batch then holds a sample of shard p
             modulo the number of shards. With as many shards as ranks, each rank has its own shard. Each shard has its
             own order. "drop" shortens all shards to the smallest, "pad" repeats samples of the smaller shards.
+        balance: the class of each sample. An epoch then has as many samples as before, equally many of each class: any
+            run of positions that is as long as there are classes has one of each. Samples of small classes are
+            repeated, those of large ones take turns over the epochs.
 
     Attributes:
         start: number of global batches that the next iteration skips.
@@ -56,7 +64,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             data are iterated more than once in one Lightning epoch: next to a longer loader, in a dict of loaders.
 
     Raises:
-        SettingError: unknown ``remainder``, or "uneven" with shards; an empty data set or shard; fewer samples than one
+        SettingError: unknown ``remainder``, or "uneven" with shards; both ``shards`` and ``balance``; an empty data set
+            or shard; fewer samples than one
             global batch, with "drop"; a global batch that cannot hold equally many samples of each shard.
     """
 
@@ -71,11 +80,17 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         seed: int = 0,
         remainder: str = "drop",
         shards: Sequence[Sequence[int]] | None = None,
+        balance: Sequence[int] | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=shuffle, seed=seed)
         check_remainder(remainder)
         self.remainder, self.global_batch = remainder, batch_size * num_replicas
         self.samples = len(cast(Sized, dataset))
+        if balance is not None and shards is not None:
+            raise SettingError(
+                "data.balance", True, "shards have an order of their own; use balance=false or shards=null"
+            )
+        self.classes = None if balance is None else _by_class(balance)
         self.shards = None if shards is None else [list(shard) for shard in shards]
         if self.shards is not None:
             self._check_shards(self.shards)
@@ -99,10 +114,14 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
         cuts = range(self.start * self.global_batch, self.num_batches * self.global_batch, self.global_batch)
-        batches = [order[cut : cut + self.global_batch] for cut in cuts]
         mine = slice(self.rank, None, self.num_replicas)
+        repeats = _occurrences(order) if self.classes is not None else []
         # A list, not a generator: the iterator keeps this epoch's order even if set_epoch is called before it is used.
-        return iter([Request(batch[mine], self.epoch, batch[0]) for batch in batches])
+        return iter([self._request(order[cut : cut + self.global_batch], repeats[cut:], mine) for cut in cuts])
+
+    def _request(self, batch: list[int], repeats: list[int], mine: slice) -> Request:
+        whole = len(batch) == self.global_batch
+        return Request(batch[mine], self.epoch, batch[0], whole, repeats[: len(batch)][mine])
 
     def __len__(self) -> int:
         """Number of global batches of a whole epoch."""
@@ -148,12 +167,26 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         parts = [range(self.samples)] if self.shards is None else self.shards
+        if self.classes is not None:
+            return self._balanced_order(self.classes, generator)
         orders = [self._shuffled(part, generator) for part in parts]
         if self.remainder == "uneven":
             return orders[0]
         total = self.num_batches * self.global_batch // len(orders)
         orders = [(order * ceil(total / len(order)))[:total] for order in orders]
         return [index for one_of_each in zip(*orders, strict=True) for index in one_of_each]
+
+    def _balanced_order(self, classes: list[list[int]], generator: torch.Generator) -> list[int]:
+        """One sample of each class in turn, in a new order each time; a class that is used up starts anew."""
+        total = self.samples if self.remainder == "uneven" else self.num_batches * self.global_batch
+        rounds = ceil(total / len(classes))
+        columns = []
+        for members in classes:
+            passes = [self._shuffled(members, generator) for _ in range(ceil(rounds / len(members)))]
+            columns.append([index for one in passes for index in one][:rounds])
+        turns = range(len(classes))
+        rows = zip(*columns, strict=True)
+        return [row[turn] for row in rows for turn in self._shuffled(turns, generator)][:total]
 
     def _shuffled(self, part: Sequence[int], generator: torch.Generator) -> list[int]:
         if not self.shuffle:
@@ -228,6 +261,24 @@ class ExactSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return self.num_batches
+
+
+def _by_class(labels: Sequence[int]) -> list[list[int]]:
+    """The indices of the samples of each class, without empty classes."""
+    found: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        found.setdefault(int(label), []).append(index)
+    return [found[label] for label in sorted(found)]
+
+
+def _occurrences(order: list[int]) -> list[int]:
+    """For each position, how often its sample was in the order before."""
+    seen: dict[int, int] = {}
+    counts = []
+    for index in order:
+        counts.append(seen.get(index, 0))
+        seen[index] = counts[-1] + 1
+    return counts
 
 
 def check_remainder(remainder: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 from functools import cache
 from typing import Any
 
+from syncbn.training import program
 from syncbn.training.distributed import loopback, signals
 from syncbn.training.errors import SettingError
 
@@ -61,7 +62,7 @@ def check() -> None:
         raise SettingError(
             "Slurm",
             hint=f"this job has {_count(nodes, 'node')} and {_count(tasks, 'task')}, but python was not started by "
-            "srun, so only one process would train; in the script write: srun python train.py ...",
+            f"srun, so only one process would train; in the script write: srun {program.name()} ...",
         )
 
 

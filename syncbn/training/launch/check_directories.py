@@ -19,6 +19,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from syncbn.training import program
+from syncbn.training.composition import full_error
+from syncbn.training.config import ranges
 from syncbn.training.config.run_id import check_id
 from syncbn.training.console import print_line, printable
 from syncbn.training.distributed import environment
@@ -51,8 +54,8 @@ def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> N
     except OSError as error:  # a name that no file can have, for example
         line = f"run directory: {explain(error, Path.cwd())}"
     except OmegaConfBaseException as error:
-        line = " ".join(printable(error).split())
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        line = str(ranges.unresolved(error))
+    if full_error.wanted():
         traceback.print_exc()
     elif environment.rank() == 0:
         print_line(f"error: {line}", error=True)
@@ -87,7 +90,7 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
 
 def _check_sweep(config: DictConfig) -> None:
     if environment.launcher() == "torchrun":
-        raise SettingError("-m", hint="torchrun starts the ranks of one run, not of a sweep; call python train.py -m")
+        raise SettingError("-m", hint=f"torchrun starts the ranks of one run, not of a sweep; call {program.name()} -m")
     if config.run.id is not None:
         hint = "the jobs of a sweep are named by their numbers; use hydra.sweep.dir"
         raise SettingError("run.id", printable(config.run.id), hint)

@@ -7,6 +7,7 @@ process that they started is a rank.
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from syncbn.training import program
 from syncbn.training.checkpoint import continue_run, inherit_config
 from syncbn.training.config.machine import this_machine
 from syncbn.training.config.plan import Plan
@@ -31,6 +33,7 @@ from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
 from syncbn.training.launch.outcome import is_requeued, requeue_message, resume_hint
+from syncbn.training.network import check as check_network
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
@@ -96,7 +99,9 @@ def _run(cfg: DictConfig, run_dir: Path) -> float | None:
     named = in_sweep or cfg.run.id is not None or any(each.startswith("hydra.run.dir=") for each in given.hydra)
     name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
     perform = _run_as_rank if environment.launcher() else _start_ranks
-    perform(settle(cfg, this_machine(), run_dir), Command(name, overrides, named))
+    plan = settle(check_network.located(cfg, run_dir), this_machine(), run_dir)
+    check_network.check(plan)
+    perform(plan, Command(name, overrides, named))
     return record.monitored(run_dir) if environment.rank() == 0 else None
 
 
@@ -111,8 +116,9 @@ class Command(NamedTuple):
 def _start_ranks(plan: Plan, command: Command) -> None:
     run_dir, nodes = plan.run_dir, plan.num_nodes
     if nodes > 1:
-        hint = f"python train.py starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
-        hint += f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST train.py"
+        hint = f"{program.name()} starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
+        hint += f"--nproc-per-node={plan.devices} --rdzv-backend=c10d --rdzv-endpoint=HOST "
+        hint += shlex.join(program.for_torchrun())
         raise SettingError("trainer.num_nodes", nodes, hint)
     with Requests(_announce_stop) as requests:
         try:

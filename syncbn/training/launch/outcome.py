@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from syncbn.training import program
 from syncbn.training.atomic_write import unlinked
 from syncbn.training.console import print_line
 from syncbn.training.distributed import environment, slurm, unresponsive_ranks
@@ -148,13 +149,12 @@ def resume_hint(run_dir: Path) -> str:
         return "there was no checkpoint yet"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return f"the same sweep with hydra.sweep.dir={paths.short(run_dir.parent)} resumes it"
-    program, *settings = (each for each in sys.argv if not each.startswith(_NAMES))
-    settings.append(_run_setting(run_dir))
+    settings = [*(each for each in sys.argv[1:] if not each.startswith(_NAMES)), _run_setting(run_dir)]
     if environment.launcher() == "srun":
-        return f"resume with: sbatch slurm/train.sbatch {shlex.join(settings)}"
+        return f"resume with: {shlex.join([*program.for_slurm(), *settings])}"
     if environment.launcher() == "torchrun":
-        return f"resume with: torchrun ... {shlex.join([program, *settings])}, as before"
-    return f"resume with: {shlex.join(['python', program, *settings])}"
+        return f"resume with: torchrun ... {shlex.join([*program.for_torchrun(), *settings])}, as before"
+    return f"resume with: {shlex.join([*program.words(), *settings])}"
 
 
 def _run_setting(run_dir: Path) -> str:

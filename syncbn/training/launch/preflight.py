@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from syncbn.training import program
 from syncbn.training.atomic_write import unlinked
 from syncbn.training.config.plan import Plan
 from syncbn.training.distributed import store, unresponsive_ranks
@@ -25,7 +26,7 @@ def check(plan: Plan) -> None:
     """
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing:
-        hint = f"{', '.join(missing)} not set; start with python train.py, torchrun or srun"
+        hint = f"{', '.join(missing)} not set; start with {program.name()}, torchrun or srun"
         raise SettingError("launcher", hint=hint)
     world = int(os.environ["WORLD_SIZE"])
     if world != plan.world_size:

@@ -31,17 +31,19 @@ from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
 from syncbn.training.config import validate_evaluation
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.trust import INSTALL
+from syncbn.training.config.trust import INSTALL, OWN
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
 from syncbn.training.errors import SettingError
-from syncbn.training.evaluation import generalization_gap, precise_statistics
+from syncbn.training.evaluation import class_accuracy, generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.network import half_precision, prepare
+from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
 from syncbn.training.run_directory import record
@@ -95,6 +97,7 @@ class _Sessions:
         self._loggers: list[Logger] | None = None
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
+        self._began = False  # the module of the fit, or of a test alone, was built
 
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
@@ -124,8 +127,12 @@ class _Sessions:
         self._fitted = module if checkpoint is None else None
 
     def _module(self) -> pl.LightningModule:
-        module: pl.LightningModule = build(self._plan.cfg.module)
-        replace.prepare_model(module, _plain(self._plan.cfg.norm))
+        cfg = self._plan.cfg
+        # A checkpoint that is loaded later has all weights: of the run, or of its best epoch for the test.
+        begins, self._began = not self._began and cfg.mode != "test" and self._plan.checkpoint is None, True
+        module: pl.LightningModule = build(cfg.module if begins else prepare.without_pretrained(cfg.module))
+        replace.prepare_model(module, _plain(cfg.norm))
+        prepare.prepare(module, cfg, begins=begins, report=print_line if self._rank == 0 else lambda line: None)
         if self._plan.simulated:
             simulated_devices.refuse(module)
         return module
@@ -182,17 +189,20 @@ def _norm_parts(plan: Plan) -> trainer_parts.Parts:
 
 def _trainer_settings(plan: Plan) -> dict[str, Any]:
     """The arguments of Lightning's Trainer from the settings ``trainer``."""
-    settings = dict(build(plan.cfg.trainer))
+    settings = {name: value for name, value in build(plan.cfg.trainer).items() if value is not None}
     if plan.cfg.simulate:
         settings["accumulate_grad_batches"] = 1  # the loader's batch holds all of them (plan.batches_at_once)
     return settings
 
 
 def _trainer(plan: Plan, norm_parts: trainer_parts.Parts, callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
-    timeout = timedelta(seconds=plan.cfg.timeouts.collective)
+    cfg, timeout = plan.cfg, timedelta(seconds=plan.cfg.timeouts.collective)
+    precision = half_precision.plugins(settings)
+    if cfg.freeze and cfg.freeze_norm:
+        callbacks = [FreezeNorm(list(cfg.freeze)), *callbacks]
     return pl.Trainer(
-        strategy=ddp_strategy.Strategy(plan.cfg.ddp, norm_parts.ddp_arguments, timeout),
-        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins],
+        strategy=ddp_strategy.Strategy(cfg.ddp, norm_parts.ddp_arguments, timeout),
+        plugins=[TorchElasticEnvironment(), AtomicCheckpointIO(), *norm_parts.plugins, *precision],
         callbacks=callbacks,
         default_root_dir=plan.run_dir,
         **settings,
@@ -211,6 +221,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     with ddp_strategy.explained(trainer.strategy):
         trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
+    if trainer.is_global_zero:
+        class_accuracy.write_data(plan.run_dir, datamodule)
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
@@ -259,6 +271,10 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
     trainer, module, datamodule = sessions.begin()
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
+    if trainer.is_global_zero:
+        class_accuracy.write_data(plan.run_dir, datamodule)
+        if classes := class_accuracy.write_classes(plan.run_dir, module, datamodule):
+            result["classes"] = classes
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
     if plan.cfg.fit:
@@ -316,7 +332,8 @@ def build(cfg: Any) -> Any:
         missing = None if cause is None else cause.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
             target = str(cause).split("'")[1]
-            raise SettingError("_target_", target, f"there is no package {missing.name} here; {INSTALL}") from error
+            hint = INSTALL if missing.name in ("torchvision", "timm") else OWN
+            raise SettingError("_target_", target, f"there is no package {missing.name} here; {hint}") from error
         raise
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate_optimization import samples_per_step
 from syncbn.training.console import cell
+from syncbn.training.evaluation import class_accuracy
 from syncbn.training.loggers import wandb_files
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
@@ -102,6 +103,8 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
     if "test/loss" in test:
         rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    if classes := result.get("classes"):
+        rows.append(("worst classes", class_accuracy.worst(classes)))
     fit = result.get("fit", {})
     if "fit/acc" in fit:
         rows.append(("training images", f"{100 * fit['fit/acc']:.2f} % of them known"))

@@ -1,18 +1,20 @@
 """The LightningModule for classification: loss, metrics, and weight decay without the normalization layers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from syncbn.training.data.loaders import global_samples
 from syncbn.training.data.shards import ShardBatch
+from syncbn.training.errors import AgreedError
 from syncbn.training.models.lr_schedules import lightning_config
 from syncbn.training.models.parameter_groups import parameter_groups, scale_rates
 
@@ -28,6 +30,9 @@ class Classifier(pl.LightningModule):
     samples. If the data module has ``num_shards``, the accuracy of each shard is logged as ``acc_shard0``,
     ``acc_shard1``, ... under ``val/`` and ``test/``.
 
+    Targets are labels of shape ``(N,)``, or soft targets of shape ``(N, num_classes)`` (mixup, CutMix). The accuracy of
+    soft targets is that of the class with the largest share.
+
     Args:
         network: maps ``(N, *)`` to scores ``(N, num_classes)``.
         optimizer: called with parameter groups, returns the optimizer.
@@ -38,7 +43,17 @@ class Classifier(pl.LightningModule):
             there it only changes the effective learning rate (Zhang et al. 2019).
         layer_decay, lr_scale: learning rates of layers; see :func:`~syncbn.training.models.parameter_groups.
             parameter_groups`.
+        class_weights: weights of the classes in the training loss: one number per class, or "balanced" for N / (K n_c)
+            with N training samples, n_c of class c, of K classes (the data module's ``class_counts``). As in torch, the
+            loss of labels is the sum over the global batch divided by the sum of its weights; that of soft targets is
+            divided by the number of samples. Validation and test are not weighted.
+
+    Attributes:
+        class_accuracy: after a test, for each class its number of samples and their accuracy (NaN for no sample).
     """
+
+    accepts_soft_targets = True
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -51,6 +66,7 @@ class Classifier(pl.LightningModule):
         decay_norm: bool = False,
         layer_decay: float | None = None,
         lr_scale: dict[str, float] | None = None,
+        class_weights: Sequence[float] | str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -63,19 +79,34 @@ class Classifier(pl.LightningModule):
             # By default torchmetrics leaves NaN losses out of the mean; with this strategy the mean becomes NaN.
             setattr(self, f"{stage}_mean_loss", MeanMetric(nan_strategy=float("nan")))
         self.count = SumMetric()
+        self.test_classes = MulticlassStatScores(num_classes, average=None)
+        self.class_accuracy: list[tuple[int, float]] = []
         self.num_shards = 0
+        self.weighting, weights = class_weights, None
+        if class_weights is not None and not isinstance(class_weights, str):
+            weights = torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def setup(self, stage: str) -> None:
         self.num_shards = getattr(getattr(self.trainer, "datamodule", None), "num_shards", None) or 0
         for name in (f"{stage}_acc_shard{shard}" for stage in ("val", "test") for shard in range(self.num_shards)):
             if not hasattr(self, name):
                 setattr(self, name, MeanMetric().to(self.device))
+        if stage == "fit" and self.weighting == "balanced":
+            counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
+            if not counts or not all(counts):
+                hint = "the data module has no class_counts of all classes; give a list of numbers, one per class"
+                raise AgreedError("module.class_weights", "balanced", hint)
+            weights = [sum(counts) / (len(counts) * count) for count in counts]
+            self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.network(x)
         return scores
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.class_weights is not None:
+            return self._weighted_step(batch, self.class_weights)
         loss = self._step("train", batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         total = global_samples(self._trainer)
@@ -94,6 +125,32 @@ class Classifier(pl.LightningModule):
         self.count.update(len(batch[0]))
         self.log("test/count", self.count, on_step=False, on_epoch=True)
 
+    def on_test_epoch_start(self) -> None:
+        self.test_classes.reset()
+
+    def on_test_epoch_end(self) -> None:
+        scores = self.test_classes.compute()  # summed over the ranks, a collective; columns: tp, fp, tn, fn, support
+        right, counts = scores[:, 0], scores[:, 4]
+        self.class_accuracy = list(zip(counts.tolist(), (right / counts).tolist(), strict=True))
+
+    def _weighted_step(self, batch: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+        """The loss whose gradient, averaged by DDP, is that of the weighted mean over the global batch."""
+        x, target = batch
+        scores = self(x)
+        options: dict[str, Any] = {"label_smoothing": self.label_smoothing, "reduction": "sum"}
+        total = F.cross_entropy(scores, target, weight=weights.to(scores.dtype), **options)
+        # As torch: labels are divided by their weights, soft targets by their number.
+        mine = total.detach().new_tensor(len(x)) if target.is_floating_point() else weights[target].sum().to(total)
+        over_ranks = self.trainer.strategy.reduce(mine.clone(), reduce_op="sum")
+        mean_loss: MeanMetric = getattr(self, "train_mean_loss")  # noqa: B009  # typed as any module otherwise
+        mean = total.detach() / mine.clamp_min(torch.finfo(mine.dtype).tiny)  # 0 for an empty share
+        if len(x):
+            mean_loss.update(mean, weight=mine)
+        self._log_accuracy("train", scores, target)
+        self.log("train/loss", mean_loss, on_step=False, on_epoch=True)
+        self.log("train/loss_step", mean, prog_bar=True, on_step=True, on_epoch=False)
+        return total * (self.trainer.world_size / over_ranks)
+
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, target = batch
         scores = self(x)
@@ -102,17 +159,24 @@ class Classifier(pl.LightningModule):
         reduction = "mean" if len(x) else "sum"
         loss = F.cross_entropy(scores, target, label_smoothing=self.label_smoothing, reduction=reduction)
         mean_loss: MeanMetric = getattr(self, f"{stage}_mean_loss")
-        accuracy: MulticlassAccuracy = getattr(self, f"{stage}_acc")
         if len(x):
             mean_loss.update(loss.detach(), weight=len(x))
-            accuracy.update(scores.detach(), target)
         if isinstance(batch, ShardBatch):
             self._log_shards(stage, scores.detach().argmax(1) == target, batch.shards)
         # Metric objects are logged, not numbers: torchmetrics sums their states over the ranks, which weights ranks
         # with unequal numbers of samples correctly.
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
-        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage == "val")
+        self._log_accuracy(stage, scores, target)
         return loss
+
+    def _log_accuracy(self, stage: str, scores: Tensor, target: Tensor) -> None:
+        accuracy: MulticlassAccuracy = getattr(self, f"{stage}_acc")
+        labels = target.argmax(1) if target.is_floating_point() else target
+        if len(labels):
+            accuracy.update(scores.detach(), labels)
+        if len(labels) and stage == "test":
+            self.test_classes.update(scores.detach(), labels)
+        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=stage == "val")
 
     def _log_shards(self, stage: str, right: Tensor, shards: Tensor) -> None:
         for shard in range(self.num_shards):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.torch_internals import BatchNormBase, ConvBase
@@ -45,7 +45,7 @@ def remove_batch_norm(model: nn.Module) -> None:
                 before.bias = nn.Parameter(zeros)
         elif _outputs(layer) is not None:
             before = layer
-    _replace(model, lambda norm: nn.Identity())
+    _replace(model, lambda norm: _not_in_place(_activation(norm)))
 
 
 def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: int = 16) -> None:
@@ -62,11 +62,39 @@ def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: 
         groups = max(
             n for n in range(1, num_groups + 1) if n == 1 or (channels % n == 0 and channels // n >= min_channels)
         )
-        new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
+        kind = nn.GroupNorm if isinstance(_activation(norm), nn.Identity) else GroupNormAct
+        new = kind(groups, channels, eps=norm.eps, affine=norm.affine)
+        if isinstance(new, GroupNormAct):
+            new.act = _activation(norm)
         new.weight, new.bias = norm.weight, norm.bias
         return new.train(norm.training)
 
     _replace(model, group_norm)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """Group norm and then the activation that a batch norm layer of timm, such as ``BatchNormAct2d``, had inside."""
+
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = self.act(super().forward(input))
+        return y
+
+
+def _activation(norm: BatchNormBase) -> nn.Module:
+    """What a third-party batch norm layer does after it normalizes: its drop layer and activation; often nothing."""
+    parts = (getattr(norm, name, None) for name in ("drop", "act"))
+    kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+    return kept[0] if len(kept) == 1 else nn.Sequential(*kept) if kept else nn.Identity()
+
+
+def _not_in_place(act: nn.Module) -> nn.Module:
+    """An activation that leaves its input unchanged: without a norm before it, others may use the same tensor."""
+    for layer in act.modules():
+        if getattr(layer, "inplace", False) is True:
+            layer.inplace = False
+    return act
 
 
 def _outputs(layer: nn.Module) -> int | None:

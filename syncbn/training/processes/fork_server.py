@@ -26,6 +26,8 @@ def start_server(*modules: str) -> None:
     # After a process has initialized CUDA, its forked children cannot use it. With this variable,
     # torch.cuda.is_available() asks NVML and does not initialize CUDA.
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    # The server and the tracker are python -c, which would import a random.py of the current directory before Python's.
+    environment["PYTHONSAFEPATH"] = "1"
     # The server is ended by SIGKILL, so it never removes the temporary files that the import of W&B creates.
     environment["TMPDIR"] = str(temporary_directory.make())
     if modules:
@@ -34,10 +36,10 @@ def start_server(*modules: str) -> None:
         stopping.at_end(_end_server)
         atexit.register(_end_server)
     environment[server_imports.VARIABLE] = ",".join(_modules)
-    start_tracker()
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # PYTHONPATH: the server has to find the same modules as this process
     try:
+        start_tracker()
         with stopping.held():
             forkserver.ensure_running()
     finally:

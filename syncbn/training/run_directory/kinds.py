@@ -19,7 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
         **{"versions": Each(str), "git": dict, "normalization_batch": int, "overrides": list},
     },
     "result": {
-        **dict.fromkeys(("monitored", "test", "precise", "fit", "corrupted", "adapted"), Each(NUMBER)),
+        **dict.fromkeys(("monitored", "test", "precise", "fit", "corrupted", "adapted", "classes"), Each(NUMBER)),
         **dict.fromkeys(("seconds", "epochs", "steps", "epochs_before", "images_per_second"), NUMBER),
         **{"target": dict, "checkpoint": str, "tested": str},
     },

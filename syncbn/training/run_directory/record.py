@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from syncbn.training import program
 from syncbn.training.atomic_write import replacing
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.schema import GROUPS
@@ -82,7 +82,7 @@ def begin(plan: Plan, run_id: str, overrides: list[str], begun_from: str | None 
 def _about(plan: Plan, overrides: list[str]) -> dict[str, Any]:
     """The values of ``run.json`` that do not depend on earlier attempts."""
     return {
-        "command": [sys.executable, *sys.argv],
+        "command": program.command_line(),
         "overrides": overrides,
         "world_size": plan.world_size,
         "normalization_batch": plan.normalization_batch,

@@ -1,0 +1,1 @@
+"""``syncbn init``: a small project to begin with."""
