@@ -11,7 +11,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.composition import composition_errors, full_error, unread_settings
@@ -73,7 +73,7 @@ def _check(cfg: DictConfig) -> None:
     try:
         unread_settings.check(cfg, HydraConfig.get())
         if cfg.study is None:  # a study checks the settings of each of its runs
-            ranges.check(cfg)
+            ranges.check(_with_facts(cfg))
     except SettingError as error:
         if full_error.wanted():
             raise
@@ -81,6 +81,19 @@ def _check(cfg: DictConfig) -> None:
             refuse(error)
         print_line(f"error: {error}", error=True)
         raise  # the sweep catches it and runs the next job
+
+
+def _with_facts(cfg: DictConfig) -> DictConfig:
+    """The settings with a number in place of the facts of the data that are found in its files later."""
+    cfg = cfg.copy()
+    for name in ("num_classes", "in_channels"):
+        if (
+            isinstance(cfg.get("data"), DictConfig)
+            and name in cfg.data
+            and OmegaConf.select(cfg, f"data.{name}") is None
+        ):
+            cfg.data[name] = 1
+    return cfg
 
 
 def refuse(error: SettingError) -> None:

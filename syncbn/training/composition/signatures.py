@@ -43,7 +43,7 @@ def _of(module: str, name: str, depth: int) -> frozenset[str] | None:
 def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, skipped: int = 0) -> frozenset[str] | None:
     if node.args.kwarg is not None or not _is_plain(node):
         return None
-    return frozenset(each.arg for each in [*node.args.args[skipped:], *node.args.kwonlyargs])
+    return _names(node.args, skipped)
 
 
 def _of_class(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | None:
@@ -53,8 +53,34 @@ def _of_class(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | N
     for name in ("__init__", "__new__"):
         own = [each for each in ast.walk(node) if isinstance(each, Definition) and each.name == name]
         if own:
-            alone = len(own) == 1 and own[0] in node.body and not isinstance(own[0], ast.ClassDef)
-            return _of_function(own[0], skipped=1) if alone else None  # type: ignore[arg-type]
+            first = own[0]
+            if len(own) > 1 or first not in node.body or isinstance(first, ast.ClassDef):
+                return None
+            receiver = _receiver(first)
+            if not receiver:
+                return _of_function(first, skipped=1)
+            above = (
+                _of_bases(module, node, depth) if receiver == "super().__init__" else _of(module, receiver, depth + 1)
+            )
+            return None if above is None or not _is_plain(first) else _names(first.args, 1) | above
+    return _of_bases(module, node, depth)
+
+
+def _receiver(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The function that takes a method's ``**more``, if that is all that the method does with it; "" otherwise."""
+    more = node.args.kwarg.arg if node.args.kwarg else None
+    uses = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id == more]
+    for call in (each for each in ast.walk(node) if isinstance(each, ast.Call)):
+        if len(uses) == 1 and any(each.arg is None and each.value is uses[0] for each in call.keywords):
+            return _dotted(call.func)
+    return ""
+
+
+def _names(arguments: ast.arguments, skipped: int) -> frozenset[str]:
+    return frozenset(each.arg for each in [*arguments.args[skipped:], *arguments.kwonlyargs])
+
+
+def _of_bases(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | None:
     bases = [each for each in node.bases if _last(each) not in ("object", "ABC", "Generic", "Protocol")]
     if len(bases) != 1 or depth > DEEPEST:  # the order of several bases is not computed here
         return None if bases else frozenset()
@@ -150,6 +176,8 @@ def _dotted(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         before = _dotted(node.value)
         return f"{before}.{node.attr}" if before else ""
+    if isinstance(node, ast.Call):
+        return f"{_dotted(node.func)}()"
     return node.id if isinstance(node, ast.Name) else ""
 
 

@@ -14,7 +14,8 @@ from syncbn.training.errors import SettingError
 
 HYDRAS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 # Settings that the program reads and that the target need not take, beside those that an interpolation reads.
-FACTS = {"data.global_batch_size", "data.num_classes", "data.in_channels", "optimizer.lr_batch"}
+FACTS = {"data.global_batch_size", "data.num_classes", "data.in_channels"}
+FACTS |= {f"optimizer.{name}" for name in ("lr_batch", "layer_decay", "lr_scale")}
 NORMS = {  # norm: what each reads, beside its name
     "sync": {"group", "batch_size", "ghost_batch", "only"},
     "ghost": {"batch_size", "only", "ghost_batch"},

@@ -23,6 +23,7 @@ def check(plan: Plan) -> None:
     _check_simulated(plan)
     _check_ddp(plan)
     _check_torch_sync(plan)
+    _check_precision(plan)
     _check_simulated_batches(plan)
     validate_evaluation.check(plan)
     validate_optimization.check(plan)
@@ -48,6 +49,8 @@ def check_trainer(cfg: DictConfig) -> None:
         if name in trainer:
             hint = "drop it; it follows from norm, logger, callbacks and the run directory"
             raise SettingError(f"trainer.{name}", hint=hint)
+    if trainer.get("fast_dev_run"):  # Lightning turns off checkpoints and loggers for it, which the test needs
+        raise SettingError("trainer.fast_dev_run", trainer.fast_dev_run, "use debug=fast")
     batches = trainer.get("overfit_batches")
     if batches:  # Lightning 2.6 replaces the loaders' samplers for it, which would remove ours
         hint = f"use debug=overfit trainer.limit_train_batches={batches}"
@@ -138,6 +141,13 @@ def _check_simulated_batches(plan: Plan) -> None:
     every = plan.cfg.trainer.get("val_check_interval")
     if every is not None and (isinstance(every, int) or every != 1.0):
         raise SettingError("trainer.val_check_interval", every, f"{at_once}; use 1.0, a validation an epoch")
+
+
+def _check_precision(plan: Plan) -> None:
+    precision = str(plan.cfg.trainer.get("precision") or "32-true")
+    if plan.accelerator == "cpu" and precision.startswith("16"):
+        hint = "float16 needs a GPU; on the CPU use 32-true, bf16-mixed or 64-true"
+        raise SettingError("trainer.precision", precision, hint)
 
 
 def _check_torch_sync(plan: Plan) -> None:

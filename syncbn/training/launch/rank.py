@@ -189,7 +189,7 @@ def _norm_parts(plan: Plan) -> trainer_parts.Parts:
 
 def _trainer_settings(plan: Plan) -> dict[str, Any]:
     """The arguments of Lightning's Trainer from the settings ``trainer``."""
-    settings = dict(build(plan.cfg.trainer))
+    settings = {name: value for name, value in build(plan.cfg.trainer).items() if value is not None}
     if plan.cfg.simulate:
         settings["accumulate_grad_batches"] = 1  # the loader's batch holds all of them (plan.batches_at_once)
     return settings

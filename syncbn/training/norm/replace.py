@@ -93,7 +93,7 @@ def _not_in_place(act: nn.Module) -> nn.Module:
     """An activation that leaves its input unchanged: without a norm before it, others may use the same tensor."""
     for layer in act.modules():
         if getattr(layer, "inplace", False) is True:
-            layer.inplace = False
+            setattr(layer, "inplace", False)  # noqa: B010  # torch types attributes of modules as tensors and modules
     return act
 
 

@@ -65,7 +65,7 @@ GOOD = [
     "",
     *("+width=3 model.width=${width}", "+a.b=3 model.width=${oc.select:a.b,3}", "+a=x hydra.sweep.dir=${a}"),
     *("+optimizer.maximize=true", "+trainer.limit_train_batches=2", "+trainer.strategy=ddp"),
-    *("model._target_=no_such_package.Net +model.x=1", "+data.num_classes=10 +data.in_channels=1"),
+    *("model._target_=no_such_package.Net +model.x=1", "data=mine +data.num_classes=10 +data.in_channels=1"),
     *("+callbacks.more={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, patience: 2}",),
     *("model=mine", "model=mine data=mine module=mine"),
 ]
