@@ -9,7 +9,14 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 MODE_AT = {"open": 1, "fdopen": 1, "io.open": 1, ".open": 0, "NamedTemporaryFile": 0, "TemporaryFile": 0}
 BINARY_BY_DEFAULT = ("NamedTemporaryFile", "TemporaryFile")
-OPENS_NO_TEXT_FILE = ("os.open", "Image.open", "browser.open")
+OPENS_NO_TEXT_FILE = (
+    "os.open",
+    "Image.open",
+    "image_module.open",
+    "browser.open",
+    "tarfile.open",
+    "gzip.open",
+)  # without "t"
 ARGUMENTS_BEFORE_ENCODING = {"read_text": 0, "write_text": 1}
 
 

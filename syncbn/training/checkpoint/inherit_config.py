@@ -22,6 +22,7 @@ SPLIT = ("data._target_", "data.split_seed", "data.val_fraction", "data.test_fra
 SHARE = {"norm.group", "norm.batch_size", "norm.ghost_batch"}
 SHOWN = 3  # settings that an error message lists
 ORIGIN = {"network": "${model}", "optimizer": "${optimizer}", "scheduler": "${scheduler}"}  # of the module's COPIES
+ORIGIN |= {name: f"${{oc.select:optimizer.{name},null}}" for name in ("layer_decay", "lr_scale")}
 
 
 def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[str], None]) -> DictConfig:

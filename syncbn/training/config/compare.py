@@ -32,13 +32,9 @@ DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # Settings that may also differ when a run is resumed. A finished run refuses them: nothing is left that they apply to.
 FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
-COPIES = [
-    "module.network",
-    "module.optimizer",
-    "module.scheduler",
-    "data.augment",
-    "data.mix",
-]  # copies of groups, which are compared themselves
+# Copies of groups, which are compared themselves.
+COPIES = [f"module.{name}" for name in ("network", "optimizer", "scheduler", "layer_decay", "lr_scale")]
+COPIES += ["data.augment", "data.mix"]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -123,6 +123,9 @@ def _check_early_stopping(cfg: DictConfig) -> None:
     elif OmegaConf.select(cfg, "callbacks.checkpoint.monitor") is None:
         hint = "there is no metric to watch; set callbacks.checkpoint.monitor"
         raise SettingError("early_stopping.patience", stopping.patience, hint)
+    elif cfg.averaging.swa_from is not None:
+        hint = f"it may end training before the epochs that averaging.swa_from={cfg.averaging.swa_from:g} averages; "
+        raise SettingError("early_stopping.patience", stopping.patience, f"{hint}use one of the two")
 
 
 def _check_find_lr(cfg: DictConfig) -> None:

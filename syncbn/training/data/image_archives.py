@@ -38,7 +38,9 @@ class ImageArchive(ImageData):
             raise SettingError("data.root", None, f"it is missing; use the directory of the archive ({self.source()})")
         (images, labels), test, self.classes = self.read(str(self.root))
         numbered = [(f"{index:08d}", int(label)) for index, label in enumerate(labels)]
-        parts = listing.split(numbered, self.val_fraction, self.split_seed, "", "data.val_fraction")
+        parts = listing.split(
+            numbered, self.val_fraction, self.split_seed, "", ("data.val_fraction", self.val_fraction)
+        )
         train, val = ([int(name) for name, _ in part] for part in parts)
         self._parts = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": test}
         if self.in_channels not in (None, channels := images.shape[1]):

@@ -1,11 +1,13 @@
 """The data module of images in one folder per class: ``data=folder data.root=DIR``."""
 
+import os
 from collections.abc import Sequence
-from os import cpu_count
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
+from lightning.pytorch.trainer.states import TrainerFn
 
 from syncbn.training.data.image_data import ImageData, ImageSet, report
 from syncbn.training.data.images import listing, statistics
@@ -63,7 +65,7 @@ class ImageFolder(ImageData):
         found = listing.facts(root, channels)
         super().__init__(batch_size, in_channels=channels or in_channels or found["in_channels"], **settings)
         listing.check_fractions(self.val_fraction, test_fraction)
-        self.root, self.size, self.crop_pct = str(root), check_size(size), crop_pct
+        self.root, self.size, self.crop_pct = str(Path(str(root)).expanduser()), check_size(size), crop_pct
         if not 0 < crop_pct <= 1:
             raise SettingError("data.crop_pct", crop_pct, "use a share above 0 and up to 1")
         if unreadable not in UNREADABLE:
@@ -92,6 +94,27 @@ class ImageFolder(ImageData):
         sizes = self.facts.sizes
         self.size = self.size or ((sizes[0], sizes[1]) if sizes else (DEFAULT_SIZE, DEFAULT_SIZE))
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"files": self._names()} if self._ready else {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take mean and standard deviation of the checkpoint.
+
+        Raises:
+            AgreedError: the checkpoint's run had other classes, or a training is resumed on other files.
+        """
+        super().load_state_dict(state_dict)
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        theirs = state_dict.get("files")
+        if fitting and theirs is not None and self._ready and theirs != self._names():
+            hint = "files were added to or removed from its training images since the checkpoint; restore them, or "
+            raise AgreedError("data.root", self.root, f"{hint}start a new run from its weights (ckpt_restore=weights)")
+
+    def _names(self) -> str:
+        """A hash of the names of the training files, in their order, which a position in an epoch depends on."""
+        names = [f"{os.path.relpath(path, self.root)}\0{label}" for path, label in self.listing.parts["train"]]
+        return blake2b("\0".join(names).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
     def labels(self, part: str) -> Sequence[int]:
         return [label for _, label in self.listing.parts[part]]
 
@@ -117,7 +140,7 @@ class ImageFolder(ImageData):
         assert self.in_channels is not None
         key = files.digest(), self.in_channels
         if key not in _known:
-            workers = min(8, cpu_count() or 1)
+            workers = min(8, os.cpu_count() or 1)
             facts, cached = statistics.measured(files, self.in_channels, workers, self.cache_dir)
             _known[key] = facts
             images = sum(len(each) for name, each in files.parts.items() if name != "test" or not _same(files))

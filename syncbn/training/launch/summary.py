@@ -36,8 +36,10 @@ def headline(plan: Plan) -> str:
     elif norm.name in ("sync", "torch_sync"):
         share = f" over {norm.get('group', 'world')}"
     batch = plan.normalization_batch
+    search = "; searches a learning rate" if cfg.get("mode") == "find_lr" else ""
     statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
-    return f"{ranks}, {plan.batch_size} samples each; norm {norm.name}{share}: {statistics}{adapts}{_scaled_lr(plan)}"
+    more = f"{adapts}{_scaled_lr(plan)}{search}"
+    return f"{ranks}, {plan.batch_size} samples each; norm {norm.name}{share}: {statistics}{more}"
 
 
 def _scaled_lr(plan: Plan) -> str:

@@ -81,7 +81,8 @@ def torchvision_network(
 def check_name(package: str, name: Any) -> None:
     """Refuse a name that the package has no classification network for.
 
-    The names are read from the source files of the package, which takes 50 ms. Its import takes seconds.
+    The names are read from the source files of the package, which takes 50 ms. Its import takes seconds, and is needed
+    only for a name of weights that is not found there.
 
     Raises:
         SettingError: the package is not installed, or it has no such network; the hint has the nearest names.
@@ -94,7 +95,9 @@ def check_name(package: str, name: Any) -> None:
     if wanted in names and (not tag or f"'{name}'" in source or f'"{name}"' in source):
         return
     if tag and wanted in names:
-        tags = sorted(set(re.findall(rf"""['"]({re.escape(wanted)}\.\w+)['"]""", source)))
+        tags = _imported("timm").list_models(f"{wanted}.*", pretrained=True)
+        if name in tags:  # a few are put together by code
+            return
         what = f"timm has no such weights; there are {', '.join(tags)}" if tags else "timm has no weights for it"
         raise SettingError("model.name", name, f"{what}, or {wanted} without any")
     near = get_close_matches(wanted, names, n=3, cutoff=0.5) or get_close_matches(wanted, names, n=3, cutoff=0.0)

@@ -45,7 +45,7 @@ def remove_batch_norm(model: nn.Module) -> None:
                 before.bias = nn.Parameter(zeros)
         elif _outputs(layer) is not None:
             before = layer
-    _replace(model, _activation)
+    _replace(model, lambda norm: _not_in_place(_activation(norm)))
 
 
 def replace_by_group_norm(model: nn.Module, num_groups: int = 32, min_channels: int = 16) -> None:
@@ -87,6 +87,14 @@ def _activation(norm: BatchNormBase) -> nn.Module:
     parts = (getattr(norm, name, None) for name in ("drop", "act"))
     kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
     return kept[0] if len(kept) == 1 else nn.Sequential(*kept) if kept else nn.Identity()
+
+
+def _not_in_place(act: nn.Module) -> nn.Module:
+    """An activation that leaves its input unchanged: without a norm before it, others may use the same tensor."""
+    for layer in act.modules():
+        if getattr(layer, "inplace", False) is True:
+            setattr(layer, "inplace", False)  # noqa: B010  # torch types attributes of modules as tensors and modules
+    return act
 
 
 def _outputs(layer: nn.Module) -> int | None:

@@ -20,7 +20,7 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.errors import AgreedError
 from syncbn.training.run_directory.paths import short
 
-SMOOTHING = 0.98  # decay of the moving average of the loss; Lightning's and fastai's
+SMOOTHING = 0.9  # decay of the moving average of the loss; with Lightning's 0.98 it is 50 steps behind
 DIVERGED = 4.0  # the search ends at this multiple of the lowest loss
 SKIPPED = 10  # first steps without a suggestion, in which the average is of few values
 

@@ -1,22 +1,28 @@
 """Memory format and compilation of a network."""
 
 import sysconfig
-from pathlib import Path
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
+import torch._dynamo.utils
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.training.models.classifier import Classifier
 from syncbn.training.models.networks import MLP, ResNet
-from syncbn.training.network import check, prepare
+from syncbn.training.network import check, checkpoint_activations, freeze, prepare
+from syncbn.training.norm.plugin import SyncBatchNormPlugin
+from tests.support.ranks import Ranks
 from tests.support.refuses import refuses
 from tests.training.support.settled_config import settled
-from tests.training.support.train_command import train
 
-needs_compiler = pytest.mark.skipif(
-    not Path(sysconfig.get_path("include"), "Python.h").is_file(), reason="no headers of Python"
-)
+pytestmark = [  # of torch's compiler, 2.13
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 
 def module(network: nn.Module) -> Classifier:
@@ -69,17 +75,33 @@ def test_settings_without_effect_and_out_of_range_are_refused() -> None:
         settled(f"freeze={hint}")
 
 
-@needs_compiler
-def test_a_compiled_run_follows_the_same_run_without(tmp_path: Path) -> None:
-    """With all that may meet a compiler: frozen layers, recomputed activations, and each step's monitors."""
-    short = ("logger=csv", "trainer.max_epochs=1", "+trainer.limit_train_batches=4", "+trainer.limit_val_batches=1")
-    short += ('freeze=["network.stem*"]', 'checkpoint_activations=["*stages.1"]', "test=false")
-    plain = train(tmp_path, *short, "run.id=plain").ended()
-    compiled = train(tmp_path, *short, "compile=true", "run.id=compiled", timeout=170).ended()
-    states = [
-        torch.load(each.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for each in (plain, compiled)
-        if each.directory is not None
-    ]
-    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-5)
-    assert states[1]["network.stages.1.bn1.num_batches_tracked"] == 4
+def trained(rank: int, world_size: int, compiled: bool, norm: str, globs: list[str]) -> dict[str, Tensor]:
+    """As a run does it: compiled first, then converted when fitting begins, then DistributedDataParallel."""
+    torch.manual_seed(0)
+    net = module(ResNet(width=4, blocks=[1, 1]))
+    freeze.freeze(net, ["network.stem*"])
+    if globs:
+        checkpoint_activations.checkpoint(net, globs)
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+        if compiled:
+            prepare.compile_networks(net)
+    if norm == "sync":
+        SyncBatchNormPlugin().apply(net)
+    ddp = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for batch in torch.randn(3, 8, 1, 8, 8, generator=torch.Generator().manual_seed(1)):
+        ddp(batch.chunk(world_size)[rank]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return net.state_dict()
+
+
+@pytest.mark.parametrize(("norm", "globs"), [("sync", []), ("sync", ["*stages.1"]), ("local", ["*stages.1"])])
+def test_a_compiled_network_trains_as_without(ranks: Ranks, norm: str, globs: list[str]) -> None:
+    """The graphs are those of a run; they run with torch's operators, since a C++ compiler takes a minute."""
+    plain, compiled = (ranks.run(trained, each, norm, globs, world_size=2)[0] for each in (False, True))
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+    assert compiled["network.stages.1.bn1.num_batches_tracked"] == 3

@@ -108,7 +108,7 @@ class _Optimizer(Group):
     ] = None
     lr_scale: Annotated[
         dict[str, Annotated[float, Field(strict=True, gt=0)]] | None,
-        hint('use globs on the names of parameters with factors above 0, such as {"*layer1*": 0.1}'),
+        hint("use globs on the names of parameters with factors above 0, such as {*layer1*: 0.1}"),
     ] = None
 
 

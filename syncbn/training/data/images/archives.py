@@ -81,7 +81,7 @@ def _cifar_files(root: str, name: str, wanted: set[str]) -> Iterator[tuple[str, 
             return
     packed = base if base.is_file() else base / archive
     if not packed.is_file():
-        hint = f"there is no {archive} and no folder {folder} with {', '.join(sorted(wanted))}; get {SOURCE}{archive}"
+        hint = f"there is no {archive}, and no whole folder {folder}; get {SOURCE}{archive}"
         raise SettingError("data.root", root, hint)
     try:
         with tarfile.open(packed) as members:

@@ -86,20 +86,22 @@ def find(root: str | Path | None, val_fraction: float, test_fraction: float, see
         ]
     base = str(root)
     if "train" not in folders:
-        rest, test = split(listing.parts.pop("all"), test_fraction, seed, base, "data.test_fraction")
-        train, val = split(rest, val_fraction / (1 - test_fraction), seed, base, "data.val_fraction")
+        rest, test = split(listing.parts.pop("all"), test_fraction, seed, base, ("data.test_fraction", test_fraction))
+        train, val = split(rest, val_fraction / (1 - test_fraction), seed, base, ("data.val_fraction", val_fraction))
         listing.parts = {"train": train, "val": val, "test": test or val}
     elif "val" not in folders:
-        train, val = split(listing.parts["train"], val_fraction, seed, base, "data.val_fraction")
+        train, val = split(listing.parts["train"], val_fraction, seed, base, ("data.val_fraction", val_fraction))
         listing.parts |= {"train": train, "val": val}
     listing.parts.setdefault("test", listing.parts["val"])
     return listing
 
 
 def split(
-    files: list[tuple[str, int]], share: float, seed: int, root: str, setting: str
+    files: list[tuple[str, int]], share: float, seed: int, root: str, setting: tuple[str, float]
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Split files into two parts; the second has ``share`` of each class, at least one file of it unless it is 0.
+
+    ``setting`` and its value are named in the error.
 
     Raises:
         SettingError: a class would have no file in one of the two parts.
@@ -115,7 +117,7 @@ def split(
         if number >= len(group):
             name = Path(os.path.relpath(group[0][0], root)).parts[0] if root else group[0][1]
             hint = f"class {name} has too few images for this split ({len(group)}); add images, or use a smaller share"
-            raise SettingError(setting, round(share, 4), hint)
+            raise SettingError(*setting, hint)
         ordered = sorted(group, key=lambda each: _place(seed, os.path.relpath(each[0], root) if root else each[0]))
         chosen.update(path for path, _ in ordered[:number])
     return [each for each in files if each[0] not in chosen], [each for each in files if each[0] in chosen]

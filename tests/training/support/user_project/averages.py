@@ -42,3 +42,30 @@ class PutsBack(pl.Callback):
 
     def on_train_start(self, trainer, pl_module):
         pl_module.network.register_forward_hook(lambda module, args, output: output if module.training else -output)
+
+
+class Records(pl.Callback):
+    """Writes what each rank has, by rank: the raw weights after each step, and the weights in and after validation."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.seen = {"steps": [], "validated": [], "after": []}
+
+    def note(self, what, module):
+        self.seen[what].append({name: value.clone() for name, value in module.state_dict().items()})
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.note("steps", pl_module)
+        for name, layer in pl_module.named_modules():  # simulated devices with running statistics of their own
+            if getattr(layer, "rows", None) is not None:
+                self.seen["steps"][-1][f"{name}.rows"] = torch.stack(layer.rows).clone()
+
+    def on_validation_batch_start(self, trainer, pl_module, *_):
+        if not self.seen["validated"] or len(self.seen["validated"]) == trainer.current_epoch:
+            self.note("validated", pl_module)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.note("after", pl_module)
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(self.seen, f"{self.path}-{trainer.global_rank}")

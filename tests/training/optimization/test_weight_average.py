@@ -1,0 +1,168 @@
+"""The average of the weights against its definition, in float64, from the raw weights of every step and rank."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.support.train_command import train
+
+QUICK = ["model=mlp", "logger=csv", "trainer.max_epochs=3", "trainer.precision=64-true", "optimizer.lr=0.02"]
+QUICK += ["++trainer.limit_train_batches=4", "scheduler=constant", "run.id=a", "test=false", "model.depth=2"]
+RECORDS = ["+callbacks.records._target_=averages.Records", "+callbacks.records.path=seen"]
+TWO = ["trainer.devices=2"]
+Weights = dict[str, Tensor]
+
+
+def recorded(where: Path, *settings: str) -> tuple[list[dict[str, list[Weights]]], dict[str, Any]]:
+    """What each rank has recorded, and the last checkpoint."""
+    run = train(where, *QUICK, *RECORDS, *settings).ended()
+    ranks = [torch.load(path, weights_only=True) for path in sorted(where.glob("seen-*"))]
+    return ranks, torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
+
+
+def of_all(states: list[Weights], norm: str) -> Weights:
+    """The state of the training, from those of the ranks: pooled statistics for local_mean, else those of rank 0."""
+    found = {name: value for name, value in states[0].items() if not name.endswith("rows")}
+    for name in found:
+        layer, _, kind = name.rpartition(".")
+        if norm != "local_mean" or kind not in ("running_mean", "running_var"):
+            continue
+        means = torch.stack([state[f"{layer}.running_mean"] for state in states])
+        variances = torch.stack([state[f"{layer}.running_var"] for state in states])
+        if f"{layer}.rows" in states[0]:
+            means, variances = states[0][f"{layer}.rows"]
+        pooled = {"running_mean": means.mean(0), "running_var": variances.mean(0) + means.var(0, correction=0)}
+        found[name] = pooled[kind]
+    return found
+
+
+def follows(actual: Weights, expected: Weights) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-12, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*TWO, "norm=sync"],
+        [*TWO, "norm=local"],
+        [*TWO, "norm=local_mean"],
+        [*TWO, "norm=group_norm", "trainer.accumulate_grad_batches=2"],
+        ["simulate=2", "norm=local_mean", "averaging.every_n_steps=3", "averaging.warmup=true"],
+    ],
+    ids=" ".join,
+)
+def test_ema_is_its_definition_for_each_norm(tmp_path: Path, settings: list[str]) -> None:
+    ranks, last = recorded(tmp_path, "averaging.ema=0.7", *settings)
+    norm = next(each.removeprefix("norm=") for each in settings if each.startswith("norm="))
+    every = 3 if "averaging.every_n_steps=3" in settings else 1
+    average, updates, validated = {}, 0, []
+    for number in range(len(ranks[0]["steps"])):
+        accumulates = "accumulate_grad_batches=2" in " ".join(settings) and number % 2 == 0
+        if (number + 1) % every == 0 and not accumulates:
+            now = of_all([rank["steps"][number] for rank in ranks], norm)
+            decay = min(0.7, 1 - (1 + updates) ** (-2 / 3)) if "averaging.warmup=true" in settings else 0.7
+            average = {
+                name: value
+                if not updates or not value.is_floating_point()
+                else decay * average[name] + (1 - decay) * value
+                for name, value in now.items()
+            }
+            updates += 1
+        if number % 4 == 3:
+            counters = {n: v for n, v in ranks[0]["steps"][number].items() if not v.is_floating_point()}
+            validated.append(average | counters)
+    assert len(validated) == 3
+    for rank in ranks:
+        for actual, expected in zip(rank["validated"], validated, strict=True):
+            follows(actual, expected)
+        for name, value in ranks[0]["validated"][-1].items():
+            assert torch.equal(value, rank["validated"][-1][name]), name  # the ranks' are the same, bitwise
+    follows(last["state_dict"], validated[-1])
+    after, before = ranks[0]["after"][-1], ranks[0]["steps"][-1]
+    for name, value in last["current_model_state"].items():  # training continues with the raw weights
+        if "running" in name:  # pooled again at the end of the epoch, to rounding
+            torch.testing.assert_close(value, after[name], rtol=1e-14, atol=1e-15)
+        else:
+            assert torch.equal(value, after[name]), name
+            assert torch.equal(value, before[name]), name
+
+
+def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_its_own(tmp_path: Path) -> None:
+    """The statistics are those that one process finds over the same images with the averaged weights."""
+    ranks, last = recorded(
+        tmp_path, *TWO, "averaging.swa_from=2", "averaging.swa_lr=0.01", "trainer.max_epochs=4", "norm=sync"
+    )
+    ends = [ranks[0]["steps"][4 * epoch - 1] for epoch in (2, 3, 4)]
+    for name, value in last["state_dict"].items():
+        if "running" in name or not value.is_floating_point():
+            continue
+        torch.testing.assert_close(value, torch.stack([end[name] for end in ends]).mean(0), rtol=1e-12, atol=1e-13)
+    assert [group["lr"] for group in last["optimizer_states"][0]["param_groups"]] == [0.01, 0.01]
+    # The first layer's input does not depend on the weights before it, so population statistics follow from the images.
+    best = ranks[1]["validated"]
+    assert all(torch.equal(best[-1][name], value) for name, value in ranks[0]["validated"][-1].items())
+    assert torch.equal(best[0]["network.body.0.weight"], ranks[0]["steps"][3]["network.body.0.weight"])  # not averaged
+    expected = population(last["state_dict"], epoch=3)
+    for name, value in expected.items():
+        torch.testing.assert_close(last["state_dict"][name], value, rtol=1e-9, atol=1e-11)
+
+
+def population(weights: Weights, epoch: int) -> Weights:
+    """Mean and unbiased variance of the first layer's output over the images of an epoch's first four batches."""
+    from syncbn.training import Digits
+
+    data = Digits(batch_size=64, seed=0)
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    images = torch.cat([batch[0] for _, batch in zip(range(4), loader, strict=False)]).double().flatten(1)
+    outputs = images @ weights["network.body.0.weight"].T
+    return {
+        "network.body.1.running_mean": outputs.mean(0),
+        "network.body.1.running_var": outputs.var(0, correction=1),
+    }
+
+
+def test_half_precision_does_not_swallow_the_average() -> None:
+    import lightning.pytorch as pl
+
+    from syncbn.training import EMA
+
+    module = pl.LightningModule()
+    module.weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    average = EMA(0.999)
+    average.update(module)
+    module.weight.data.fill_(2.0)
+    for _ in range(1000):
+        average.update(module)
+    torch.testing.assert_close(average.average["weight"], torch.full((3,), 2 - 0.999**1000), rtol=1e-4, atol=0)
+    checkpoint = {"state_dict": module.state_dict()}
+    average.on_save_checkpoint(None, module, checkpoint)  # type: ignore[arg-type]
+    assert checkpoint["state_dict"]["weight"].dtype is torch.bfloat16
+    assert checkpoint["averaging_state"]["average"]["weight"].dtype is torch.float32
+
+
+def test_a_run_tests_the_average_and_weights_only_takes_it(tmp_path: Path) -> None:
+    quick = ["model=mlp", "logger=csv", "trainer.max_epochs=2", "trainer.devices=1", "++trainer.limit_train_batches=6"]
+    own = train(
+        tmp_path, *quick, "run.id=a", "averaging.ema=0.8", "averaging.bn_batches=4", "precise_batches=4"
+    ).ended()
+    result, best = own.json("result"), torch.load(own.json("result")["checkpoint"], weights_only=True)
+    options = ["mode=test", f"ckpt_path={result['checkpoint']}", "logger=csv", "precise_batches=4", "run.id=t"]
+    alone = train(tmp_path, *options).ended().json("result")  # without averaging
+    assert alone["test"] == pytest.approx(result["test"], rel=1e-6)
+    # The statistics of best.ckpt were measured with its weights, so measuring them again changes little.
+    assert alone["precise"]["precise/acc"] == pytest.approx(alone["test"]["test/acc"], abs=0.03)
+    name = "network.body.0.weight"
+    assert not torch.equal(best["state_dict"][name], best["current_model_state"][name])
+    more = ["run.id=b", f"ckpt_path={result['checkpoint']}", "ckpt_restore=weights", "optimizer.lr=0", "test=false"]
+    begun = train(tmp_path, *quick, *more).ended()
+    last = torch.load(begun.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
+    assert torch.equal(last["state_dict"][name], best["state_dict"][name])
+    assert "current_model_state" not in last
