@@ -102,7 +102,12 @@ def test_it_is_refused_with_those_that_are_logged(kind: type[pl.LightningModule]
 
 def test_a_name_with_a_computed_part_may_have_any_text_there() -> None:
     check(Staged(), monitor="val/accuracy")
-    with refuses("callbacks.checkpoint.monitor", "val/acc", "but {stage}/accuracy; use", kind=AgreedError):
+    with refuses(
+        "callbacks.checkpoint.monitor",
+        "val/acc",
+        "but {stage}/accuracy; use callbacks.checkpoint.monitor=val/accuracy",
+        kind=AgreedError,
+    ):
         check(Staged())
     with refuses("callbacks.checkpoint.monitor", "val/acc", "the module logs no metric", kind=AgreedError):
         check(Nothing())
