@@ -20,14 +20,17 @@ def fill(data: Any) -> None:
     """Set ``num_classes`` and ``in_channels`` of ``data=folder``; other data are left as they are.
 
     Raises:
-        SettingError: the folder has no such images, or another number of classes than ``num_classes``.
+        SettingError: the folder has no such images, or another number of classes than ``num_classes``; a share for
+            validation or the test that leaves nothing.
     """
     try:
         if not isinstance(data, DictConfig) or data.get("_target_") not in FOLDER:
             return
         root, channels, given = data.get("root"), data.get("channels"), data.get("num_classes")
+        shares = data.get("val_fraction", 0.1), data.get("test_fraction", 0.1)
     except OmegaConfBaseException:  # an interpolation that cannot be resolved is reported by the check of all settings
         return
+    listing.check_fractions(*shares)
     found = listing.facts(root, channels)
     if given not in (None, found["num_classes"]):
         hint = f"{Path(str(root))} has {found['num_classes']} class folders; leave it out"
