@@ -100,7 +100,7 @@ def imports() -> list[Row]:
     """Import the modules that a rank imports. The most frequent failure is a torchvision built for another torch."""
     from syncbn.training.errors import SettingError
     from syncbn.training.launch.job import import_run
-    from syncbn.training.vision_packages import allow_missing_operators, lacks_operators
+    from syncbn.training.torchvision_internals import allow_missing_operators, lacks_operators
 
     start = time.monotonic()
     allow_missing_operators()  # as the program does

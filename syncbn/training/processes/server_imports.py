@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from syncbn.training.processes.quick_imports import no_garbage_collection
-from syncbn.training.vision_packages import allow_missing_operators
+from syncbn.training.torchvision_internals import allow_missing_operators
 
 VARIABLE = "SYNCBN_SERVER_IMPORTS"  # names of modules, separated by commas
 

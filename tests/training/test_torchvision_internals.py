@@ -14,11 +14,11 @@ REGISTERS = (
     "import torch\n\n\n@torch.library.register_fake('torchvision::nms')\ndef nms(dets, scores, threshold): ...\n"
 )
 PROGRAM = """
-from syncbn.training import vision_packages
-vision_packages.allow_missing_operators()
-vision_packages.allow_missing_operators()
+from syncbn.training import torchvision_internals
+torchvision_internals.allow_missing_operators()
+torchvision_internals.allow_missing_operators()
 import torchvision
-assert vision_packages.lacks_operators()
+assert torchvision_internals.lacks_operators()
 """
 
 
