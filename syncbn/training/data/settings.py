@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.training.data.images import listing
 from syncbn.training.data.transforms import augmentation, mixing
 from syncbn.training.errors import SettingError
+from syncbn.training.vision_packages import install_command
 
 FOLDER = ("syncbn.training.ImageFolder", "syncbn.training.data.image_folder.ImageFolder")
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
@@ -53,9 +54,7 @@ def check(cfg: DictConfig) -> None:
             raise SettingError(group, name, f"these data (data._target_={cfg.data._target_}) do not take it; {WORKS}")
         checked(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]  # a dict
         if find_spec("torchvision") is None:
-            hint = (
-                "it needs torchvision, which is not installed; pip install '.[vision]', with the build for this torch"
-            )
+            hint = f"it needs torchvision, which is not installed; {install_command()}"
             raise SettingError(group, name, hint)
     mixing.check_batch(cfg.get("mix"), cfg.data.batch_size)
     weights = cfg.module.get("class_weights")
