@@ -50,6 +50,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_bitwise_as_undisturbed(tmp_pat
     pictures(root, {"ant": 44}, seed=5)  # another mean: the test takes the one of the checkpoint
     again = ["mode=test", f"ckpt_path={straight.directory}/checkpoints/best.ckpt", *settings[:5], "logger=csv"]
     tested = train(tmp_path, *again, "run.id=tested").ended()
+    assert "model.num_classes=" not in tested.out
     found = json.loads((tested.directory / "data.json").read_text(encoding="utf-8"))
     assert found["mean"] == about["mean"]
     more = train(tmp_path, *settings, "run.id=straight", "trainer.max_epochs=3")

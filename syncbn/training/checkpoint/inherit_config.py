@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.training.config import trust
 from syncbn.training.config.compare import COPIES, DEFAULTS, flat
 from syncbn.training.config.ranges import plain
+from syncbn.training.data import settings as data_settings
 from syncbn.training.errors import AgreedError, as_typed
 from syncbn.training.run_directory import paths
 from syncbn.training.run_directory.paths import run_of
@@ -44,6 +45,7 @@ def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[
     run_dir = run_of(Path(cfg.ckpt_path)) if cfg.get("mode") == "test" and cfg.ckpt_path else None
     if run_dir is None or not (file := run_dir / "config.yaml").exists():
         return cfg
+    data_settings.fill(cfg.get("data"))  # model reads the number of classes and channels
     earlier = _load(file, cfg)
     if not cfg.trust:
         _refuse_untrusted(earlier, cfg, file)

@@ -22,6 +22,7 @@ DEFAULT_SIZE = 224  # where the images have different sizes, as timm
 SHOWN = 50  # unreadable files that are printed
 UNREADABLE = ("fail", "skip")
 _known: dict[tuple[str, int], Facts] = {}  # what this process has measured: the test has a data module of its own
+_skipped: set[str] = set()  # directories whose unreadable files were reported
 
 
 class ImageFolder(ImageData):
@@ -186,7 +187,10 @@ class ImageFolder(ImageData):
         if lacking := set(range(len(self.classes))) - {label for _, label in self.listing.parts["train"]}:
             name = self.classes[min(lacking)]
             raise AgreedError("data.unreadable", "skip", f"no training image of class {name} is left")
-        report(self, f"data.unreadable=skip: {bad} files are left out, such as {first[0]} ({first[1]})")
+        if self.root not in _skipped:  # the test of a run has a data module of its own
+            _skipped.add(self.root)
+            out = "1 file is left out:" if bad == 1 else f"{bad} files are left out, such as"
+            report(self, f"data.unreadable=skip: {out} {first[0]} ({first[1]})")
 
     def _cache(self, part: str, images: int) -> ImageCache | None:
         if self.cache is None or part == "test":  # the test reads each image once
