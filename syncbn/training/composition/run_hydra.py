@@ -11,7 +11,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training.composition import composition_errors, full_error, unread_settings
@@ -71,9 +71,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_path: str, config_name: 
 def _check(cfg: DictConfig) -> None:
     """Checks what needs no import of torch, and refuses it within a second."""
     try:
-        unread_settings.check(cfg, HydraConfig.get())
-        if cfg.study is None:  # a study checks the settings of each of its runs
-            ranges.check(_with_facts(cfg))
+        _check_settings(cfg)
     except SettingError as error:
         if full_error.wanted():
             raise
@@ -83,16 +81,22 @@ def _check(cfg: DictConfig) -> None:
         raise  # the sweep catches it and runs the next job
 
 
+def _check_settings(cfg: DictConfig) -> None:
+    try:
+        unread_settings.check(cfg, HydraConfig.get())
+        if cfg.study is None:  # a study checks the settings of each of its runs
+            ranges.check(_with_facts(cfg))
+    except OmegaConfBaseException as error:
+        raise ranges.unresolved(error) from error
+
+
 def _with_facts(cfg: DictConfig) -> DictConfig:
     """The settings with a number in place of the facts of the data that are found in its files later."""
     cfg = cfg.copy()
-    for name in ("num_classes", "in_channels"):
-        if (
-            isinstance(cfg.get("data"), DictConfig)
-            and name in cfg.data
-            and OmegaConf.select(cfg, f"data.{name}") is None
-        ):
-            cfg.data[name] = 1
+    data = cfg.get("data")
+    for name in ("num_classes", "in_channels") if isinstance(data, DictConfig) else ():
+        if name in data and data[name] is None:
+            data[name] = 1
     return cfg
 
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from syncbn.nn.comm import groups
 from syncbn.training import program
-from syncbn.training.config import run_id, validate_evaluation, validate_optimization
+from syncbn.training.config import run_id, validate_data, validate_evaluation, validate_optimization
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 
@@ -24,6 +24,7 @@ def check(plan: Plan) -> None:
     _check_ddp(plan)
     _check_torch_sync(plan)
     _check_precision(plan)
+    validate_data.check(plan.cfg)
     _check_simulated_batches(plan)
     validate_evaluation.check(plan)
     validate_optimization.check(plan)

@@ -4,6 +4,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,12 +15,14 @@ import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities import prints
 
+from syncbn.training.callbacks import monitored_metric
 from syncbn.training.callbacks.best_metric import BestMetric
 from syncbn.training.callbacks.compare_ranks import CompareRanks
 from syncbn.training.callbacks.gradient_monitor import GradientMonitor
@@ -42,7 +46,7 @@ from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
-from syncbn.training.network import half_precision, prepare
+from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
@@ -218,7 +222,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     if state is not None and plan.restore == "weights":
         files.load_weights(module, state)
         state = None
-    with ddp_strategy.explained(trainer.strategy):
+    monitored_metric.check(module, trainer.callbacks, plan.cfg.callbacks)  # type: ignore[attr-defined]
+    with ddp_strategy.explained(trainer.strategy), _explained(plan, trainer):
         trainer.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
     seconds = time.monotonic() - start
     if trainer.is_global_zero:
@@ -247,6 +252,20 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     if (target := _callback(trainer, TimeToTarget)) and target.result:
         result["target"] = target.result
     return result
+
+
+@contextmanager
+def _explained(plan: Plan, trainer: pl.Trainer) -> Iterator[None]:
+    """Turns an error of Lightning or torch into that of the setting to change, where there is one."""
+    try:
+        yield
+    except (MisconfigurationException, RuntimeError, IndexError) as error:
+        found = monitored_metric.explained(error, plan.cfg.callbacks, trainer.callback_metrics)
+        if found is None and trainer.global_step == 0:
+            found = data_mismatch.explained(error, plan.cfg)
+        if found is None:
+            raise
+        raise found from error
 
 
 def _find_lr(plan: Plan, sessions: _Sessions) -> dict[str, Any]:

@@ -66,7 +66,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "seed=4294967296": ("seed", 2**32, "use a number from 0 to 4294967295"),
     "simulate=0": ("simulate", 0, "use a whole number, 1 or more"),
     "target=0": ("target", 0, "above 0 and at most 1"),
-    "mode=tset": ("mode", "tset", "use train or test"),
+    "mode=tset": ("mode", "tset", "use train, test or find_lr"),
     "ckpt_path=a ckpt_restore=most": ("ckpt_restore", "most", "use all, weights or null"),
     "ckpt_restore=all": ("ckpt_restore", "all", "there is nothing to restore; set ckpt_path too"),
     "resume.every_n_steps=0": ("resume.every_n_steps", 0, "use a whole number, 1 or more"),

@@ -78,8 +78,8 @@ class _Trainer(Group):
         Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(strict=True, gt=0, le=1)] | Duration | None,
         hint("use a whole number of batches, 1 or more, a share of an epoch up to 1.0, or null for its end"),
     ] = None
-    profiler: Annotated[
-        Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None, hint("use simple, advanced or null")
+    profiler: Annotated[  # the table of Lightning's "simple" is a log line of a level that the ranks do not print
+        dict[str, Any] | None, hint("use debug=profile, which writes the profile into the run directory, or null")
     ] = None
     deterministic: Annotated[
         Annotated[bool, Field(strict=True)] | Literal["warn"] | None, hint("use true, false or warn")
