@@ -124,6 +124,7 @@ _TWINS: dict[type[nn.Module], type[Simulated]] = {
     nn.BatchNorm3d: _Simulated3d,
 }
 _ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {twin: original for original, twin in _TWINS.items()}
+SIMULATED = tuple(_TWINS) + tuple(_ORIGINALS)  # classes that can be simulated, and those that simulate
 _OPTIONS = ("devices", "sharing", "ghost_batch", "accumulate", "rows")
 
 

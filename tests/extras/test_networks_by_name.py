@@ -13,7 +13,7 @@ from syncbn.nn.torch_internals import BatchNormBase
 from syncbn.training.config import trust
 from syncbn.training.models import libraries
 from syncbn.training.network import init_from, prepare, weights_source
-from syncbn.training.norm import replace
+from syncbn.training.norm import replace, simulated_devices
 from tests.support.refuses import refuses
 from tests.training.support.train_command import train
 
@@ -144,6 +144,21 @@ def test_a_run_from_elsewhere_builds_a_network_and_loads_nothing(theirs: dict[st
         assert trust.refused({"a": theirs}, None, "module") == {"module.a.pretrained": theirs["pretrained"]}
     built = prepare.without_pretrained(OmegaConf.create({"network": theirs})).network
     assert built.get("pretrained") is not True
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "arguments", "words"),
+    [
+        ("timm", "efficientnet_b0", {}, "BatchNormAct2d) is no batch norm class of torch's"),
+        ("timm", "resnet18", {"drop_rate": 0.1}, "dropout 0.1"),
+        ("timm", "resnet18", {"drop_path_rate": 0.1}, "(DropPath) has dropout 0.0"),
+        ("torchvision", "efficientnet_b0", {"dropout": 0.0}, "StochasticDepth"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(package: str, name: str, arguments: dict[str, Any], words: str) -> None:
+    with refuses("simulate", None, words):
+        simulated_devices.refuse(BUILDERS[package](name, 10, 1, **arguments))
+    simulated_devices.refuse(libraries.timm_network("resnet18"))
 
 
 def images(root: Path) -> None:

@@ -17,6 +17,7 @@ from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
 from syncbn.training.norm.trainer_parts import Parts
 
+DROPS = ("drop_prob", "drop_rate")  # attributes of timm's DropPath, DropBlock and networks, which call F.dropout
 HAVE_DROPOUT = (nn.RNNBase, nn.MultiheadAttention)  # layers with an argument ``dropout``
 
 
@@ -45,18 +46,30 @@ def refuse(model: nn.Module) -> None:
             evaluation depends on the batches. The error names the layer.
     """
     for name, layer in model.named_modules():
-        p = layer.p if isinstance(layer, DropoutBase) else layer.dropout if isinstance(layer, HAVE_DROPOUT) else 0
+        p = _dropped(layer)
         if layer.training and p > 0:
             reason, use = f"has dropout {p:g}, which each device draws separately", "0"
         elif isinstance(layer, InstanceNormBase) and layer.track_running_stats:
             reason, use = "has running statistics of each device's own samples", "track_running_stats=False"
         elif isinstance(layer, BatchNormBase) and layer.running_mean is None:
             reason, use = "has no running statistics, so it is evaluated by batches", "track_running_stats=True"
+        elif isinstance(layer, BatchNormBase) and type(layer) not in simulation.SIMULATED:
+            reason, use = "is no batch norm class of torch's, which alone are simulated", "such a class"
         else:
             continue
         raise SettingError(
             "simulate", hint=f"{name} ({type(layer).__name__}) {reason}; use {use} there, or simulate=null"
         )
+
+
+def _dropped(layer: nn.Module) -> float:
+    """The share of values that a layer sets to zero at random: dropout, or stochastic depth of timm and torchvision."""
+    if isinstance(layer, HAVE_DROPOUT):
+        return float(layer.dropout)
+    if isinstance(layer, DropoutBase) or type(layer).__name__ == "StochasticDepth":
+        return float(layer.p)  # type: ignore[arg-type]
+    rates = (getattr(layer, name, None) for name in DROPS)
+    return max((float(rate) for rate in rates if isinstance(rate, float)), default=0.0)
 
 
 class RefuseRest(pl.Callback):
