@@ -2,7 +2,7 @@
 
 import sys
 
-from syncbn.training import standard_streams
+from syncbn.training import import_paths, standard_streams
 from syncbn.training.distributed import signals
 
 
@@ -12,6 +12,7 @@ def main() -> None:
     # Before all other imports, which take seconds. A rank that torchrun or srun started stops together with the others.
     (signals.begin if trains else signals.end_at_once)()
     standard_streams.outlive_reader()
+    import_paths.begin()
     if trains:
         from syncbn import train
 

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from syncbn.training import help as help_pages
-from syncbn.training import import_paths
+from syncbn.training import import_paths, vision_packages
 from syncbn.training.config.conf_directory import conf_directory
 from syncbn.training.distributed import signals
 
@@ -18,6 +18,7 @@ def main() -> None:
         if help_pages.is_asked(sys.argv[1:]):
             sys.exit(help_pages.show(sys.argv[1:]))
         import_paths.add(sys.argv[1:])
+        vision_packages.allow_missing_operators()
         _hydra()
     finally:
         signals.ignore()

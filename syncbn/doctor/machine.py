@@ -100,15 +100,22 @@ def imports() -> list[Row]:
     """Import the modules that a rank imports. The most frequent failure is a torchvision built for another torch."""
     from syncbn.training.errors import SettingError
     from syncbn.training.launch.job import import_run
+    from syncbn.training.vision_packages import allow_missing_operators, lacks_operators
 
     start = time.monotonic()
+    allow_missing_operators()  # as the program does
     try:
         import_run()
     except SettingError as error:
         return [failed("imports", error.setting, error.hint)]
     except Exception as error:
         return [failed("imports", f"{type(error).__name__}: {' '.join(str(error).split())}", INSTALL)]
-    return [ok("imports", f"Lightning and all other modules of a rank, in {time.monotonic() - start:.1f} s")]
+    rows = [ok("imports", f"Lightning and all other modules of a rank, in {time.monotonic() - start:.1f} s")]
+    if lacks_operators():
+        found = f"{version('torchvision')} was built for another torch than {version('torch')}: its operators (nms, "
+        found += "roi_align) are missing; networks, transforms and data sets work"
+        rows.append(warning("torchvision", found, "if you need them, install it from where this torch came from"))
+    return rows
 
 
 def processors() -> list[Row]:

@@ -21,14 +21,19 @@ def add(arguments: Sequence[str]) -> None:
         arguments: of the command line.
     """
     here = Path.cwd()
-    if program.is_module() and sys.path[0] == str(here) and not (here / "syncbn").is_dir():  # python -m puts it first
-        del sys.path[0]
     config_dir = config_directory(arguments)
     directories = [here, *([] if config_dir is None else [config_dir.parent, config_dir])]
     for each in directories:
         if str(each) not in sys.path and each.is_dir() and not _is_of_run(each):
             sys.path.append(str(each))
             _added.append(str(each))
+
+
+def begin() -> None:
+    """Removes the current directory from the front of ``sys.path``, where ``python -m`` puts it, before the imports."""
+    here = Path.cwd()
+    if program.is_module() and sys.path[0] == str(here) and not (here / "syncbn").is_dir():
+        del sys.path[0]
 
 
 def config_directory(arguments: Sequence[str]) -> Path | None:

@@ -32,7 +32,9 @@ def test_each_value_is_that_of_timm_in_steps(name: str) -> None:
         theirs = CosineLRScheduler(other, t_initial=(EPOCHS - 2) * PER_EPOCH, warmup_prefix=True, **steps)
     else:
         ours = Steps(one, [4, 6], 0.1, interval="step", **warm)
-        theirs = MultiStepLRScheduler(other, decay_t=[4 * PER_EPOCH + 1, 6 * PER_EPOCH + 1], decay_rate=0.1, **steps)
+        theirs = MultiStepLRScheduler(
+            other, decay_t=[4 * PER_EPOCH + 1, 6 * PER_EPOCH + 1], decay_rate=0.1, warmup_prefix=False, **steps
+        )
     ours.steps_per_epoch = PER_EPOCH
     for number in range(EPOCHS * PER_EPOCH):
         theirs.step_update(number)

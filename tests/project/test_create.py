@@ -26,6 +26,9 @@ def test_a_project_trains_and_its_test_passes(tmp_path: Path) -> None:
     command = lines[-1].partition("syncbn train ")[2].split()
     ran = syncbn_train(project, *command, "debug=fast", "trainer.devices=2", "logger=csv").ended()
     assert "2 processes" in ran.out
+    forgotten = syncbn_train(project, "experiment=first").ended(1)
+    hint = "there is no such choice; the directory conf here has it: add --config-dir conf"
+    assert forgotten.err == f"error: experiment=first: {hint}\n"
     assert ran.json("result")["test"]["test/acc"] >= 0
     tested = syncbn_train(project, "-q", command=[sys.executable, "-m", "pytest"]).ended()
     assert "2 passed" in tested.out

@@ -31,6 +31,8 @@ def test_the_directory_that_python_puts_first_is_moved_to_the_end(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/lib/syncbn/__main__.py"])
     sys.path.insert(0, str(tmp_path))
+    import_paths.begin()
+    assert sys.path == path
     import_paths.add([])
     assert sys.path == [*path, str(tmp_path)]
 

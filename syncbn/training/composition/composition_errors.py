@@ -138,6 +138,8 @@ def _missing(error: MissingConfigException, line: _CommandLine) -> SettingError 
         )
     found = nearest(choice, options)
     works = f"the nearest is {found[0]} ({listed(options)})" if found else listed(options)
+    if Path("conf", group, f"{choice}.yaml").is_file():  # as syncbn init writes it
+        works = "the directory conf here has it: add --config-dir conf"
     return SettingError(group, choice, f"there is no such choice{where}; {works}")
 
 

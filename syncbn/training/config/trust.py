@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from syncbn.training import import_paths
 from syncbn.training.errors import SettingError
+from syncbn.training.vision_packages import install_command
 
-INSTALL = "install it (torchvision and timm: docs/installation.md says how)"
+INSTALL = f"install it: {install_command()}"
 OWN = "put its file into the current directory or beside --config-dir, or install it"
 # NAMED: dotted paths that a target may have; others are not imported. DEFINED: modules that may define its class.
 NAMED = re.compile(

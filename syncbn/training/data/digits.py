@@ -103,6 +103,7 @@ class Digits(pl.LightningDataModule):
         for name, given, fact in (("num_classes", num_classes, 10), ("in_channels", in_channels, 1)):
             if given != fact:
                 raise SettingError(f"data.{name}", given, f"the digits have {fact}; leave it out")
+        self.num_workers = num_workers  # subclasses read it
         self.options = loader_options(num_workers, **loader)
         self.augment = None if augment is None else Augmentation(augmentation.check(augment), (8, 8))
         self.mix = None if mix is None else Mix(mixing.check(mix), 10)

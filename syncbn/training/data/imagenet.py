@@ -14,6 +14,7 @@ from syncbn.training.data.transforms import augmentation, mixing
 from syncbn.training.data.transforms.augmentation import Augmentation
 from syncbn.training.data.transforms.mixing import Mix
 from syncbn.training.errors import SettingError
+from syncbn.training.vision_packages import install_command
 
 # Per channel of ImageNet's training images with values in [0, 1], from torchvision's documentation.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -164,6 +165,6 @@ def _torchvision() -> Any:
         raise SettingError(
             "data",
             "imagenet",
-            "torchvision reads its images and is not installed; pip install '.[vision]', with the build for this torch",
+            f"torchvision reads its images and is not installed; {install_command()}",
         ) from error
     return torchvision

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.training.data.images import listing
 from syncbn.training.data.transforms import augmentation, mixing
 from syncbn.training.errors import SettingError
+from syncbn.training.vision_packages import install_command
 
 FOLDER = ("syncbn.training.ImageFolder", "syncbn.training.data.image_folder.ImageFolder")
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
@@ -19,14 +20,17 @@ def fill(data: Any) -> None:
     """Set ``num_classes`` and ``in_channels`` of ``data=folder``; other data are left as they are.
 
     Raises:
-        SettingError: the folder has no such images, or another number of classes than ``num_classes``.
+        SettingError: the folder has no such images, or another number of classes than ``num_classes``; a share for
+            validation or the test that leaves nothing.
     """
     try:
         if not isinstance(data, DictConfig) or data.get("_target_") not in FOLDER:
             return
         root, channels, given = data.get("root"), data.get("channels"), data.get("num_classes")
+        shares = data.get("val_fraction", 0.1), data.get("test_fraction", 0.1)
     except OmegaConfBaseException:  # an interpolation that cannot be resolved is reported by the check of all settings
         return
+    listing.check_fractions(*shares)
     found = listing.facts(root, channels)
     if given not in (None, found["num_classes"]):
         hint = f"{Path(str(root))} has {found['num_classes']} class folders; leave it out"
@@ -50,9 +54,7 @@ def check(cfg: DictConfig) -> None:
             raise SettingError(group, name, f"these data (data._target_={cfg.data._target_}) do not take it; {WORKS}")
         checked(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]  # a dict
         if find_spec("torchvision") is None:
-            hint = (
-                "it needs torchvision, which is not installed; pip install '.[vision]', with the build for this torch"
-            )
+            hint = f"it needs torchvision, which is not installed; {install_command()}"
             raise SettingError(group, name, hint)
     mixing.check_batch(cfg.get("mix"), cfg.data.batch_size)
     weights = cfg.module.get("class_weights")

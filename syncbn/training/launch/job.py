@@ -39,6 +39,7 @@ from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
+from syncbn.training.vision_packages import install_command
 
 FIRST = 10.0  # seconds in which rank 0 prints an error that another rank has found too
 CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
@@ -304,7 +305,7 @@ def import_run() -> Callable[[Plan], None]:
             raise
         wrong = f"torchvision {version('torchvision')} does not go with torch {torch.__version__}, "
         wrong += f"and Lightning cannot be imported beside it ({' '.join(str(error).split())})"
-        hint = "install the build that belongs to this torch, or remove it (pip uninstall torchvision)"
+        hint = f"{install_command()} installs one that does; or remove it (pip uninstall torchvision)"
         raise SettingError(wrong, hint=hint) from error
     return run.run
 

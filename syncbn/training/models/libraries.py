@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from syncbn.training.config.trust import BY_NAME
 from syncbn.training.errors import SettingError
+from syncbn.training.vision_packages import install_command
 
-INSTALL = "install it: pip install '.[vision]'"
+INSTALL = f"install it: {install_command()}"
 COLOURS = 3  # channels of the images that the networks of these packages were made for
 REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 

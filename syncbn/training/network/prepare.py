@@ -11,6 +11,8 @@ from torch import nn
 from syncbn.training.config.trust import BY_NAME
 from syncbn.training.network import checkpoint_activations, freeze, init_from
 
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dimensions
+
 
 def prepare(
     module: LightningModule, cfg: DictConfig, *, begins: bool, report: Callable[[str], None]
@@ -61,7 +63,9 @@ def use_channels_last(module: nn.Module) -> None:
     """Store the networks' convolution weights channels-last, and pass their images on in this format."""
     for network in networks(module).values():
         for each in (*network.parameters(), *network.buffers()):
-            each.data = _channels_last(each.data)
+            if each.dim() in FORMATS:
+                # Not contiguous(): it leaves the strides of a 1x1 convolution, which its gradient then does not have.
+                each.data = torch.empty_like(each.data, memory_format=FORMATS[each.dim()]).copy_(each.data)
         network.register_forward_pre_hook(_inputs_channels_last)
 
 
@@ -71,8 +75,7 @@ def _inputs_channels_last(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of two or three spatial dimensions in channels-last memory format; any other unchanged."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats[tensor.dim()]) if tensor.dim() in formats else tensor
+    return tensor.contiguous(memory_format=FORMATS[tensor.dim()]) if tensor.dim() in FORMATS else tensor
 
 
 def compile_networks(module: nn.Module, mode: str | None = None) -> None:

@@ -9,12 +9,14 @@ from contextlib import suppress
 from importlib import import_module
 
 from syncbn.training.processes.quick_imports import no_garbage_collection
+from syncbn.training.vision_packages import allow_missing_operators
 
 VARIABLE = "SYNCBN_SERVER_IMPORTS"  # names of modules, separated by commas
 
 
 def import_modules(names: list[str]) -> None:
     """Imports the modules; garbage collection in the ranks, which are forked from this process, skips them."""
+    allow_missing_operators()  # ranks are forked from this process
     with no_garbage_collection():
         for name in names:
             with suppress(Exception):

@@ -338,7 +338,10 @@ def test_settings_of_a_folder_are_filled_in_before_ranks_start(root: Path) -> No
     )
     data_settings.fill(cfg)
     assert (cfg.num_classes, cfg.in_channels) == (3, 3)
-    cfg.num_classes = 4
+    cfg.val_fraction = 1.5
+    with refuses("data.val_fraction", 1.5, "use a share above 0 and below 1"):
+        data_settings.fill(cfg)
+    cfg.val_fraction, cfg.num_classes = 0.1, 4
     with refuses("data.num_classes", 4, "has 3 class folders; leave it out"):
         data_settings.fill(cfg)
     mine = OmegaConf.create({"_target_": "mine.Data", "root": "${oc.env:NO_SUCH_VARIABLE}"})

@@ -23,7 +23,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_without_torchvision_one_line_says_how_to_have_it(root: str) -> None:
-    with refuses("data", "imagenet", "torchvision ", " is not installed; pip install '.[vision]'"):
+    with refuses("data", "imagenet", "torchvision ", " is not installed; pip install timm torchvision torch=="):
         ImageNet(root)
 
 

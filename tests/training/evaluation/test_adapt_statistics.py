@@ -191,7 +191,7 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
 
 
 BAD = {
-    "mode=tset": r"mode=tset: use train or test",
+    "mode=tset": r"mode=tset: use train, test or find_lr",
     "mode=test": r"ckpt_path=null: mode=test tests a checkpoint; use ckpt_path=outputs/RUN/checkpoints/best\.ckpt",
     "mode=test ckpt_path=a.ckpt test=false": r"test=false: mode=test leaves nothing else to do; use test=true",
     "adapt=batch norm=none": r"adapt: norm=none leaves no batch norm to adapt; use norm=sync or local, or adapt=null",

@@ -38,7 +38,10 @@ def test_weights_and_images_are_channels_last() -> None:
     torch.testing.assert_close(net(images), expected)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     assert not seen[0].is_contiguous()
-    assert net.network.stages[1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    for conv in (net.network.stages[1].conv1, net.network.stages[1].shortcut[0]):
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+        net(images).sum().backward()
+        assert conv.weight.grad.stride() == conv.weight.stride()  # otherwise DistributedDataParallel warns
 
 
 def test_a_module_without_a_network_has_all_its_parts_prepared() -> None:

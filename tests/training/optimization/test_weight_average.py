@@ -1,12 +1,17 @@
 """The average of the weights against its definition, in float64, from the raw weights of every step and rank."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from syncbn.training import EMA, Digits
+from syncbn.training.optimization.weight_average import WeightAverage
 from tests.training.support.train_command import train
 
 QUICK = ["model=mlp", "logger=csv", "trainer.max_epochs=3", "trainer.precision=64-true", "optimizer.lr=0.02"]
@@ -114,8 +119,6 @@ def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_its_own(tmp_path:
 
 def population(weights: Weights, epoch: int) -> Weights:
     """Mean and unbiased variance of the first layer's output over the images of an epoch's first four batches."""
-    from syncbn.training import Digits
-
     data = Digits(batch_size=64, seed=0)
     data.prepare_data()
     data.setup("fit")
@@ -130,10 +133,6 @@ def population(weights: Weights, epoch: int) -> Weights:
 
 
 def test_half_precision_does_not_swallow_the_average() -> None:
-    import lightning.pytorch as pl
-
-    from syncbn.training import EMA
-
     module = pl.LightningModule()
     module.weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     average = EMA(0.999)
@@ -166,3 +165,13 @@ def test_a_run_tests_the_average_and_weights_only_takes_it(tmp_path: Path) -> No
     last = torch.load(begun.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
     assert torch.equal(last["state_dict"][name], best["state_dict"][name])
     assert "current_model_state" not in last
+
+
+def test_without_averaging_a_resumed_run_continues_from_the_raw_weights() -> None:
+    module = pl.LightningModule()
+    module.weight = torch.nn.Parameter(torch.zeros(2))
+    checkpoint = {"state_dict": {"weight": torch.ones(2)}, "current_model_state": {"weight": torch.full((2,), 3.0)}}
+    for stage, expected in ((TrainerFn.TESTING, 0.0), (TrainerFn.FITTING, 3.0)):
+        trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
+        WeightAverage().on_load_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
+        assert module.weight.tolist() == [expected] * 2

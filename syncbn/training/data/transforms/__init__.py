@@ -3,6 +3,7 @@
 from typing import Any
 
 from syncbn.training.errors import SettingError
+from syncbn.training.vision_packages import install_command
 
 
 def torchvision_v2(setting: str, value: Any) -> Any:
@@ -14,6 +15,6 @@ def torchvision_v2(setting: str, value: Any) -> Any:
     try:
         from torchvision.transforms import v2
     except ModuleNotFoundError as error:
-        hint = "it needs torchvision, which is not installed; pip install '.[vision]', with the build for this torch, "
-        raise SettingError(setting, value, f"{hint}or leave it out") from error
+        hint = f"it needs torchvision, which is not installed; {install_command()}, or leave it out"
+        raise SettingError(setting, value, hint) from error
     return v2
