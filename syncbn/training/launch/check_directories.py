@@ -50,13 +50,13 @@ def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> N
         check(config)
         return
     except SettingError as error:
-        line = str(error)
+        line, trace = str(error), traceback.format_exc()
     except OSError as error:  # a name that no file can have, for example
-        line = f"run directory: {explain(error, Path.cwd())}"
+        line, trace = f"run directory: {explain(error, Path.cwd())}", traceback.format_exc()
     except OmegaConfBaseException as error:
-        line = str(ranges.unresolved(error))
+        line, trace = str(ranges.unresolved(error)), traceback.format_exc()
     if full_error.wanted():
-        traceback.print_exc()
+        sys.stderr.write(trace)
     elif environment.rank() == 0:
         print_line(f"error: {line}", error=True)
     sys.exit(1)
@@ -64,7 +64,9 @@ def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> N
 
 def _check_run(config: DictConfig) -> None:
     run_id = config.run.id
-    _check_spelling(run_id, config.hydra.get("overrides", {}).get("task", ()))
+    # Not resolved: an override may be lr=${nothing}, which is refused later, by its name.
+    given = OmegaConf.to_container(OmegaConf.select(config, "hydra.overrides.task") or OmegaConf.create([]))
+    _check_spelling(run_id, list(map(str, given or ())))
     check_id(run_id)
     _allow_open_files()
     path = _path(config, "hydra.run.dir")
