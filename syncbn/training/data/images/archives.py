@@ -1,5 +1,6 @@
 """Reads the archives of CIFAR and of MNIST-like data sets. Nothing in them is executed."""
 
+import codecs
 import gzip
 import io
 import pickle
@@ -33,22 +34,23 @@ SOURCE = "https://www.cs.toronto.edu/~kriz/"
 Part = tuple[Tensor, Tensor]  # images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds arrays, lists, dicts and strings only: a pickle can call any function, and this one calls three."""
+# The functions that a pickled array calls. numpy has renamed the module of the first one.
+CALLED = {
+    "numpy.core.multiarray _reconstruct": np.empty(0).__reduce__()[0],
+    "numpy ndarray": np.ndarray,
+    "numpy dtype": np.dtype,
+    "_codecs encode": codecs.encode,
+}
 
-    ALLOWED = {  # noqa: RUF012  # the two names of numpy's module are those of before and since 2.0
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays, lists, dicts and strings only: a pickle can call any function, and this one calls four."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        known = CALLED.get(f"{module.replace('._core', '.core')} {name}")
+        if known is None:
             raise pickle.UnpicklingError(f"it calls {module}.{name}, which no CIFAR archive does")
-        # numpy renamed the module; the old name warns.
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+        return known
 
 
 def cifar(root: str, name: str) -> tuple[Part, Part, list[str]]:
