@@ -67,13 +67,13 @@ def explained(error: Exception, settings: DictConfig | None, metrics: Iterable[s
 def _hint(name: str, monitor: str, names: set[str]) -> str:
     if not names:
         return f"the module logs no metric; log one with self.log(), or use callbacks.{name}.monitor=null"
-    shown, stage = sorted(names), monitor.partition("/")[0] if "/" in monitor else "val"
-    filled = [re.sub(r"{.*?}", stage, each, count=1) for each in shown]
+    stage = monitor.partition("/")[0] if "/" in monitor else "val"
+    filled = sorted({re.sub(r"{.*?}", stage, each, count=1) for each in names})
     usable = [each for each in filled if "{" not in each and not each.startswith("test")]
     near = get_close_matches(monitor, usable, n=1, cutoff=0.4) or usable[:1] or ["NAME"]
     works = near[0]
     more = f" callbacks.{name}.mode=min" if "loss" in works else ""
-    return f"the module does not log it, but {', '.join(shown)}; use callbacks.{name}.monitor={works}{more}"
+    return f"the module does not log it, but {', '.join(usable or filled)}; use callbacks.{name}.monitor={works}{more}"
 
 
 def logged(classes: Iterable[type]) -> set[str] | None:

@@ -105,7 +105,7 @@ def test_a_name_with_a_computed_part_may_have_any_text_there() -> None:
     with refuses(
         "callbacks.checkpoint.monitor",
         "val/acc",
-        "but {stage}/accuracy; use callbacks.checkpoint.monitor=val/accuracy",
+        "but val/accuracy; use callbacks.checkpoint.monitor=val/accuracy",
         kind=AgreedError,
     ):
         check(Staged())
