@@ -286,7 +286,7 @@ def test_a_run_that_continues_another_one_has_its_epochs_and_its_optimizer(here:
     ("settings", "line"),
     [
         (("norm.only=bn9",), "error: run.id=A: this run has finished with other settings"),
-        (("data.num_workers=-1",), "error: rank 0 of 1 (pid "),
+        (("callbacks.statistics._target_=builtins.zip",), "error: rank 0 of 1 (pid "),
         (("logger=wandb", "logger.mode=online"), "error: logger.mode=online: W&B says: "),
     ],
 )
