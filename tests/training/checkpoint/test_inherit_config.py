@@ -26,13 +26,13 @@ def taken(where: Path, trained: list[str], *now: str) -> tuple[Any, list[str]]:
 
 
 def test_what_was_not_said_is_as_it_was_in_the_run(tmp_path: Path) -> None:
-    trained = ["model=mlp", "model.activation=tanh", "model.num_classes=7", "norm=group_norm", "norm.num_groups=4"]
+    trained = ["model=mlp", "model.activation=tanh", "model.num_classes=12", "norm=group_norm", "norm.num_groups=4"]
     trained += ["module.label_smoothing=0.1", "data.split_seed=1", "data.test_fraction=0.3", "seed=5", "optimizer.lr=1"]
     cfg, said = taken(tmp_path, trained, "data.corruption=shift")
     before = OmegaConf.load(tmp_path / "config.yaml")
     for group in ("model", "norm"):
         assert cfg[group] == before[group]
-    assert (cfg.module.label_smoothing, cfg.module.num_classes, cfg.module.network) == (0.1, 7, before.model)
+    assert (cfg.module.label_smoothing, cfg.module.num_classes, cfg.module.network) == (0.1, 12, before.model)
     assert (cfg.data.split_seed, cfg.data.test_fraction, cfg.seed, cfg.data.seed) == (1, 0.3, 5, 5)
     assert (cfg.data.corruption, cfg.optimizer.lr) == ("shift", 0.05)
     assert len(said) == 1

@@ -51,7 +51,9 @@ def test_hyper_parameters_that_are_objects_are_left_out(tmp_path: Path) -> None:
     straight = faulty(tmp_path, *ONE, "module._target_=loops.Lit", "trainer.max_epochs=1").ended()
     assert straight.out.count("left out of checkpoints, not plain data: network, optimizer, scheduler\n") == 1
     checkpoint = torch.load(straight.directory / "checkpoints/best.ckpt", weights_only=True)  # type: ignore[operator]
-    assert checkpoint["hyper_parameters"] == {"decay_norm": False, "label_smoothing": 0.0, "num_classes": 10}
+    plain = {"decay_norm": False, "label_smoothing": 0.0, "num_classes": 10}
+    plain |= dict.fromkeys(("class_weights", "layer_decay", "lr_scale"))
+    assert checkpoint["hyper_parameters"] == plain
 
 
 def test_what_would_not_load_is_told_of_when_it_is_first_saved(tmp_path: Path) -> None:
