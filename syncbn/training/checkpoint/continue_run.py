@@ -276,9 +276,9 @@ def _new_run_from(plan: Plan, report: Callable[[str], None]) -> Plan:
         SettingError: the checkpoint cannot be read or has no weights; or ``ckpt_restore=all`` is not possible.
     """
     path = Path(str(plan.checkpoint))
-    if plan.cfg.init_from is not None:
+    if plan.cfg.get("init_from") is not None:
         hint = f"a new run begins with the weights of ckpt_path={paths.short(path)} already; set one of the two"
-        raise SettingError("init_from", plan.cfg.init_from, hint)
+        raise SettingError("init_from", plan.cfg.get("init_from"), hint)
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint.get(WEIGHTS), dict):
         hint = "it has no state_dict; use a checkpoint of Lightning, or a file that "
