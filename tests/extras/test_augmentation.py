@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 from syncbn.training import Digits, ImageFolder
 from syncbn.training.data import image_folder, loaders
 from syncbn.training.data.transforms.augmentation import Augmentation
-from syncbn.training.data.transforms.mixing import Mix
+from syncbn.training.data.transforms.mixing import Mix, outputs
 from tests.support.refuses import refuses
 from tests.training.data.support.pictures import pictures
 
@@ -114,6 +115,18 @@ def test_mixing_ends_with_an_epoch_and_takes_a_share_of_the_batches() -> None:
     some = Mix({"mixup_alpha": 1.0, "prob": 0.25}, 2)
     share = sum(some(batch, 0) is not batch for _ in range(400)) / 400
     assert 0.18 < share < 0.32
+
+
+def test_soft_targets_are_as_long_as_the_network_has_outputs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "world_size", lambda: 1)
+    monkeypatch.setattr(loaders, "this_rank", lambda: 0)
+    module = SimpleNamespace(num_classes=12, accepts_soft_targets=True)
+    trainer = SimpleNamespace(lightning_module=module, is_global_zero=True)
+    for data in (folder(root, mix=BOTH | {"prob": 1.0}), Digits(4, mix=BOTH | {"prob": 1.0})):
+        data.trainer = trainer
+        data.setup("fit")
+        assert next(iter(data.train_dataloader()))[1].shape[1] == 12
+    assert [outputs(data, classes) for classes in (3, 20)] == [12, 20]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -152,6 +152,8 @@ class Digits(pl.LightningDataModule):
             check_soft_targets(self)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        if self.mix is not None:
+            self.mix.num_classes = mixing.outputs(self, 10)
         images, labels = self.train.tensors
         dataset: Any = self.train
         if self.augment is not None:  # the images are in [0, 1] already and are not normalized

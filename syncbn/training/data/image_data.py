@@ -160,7 +160,7 @@ class ImageData(pl.LightningDataModule):
             seed=self.seed,
             remainder=self.remainder,
             balance=self.labels("train") if self.balance else None,
-            mix=None if self.mix is None else Mix(self.mix, len(self.classes)),
+            mix=None if self.mix is None else Mix(self.mix, mixing.outputs(self, len(self.classes))),
             **self.options,
         )
 

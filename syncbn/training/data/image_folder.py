@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from hashlib import blake2b
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,9 @@ from syncbn.training.data.transforms.augmentation import Augmentation
 from syncbn.training.errors import AgreedError, SettingError
 
 DEFAULT_SIZE = 224  # where the images have different sizes, as timm
+CROP_PCT = 0.875
 SHOWN = 50  # unreadable files that are printed
+SMALLEST = 1e-6  # GiB of the cache: about 1 kB
 UNREADABLE = ("fail", "skip")
 _known: dict[tuple[str, int], Facts] = {}  # what this process has measured: the test has a data module of its own
 _skipped: set[str] = set()  # directories whose unreadable files were reported
@@ -36,7 +39,8 @@ class ImageFolder(ImageData):
         root: the directory.
         size: height and width of the network's input, or a pair; None for the size of the images if they all have the
             same, otherwise 224.
-        crop_pct: an image of another size is scaled to ``size / crop_pct``, then its center is cropped.
+        crop_pct: an image of another size is scaled to ``size / crop_pct``, then its center is cropped; None for 0.875,
+            or that of the checkpoint.
         test_fraction: share of the images for the test, by class, where ``root`` has no folder ``train``.
         unreadable: "fail" if a file cannot be read, or "skip" it.
         cache: GiB of memory per device for decoded images; None for none.
@@ -53,7 +57,7 @@ class ImageFolder(ImageData):
         batch_size: int = 32,
         *,
         size: int | Sequence[int] | None = None,
-        crop_pct: float = 0.875,
+        crop_pct: float | None = None,
         test_fraction: float = 0.1,
         unreadable: str = "fail",
         cache: float | None = None,
@@ -66,13 +70,14 @@ class ImageFolder(ImageData):
         found = listing.facts(root, channels)
         super().__init__(batch_size, in_channels=channels or in_channels or found["in_channels"], **settings)
         listing.check_fractions(self.val_fraction, test_fraction)
-        self.root, self.size, self.crop_pct = str(Path(str(root)).expanduser()), check_size(size), crop_pct
-        if not 0 < crop_pct <= 1:
+        self.root, self.size, self.crop_pct = str(Path(str(root)).expanduser()), check_size(size), crop_pct or CROP_PCT
+        self.given = {"size": self.size, "crop_pct": crop_pct, "channels": channels}
+        if crop_pct is not None and not 0 < crop_pct <= 1:
             raise SettingError("data.crop_pct", crop_pct, "use a share above 0 and up to 1")
         if unreadable not in UNREADABLE:
             raise SettingError("data.unreadable", unreadable, f"use one of {', '.join(UNREADABLE)}")
-        if cache is not None and not (isinstance(cache, int | float) and cache > 0):
-            raise SettingError("data.cache", cache, "use a number of GiB above 0, or null")
+        if cache is not None and not (isinstance(cache, int | float) and SMALLEST <= cache < inf):
+            raise SettingError("data.cache", cache, f"use a number of GiB, {SMALLEST} or more, or null")
         self.test_fraction, self.unreadable, self.channels = test_fraction, unreadable, channels
         self.cache, self.cache_dir = cache, statistics.cache_directory(cache_dir)
         self.facts: Facts | None = None
@@ -96,20 +101,40 @@ class ImageFolder(ImageData):
         self.size = self.size or ((sizes[0], sizes[1]) if sizes else (DEFAULT_SIZE, DEFAULT_SIZE))
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | ({"files": self._names()} if self._ready else {})
+        return super().state_dict() | ({"files": self._names(), **self._input()} if self._ready else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take mean and standard deviation of the checkpoint.
+        """Take mean, standard deviation, size, crop and channels of the checkpoint.
 
         Raises:
-            AgreedError: the checkpoint's run had other classes, or a training is resumed on other files.
+            AgreedError: the checkpoint's run had other classes, or a training is resumed on other files; ``size``,
+                ``crop_pct`` or ``channels`` is given and was another.
         """
         super().load_state_dict(state_dict)
+        self._take_input({name: state_dict[name] for name in self.given if name in state_dict})
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         theirs = state_dict.get("files")
         if fitting and theirs is not None and self._ready and theirs != self._names():
             hint = "files were added to or removed from its training images since the checkpoint; restore them, or "
             raise AgreedError("data.root", self.root, f"{hint}start a new run from its weights (ckpt_restore=weights)")
+
+    def _input(self) -> dict[str, Any]:
+        """What decides how an image becomes the input of the network."""
+        return {"size": self.size, "crop_pct": self.crop_pct, "channels": self.in_channels}
+
+    def _take_input(self, theirs: dict[str, Any]) -> None:
+        """Use these values of :meth:`_input`, and report those that would have been others."""
+        theirs |= {"size": tuple(theirs["size"])} if "size" in theirs else {}
+        differ = {name: value for name, value in theirs.items() if value != self._input()[name]}
+        for name, value in differ.items():
+            if (given := self.given[name]) is not None:
+                hint = f"the checkpoint's run had {_as_set(value)}; leave it out, or use that"
+                raise AgreedError(f"data.{name}", _as_set(given), hint)
+        if differ:
+            listed = " ".join(f"data.{name}={_as_set(value)}" for name, value in differ.items())
+            report(self, f"taken from the checkpoint: {listed}")
+        self.size, self.crop_pct = theirs.get("size", self.size), theirs.get("crop_pct", self.crop_pct)
+        self.in_channels = theirs.get("channels", self.in_channels)
 
     def _names(self) -> str:
         """A hash of the names of the training files, in their order, which a position in an epoch depends on."""
@@ -177,7 +202,7 @@ class ImageFolder(ImageData):
             for path, why in facts.unreadable[:SHOWN]:
                 report(self, f"cannot be read: {path} ({why})")
             if bad > SHOWN:
-                report(self, f"and {bad - SHOWN} more; {self.cache_dir} has a file with all of them")
+                report(self, f"and {bad - SHOWN} more")
             named = "1 file cannot" if bad == 1 else f"{bad} files cannot"
             hint = f"{named} be read, such as {Path(first[0]).name}; repair or remove, or use data.unreadable=skip"
             raise AgreedError("data.root", self.root, hint)
@@ -197,7 +222,11 @@ class ImageFolder(ImageData):
             return None
         if part not in self._caches:
             share = 0.9 if part == "train" else 0.1
-            self._caches[part] = ImageCache(images, int(self.cache * share * 2**30))
+            try:
+                self._caches[part] = ImageCache(images, int(self.cache * share * 2**30))
+            except (OSError, ValueError, OverflowError) as error:  # of mmap
+                why = " ".join(str(error).split())
+                raise SettingError("data.cache", self.cache, f"no such memory ({why}); use fewer GiB") from error
         return self._caches[part]
 
     def teardown(self, stage: str) -> None:
@@ -239,6 +268,13 @@ def check_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
         raise SettingError("data.size", size, "use a number of pixels, 1 or more, or [height,width], or null")
     height, width = pair
     return height, width
+
+
+def _as_set(value: Any) -> str:
+    """A size (height, width), or another value, as on the command line."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return str(value[0]) if value[0] == value[1] else f"[{value[0]},{value[1]}]"
 
 
 def _same(files: listing.Listing) -> bool:

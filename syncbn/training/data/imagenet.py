@@ -110,6 +110,8 @@ class ImageNet(pl.LightningDataModule):
         self._listed = True
 
     def train_dataloader(self) -> DataLoader[Any]:
+        if self.mix is not None:
+            self.mix.num_classes = mixing.outputs(self, self.num_classes)
         return train_loader(
             self.train,
             self.batch_size,

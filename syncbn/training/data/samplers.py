@@ -1,6 +1,7 @@
 """Distributed samplers: decide which samples are in which batch on which rank."""
 
 from collections.abc import Iterator, Sequence, Sized
+from hashlib import blake2b
 from math import ceil
 from typing import Any, NamedTuple, cast
 
@@ -53,9 +54,11 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         shards: lists of sample indices, one per shard. Position p of a global batch then holds a sample of shard p
             modulo the number of shards. With as many shards as ranks, each rank has its own shard. Each shard has its
             own order. "drop" shortens all shards to the smallest, "pad" repeats samples of the smaller shards.
-        balance: the class of each sample. An epoch then has as many samples as before, equally many of each class: any
-            run of positions that is as long as there are classes has one of each. Samples of small classes are
-            repeated, those of large ones take turns over the epochs.
+        balance: the class of each sample. An epoch then has as many samples as before, equally many of each of the K
+            classes: positions 0 to K-1 have one of each, and so has each further run of K. If K does not divide the
+            epoch, the classes of its last, shorter run take turns. Each class has a sequence of passes over its
+            samples, which an epoch continues where the one before it ended: no sample is drawn again before all others
+            of its class were. So a small class is repeated within an epoch, and a large one takes several epochs.
 
     Attributes:
         start: number of global batches that the next iteration skips.
@@ -114,14 +117,14 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
         cuts = range(self.start * self.global_batch, self.num_batches * self.global_batch, self.global_batch)
-        mine = slice(self.rank, None, self.num_replicas)
+        size, mine = self.global_batch, slice(self.rank, None, self.num_replicas)
         repeats = _occurrences(order) if self.classes is not None else []
         # A list, not a generator: the iterator keeps this epoch's order even if set_epoch is called before it is used.
-        return iter([self._request(order[cut : cut + self.global_batch], repeats[cut:], mine) for cut in cuts])
+        return iter([self._request(order[cut : cut + size], repeats[cut : cut + size], mine) for cut in cuts])
 
     def _request(self, batch: list[int], repeats: list[int], mine: slice) -> Request:
         whole = len(batch) == self.global_batch
-        return Request(batch[mine], self.epoch, batch[0], whole, repeats[: len(batch)][mine])
+        return Request(batch[mine], self.epoch, batch[0], whole, repeats[mine])
 
     def __len__(self) -> int:
         """Number of global batches of a whole epoch."""
@@ -177,16 +180,30 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         return [index for one_of_each in zip(*orders, strict=True) for index in one_of_each]
 
     def _balanced_order(self, classes: list[list[int]], generator: torch.Generator) -> list[int]:
-        """One sample of each class in turn, in a new order each time; a class that is used up starts anew."""
+        """Rows of one sample of each class, in a new order in each row; the last row may lack classes."""
         total = self.samples if self.remainder == "uneven" else self.num_batches * self.global_batch
-        rounds = ceil(total / len(classes))
+        number = len(classes)
+        rows, rest = divmod(total, number)
         columns = []
-        for members in classes:
-            passes = [self._shuffled(members, generator) for _ in range(ceil(rounds / len(members)))]
-            columns.append([index for one in passes for index in one][:rounds])
-        turns = range(len(classes))
-        rows = zip(*columns, strict=True)
-        return [row[turn] for row in rows for turn in self._shuffled(turns, generator)][:total]
+        for label, members in enumerate(classes):
+            # The last rows of all epochs, joined, have the classes in turn: 0, 1, ..., K-1, 0, 1, ...
+            begin, end = (
+                epoch * rows + ceil((epoch * rest - label) / number) for epoch in (self.epoch, self.epoch + 1)
+            )
+            columns.append(self._of_class(label, members, begin, end))
+        order = [columns[label][row] for row in range(rows) for label in self._shuffled(range(number), generator)]
+        last = [(self.epoch * rest + each) % number for each in range(rest)]
+        return order + [columns[label][rows] for label in self._shuffled(last, generator)]
+
+    def _of_class(self, label: int, members: list[int], begin: int, end: int) -> list[int]:
+        """Samples ``begin`` to ``end`` of the sequence of passes over the members of a class."""
+        first = begin // len(members)
+        found = []
+        for number in range(first, ceil(end / len(members))):
+            seed = blake2b(repr((self.seed, label, number)).encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(seed, "little", signed=True))
+            found += self._shuffled(members, generator)
+        return found[begin - first * len(members) : end - first * len(members)]
 
     def _shuffled(self, part: Sequence[int], generator: torch.Generator) -> list[int]:
         if not self.shuffle:

@@ -88,6 +88,7 @@ class Classifier(pl.LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def setup(self, stage: str) -> None:
+        self.num_classes = outputs = self.test_classes.num_classes
         self.num_shards = getattr(getattr(self.trainer, "datamodule", None), "num_shards", None) or 0
         for name in (f"{stage}_acc_shard{shard}" for stage in ("val", "test") for shard in range(self.num_shards)):
             if not hasattr(self, name):
@@ -97,6 +98,9 @@ class Classifier(pl.LightningModule):
             if not counts or not all(counts):
                 hint = "the data module has no class_counts of all classes; give a list of numbers, one per class"
                 raise AgreedError("module.class_weights", "balanced", hint)
+            if len(counts) != outputs:
+                hint = f"the data have {len(counts)} classes and the network has {outputs} outputs; use a list of "
+                raise AgreedError("module.class_weights", "balanced", f"{hint}{outputs} numbers")
             weights = [sum(counts) / (len(counts) * count) for count in counts]
             self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
 

@@ -39,17 +39,35 @@ def test_every_global_batch_has_equally_many_of_each_class(remainder: str, sampl
             assert set(Counter(batch).values()) == {len(batch) // 3}
 
 
-def test_large_classes_take_turns_and_small_ones_are_repeated() -> None:
-    seen: Counter[int] = Counter()
-    for epoch in range(30):
-        one = sampler(remainder="drop")
+def drawn(epochs: range, **options: Any) -> list[int]:
+    found = []
+    for epoch in epochs:
+        one = sampler(**options)
         one.set_epoch(epoch)
-        indices = [i for request in one for i in request.indices]
-        assert max(Counter(i for i in indices if LABELS[i] == 0).values()) == 1
-        assert set(Counter(i for i in indices if LABELS[i] == 2).values()) == {4}
-        seen.update(indices)
-    assert len(seen) == len(LABELS)
-    assert indices != [i for request in sampler() for i in request.indices]
+        found += [i for request in one for i in request.indices]
+    return found
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("remainder", "size"), [("drop", 6), ("pad", 4), ("uneven", 4), ("drop", 13)])
+def test_no_sample_is_drawn_again_before_all_others_of_its_class(shuffle: bool, remainder: str, size: int) -> None:
+    """Also if the number of classes does not divide an epoch (size 4 and 13)."""
+    indices = drawn(range(30), shuffle=shuffle, remainder=remainder, size=size)
+    for label in range(3):
+        of_class = [i for i in indices if LABELS[i] == label]
+        members = LABELS.count(label)
+        assert len(of_class) > 2 * members
+        passes = [of_class[i : i + members] for i in range(0, len(of_class), members)]
+        assert all(len(set(one)) == len(one) for one in passes)
+        assert (passes[0] == sorted(passes[0])) is not shuffle or members == 2
+    assert max(Counter(LABELS[i] for i in indices).values()) - len(indices) / 3 < 1  # the last rows take turns
+
+
+def test_small_classes_are_repeated_and_each_epoch_has_another_order() -> None:
+    first, second = drawn(range(1)), drawn(range(1, 2))
+    assert first != second
+    assert set(Counter(i for i in first if LABELS[i] == 2).values()) == {4}
+    assert drawn(range(1)) == first
 
 
 @pytest.mark.parametrize("remainder", ["drop", "pad", "uneven"])

@@ -115,11 +115,22 @@ def test_archives_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> Non
     (folder / "data_batch_3").write_bytes(whole[:100])
     with refuses("data.root", str(tmp_path), "data_batch_3 is damaged"):
         data(tmp_path)
+    for labels, words in (([0, 1, 0, 2], "outside 0 to 1"), ([0, 1, 0, -1], "outside 0 to 1"), ([], "no image")):
+        held = {b"data": _pixels(len(labels)), b"labels": labels}
+        (folder / "data_batch_3").write_bytes(pickle.dumps(held, protocol=3))
+        with refuses("data.root", str(tmp_path), "data_batch_3 is damaged", words):
+            data(tmp_path)
+    (folder / "data_batch_3").write_bytes(whole)
+    names = (folder / "batches.meta").read_bytes()
+    for held in ({}, {b"label_names": None}, {b"label_names": [b"\xff", b"b"]}):
+        (folder / "batches.meta").write_bytes(pickle.dumps(held, protocol=3))
+        with refuses("data.root", str(tmp_path), "batches.meta is damaged"):
+            data(tmp_path)
+    (folder / "batches.meta").write_bytes(names)
     packed = tmp_path / "cifar-10-python.tar.gz"
     packed.write_bytes(gzip.compress(b"x" * 5000)[:-9])
     with refuses("data.root", str(packed), "cifar-10-python.tar.gz is damaged"):
         data(packed)
-    (folder / "data_batch_3").write_bytes(whole)
     with refuses("data.num_classes", 10, "the data have 2 classes"):
         CIFAR(str(tmp_path), num_classes=10, val_fraction=0.2).setup("fit")
     with refuses("data.val_fraction", 0.99, "class 0 has too few images"):
@@ -175,4 +186,8 @@ def test_idx_files_that_are_missing_ambiguous_or_damaged_are_refused(tmp_path: P
         MNIST(str(tmp_path / "a")).setup("fit")
     file.write_bytes(gzip.compress(_idx(np.zeros(3, np.uint8))))
     with refuses("data.root", str(tmp_path / "a"), "is damaged (images of shape"):
+        MNIST(str(tmp_path / "a")).setup("fit")
+    for name, shape in (("images-idx3", (0, 5, 4)), ("labels-idx1", (0,))):
+        (tmp_path / f"a/t10k-{name}-ubyte.gz").write_bytes(gzip.compress(_idx(np.zeros(shape, np.uint8))))
+    with refuses("data.root", str(tmp_path / "a"), "is damaged (images of shape (0, 5, 4)"):
         MNIST(str(tmp_path / "a")).setup("fit")

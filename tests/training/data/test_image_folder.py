@@ -1,5 +1,6 @@
 """``data=folder``: what is found in a folder, how files are read, what is measured, and what is refused."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,8 +17,9 @@ from syncbn.training.data import image_folder, loaders
 from syncbn.training.data import settings as data_settings
 from syncbn.training.data.images import listing, statistics
 from syncbn.training.data.images.decode import as_tensor, fitted, open_image
+from syncbn.training.data.images.headers import is_colour
 from syncbn.training.errors import AgreedError
-from tests.support.refuses import refuses
+from tests.support.refuses import ANY, refuses
 from tests.training.data.support.pictures import pictures
 
 
@@ -102,6 +104,44 @@ def test_a_damaged_cache_is_measured_again_and_one_that_cannot_be_written_is_lef
     blocked = cache / "file"
     blocked.write_text("", encoding="utf-8")
     assert folder(root, cache_dir=str(blocked)).measure() == first.measure()
+
+
+@pytest.mark.parametrize("held", [{}, {"total": []}, {"total": ["x"] * 3}, {"count": 0}, {"sizes": [1]}])
+def test_a_cache_that_lacks_values_is_measured_again(root: Path, cache: Path, held: dict[str, Any]) -> None:
+    first = folder(root)
+    (file,) = cache.iterdir()
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(whole | held if held else {"version": 1}), encoding="utf-8")
+    image_folder._known.clear()
+    assert folder(root).measure() == first.measure()
+
+
+def test_an_unreadable_file_is_read_again_after_a_repair_that_keeps_size_and_time(root: Path, cache: Path) -> None:
+    file = root / "train/ant/0.png"
+    whole, about = file.read_bytes(), file.stat()
+    for content in (whole[:-200] + bytes(200), whole):
+        file.write_bytes(content)
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+        image_folder._known.clear()
+        if content != whole:
+            with refuses("data.root", str(root), "1 file cannot be read", kind=AgreedError):
+                folder(root)
+            assert not cache.exists()
+    assert folder(root).class_counts == [8, 6, 4]
+
+
+def test_without_a_home_directory_nothing_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(path: Path) -> Path:
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert statistics.cache_directory(None) is None
+    assert folder(root).class_counts == [8, 6, 4]
+    with refuses("data.cache_dir", "~/x", "there is no home directory"):
+        statistics.cache_directory("~/x")
 
 
 def test_one_tree_is_split_by_class_and_seed_and_files_keep_their_part(tmp_path: Path) -> None:
@@ -211,6 +251,14 @@ def test_every_kind_of_pixel_becomes_8_bits_of_grey_or_colour(tmp_path: Path) ->
     grey = _save(tmp_path / "16.png", Image.fromarray(deep))
     assert np.asarray(open_image(grey, 1)).tolist() == [[128, 128]] * 2
     assert np.asarray(open_image(grey, 3))[0, 0].tolist() == [128, 128, 128]
+    dark = np.full((2, 2), 255, dtype=np.uint16)  # not 8 bits, although all values would fit
+    for name in ("dark.png", "dark.tif"):
+        assert np.asarray(open_image(_save(tmp_path / name, Image.fromarray(dark)), 1)).tolist() == [[0, 0]] * 2
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 2 65535\n" + dark.astype(">u2").tobytes())
+    assert np.asarray(open_image(tmp_path / "dark.pgm", 1)).tolist() == [[0, 0]] * 2
+    for value in (-1, 65536):
+        with pytest.raises(OSError, match="32-bit integers"):
+            open_image(_save(tmp_path / "i.tif", Image.fromarray(np.full((2, 2), value, dtype=np.int32))), 1)
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     assert np.asarray(open_image(_save(tmp_path / "p.gif", palette), 3))[0, 0].tolist() == [10, 20, 30]
@@ -265,6 +313,31 @@ def test_all_unreadable_files_are_named_before_training_or_skipped(
         folder(root, unreadable="skip")
 
 
+def test_a_broken_link_is_an_unreadable_file(root: Path) -> None:
+    (root / "train/ant/link.png").symlink_to(root / "nowhere.png")
+    with refuses("data.root", str(root), "1 file cannot be read, such as link.png", kind=AgreedError):
+        folder(root)
+    assert folder(root, unreadable="skip").class_counts == [8, 6, 4]
+
+
+def test_only_the_formats_of_the_suffixes_are_read(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4), (10, 20, 30))
+    postscript, icon = tmp_path / "e.jpg", tmp_path / "i.png"
+    image.save(postscript, format="EPS")
+    image.save(icon, format="ICNS")
+    for path in (postscript, icon):
+        with pytest.raises(OSError, match="cannot identify"):
+            open_image(path, 3)
+        with pytest.raises(OSError, match="cannot identify"):
+            is_colour(path)
+    camera = tmp_path / "two.jpg"
+    image.save(camera, format="MPO", save_all=True, append_images=[image])
+    with Image.open(camera) as held:
+        assert held.format == "MPO"
+    assert open_image(camera, 3).size == (4, 4)
+    assert is_colour(camera)
+
+
 def test_colours_are_found_and_grey_that_was_found_too_early_is_refused(tmp_path: Path) -> None:
     base = pictures(tmp_path / "x", {"a": 80, "b": 80}, colour=False)
     assert listing.facts(base, None) == {"num_classes": 2, "in_channels": 1}
@@ -312,6 +385,40 @@ def test_a_checkpoint_keeps_classes_and_normalization(root: Path) -> None:
     shutil.move(root / "val/cat", root / "val/dog")
     with refuses("data", None, "had other classes (cat differs)", kind=AgreedError):
         folder(root).load_state_dict(state)
+
+
+def test_a_checkpoint_keeps_size_crop_and_channels(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = folder(root, size=8, crop_pct=1.0, channels=1)
+    first.settle_statistics()
+    state = first.state_dict()
+    pictures(root / "val", {"ant": 1}, size=(9, 12))  # null would be 224x224 now
+    other = folder(root)
+    capsys.readouterr()
+    other.load_state_dict(state)
+    line = "taken from the checkpoint: data.size=8 data.crop_pct=1.0 data.channels=1"
+    assert line in capsys.readouterr().out
+    for part in ("train", "val"):
+        pairs = zip(*(list(data.image_set(part)) for data in (first, other)), strict=False)
+        assert all(torch.equal(x[0], y[0]) for x, y in list(pairs)[1:])
+    folder(root, size=8, crop_pct=1.0, channels=1).load_state_dict(state)
+    assert "taken from" not in capsys.readouterr().out
+    for setting, value in (("size", 12), ("crop_pct", 0.5), ("channels", 3)):
+        with refuses(f"data.{setting}", str(value), "the checkpoint's run had", kind=AgreedError):
+            folder(root, **{setting: value}).load_state_dict(state)
+    with refuses("data.size", "[8,10]", "the checkpoint's run had 8", kind=AgreedError):
+        folder(root, size=[8, 10]).load_state_dict(state)
+    older = {name: value for name, value in state.items() if name not in ("size", "crop_pct", "channels")}
+    folder(root, size=12).load_state_dict(older)  # the checkpoint of an earlier version
+
+
+def test_a_cache_that_no_memory_can_hold_is_refused(root: Path) -> None:
+    for wrong in (0, -1, 1e-9, float("inf"), float("nan"), "x"):
+        with refuses("data.cache", wrong if wrong == wrong else ANY, "use a number of GiB"):
+            folder(root, cache=wrong)
+    assert folder(root, cache=image_folder.SMALLEST).val_dataloader() is not None
+    for wrong in (1e8, 1e30):
+        with refuses("data.cache", wrong, "no such memory", "use fewer GiB"):
+            folder(root, cache=wrong).val_dataloader()
 
 
 def test_the_cache_returns_what_was_decoded_and_stays_within_its_bytes(root: Path) -> None:

@@ -81,6 +81,9 @@ def test_balanced_weights_come_from_the_training_images() -> None:
     module._trainer = SimpleNamespace(datamodule=SimpleNamespace())  # type: ignore[assignment]
     with refuses("module.class_weights", "balanced", "has no class_counts", kind=AgreedError):
         module.setup("fit")
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(class_counts=[6, 3]))  # type: ignore[assignment]
+    with refuses("module.class_weights", "balanced", "2 classes and the network has 3 outputs", kind=AgreedError):
+        module.setup("fit")
 
 
 def test_soft_targets_count_for_the_class_with_the_largest_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,17 @@ def cifar(root: str, name: str) -> tuple[Part, Part, list[str]]:
     _, (training, test), (key, meta, names) = CIFAR[name]
     held = dict(_cifar_files(root, name, {*training, test, meta}))
     train = [_cifar_part(held[file], key, root, file) for file in training]
-    classes = [str(each, "utf-8") for each in _unpickled(held[meta], root, meta)[names]]
-    joined = torch.cat([x for x, _ in train]), torch.cat([y for _, y in train])
-    return joined, _cifar_part(held[test], key, root, test), classes
+    tested = _cifar_part(held[test], key, root, test)
+    try:
+        classes = [str(each, "utf-8") for each in _unpickled(held[meta], root, meta)[names]]
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise _damaged(root, meta, error) from error
+    for file, (_, labels) in zip([*training, test], [*train, tested], strict=True):
+        if not len(labels):
+            raise _damaged(root, file, "it has no image")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise _damaged(root, file, f"it has labels outside 0 to {len(classes) - 1}")
+    return (torch.cat([x for x, _ in train]), torch.cat([y for _, y in train])), tested, classes
 
 
 def _cifar_files(root: str, name: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
@@ -136,7 +144,7 @@ def idx(root: str, source: str) -> tuple[Part, Part]:
     for words in ("train", "t10k|test"):
         images = _read_idx(root, words, "images-idx3", source)
         labels = _read_idx(root, words, "labels-idx1", source)
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
             raise _damaged(root, words, f"images of shape {images.shape} and labels of shape {labels.shape}")
         parts.append((torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
     return parts[0], parts[1]

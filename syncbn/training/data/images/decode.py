@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syncbn.training.data.images.headers import pillow
+from syncbn.training.data.images.headers import FORMATS, pillow
 
 
 def open_image(path: str | Path, channels: int) -> Any:
@@ -17,10 +17,11 @@ def open_image(path: str | Path, channels: int) -> Any:
     torchvision does. Of an animation the first frame is taken.
 
     Raises:
-        OSError: the file is damaged, truncated, empty or no image, or has pixels of 32-bit floats.
+        OSError: the file is damaged, truncated, empty or no image of :data:`.headers.FORMATS`, or has pixels of 32-bit
+            floats, or of 32-bit integers outside 0 to 65535.
     """
     image_module, operations = pillow()
-    with image_module.open(path) as image:
+    with image_module.open(path, formats=FORMATS) as image:
         image.load()
         if image.mode == "F":
             raise OSError("its pixels are 32-bit floats, which have no fixed range")
@@ -30,7 +31,9 @@ def open_image(path: str | Path, channels: int) -> Any:
             turned = image
         if turned.mode == "I" or turned.mode.startswith("I;"):  # Pillow's convert would clip 16 bits to 255
             values = np.asarray(turned)
-            turned = image_module.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
+            if values.min() < 0 or values.max() > 65535:
+                raise OSError("its pixels are 32-bit integers, which have no fixed range")
+            turned = image_module.fromarray((values >> 8).astype(np.uint8))
         if turned.mode in ("P", "PA"):
             turned = turned.convert("RGBA")
         return turned.convert("L" if channels == 1 else "RGB")

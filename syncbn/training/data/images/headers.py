@@ -5,6 +5,9 @@ from typing import Any
 
 from syncbn.training.errors import SettingError
 
+# Pillow goes by the content, not by the suffix: without this, PostScript named x.jpg would start Ghostscript. "PPM" is
+# all of PNM, and "JPEG" opens the MPO files of cameras too.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 INSTALL = "Pillow reads image files and is not installed; pip install pillow"
 
 
@@ -28,5 +31,5 @@ def is_colour(path: str | Path) -> bool:
         OSError: the file cannot be read, or is no image.
     """
     image_module, _ = pillow()
-    with image_module.open(path) as image:
+    with image_module.open(path, formats=FORMATS) as image:
         return image.mode not in ("1", "L", "LA", "La", "I", "F") and not image.mode.startswith("I;")

@@ -40,8 +40,7 @@ class Listing:
         found = blake2b(repr(self.classes).encode(errors="surrogateescape"), digest_size=16)
         for name in (part,) if part else sorted(self.parts):
             for path, label in self.parts[name]:
-                about = Path(path).stat()
-                row = f"{name}\0{path}\0{label}\0{about.st_size}\0{about.st_mtime_ns}\n"
+                row = f"{name}\0{path}\0{label}\0{_size_and_time(path)}\n"
                 found.update(row.encode(errors="surrogateescape"))
         return found.hexdigest()
 
@@ -121,6 +120,14 @@ def split(
         ordered = sorted(group, key=lambda each: _place(seed, os.path.relpath(each[0], root) if root else each[0]))
         chosen.update(path for path, _ in ordered[:number])
     return [each for each in files if each[0] not in chosen], [each for each in files if each[0] in chosen]
+
+
+def _size_and_time(path: str) -> str:
+    try:
+        about = Path(path).stat()
+    except OSError:  # a broken symbolic link; reading it fails later, and is reported as that of other unreadable files
+        return "missing"
+    return f"{about.st_size}\0{about.st_mtime_ns}"
 
 
 def check_fractions(val_fraction: float, test_fraction: float = 0.0) -> None:

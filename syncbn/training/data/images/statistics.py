@@ -20,6 +20,7 @@ from syncbn.training.atomic_write import replacing
 from syncbn.training.data.images.decode import as_tensor, open_image
 from syncbn.training.data.images.headers import is_colour
 from syncbn.training.data.images.listing import Listing
+from syncbn.training.errors import SettingError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation, from torchvision's pages
 VERSION = 1  # of the cache file
@@ -83,18 +84,19 @@ def measured(listing: Listing, channels: int, workers: int, cache: Path | None) 
         listing: the files. The cached results hold as long as their names, sizes and times of change do.
         channels: 1 or 3.
         workers: processes that read, for many files.
-        cache: directory of the results; None for none. A cache that cannot be written is left out.
+        cache: directory of the results; None for none. A cache that cannot be written is left out. Nothing is kept
+            while a file is unreadable, since a repair need not change its size or time.
 
     Returns:
         The facts, and whether they were in the cache.
     """
     file = None if cache is None else cache / f"images-{listing.digest()}-{channels}.json"
-    if file is not None and (found := _cached(file)) is not None:
+    if file is not None and (found := _cached(file, channels)) is not None:
         return found, True
     start = time.monotonic()
     facts = _read_all(listing, channels, workers)
     facts.seconds = time.monotonic() - start
-    if file is not None:
+    if file is not None and not facts.unreadable:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as draft:
@@ -102,19 +104,44 @@ def measured(listing: Listing, channels: int, workers: int, cache: Path | None) 
     return facts, False
 
 
-def cache_directory(setting: str | None) -> Path:
-    """The directory of ``data.cache_dir``; null is ``syncbn`` in the user's cache directory."""
-    if setting is not None:
-        return Path(setting).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "syncbn")
+def cache_directory(setting: str | None) -> Path | None:
+    """The directory of ``data.cache_dir``; null is ``syncbn`` in the user's cache directory, None if there is none.
+
+    Raises:
+        SettingError: the setting begins with ``~``, and the user has no home directory.
+    """
+    try:
+        if setting is not None:
+            return Path(setting).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "syncbn")
+    except RuntimeError as error:  # no HOME, and no entry in the password database: a container with any user ID
+        if setting is None:
+            return None
+        raise SettingError("data.cache_dir", setting, "there is no home directory; use a path without ~") from error
 
 
-def _cached(file: Path) -> Facts | None:
+def _cached(file: Path, channels: int) -> Facts | None:
     try:
         held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return Facts(**held) if held.pop("version", None) == VERSION else None
+        facts = Facts(**held) if held.pop("version", None) == VERSION else None
+        return facts if facts is not None and _is_whole(facts, channels) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _is_whole(facts: Facts, channels: int) -> bool:
+    """Whether a cache file held all fields, with the values that :func:`measured` writes."""
+    lists: dict[str, tuple[list[Any], type, tuple[int, ...]]] = {
+        "colours": (facts.colours, str, tuple(range(11))),
+        "sizes": (facts.sizes, int, (0, 2)),
+        "total": (facts.total, int, (channels,)),
+        "squares": (facts.squares, int, (channels,)),
+    }
+    typed = all(
+        isinstance(values, list) and len(values) in lengths and all(type(each) is kind for each in values)
+        for values, kind, lengths in lists.values()
+    )
+    return typed and facts.unreadable == [] and type(facts.count) is int and facts.count > 0
 
 
 class _Reader(Dataset[Any]):

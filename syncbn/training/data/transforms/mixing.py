@@ -93,6 +93,18 @@ class Mix:
         return [mixed.reshape(images.shape), soft.reshape(n, self.num_classes)]
 
 
+def outputs(data: Any, classes: int) -> int:
+    """The length of soft targets: the outputs of the network, which may be more than the data have classes.
+
+    Args:
+        data: a data module; the module in its trainer has ``num_classes``, or the classes are taken.
+        classes: number of classes of the data.
+    """
+    module = None if data.trainer is None else data.trainer.lightning_module
+    found = getattr(module, "num_classes", None)
+    return max(found, classes) if isinstance(found, int) else classes
+
+
 def check_batch(settings: Any, batch_size: int) -> None:
     """Raise a SettingError if a device holds an odd number of samples, whose partners would be on another device."""
     if settings is not None and batch_size % 2:
