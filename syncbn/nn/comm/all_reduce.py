@@ -37,6 +37,11 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
+def is_alone() -> bool:
+    """Whether this is within :func:`alone`."""
+    return _alone
+
+
 def partners(spec: groups.GroupSpec | dist.ProcessGroup, place: str = "sync_batch_norm") -> dist.ProcessGroup | None:
     """The process group to all-reduce over, or None where this rank shares with no other.
 

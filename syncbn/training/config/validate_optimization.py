@@ -58,6 +58,7 @@ def check(plan: Plan) -> None:
     _check_rates(cfg)
     _check_scheduler(cfg)
     _check_averaging(cfg)
+    _check_statistics_of_average(plan)
     _check_early_stopping(cfg)
     _check_find_lr(cfg)
     if cfg.trainer.get("gradient_clip_algorithm") and cfg.trainer.get("gradient_clip_val") is None:
@@ -111,6 +112,20 @@ def _check_averaging(cfg: DictConfig) -> None:
     if start >= 1 and (start != int(start) or (limited and start > epochs)):
         wrong = "it is no whole number" if start != int(start) else f"training has {epochs} epochs"
         raise SettingError("averaging.swa_from", start, f"{wrong}; use an epoch from 1, or a share below 1")
+
+
+def _check_statistics_of_average(plan: Plan) -> None:
+    averaging, together = plan.cfg.averaging, plan.batches_at_once
+    if averaging.ema is averaging.swa_from is None:
+        return
+    if (averaging.bn_batches or 0) % together:
+        hint = f"simulate={plan.simulated} takes trainer.accumulate_grad_batches={together} batches at once; "
+        raise SettingError("averaging.bn_batches", averaging.bn_batches, f"{hint}use a multiple of {together}")
+    for name, node in (plan.cfg.callbacks or {}).items():
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if str(target).rpartition(".")[2] == "PreciseStatistics":
+            hint = "it measures the raw weights, but the average is validated and saved; drop it, and use "
+            raise SettingError(f"callbacks.{name}", target, f"{hint}averaging.bn_batches=20")
 
 
 def _check_early_stopping(cfg: DictConfig) -> None:

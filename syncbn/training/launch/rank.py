@@ -169,7 +169,8 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
     callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
     callbacks += [_resume_points(plan), *norm_parts.callbacks, Throughput()]
     per_rank = cfg.norm.name == "local_mean" and not cfg.simulate
-    callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), per_rank=per_rank))
+    batches: dict[str, Any] = {"per_rank": per_rank, "batches_at_once": plan.batches_at_once}
+    callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), **batches))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
+from syncbn.nn.comm import all_reduce
 from syncbn.training.data.loaders import global_samples
 from syncbn.training.data.shards import ShardBatch
 from syncbn.training.errors import AgreedError
@@ -145,15 +147,16 @@ class Classifier(pl.LightningModule):
         total = F.cross_entropy(scores, target, weight=weights.to(scores.dtype), **options)
         # As torch: labels are divided by their weights, soft targets by their number.
         mine = total.detach().new_tensor(len(x)) if target.is_floating_point() else weights[target].sum().to(total)
-        over_ranks = self.trainer.strategy.reduce(mine.clone(), reduce_op="sum")
+        ranks = self.trainer.world_size
+        over_ranks = _sum_over_ranks(mine, ranks)
         mean_loss: MeanMetric = getattr(self, "train_mean_loss")  # noqa: B009  # typed as any module otherwise
-        mean = total.detach() / mine.clamp_min(torch.finfo(mine.dtype).tiny)  # 0 for an empty share
+        mean = torch.where(mine > 0, total.detach() / mine, 0.0)  # 0 for a share that is empty or has no weight
         if len(x):
             mean_loss.update(mean, weight=mine)
         self._log_accuracy("train", scores, target)
         self.log("train/loss", mean_loss, on_step=False, on_epoch=True)
         self.log("train/loss_step", mean, prog_bar=True, on_step=True, on_epoch=False)
-        return total * (self.trainer.world_size / over_ranks)
+        return total * torch.where(over_ranks > 0, ranks / over_ranks, 0.0)  # without any weight the gradient is 0
 
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, target = batch
@@ -195,3 +198,13 @@ class Classifier(pl.LightningModule):
         if self.make_scheduler is None:
             return optimizer
         return lightning_config(optimizer, self.make_scheduler(optimizer), self._trainer)
+
+
+def _sum_over_ranks(value: Tensor, ranks: int) -> Tensor:
+    """One all-reduce. Lightning's ``strategy.reduce`` has a barrier before it, for which the host waits on a GPU."""
+    if all_reduce.is_alone():  # the step is repeated on this rank only
+        return value * ranks
+    value = value.clone()
+    if ranks > 1:
+        dist.all_reduce(value)
+    return value

@@ -209,6 +209,10 @@ class OneCycle(Schedule):
         super().step(epoch)
         self._move_momentum()
 
+    def _set(self, rates: list[float]) -> None:
+        super()._set(rates)
+        self._move_momentum()
+
     def _move_momentum(self) -> None:
         if self._momentum is None:
             return

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.console import print_line
@@ -31,11 +32,14 @@ class EarlyStop(EarlyStopping):
             self.stopped_epoch = 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_name(trainer)
+        if _every_epoch(trainer):
+            self._check_name(trainer)
         super().on_train_epoch_end(trainer, pl_module)
         self._report(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not _every_epoch(trainer) and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._check_name(trainer)
         super().on_validation_end(trainer, pl_module)
         self._report(trainer)
 
@@ -62,6 +66,11 @@ class EarlyStop(EarlyStopping):
         number = f"{self.wait_count} validation{'' if self.wait_count == 1 else 's'}"
         best = f"its best value is {float(self.best_score):.4f}"
         return f"{self.monitor} did not improve{by} in {number} (early_stopping.patience); {best}"
+
+
+def _every_epoch(trainer: pl.Trainer) -> bool:
+    """Whether Lightning's EarlyStopping reads the metric at each epoch's end; otherwise it does after validations."""
+    return trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
 
 
 def build(cfg: DictConfig) -> list[pl.Callback]:

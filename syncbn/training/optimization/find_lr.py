@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from syncbn.training.atomic_write import replacing
 from syncbn.training.config import validate_optimization
@@ -71,9 +72,12 @@ class RateSearch(pl.Callback):
         self._losses.append(loss.detach().float())
         if trainer.global_step == len(self.curve.rates):  # more batches are accumulated for this step
             return
-        mean = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        # Lightning has divided each loss by the number of batches of a whole step.
+        total = torch.stack(self._losses).mean() * trainer.accumulate_grad_batches
+        if dist.is_initialized():
+            dist.all_reduce(total)
         self._losses = []
-        self._record(float(mean))
+        self._record(float(total) / trainer.world_size)
         lowest = min(self.curve.smoothed)
         last = self.curve.smoothed[-1]
         if not last <= DIVERGED * lowest:  # also where it is NaN

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.simulation import Simulated
+from syncbn.training.console import print_line
 from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.precise_statistics import PreciseStatistics
 from syncbn.training.norm.pooled_statistics import pooled_buffers
@@ -47,6 +48,14 @@ class WeightAverage(pl.Callback):
         self._step = 0  # the optimizer step of the last update
         self._current: dict[str, Tensor] | None = None  # the raw weights, while the module has the average
         self._precise = PreciseStatistics(max(bn_batches or 1, 1), every_n_epochs=None)
+
+    def description(self) -> dict[str, Any]:
+        """What an average is of, for a checkpoint."""
+        return {"kind": type(self).__name__}
+
+    def continues(self, saved: dict[str, Any]) -> bool:
+        """Whether the average of a checkpoint, with this description, is the beginning of this one."""
+        return type(self) is not WeightAverage and saved.get("kind") == type(self).__name__
 
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether the weights after this optimizer step are part of the average."""
@@ -87,6 +96,13 @@ class WeightAverage(pl.Callback):
         if self._current is not None:
             _copy(self._current, _values(pl_module))
             self._current = None
+
+    # Lightning calls ModelCheckpoint after all other callbacks in this hook; resume points are written even later.
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the average for the checkpoints of this epoch, if no validation has done so after its last update."""
+        if self.bn_batches != 0 and self._measured != self.updates:
+            self._swap_in(trainer, pl_module)
+            self.on_validation_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the module with the average: later callbacks and a test without a checkpoint have it."""
@@ -134,6 +150,7 @@ class WeightAverage(pl.Callback):
         checkpoint[CURRENT] = raw
         checkpoint["state_dict"] = raw | {name: value.to(raw[name].dtype) for name, value in self.average.items()}
         checkpoint[AVERAGING] = {
+            **self.description(),
             "updates": self.updates,
             "measured": self._measured,
             "step": self._step,
@@ -148,13 +165,16 @@ class WeightAverage(pl.Callback):
             return
         self._precise.on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get(AVERAGING, {})
-        if type(self) is not WeightAverage and "updates" in state:
-            self.updates, self._measured, self._step = state["updates"], state["measured"], state["step"]
+        self._step = state.get("step", 0)
+        if self.continues(state):
+            self.updates, self._measured = state["updates"], state["measured"]
             average = checkpoint["state_dict"] | state["average"]
             device = pl_module.device
             self.average = {
                 name: _exact(average[name].to(device), copy=True) for name in _values(pl_module) if name in average
             }
+        elif type(self) is not WeightAverage and trainer.is_global_zero:
+            print_line("the checkpoint's average is of another kind or of earlier epochs: a new average begins")
         pl_module.load_state_dict(checkpoint[CURRENT], strict=pl_module.strict_loading)
 
 
@@ -200,6 +220,13 @@ class SWA(WeightAverage):
         super().__init__(**more)
         self.first_epoch, self.lr = first_epoch, lr
 
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"first_epoch": self.first_epoch}
+
+    def continues(self, saved: dict[str, Any]) -> bool:
+        """Not if the mean now begins later: that of the checkpoint has epochs that do not count."""
+        return super().continues(saved) and self.first_epoch <= saved["first_epoch"]
+
     def is_due(self, trainer: pl.Trainer) -> bool:
         return trainer.is_last_batch and trainer.current_epoch >= self.first_epoch
 
@@ -216,12 +243,15 @@ class SWA(WeightAverage):
                 group["lr"] = self.lr * group.get("lr_scale", 1.0)
 
 
-def build(averaging: dict[str, Any], max_epochs: int | None, *, per_rank: bool) -> WeightAverage:
-    """The callback of the settings ``averaging``.
+def build(
+    averaging: dict[str, Any], max_epochs: int | None, *, per_rank: bool, batches_at_once: int = 1
+) -> WeightAverage:
+    """The callback of the settings ``averaging``; a batch of the loader holds ``batches_at_once`` batches.
 
     Without an average it only makes a resumed run continue from the raw weights of a checkpoint that has both.
     """
-    batches = averaging["bn_batches"]
+    asked = averaging["bn_batches"]
+    batches = None if asked is None else asked // batches_at_once
     if averaging["ema"] is not None:
         more = {"every_n_steps": averaging["every_n_steps"], "warmup": averaging["warmup"]}
         return EMA(averaging["ema"], bn_batches=batches or 0, per_rank=per_rank, **more)

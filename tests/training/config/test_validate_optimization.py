@@ -24,6 +24,18 @@ HERE = Machine(cores=8, gpus=0, launched=None)
         (["averaging.bn_batches=10"], "averaging.bn_batches", 10, "set averaging.ema"),
         (["averaging.ema=0.9", "averaging.swa_lr=0.1"], "averaging.swa_lr", 0.1, "averaging.swa_from"),
         (["averaging.ema=0.9", "averaging.bn_batches=10", "norm=none"], "averaging.bn_batches", 10, "norm=none"),
+        (
+            ["averaging.swa_from=2", "averaging.bn_batches=5", "simulate=2", "trainer.accumulate_grad_batches=2"],
+            "averaging.bn_batches",
+            5,
+            "use a multiple of 2",
+        ),
+        (
+            ["averaging.ema=0.9", "+callbacks.precise={_target_: syncbn.training.PreciseStatistics, num_batches: 5}"],
+            "callbacks.precise",
+            "syncbn.training.PreciseStatistics",
+            "averaging.bn_batches=20",
+        ),
         (["averaging.swa_from=16"], "averaging.swa_from", 16.0, "15 epochs"),
         (["averaging.swa_from=2.5"], "averaging.swa_from", 2.5, "whole number"),
         (["averaging.swa_from=0.5", "trainer.max_epochs=-1", "scheduler=constant"], "averaging.swa_from", 0.5, "share"),

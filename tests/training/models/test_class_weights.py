@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.training.errors import AgreedError
 from syncbn.training.models.classifier import Classifier
-from tests.support.ranks import Ranks
+from tests.support.ranks import Ranks, messages
 from tests.support.refuses import refuses
 
 WEIGHTS = [0.2, 3.0, 1.0]
@@ -30,19 +30,16 @@ class Step(nn.Module):
         return self.module.training_step(batch, 0)
 
 
-def _summed(value: Tensor, reduce_op: str) -> Tensor:
-    assert reduce_op == "sum"
-    dist.all_reduce(value)
-    return value
-
-
 def on_a_rank(
     rank: int, world_size: int, net: nn.Module, x: Tensor, target: Tensor, smoothing: float
 ) -> tuple[list[Tensor], float]:
     module = Classifier(net, SGD, num_classes=3, label_smoothing=smoothing, class_weights=WEIGHTS).double()
-    strategy = SimpleNamespace(reduce=_summed)
-    module._trainer = SimpleNamespace(train_dataloader=None, world_size=world_size, strategy=strategy)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(train_dataloader=None, world_size=world_size)  # type: ignore[assignment]
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    with messages() as seen, torch.no_grad():
+        module.training_step((x[rank::world_size], target[rank::world_size]), 0)
+    assert len(seen.operations) == 1, seen.operations  # no barrier
+    module.train_mean_loss.reset()
     wrapped = DistributedDataParallel(Step(module))  # kept, since its reducer works in backward
     wrapped((x[rank::world_size], target[rank::world_size])).backward()
     metric = module.train_mean_loss
@@ -70,6 +67,21 @@ def test_the_weighted_mean_is_over_the_whole_batch(ranks: Ranks, samples: int, s
         for ours, theirs in zip(gradients, one.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs.grad, rtol=0, atol=1e-12)
         assert logged == pytest.approx(loss.item(), rel=1e-6)  # metrics are float32
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_of_classes_without_weight_is_no_step(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
+    net = nn.Linear(2, 3)
+    module = Classifier(net, SGD, num_classes=3, label_smoothing=smoothing, class_weights=[0.0, 1.0, 1.0])
+    module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    module.training_step((torch.randn(4, 2), torch.tensor([1, 1, 2, 0])), 0)
+    before = module.train_mean_loss.compute()
+    loss = module.training_step((torch.randn(4, 2), torch.zeros(4, dtype=torch.long)), 1)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool((each.grad == 0).all()) for each in net.parameters())
+    assert torch.equal(module.train_mean_loss.compute(), before)
 
 
 def test_balanced_weights_come_from_the_training_images() -> None:

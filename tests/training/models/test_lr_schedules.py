@@ -146,8 +146,7 @@ def test_resumed_in_the_middle_it_continues_bitwise_also_with_more_epochs(name: 
     after.steps_per_epoch = lambda: pytest.fail("Lightning has made no loader yet")
     after.load_state_dict(before.state_dict())
     rest = per_step(second, after, epochs=longer - 3)
-    assert rest[1:] == expected[3 * PER_EPOCH + 1 :]
-    assert [lr for lr, *_ in rest[0]] == [lr for lr, *_ in expected[3 * PER_EPOCH]]
+    assert rest == expected[3 * PER_EPOCH :]
 
 
 def test_a_checkpoint_of_torchs_multistep_is_continued() -> None:

@@ -3,12 +3,17 @@
 import csv
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from syncbn.training.errors import AgreedError
 from syncbn.training.optimization.find_lr import Curve, RateSearch, suggestion
 from tests.support.refuses import refuses
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.train_command import Run, train
 
 SEARCH = ["mode=find_lr", "logger=csv", "model=mlp", "data.global_batch_size=64", "trainer.precision=64-true"]
@@ -48,6 +53,28 @@ def test_simulated_devices_and_a_rate_per_batch(tmp_path: Path) -> None:
     steepest = found[10:, 0][np.gradient(losses, np.log(found[10:, 0])).argmin()]
     assert run.json("result")["find_lr"]["lr"] == pytest.approx(steepest * 256 / 128)
     assert "(for optimizer.lr_batch=256)" in run.out
+
+
+@QUIET
+def test_the_loss_of_accumulated_batches_is_their_mean() -> None:
+    """The last step of an epoch has one batch."""
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            return batch[0].mean() + 0 * self.weight.sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    search = RateSearch(1e-6, 1e-5, 4)
+    options = {"accumulate_grad_batches": 2, "max_epochs": -1, "max_steps": 4}
+    data = DataLoader(TensorDataset(torch.tensor([1.0, 2, 3])), 1)
+    quiet_trainer(search, **options).fit(Module(), data)
+    assert search.curve.losses == [1.5, 3, 1.5, 3]
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:

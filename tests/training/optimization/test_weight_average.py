@@ -7,11 +7,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from syncbn.training import EMA, Digits
-from syncbn.training.optimization.weight_average import WeightAverage
+from syncbn.training import EMA, SWA, Digits
+from syncbn.training.data.loaders import train_loader
+from syncbn.training.optimization.weight_average import WeightAverage, build
+from tests.training.support.plain_lightning import QUIET, quiet_trainer
 from tests.training.support.train_command import train
 
 QUICK = ["model=mlp", "logger=csv", "trainer.max_epochs=3", "trainer.precision=64-true", "optimizer.lr=0.02"]
@@ -175,3 +180,80 @@ def test_without_averaging_a_resumed_run_continues_from_the_raw_weights() -> Non
         trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
         WeightAverage().on_load_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
         assert module.weight.tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "continues"),
+    [
+        (EMA(0.9), EMA(0.5), True),
+        (EMA(0.9), SWA(2), False),
+        (SWA(2), EMA(0.9), False),
+        (SWA(2), SWA(2), True),
+        (SWA(2), SWA(4), False),  # swa_from=0.5, and more epochs
+        (SWA(2), WeightAverage(), False),
+    ],
+)
+def test_only_an_average_of_the_same_kind_is_continued(
+    saved: WeightAverage, loading: WeightAverage, continues: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = pl.LightningModule()
+    module.weight = nn.Parameter(torch.ones(2))
+    saved.update(module)
+    module.weight.data.fill_(3.0)
+    checkpoint = {"state_dict": module.state_dict()}
+    saved.on_save_checkpoint(None, module, checkpoint)  # type: ignore[arg-type]
+    new = pl.LightningModule()
+    new.weight = nn.Parameter(torch.zeros(2))
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), is_global_zero=True)
+    loading.on_load_checkpoint(trainer, new, checkpoint)  # type: ignore[arg-type]
+    assert new.weight.tolist() == [3.0, 3.0]
+    assert (loading.updates, bool(loading.average)) == ((saved.updates, True) if continues else (0, False))
+    says = not continues and type(loading) is not WeightAverage
+    assert ("a new average begins" in capsys.readouterr().out) is says
+
+
+class Normalized(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+@QUIET
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}])
+@pytest.mark.parametrize("average", [lambda: SWA(1, bn_batches=None), lambda: EMA(0.8, bn_batches=5)])
+def test_a_checkpoint_without_a_validation_has_measured_statistics(
+    tmp_path: Path, average: Any, options: dict[str, int]
+) -> None:
+    data = TensorDataset(torch.randn(40, 3, dtype=torch.float64) + 2, torch.randint(2, (40,)))
+    saving = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    callback, plain = average(), Normalized()
+    module = Normalized()
+    for each, callbacks in ((plain, ()), (module, (saving, callback))):
+        trainer = quiet_trainer(*callbacks, max_epochs=3, enable_checkpointing=bool(callbacks), **options)
+        trainer.fit(each, train_loader(data, 8, seed=3), DataLoader(data, 40))
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    weights = last["state_dict"]
+    x = F.linear(data.tensors[0], weights["net.0.weight"], weights["net.0.bias"])
+    torch.testing.assert_close(weights["net.1.running_mean"], x.mean(0))
+    torch.testing.assert_close(weights["net.1.running_var"], x.var(0))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(last["current_model_state"][name], value), name  # training has not noticed
+
+
+def test_batches_to_measure_are_those_of_the_loader_where_it_joins_them() -> None:
+    settings = {"ema": None, "swa_from": 2, "swa_lr": None, "bn_batches": 6}
+    assert build(settings, 4, per_rank=False, batches_at_once=3).bn_batches == 2
+    assert build(settings | {"bn_batches": None}, 4, per_rank=False, batches_at_once=3).bn_batches is None
+    assert build(settings | {"bn_batches": 0}, 4, per_rank=False, batches_at_once=3).bn_batches == 0
