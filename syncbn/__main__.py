@@ -1,8 +1,14 @@
 """The program ``syncbn``, also ``python -m syncbn``: ``syncbn train`` is ``train.py``; the others are in ``cli.py``."""
 
+import os
 import sys
 
-from syncbn.training import import_paths, standard_streams
+# Before all other imports: python -m puts the current directory first, where a string.py would hide Python's. Only a
+# checkout that is not installed is found there.
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH120
+    del sys.path[0]
+
+from syncbn.training import standard_streams
 from syncbn.training.distributed import signals
 
 
@@ -12,7 +18,6 @@ def main() -> None:
     # Before all other imports, which take seconds. A rank that torchrun or srun started stops together with the others.
     (signals.begin if trains else signals.end_at_once)()
     standard_streams.outlive_reader()
-    import_paths.begin()
     if trains:
         from syncbn import train
 

@@ -1,21 +1,47 @@
 """Lets a run import the user's own Python files without PYTHONPATH.
 
 A ``_target_`` may name a class in a file of the current directory, of the directory that ``--config-dir`` names, or of
-the directory that this one lies in. These directories come last in ``sys.path``: a run creates ``wandb/`` in the
-current directory, and no file there may replace a module of Python or an installed package.
+the directory that this one lies in. These directories are not in ``sys.path``: Hydra would execute ``hydra_plugins/``
+there, and a library that tries whether ``dill`` is installed would execute the user's ``dill.py``. Instead, a finder
+that Python asks last serves only the modules that the user's settings name, and what files of these directories import.
 """
 
+import inspect
+import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
-from syncbn.training import program
+VARIABLE = "SYNCBN_OWN_DIRECTORIES"  # passes the directories to the fork server
+NAMED = re.compile(r"""_target_["']?\s*[=:]\s*["']?([A-Za-z_]\w*)""")
+FILES = ("*.yaml", "*/*.yaml", "hydra/*/*.yaml")  # below --config-dir
+PASSED = rf"importlib(\..*)?|_frozen_importlib(_external)?|{re.escape(__name__)}"  # modules between an import and here
+NEVER = "hydra_plugins"  # Hydra executes everything in it
 
 _added: list[str] = []
+_names: set[str] = set()
+
+
+class _OwnFiles(MetaPathFinder):
+    """Finds the user's modules, after all other finders."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if path is not None or not (fullname in _names or _is_asked_by_own_file()):
+            return None
+        return find(fullname)
+
+
+_FINDER = _OwnFiles()
 
 
 def add(arguments: Sequence[str]) -> None:
-    """Appends the user's directories to ``sys.path``. Ranks get the ``sys.path`` of the process that starts them.
+    """Makes the user's directories importable, for the modules that the user's settings name.
 
     Args:
         arguments: of the command line.
@@ -23,17 +49,38 @@ def add(arguments: Sequence[str]) -> None:
     here = Path.cwd()
     config_dir = config_directory(arguments)
     directories = [here, *([] if config_dir is None else [config_dir.parent, config_dir])]
-    for each in directories:
-        if str(each) not in sys.path and each.is_dir() and not _is_of_run(each):
-            sys.path.append(str(each))
-            _added.append(str(each))
+    _install([str(each) for each in directories if each.is_dir() and not _is_of_run(each)])
+    # The settings of a job are composed later, but Hydra calls targets in its own settings before.
+    _names.update(NAMED.findall("\n".join([*arguments, *_texts(config_dir)])))
 
 
-def begin() -> None:
-    """Removes the current directory from the front of ``sys.path``, where ``python -m`` puts it, before the imports."""
-    here = Path.cwd()
-    if program.is_module() and sys.path[0] == str(here) and not (here / "syncbn").is_dir():
-        del sys.path[0]
+def allow(tree: Any) -> None:
+    """Makes the modules importable that the targets in these settings name.
+
+    Args:
+        tree: settings of the user's, never those of another run that have not been checked.
+    """
+    if isinstance(tree, dict):
+        target = str(tree.get("_target_", ""))
+        words = [target, str(tree.get("path", "")) if target.startswith("hydra.utils.get_") else ""]
+        _names.update(filter(None, (each.partition(".")[0] for each in words)))
+    for each in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        allow(each)
+
+
+def find(name: str) -> ModuleSpec | None:
+    """The user's module of this name, without importing it; None if there is none."""
+    return None if name == NEVER or not _added else PathFinder.find_spec(name, _added)
+
+
+def exported() -> dict[str, str]:
+    """The environment variable that :func:`receive` reads in another process."""
+    return {VARIABLE: json.dumps(_added)}
+
+
+def receive() -> None:
+    """Makes the directories importable that the process that started this one has added."""
+    _install(json.loads(os.environ.get(VARIABLE, "[]")))
 
 
 def config_directory(arguments: Sequence[str]) -> Path | None:
@@ -51,9 +98,35 @@ def is_added(file: str | None) -> bool:
     return file is not None and any(Path(file).is_relative_to(each) for each in _added) and not _is_installed(file)
 
 
+def _install(directories: list[str]) -> None:
+    _added.extend(each for each in dict.fromkeys(directories) if each not in _added and each not in sys.path)
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)
+
+
+def _texts(config_dir: Path | None) -> Iterator[str]:
+    for pattern in FILES if config_dir is not None else ():
+        for path in config_dir.glob(pattern) if config_dir is not None else ():
+            with suppress(OSError):
+                if not _is_of_run(path.parent):
+                    yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_asked_by_own_file() -> bool:
+    """Whether the ``import`` that is being executed, or the call of ``import_module``, stands in a file of the user's.
+
+    Python's own functions are skipped: they lie between it and the finder.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and re.fullmatch(PASSED, str(frame.f_globals.get("__name__"))):
+        frame = frame.f_back
+    return frame is not None and is_added(frame.f_code.co_filename)
+
+
 def _is_installed(file: str) -> bool:
-    """Whether the file also lies below an entry of ``sys.path`` that was there before: an environment in a project."""
-    return any(Path(file).is_relative_to(each) for each in sys.path if each and each not in _added)
+    """Whether the file also lies below an entry of ``sys.path`` within these directories: a project's environment."""
+    within = [each for each in sys.path if each and any(Path(each).is_relative_to(own) for own in _added)]
+    return any(Path(file).is_relative_to(each) for each in within)
 
 
 def _is_of_run(directory: Path) -> bool:

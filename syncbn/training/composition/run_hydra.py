@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -11,9 +12,10 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from syncbn.training import import_paths
 from syncbn.training.composition import composition_errors, full_error, unread_settings
 from syncbn.training.config import ranges
 from syncbn.training.console import print_line
@@ -83,11 +85,18 @@ def _check(cfg: DictConfig) -> None:
 
 def _check_settings(cfg: DictConfig) -> None:
     try:
+        _allow_own_modules(cfg)
         unread_settings.check(cfg, HydraConfig.get())
         if cfg.study is None:  # a study checks the settings of each of its runs
             ranges.check(_with_facts(cfg))
     except OmegaConfBaseException as error:
         raise ranges.unresolved(error) from error
+
+
+def _allow_own_modules(cfg: DictConfig) -> None:
+    for resolve in (False, True):
+        with suppress(OmegaConfBaseException):  # of an interpolation; it is reported later
+            import_paths.allow(OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def _with_facts(cfg: DictConfig) -> DictConfig:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from syncbn import training
+from syncbn.training import import_paths
 
 TRAINER = "lightning.pytorch.Trainer"
 HARMLESS = {"_defaults_from_env_vars", "final", "override"}  # decorators that do not change the arguments
@@ -204,7 +205,7 @@ def _file(module: str) -> Path | None:
     """The source file of a module. ``find_spec`` would import the packages above it."""
     top, *rest = module.split(".")
     try:
-        spec = find_spec(top)
+        spec = find_spec(top) or import_paths.find(top)
     except (ImportError, ValueError):
         return None
     if spec is None:

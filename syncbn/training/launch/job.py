@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from syncbn.training import program
+from syncbn.training import import_paths, program
 from syncbn.training.checkpoint import continue_run, inherit_config
 from syncbn.training.config.machine import this_machine
 from syncbn.training.config.plan import Plan
@@ -200,8 +200,9 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
 
 def rank(run_dir: Path) -> None:
     """Entry point of a rank process that this module started: reads the settled settings and runs the rank."""
-    run = import_run()
-    run(Plan.of(_settled(run_dir), run_dir))
+    run, cfg = import_run(), _settled(run_dir)
+    import_paths.allow(OmegaConf.to_container(cfg))  # the job has checked them
+    run(Plan.of(cfg, run_dir))
 
 
 def _settled(run_dir: Path) -> DictConfig:

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 
+from syncbn.training import import_paths
 from syncbn.training.distributed import signals as stopping
 from syncbn.training.distributed.python_internals import fork_server_pid
 from syncbn.training.processes import server_imports, temporary_directory
@@ -36,6 +37,7 @@ def start_server(*modules: str) -> None:
         stopping.at_end(_end_server)
         atexit.register(_end_server)
     environment[server_imports.VARIABLE] = ",".join(_modules)
+    environment |= import_paths.exported()
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # PYTHONPATH: the server has to find the same modules as this process
     try:

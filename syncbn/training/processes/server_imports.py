@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 from importlib import import_module
 
+from syncbn.training import import_paths
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.torchvision_internals import allow_missing_operators
 
@@ -16,6 +17,7 @@ VARIABLE = "SYNCBN_SERVER_IMPORTS"  # names of modules, separated by commas
 
 def import_modules(names: list[str]) -> None:
     """Imports the modules; garbage collection in the ranks, which are forked from this process, skips them."""
+    import_paths.receive()
     allow_missing_operators()  # ranks are forked from this process
     with no_garbage_collection():
         for name in names:
