@@ -50,13 +50,13 @@ def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> N
         check(config)
         return
     except SettingError as error:
-        line, trace = str(error), traceback.format_exc()
+        line, trace = str(error), sys.exc_info()
     except OSError as error:  # a name that no file can have, for example
-        line, trace = f"run directory: {explain(error, Path.cwd())}", traceback.format_exc()
+        line, trace = f"run directory: {explain(error, Path.cwd())}", sys.exc_info()
     except OmegaConfBaseException as error:
-        line, trace = str(ranges.unresolved(error)), traceback.format_exc()
+        line, trace = str(ranges.unresolved(error)), sys.exc_info()
     if full_error.wanted():
-        sys.stderr.write(trace)
+        traceback.print_exception(*trace)
     elif environment.rank() == 0:
         print_line(f"error: {line}", error=True)
     sys.exit(1)

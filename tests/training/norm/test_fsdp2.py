@@ -1,7 +1,11 @@
 """FSDP2 shards the weights; the layers share statistics, if they are converted before the network is sharded."""
 
 import inspect
+import re
+from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
@@ -30,10 +34,20 @@ def batches() -> list[Tensor]:
     return list(torch.randn(3, 8, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
 
 
+def documented() -> dict[str, Any]:
+    """What the code in docs/models.md defines."""
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    names = {"pl": pl, "syncbn": syncbn, "fully_shard": fully_shard, "ModelParallelStrategy": ModelParallelStrategy}
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, names)
+    return names
+
+
 def sharded(rank: int, world_size: int) -> dict[str, Tensor]:
-    net, mesh = syncbn.convert(network()), init_device_mesh("cpu", (world_size,))
-    for part in (net[0], net[4], net):
-        fully_shard(part, mesh=mesh)
+    module = documented()["Sharded"]()
+    module.network = net = network()
+    module._device_mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("data_parallel",))
+    module.configure_model()
     trained(net, [whole.chunk(world_size)[rank] for whole in batches()])
     return {
         name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in net.state_dict().items()
