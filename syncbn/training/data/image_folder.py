@@ -26,6 +26,8 @@ SMALLEST = 1e-6  # GiB of the cache: about 1 kB
 UNREADABLE = ("fail", "skip")
 _known: dict[tuple[str, int], Facts] = {}  # what this process has measured: the test has a data module of its own
 _skipped: set[str] = set()  # directories whose unreadable files were reported
+_taken: set[tuple[str, str]] = set()  # directories and what was reported to be taken from a checkpoint
+_resumed: dict[str, dict[str, Any]] = {}  # by directory: the state of the fit's checkpoint, for a test of final weights
 
 
 class ImageFolder(ImageData):
@@ -72,7 +74,7 @@ class ImageFolder(ImageData):
         listing.check_fractions(self.val_fraction, test_fraction)
         self.root, self.size, self.crop_pct = str(Path(str(root)).expanduser()), check_size(size), crop_pct or CROP_PCT
         self.given = {"size": self.size, "crop_pct": crop_pct, "channels": channels}
-        if crop_pct is not None and not 0 < crop_pct <= 1:
+        if crop_pct is not None and not (isinstance(crop_pct, int | float) and 0 < crop_pct <= 1):
             raise SettingError("data.crop_pct", crop_pct, "use a share above 0 and up to 1")
         if unreadable not in UNREADABLE:
             raise SettingError("data.unreadable", unreadable, f"use one of {', '.join(UNREADABLE)}")
@@ -88,6 +90,11 @@ class ImageFolder(ImageData):
         # Lightning calls this on rank 0 only, while the other ranks wait without a time-out. An error is raised in
         # setup(), by all ranks.
         self._measure(listing.find(self.root, self.val_fraction, self.test_fraction, self.split_seed))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "test" and self.root in _resumed:  # a test of the final weights loads no checkpoint
+            self.load_state_dict(_resumed[self.root])
 
     def load(self) -> None:
         self.listing = listing.find(self.root, self.val_fraction, self.test_fraction, self.split_seed)
@@ -117,6 +124,8 @@ class ImageFolder(ImageData):
         if fitting and theirs is not None and self._ready and theirs != self._names():
             hint = "files were added to or removed from its training images since the checkpoint; restore them, or "
             raise AgreedError("data.root", self.root, f"{hint}start a new run from its weights (ckpt_restore=weights)")
+        if fitting:
+            _resumed[self.root] = state_dict
 
     def _input(self) -> dict[str, Any]:
         """What decides how an image becomes the input of the network."""
@@ -132,7 +141,9 @@ class ImageFolder(ImageData):
                 raise AgreedError(f"data.{name}", _as_set(given), hint)
         if differ:
             listed = " ".join(f"data.{name}={_as_set(value)}" for name, value in differ.items())
-            report(self, f"taken from the checkpoint: {listed}")
+            if (self.root, listed) not in _taken:  # the test of a run has a data module of its own
+                _taken.add((self.root, listed))
+                report(self, f"taken from the checkpoint: {listed}")
         self.size, self.crop_pct = theirs.get("size", self.size), theirs.get("crop_pct", self.crop_pct)
         self.in_channels = theirs.get("channels", self.in_channels)
 

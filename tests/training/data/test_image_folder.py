@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -364,6 +366,12 @@ def test_the_size_is_that_of_all_images_or_224(root: Path) -> None:
             folder(root, size=wrong)
 
 
+def test_a_crop_is_a_share(root: Path) -> None:
+    for wrong in (0, 1.5, "x"):
+        with refuses("data.crop_pct", wrong, "use a share above 0 and up to 1"):
+            folder(root, crop_pct=wrong)
+
+
 def test_given_statistics_are_used_and_checked(root: Path) -> None:
     assert folder(root, mean="imagenet").std == [0.229, 0.224, 0.225]
     assert folder(root, mean=[0, 0, 0], std=[1, 1, 1]).mean == [0, 0, 0]
@@ -409,6 +417,22 @@ def test_a_checkpoint_keeps_size_crop_and_channels(root: Path, capsys: pytest.Ca
         folder(root, size=[8, 10]).load_state_dict(state)
     older = {name: value for name, value in state.items() if name not in ("size", "crop_pct", "channels")}
     folder(root, size=12).load_state_dict(older)  # the checkpoint of an earlier version
+
+
+def test_the_final_weights_of_a_resumed_fit_are_tested_with_the_same_input(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(image_folder, "_resumed", {})
+    first = folder(root)
+    first.settle_statistics()
+    pictures(root / "val", {"ant": 1}, size=(9, 12))
+    fitted, tested = folder(root), folder(root)
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    fitted.trainer = SimpleNamespace(state=state, is_global_zero=True)  # type: ignore[assignment]
+    fitted.load_state_dict(first.state_dict())
+    tested.setup("test")
+    assert (tested.size, tested.mean) == (fitted.size, fitted.mean) == ((12, 12), first.mean)
+    assert capsys.readouterr().out.count("taken from the checkpoint: data.size=12") == 1
 
 
 def test_a_cache_that_no_memory_can_hold_is_refused(root: Path) -> None:
