@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from syncbn.nn.comm import all_reduce
 from syncbn.training.errors import AgreedError
 from syncbn.training.models.classifier import Classifier
 from tests.support.ranks import Ranks, messages
@@ -39,6 +40,9 @@ def on_a_rank(
     with messages() as seen, torch.no_grad():
         module.training_step((x[rank::world_size], target[rank::world_size]), 0)
     assert len(seen.operations) == 1, seen.operations  # no barrier
+    with messages() as seen, torch.no_grad(), all_reduce.alone():  # a step that is repeated on this rank only
+        module.training_step((x[rank::world_size], target[rank::world_size]), 0)
+    assert len(seen.operations) == 0, seen.operations
     module.train_mean_loss.reset()
     wrapped = DistributedDataParallel(Step(module))  # kept, since its reducer works in backward
     wrapped((x[rank::world_size], target[rank::world_size])).backward()
