@@ -3,6 +3,7 @@
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -37,7 +38,10 @@ def batches() -> list[Tensor]:
 def documented() -> dict[str, Any]:
     """What the code in docs/models.md defines."""
     page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
-    names = {"pl": pl, "syncbn": syncbn, "fully_shard": fully_shard, "ModelParallelStrategy": ModelParallelStrategy}
+    # The ranks are there already, so the trainer is not made; its arguments are checked.
+    lightning = SimpleNamespace(LightningModule=pl.LightningModule, Trainer=inspect.signature(pl.Trainer).bind)
+    names = {"pl": lightning, "syncbn": syncbn, "fully_shard": fully_shard}
+    names["ModelParallelStrategy"] = ModelParallelStrategy
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(block, names)
     return names
