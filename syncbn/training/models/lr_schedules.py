@@ -102,7 +102,7 @@ class Schedule(LambdaLR):
         # Lightning 2.6 restores the schedule before it has made the loaders, so the steps of an epoch are those of the
         # checkpoint until the next step.
         self.steps_per_epoch = steps or 1
-        self._set([float(base) * self._factor(self.last_epoch) for base in self.base_lrs])
+        self.restore([float(base) * self._factor(self.last_epoch) for base in self.base_lrs])
         self.steps_per_epoch = asked
 
     def step(self, epoch: int | None = None) -> None:
@@ -114,7 +114,8 @@ class Schedule(LambdaLR):
         self._loaded = None
         super().step(epoch)
 
-    def _set(self, rates: list[float]) -> None:
+    def restore(self, rates: list[float]) -> None:
+        """Give the optimizer what it has at a position that was loaded."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._last_lr = list(rates)
@@ -209,8 +210,9 @@ class OneCycle(Schedule):
         super().step(epoch)
         self._move_momentum()
 
-    def _set(self, rates: list[float]) -> None:
-        super()._set(rates)
+    def restore(self, rates: list[float]) -> None:
+        """Give the optimizer the rates and the momentum that it has at a position that was loaded."""
+        super().restore(rates)
         self._move_momentum()
 
     def _move_momentum(self) -> None:
