@@ -14,12 +14,14 @@ from difflib import get_close_matches
 from typing import Any
 
 import lightning.pytorch as pl
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from syncbn.training.errors import AgreedError, SettingError
 
 FORKED = r"(_step|_epoch)?(/dataloader_idx_\d+)?"  # what Lightning 2.6 appends to a name
 OWN_NAMES = ("epoch", "step")  # that ModelCheckpoint adds itself
+LEARNING_RATE = "lr-"  # how the names begin that LearningRateMonitor logs
 OTHER_LOGS = ("math", "torch", "np", "numpy", "jnp", "logging")  # modules with a log() of their own
 LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics", "builtins", "abc", "typing")
 SAFE = ("isinstance", "super", "type", "id", "len", "repr", "issubclass", "hasattr")  # functions that log nothing
@@ -36,7 +38,7 @@ def check(module: pl.LightningModule, callbacks: Iterable[pl.Callback], settings
     Raises:
         AgreedError: no line of the module's code logs such a metric; every rank raises it.
     """
-    monitors = {name: node.get("monitor") for name, node in (settings or {}).items() if isinstance(node, DictConfig)}
+    monitors = {name: node.get("monitor") for name, node in (settings or {}).items() if _wants_metric(node)}
     asked = {str(name): monitor for name, monitor in monitors.items() if isinstance(monitor, str)}
     if not asked:
         return
@@ -45,8 +47,23 @@ def check(module: pl.LightningModule, callbacks: Iterable[pl.Callback], settings
     if names is None:
         return
     for name, monitor in asked.items():
-        if monitor not in OWN_NAMES and not any(re.fullmatch(_pattern(each) + FORKED, monitor) for each in names):
+        if (
+            monitor not in OWN_NAMES
+            and not monitor.startswith(LEARNING_RATE)
+            and not any(re.fullmatch(_pattern(each) + FORKED, monitor) for each in names)
+        ):
             raise AgreedError(f"callbacks.{name}.monitor", monitor, _hint(name, monitor, names))
+
+
+def _wants_metric(node: Any) -> bool:
+    """Whether ``monitor`` of this callback is a metric; in a class of the user's it may be anything."""
+    if not isinstance(node, DictConfig):
+        return False
+    try:
+        kind = get_object(str(node.get("_target_")))
+    except Exception:  # of the import; instantiating it reports it
+        return False
+    return isinstance(kind, type) and issubclass(kind, pl.callbacks.ModelCheckpoint | pl.callbacks.EarlyStopping)
 
 
 def explained(error: Exception, settings: DictConfig | None, metrics: Iterable[str]) -> SettingError | None:

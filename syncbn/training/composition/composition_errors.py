@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.training.composition import signatures
 from syncbn.training.composition.hydra_internals import argument_parser
 from syncbn.training.composition.nearest import listed, nearest, suggestion
+from syncbn.training.composition.unread_settings import NEEDED
 from syncbn.training.config import ranges
 from syncbn.training.errors import SettingError
 
@@ -84,12 +85,22 @@ def check_options(arguments: Sequence[str]) -> None:
     Raises:
         SettingError: ``--norm=sync``, for example, which is a setting with dashes.
     """
-    _, unknown = argument_parser().parse_known_args(list(arguments))
+    parser = argument_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]  # argparse's prints the usage and exits
+    _, unknown = parser.parse_known_args(list(arguments))
+    if unknown and not unknown[0].startswith("-"):
+        hint = "settings before and after an option; put all settings together, before or after the options"
+        raise SettingError(*unknown[0].partition("=")[::2], hint)
     if unknown:
         name, _, value = unknown[0].partition("=")
         setting = name.lstrip("-").replace("-", "_")
         works = f"{setting}={value or 'VALUE'}" if unknown[0].startswith("--") else "setting=value"
         raise SettingError(unknown[0], hint=f"there is no such option; a setting has no dashes: {works}")
+
+
+def _refuse_option(message: str) -> NoReturn:
+    found = re.match(r"argument ([\w-]+)[^:]*: (.*)", message)
+    raise SettingError(found[1] if found else "options", hint=found[2] if found else message)
 
 
 def explained(error: Exception, arguments: Sequence[str], config_path: str, config_name: str) -> SettingError:
@@ -231,6 +242,12 @@ def _merging(found: re.Match[str], error: Exception, line: _CommandLine) -> Sett
 def _not_a_choice(found: re.Match[str], error: Exception, line: _CommandLine) -> SettingError | None:
     """``norm=3``: the choice of a group is not a word."""
     groups = set(line.groups())
+    for override in line.overrides:
+        name, _, value = override.partition("=")
+        if name in groups and value == "null":
+            works = "choose one of its files by name"
+            works = works if name in NEEDED else f"use ~{name} to leave it out, or {works}"
+            return SettingError(name, value, f"{name} is a group of settings: {works}")
     for override in line.overrides:
         name, _, value = override.partition("=")
         if name.lstrip("+~") in groups and not re.match(r"[\w/.-]*[A-Za-z_]", value):

@@ -10,6 +10,7 @@ from syncbn.training import import_paths
 
 TRAINER = "lightning.pytorch.Trainer"
 HARMLESS = {"_defaults_from_env_vars", "final", "override"}  # decorators that do not change the arguments
+MAKERS = ("__init__", "__new__")  # the methods that take a class's arguments
 DEEPEST = 12  # imports and bases on the way to a signature
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -33,6 +34,14 @@ def arguments(target: str) -> frozenset[str] | None:
     return None
 
 
+def exists(module: str) -> bool:
+    """Whether a top-level module can be found, without importing it."""
+    try:
+        return (find_spec(module) or import_paths.find(module)) is not None
+    except (ImportError, ValueError):  # a module that is imported and has no specification
+        return True
+
+
 def _of(module: str, name: str, depth: int) -> frozenset[str] | None:
     found = _definition(module, name, depth)
     if found is None:
@@ -51,7 +60,9 @@ def _of_class(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | N
     """The arguments of the class's ``__init__`` or ``__new__``, or of the first base that has one."""
     if not _is_plain(node) or any(each.arg != "metaclass" or _last(each.value) != "ABCMeta" for each in node.keywords):
         return None
-    for name in ("__init__", "__new__"):
+    if _is_assigned(module, node) or _is_wrapped(module, node, depth):
+        return None
+    for name in MAKERS:
         own = [each for each in ast.walk(node) if isinstance(each, Definition) and each.name == name]
         if own:
             first = own[0]
@@ -65,6 +76,53 @@ def _of_class(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | N
             )
             return None if above is None or not _is_plain(first) else _names(first.args, 1) | above
     return _of_bases(module, node, depth)
+
+
+def _is_assigned(module: str, node: ast.ClassDef) -> bool:
+    """Whether ``__init__`` is assigned in the class, or elsewhere in its module: ``Net.__init__ = wrapped``."""
+    tree = _tree(module)
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name) and each.id in MAKERS and isinstance(each.ctx, ast.Store):
+            return True
+    for each in ast.walk(tree) if tree else ():
+        own = [f"{node.name}.{maker}" for maker in MAKERS]
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and _dotted(each) in own:
+            return True
+        if (
+            isinstance(each, ast.Call)
+            and each.args
+            and _last(each.func) == "setattr"
+            and _last(each.args[0]) == node.name
+        ):
+            return True
+    return False
+
+
+def _is_wrapped(module: str, node: ast.ClassDef, depth: int) -> bool:
+    """Whether a base may replace ``__init__``: in ``__init_subclass__``, or by a metaclass."""
+    for base in node.bases:
+        place = _place(module, base)
+        found = None if place is None or depth > DEEPEST else _definition(*place, depth + 1)
+        where, above = found if found is not None else ("", None)
+        if not isinstance(above, ast.ClassDef):
+            continue
+        if any(isinstance(each, Definition) and each.name == "__init_subclass__" for each in above.body):
+            return True
+        if any(each.arg == "metaclass" and _last(each.value) != "ABCMeta" for each in above.keywords):
+            return True
+        if _is_wrapped(where, above, depth + 1):
+            return True
+    return False
+
+
+def _place(module: str, base: ast.expr) -> tuple[str, str] | None:
+    """The module and the name of a base class."""
+    head, _, rest = _dotted(base).partition(".")
+    if not rest:
+        return (module, head) if head else None
+    package = _imported_module(module, head)
+    full = f"{package}.{rest}"
+    return None if package is None else (full.rpartition(".")[0], full.rpartition(".")[2])
 
 
 def _receiver(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
@@ -85,14 +143,8 @@ def _of_bases(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | N
     bases = [each for each in node.bases if _last(each) not in ("object", "ABC", "Generic", "Protocol")]
     if len(bases) != 1 or depth > DEEPEST:  # the order of several bases is not computed here
         return None if bases else frozenset()
-    dotted = _dotted(bases[0])
-    if not dotted:
-        return None
-    head, _, rest = dotted.partition(".")
-    if not rest:
-        return _of(module, head, depth + 1)
-    package = _imported_module(module, head)
-    return None if package is None else _of(f"{package}.{rest}".rpartition(".")[0], rest.rpartition(".")[2], depth + 1)
+    place = _place(module, bases[0])
+    return None if place is None else _of(*place, depth + 1)
 
 
 def _is_plain(node: Definition) -> bool:

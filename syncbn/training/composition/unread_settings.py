@@ -16,6 +16,9 @@ HYDRAS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 # Settings that the program reads and that the target need not take, beside those that an interpolation reads.
 FACTS = {"data.global_batch_size", "data.num_classes", "data.in_channels"}
 FACTS |= {f"optimizer.{name}" for name in ("lr_batch", "layer_decay", "lr_scale")}
+NEEDED = ("trainer", "data", "model", "norm", "module", "optimizer", "logger", "cluster")  # groups
+OPTIONAL = ("timm", "torchvision")  # whose absence is reported with the command that installs them
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 NORMS = {  # norm: what each reads, beside its name
     "sync": {"group", "batch_size", "ghost_batch", "only"},
     "ghost": {"batch_size", "only", "ghost_batch"},
@@ -43,21 +46,46 @@ def check(cfg: DictConfig, hydra: Any = None) -> None:
     assert isinstance(tree, dict)
     others = OmegaConf.to_container(hydra) if hydra is not None else {}
     read = " ".join(_expressions([tree, others]))
+    _check_present(tree)
+    chosen = (others.get("runtime") or {}).get("choices") or {} if isinstance(others, dict) else {}
     known = [field.name for field in dataclasses.fields(Config)]
     for name in tree:
         if name not in known and not _is_read(str(name), read):
             _refuse_added(str(name), tree, known)
     for name, names in _fixed(tree):
         if isinstance(tree.get(name), dict):
-            _check_group(name, tree[name], names)
-    _check_arguments("trainer", tree.get("trainer") or {}, signatures.TRAINER, read)
+            _check_group(name, tree[name], names, read, chosen.get(name))
+    if isinstance(tree.get("trainer"), dict):
+        _check_arguments("trainer", tree["trainer"], signatures.TRAINER, read)
+    for name, each in (tree.get("callbacks") or {}).items():
+        if each is not None and not isinstance(each, dict):
+            raise SettingError(f"callbacks.{name}", each, f"a callback has settings: callbacks.{name}._target_=CLASS")
     for name, node, target in _targets(tree, ""):
+        _check_target(name, target)
         _check_arguments(name, node, target, read)
+
+
+def _check_present(tree: dict[Any, Any]) -> None:
+    for name in NEEDED:
+        if name in tree and not isinstance(tree[name], dict) and "${" not in str(tree[name]):
+            value = None if tree[name] == "???" else tree[name]
+            raise SettingError(name, value, f"a run needs this group of settings; leave out ~{name} and {name}=null")
+
+
+def _check_target(name: str, target: Any) -> None:
+    setting = f"{name}._target_"
+    if not isinstance(target, str) or not DOTTED.fullmatch(target):
+        raise SettingError(setting, target, "this names no class; write module.Class, such as torch.optim.SGD")
+    module = target.partition(".")[0]
+    if module not in OPTIONAL and not signatures.exists(module):
+        hint = f"there is no module {module} here; put its file into the current directory or beside --config-dir, "
+        raise SettingError(setting, target, f"{hint}or install it")
 
 
 def _is_read(name: str, expressions: str) -> bool:
     """Whether an interpolation has this setting: ``${name}``, ``${oc.select:name.more,3}``, ``${..name}``."""
-    return bool(re.search(rf"[{{:, ]\.*{re.escape(name)}(?![\w-])", expressions))
+    whole, last = re.escape(name), re.escape(name.rpartition(".")[2])
+    return bool(re.search(rf"[{{:, ](\.*{whole}|\.+{last})(?![\w-])", expressions))
 
 
 def _refuse_added(name: str, tree: dict[Any, Any], known: list[str]) -> None:
@@ -83,11 +111,11 @@ def _fields(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def _check_group(name: str, group: dict[Any, Any], names: set[str]) -> None:
+def _check_group(name: str, group: dict[Any, Any], names: set[str], read: str, choice: str | None) -> None:
     for key in group:
-        if key not in names:
+        if key not in names and not _is_read(f"{name}.{key}", read):
             full, known = f"{name}.{key}", [f"{name}.{each}" for each in names]
-            what = f"{name}={group['name']} has" if "name" in group else "there is"
+            what = f"{name}={choice or group['name']} has" if "name" in group else "there is"
             raise SettingError(full, group[key], f"{what} no such setting; {suggestion(full, known)}")
 
 
@@ -104,10 +132,10 @@ def _check_arguments(name: str, node: dict[Any, Any], target: str, read: str) ->
         raise SettingError(full, node[key], f"{target} has no argument {key}; {works}")
 
 
-def _targets(tree: Any, name: str) -> Iterator[tuple[str, dict[Any, Any], str]]:
+def _targets(tree: Any, name: str) -> Iterator[tuple[str, dict[Any, Any], Any]]:
     """All parts of the settings that name a target, with their dotted names."""
     if isinstance(tree, dict):
-        if isinstance(tree.get("_target_"), str) and "${" not in tree["_target_"]:
+        if tree.get("_target_") is not None and "${" not in str(tree["_target_"]):
             yield name, tree, tree["_target_"]
         for key, value in tree.items():
             yield from _targets(value, f"{name}.{key}".lstrip("."))

@@ -93,7 +93,13 @@ def _shown(found: ConfFile, prefix: str) -> Iterator[Setting]:
 
 def show(arguments: Sequence[str]) -> int:
     """Prints the page that the arguments ask for; see :func:`syncbn.training.help.show`."""
-    conf = Conf(arguments)
+    try:
+        conf = Conf(arguments)
+    except OSError as error:
+        own = import_paths.config_directory(arguments)
+        wrong = "there is no such directory" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+        print_line(f"error: --config-dir={own}: {wrong}", error=True)
+        return 1
     asked = [each for each in _without_options(arguments) if _is_question(each, conf)]
     if not asked:
         _overview(conf)

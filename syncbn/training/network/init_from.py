@@ -1,5 +1,6 @@
 """Implements the setting ``init_from``: a network begins with the weights of another training."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def _fitted(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], own: Mappi
                 fit.missing.append(prefix + name)
             continue
         given = adapted_input(theirs[name], now) if _is_first(name, mine) else theirs[name]
-        if given.shape != now.shape:
+        if given.shape != now.shape or given.is_complex() != now.is_complex():
             fit.other_shape.append(f"{prefix}{name} {_shape(theirs[name])} for {_shape(now)}")
             continue
         fit.weights[prefix + name] = given
@@ -99,14 +100,9 @@ def _is_first(name: str, mine: Mapping[str, Tensor]) -> bool:
 def _prefixes(names: Iterable[str]) -> list[str]:
     """The beginnings of names up to a dot, of at most three parts, the shortest first; the empty one too."""
     parts = [name.split(".") for name in names]
-    found = {".".join([*each[:depth], ""]) for each in parts for depth in range(1, min(4, len(each)))}
-    return ["", *sorted((each for each in found if _is_common(each, names)), key=len)]
-
-
-def _is_common(prefix: str, names: Iterable[str]) -> bool:
-    """Whether most names begin so; any other prefix is a part of the network and not around it."""
-    names = list(names)
-    return sum(name.startswith(prefix) for name in names) > len(names) / 2
+    found = Counter(".".join([*each[:depth], ""]) for each in parts for depth in range(1, min(4, len(each))))
+    # A prefix of fewer names is a part of the network and not around it.
+    return ["", *sorted((each for each, number in found.items() if number > len(parts) / 2), key=len)]
 
 
 def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -129,7 +125,8 @@ def _counts(name: str) -> bool:
 
 
 def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "1"
+    kind = "complex " if tensor.is_complex() else ""
+    return kind + ("x".join(map(str, tensor.shape)) or "1")
 
 
 def _some(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, strided
 
 from syncbn.training.checkpoint import files
 from syncbn.training.errors import SettingError
@@ -28,6 +28,8 @@ def located(source: str) -> str:
     Raises:
         SettingError: there is no such file, run or network.
     """
+    if not source:
+        raise SettingError("init_from", "''", f"it is empty; {EXAMPLES}, or null")
     library = LIBRARY.fullmatch(source)
     if library is not None:
         package, name = library.groups()
@@ -66,6 +68,10 @@ def read(source: str) -> dict[str, Tensor]:
     weights = _weights(found)
     if not weights:
         raise SettingError("init_from", source, f"it holds no weights, neither alone nor under {', '.join(NESTED[:4])}")
+    for name, each in weights.items():
+        if each.layout != strided or each.is_meta or each.is_quantized:
+            kind = "quantized" if each.is_quantized else "without data (meta)" if each.is_meta else "sparse"
+            raise SettingError("init_from", source, f"the tensor {name} is {kind}; save dense tensors of numbers")
     return weights
 
 
@@ -82,12 +88,12 @@ def _load(path: Path) -> Any:
         return files.load_unmapped(path)  # torch's format before version 1.6 cannot be mapped
 
 
-def _weights(found: Any) -> dict[str, Tensor]:
+def _weights(found: Any, depth: int = 0) -> dict[str, Tensor]:
     """The tensors of a state dict, which may be below one of the usual keys; empty if there are none."""
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or depth > len(NESTED):  # a mapping may contain itself
         return {}
     for key in NESTED:
-        if isinstance(inner := found.get(key), Mapping) and (weights := _weights(inner)):
+        if isinstance(inner := found.get(key), Mapping) and (weights := _weights(inner, depth + 1)):
             return weights
     return {str(name): each for name, each in found.items() if isinstance(each, Tensor)}
 

@@ -16,7 +16,16 @@ from tests.support.refuses import refuses
 from tests.training.support.train_command import PROJECT, train
 from tests.training.support.user_project.mine import Lit, Probe
 
-SETTINGS = OmegaConf.create({"checkpoint": {"monitor": "val/acc"}, "other": {}, "none": {"monitor": None}})
+KIND = "lightning.pytorch.callbacks.ModelCheckpoint"
+SETTINGS = OmegaConf.create(
+    {
+        "checkpoint": {"_target_": KIND, "monitor": "val/acc"},
+        "other": {},
+        "none": {"_target_": KIND, "monitor": None},
+        "own": {"_target_": "tests.training.support.user_project.mine.Probe", "monitor": "gpu"},
+        "missing": {"_target_": "no_such_package.Probe", "monitor": "gpu"},
+    }
+)
 
 
 class Constants(pl.LightningModule):
@@ -96,7 +105,7 @@ def test_it_is_refused_with_those_that_are_logged(kind: type[pl.LightningModule]
         "callbacks.checkpoint.monitor", "val/loss", "=val_loss callbacks.checkpoint.mode=min", kind=AgreedError
     ):
         check(kind(), monitor="val/loss")
-    for good in ("val_loss", "train_loss_epoch", "val_accuracy/dataloader_idx_1", "epoch"):
+    for good in ("val_loss", "train_loss_epoch", "val_accuracy/dataloader_idx_1", "epoch", "lr-SGD"):
         check(kind(), monitor=good)
 
 

@@ -42,6 +42,9 @@ BAD: dict[str, tuple[Any, ...]] = {
     "+study=learning_rat": ("study", "learning_rat", "the nearest is learning_rate"),
     "+study=nope": ("study", "nope", "there are base, claims, "),
     "hydra/launcher=nope": ("hydra/launcher", "nope", "there are basic, syncbn"),
+    "norm=null": ("norm", "null", "norm is a group of settings: choose one of its files by name"),
+    "data=null": ("data", "null", "choose one of its files by name"),
+    "model=null": ("model", "null", "choose one of its files by name"),
     "norm=3": ("norm", "3", "choose one of its files by name"),
     "seed=abc": ("seed", "abc", "use a whole number"),
     "seed=1.5": ("seed", "1.5", "use a whole number"),
@@ -126,6 +129,15 @@ def test_an_option_that_hydra_lacks_is_named() -> None:
     with refuses("--norm=sync", None, "a setting has no dashes: norm=sync"):
         check_options(["seed=1", "--norm=sync"])
     check_options(["-m", "--config-dir", "a", "seed=1"])
+    with refuses("seed", "0,1", "put all settings together, before or after the options"):
+        check_options(["norm=local", "-m", "seed=0,1"])
+    for arguments, setting, words in (
+        (["seed=1", "--config-dir"], "--config-dir", "expected one argument"),
+        (["--info", "nope"], "--info", "invalid choice: 'nope'"),
+        (["--cfg", "nope"], "--cfg", "invalid choice: 'nope'"),
+    ):
+        with refuses(setting, None, words):
+            check_options(arguments)
 
 
 @pytest.mark.parametrize("given", [None, "0", "1"])

@@ -69,6 +69,20 @@ else:
     def twice(b): pass
 Plain.__doc__ = "text"
 alias = Plain
+class Assigned:
+    __init__ = renamed
+class Replaced:
+    def __init__(self, a): pass
+Replaced.__init__ = renamed
+class Set(Plain):
+    def __init__(self, a): pass
+setattr(Set, "__init__", renamed)
+class Wraps:
+    def __init_subclass__(cls): pass
+class Wrapped(Wraps):
+    def __init__(self, a): pass
+class Further(Wrapped):
+    def __init__(self, a): pass
 class Inner:
     if dataclasses:
         def __init__(self, a): pass
@@ -84,6 +98,8 @@ EXPECTED = {
     "renamed": {"d", "e"},
     "Made": {"a", "b"},
     "Empty": set(),
+    "Wraps": set(),
+    **dict.fromkeys(("Assigned", "Replaced", "Set", "Wrapped", "Further")),
     **dict.fromkeys(("Any_", "Two", "Data", "cached", "twice", "alias", "Inner", "missing", "nothing", "Plain.a")),
 }
 

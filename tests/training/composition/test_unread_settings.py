@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from syncbn.training.composition import unread_settings
 from syncbn.training.launch import main  # noqa: F401  # registers what conf/ names
-from tests.support.refuses import refuses
+from tests.support.refuses import ANY, refuses
 from tests.training.support.train_command import PROJECT, REPO
 
 
@@ -49,6 +49,14 @@ BAD = {
     "+run.x=1": ("run.x", 1, "there is run.id"),
     "model=mine +model.hiden=3": ("model.hiden", 3, "mine.Net has no argument hiden; the nearest is model.hidden"),
     "+callbacks.mine._target_=mine.Probe +callbacks.mine.pth=a": ("callbacks.mine.pth", "a", "callbacks.mine.path"),
+    "~logger": ("logger", None, "a run needs this group of settings"),
+    "~norm": ("norm", None, "a run needs this group of settings"),
+    "~trainer": ("trainer", None, "a run needs this group of settings"),
+    "model._target_=nope": ("model._target_", "nope", "names no class; write module.Class"),
+    "model._target_=[a]": ("model._target_", ["a"], "names no class"),
+    "model._target_=.x": ("model._target_", ".x", "names no class"),
+    "model._target_=no_such_package.Net": ("model._target_", "no_such_package.Net", "there is no module no_such"),
+    "+callbacks.x=3": ("callbacks.x", 3, "a callback has settings"),
     "optimizer=adamw +optimizer.nesterov=true": ("optimizer.nesterov", True),
 }
 
@@ -65,7 +73,17 @@ GOOD = [
     "",
     *("+width=3 model.width=${width}", "+a.b=3 model.width=${oc.select:a.b,3}", "+a=x hydra.sweep.dir=${a}"),
     *("+optimizer.maximize=true", "+trainer.limit_train_batches=2", "+trainer.strategy=ddp"),
-    *("model._target_=no_such_package.Net +model.x=1", "data=mine +data.num_classes=10 +data.in_channels=1"),
+    *(
+        "+run.tag=x hydra.run.dir=outputs/${run.tag}",
+        "+trainer.more=3 +run.tag=${..trainer.more} +a=${run.tag} seed=${a}",
+    ),
+    *(
+        "model._target_=math.sqrt +model.x=1",
+        "+callbacks.x=null",
+        "~callbacks",
+        "~scheduler",
+        "data=mine +data.num_classes=10 +data.in_channels=1",
+    ),
     *("+callbacks.more={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, patience: 2}",),
     *("model=mine", "model=mine data=mine module=mine"),
 ]
@@ -87,6 +105,15 @@ CHOICES = [
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_file_of_conf_has_only_settings_that_are_read(choice: str) -> None:
     check(choice)
+
+
+def test_a_cluster_of_the_users_has_a_setting_that_others_read(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    text = "name: local\nroot: /scratch\nruns: ${.root}/runs\n"
+    (tmp_path / "cluster/mine.yaml").write_text(text, encoding="utf-8")
+    check("cluster=mine", "hydra.run.dir=${cluster.runs}", searched=tmp_path)
+    with refuses("cluster.runs", ANY, "cluster=mine has no such setting"):
+        check("cluster=mine", searched=tmp_path)
 
 
 def test_a_key_in_a_file_of_the_users_is_refused_too(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "trainer.limit_val_batches": [-1, 1.5, "half"],
         "trainer.limit_test_batches": [-1, 1.5],
         "trainer.val_check_interval": [0, -1, 1.5, 0.0],
-        "trainer.profiler": ["simple", 3],
+        "trainer.profiler": ["simple", "advanced", 3],
         "trainer.benchmark": ["maybe", 1],
         "trainer.detect_anomaly": ["maybe"],
         "trainer.inference_mode": ["maybe"],
@@ -151,6 +151,11 @@ GOOD = [
     *("trainer.precision=bf16-mixed", "trainer.precision=64", "trainer.precision='64'", "trainer.deterministic=warn"),
     *("trainer.max_epochs=null", "+trainer.detect_anomaly=true", "+trainer.num_sanity_val_steps=2"),
     *("optimizer.lr=0", "module.label_smoothing=0.1", "callbacks.checkpoint.save_top_k=-1", "~callbacks"),
+    *(
+        "trainer.profiler=pytorch",
+        "+scheduler.gamma=0 scheduler._target_=own.S scheduler.warmup_steps=0.1",
+    ),
+    *("scheduler._target_=own.S scheduler.interval=batch", "data._target_=own.Data data.num_workers=null"),
     *("data.num_workers=2", "model.blocks=[2]", "+model.foo=3", "~callbacks.checkpoint", "debug=profile"),
 ]
 
@@ -158,7 +163,21 @@ GOOD = [
 @pytest.mark.parametrize("override", GOOD)
 def test_what_works_is_accepted(override: str) -> None:
     known = "+trainer.num_sanity" in override  # not null in conf/, so Hydra wants no +
-    ranges.check(composed(override.removeprefix("+") if known else override))
+    cfg = composed(override.removeprefix("+")) if known else composed(*_overrides(override))
+    ranges.check(cfg)
+
+
+def _overrides(line: str) -> list[str]:
+    return line.split() if "._target_=" in line else [line]
+
+
+def test_arguments_of_every_class_have_a_range() -> None:
+    for line in ("data._target_=own.Data data.batch_size=0", "optimizer._target_=own.O optimizer.lr=-1"):
+        with pytest.raises(SettingError):
+            ranges.check(composed(*line.split()))
+    for name in ("devices", "accelerator", "num_nodes"):
+        with refuses(f"trainer.{name}", None, "it is missing"):
+            ranges.check(composed(f"~trainer.{name}"))
 
 
 def test_float16_wants_a_gpu_and_a_fast_dev_run_is_debug_fast() -> None:

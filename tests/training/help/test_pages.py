@@ -100,6 +100,13 @@ def test_the_users_groups_and_choices_are_included(capsys: pytest.CaptureFixture
     assert "      mine.x=1  an x" in text.splitlines()
 
 
+def test_a_bad_directory_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, wrong in (("none", "there is no such directory"), ("file", "not a directory")):
+        text = page(capsys, "--config-dir", f"{tmp_path}/{name}", code=1)
+        assert text == f"error: --config-dir={tmp_path}/{name}: {wrong}\n"
+
+
 def test_it_is_fast_and_imports_nothing_heavy() -> None:
     code = "import sys; sys.argv = ['train.py', '--help']\nfrom syncbn.train import main\ntry:\n    main()\n"
     code += "finally:\n    print(*sys.modules)"

@@ -1,5 +1,6 @@
 """A network begins with the weights of another training, under whatever names they were saved."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from syncbn.training.models.classifier import Classifier
 from syncbn.training.models.networks import MLP, ResNet
 from syncbn.training.network import check, init_from, weights_source
-from tests.support.refuses import refuses
+from tests.support.refuses import ANY, refuses
 from tests.training.support.settled_config import composed
 from tests.training.support.train_command import train
 
@@ -115,6 +116,34 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
     }.items():
         with refuses("init_from", str(tmp_path / name), words):
             weights_source.read(weights_source.located(str(tmp_path / name)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:TypedStorage")
+def test_odd_tensors_are_refused(tmp_path: Path) -> None:
+    state: dict[str, Any] = ResNet().state_dict()
+    name, path = "head.weight", tmp_path / "a.pt"
+    for words, odd in (
+        ("the tensor head.weight is sparse", state[name].to_sparse()),
+        ("the tensor head.weight is without data (meta)", state[name].to("meta")),
+        ("the tensor head.weight is quantized", torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)),
+    ):
+        with refuses("init_from", str(path), words):
+            lines(module(ResNet()), state | {name: odd}, path)
+    (line,) = lines(module(ResNet()), state | {name: state[name].to(torch.complex64)}, path)
+    assert "other shape, left as initialized: network.head.weight complex 10x64 for 10x64" in line
+    itself: dict[str, Any] = {}
+    itself["model"] = itself
+    with refuses("init_from", str(path), "it holds no weights"):
+        lines(module(ResNet()), itself, path)
+    with refuses("init_from", ANY, "it is empty"):
+        weights_source.located("")
+
+
+def test_many_names_with_different_prefixes_take_no_time() -> None:
+    start = time.process_time()
+    assert init_from._prefixes([f"{each}.a.b.c" for each in range(20_000)]) == [""]
+    assert time.process_time() - start < 2
+    assert init_from._prefixes(["a.b.c", "a.d", "e"]) == ["", "a."]
 
 
 def test_a_run_begins_with_the_best_weights_of_another_and_does_not_load_them_again(tmp_path: Path) -> None:

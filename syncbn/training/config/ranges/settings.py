@@ -45,9 +45,9 @@ SHOWN = [str(each) for each in get_args(PRECISIONS)[:6]]
 
 
 class _Trainer(Group):
-    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda"], hint("use auto, cpu or gpu")] = "auto"
-    devices: Auto = "auto"
-    num_nodes: Auto = "auto"
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda"], hint("use auto, cpu or gpu")]
+    devices: Auto
+    num_nodes: Auto
     max_epochs: Annotated[
         Literal[-1] | Annotated[int, Field(strict=True, ge=1)] | None,
         hint("use a whole number, 1 or more, or -1 for no limit"),
@@ -79,7 +79,8 @@ class _Trainer(Group):
         hint("use a whole number of batches, 1 or more, a share of an epoch up to 1.0, or null for its end"),
     ] = None
     profiler: Annotated[  # the table of Lightning's "simple" is a log line of a level that the ranks do not print
-        dict[str, Any] | None, hint("use debug=profile, which writes the profile into the run directory, or null")
+        dict[str, Any] | Literal["pytorch", "xla"] | None,
+        hint("use debug=profile, which writes the profile into the run directory, or null"),
     ] = None
     deterministic: Annotated[
         Annotated[bool, Field(strict=True)] | Literal["warn"] | None, hint("use true, false or warn")
@@ -171,6 +172,8 @@ class _GroupNorm(Group):
     min_channels: Count
 
 
+# Settings that mean something else in a class of the user's, which may have any argument of these names.
+_BUILT_IN = {"data": {"num_workers"}, "scheduler": set(_Scheduler.model_fields)}
 _NORMS: dict[str, type[Group]] = {"sync": _Sync, "ghost": _Ghost, "group_norm": _GroupNorm}
 
 
@@ -242,7 +245,7 @@ def check(cfg: DictConfig) -> None:
         SettingError: for the first setting with a wrong type or out of its range.
     """
     try:
-        values = {name: plain(cfg.get(name)) for name in _Settings.model_fields if name in cfg}
+        values = {name: _known(name, plain(cfg.get(name))) for name in _Settings.model_fields if name in cfg}
         arguments = list(targets.of(cfg))
     except OmegaConfBaseException as error:
         raise unresolved(error) from error
@@ -252,6 +255,13 @@ def check(cfg: DictConfig) -> None:
     norm = values["norm"]["name"]
     if norm in _NORMS:
         _validate(_NORMS[norm], values["norm"], "norm.", f"norm.name={norm} needs it, and it is missing")
+
+
+def _known(name: str, value: Any) -> Any:
+    """A group without the settings whose ranges are those of our and torch's classes, if its class is another."""
+    if not isinstance(value, dict) or str(value.get("_target_")).startswith(("syncbn.", "torch.")):
+        return value
+    return {key: each for key, each in value.items() if key not in _BUILT_IN.get(name, ())}
 
 
 def plain(value: Any) -> Any:
