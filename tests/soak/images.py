@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("settings", nargs="*", default=["augment=randaugment", "mix=both"])
+    default = ["augment=randaugment", "mix=both", "averaging.ema=0.99"]
+    parser.add_argument("settings", nargs="*", default=default)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         where = Path(place)
