@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.training import import_paths
 from syncbn.training.composition import composition_errors, full_error, unread_settings
-from syncbn.training.config import ranges
+from syncbn.training.config import ranges, validate_data
 from syncbn.training.console import print_line
 from syncbn.training.distributed import environment, signals
 from syncbn.training.errors import SettingError
@@ -89,6 +89,8 @@ def _check_settings(cfg: DictConfig) -> None:
         unread_settings.check(cfg, HydraConfig.get())
         if cfg.study is None:  # a study checks the settings of each of its runs
             ranges.check(_with_facts(cfg))
+            if cfg.mode != "test":  # the network is that of the checkpoint's run, which is read later
+                validate_data.check(cfg)
     except OmegaConfBaseException as error:
         raise ranges.unresolved(error) from error
 

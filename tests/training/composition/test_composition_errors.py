@@ -175,10 +175,17 @@ def test_an_exception_of_the_job_is_reported_as_hydra_does(
         run_hydra(job, CONF)
 
 
-def test_one_line_before_torch_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("+optimzer.lr=0.1", "no part of the program reads this setting; the nearest is optimizer.lr"),
+        ("model.num_classes=5", "these data have 10 classes; leave it out, or use 10"),
+    ],
+)
+def test_one_line_before_torch_is_imported(tmp_path: Path, wrong: str, hint: str) -> None:
     program = f"""
 import runpy, sys
-sys.argv = ["train.py", "+optimzer.lr=0.1", "hydra.run.dir=new/dir"]
+sys.argv = ["train.py", {wrong!r}, "hydra.run.dir=new/dir"]
 try:
     runpy.run_path({str(REPO / "train.py")!r}, run_name="__main__")
 finally:
@@ -189,8 +196,7 @@ finally:
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(), capture_output=True, encoding="utf-8"
     )
     assert run.returncode == 1
-    expected = "error: optimzer.lr=0.1: no part of the program reads this setting; the nearest is optimizer.lr\n"
-    assert run.stderr == expected
+    assert run.stderr == f"error: {wrong.removeprefix('+')}: {hint}\n"
     assert run.stdout == "[]\n"
     assert time.process_time() - begin < 5
     assert list(tmp_path.iterdir()) == []
