@@ -80,6 +80,7 @@ def test_settings_without_effect_and_out_of_range_are_refused() -> None:
 
 def trained(rank: int, world_size: int, compiled: bool, norm: str, globs: list[str]) -> dict[str, Tensor]:
     """As a run does it: compiled first, then converted when fitting begins, then DistributedDataParallel."""
+    torch._dynamo.utils.counters.clear()  # the process has run other tests
     torch.manual_seed(0)
     net = module(ResNet(width=4, blocks=[1, 1]))
     freeze.freeze(net, ["network.stem*"])
@@ -98,7 +99,6 @@ def trained(rank: int, world_size: int, compiled: bool, norm: str, globs: list[s
         optimizer.zero_grad()
     assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     return net.state_dict()
 
 
