@@ -281,7 +281,7 @@ def _find_lr(plan: Plan, sessions: _Sessions) -> dict[str, Any]:
         files.load_weights(module, plan.checkpoint)
     settings = _trainer_settings(plan) | {"max_epochs": -1, "max_steps": search.steps, "limit_val_batches": 0}
     settings |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    callbacks = [CompareRanks(plan), *norm_parts.callbacks, search]
+    callbacks = [CompareRanks(plan), ModelLine(), *norm_parts.callbacks, search]
     trainer = _trainer(plan, norm_parts, callbacks, **settings)
     leave_signals_alone(trainer)
     with ddp_strategy.explained(trainer.strategy):

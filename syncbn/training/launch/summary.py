@@ -111,8 +111,8 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if "corrupted/acc" in corrupted:
         better = f", {100 * adapted['adapted/acc']:.2f} % with adapted statistics" if "adapted/acc" in adapted else ""
         rows.append(("corrupted accuracy", f"{100 * corrupted['corrupted/acc']:.2f} %{better}"))
-    forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
-    training = [form.format(result[name]) for name, form in forms.items() if name in result]
+    training = [f"{result['seconds']:.1f} s"] if "seconds" in result else []
+    training += [_counted(result[name], name) for name in ("epochs", "steps") if name in result]
     if before := result.get("epochs_before"):
         first = "the first epoch" if before == 1 else f"the first {before} epochs"
         training.append("all of them before" if before == result.get("epochs") else f"{first} before")
@@ -131,6 +131,11 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if speed := result.get("images_per_second"):
         rows.append(("speed", f"{speed:,.0f} images/s over all devices"))
     return rows
+
+
+def _counted(number: int, things: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"
 
 
 def _program(name: str) -> str:

@@ -81,8 +81,12 @@ def once(metrics: Mapping[str, object]) -> list[str]:
 
 
 def _is_twin(name: str, metrics: Mapping[str, object]) -> bool:
-    """Whether another metric has the same value: ``name`` that of ``name_epoch``, or, before it, of ``name_step``."""
-    return any(name.endswith(end) and name.removesuffix(end) in metrics for end in TWINS)
+    """Whether a metric is shown under another name: ``x_step`` and ``x_epoch`` as ``x``, or ``x_epoch`` as ``x_step``.
+
+    For its progress bar Lightning has no ``x``.
+    """
+    metric = next((name.removesuffix(end) for end in TWINS if name.endswith(end)), None)
+    return metric is not None and (metric in metrics or (name.endswith("_epoch") and f"{metric}_step" in metrics))
 
 
 def numbers(metrics: Mapping[str, object]) -> list[str]:

@@ -18,6 +18,7 @@ from syncbn.training.terminal.epoch_line import Pace
 
 WIDEST = 40  # characters of the bar itself
 INTERVAL = 0.1  # seconds between two drawings
+DONE, REST = "cyan", "bright_black"  # colours that any terminal has
 
 
 class State:
@@ -39,9 +40,12 @@ class State:
         width, least = options.max_width - 2, 10 if self.total else 0
         words = self._fitting(width - len(self.name) - least)
         bar = min(WIDEST, width - len(self.name) - len(words) - 2)
+        if not self.total or bar < 1:
+            yield cell(f"{self.name}{words}"[: max(width, 1)])
+            return
         line = Table.grid()
-        drawn = ProgressBar(self.total, self.done, width=bar) if self.total and bar > 0 else cell("")
-        line.add_row(cell(f"{self.name}  "[: max(width, 0)]), drawn, cell(words))
+        drawn = ProgressBar(self.total, self.done, width=bar, style=REST, complete_style=DONE, finished_style=DONE)
+        line.add_row(cell(f"{self.name}  "), drawn, cell(words))
         yield line
 
     def _fitting(self, room: int) -> str:
@@ -50,7 +54,7 @@ class State:
             if len(text) + 2 + len(word) > room:
                 break
             text += f"  {word}"
-        return text if self.total else text[2:]
+        return text
 
 
 class Bar(pl.Callback):
@@ -130,7 +134,8 @@ class Bar(pl.Callback):
         # On rank 0 alone, as Lightning's bar does it: within an epoch these are this rank's numbers, without a
         # collective. MergeMetrics has computed those of a validation on all ranks.
         metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
-        return [*epoch_line.pace_words(trainer, self._pace), *epoch_line.numbers(metrics)]
+        numbers = {name.removesuffix("_step"): metrics[name] for name in epoch_line.once(metrics)}
+        return [*epoch_line.pace_words(trainer, self._pace), *epoch_line.numbers(numbers)]
 
     def _show(self, name: str, done: int, length: float, words: Sequence[str] = ()) -> None:
         if self._live is None:

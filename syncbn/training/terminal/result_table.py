@@ -7,7 +7,6 @@ from rich.console import Console, ConsoleOptions, RenderResult
 
 from syncbn.training.console import cell, printable
 
-
 WIDEST = 78  # characters of a rule
 
 
