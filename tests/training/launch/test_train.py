@@ -171,7 +171,7 @@ def test_norm_only_chooses_layers(tmp_path: Path) -> None:
 def test_a_users_own_module_and_data_come_in_by_target(tmp_path: Path) -> None:
     run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "module=mine", "data=mine", "trainer.max_epochs=1").ended()
     assert re.search(r"^  mine +42$", run.out, re.MULTILINE)  # in the table, as any metric of the test
-    assert "model: 250 parameters (all train), 2.37 kFLOPs per sample; 1 batch norm layer: all synchron" in run.out
+    assert "model: 626 parameters (all train), 1.18 kFLOPs per sample; 1 batch norm layer: all synchron" in run.out
     assert run.json("result")["test"] == {"mine": 42.0}
     assert run.json("result")["steps"] == 4  # 96 samples, 2 x 12 a step
 
