@@ -7,6 +7,7 @@ install``. It needs Python alone, since it runs before anything is installed. Er
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import tomllib
 from pathlib import Path
@@ -15,6 +16,7 @@ HERE = Path(__file__).parent
 LARGE = 5.0  # MB from which on a package is named
 UNITS = {"bytes": 1e-6, "kB": 1e-3, "MB": 1.0, "GB": 1e3}
 # pip 22 to 26: "  Downloading torch-2.13.0-cp311-none-linux_x86_64.whl (187.4 MB)"; also "Using cached ..."
+LOCAL = re.compile(r"Processing (\S*/([^-\s/]+)-([^-\s]+)\S*\.whl)")  # a file of an index on this machine
 FOUND = re.compile(r"\s*(Downloading|Using cached) (?:\S*/)?([^-\s/]+)-([^-\s]+)\S*? \(([\d.]+) (bytes|[kMG]B)\)")
 
 
@@ -36,18 +38,23 @@ class Report:
         first, _, rest = text.strip().partition(" ")
         if first == "Collecting":
             self._collected.add(re.split(r"[^\w.-]", rest)[0])
-            self._draw(f"  resolving versions: {len(self._collected)} packages so far, {rest}")
+            self._draw(f"  {len(self._collected)} packages to resolve so far, now {rest}")
         elif (found := FOUND.match(text)) and ".metadata" not in text:
             how, name, version, size, unit = found.groups()
-            self._sizes[name] = float(size) * UNITS[unit]
-            said = f"  {name} {version}, {size} {unit}{'' if how == 'Downloading' else ' (from the cache)'}"
-            self._draw(f"{said}; {sum(self._sizes.values()):,.0f} MB so far")
-            if self._sizes[name] >= LARGE:
-                self._print(said)
+            self._add(name, version, float(size) * UNITS[unit], "" if how == "Downloading" else ", from pip's cache")
+        elif (found := LOCAL.match(text)) and Path(found[1]).is_file():
+            self._add(found[2], found[3], Path(found[1]).stat().st_size / 1e6, ", a local file")
         elif text.startswith("Installing collected packages"):
             number = text.count(",") + 1
             total = f"{len(self._sizes)} files of {sum(self._sizes.values()):,.0f} MB together"
             self._print(f"  {total}, after {self._seconds():.0f} s; now unpacking {number} packages")
+
+    def _add(self, name: str, version: str, size: float, how: str) -> None:
+        self._sizes[name] = size
+        said = f"  {name} {version}, {size:,.1f} MB{how}"
+        self._draw(f"{said}; {sum(self._sizes.values()):,.0f} MB so far")
+        if size >= LARGE:
+            self._print(said)
 
     def end(self, installed: Path) -> None:
         """Prints what is there at the end, if anything was installed."""
@@ -78,24 +85,25 @@ class Report:
 def asked(arguments: list[str]) -> str:
     """The packages that pyproject.toml names for these arguments, with the versions of constraints.txt."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
-    optional = [
-        each for names in extras for name in names.split(",") for each in project["optional-dependencies"][name]
-    ]
+    extras = [name for names in re.findall(r"\[([\w,]+)\]", " ".join(arguments)) for name in names.split(",")]
+    optional = [each for extra in extras for each in project["optional-dependencies"][extra]]
     names = [re.split(r"[^\w.-]", each)[0] for each in [*project["dependencies"], *optional]]
-    pinned = dict(
-        re.findall(r"^([\w.-]+)==(\S+)", (HERE / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    return ", ".join(f"{name} {pinned[name]}" if name in pinned else name for name in dict.fromkeys(names))
+    lines = (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    versions = {_normal(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    return ", ".join(" ".join([name, versions.get(_normal(name), "")]).strip() for name in dict.fromkeys(names))
+
+
+def _normal(name: str) -> str:
+    """The name of a package as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def main(arguments: list[str]) -> int:
     """Installs, and returns pip's exit code."""
     where = Path(sys.prefix)
-    print(
-        f"first use: pip installs into {where.name}, in the tested versions (constraints.txt), what pyproject.toml names:"
-    )
-    print(f"  {asked(arguments)}\n  and what these need; its files and their sizes:", flush=True)
+    print(f"first use: pip installs into {where.name}, in the versions that were tested (constraints.txt):")
+    print(f"{textwrap.fill(asked(arguments), 100, initial_indent='  ', subsequent_indent='  ')},")
+    print(f"  and what these need. Files of {LARGE:.0f} MB and more:", flush=True)
     options = ["--disable-pip-version-check", "--progress-bar", "off"]
     command = [sys.executable, "-m", "pip", "install", *options, *arguments]
     report = Report(tty=sys.stdout.isatty())
@@ -109,4 +117,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
