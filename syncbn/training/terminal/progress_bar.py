@@ -90,7 +90,9 @@ class Bar(pl.Callback):
         train_log.divert(self._proxy)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._show(epoch_line.epoch_name(trainer), trainer.fit_loop.batch_idx + 1, trainer.num_training_batches)
+        done, length = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+        # Lightning resets its count after this hook; in the middle of an epoch that is resumed it is below the length.
+        self._show(epoch_line.epoch_name(trainer), done if done < length < math.inf else 0, length)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._pace.batch(trainer)
