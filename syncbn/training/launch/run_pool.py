@@ -10,7 +10,7 @@ from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan
 from syncbn.training.distributed.signals import Interrupted
 from syncbn.training.errors import SettingError
-from syncbn.training.launch import outcome, summary
+from syncbn.training.launch import outcome
 from syncbn.training.launch.job import rank, record_end
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.processes.rank_processes import Ranks, Requests
@@ -90,7 +90,7 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
             began = True
             symlinks.detach(run.directory)
             record.begin(plan, run.directory.name, run.overrides, continue_run.begun_from(run.plan))
-            train_log.append(run.directory, _heading(run), summary.headline(plan))
+            train_log.append(run.directory, _heading(run))
             logs = run.directory / "ranks"
             return Ranks(plan.devices, rank, (run.directory,), logs, silent=True, signals=requests)
         record.repair(run.plan, run.directory.name, run.overrides)
