@@ -67,7 +67,7 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/n
 		|| { echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or later is needed; make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python install_packages.py --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # A line of a .pth file is a directory where packages are too, or an import for each process to begin with.
@@ -79,5 +79,5 @@ $(EXTRAS)/ready: $(VENV)/ready tests/extras/support/cpu_torchvision.py
 		&& $(BIN)/python -c "$$packages" > $$here/venv.pth \
 		&& cp tests/extras/support/cpu_torchvision.py $$here \
 		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
-	$(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,export,triton]' onnxruntime
+	@$(EXTRAS)/bin/python install_packages.py --constraint constraints.txt --editable '.[vision,export,triton]' onnxruntime
 	@touch $@

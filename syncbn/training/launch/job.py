@@ -39,6 +39,8 @@ from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
+from syncbn.training.terminal import train_log
+from syncbn.training.terminal.train_log import TrainLog
 from syncbn.training.vision_packages import install_command
 
 FIRST = 10.0  # seconds in which rank 0 prints an error that another rank has found too
@@ -64,18 +66,19 @@ def run(cfg: DictConfig) -> float | None:
         The best value of the monitored metric.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    try:
+    with train_log.copying(errors_only=environment.rank() > 0) as log:
         try:
-            return _run(cfg, run_dir)
-        except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
-            raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
-    except (SettingError, RunError) as error:
-        if isinstance(error, SettingError):
-            _print_once(error)
-        code = getattr(error, "code", 1)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (_in_sweep() and code == 1):
-            raise  # the sweep catches it and runs the next job
-        sys.exit(code)
+            try:
+                return _run(cfg, run_dir, log)
+            except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
+                raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
+        except (SettingError, RunError) as error:
+            if isinstance(error, SettingError):
+                _print_once(error)
+            code = getattr(error, "code", 1)
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or (_in_sweep() and code == 1):
+                raise  # the sweep catches it and runs the next job
+            sys.exit(code)
 
 
 def _print_once(error: SettingError) -> None:
@@ -91,7 +94,7 @@ def _print_once(error: SettingError) -> None:
         _print_error(f"error: rank {rank}: {error}")
 
 
-def _run(cfg: DictConfig, run_dir: Path) -> float | None:
+def _run(cfg: DictConfig, run_dir: Path, log: TrainLog) -> float | None:
     given, in_sweep = HydraConfig.get().overrides, _in_sweep()
     overrides = list(given.task)
     cfg = inherit_config.inherited(cfg, overrides, print_line if environment.rank() == 0 else lambda line: None)
@@ -102,7 +105,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> float | None:
     perform = _run_as_rank if environment.launcher() else _start_ranks
     plan = settle(check_network.located(cfg, run_dir), this_machine(), run_dir)
     check_network.check(plan)
-    perform(plan, Command(name, overrides, named))
+    perform(plan, Command(name, overrides, named), log)
     return record.monitored(run_dir) if environment.rank() == 0 else None
 
 
@@ -114,7 +117,7 @@ class Command(NamedTuple):
     named: bool  # the run was named, by run.id, its directory, or as a job of a sweep
 
 
-def _start_ranks(plan: Plan, command: Command) -> None:
+def _start_ranks(plan: Plan, command: Command, log: TrainLog) -> None:
     run_dir, nodes = plan.run_dir, plan.num_nodes
     if nodes > 1:
         hint = f"{program.name()} starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
@@ -124,7 +127,7 @@ def _start_ranks(plan: Plan, command: Command) -> None:
     with Requests(_announce_stop) as requests:
         try:
             with requests.raising():
-                begun = _begin(plan, command)
+                begun = _begin(plan, command, log)
                 if begun is None:
                     return
             _watch(begun, requests)
@@ -168,8 +171,8 @@ def record_end(run_dir: Path, status: str, refused: bool, requests: Requests, **
     lock.release(run_dir)
 
 
-def _begin(asked: Plan, command: Command) -> Plan | None:
-    """Locks the run directory and writes ``run.json`` and ``config.yaml`` of this attempt.
+def _begin(asked: Plan, command: Command, log: TrainLog) -> Plan | None:
+    """Locks the run directory and writes ``run.json`` and ``config.yaml`` of this attempt; begins its log.
 
     Returns:
         The plan with the checkpoint that the run starts from; None if the run has finished before.
@@ -188,6 +191,7 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
             print_line(f"{link} was a symbolic link and was replaced: a run writes into its own directory only")
         began = True
         record.begin(plan, command.name, command.overrides, continue_run.begun_from(asked))
+        log.begin(run_dir, _heading(run_dir, command))
         print_line(summary.headline(plan))
     except BaseException as error:
         with suppress(Exception):
@@ -198,11 +202,22 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
     return plan
 
 
+def _heading(run_dir: Path, command: Command) -> str:
+    """The first line of this attempt in ``train.log``: its number, and the command without Hydra's own settings."""
+    words = [*program.words(), *command.overrides]
+    return train_log.heading(record.read(run_dir, "run").get("attempt", 1), shlex.join(words))
+
+
 def rank(run_dir: Path) -> None:
     """Entry point of a rank process that this module started: reads the settled settings and runs the rank."""
     run, cfg = import_run(), _settled(run_dir)
     import_paths.allow(OmegaConf.to_container(cfg))  # the job has checked them
-    run(Plan.of(cfg, run_dir))
+    if environment.rank() > 0:  # its output goes to a file already
+        run(Plan.of(cfg, run_dir))
+        return
+    with train_log.copying() as log:
+        log.begin(run_dir)
+        run(Plan.of(cfg, run_dir))
 
 
 def _settled(run_dir: Path) -> DictConfig:
@@ -211,12 +226,12 @@ def _settled(run_dir: Path) -> DictConfig:
     return cfg
 
 
-def _run_as_rank(asked: Plan, command: Command) -> None:
+def _run_as_rank(asked: Plan, command: Command, log: TrainLog) -> None:
     """Runs as one rank of a run whose ranks torchrun or srun has started."""
     first, run_dir = environment.rank() == 0, asked.run_dir
 
     def begin() -> str:
-        begun = _begin(asked, command)
+        begun = _begin(asked, command, log)
         return json.dumps(None if begun is None else [begun.checkpoint, begun.restore])
 
     # Only rank 0 reads the earlier attempts: a network file system may show an old state to other ranks.
@@ -224,6 +239,8 @@ def _run_as_rank(asked: Plan, command: Command) -> None:
     if start is None:  # the run has finished before
         return
     plan = Plan.of(asked.starting_from(*start).settings(), run_dir)
+    if not first:
+        log.begin(run_dir)
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         os.environ.update(loopback.within_machine())
     status, refused = "failed", False

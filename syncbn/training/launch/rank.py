@@ -27,7 +27,7 @@ from syncbn.training.callbacks.best_metric import BestMetric
 from syncbn.training.callbacks.compare_ranks import CompareRanks
 from syncbn.training.callbacks.gradient_monitor import GradientMonitor
 from syncbn.training.callbacks.non_finite import stopper
-from syncbn.training.callbacks.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
+from syncbn.training.callbacks.progress import MergeMetrics, Throughput
 from syncbn.training.callbacks.statistics_monitor import StatisticsMonitor
 from syncbn.training.callbacks.time_to_target import TimeToTarget
 from syncbn.training.checkpoint import files
@@ -51,6 +51,9 @@ from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
 from syncbn.training.run_directory import record
+from syncbn.training.terminal.log_lines import LogLines, shows_bar
+from syncbn.training.terminal.model_line import ModelLine
+from syncbn.training.terminal.progress_bar import Bar
 
 Kind = TypeVar("Kind", bound=pl.Callback)
 
@@ -106,9 +109,10 @@ class _Sessions:
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
         module, datamodule = self.parts()
+        first = self._loggers is None
         if self._loggers is None:
             self._loggers = wandb_logger.build(self._plan.cfg, self._plan.run_dir, self._rank)
-        trainer = build_trainer(self._plan, self._loggers, suite=suite)
+        trainer = build_trainer(self._plan, self._loggers, suite=suite, first=first)
         if self._progress is not None:  # a test is logged at the step and epoch of the fit
             trainer.fit_loop.load_state_dict(self._progress)
         # Lightning does this too, but only after it has loaded the checkpoint: float64 weights would lose precision.
@@ -158,15 +162,15 @@ def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
     return result | _test(plan, sessions, result["checkpoint"])
 
 
-def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> pl.Trainer:
+def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True, first: bool = False) -> pl.Trainer:
     """Builds Lightning's Trainer of a run, with the callbacks and plugins that the plan needs.
 
-    ``suite=False`` leaves out the test on corrupted images.
+    ``suite=False`` leaves out the test on corrupted images; ``first=True`` prints a line about the model.
     """
     cfg, norm_parts = plan.cfg, _norm_parts(plan)
     settings = _trainer_settings(plan)
-    settings["enable_progress_bar"] = shows_bar(settings)
-    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
+    bar, settings["enable_progress_bar"] = shows_bar(settings), False  # Lightning's own
+    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan), *([ModelLine()] if first else [])]
     callbacks += [_resume_points(plan), *norm_parts.callbacks, Throughput()]
     per_rank = cfg.norm.name == "local_mean" and not cfg.simulate
     batches: dict[str, Any] = {"per_rank": per_rank, "batches_at_once": plan.batches_at_once}
@@ -176,7 +180,7 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
         callbacks.append(generalization_gap.RefuseUnfit())
     if cfg.target is not None:
         callbacks.append(TimeToTarget(validate_evaluation.target_monitor(cfg), cfg.target))
-    callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *early_stop.build(cfg)]
+    callbacks += [Bar() if bar else LogLines(), *early_stop.build(cfg)]
     callbacks += map(build, (cfg.callbacks or {}).values())
     if cfg.adapt is not None:
         callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
@@ -277,7 +281,7 @@ def _find_lr(plan: Plan, sessions: _Sessions) -> dict[str, Any]:
         files.load_weights(module, plan.checkpoint)
     settings = _trainer_settings(plan) | {"max_epochs": -1, "max_steps": search.steps, "limit_val_batches": 0}
     settings |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    callbacks = [CompareRanks(plan), *norm_parts.callbacks, search]
+    callbacks = [CompareRanks(plan), ModelLine(), *norm_parts.callbacks, search]
     trainer = _trainer(plan, norm_parts, callbacks, **settings)
     leave_signals_alone(trainer)
     with ddp_strategy.explained(trainer.strategy):

@@ -29,6 +29,8 @@ def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "erro
     assert run.json("run")["status"] == status
     lines = run.err.splitlines()
     assert lines[-1].startswith(first), run.err
+    written = (run.directory / "train.log").read_text(encoding="utf-8").splitlines()  # type: ignore[operator]
+    assert lines == [line for line in written if line in lines]
     for path in (run.directory / "checkpoints").glob("*.ckpt"):  # type: ignore[operator]
         torch.load(path, weights_only=True)
     if points:
@@ -186,6 +188,7 @@ def test_under_torchrun_an_exception_is_one_line_of_its_rank(tmp_path: Path) -> 
     others = [line for line in run.err.splitlines() if line.startswith("error: rank 0 ")]  # torchrun may have ended it
     assert all(f" failed: rank 1 on {socket.gethostname()} failed: ValueError (" in line for line in others)
     trace = (run.directory / "ranks" / "1-error.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+    assert line in (run.directory / "train.log").read_text(encoding="utf-8").splitlines()  # type: ignore[operator]
     assert "a layer of the user's" in trace
     assert "Error executing job" not in run.err  # Hydra's
 
