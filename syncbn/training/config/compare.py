@@ -12,6 +12,7 @@ HARMLESS = [
     "run",
     "ckpt_path",
     "checkpoint_activations",
+    "plots",
     "trust",
     "ckpt_restore",
     "resume",

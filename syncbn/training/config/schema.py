@@ -142,6 +142,7 @@ class Config:
     compile: bool = False
     compile_mode: str | None = None
     checkpoint_activations: Any = None
+    plots: bool = True
     trust: bool = False
     ckpt_restore: str | None = None
     mode: str = "train"

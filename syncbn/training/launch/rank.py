@@ -50,6 +50,7 @@ from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
+from syncbn.training.plots.curves import write_curves
 from syncbn.training.run_directory import record
 
 Kind = TypeVar("Kind", bound=pl.Callback)
@@ -77,12 +78,16 @@ def run(plan: Plan) -> None:
     except BaseException as error:
         unresponsive_ranks.report_failure(error)  # before the loggers end, which may take a minute
         stop = isinstance(error, Stopped)
+        if rank == 0 and plan.cfg.plots and not isinstance(error, SettingError):
+            write_curves(run_dir)
         wandb_logger.finish(run_dir, failed=not stop, preempted=stop)
         if stop and dist.is_initialized():
             dist.destroy_process_group()
         raise
     if rank == 0:
         record.write(run_dir, "result", result)
+        if plan.cfg.plots:
+            write_curves(run_dir)
         wandb_logger.finish(run_dir, failed=False, summary=result)
     # Otherwise gloo's thread may abort the process while it exits. Lightning destroys the group with NCCL only.
     if dist.is_initialized():
