@@ -121,6 +121,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = None
+    metrics: Any = None
     adapt: Any = None
     corruptions: Any = None
     augment: Any = None

@@ -46,6 +46,7 @@ from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
 from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
@@ -176,6 +177,8 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
     per_rank = cfg.norm.name == "local_mean" and not cfg.simulate
     batches: dict[str, Any] = {"per_rank": per_rank, "batches_at_once": plan.batches_at_once}
     callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), **batches))
+    if cfg.metrics:
+        callbacks.append(EvaluationMetrics({str(name): build(metric) for name, metric in cfg.metrics.items()}))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())

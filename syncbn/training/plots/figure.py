@@ -54,6 +54,9 @@ class Margins(NamedTuple):
     down: float = 0.75
 
 
+PAGE = Margins()
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """matplotlib's own defaults with the style of the pictures, whatever the user's matplotlibrc says."""
@@ -62,12 +65,12 @@ def style() -> Iterator[None]:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of the font cache, which is built once
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # it wants literal names
         yield
 
 
 def new(
-    width: float, height: float, rows: int = 1, columns: int = 1, *, margins: Margins = Margins()
+    width: float, height: float, rows: int = 1, columns: int = 1, *, margins: Margins = PAGE
 ) -> "tuple[Figure, list[Axes]]":
     """A figure with ``rows`` x ``columns`` axes of this size in inches, in the order of reading.
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 LEARNING_RATE = "learning rate"
 NO_METRICS = ("step", "epoch")
@@ -75,7 +76,7 @@ def epochs_of(rows: Sequence[Mapping[str, str]]) -> tuple[list[int], list[float]
             ends[epoch + 1] = max(int(row["step"]), ends.get(epoch + 1, 0))
     done = sorted(ends)
     steps = [ends[each] for each in done]
-    rising = all(a < b for a, b in zip(steps, steps[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(steps))
     return ([-1, *steps], [0.0, *done]) if len(done) > 1 and rising else ([], [])
 
 
