@@ -43,6 +43,7 @@ from syncbn.training.errors import SettingError
 from syncbn.training.evaluation import class_accuracy, generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
+from syncbn.training.evaluation.prediction_record import PredictionRecord
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
@@ -51,6 +52,7 @@ from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
+from syncbn.training.plots import of_test
 from syncbn.training.plots.curves import write_curves
 from syncbn.training.run_directory import record
 
@@ -237,6 +239,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     seconds = time.monotonic() - start
     if trainer.is_global_zero:
         class_accuracy.write_data(plan.run_dir, datamodule)
+        if (asked := _callback(trainer, EvaluationMetrics)) and asked.confusion is not None:
+            of_test.write_validation(plan.run_dir, asked.confusion, datamodule, picture=plan.cfg.plots)
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
@@ -297,12 +301,17 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
     """Tests the checkpoint, or the current weights if it is None, and repeats the test as ``fit`` and others ask."""
     options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
     trainer, module, datamodule = sessions.begin()
+    recorded = PredictionRecord()
+    if plan.cfg.plots:
+        trainer.callbacks.append(recorded)  # type: ignore[attr-defined]
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
     if trainer.is_global_zero:
         class_accuracy.write_data(plan.run_dir, datamodule)
         if classes := class_accuracy.write_classes(plan.run_dir, module, datamodule):
             result["classes"] = classes
+        if plan.cfg.plots:
+            of_test.write_test(plan.run_dir, recorded, datamodule)
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
     if plan.cfg.fit:

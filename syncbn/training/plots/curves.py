@@ -127,7 +127,15 @@ def _draw_series(axes: "Axes", series: Series, axis: _Axis, color: str, best: in
         axes.plot(place[: len(series.values)], series.values[-1:], "*", ms=9, color=color, label=label, zorder=4)
     elif series.per_step:
         label = f"{label}, single steps" if label else "single steps"
-        axes.plot(axis.places(series.steps), series.values, color=color, lw=0.9, marker="." if len(series.steps) == 1 else "", alpha=0.4, label=label)
+        axes.plot(
+            axis.places(series.steps),
+            series.values,
+            color=color,
+            lw=0.9,
+            marker="." if len(series.steps) == 1 else "",
+            alpha=0.4,
+            label=label,
+        )
     else:
         marker = "o" if len(series.steps) <= 40 else ""
         places = axis.places(series.steps)

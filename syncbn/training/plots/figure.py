@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, which only the pr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 130
+DPI = 120
 INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
 BLUE, ORANGE, GREEN, RED = "#2f6fb5", "#d9730d", "#2e8b57", "#c0392b"
 STYLE: dict[str, Any] = {
@@ -101,7 +101,7 @@ def title(figure: "Figure", text: str) -> None:
 def save(figure: "Figure", path: Path) -> None:
     """Write a PNG atomically."""
     with replacing(path) as draft:
-        figure.savefig(draft, format="png", dpi=DPI)
+        figure.savefig(draft, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
 
 
 def attempt(name: str, draw: Callable[[], object]) -> None:
@@ -114,7 +114,10 @@ def attempt(name: str, draw: Callable[[], object]) -> None:
 
 
 def shown(text: object, longest: int = 60) -> str:
-    """A name as one line of text that a font has: without control characters, and not longer than ``longest``."""
+    """A name as one line of text that a font has, without control characters; the middle of a long one is left out."""
     line = printable(str(text).encode("utf-8", "replace").decode("utf-8"))
     line = re.sub(r"\s+", " ", line)
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+    if len(line) <= longest:
+        return line
+    end = (longest - 1) // 2
+    return f"{line[: longest - 1 - end]}…{line[-end:]}"
