@@ -48,8 +48,10 @@ from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
 from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
+from syncbn.training.metrics.peak_memory import peak_memory
 from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
+from syncbn.training.network.utilization import Utilization
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
 from syncbn.training.plots import of_test
@@ -78,6 +80,7 @@ def run(plan: Plan) -> None:
     try:
         with files.explain_mismatch(plan.checkpoint):
             result = _fit_and_test(plan, rank)
+            result["memory"] = peak_memory(plan.accelerator)
     except BaseException as error:
         unresponsive_ranks.report_failure(error)  # before the loggers end, which may take a minute
         stop = isinstance(error, Stopped)
@@ -182,6 +185,8 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> p
     if cfg.metrics:
         callbacks.append(EvaluationMetrics({str(name): build(metric) for name, metric in cfg.metrics.items()}))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
+    if plan.accelerator == "gpu":
+        callbacks.append(Utilization())
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())
     if cfg.target is not None:
@@ -255,6 +260,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
         "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
         "monitored": _monitored(trainer),
     }
+    if (used := _callback(trainer, Utilization)) and (share := used.measure(trainer, throughput.images_per_second)):
+        result["mfu"] = share
     result |= early_stop.result(trainer)
     if stops is not None:
         result["diverged"] = int(stops.diverged)
