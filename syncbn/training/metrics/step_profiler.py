@@ -114,6 +114,8 @@ class StepProfiler(Profiler):
         self._profile = None
 
     def _write(self, recorded: profile) -> None:
+        if self._steps < self.needed:  # torch writes what it has when a profile is stopped early
+            return
         rank, directory = int(os.environ.get("RANK", "0")), Path(str(self.dirpath))
         lines = table(rows_of(recorded), self.active, self.rows)
         with suppress(OSError), replacing(directory / f"trace-{rank}.json.gz") as draft:
