@@ -66,7 +66,8 @@ def _check_metrics(cfg: DictConfig) -> None:
     if metrics is not None and not isinstance(metrics, DictConfig):
         hint = "choose metrics by name: metrics=[top5,f1], or add one: +metrics.NAME._target_=torchmetrics.CLASS"
         raise SettingError("metrics", metrics, hint)
-    for name, node in (metrics or {}).items():
+    for key, node in (metrics or {}).items():
+        name = str(key)
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
             hint = f"a metric has a class: +metrics.{name}._target_=torchmetrics.CLASS"
             raise SettingError(f"metrics.{name}", node, hint)

@@ -68,7 +68,7 @@ class StepProfiler(Profiler):
                 raise SettingError(f"trainer.profiler.{name}", value, f"use a whole number, {least} or more")
         self.active, self.rows, self.needed = active, rows, wait + warmup + active
         self._schedule = schedule(wait=wait, warmup=warmup, active=active, repeat=1)
-        self._options = {"record_shapes": record_shapes, "with_stack": with_stack}
+        self._options: dict[str, Any] = {"record_shapes": record_shapes, "with_stack": with_stack}
         self._profile: profile | None = None
         self._steps, self._done = 0, False
         self._open: dict[str, record_function] = {}

@@ -214,7 +214,7 @@ def of(cfg: DictConfig) -> Iterator[tuple[str, Any, type[Group]]]:
     groups = [name for name in ("model", "data", "module", "optimizer", "scheduler", "corruptions") if name in cfg]
     callbacks = [f"callbacks.{name}" for name in cfg.get("callbacks") or {}]
     metrics = cfg.get("metrics")
-    callbacks += [f"metrics.{name}" for name in metrics] if isinstance(metrics, DictConfig) else []
+    callbacks += [f"metrics.{name!s}" for name in metrics] if isinstance(metrics, DictConfig) else []
     for name in (*groups, *callbacks):
         node = OmegaConf.select(cfg, name)
         model = TARGETS.get(str(node.get("_target_"))) if isinstance(node, DictConfig) else None
