@@ -1,5 +1,6 @@
 """Implements the setting ``metrics``: torchmetrics' metrics over validation and test, exact over all ranks."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from syncbn.training.console import print_line
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.metrics.predictions import RETURNS, predictions, returns_nothing
 
@@ -43,6 +45,7 @@ class EvaluationMetrics(pl.Callback):
         self.metrics = dict(metrics)
         self.names = {f"{stage}/{name}" for stage in STAGES for name in metrics if not _is_matrix(metrics[name])}
         self.confusion: Tensor | None = None
+        self._reported: set[str] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for part in STAGES:
@@ -95,10 +98,7 @@ class EvaluationMetrics(pl.Callback):
 
     def _log(self, stage: str, pl_module: pl.LightningModule) -> None:
         for name, metric in self._of(stage, pl_module).items():
-            try:
-                value = metric.compute()  # a collective; Lightning logs this result and does not compute it again
-            except (ValueError, IndexError) as error:
-                raise self._failed(name, error) from error
+            value = self._compute(name, metric)
             if _is_matrix(metric):
                 if stage == "val":
                     self.confusion = value.cpu()
@@ -109,6 +109,23 @@ class EvaluationMetrics(pl.Callback):
                 hint = f"it returns {shape}, not one number; use average: macro, or another metric"
                 raise AgreedError(f"metrics.{name}", hint=hint)
             pl_module.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+
+    def _compute(self, name: str, metric: Metric) -> Any:
+        """The value over all ranks, a collective. Lightning logs this result, and does not compute it again.
+
+        A warning, such as that of AUROC about a class without samples, is printed once a run and not every epoch.
+        """
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                value = metric.compute()
+        except (ValueError, IndexError) as error:
+            raise self._failed(name, error) from error
+        for text in dict.fromkeys(f"metrics.{name}: {each.message}" for each in caught):
+            if text not in self._reported:
+                self._reported.add(text)
+                print_line(text, error=True)
+        return value
 
     def _failed(self, name: str, error: Exception) -> AgreedError:
         kind = type(self.metrics[name]).__name__

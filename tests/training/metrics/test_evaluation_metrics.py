@@ -125,6 +125,13 @@ def test_scores_that_are_nan_give_numbers_or_nan_and_no_error() -> None:
     assert set(module.logged) == set(expected())
 
 
+def test_a_warning_of_a_metric_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    scores, _ = samples()
+    evaluate(build(), Module(), scores, torch.zeros(100, dtype=torch.long))  # two validations, nine classes are missing
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("metrics.auroc: No positive")]
+    assert len(lines) == 1
+
+
 def test_a_module_without_predictions_is_refused_before_training_where_its_source_shows_it() -> None:
     callback, trainer = build(), SimpleNamespace(enable_validation=True)
     assert returns_nothing(Module(), "validation_step")

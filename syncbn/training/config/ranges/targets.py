@@ -150,8 +150,9 @@ class _LearningRateMonitor(Group):
     logging_interval: Annotated[Literal["step", "epoch"] | None, hint("use step, epoch or null")] = None
 
 
+# At least 1 and not 2: before the folders of data=folder are counted, settings are checked with 1.
 Classes = Annotated[
-    Annotated[int, Field(strict=True, ge=2)], hint("use the number of classes, 2 or more: the module does not say it")
+    Annotated[int, Field(strict=True, ge=1)], hint("use the number of classes: the module does not say it")
 ]
 
 
