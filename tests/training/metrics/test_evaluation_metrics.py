@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassF1Score
 
+from syncbn.study.compare.runs.metric import choose
 from syncbn.training.callbacks import monitored_metric
 from syncbn.training.errors import AgreedError
 from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
@@ -211,3 +212,12 @@ def test_a_run_monitors_them_and_continues_as_if_it_had_not_ended(tmp_path: Path
     checkpoint = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
     saved = checkpoint["resume"]["ranks"][0]["metrics"]
     assert not any(len(state) for state in saved["val_metric_auroc"]["states"].values())  # scores are not kept
+
+
+def test_compare_knows_which_value_of_a_metric_is_better() -> None:
+    run: Any = SimpleNamespace(numbers=dict.fromkeys(("test/top5", "test/f1", "test/auroc", "test/calibration"), 0.5))
+    run.number, numbers = run.numbers.__getitem__, run.numbers
+    run.numbers = lambda: numbers
+    better = {name: choose(name, [run]).better for name in numbers}
+    expected = {"test/top5": "higher", "test/f1": "higher", "test/auroc": "higher", "test/calibration": "lower"}
+    assert better == expected
