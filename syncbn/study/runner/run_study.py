@@ -112,6 +112,8 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
         cfg = OmegaConf.create(_with_run_directory(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
+        # Hundreds of short runs: a picture of each would take a third of their time.
+        cfg.plots = "plots=true" in cell.overrides
         if here and record.read(cell.directory, "run").get("status") != "finished":
             remote.refuse(cfg, machine)
             plan = settle(cfg, machine, cell.directory)

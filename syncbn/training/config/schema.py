@@ -121,6 +121,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = None
+    metrics: Any = None
     adapt: Any = None
     corruptions: Any = None
     augment: Any = None
@@ -142,6 +143,7 @@ class Config:
     compile: bool = False
     compile_mode: str | None = None
     checkpoint_activations: Any = None
+    plots: bool = True
     trust: bool = False
     ckpt_restore: str | None = None
     mode: str = "train"

@@ -165,6 +165,7 @@ def record_end(run_dir: Path, status: str, refused: bool, requests: Requests, **
     with suppress(OSError):  # the disk may be full, which has been reported
         record.end(run_dir, status, **more)
     if status != "finished":
+        _draw_curves(run_dir, requests)
         _close_wandb(run_dir, requests)
         with suppress(OSError):
             record.undo_begin(run_dir, refused=refused)
@@ -338,6 +339,23 @@ def _close_wandb(run_dir: Path, requests: Requests) -> None:
     with suppress(OSError, RuntimeError, Interrupted):
         closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
         closing.watch(requests, CLOSING, limit=CLOSING)
+
+
+def _draw_curves(run_dir: Path, requests: Requests) -> None:
+    """Draws the curves of a run whose rank 0 was killed before it could; a forked process does it, as above."""
+    table, picture = run_dir / "metrics.csv", run_dir / "curves.png"
+    with suppress(Exception):  # the settings may be damaged, the disk full, the fork server gone
+        current = picture.exists() and picture.stat().st_mtime >= table.stat().st_mtime
+        trained = record.read(run_dir, "run").get("trained") and table.exists()
+        if trained and not current and _settled(run_dir).get("plots") and not requests.kill_requested:
+            drawing = Ranks(1, _curves, (run_dir,), run_dir / "ranks", silent=True)
+            drawing.watch(requests, CLOSING, limit=CLOSING)
+
+
+def _curves(run_dir: Path) -> None:
+    from syncbn.training.plots.curves import write_curves
+
+    write_curves(run_dir)
 
 
 def _mark_failed(run_dir: Path) -> None:

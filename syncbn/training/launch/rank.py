@@ -43,13 +43,19 @@ from syncbn.training.errors import SettingError
 from syncbn.training.evaluation import class_accuracy, generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
+from syncbn.training.evaluation.prediction_record import PredictionRecord
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
+from syncbn.training.metrics.peak_memory import peak_memory
 from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
+from syncbn.training.network.utilization import Utilization
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
+from syncbn.training.plots import of_test
+from syncbn.training.plots.curves import write_curves
 from syncbn.training.run_directory import record
 from syncbn.training.terminal.log_lines import LogLines, shows_bar
 from syncbn.training.terminal.model_line import ModelLine
@@ -77,15 +83,20 @@ def run(plan: Plan) -> None:
     try:
         with files.explain_mismatch(plan.checkpoint):
             result = _fit_and_test(plan, rank)
+            result["memory"] = peak_memory(plan.accelerator)
     except BaseException as error:
         unresponsive_ranks.report_failure(error)  # before the loggers end, which may take a minute
         stop = isinstance(error, Stopped)
+        if rank == 0 and plan.cfg.plots and not isinstance(error, SettingError):
+            write_curves(run_dir)
         wandb_logger.finish(run_dir, failed=not stop, preempted=stop)
         if stop and dist.is_initialized():
             dist.destroy_process_group()
         raise
     if rank == 0:
         record.write(run_dir, "result", result)
+        if plan.cfg.plots:
+            write_curves(run_dir)
         wandb_logger.finish(run_dir, failed=False, summary=result)
     # Otherwise gloo's thread may abort the process while it exits. Lightning destroys the group with NCCL only.
     if dist.is_initialized():
@@ -175,7 +186,11 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True, firs
     per_rank = cfg.norm.name == "local_mean" and not cfg.simulate
     batches: dict[str, Any] = {"per_rank": per_rank, "batches_at_once": plan.batches_at_once}
     callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), **batches))
+    if cfg.metrics:
+        callbacks.append(EvaluationMetrics({str(name): build(metric) for name, metric in cfg.metrics.items()}))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
+    if plan.accelerator == "gpu":
+        callbacks.append(Utilization())
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())
     if cfg.target is not None:
@@ -233,6 +248,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     seconds = time.monotonic() - start
     if trainer.is_global_zero:
         class_accuracy.write_data(plan.run_dir, datamodule)
+        if (asked := _callback(trainer, EvaluationMetrics)) and asked.confusion is not None:
+            of_test.write_validation(plan.run_dir, asked.confusion, datamodule, picture=plan.cfg.plots)
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
@@ -247,6 +264,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
         "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
         "monitored": _monitored(trainer),
     }
+    if (used := _callback(trainer, Utilization)) and (share := used.measure(trainer, throughput.images_per_second)):
+        result["mfu"] = share
     result |= early_stop.result(trainer)
     if stops is not None:
         result["diverged"] = int(stops.diverged)
@@ -293,12 +312,17 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
     """Tests the checkpoint, or the current weights if it is None, and repeats the test as ``fit`` and others ask."""
     options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
     trainer, module, datamodule = sessions.begin()
+    recorded = PredictionRecord()
+    if plan.cfg.plots:
+        trainer.callbacks.append(recorded)  # type: ignore[attr-defined]
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
     if trainer.is_global_zero:
         class_accuracy.write_data(plan.run_dir, datamodule)
         if classes := class_accuracy.write_classes(plan.run_dir, module, datamodule):
             result["classes"] = classes
+        if plan.cfg.plots:
+            of_test.write_test(plan.run_dir, recorded, datamodule)
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
     if plan.cfg.fit:

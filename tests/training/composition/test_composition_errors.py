@@ -111,7 +111,7 @@ def test_a_broken_file_is_named_with_the_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     for name, words in (
         ("model=a", "a.yaml, line 3: this is no YAML: expected ',' or ']', but got ':'"),
-        ("model=b", "model=resnt: there is no such file (in model/b.yaml)"),
+        ("model=b", "model=resnt: there is no such choice (in model/b.yaml); the nearest is resnet"),
         ("experiment=c", "optimzer: in experiment/c.yaml: there is no such setting; the nearest is optimizer"),
         ("experiment=d", "seed: in experiment/d.yaml: Value 'abc' of type 'str' could not be converted to Integer"),
     ):

@@ -1,6 +1,7 @@
 """The main job through its command line, as a user calls it."""
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -282,7 +283,16 @@ def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
     if settings == "debug=overfit":
         assert " train/acc 1.0000 " in run.out
     if settings == "debug=profile":
-        assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+        assert "all-reduces of the batch norm layers" in run.out
+        for rank in (0, 1):
+            with gzip.open(run.directory / f"trace-{rank}.json.gz", "rt", encoding="utf-8") as file:  # type: ignore[operator]
+                events = [str(event.get("name")) for event in json.load(file)["traceEvents"]]
+            assert len({name for name in events if name.startswith("ProfilerStep#")}) == 4
+            assert any(name.startswith("syncbn::allreduce") for name in events)
+            assert any("optimizer_step" in name for name in events)
+            table = (run.directory / f"profile-{rank}.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+            assert table.startswith("profile of 4 training steps")
+            assert (table in run.out) == (rank == 0)
 
 
 def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:
