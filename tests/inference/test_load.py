@@ -208,6 +208,10 @@ class TestOwnModules:
         assert torch.equal(syncbn.load(run, network=Head(), part="teacher")(X), expected)
 
 
+# A thousand million values in ten lines.
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
+
 class TestForeignRuns:
     """A run directory from elsewhere runs no code and reads no other file."""
 
@@ -235,7 +239,7 @@ class TestForeignRuns:
     @pytest.mark.parametrize(
         ("text", "why"),
         [
-            ("a: &a [x, x]\nb: &b [*a, *a]\n" + "c: [" + "*b, " * 12000 + "*b]\n", "values"),
+            (ALIASES, "values"),
             ("a: !!python/object/apply:os.system [touch executed]\n", "python/object"),
             ("x" * 2**20 + ": 1\n", "more than"),
             ("data: {}\n", "has no"),
