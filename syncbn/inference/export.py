@@ -75,8 +75,8 @@ def export(
     path = out or home / f"network{kind.suffix}"
     _refuse_file(path, overwrite=overwrite)
     _refuse_large(trained.network, to)
-    x, inputs = _inputs(trained, shape, trust=trust, report=report)
     report(_about(trained))
+    x, inputs = _inputs(trained, shape, trust=trust, report=report)
     with replacing(path) as draft:
         try:
             draft.touch()  # a directory that cannot be written to is reported before the network is traced

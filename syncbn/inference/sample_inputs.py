@@ -34,6 +34,9 @@ def images(trained: Trained, count: int, *, trust: bool) -> Tensor:
     found = trained.settings.get("data")
     data = found if isinstance(found, dict) else {}
     target = data.get("_target_")
+    for name, value in data.items() if not trust else ():
+        if isinstance(value, str) and "${" in value:  # it would be resolved, and could show an environment variable
+            raise SettingError(f"data.{name}", value, "the run's config.yaml sets it, and it is no value")
     if target in DIGITS | CIFARS | MNISTS:
         return _in_memory(trained, data, count)
     if target in FOLDERS | IMAGENETS and trained.preprocessing is not None:

@@ -73,6 +73,9 @@ def test_an_archive(tmp_path: Path) -> None:
 def test_data_of_another_module_need_trust() -> None:
     with refuses("data._target_", "my.Images", "--trust"):
         sample_inputs.images(opened({"_target_": "my.Images"}, {}), 2, trust=False)
+    with refuses("data.root", "${oc.env:HOME}", "no value"):
+        data = {"_target_": "syncbn.training.CIFAR", "root": "${oc.env:HOME}"}
+        sample_inputs.images(opened(data, {}), 2, trust=False)
 
 
 @pytest.mark.parametrize(
