@@ -1,4 +1,4 @@
-"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``table`` and ``compare``.
+"""The subcommands of ``syncbn``: ``train``, ``init``, ``doctor``, ``table``, ``export`` and ``compare``.
 
 A subcommand imports its modules when it is called, so that ``--help`` is fast.
 """
@@ -104,6 +104,46 @@ def table(
 
     if not sweep.summarize(directory, Console(soft_wrap=True, highlight=False)):
         _fail(f"{directory}: it has no job of a sweep; use the directory that contains 0, 1, ...")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint file.")],
+    to: Annotated[str, typer.Option(help="onnx, or torch for a program of torch.export (.pt2).")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default network.onnx or network.pt2 in the run directory.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="The part of the LightningModule, if it has several networks.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of one input, 3,224,224; by default that of the test images.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest accepted difference, as a share of the largest output.")
+    ] = 1e-4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of this name.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Call classes that the run's config.yaml names, such as your own network.")
+    ] = False,
+) -> None:
+    """Export the best checkpoint of a run to ONNX or torch.export, and compare the file with the network."""
+    from syncbn.inference import export as exporting
+    from syncbn.training.console import print_line
+    from syncbn.training.errors import SettingError
+    from syncbn.training.os_errors import explain
+
+    try:
+        exported = exporting.export(
+            run, to=to, out=out, part=part, shape=shape, tolerance=tolerance, overwrite=overwrite, trust=trust,
+            report=print_line,
+        )  # fmt: skip
+    except SettingError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"--out: {explain(error, out or run)}")
+    for line in exporting.lines(exported):
+        print_line(line)
 
 
 @app.command()
