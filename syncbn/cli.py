@@ -1,4 +1,4 @@
-"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``table`` and ``compare``.
+"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``table``, ``compare`` and ``runs``.
 
 A subcommand imports its modules when it is called, so that ``--help`` is fast.
 """
@@ -159,6 +159,37 @@ def compare(
             print_line(f"W&B: {wandb_run.log_to_wandb(comparison, directory, mode=wandb)}")
         except SettingError as error:
             _fail(f"--wandb: {error}")
+
+
+@app.command()
+def runs(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="By default outputs, multirun and studies.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort by a metric, setting or field; by default by time.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="In the other order.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Only such runs, as status=failed, norm=sync, 'test/acc>0.9'; repeatable."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics instead of the usual ones; repeatable.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Only these columns: status,norm,lr,test/acc.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only so many runs, the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all settings and metrics.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """List runs: status, the settings that differ between them, and metrics."""
+    from syncbn.runs.list_runs import Options, list_runs
+    from syncbn.training.errors import SettingError
+
+    form = "json" if as_json else "csv" if as_csv else "table"
+    options = Options(
+        sort=sort, reverse=reverse, filters=filters or (), metrics=metric or (), columns=columns, last=last, form=form
+    )
+    try:
+        list_runs(directories or [], options)
+    except SettingError as error:
+        _fail(error)
 
 
 def _fail(error: object, code: int = 1) -> NoReturn:
