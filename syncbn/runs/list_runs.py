@@ -17,6 +17,7 @@ from syncbn.training.processes.quick_imports import no_garbage_collection
 
 METRIC = "test/acc"
 SPEED = "images_per_second"
+KEPT = 3  # settings that are more important than the time and a second metric, on a narrow terminal
 
 
 class Options:
@@ -90,11 +91,17 @@ def _columns(runs: Sequence[Run], names: Names, options: Options) -> Columns:
         if not asked:
             raise SettingError("--columns", options.columns, "name one or more, separated by commas")
         return Columns(list(dict.fromkeys(["run", *asked, *metrics])), [], error=False)
+    by = [] if options.sort is None else [names.find("--sort", options.sort)]
     settings = [each for each in differing(runs) if each not in metrics]
-    fixed = ["run", "status", "started", *(metrics or _default_metrics(runs))]
-    if options.sort is not None and (by := names.find("--sort", options.sort)) not in [*fixed, *settings, "error"]:
-        fixed.append(by)
-    return Columns(list(dict.fromkeys(fixed)), settings, error=any(run.error for run in runs))
+    usual = metrics or _default_metrics(runs)
+    order = list(dict.fromkeys(["run", "status", "started", *settings, *usual, *by]))
+    wanted = {"run", "status", *metrics, *usual[:1], *by}
+    optional = [*settings[:KEPT], *usual[1:2], "started", *settings[KEPT:], *usual[2:]]
+    return Columns(
+        [each for each in order if each != "error"],
+        [each for each in optional if each not in wanted],
+        error=any(run.error for run in runs),
+    )
 
 
 def _default_metrics(runs: Sequence[Run]) -> list[str]:
@@ -116,7 +123,7 @@ def _print_table(runs: Sequence[Run], columns: Columns) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for line, status in show.table(runs, columns, show.terminal_width()):
         styled = Text(printable(line))
-        if status in show.STYLES and "status" in columns.fixed:
+        if status in show.STYLES and "status" in columns.order:
             start = line.find(status, len(printable(line)) - len(line))
             styled.stylize(show.STYLES[status], start, start + len(status))
         console.print(styled)

@@ -16,6 +16,8 @@ from syncbn.training.console import printable
 
 LONGEST = 24  # characters of a value of a setting
 LONGEST_ERROR = 100
+ROOM_FOR_ERROR = 24  # at least, on a terminal
+NUMBER = re.compile(r"[-+.,\de]*|nan|-?inf")
 LABELS = {"images_per_second": "images/s"}
 STYLES = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "damaged": "red"}
 GAP = "  "
@@ -25,13 +27,13 @@ class Columns(NamedTuple):
     """What is shown of each run, by the names of fields, settings and metrics.
 
     Attributes:
-        fixed: fields and metrics, shown in any case: ``run``, ``status``, ``test/acc``.
-        settings: as many as fit are shown, those listed first before others; after the field ``started``.
-        error: whether failed runs have a reason to show.
+        order: all columns, from left to right.
+        optional: those that are left out where the terminal has no room for them, the most important ones first.
+        error: whether failed runs have a reason to show; it comes last.
     """
 
-    fixed: list[str]
-    settings: list[str]
+    order: list[str]
+    optional: list[str]
     error: bool
 
 
@@ -41,28 +43,18 @@ def table(runs: Sequence[Run], columns: Columns, width: int | None) -> Iterator[
     Args:
         runs: to show.
         columns: what to show of them.
-        width: of the terminal; settings that do not fit are named in the last line. None: all are shown.
+        width: of the terminal; columns that do not fit are named in the last line. None: all are shown.
     """
-    chosen = list(columns.fixed)
-    before = chosen.index("started") + 1 if "started" in chosen else len(chosen)
-    cells = {name: _column(runs, name) for name in [*chosen, *columns.settings]}
+    cells = {name: _column(runs, name) for name in columns.order}
     error = [_shortened(run.error, LONGEST_ERROR, keep_end=False) for run in runs] if columns.error else []
     widths = {name: max(map(_width, each)) for name, each in cells.items()}
-    room = (width or 10**9) - sum(widths[name] + len(GAP) for name in chosen)
-    room -= min(30, max(map(len, error), default=0))  # the error is cut at the edge of the terminal
-    left_out = []
-    for name in columns.settings:
-        if widths[name] + len(GAP) <= room:
-            chosen.insert(before, name)
-            before, room = before + 1, room - widths[name] - len(GAP)
-        else:
-            left_out.append(name)
+    chosen = list(columns.order) if width is None else _fitting(columns, widths, width - _room_for(error))
     rows = [[cells[name][0] for name in chosen] + ["error"] * columns.error]
     rows += [[cells[n][i] for n in chosen] + error[i - 1 : i] for i in range(1, len(runs) + 1)]
-    numeric = {n for n in chosen if all(re.fullmatch(r"[-+.,\de]*|nan|-?inf", each) for each in cells[n][1:])}
+    numeric = {n for n in chosen if all(NUMBER.fullmatch(each) for each in cells[n][1:])}
     for number, row in enumerate(rows):
         padded = [
-            each + " " * (widths[name] - _width(each)) if name not in numeric else each.rjust(widths[name])
+            each.rjust(widths[name]) if name in numeric else each + " " * (widths[name] - _width(each))
             for name, each in zip(chosen, row, strict=False)
         ]
         line = GAP.join([*padded, *row[len(chosen) :]]).rstrip()
@@ -70,13 +62,29 @@ def table(runs: Sequence[Run], columns: Columns, width: int | None) -> Iterator[
     yield "", ""
     counts = Counter(run.status for run in runs)
     yield f"{len(runs)} run{'s' * (len(runs) != 1)}: {', '.join(f'{n} {each}' for each, n in counts.most_common())}", ""
-    if left_out:
-        yield f"no room for {', '.join(left_out)}; choose columns with --columns", ""
+    if left_out := [name for name in columns.order if name not in chosen]:
+        yield f"no room for {', '.join(left_out)}; --columns={','.join(left_out[:2])} shows them", ""
+
+
+def _fitting(columns: Columns, widths: dict[str, int], room: int) -> list[str]:
+    """The columns for which there is room, from left to right."""
+    room -= sum(widths[name] + len(GAP) for name in columns.order if name not in columns.optional)
+    kept = set()
+    for name in columns.optional:
+        if widths[name] + len(GAP) <= room:
+            kept.add(name)
+            room -= widths[name] + len(GAP)
+    return [name for name in columns.order if name in kept or name not in columns.optional]
+
+
+def _room_for(error: Sequence[str]) -> int:
+    """Characters for the errors, which are cut at the edge of the terminal."""
+    return min(ROOM_FOR_ERROR, max(map(len, error), default=0))
 
 
 def as_csv(runs: Sequence[Run], columns: Columns) -> str:
     """The list as CSV: full precision, full values."""
-    names = [*columns.fixed, *columns.settings, *(["error"] if columns.error else [])]
+    names = [*columns.order, *(["error"] if columns.error else [])]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)

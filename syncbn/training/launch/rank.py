@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -35,7 +33,6 @@ from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
 from syncbn.training.config import validate_evaluation
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.trust import INSTALL, OWN
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
@@ -46,6 +43,7 @@ from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
 from syncbn.training.loggers import wandb_logger
+from syncbn.training.models.build import build
 from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
@@ -335,26 +333,6 @@ def _resume_points(plan: Plan) -> ResumePoints:
         on_begin=lambda: record.mark_trained(run_dir),
         **_plain(cfg.resume),
     )
-
-
-def build(cfg: Any) -> Any:
-    """Builds the object that ``cfg._target_`` names.
-
-    Its arguments are converted to plain lists and dicts: modules may save them in checkpoints, which take plain data
-    only.
-    """
-    try:
-        return instantiate(cfg, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, SettingError):
-            raise cause from None
-        missing = None if cause is None else cause.__cause__
-        if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
-            target = str(cause).split("'")[1]
-            hint = INSTALL if missing.name in ("torchvision", "timm") else OWN
-            raise SettingError("_target_", target, f"there is no package {missing.name} here; {hint}") from error
-        raise
 
 
 def _silence_warnings() -> None:
