@@ -192,6 +192,37 @@ def runs(
         _fail(error)
 
 
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run directory, or a checkpoint file.")],
+    folder: Annotated[list[Path] | None, typer.Argument(help="Folders of images, or image files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; by default standard output.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes for each image, the most probable first.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that a process computes at once.")] = 64,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per GPU, or 2 on the CPU.")
+    ] = None,
+    files_from: Annotated[Path | None, typer.Option(help="Text file with more paths, one on each line.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Call any class that the run's config.yaml names.")] = False,
+) -> None:
+    """Write file, class and probability of each image; the exit code is 1 if one cannot be read."""
+    from syncbn.inference.prediction.command import Options, RankError
+    from syncbn.inference.prediction.command import predict as predicting
+    from syncbn.training.distributed.signals import Interrupted
+    from syncbn.training.errors import SettingError
+
+    if not folder and files_from is None:
+        _fail("FOLDER: name a folder of images, image files, or --files-from=FILE")
+    try:
+        unreadable = predicting(run, folder or [], Options(out, top, batch_size, devices, files_from, trust))
+    except (SettingError, RankError) as error:
+        _fail(error)
+    except Interrupted as stop:
+        _fail(f"{stop}; no file was written" if out else stop, 128 + stop.signum)
+    if unreadable:
+        _fail(f"{unreadable} file{' was' if unreadable == 1 else 's were'} left out: see above")
+
+
 def _fail(error: object, code: int = 1) -> NoReturn:
     from syncbn.training.console import print_line
 

@@ -11,7 +11,7 @@ from syncbn.runs.find import find, roots
 from syncbn.runs.names import Names
 from syncbn.runs.read import Run, read
 from syncbn.runs.show import Columns
-from syncbn.training.console import print_line, printable
+from syncbn.training.console import cell, print_line
 from syncbn.training.errors import SettingError
 from syncbn.training.processes.quick_imports import no_garbage_collection
 
@@ -118,15 +118,14 @@ def _print_table(runs: Sequence[Run], columns: Columns) -> None:
         _print(line for line, _ in show.table(runs, columns, None))
         return
     from rich.console import Console
-    from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
     for line, status in show.table(runs, columns, show.terminal_width()):
-        styled = Text(printable(line))
+        table_row = cell(line)
         if status in show.STYLES and "status" in columns.order:
-            start = line.find(status, len(printable(line)) - len(line))
-            styled.stylize(show.STYLES[status], start, start + len(status))
-        console.print(styled)
+            start = line.find(f" {status} ") + 1
+            table_row.stylize(show.STYLES[status], start, start + len(status))
+        console.print(table_row)
 
 
 def _print(lines: Sequence[str] | Iterator[str]) -> None:

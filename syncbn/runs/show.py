@@ -63,7 +63,7 @@ def table(runs: Sequence[Run], columns: Columns, width: int | None) -> Iterator[
     counts = Counter(run.status for run in runs)
     yield f"{len(runs)} run{'s' * (len(runs) != 1)}: {', '.join(f'{n} {each}' for each, n in counts.most_common())}", ""
     if left_out := [name for name in columns.order if name not in chosen]:
-        yield f"no room for {', '.join(left_out)}; --columns={','.join(left_out[:2])} shows them", ""
+        yield f"no room for {', '.join(left_out)}; --columns chooses others, and a pipe gets all", ""
 
 
 def _fitting(columns: Columns, widths: dict[str, int], room: int) -> list[str]:
