@@ -1,4 +1,4 @@
-"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``table``, ``compare`` and ``runs``.
+"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``runs``, ``evaluate`` and others.
 
 A subcommand imports its modules when it is called, so that ``--help`` is fast.
 """
@@ -188,6 +188,36 @@ def runs(
     )
     try:
         list_runs(directories or [], options)
+    except SettingError as error:
+        _fail(error)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [SETTING=VALUE]...", help="Run directories or checkpoints; settings.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A data set: digits, or data=folder,data.root=DIR; repeatable. By default the run's own."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics to show; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for all metrics: .csv or .json.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory of the tests; by default a new one in outputs.")
+    ] = None,
+    config_dir: Annotated[Path | None, typer.Option(help="Directory of your own settings, as for train.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Call any class that a run's config.yaml names.")] = False,
+) -> None:
+    """Test checkpoints on data sets, exactly as mode=test, and show one table."""
+    from syncbn.inference.evaluation import data_sets
+    from syncbn.inference.evaluation.command import Options
+    from syncbn.inference.evaluation.command import evaluate as evaluating
+    from syncbn.training.errors import SettingError
+
+    try:
+        chosen = [data_sets.parse(each) for each in data or ()]
+        evaluating(runs, Options(chosen, metric or (), out, directory, config_dir, trust))
     except SettingError as error:
         _fail(error)
 

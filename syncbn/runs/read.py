@@ -64,7 +64,7 @@ def read(found: Found, blocks: ConfigBlocks) -> Run:
     run = Run(found.path, *_status(path, found, about, wrong, wrong_result))
     run.started, run.ended = str(about.get("started") or ""), str(about.get("ended") or "")
     run.tests = str(about.get("tests") or "")
-    run.numbers, run.best = _numbers(result), tuple(result.get("monitored") or ())
+    run.numbers, run.best = numbers(result), tuple(result.get("monitored") or ())
     if "config.yaml" in found.names:
         try:
             run.settings = blocks.flat(read_text(path / "config.yaml"))
@@ -122,7 +122,7 @@ def _last_error(path: Path, found: Found) -> str:
     return MODULE.sub("", cause)[:ERROR_LENGTH]
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, float]:
+def numbers(result: dict[str, Any]) -> dict[str, float]:
     """All numbers of ``result.json``: ``seconds``, and those of its sections that are metrics, ``test/acc``."""
     found = {name: value for name, value in result.items() if not isinstance(value, dict)}
     for part in result.values():
