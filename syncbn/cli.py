@@ -107,6 +107,44 @@ def table(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint file.")],
+    to: Annotated[str, typer.Option(help="onnx, or torch for a program of torch.export (.pt2).")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default network.onnx or network.pt2 in the run directory.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="The part of the LightningModule, if it has several networks.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of one input, 3,224,224; by default that of the test images.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest accepted difference, as a share of the largest output.")
+    ] = 1e-4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of this name.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Call classes that the run's config.yaml names, such as your own network.")
+    ] = False,
+) -> None:
+    """Export the best checkpoint of a run to ONNX or torch.export, and compare the file with the network."""
+    from syncbn.inference import export as exporting
+    from syncbn.training.console import print_line
+    from syncbn.training.errors import SettingError
+    from syncbn.training.os_errors import explain
+
+    options = {"part": part, "shape": shape, "tolerance": tolerance, "overwrite": overwrite, "trust": trust}
+    try:
+        exported = exporting.export(run, to=to, out=out, report=print_line, **options)
+    except SettingError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"--out: {explain(error, out or run)}")
+    for line in exporting.lines(exported):
+        print_line(line)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, sweep directories, or directories of these.")],
     factor: Annotated[

@@ -13,6 +13,7 @@ from syncbn.training import import_paths, torchvision_internals
 from syncbn.training.config import trust
 from syncbn.training.errors import SettingError, as_typed
 from syncbn.training.models.build import build
+from syncbn.training.network.init_from import unwrapped
 from syncbn.training.norm import replace
 from syncbn.training.run_directory import record
 
@@ -109,14 +110,20 @@ def part_of(module: nn.Module, part: str | None, where: str) -> nn.Module:
     parts = {name: each for name, each in module.named_children() if any(True for _ in each.parameters())}
     if part is not None:
         try:
-            return module.get_submodule(part)
+            return _uncompiled(module.get_submodule(part))
         except AttributeError:
             raise SettingError("part", part, f"{where} has no such part; use one of {', '.join(parts)}") from None
     if isinstance(own := getattr(module, "network", None), nn.Module):
-        return own
+        return _uncompiled(own)
     if len(parts) == 1 and not list(module.parameters(recurse=False)):
-        return next(iter(parts.values()))
+        return _uncompiled(next(iter(parts.values())))
     if type(module).forward.__qualname__ != "LightningModule.forward":
         return module
     names = ", ".join(parts)
     raise SettingError("part", None, f"{type(module).__name__} has several networks: {names}; choose one of them")
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    """The network that ``torch.compile`` was called with, if it was."""
+    name, inner = next(iter(network.named_children()), ("", network))
+    return inner if name and not unwrapped(f"{name}.") else network

@@ -28,6 +28,8 @@ def read(run_dir: Path) -> dict[str, Any]:
         wrong = out_of_range(yaml.safe_load(read_text(path)))
     except FileNotFoundError:
         return {}
+    except DamagedError as error:
+        raise DamagedError(short(path, resolve=False), error.hint) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         wrong = ""  # the next lines report it
     if wrong:

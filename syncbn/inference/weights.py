@@ -44,6 +44,8 @@ def load(network: nn.Module, state: Mapping[str, Tensor], prefix: str, where: st
         SettingError: they are those of another network.
     """
     weights = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    wrapped = {unwrapped(name): name for name in network.state_dict()}  # the module may compile its network itself
+    weights = {wrapped.get(name, name): each for name, each in weights.items()}
     for name, each in (*network.named_parameters(), *network.named_buffers()):
         saved = weights.get(name)
         if saved is not None and saved.dtype != each.dtype:
