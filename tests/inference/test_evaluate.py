@@ -124,7 +124,10 @@ def test_how_a_data_set_is_typed(text: str, overrides: list[str], label: str) ->
 def test_arguments_that_belong_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1").mkdir()
-    assert sorted_out(["lr=0.1", "a", "adapt=stream", "a"]) == (["lr=0.1", "a"], ["adapt=stream"])
+    assert sorted_out(["lr=0.1", "a", "adapt=stream", "data.batch_size=8", "a"]) == (
+        ["lr=0.1", "a"],
+        ["adapt=stream", "data.batch_size=8"],
+    )
     for words, name in ((["a=1"], "RUN"), (["a", "data.root=x"], "data.root"), (["a", "ckpt_path=x"], "ckpt_path")):
         with refuses(name):
             sorted_out(words)

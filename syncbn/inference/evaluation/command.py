@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # A test needs no W&B run; logger=wandb overrides it.
 COMMON = ("mode=test", "logger=csv")
+# Settings that all data sets have, so that they need not be repeated for each.
+OF_ANY_DATA = tuple(f"data.{name}" for name in ("batch_size", "global_batch_size", "num_workers", "prefetch_factor"))
 
 
 class Options(NamedTuple):
@@ -73,7 +75,7 @@ def sorted_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
         raise SettingError("RUN", hint="name run directories or checkpoints, such as outputs/RUN")
     for each in settings:
         name, _, value = each.lstrip("+~").partition("=")
-        if name.split(".")[0].split("@")[0] == "data":
+        if name.split(".")[0].split("@")[0] == "data" and name not in OF_ANY_DATA:
             raise SettingError(name, value, f"use --data={each}, once for each data set")
         if name in ("ckpt_path", "mode", "run.id") or name.startswith("hydra."):
             raise SettingError(name, value, "syncbn evaluate sets it; leave it out (--directory is for the results)")

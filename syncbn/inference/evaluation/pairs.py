@@ -58,7 +58,7 @@ def pairs(
         try:
             yield Pair(run, each.label, _test(Path(run), each, common, root / str(number), machine, trust=trust))
         except SettingError as error:
-            yield Pair(run, each.label, None, str(error))
+            yield Pair(run, each.label, None, str(error).replace("add trust=true", "add --trust"))
         except OSError as error:
             yield Pair(run, each.label, None, explain(error, Path(run)))
 
