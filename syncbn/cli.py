@@ -249,8 +249,8 @@ def evaluate(
 ) -> None:
     """Test checkpoints on data sets, exactly as mode=test, and show one table."""
     from syncbn.inference.evaluation import data_sets
-    from syncbn.inference.evaluation.command import Options
     from syncbn.inference.evaluation.command import evaluate as evaluating
+    from syncbn.inference.evaluation.options import Options
     from syncbn.training.errors import SettingError
 
     try:
@@ -274,8 +274,8 @@ def predict(
     trust: Annotated[bool, typer.Option("--trust", help="Call any class that the run's config.yaml names.")] = False,
 ) -> None:
     """Write file, class and probability of each image; the exit code is 1 if one cannot be read."""
-    from syncbn.inference.prediction.command import Options, RankError
     from syncbn.inference.prediction.command import predict as predicting
+    from syncbn.inference.prediction.options import Options, RankError
     from syncbn.training.distributed.signals import Interrupted
     from syncbn.training.errors import SettingError
 

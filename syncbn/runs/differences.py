@@ -35,7 +35,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     found = [name for name in found if not _follows(runs, name)]
     if {"data.global_batch_size", "data.batch_size"} <= {*found} and _is_product(runs):
         found.remove("data.global_batch_size")
-    return sorted(found, key=_order)
+    return sorted((name for name in found if name in FIRST or not _comes_with(runs, name, found)), key=_order)
 
 
 def _values(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -68,6 +68,18 @@ def _differs(runs: Sequence[Run], name: str, values: list[Any]) -> bool:
 def _follows(runs: Sequence[Run], name: str) -> bool:
     origin = FOLLOWS.get(name)
     return origin is not None and all(run.settings.get(name) == run.settings.get(origin) for run in runs)
+
+
+def _comes_with(runs: Sequence[Run], name: str, found: Sequence[str]) -> bool:
+    """Whether a setting follows from the file that was chosen for its group: ``data.val_fraction`` from ``data``."""
+    group = name.partition(".")[0]
+    chosen = [each for each in (f"{group}._target_", f"{group}.name") if each in found and each != name]
+    values: dict[tuple[str, ...], set[str]] = {}
+    for run in runs if chosen else ():
+        if name in run.settings:
+            key = tuple(text(run.settings.get(each)) for each in chosen)
+            values.setdefault(key, set()).add(text(run.settings[name]))
+    return bool(values) and all(len(each) == 1 for each in values.values())
 
 
 def _is_product(runs: Sequence[Run]) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from syncbn.runs.read import Run
@@ -18,6 +19,7 @@ REPEATED = (
     *("run.id", "callbacks.checkpoint.dirpath", "trainer.profiler.dirpath", "study", "logger.group", "logger.name"),
     *("logger.tags", "optimizer.lr_given"),
 )
+CHECKPOINTS = ("ckpt_path", "tests")
 ABSENT = object()
 Value = Any
 
@@ -83,7 +85,7 @@ def is_repeated(name: str) -> bool:
 
 
 def text(each: Value, name: str = "") -> str:
-    """A value as the user types it; of a class its name without the module."""
+    """A value as the user types it; of a class its name without the module, of a checkpoint its run and its name."""
     if each is ABSENT:
         return ""
     if isinstance(each, float):
@@ -91,4 +93,6 @@ def text(each: Value, name: str = "") -> str:
     if isinstance(each, list):
         return f"[{','.join(map(text, each))}]"
     shown = as_typed(each)
+    if name in CHECKPOINTS and shown.endswith(".ckpt"):
+        return "/".join([*[part for part in shown.split("/")[:-1] if part != "checkpoints"][-1:], Path(shown).stem])
     return shown.rpartition(".")[2] if name.endswith("_target_") else shown

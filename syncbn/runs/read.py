@@ -16,6 +16,8 @@ from syncbn.training.run_directory.kinds import missing_value
 VICTIM = re.compile("gloo|NCCL|Socket|Connection (closed|reset)")
 MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")  # of the exception's class
 ERROR_LENGTH = 600
+# Settings that a run which only tests a checkpoint does not use.
+OF_TRAINING = ("optimizer.", "scheduler.", "averaging.", "early_stopping.", "trainer.max_", "trainer.min_", "resume.")
 
 
 @dataclass
@@ -68,6 +70,8 @@ def read(found: Found, blocks: ConfigBlocks) -> Run:
     if "config.yaml" in found.names:
         try:
             run.settings = blocks.flat(read_text(path / "config.yaml"))
+            if run.tests:
+                run.settings = {name: each for name, each in run.settings.items() if not name.startswith(OF_TRAINING)}
         except OSError as error:
             run.error = run.error or f"config.yaml: {error.strerror}"
         except ValueError as error:

@@ -24,7 +24,7 @@ from tests.training.support import train_command
 from tests.training.support.train_command import Run
 
 CLASSES = ("cat", "dog", "sea lion")
-EPOCHS = 4
+EPOCHS = 3
 TRAIN = ("--config-dir", "conf", "model=network", "data=folder", "data.root=../images", "model.width=4")
 TRAIN += ("model.in_channels=3", "model.num_classes=3")
 TRAIN += ("data.batch_size=4", "data.num_workers=0", "resume.every_n_steps=5", "run.id=first", "logger=csv")
@@ -101,20 +101,17 @@ def test_the_journey(home: Path, syncbn_: Type, monkeypatch: pytest.MonkeyPatch)
     chosen = syncbn_("runs", "--filter=norm=local", "--columns=norm", "--csv")
     assert chosen.out == "run,norm.name\noutputs/local,local\n"
 
-    # Its checkpoint tested again. The network is the project's own, which nothing calls without trust.
-    refused = syncbn_("evaluate", RUN, "--config-dir=conf", code=1)
-    assert "model._target_=project.network.Network: " in refused.err
-    assert "add --trust" in refused.err
+    # Its checkpoint tested again. The metrics are the same to the last digit.
     shown = syncbn_("evaluate", RUN, "--config-dir=conf", "--trust", "data.batch_size=4", "--out=table.csv")
     (row,) = table(project / "table.csv")
     assert {name: float(row[name]) for name in result["test"]} == result["test"]
     assert f"{RUN}" in shown.out
 
-    # Exported, with plain batch norm, and compared with the network.
-    for to, name in (("torch", "network.pt2"), ("onnx", "network.onnx")):
-        exported = syncbn_("export", RUN, f"--to={to}", "--trust")
-        assert (run / name).stat().st_size > 1000
-        assert name in exported.out
+    # Exported, with plain batch norm, and compared with the network; not without trust, as the network is one's own.
+    refused = syncbn_("export", RUN, "--to=onnx", code=1)
+    assert "model._target_=project.network.Network: " in refused.err
+    exported = syncbn_("export", RUN, "--to=onnx", "--trust")
+    assert "network.onnx" in exported.out
 
     # Every image of a folder.
     shutil.copy(home / "images/test/dog/0.png", home / "images/test/dog/broken.png")

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from syncbn.inference.prediction import predict as in_ranks
-from syncbn.inference.prediction.command import Options, predict
+from syncbn.inference.prediction.command import predict
+from syncbn.inference.prediction.options import Options
 from syncbn.inference.prediction.share import Task, rows
 from syncbn.inference.trained import Trained, open_run
 from tests.support.refuses import refuses

@@ -80,6 +80,18 @@ def test_groups_that_are_null_or_lack_settings(tmp_path: Path) -> None:
     assert differing(all_runs([tmp_path])) == ["model._target_", "augment.name", "seed"]
 
 
+def test_what_comes_with_the_choice_of_a_group_is_left_out(tmp_path: Path, lines: Lines) -> None:
+    folder = {"data._target_": "syncbn.training.ImageFolder", "data.remainder": "pad", "data.batch_size": 4}
+    for name, more in (("a", {}), ("b", folder), ("c", folder | {"optimizer.lr": 0.2}), ("d", {"data.shuffle": False})):
+        run_directories.run(tmp_path / name, settings=more)
+    assert differing(all_runs([tmp_path])) == ["data._target_", "data.batch_size", "optimizer.lr", "data.shuffle"]
+    tested = run_directories.run(
+        tmp_path / "t", tests="/far/outputs/b/checkpoints/best.ckpt", settings={"mode": "test"}
+    )
+    shown = {row["run"]: row for row in rows(lines(tmp_path, columns="tests,lr"))}[str(tested)]
+    assert shown == {"run": str(tested), "tests": "b/best"}
+
+
 def test_copies_of_groups_are_left_out() -> None:
     assert {*COPIES} <= {*REPEATED}
 

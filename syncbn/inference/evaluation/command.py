@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from syncbn.inference.evaluation import data_sets
-from syncbn.inference.evaluation.data_sets import DataSet
+from syncbn.inference.evaluation.options import Options
 from syncbn.training.errors import SettingError
 
 if TYPE_CHECKING:
@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 COMMON = ("mode=test", "logger=csv")
 # Settings that all data sets have, so that they need not be repeated for each.
 OF_ANY_DATA = tuple(f"data.{name}" for name in ("batch_size", "global_batch_size", "num_workers", "prefetch_factor"))
-
-
-class Options(NamedTuple):
-    """The options of ``syncbn evaluate``."""
-
-    data: Sequence[DataSet] = ()
-    metrics: Sequence[str] = ()
-    out: Path | None = None
-    directory: Path | None = None
-    config_dir: Path | None = None
-    trust: bool = False
 
 
 def evaluate(words: Sequence[str], options: Options) -> None:

@@ -8,8 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from syncbn.inference.evaluation import table
-from syncbn.inference.evaluation.command import Options
 from syncbn.inference.evaluation.data_sets import OWN, DataSet
+from syncbn.inference.evaluation.options import Options
 from syncbn.inference.evaluation.pairs import Pair, pairs
 from syncbn.inference.evaluation.table import Cell
 from syncbn.runs.read import numbers

@@ -23,6 +23,7 @@ from syncbn.training.launch.run_pool import Run
 from syncbn.training.network import check as check_network
 from syncbn.training.os_errors import explain
 from syncbn.training.run_directory import record
+from syncbn.training.run_directory.paths import short
 
 
 class Pair(NamedTuple):
@@ -72,7 +73,7 @@ def _test(run: Path, data: DataSet, common: Sequence[str], run_dir: Path, machin
         if run_of is None:
             raise SettingError("RUN", run, "this checkpoint lies in no run directory, which has its data; use --data")
         chosen = of_run(run_settings.read(run_of), record.read(run_of, "run"), trust=trust)
-    path = str(checkpoint.absolute())
+    path = short(checkpoint, resolve=False)
     if "${" in path:
         raise SettingError("RUN", run, "its path has ${ in it, which settings resolve; rename the directory")
     overrides = [*common, *chosen, f"ckpt_path={quoted(path)}", *(["trust=true"] if trust else [])]

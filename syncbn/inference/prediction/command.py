@@ -2,26 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from syncbn.inference.prediction.files import listed
+from syncbn.inference.prediction.options import Options
 from syncbn.training.processes import fork_server
 from syncbn.training.processes.quick_imports import no_garbage_collection
-
-
-class RankError(RuntimeError):
-    """A rank failed; the message is one line."""
-
-
-class Options(NamedTuple):
-    """The options of ``syncbn predict``."""
-
-    out: Path | None = None
-    top: int = 1
-    batch_size: int = 64
-    devices: int | None = None
-    files_from: Path | None = None
-    trust: bool = False
 
 
 def predict(run: Path, given: Sequence[Path], options: Options) -> int:

@@ -15,8 +15,8 @@ from typing import IO
 import torch
 
 from syncbn.inference.prediction import output
-from syncbn.inference.prediction.command import Options, RankError
 from syncbn.inference.prediction.files import Files
+from syncbn.inference.prediction.options import Options, RankError
 from syncbn.inference.prediction.share import Row, Task, check, rows, work
 from syncbn.inference.trained import Trained, open_run
 from syncbn.training.config.machine import Machine, this_machine
