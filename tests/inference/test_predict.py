@@ -19,13 +19,17 @@ from syncbn.inference.prediction.command import predict
 from syncbn.inference.prediction.options import Options
 from syncbn.inference.prediction.share import Task, rows
 from syncbn.inference.trained import Trained, open_run
+from syncbn.training.data.digits import Digits
+from syncbn.training.models import networks
+from syncbn.training.norm.replace import prepare_model
+from tests.inference.support.crafted_runs import crafted, seen_something
 from tests.support.refuses import refuses
 from tests.training.data.support.pictures import pictures
 from tests.training.support import train_command
 from tests.training.support.train_command import Run
 
 CLASSES = ("a cat", "dog", "étoile", "=fox")
-SETTINGS = ("data=folder", "model=resnet", "model.width=4", "trainer.max_epochs=2", "logger=csv", "trainer.devices=2")
+SETTINGS = ("data=folder", "model=resnet", "model.width=4", "trainer.max_epochs=1", "logger=csv", "trainer.devices=1")
 
 
 def syncbn(where: Path, *arguments: str, **options: Any) -> Run:
@@ -37,7 +41,7 @@ def syncbn(where: Path, *arguments: str, **options: Any) -> Run:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, ``outputs/a``, on folders of images, with ``images/test``; of other sizes than those of the training."""
     where = tmp_path_factory.mktemp("predict")
-    for part, size, count in (("train", (12, 12), 20), ("val", (12, 12), 4), ("test", (15, 20), 9)):
+    for part, size, count in (("train", (12, 12), 24), ("val", (12, 12), 4), ("test", (15, 20), 9)):
         pictures(where / "images" / part, dict.fromkeys(CLASSES, count), size=size, seed=len(part))
     deeper = where / "images/test/dog/more"
     pictures(deeper.parent, {"more": 3})
@@ -85,21 +89,29 @@ def test_over_ranks_with_the_accuracy_of_the_runs_test(place: Path, run: Any, tm
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=2e-6)
 
 
-def test_the_digits_of_the_test(tmp_path: Path) -> None:
-    settings = "model=mlp", "trainer.max_epochs=1", "run.id=digits", "logger=csv", "trainer.devices=1", "norm=none"
-    trained = train_command.train(tmp_path, *settings).ended()
-    from syncbn.training import Digits
-
+@pytest.mark.parametrize("norm", ["sync", "group_norm", "none"])
+def test_digits_are_those_of_the_data_and_no_image_changes_another(tmp_path: Path, norm: str) -> None:
+    settings = {"name": norm, "num_groups": 4, "min_channels": 1, "only": None}
+    torch.manual_seed(0)
+    network = networks.ResNet(width=4)
+    prepare_model(network, settings)
+    model = {"_target_": "syncbn.training.ResNet", "in_channels": 1, "num_classes": 10, "width": 4}
+    run = crafted(tmp_path / "run", seen_something(network, 1, 8, 8), model, norm=settings)
     data = Digits()
     data.setup("test")
-    for number, (image, label) in enumerate(zip(*data.test.tensors, strict=True)):
-        path = tmp_path / f"test/{int(label)}/{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()).save(path)
-    predict(tmp_path / "outputs/digits", [tmp_path / "test"], Options(tmp_path / "out.csv", devices=1))
-    expected = trained.json("result")["test"]["test/acc"]
-    # A pixel of v/16 is rounded to 8 bits.
-    assert accuracy(table(tmp_path / "out.csv")) == pytest.approx(expected, abs=0.003)
+    images = data.test.tensors[0][:20]
+    (tmp_path / "in").mkdir()
+    for number, image in enumerate(images):
+        pixels = (image[0] * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"in/{number:02}.png")
+    with torch.no_grad():
+        expected = network.eval()(images).softmax(1)
+    for size in (1, 7):
+        predict(run, [tmp_path / "in"], Options(tmp_path / "out.csv", batch_size=size, devices=1))
+        found = table(tmp_path / "out.csv")
+        # A pixel of v/16 is rounded to 8 bits.
+        assert [float(row["probability"]) for row in found] == pytest.approx(expected.amax(1).tolist(), abs=0.01)
+        assert sum(int(row["class"]) == each for row, each in zip(found, expected.argmax(1), strict=True)) >= 19
 
 
 def test_the_most_probable_classes(place: Path, run: Any) -> None:
