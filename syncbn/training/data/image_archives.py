@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from syncbn.training.data.image_data import ImageData, ImageSet
-from syncbn.training.data.images import archives, listing, statistics
+from syncbn.training.data.images import archive_sources, archives, listing, statistics
 from syncbn.training.data.images.archives import Part
 from syncbn.training.data.transforms.augmentation import Augmentation
 from syncbn.training.errors import SettingError
@@ -82,7 +82,7 @@ class CIFAR(ImageArchive):
         return _cifar(root, self.archive)
 
     def source(self) -> str:
-        return f"{archives.SOURCE}{archives.CIFAR[self.archive][0][1]}"
+        return archive_sources.cifar(self.archive)
 
 
 class MNIST(ImageArchive):
@@ -95,8 +95,6 @@ class MNIST(ImageArchive):
         classes: their names; None for their numbers.
         settings: see :class:`.image_data.ImageData`.
     """
-
-    SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
     def __init__(
         self,
@@ -121,7 +119,7 @@ class MNIST(ImageArchive):
         return train, test, self.names
 
     def source(self) -> str:
-        return self.SOURCE
+        return archive_sources.MNIST
 
 
 @cache
@@ -132,4 +130,4 @@ def _cifar(root: str, name: str) -> tuple[Part, Part, list[str]]:
 
 @cache
 def _idx(root: str) -> tuple[Part, Part]:
-    return archives.idx(root, MNIST.SOURCE)
+    return archives.idx(root, archive_sources.MNIST)
