@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.warm_process import WarmProcess
 from tests.training.support import screen, wandb_log
 from tests.training.support.train_command import PROJECT, REPO, Run, environment, train
 
@@ -307,7 +308,7 @@ def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "--local-addr=localhost"]
     command = [*torchrun, str(REPO / "train.py"), *QUICK, "norm.group=node"]
     nodes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        WarmProcess(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(2)
     ]
     out = [node.communicate(timeout=120)[0].decode() for node in nodes]

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from tests.support.refuses import refuses
 from tests.support.warm_process import REPO
 from tests.training.support import wandb_log
 from tests.training.support.attempt import ID, attempt
-from tests.training.support.train_command import environment, run, train
+from tests.training.support.train_command import Run, environment, run, train
 from tests.training.support.wandb_server import WandbServer
 
 
@@ -71,12 +70,10 @@ def wandb_lines(run_dir: Path) -> list[dict[str, Any]]:
     return [line for directory in wandb_files.directories(run_dir) for line in wandb_internals.history(directory)]
 
 
-def upload(run_dir: Path) -> subprocess.CompletedProcess[str]:
+def upload(run_dir: Path) -> Run:
     options, directories = wandb_files.upload(run_dir)
     command = [sys.executable, "-m", "wandb", *options, *map(str, directories)]
-    return subprocess.run(
-        command, cwd=run_dir, env=environment(), capture_output=True, text=True, timeout=120, encoding="utf-8"
-    )
+    return run(run_dir, *command, env=environment(), timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +112,7 @@ def test_attempts_of_one_run_are_uploaded_together_with_no_line_twice(
     options, directories = wandb_files.upload(tmp_path / "run")
     assert options == ["sync"]
     done = upload(tmp_path / "run")
-    assert done.stderr.count("Finished syncing") == len(directories) > 0, done.stderr
+    assert done.err.count("Finished syncing") == len(directories) > 0, done.err
     lines = server.lines()
     assert points(lines, STEP) == straight
     assert [line["_step"] for line in lines] == sorted({line["_step"] for line in lines})
