@@ -14,7 +14,7 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate_optimization import samples_per_step
 from syncbn.training.console import cell
 from syncbn.training.evaluation import class_accuracy
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import viewers, wandb_files
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
 
@@ -81,6 +81,7 @@ def summary(run_dir: Path) -> Group:
     attempts = wandb_files.directories(run_dir) if wandb else []
     if wandb.get("url") or attempts:  # the user may have removed the directories
         rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
+    rows += viewers.rows(run_dir)
     table = Table(show_header=False, box=box.HORIZONTALS)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)

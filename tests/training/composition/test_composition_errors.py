@@ -50,7 +50,6 @@ BAD: dict[str, tuple[Any, ...]] = {
     "seed=1.5": ("seed", "1.5", "use a whole number"),
     "target=high": ("target", "high", "use a number"),
     "test=maybe": ("test", "maybe", "use true or false"),
-    "logger.mode=loud": ("logger.mode", "loud", "use one of offline, online, disabled"),
     "run=3": ("run", "3", "this is a group of settings, not a value; use run.NAME=..."),
     "data.batch_size=[1": ("data.batch_size", "[1", "close brackets and quotes"),
     "seed": ("seed", None, "there is no = in it; write seed=VALUE"),
