@@ -40,6 +40,7 @@ from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
+from syncbn.training.search import objective
 from syncbn.training.vision_packages import install_command
 
 FIRST = 10.0  # seconds in which rank 0 prints an error that another rank has found too
@@ -63,7 +64,7 @@ def run(cfg: DictConfig) -> float | None:
     """Runs one job under Hydra; see :func:`syncbn.training.launch.main.main`.
 
     Returns:
-        The best value of the monitored metric.
+        The value that a sweeper optimizes.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -107,7 +108,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> float | None:
     check_network.check(plan)
     chosen_loggers.check(plan.cfg.logger)
     perform(plan, Command(name, overrides, named))
-    return record.monitored(run_dir) if environment.rank() == 0 else None
+    return objective.value(run_dir, cfg.objective if in_sweep else None) if environment.rank() == 0 else None
 
 
 class Command(NamedTuple):
