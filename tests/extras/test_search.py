@@ -7,9 +7,9 @@ import yaml
 
 from tests.training.support.train_command import Run, train
 
-# Seed 0 draws 0.1, -1, -1, 0.1, 0.1 of these.
+# Seed 0 draws 0.1, -1, -1, 0.1 of these.
 SEARCH = (
-    *("-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=5", "hydra.sweep.dir=multirun/a", "objective=val/loss"),
+    *("-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=4", "hydra.sweep.dir=multirun/a", "objective=val/loss"),
     *("optimizer.lr=choice(0.01,0.1,-1)", "model=mlp", "debug=fast", "logger=csv", "trainer.devices=1", "test=false"),
 )
 
@@ -35,15 +35,9 @@ def check(where: Path, run: Run) -> None:
 def test_failed_trials_are_shown_and_the_same_command_repeats_no_finished_one(tmp_path: Path) -> None:
     first = train(tmp_path, *SEARCH).ended()
     check(tmp_path, first)
-    assert "job 1 (trial 3 of 5): optimizer.lr=-1" in first.out
+    assert "job 1 (trial 3 of 4): optimizer.lr=-1" in first.out
     assert first.out.count("epoch 1/1") == 1
     again = train(tmp_path, *SEARCH).ended()
     check(tmp_path, again)
     assert "epoch 1/1" not in again.out
-    assert again.out.count("run a-0 has finished before") == 3
-
-
-def test_optunas_own_settings_would_minimize_the_accuracy(tmp_path: Path) -> None:
-    ended = train(tmp_path, "-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.2)").ended(1)
-    assert ended.err.startswith("error: hydra.sweeper.direction=minimize: that is the worst val/acc; use ")
-    assert not (tmp_path / "multirun").exists()
+    assert again.out.count("run a-0 has finished before") == 2

@@ -1,5 +1,6 @@
 """The logger for TensorBoard: event files in ``RUN/tensorboard``, which continue after a resume."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class TensorBoard(TensorBoardLogger):
     """Lightning's logger, in one directory for all attempts of a run.
 
     Each row is written to the operating system at once, so a killed process loses none. The events of steps that a
-    resume repeats are purged by TensorBoard's own mechanism (``purge_step``).
+    resume repeats are purged by TensorBoard's own mechanism.
 
     Args:
         plan: of the run.
@@ -44,7 +45,7 @@ class TensorBoard(TensorBoardLogger):
         """Drop what earlier attempts logged from ``step`` on, and log what they lost before it."""
         earlier = {(at, name) for at, name in _stored(self._run_dir / FOLDER) if at < step}
         if any((self._run_dir / FOLDER).iterdir()):
-            self._kwargs["purge_step"] = step
+            self._purge(step)
         self._begin(earlier)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
@@ -89,6 +90,16 @@ class TensorBoard(TensorBoardLogger):
             self._write(metrics, step)
         self.experiment.flush()
 
+    def _purge(self, step: int) -> None:
+        """Make readers drop the events from ``step`` on, as SummaryWriter does with its argument ``purge_step``.
+
+        Lightning opens the writer when it sets up, before it is known where training resumes.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self.experiment.file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
+        self.experiment.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
     def _write(self, metrics: Mapping[str, float], step: int) -> None:
         if metrics:
             super().log_metrics(metrics, step)
@@ -127,6 +138,7 @@ def _stored(directory: Path) -> Points:
 
     if not any(directory.iterdir()):
         return set()
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of events that were purged by intention
     found = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     found.Reload()
     return {(event.step, tag) for tag in found.Tags()["scalars"] for event in found.Scalars(tag)}
