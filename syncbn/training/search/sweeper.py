@@ -54,7 +54,7 @@ def _check_direction(config: DictConfig) -> None:
     named = str(given).rpartition(".")[2]
     if named not in ("maximize", "minimize"):
         hint = f"it does not follow from objective={shown}; use maximize or minimize"
-        raise SettingError("hydra.sweeper.direction", None if named == "unknown" else named, hint)
+        raise SettingError("hydra.sweeper.direction", hint=hint)
     if wanted not in ("unknown", named):
         hint = f"that is the worst {shown}; use hydra.sweeper.direction={wanted}, or hydra/sweeper=search"
         raise SettingError("hydra.sweeper.direction", named, hint)
