@@ -1,5 +1,5 @@
 # make help says what there is. Everything runs in .venv, which is made on first use and again when its recipe changes.
-# Tests with torchvision, timm, ONNX and Triton run in .venv-extras, which has these and sees the packages of .venv.
+# Tests with torchvision, timm, ONNX, Triton, TensorBoard, MLflow and Optuna run in .venv-extras, which has these and sees the packages of .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ doctor: $(VENV)/ready ## check this machine for training, without training; as J
 test: $(VENV)/ready ## run the tests, two files at a time; a choice of them: make test ARGS="tests/nn -k empty"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
+test-extras: $(EXTRAS)/ready ## run the tests with torchvision, timm, ONNX, TensorBoard, MLflow and Optuna
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
 
 test-gpu: $(VENV)/ready ## run the tests of the layer on a GPU
@@ -85,5 +85,5 @@ $(EXTRAS)/ready: $(VENV)/ready tests/extras/support/cpu_torchvision.py
 		&& $(BIN)/python -c "$$packages" > $$here/venv.pth \
 		&& cp tests/extras/support/cpu_torchvision.py $$here \
 		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
-	@$(EXTRAS)/bin/python install_packages.py --constraint constraints.txt --editable '.[vision,export,triton]' onnxruntime
+	@$(EXTRAS)/bin/python install_packages.py --constraint constraints.txt --editable '.[vision,export,triton,tensorboard,mlflow,search]' onnxruntime
 	@touch $@

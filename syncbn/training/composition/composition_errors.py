@@ -141,6 +141,9 @@ def _missing(error: MissingConfigException, line: _CommandLine) -> SettingError 
     # Only the main file and the command line name a choice of which the user need not be told where it is.
     where = f" (in {within[1]}.yaml)" if within and within[1] not in ("config", "hydra/config") else ""
     options = [each for each in error.options or () if not each.startswith("schema_")]
+    if group == "hydra/sweeper" and choice == "optuna":
+        hint = "there is no package hydra-optuna-sweeper here; pip install 'hydra-optuna-sweeper>=1.3' 'sqlalchemy<2'"
+        return SettingError(group, choice, hint)
     if not options and group in line.groups():  # of several choices Hydra does not list what there is
         options = sorted(path.stem for path in conf_directory().glob(f"{group}/*.yaml"))
     if not options and group in line.groups():

@@ -19,6 +19,7 @@ HARMLESS = [
     "timeouts",
     "cluster",
     "logger",
+    "objective",
     *(f"data.{name}" for name in ("num_workers", "prefetch_factor", "pin_memory", "persistent_workers")),
     *("data.cache", "data.cache_dir"),
     *("data.num_classes", "data.in_channels"),  # facts of the data, which model repeats

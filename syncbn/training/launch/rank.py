@@ -43,7 +43,8 @@ from syncbn.training.evaluation.corruption_suite import CorruptionSuite
 from syncbn.training.evaluation.prediction_record import PredictionRecord
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
-from syncbn.training.loggers import wandb_logger
+from syncbn.training.loggers import run_loggers
+from syncbn.training.loggers.ending import Ending
 from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
 from syncbn.training.metrics.peak_memory import peak_memory
 from syncbn.training.models.build import build
@@ -78,16 +79,18 @@ def run(plan: Plan) -> None:
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
         # They read RANK when they are imported. The fork server imported them, which is not a rank.
         of_rank_0.rank = rank  # type: ignore[union-attr]
+    sessions = _Sessions(plan, rank)
     try:
         with files.explain_mismatch(plan.checkpoint):
-            result = _fit_and_test(plan, rank)
+            result = _fit_and_test(plan, sessions)
             result["memory"] = peak_memory(plan.accelerator)
     except BaseException as error:
         unresponsive_ranks.report_failure(error)  # before the loggers end, which may take a minute
         stop = isinstance(error, Stopped)
-        if rank == 0 and plan.cfg.plots and not isinstance(error, SettingError):
-            write_curves(run_dir)
-        wandb_logger.finish(run_dir, failed=not stop, preempted=stop)
+        if rank == 0:
+            if plan.cfg.plots and not isinstance(error, SettingError):
+                write_curves(run_dir)
+            run_loggers.finish(plan.cfg, sessions.loggers, Ending(run_dir, "interrupted" if stop else "failed"))
         if stop and dist.is_initialized():
             dist.destroy_process_group()
         raise
@@ -95,7 +98,7 @@ def run(plan: Plan) -> None:
         record.write(run_dir, "result", result)
         if plan.cfg.plots:
             write_curves(run_dir)
-        wandb_logger.finish(run_dir, failed=False, summary=result)
+        run_loggers.finish(plan.cfg, sessions.loggers, Ending(run_dir, "finished", result))
     # Otherwise gloo's thread may abort the process while it exits. Lightning destroys the group with NCCL only.
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -110,7 +113,7 @@ class _Sessions:
 
     def __init__(self, plan: Plan, rank: int) -> None:
         self._plan, self._rank = plan, rank
-        self._loggers: list[Logger] | None = None
+        self.loggers: list[Logger] | None = None
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
         self._began = False  # the module of the fit, or of a test alone, was built
@@ -118,10 +121,10 @@ class _Sessions:
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
         module, datamodule = self.parts()
-        first = self._loggers is None
-        if self._loggers is None:
-            self._loggers = wandb_logger.build(self._plan.cfg, self._plan.run_dir, self._rank)
-        trainer = build_trainer(self._plan, self._loggers, suite=suite, first=first)
+        first = self.loggers is None
+        if self.loggers is None:
+            self.loggers = run_loggers.build(self._plan, self._rank)
+        trainer = build_trainer(self._plan, self.loggers, suite=suite, first=first)
         if self._progress is not None:  # a test is logged at the step and epoch of the fit
             trainer.fit_loop.load_state_dict(self._progress)
         # Lightning does this too, but only after it has loaded the checkpoint: float64 weights would lose precision.
@@ -155,8 +158,7 @@ class _Sessions:
         return module
 
 
-def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
-    sessions = _Sessions(plan, rank)
+def _fit_and_test(plan: Plan, sessions: _Sessions) -> dict[str, Any]:
     if plan.cfg.mode == "test":
         return _test(plan, sessions, plan.checkpoint)
     if plan.cfg.mode == "find_lr":
