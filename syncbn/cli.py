@@ -133,9 +133,11 @@ def export(
     from syncbn.training.errors import SettingError
     from syncbn.training.os_errors import explain
 
-    options = {"part": part, "shape": shape, "tolerance": tolerance, "overwrite": overwrite, "trust": trust}
     try:
-        exported = exporting.export(run, to=to, out=out, report=print_line, **options)
+        exported = exporting.export(
+            run, to=to, out=out, part=part, shape=shape, tolerance=tolerance, overwrite=overwrite, trust=trust,
+            report=print_line,
+        )  # fmt: skip
     except SettingError as error:
         _fail(error)
     except OSError as error:

@@ -75,8 +75,8 @@ def export(
     path = out or home / f"network{kind.suffix}"
     _refuse_file(path, overwrite=overwrite)
     _refuse_large(trained.network, to)
-    x, inputs = _inputs(trained, shape, trust=trust, report=report)
     report(_about(trained))
+    x, inputs = _inputs(trained, shape, trust=trust, report=report)
     with replacing(path) as draft:
         try:
             draft.touch()  # a directory that cannot be written to is reported before the network is traced
@@ -124,8 +124,9 @@ def _inputs(trained: Trained, shape: str | None, *, trust: bool, report: Callabl
     if size is None:
         try:
             found = sample_inputs.images(trained, SAMPLES, trust=trust)
-        except (SettingError, OSError) as error:
-            report(f"no test images: {error}")
+        except Exception as error:  # a data module of the user's may raise anything
+            what = "" if isinstance(error, SettingError | OSError) else f"{type(error).__name__}: "
+            report(f"no test images: {what}{' '.join(str(error).split())[:300]}")
             known = trained.preprocessing
             size = None if known is None else (known.channels, *known.size)
         else:
@@ -183,9 +184,10 @@ def _about(trained: Trained) -> str:
 
 def lines(exported: Exported) -> list[str]:
     """What the command prints of an exported file."""
-    size = exported.path.stat().st_size / 2**20
+    size = exported.path.stat().st_size
+    shown = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
     return [
         f"compared on {exported.inputs}, one by one and together: largest difference {exported.difference:.2g}, "
         f"in outputs up to {exported.largest:.3g}",
-        f"written: {short(exported.path, resolve=False)} ({size:.1f} MiB)",
+        f"written: {short(exported.path, resolve=False)} ({shown})",
     ]

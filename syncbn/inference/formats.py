@@ -91,7 +91,9 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, str]) 
     names = [OUTPUT] if count == 1 else [f"{OUTPUT}_{number}" for number in range(count)]
     try:
         with _silent():
-            made: Any = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=names, verbose=False)
+            # The program is for any batch size already; dynamic_shapes only gives the dimension its name.
+            options: dict[str, Any] = {"dynamic_shapes": ({0: "batch"},), "verbose": False}
+            made: Any = torch.onnx.export(program, input_names=[INPUT], output_names=names, dynamo=True, **options)
             made.model.metadata_props.update(metadata)
             made.save(path)
     except OSError:

@@ -44,7 +44,7 @@ def versions(run_dir: Path | None) -> str:
     about = {} if run_dir is None else record.read(run_dir, "run").get("versions")
     trained = about if isinstance(about, dict) else {}
     now = record.versions()
-    differ = [name for name in ("syncbn", "torch", "timm") if trained.get(name) not in (None, now.get(name))]
+    differ = [name for name in ("syncbn", "torch") if trained.get(name) not in (None, now.get(name))]
     listed = ", ".join(f"{name} {as_typed(trained[name])[:40]}" for name in differ)
     return (
         f"; it was trained with {listed}, here are {', '.join(f'{n} {now.get(n)}' for n in differ)}" if differ else ""

@@ -16,7 +16,7 @@ from syncbn.training.errors import SettingError
 from syncbn.training.models.build import build
 
 # Settings of syncbn's data modules that decide which images are in the test. Only these are used.
-SPLIT = ("name", "val_fraction", "test_fraction", "split_seed", "corruption", "severity")
+SPLIT = ("name", "val_fraction", "test_fraction", "split_seed", "corruption", "severity", "num_classes")
 
 
 def images(trained: Trained, count: int, *, trust: bool) -> Tensor:
@@ -34,6 +34,9 @@ def images(trained: Trained, count: int, *, trust: bool) -> Tensor:
     found = trained.settings.get("data")
     data = found if isinstance(found, dict) else {}
     target = data.get("_target_")
+    for name, value in data.items() if not trust else ():
+        if isinstance(value, str) and "${" in value:  # it would be resolved, and could show an environment variable
+            raise SettingError(f"data.{name}", value, "the run's config.yaml sets it, and it is no value")
     if target in DIGITS | CIFARS | MNISTS:
         return _in_memory(trained, data, count)
     if target in FOLDERS | IMAGENETS and trained.preprocessing is not None:
@@ -43,7 +46,7 @@ def images(trained: Trained, count: int, *, trust: bool) -> Tensor:
         hint = "its data module is not one of syncbn's; --trust calls it, for real test images"
         raise SettingError("data._target_", target, hint)
     find_own_files(trained.run_dir, trained.settings)
-    return _of_module(build(data), count)
+    return _of_module(build({name: each for name, each in data.items() if name != "global_batch_size"}), count)
 
 
 def _in_memory(trained: Trained, data: Mapping[str, Any], count: int) -> Tensor:
@@ -55,7 +58,7 @@ def _in_memory(trained: Trained, data: Mapping[str, Any], count: int) -> Tensor:
         known = trained.preprocessing
         if known is None:
             raise SettingError("data", hint="the checkpoint has no mean and std of its images")
-        statistics = {"mean": list(known.mean), "std": list(known.std), "num_classes": data.get("num_classes", 10)}
+        statistics = {"mean": list(known.mean), "std": list(known.std)}
         module = build(target | arguments | statistics | {"root": data.get("root")})
     return _of_module(module, count)
 

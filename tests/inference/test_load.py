@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import nn
 
 import syncbn
@@ -18,6 +17,7 @@ from syncbn.training.models import networks
 from syncbn.training.norm.replace import prepare_model
 from syncbn.training.read_file import DamagedError
 from tests.inference.support.crafted_runs import HERE, MLP, Head, Own, Pair, Wraps, crafted, save, seen_something
+from tests.inference.support.pictures import a_seven
 from tests.inference.support.trained_runs import SEEN, assert_same_outputs, trained
 from tests.support.refuses import refuses
 from tests.training.support.plain_lightning import QUIET
@@ -53,6 +53,13 @@ def test_the_outputs_are_bitwise_those_of_the_test(tmp_path: Path, settings: lis
     assert not any("Sync" in type(each).__name__ or "Simulated" in type(each).__name__ for each in network.modules())
 
 
+def test_mixed_precision_is_that_of_autocast(tmp_path: Path) -> None:
+    network = syncbn.load(trained(tmp_path, "model=mlp", "trainer.precision=bf16-mixed"))
+    assert {each.dtype for each in network.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_outputs(network, tmp_path)
+
+
 IN_A_NOTEBOOK = """
 import sys
 import syncbn
@@ -73,17 +80,9 @@ def test_two_ranks_with_statistics_of_their_own_and_no_lightning(tmp_path: Path)
     """Of norm=local_mean the pooled statistics are loaded, which all ranks have tested with."""
     more = ["norm=local_mean", "trainer.devices=2", "trainer.max_epochs=1", "logger=csv", "run.id=a"]
     train(tmp_path, *more, SEEN % (tmp_path / "seen.pt")).ended()
-    picture = tmp_path / "seven.png"
-    image_of_seven(picture)
-    command = [sys.executable, "-c", IN_A_NOTEBOOK, str(picture)]
+    command = [sys.executable, "-c", IN_A_NOTEBOOK, str(a_seven(tmp_path / "seven.png"))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=120)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "7", "")
-
-
-def image_of_seven(path: Path) -> None:
-    digits = load_digits()
-    pixels = digits.images[digits.target == 7][0] / 16 * 255
-    Image.fromarray(pixels.astype("uint8")).save(path)
 
 
 def test_loading_leaves_the_random_numbers_alone_and_the_network_can_be_pickled(tmp_path: Path) -> None:

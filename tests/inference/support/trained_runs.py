@@ -15,6 +15,7 @@ from tests.training.support.plain_lightning import as_of_torchrun
 from tests.training.support.settled_config import settled
 
 SHORT = ("logger=csv", "trainer.devices=1", "trainer.max_epochs=1", "+trainer.limit_train_batches=3")
+SHORT += ("+trainer.limit_val_batches=1", "+trainer.limit_test_batches=3")
 SEEN = "+callbacks.seen={_target_: tests.inference.support.trained_runs.Seen, path: %s}"
 
 
