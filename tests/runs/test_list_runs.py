@@ -274,7 +274,7 @@ def test_a_real_configuration_is_read_block_by_block(tmp_path: Path, monkeypatch
     }
 
 
-def test_a_thousand_runs_in_half_a_second(tmp_path: Path, lines: Lines) -> None:
+def test_a_thousand_runs_take_less_than_a_second(tmp_path: Path, lines: Lines) -> None:
     """Processor time, since other tests run beside it; the whole command takes 0.3 s more."""
     names = ("config.yaml", "run.json", "result.json")
     run_directories.run(tmp_path / "a")
@@ -287,7 +287,7 @@ def test_a_thousand_runs_in_half_a_second(tmp_path: Path, lines: Lines) -> None:
             (directory / name).write_text(text, encoding="utf-8")
     began = time.process_time()
     assert len(lines(tmp_path)) == 1001 + 3
-    assert time.process_time() - began < 0.75
+    assert time.process_time() - began < 1.0
 
 
 def test_the_command(outputs: Path) -> None:
