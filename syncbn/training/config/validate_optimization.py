@@ -76,8 +76,8 @@ def _check_rates(cfg: DictConfig) -> None:
 
 def _check_scheduler(cfg: DictConfig) -> None:
     scheduler, epochs = cfg.get("scheduler"), cfg.trainer.get("max_epochs")
-    if not isinstance(scheduler, DictConfig):
-        return
+    if not isinstance(scheduler, DictConfig) or not str(scheduler.get("_target_")).startswith("syncbn.training."):
+        return  # arguments of another class may mean something else
     warmup, steps = scheduler.get("warmup_epochs") or 0, scheduler.get("warmup_steps") or 0
     if warmup and steps:
         hint = f"scheduler.warmup_epochs={warmup} sets the same; use one of the two"

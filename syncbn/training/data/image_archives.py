@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from syncbn.training.data.image_data import ImageData, ImageSet
-from syncbn.training.data.images import archives, listing, statistics
+from syncbn.training.data.images import archive_sources, archives, listing, statistics
 from syncbn.training.data.images.archives import Part
 from syncbn.training.data.transforms.augmentation import Augmentation
 from syncbn.training.errors import SettingError
@@ -62,6 +62,10 @@ class ImageArchive(ImageData):
     def measure(self) -> tuple[list[float], list[float]]:
         return statistics.of_tensor(self._parts["train"][0])
 
+    def state_dict(self) -> dict[str, Any]:
+        # The size is for syncbn.load: other images are scaled to it.
+        return super().state_dict() | ({"size": list(self._parts["train"][0].shape[2:])} if self._ready else {})
+
 
 class CIFAR(ImageArchive):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009): colour images of shape ``(3, 32, 32)``, from the python archive.
@@ -82,7 +86,7 @@ class CIFAR(ImageArchive):
         return _cifar(root, self.archive)
 
     def source(self) -> str:
-        return f"{archives.SOURCE}{archives.CIFAR[self.archive][0][1]}"
+        return archive_sources.cifar(self.archive)
 
 
 class MNIST(ImageArchive):
@@ -95,8 +99,6 @@ class MNIST(ImageArchive):
         classes: their names; None for their numbers.
         settings: see :class:`.image_data.ImageData`.
     """
-
-    SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class MNIST(ImageArchive):
         return train, test, self.names
 
     def source(self) -> str:
-        return self.SOURCE
+        return archive_sources.MNIST
 
 
 @cache
@@ -132,4 +134,4 @@ def _cifar(root: str, name: str) -> tuple[Part, Part, list[str]]:
 
 @cache
 def _idx(root: str) -> tuple[Part, Part]:
-    return archives.idx(root, MNIST.SOURCE)
+    return archives.idx(root, archive_sources.MNIST)

@@ -7,12 +7,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from syncbn.training.data.images import listing
+from syncbn.training.data.images import archive_sources, listing
 from syncbn.training.data.transforms import augmentation, mixing
 from syncbn.training.errors import SettingError
 from syncbn.training.vision_packages import install_command
 
 FOLDER = ("syncbn.training.ImageFolder", "syncbn.training.data.image_folder.ImageFolder")
+ARCHIVES = {
+    f"syncbn.training.{module}{name}": name for name in ("CIFAR", "MNIST") for module in ("", "data.image_archives.")
+}
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
 
 
@@ -45,6 +48,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         SettingError: for the first setting that cannot work.
     """
+    _check_archive(cfg.data)
     for group, checked in (("augment", augmentation.check), ("mix", mixing.check)):
         settings = cfg.get(group)
         if settings is None:
@@ -65,6 +69,16 @@ def check(cfg: DictConfig) -> None:
             if value is not None:
                 hint = f"simulate={cfg.simulate} takes {batches} batches at once; use trainer.accumulate_grad_batches=1"
                 raise SettingError(setting, value, hint)
+
+
+def _check_archive(data: DictConfig) -> None:
+    """Refuses an archive that does not exist. What is in it is checked when it is read, in the ranks."""
+    kind, root = ARCHIVES.get(str(data.get("_target_"))), data.get("root")
+    if kind is None or (root is not None and Path(str(root)).exists()):
+        return
+    source = archive_sources.MNIST if kind == "MNIST" else archive_sources.cifar(data.get("name", "cifar10"))
+    missing = "it is missing" if root is None else "there is no such file or directory"
+    raise SettingError("data.root", root, f"{missing}; use the directory of the archive ({source})")
 
 
 def _check_weights(cfg: DictConfig, weights: Any) -> None:

@@ -33,18 +33,21 @@ from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
 from syncbn.training.launch.outcome import is_requeued, requeue_message, resume_hint
+from syncbn.training.loggers import chosen as chosen_loggers
 from syncbn.training.network import check as check_network
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
+from syncbn.training.search import objective
 from syncbn.training.terminal import train_log
 from syncbn.training.terminal.train_log import TrainLog
 from syncbn.training.vision_packages import install_command
 
 FIRST = 10.0  # seconds in which rank 0 prints an error that another rank has found too
-CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
+CLOSING = 10.0  # seconds to record the end of a dead rank 0 in its loggers; W&B's server does that too, in minutes
+LOGGERS = ("wandb", "tensorboard", "mlflow")  # whose records in the run directory have "finished"
 
 
 class RunError(RuntimeError):
@@ -63,7 +66,7 @@ def run(cfg: DictConfig) -> float | None:
     """Runs one job under Hydra; see :func:`syncbn.training.launch.main.main`.
 
     Returns:
-        The best value of the monitored metric.
+        The value that a sweeper optimizes.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with train_log.copying(errors_only=environment.rank() > 0) as log:
@@ -98,15 +101,17 @@ def _run(cfg: DictConfig, run_dir: Path, log: TrainLog) -> float | None:
     given, in_sweep = HydraConfig.get().overrides, _in_sweep()
     overrides = list(given.task)
     cfg = inherit_config.inherited(cfg, overrides, print_line if environment.rank() == 0 else lambda line: None)
-    if in_sweep and cfg.logger.get("group", "") is None:
-        cfg.logger.group = run_dir.parent.name
+    for group in (cfg.logger, cfg.logger.get("mlflow") or {}) if in_sweep else ():
+        if group.get("group", "") is None:
+            group["group"] = run_dir.parent.name
     named = in_sweep or cfg.run.id is not None or any(each.startswith("hydra.run.dir=") for each in given.hydra)
     name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
     perform = _run_as_rank if environment.launcher() else _start_ranks
     plan = settle(check_network.located(cfg, run_dir), this_machine(), run_dir)
     check_network.check(plan)
+    chosen_loggers.check(plan.cfg.logger)
     perform(plan, Command(name, overrides, named), log)
-    return record.monitored(run_dir) if environment.rank() == 0 else None
+    return objective.value(run_dir, cfg.objective if in_sweep else None) if environment.rank() == 0 else None
 
 
 class Command(NamedTuple):
@@ -165,7 +170,8 @@ def record_end(run_dir: Path, status: str, refused: bool, requests: Requests, **
     with suppress(OSError):  # the disk may be full, which has been reported
         record.end(run_dir, status, **more)
     if status != "finished":
-        _close_wandb(run_dir, requests)
+        _draw_curves(run_dir, requests)
+        _close_loggers(run_dir, requests)
         with suppress(OSError):
             record.undo_begin(run_dir, refused=refused)
     lock.release(run_dir)
@@ -328,23 +334,40 @@ def import_run() -> Callable[[Plan], None]:
     return run.run
 
 
-def _close_wandb(run_dir: Path, requests: Requests) -> None:
-    """Marks the W&B run as failed if rank 0 was killed before it could, unless a second signal asked to end at once.
+def _close_loggers(run_dir: Path, requests: Requests) -> None:
+    """Records the end in the loggers if rank 0 was killed before it could, unless a second signal asked to end at once.
 
     A forked process does it: the fork server has imported W&B already, and the process can be killed after a time-out.
     """
-    if record.read(run_dir, "wandb").get("finished") is not False or requests.kill_requested:
+    if not any(record.read(run_dir, name).get("finished") is False for name in LOGGERS) or requests.kill_requested:
         return
     with suppress(OSError, RuntimeError, Interrupted):
         closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
         closing.watch(requests, CLOSING, limit=CLOSING)
 
 
+def _draw_curves(run_dir: Path, requests: Requests) -> None:
+    """Draws the curves of a run whose rank 0 was killed before it could; a forked process does it, as above."""
+    table, picture = run_dir / "metrics.csv", run_dir / "curves.png"
+    with suppress(Exception):  # the settings may be damaged, the disk full, the fork server gone
+        current = picture.exists() and picture.stat().st_mtime >= table.stat().st_mtime
+        trained = record.read(run_dir, "run").get("trained") and table.exists()
+        if trained and not current and _settled(run_dir).get("plots") and not requests.kill_requested:
+            drawing = Ranks(1, _curves, (run_dir,), run_dir / "ranks", silent=True)
+            drawing.watch(requests, CLOSING, limit=CLOSING)
+
+
+def _curves(run_dir: Path) -> None:
+    from syncbn.training.plots.curves import write_curves
+
+    write_curves(run_dir)
+
+
 def _mark_failed(run_dir: Path) -> None:
-    from syncbn.training.loggers import wandb_logger
+    from syncbn.training.loggers import run_loggers
 
     with suppress(SettingError):  # an unreachable server has been reported before
-        wandb_logger.mark_failed(_settled(run_dir), run_dir)
+        run_loggers.mark_failed(_settled(run_dir), run_dir, str(record.read(run_dir, "run").get("status")))
 
 
 def _printed(message: str, code: int = 1) -> RunError:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan
@@ -18,6 +18,7 @@ from syncbn.training.run_directory import lock, record, symlinks
 from syncbn.training.terminal import train_log
 
 RESUME_HINT = "the same command resumes it"
+OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 
 class Run(NamedTuple):
@@ -30,6 +31,15 @@ class Run(NamedTuple):
     def directory(self) -> Path:
         """The run directory; a run that exists in it already is resumed."""
         return self.plan.run_dir
+
+
+def in_directory(settings: Any, run_dir: str) -> Any:
+    """Plain settings of a run, with its directory in place of Hydra's resolver, which has that of the whole command."""
+    if isinstance(settings, dict):
+        return {key: in_directory(each, run_dir) for key, each in settings.items()}
+    if isinstance(settings, list):
+        return [in_directory(each, run_dir) for each in settings]
+    return settings.replace(OUTPUT_DIR, run_dir) if isinstance(settings, str) else settings
 
 
 def run_all(

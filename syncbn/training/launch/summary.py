@@ -12,7 +12,8 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate_optimization import samples_per_step
 from syncbn.training.console import cell
 from syncbn.training.evaluation import class_accuracy
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import viewers, wandb_files
+from syncbn.training.metrics import peak_memory
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
 from syncbn.training.terminal import metric_rows
@@ -81,6 +82,7 @@ def summary(run_dir: Path) -> Group:
     attempts = wandb_files.directories(run_dir) if wandb else []
     if wandb.get("url") or attempts:  # the user may have removed the directories
         rows.append(("W&B run", wandb.get("url") or short(attempts[-1])))
+    rows += viewers.rows(run_dir)
     lines: list[RenderableType] = [ResultTable(rows)]
     options, directories = wandb_files.upload(run_dir)
     if directories:
@@ -129,7 +131,11 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if training:
         rows.append(("training", ", ".join(training)))
     if speed := result.get("images_per_second"):
-        rows.append(("speed", f"{speed:,.0f} images/s over all devices"))
+        share = result.get("mfu", {}).get("mfu/share")
+        of_peak = f", {100 * share:.1f} % of the GPUs' peak (MFU)" if share is not None else ""
+        rows.append(("speed", f"{speed:,.0f} images/s over all devices{of_peak}"))
+    if memory := result.get("memory"):
+        rows.append(("peak memory", peak_memory.described(memory)))
     return rows
 
 

@@ -1,5 +1,6 @@
 """Settings of data that depend on others: refused before ranks start, with what works."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,15 @@ def test_data_that_take_no_augmentation_and_a_missing_torchvision_are_named(monk
         data_settings.check(mine)
     with refuses("mix", "mixup", "it needs torchvision, which is not installed; pip install"):
         check(monkeypatch, installed=False, mix={"name": "mixup", "mixup_alpha": 0.2})
+
+
+@pytest.mark.parametrize(("kind", "source"), [("CIFAR", "cifar-100-python.tar.gz"), ("MNIST", "amazonaws.com/mnist/")])
+def test_an_archive_that_is_not_there_is_refused_before_ranks_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, source: str
+) -> None:
+    named = {"_target_": f"syncbn.training.{kind}", "name": "cifar100"}
+    with refuses("data.root", None, "it is missing", source):
+        check(monkeypatch, data={**named, "root": None})
+    with refuses("data.root", str(tmp_path / "no"), "there is no such file or directory", source):
+        check(monkeypatch, data={**named, "root": str(tmp_path / "no")})
+    check(monkeypatch, data={**named, "root": str(tmp_path)})

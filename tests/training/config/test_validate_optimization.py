@@ -116,3 +116,8 @@ def test_a_run_of_an_earlier_version_has_the_same_settings() -> None:
     before.module.pop("layer_decay"), before.module.pop("lr_scale")
     before.scheduler._target_ = "torch.optim.lr_scheduler.MultiStepLR"
     assert changes_of(now.cfg, before, []) == []
+
+
+def test_the_arguments_of_another_scheduler_are_its_own_business() -> None:
+    own = ["scheduler._target_=torch.optim.lr_scheduler.ConstantLR", "scheduler.warmup_lr=9"]
+    settled(*own, "scheduler.warmup_epochs=2", "scheduler.warmup_steps=5", machine=HERE)

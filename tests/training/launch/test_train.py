@@ -1,6 +1,7 @@
 """The main job through its command line, as a user calls it."""
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.warm_process import WarmProcess
 from tests.training.support import screen, wandb_log
 from tests.training.support.train_command import PROJECT, REPO, Run, environment, train
 
@@ -282,7 +284,16 @@ def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
     if settings == "debug=overfit":
         assert " train/acc 1.0000 " in run.out
     if settings == "debug=profile":
-        assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+        assert "all-reduces of the batch norm layers" in run.out
+        for rank in (0, 1):
+            with gzip.open(run.directory / f"trace-{rank}.json.gz", "rt", encoding="utf-8") as file:  # type: ignore[operator]
+                events = [str(event.get("name")) for event in json.load(file)["traceEvents"]]
+            assert len({name for name in events if name.startswith("ProfilerStep#")}) == 4
+            assert any(name.startswith("syncbn::allreduce") for name in events)
+            assert any("optimizer_step" in name for name in events)
+            table = (run.directory / f"profile-{rank}.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+            assert table.startswith("profile of 4 training steps")
+            assert (table in run.out) == (rank == 0)
 
 
 def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:
@@ -297,7 +308,7 @@ def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "--local-addr=localhost"]
     command = [*torchrun, str(REPO / "train.py"), *QUICK, "norm.group=node"]
     nodes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        WarmProcess(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(2)
     ]
     out = [node.communicate(timeout=120)[0].decode() for node in nodes]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syncbn.training.data.images import archive_sources
 from syncbn.training.errors import SettingError
 
 CIFAR = {  # folder, archive, training files, test file, key of the labels, file and key of the class names
@@ -30,7 +31,6 @@ CIFAR = {  # folder, archive, training files, test file, key of the labels, file
         (b"fine_labels", "meta", b"fine_label_names"),
     ),
 }
-SOURCE = "https://www.cs.toronto.edu/~kriz/"
 Part = tuple[Tensor, Tensor]  # images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,)
 
 
@@ -91,7 +91,7 @@ def _cifar_files(root: str, name: str, wanted: set[str]) -> Iterator[tuple[str, 
             return
     packed = base if base.is_file() else base / archive
     if not packed.is_file():
-        hint = f"there is no {archive}, and no whole folder {folder}; get {SOURCE}{archive}"
+        hint = f"there is no {archive}, and no whole folder {folder}; get {archive_sources.cifar(name)}"
         raise SettingError("data.root", root, hint)
     try:
         with tarfile.open(packed) as members:
