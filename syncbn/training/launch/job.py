@@ -341,9 +341,10 @@ def _close_loggers(run_dir: Path, requests: Requests) -> None:
     """
     if not any(record.read(run_dir, name).get("finished") is False for name in LOGGERS) or requests.kill_requested:
         return
+    limit = CLOSING * (3 if record.read(run_dir, "mlflow").get("finished") is False else 1)  # a database may be slow
     with suppress(OSError, RuntimeError, Interrupted):
         closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
-        closing.watch(requests, CLOSING, limit=CLOSING)
+        closing.watch(requests, limit, limit=limit)
 
 
 def _draw_curves(run_dir: Path, requests: Requests) -> None:

@@ -115,14 +115,14 @@ def mark_failed(cfg: DictConfig, run_dir: Path, status: str) -> None:
     Raises:
         SettingError: W&B's server does not answer.
     """
+    if record.read(run_dir, "tensorboard").get("finished") is False:
+        from syncbn.training.loggers import tensorboard_logger
+
+        tensorboard_logger.mark(run_dir, status)
     if record.read(run_dir, "mlflow").get("finished") is False:
         from syncbn.training.loggers import mlflow_logger
 
         with suppress(Exception):  # the server is gone: training has warned of that
             mlflow_logger.mark(run_dir, status)
-    if record.read(run_dir, "tensorboard").get("finished") is False:
-        from syncbn.training.loggers import tensorboard_logger
-
-        tensorboard_logger.mark(run_dir, status)
     if record.read(run_dir, chosen.WANDB).get("finished") is False:
         wandb_logger.mark_failed(cfg, run_dir)
