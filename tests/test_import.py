@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -15,9 +16,10 @@ from tests.training.support.settled_config import settled
 HEAVY = ("lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "sklearn", "rich", "pandas")
 
 
-def modules_after(statement: str) -> set[str]:
+@cache
+def modules_after(statement: str) -> frozenset[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
-    return set(
+    return frozenset(
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
         ).stdout.split()

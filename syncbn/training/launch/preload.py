@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from syncbn import training
 from syncbn.training.loggers.wandb_internals import IMPORTED_BY_INIT
 
+LOGGERS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow"}
 RANK = ("syncbn.training.launch.rank", IMPORTED_BY_INIT)
 
 
@@ -13,6 +14,7 @@ def modules(cfg: DictConfig) -> list[str]:
 
     ``Digits`` imports scikit-learn, which takes a second in every rank if the fork server has not imported it.
     """
+    loggers = [module for name, module in LOGGERS.items() if OmegaConf.select(cfg, f"logger.{name}") is not None]
     package, _, name = str(OmegaConf.select(cfg, "data._target_")).rpartition(".")
     home = training.HOME.get(name) if package == training.__name__ else None
-    return [*RANK, *([f"{training.__name__}.{home}"] if home else [])]
+    return [*RANK, *loggers, *([f"{training.__name__}.{home}"] if home else [])]
