@@ -183,7 +183,7 @@ def test_a_run_that_only_tests_again_leaves_metrics_as_they_were_and_says_that_i
     assert again.code == 0, again.err
     assert (first.directory / "metrics.csv").read_bytes() == before
     assert again.json("result")["test"] == first.json("result-1")["test"]
-    assert " s, 1 epochs, 18 steps, all of them before\n" in re.sub(" +\n", "\n", again.out)
+    assert " s, 1 epoch, 18 steps, all of them before\n" in re.sub(" +\n", "\n", again.out)
 
 
 def test_a_run_from_a_checkpoint_of_another_has_a_wandb_run_and_metrics_of_its_own(tmp_path: Path) -> None:

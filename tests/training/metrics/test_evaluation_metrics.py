@@ -99,10 +99,10 @@ def test_over_ranks_they_are_those_of_one_process_on_all_samples(ranks: Ranks) -
 
 
 def test_probabilities_keep_the_order_of_scores_that_are_far_apart() -> None:
-    scores = torch.tensor([[200.0, 60.0, 50.0, 40.0]])
+    scores = torch.tensor([[200.0, 40.0, 50.0, 60.0]])
     found = predictions({"scores": scores, "target": torch.tensor([1])})
     assert found is not None
-    assert found.given[0].argsort(descending=True).tolist() == [0, 1, 2, 3]
+    assert found.given[0].argsort(descending=True).tolist() == [0, 3, 2, 1]
     assert scores.softmax(1)[0, 1] == scores.softmax(1)[0, 3] == 0  # in float32 they are lost
 
 

@@ -10,10 +10,10 @@ import torch
 
 from syncbn.training.metrics.peak_flops import PEAKS, peak_flops, utilization
 from syncbn.training.metrics.peak_memory import described, peak_memory
+from syncbn.training.models import flops
 from syncbn.training.models.classifier import Classifier
 from syncbn.training.models.networks import ResNet
 from syncbn.training.network import utilization as of_network
-from syncbn.training.network.flops import training_flops
 from tests.support.ranks import Ranks
 
 LARGE = 200  # MiB
@@ -85,10 +85,14 @@ def test_the_callback_counts_the_network_on_the_first_sample(monkeypatch: pytest
     module = Classifier(network, partial(torch.optim.SGD, lr=1.0), num_classes=10)
     trainer: Any = SimpleNamespace(is_global_zero=True, lightning_module=module, precision="bf16-mixed", world_size=4)
     callback = of_network.Utilization()
+    callback.setup(trainer, module, "fit")
     assert callback.measure(trainer, 1000) == {}  # nothing was trained
     callback.on_train_batch_end(trainer, module, None, (images, torch.zeros(8)), 0)
-    flops = training_flops(network, images)
-    assert flops is not None
-    assert callback.measure(trainer, 1000)["mfu/share"] == pytest.approx(sum(flops) * 1000 / (4 * 312e12))
+    shadow = flops.shadow(network)
+    assert shadow is not None
+    counted = flops.count_training(shadow, flops.first(images))
+    assert counted is not None
+    assert callback.measure(trainer, 1000)["mfu/share"] == pytest.approx(sum(counted) * 1000 / (4 * 312e12))
     module.network = torch.nn.Linear(3, 3)  # takes no such input
+    callback.setup(trainer, module, "fit")
     assert callback.measure(trainer, 1000) == {}
