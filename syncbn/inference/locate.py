@@ -54,4 +54,6 @@ def _without_checkpoint(run_dir: Path) -> str:
     if isinstance(tested, str):
         return f"this run only tested a checkpoint, and has none; use that one: {tested}"
     status = record.status(run_dir)
-    return f"this run has no checkpoint (it is {status}); train it until the end of an epoch, or use another run"
+    return (
+        f"this run has no checkpoint (its status is {status}); train it until the end of an epoch, or use another run"
+    )

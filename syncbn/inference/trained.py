@@ -131,6 +131,10 @@ def _from_settings(source: _Source, part: str | None, *, trusted: bool) -> nn.Mo
         found = weights.prefixes(network, source.state)
         if part is None and f"{name}." in found:
             return networks.plain(source.load(network, f"{name}."))
+        if not found and not trusted and not (target := str(settings["module"].get("_target_"))).startswith("syncbn."):
+            hint = f"{weights.misfit(network, source.state)}; {target} may make its network itself: "
+            hint += "pass that (network=), or trust config.yaml (trust=True, --trust)"
+            raise SettingError(source.where, hint=hint)
         if found or not trusted:
             return networks.plain(source.load(network, _prefix(network, source, part)))
     # A LightningModule that makes its network itself, or changes the one that it is given.

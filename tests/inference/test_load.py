@@ -193,6 +193,13 @@ class TestOwnModules:
         assert torch.equal(syncbn.load(run, network=Head(8))(X), expected)
         assert torch.equal(syncbn.load(run, trust=True)(X), expected)
 
+    def test_one_that_ignores_the_network_that_it_is_given_needs_trust_too(self, tmp_path: Path) -> None:
+        module = {"_target_": f"{HERE}.Own", "hidden": 8, "network": MLP}
+        run = crafted(tmp_path / "a", Own(), MLP, prefix="", module=module)
+        with refuses(str(run / "checkpoints/best.ckpt"), None, f"{HERE}.Own may make its network itself", "trust=True"):
+            syncbn.load(run)
+        assert type(syncbn.load(run, trust=True)) is Head
+
     def test_one_of_several_networks_has_to_be_named(self, tmp_path: Path) -> None:
         lit = Pair()
         run = crafted(tmp_path / "a", lit, MLP, prefix="", module={"_target_": f"{HERE}.Pair"})
