@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -67,7 +68,7 @@ def _run(found: Sequence[Pair]) -> tuple[list[Cell], int]:
                 error = "" if end.status == "finished" else end.message.removesuffix(f"; {run_pool.RESUME_HINT}")
             result = {} if error or pair.plan is None else record.read_whole(pair.plan.directory, "result")
             directory = None if pair.plan is None else pair.plan.directory
-            cells.append(Cell(pair.run, pair.data, numbers(result), error, directory))
+            cells.append(Cell(pair.run, pair.data, _metrics(result), error, directory))
             print_line(cells[-1].line(len(cells), len(found)))
     return cells, 0
 
@@ -95,3 +96,8 @@ def _by_error(failed: Sequence[Cell]) -> dict[tuple[str, str], list[str]]:
     for cell in failed:
         found.setdefault((cell.run, cell.error.removeprefix(f"{cell.run}: ")), []).append(cell.data)
     return found
+
+
+def _metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a test: without the peak memory, which is not one of the checkpoint's."""
+    return {name: value for name, value in numbers(result).items() if not name.startswith("memory/")}
