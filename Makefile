@@ -1,5 +1,5 @@
 # make help says what there is. Everything runs in .venv, which is made on first use and again when its recipe changes.
-# Tests with torchvision, timm, ONNX and Triton run in .venv-extras, which has these and sees the packages of .venv.
+# Tests with torchvision, timm, ONNX, Triton, TensorBoard, MLflow and Optuna run in .venv-extras, which has these and sees the packages of .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm prove-layer prove-exchange prove-faults prove-images prove-slurm lint format clean
+.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm test-image dist prove-layer prove-exchange prove-faults prove-images prove-slurm lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ doctor: $(VENV)/ready ## check this machine for training, without training; as J
 test: $(VENV)/ready ## run the tests, two files at a time; a choice of them: make test ARGS="tests/nn -k empty"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-extras: $(EXTRAS)/ready ## run the tests with models of torchvision and timm, and with ONNX
+test-extras: $(EXTRAS)/ready ## run the tests with torchvision, timm, ONNX, TensorBoard, MLflow and Optuna
 	@$(EXTRAS)/bin/python -m pytest tests/extras $(ARGS)
 
 test-gpu: $(VENV)/ready ## run the tests of the layer on a GPU
@@ -34,7 +34,10 @@ test-interpreter: $(EXTRAS)/ready ## run what they try that needs no GPU, in Tri
 	@$(EXTRAS)/bin/python -m pytest tests/gpu --device cpu $(ARGS)
 
 test-slurm: $(VENV)/ready ## run the tests on a Slurm that is started on this machine; installs Debian's packages, as root
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/slurm $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder tests/slurm $(ARGS)
+
+test-image: $(EXTRAS)/ready ## run the Dockerfile's steps without Docker, as root; with all downloads: ARGS=--download
+	@$(BIN)/python -m tests.soak.image $(ARGS)
 
 prove-layer: $(VENV)/ready ## try the layer on 2,000 drawn cases, on 1 to 4 ranks: make prove-layer ARGS="--examples 200"
 	@$(BIN)/python -m tests.soak.layer $(ARGS)
@@ -54,7 +57,10 @@ prove-slurm: $(VENV)/ready ## the same with nodes that have a network each, whos
 lint: $(VENV)/ready ## check style and types, and shell scripts with shellcheck
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@command -v shellcheck >/dev/null || { echo "error: no shellcheck; on Debian and Ubuntu: apt install shellcheck"; exit 1; }
-	@shellcheck -x slurm/*.sh slurm/*.sbatch .ci/run
+	@shellcheck -x slurm/*.sh slurm/*.sbatch .ci/run .ci/dist
+
+dist: ## build the sdist and the wheel of a release into dist/ and check them: make dist TAG=v0.1.0
+	@PYTHON=$(PYTHON) .ci/dist "$(TAG)"
 
 format: $(VENV)/ready ## put the code into its style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -67,7 +73,7 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/n
 		|| { echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or later is needed; make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python install_packages.py --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # A line of a .pth file is a directory where packages are too, or an import for each process to begin with.
@@ -79,5 +85,5 @@ $(EXTRAS)/ready: $(VENV)/ready tests/extras/support/cpu_torchvision.py
 		&& $(BIN)/python -c "$$packages" > $$here/venv.pth \
 		&& cp tests/extras/support/cpu_torchvision.py $$here \
 		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
-	$(EXTRAS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,export,triton]' onnxruntime
+	@$(EXTRAS)/bin/python install_packages.py --constraint constraints.txt --editable '.[vision,export,triton,tensorboard,mlflow,search]' onnxruntime
 	@touch $@

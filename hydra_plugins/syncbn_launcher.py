@@ -21,12 +21,15 @@ class SyncbnLauncher(Launcher):
         self.task_function: TaskFunction | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from syncbn.training.search import sweeper
+
+        sweeper.silence()
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from syncbn.training.launch import sweep
 
-        return sweep.run(self, job_overrides)
+        return sweep.run(self, job_overrides, initial_job_idx)
 
 
 ConfigStore.instance().store(

@@ -7,6 +7,8 @@ The layer stands alone and needs torch only::
     model = syncbn.convert(model)  # every torch batch norm becomes its synchronized twin
     model = DistributedDataParallel(model)
 
+    network = syncbn.load("outputs/RUN")  # a trained network of the toolkit, without Lightning
+
 Training with Lightning is in :mod:`syncbn.training`, which ``import syncbn`` does not import. It costs what
 ``import torch`` costs, when a name is first used.
 """
@@ -15,7 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from syncbn.nn import *  # its __all__ is the one below
+    from syncbn.inference.load import load
+    from syncbn.nn import *  # its __all__ is the one below, without load
 
 __version__ = "0.1.0"
 
@@ -29,6 +32,7 @@ __all__ = [
     "checkpoint_contexts",
     "convert",
     "debug",
+    "load",
     "norm_act",
     "normalization_batch",
     "precise_statistics",
@@ -39,6 +43,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports torch when first asked for something: the program that starts ranks has work before that."""
+    if name == "load":  # a trained network of a run
+        return import_module("syncbn.inference.load").load
     if name in __all__ or name == "nn":
         module = import_module("syncbn.nn")
         return module if name == "nn" else getattr(module, name)

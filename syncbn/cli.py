@@ -1,4 +1,4 @@
-"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``table`` and ``compare``.
+"""The subcommands of the program ``syncbn``: ``train``, ``init``, ``doctor``, ``runs``, ``evaluate`` and others.
 
 A subcommand imports its modules when it is called, so that ``--help`` is fast.
 """
@@ -107,6 +107,46 @@ def table(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint file.")],
+    to: Annotated[str, typer.Option(help="onnx, or torch for a program of torch.export (.pt2).")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default network.onnx or network.pt2 in the run directory.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="The part of the LightningModule, if it has several networks.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of one input, 3,224,224; by default that of the test images.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest accepted difference, as a share of the largest output.")
+    ] = 1e-4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of this name.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Call classes that the run's config.yaml names, such as your own network.")
+    ] = False,
+) -> None:
+    """Export the best checkpoint of a run to ONNX or torch.export, and compare the file with the network."""
+    from syncbn.inference import export as exporting
+    from syncbn.training.console import print_line
+    from syncbn.training.errors import SettingError
+    from syncbn.training.os_errors import explain
+
+    try:
+        exported = exporting.export(
+            run, to=to, out=out, part=part, shape=shape, tolerance=tolerance, overwrite=overwrite, trust=trust,
+            report=print_line,
+        )  # fmt: skip
+    except SettingError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"--out: {explain(error, out or run)}")
+    for line in exporting.lines(exported):
+        print_line(line)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, sweep directories, or directories of these.")],
     factor: Annotated[
@@ -159,6 +199,98 @@ def compare(
             print_line(f"W&B: {wandb_run.log_to_wandb(comparison, directory, mode=wandb)}")
         except SettingError as error:
             _fail(f"--wandb: {error}")
+
+
+@app.command()
+def runs(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="By default outputs, multirun and studies.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort by a metric, setting or field; by default by time.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="In the other order.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Only such runs, as status=failed, norm=sync, 'test/acc>0.9'; repeatable."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics instead of the usual ones; repeatable.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Only these columns: status,norm,lr,test/acc.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only so many runs, the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all settings and metrics.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """List runs: status, the settings that differ between them, and metrics."""
+    from syncbn.runs.list_runs import Options, list_runs
+    from syncbn.training.errors import SettingError
+
+    form = "json" if as_json else "csv" if as_csv else "table"
+    options = Options(
+        sort=sort, reverse=reverse, filters=filters or (), metrics=metric or (), columns=columns, last=last, form=form
+    )
+    try:
+        list_runs(directories or [], options)
+    except SettingError as error:
+        _fail(error)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [SETTING=VALUE]...", help="Run directories or checkpoints; settings.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A data set: digits, or data=folder,data.root=DIR; repeatable. By default the run's own."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics to show; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for all metrics: .csv or .json.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory of the tests; by default a new one in outputs.")
+    ] = None,
+    config_dir: Annotated[Path | None, typer.Option(help="Directory of your own settings, as for train.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Call any class that a run's config.yaml names.")] = False,
+) -> None:
+    """Test checkpoints on data sets, exactly as mode=test, and show one table."""
+    from syncbn.inference.evaluation import data_sets
+    from syncbn.inference.evaluation.command import evaluate as evaluating
+    from syncbn.inference.evaluation.options import Options
+    from syncbn.training.errors import SettingError
+
+    try:
+        chosen = [data_sets.parse(each) for each in data or ()]
+        evaluating(runs, Options(chosen, metric or (), out, directory, config_dir, trust))
+    except SettingError as error:
+        _fail(error)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run directory, or a checkpoint file.")],
+    folder: Annotated[list[Path] | None, typer.Argument(help="Folders of images, or image files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; by default standard output.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes for each image, the most probable first.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that a process computes at once.")] = 64,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per GPU, or 2 on the CPU.")
+    ] = None,
+    files_from: Annotated[Path | None, typer.Option(help="Text file with more paths, one on each line.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Call any class that the run's config.yaml names.")] = False,
+) -> None:
+    """Write file, class and probability of each image; the exit code is 1 if one cannot be read."""
+    from syncbn.inference.prediction.command import predict as predicting
+    from syncbn.inference.prediction.options import Options, RankError
+    from syncbn.training.distributed.signals import Interrupted
+    from syncbn.training.errors import SettingError
+
+    if not folder and files_from is None:
+        _fail("FOLDER: name a folder of images, image files, or --files-from=FILE")
+    try:
+        unreadable = predicting(run, folder or [], Options(out, top, batch_size, devices, files_from, trust))
+    except (SettingError, RankError) as error:
+        _fail(error)
+    except Interrupted as stop:
+        _fail(f"{stop}; no file was written" if out else stop, 128 + stop.signum)
+    if unreadable:
+        _fail(f"{unreadable} file{' was' if unreadable == 1 else 's were'} left out: see above")
 
 
 def _fail(error: object, code: int = 1) -> NoReturn:

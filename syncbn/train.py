@@ -35,7 +35,7 @@ def job(cfg: "DictConfig") -> float | None:
     """Runs one job: starts the ranks, monitors them, and prints the result. With ``+study=NAME``, a study's jobs.
 
     Returns:
-        The best value of the monitored metric, which a sweeper such as Optuna's optimizes.
+        The metric that ``objective`` names, which a sweeper such as Optuna's optimizes.
     """
     if cfg.study is not None:
         from syncbn.study.runner.main import main as study

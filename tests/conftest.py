@@ -1,17 +1,25 @@
 """What all tests share."""
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from tests.support import warm_process
 from tests.support.ranks import Ranks
 
 gc.disable()  # until all tests are collected
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server for all processes of pytest-xdist: its imports take as long as several tests."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[warm_process.SHARED] = warm_process.start()
 
 
 @pytest.fixture(scope="session")

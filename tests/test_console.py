@@ -136,7 +136,7 @@ def test_the_summary_of_a_run(jobs: Path, capsys: pytest.CaptureFixture[str]) ->
     Console(width=1000, soft_wrap=True, highlight=False).print(summary.summary(run))
     printed = capsys.readouterr().out
     assert is_harmless(printed)
-    assert printed.count("title") == 2
+    assert printed.count("title") == 3  # the checkpoint, the metric, the address
 
 
 def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

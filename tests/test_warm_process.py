@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.warm_process import WarmProcess, can_serve
+from tests.support.warm_process import NAMESPACES, WarmProcess, can_serve
+from tests.training.support.own_mount import own_mount
+from tests.training.support.train_command import environment, run
 
 PROGRAM = """
 import os, signal, sys
@@ -53,6 +55,33 @@ def test_they_are_given_and_answer_the_same(tmp_path: Path, popen: type[subproce
     first, *rest = err.splitlines()
     assert first == "[<Signals.SIGUSR1: 10>] typed"
     assert (rest[-1] if rest else "") == {"sys.exit('why')": "why", "raise ValueError": "ValueError"}.get(end, "")
+
+
+def test_signals_that_are_ignored_here_are_ignored_there(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    text = "import signal; print([signal.getsignal(each) is signal.SIG_IGN for each in (signal.SIGINT, signal.SIGHUP)])"
+    program.write_text(text, encoding="utf-8")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = [
+            popen([sys.executable, str(program)], stdout=subprocess.PIPE, encoding="utf-8").communicate(timeout=60)[0]
+            for popen in (subprocess.Popen, WarmProcess)
+        ]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found[0] == found[1]
+    assert found[0].startswith("[True, ")
+
+
+def test_it_can_be_within_a_mount_of_a_tests_own(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import os; print(os.getuid()); open('mount/new', 'w').close()", encoding="utf-8")
+    with own_mount(tmp_path / "mount") as mount:
+        env = environment() | {NAMESPACES: str(mount.process)}
+        ended = run(tmp_path, sys.executable, str(program), env=env, timeout=60).ended()
+        assert [path.name for path in mount.seen.iterdir()] == ["new"]
+    assert ended.out == "0\n"
+    assert not list((tmp_path / "mount").iterdir())
 
 
 def test_a_process_is_waited_for_and_killed() -> None:

@@ -20,9 +20,10 @@ def printable(text: object) -> str:
 
     Letters of a file name that the locale lacks are surrogates (PEP 383). They are kept.
     """
-    return "".join(
-        part if _is_text(part) else "".join(map(_escaped, part)) for part in SURROGATES.split(str(text)) if part
-    )
+    text = str(text)
+    if text.isprintable():  # nearly every line
+        return text
+    return "".join(part if _is_text(part) else "".join(map(_escaped, part)) for part in SURROGATES.split(text) if part)
 
 
 def _escaped(character: str) -> str:

@@ -17,8 +17,11 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 LARGEST = 100_000  # bytes of a request
+SHARED = "WARM_SERVER"  # the variable with the address of a server that another process has started
+NAMESPACES = "WARM_NAMESPACES"  # the variable with a process whose user and mount namespaces are joined
 START = 120.0  # seconds for the server's imports, on a busy machine
 # Variables that are read before a program begins.
+IGNORABLE = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # by nohup and by shells
 READ_AT_START = ("PYTHON", "OMP_", "CUDA_", "TORCH_", "TRITON_", "SYNCBN_")
 
 
@@ -39,6 +42,7 @@ class WarmProcess(subprocess.Popen):
             "where": str(where or Path.cwd()),
             "environment": dict(os.environ if environment is None else environment),
             "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+            "ignored": [each for each in IGNORABLE if signal.getsignal(each) is signal.SIG_IGN],
         }
         self._answers = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._answers.connect(WarmProcess.address or _server.address())
@@ -65,7 +69,7 @@ class WarmProcess(subprocess.Popen):
 
 
 class _Server:
-    """The server of this process, started when it is first needed."""
+    """The server of this process, or of all processes of pytest-xdist, started when it is first needed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
@@ -73,19 +77,23 @@ class _Server:
         self._place = Path()
 
     def address(self) -> str:
+        """Where it listens, once it does."""
+        address = Path(os.environ.get(SHARED) or self.start())
+        deadline = time.monotonic() + START
+        while not address.exists():
+            assert self._process is None or self._process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return str(address)
+
+    def start(self) -> str:
+        """Starts it where it has not been started; where it will listen."""
         if self._process is None:
             self._place = Path(tempfile.mkdtemp(prefix="warm-"))
-        address = self._place / "socket"
-        if self._process is None:
-            command = [sys.executable, "-m", "tests.support.warm_server", str(address)]
+            command = [sys.executable, "-m", "tests.support.warm_server", str(self._place / "socket")]
             options = {"cwd": REPO, "env": self._environment, "start_new_session": True}
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, **options)
-            deadline = time.monotonic() + START
-            while not address.exists():
-                assert self._process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-        return str(address)
+        return str(self._place / "socket")
 
     def can_serve(self, environment: dict[str, str]) -> bool:
         """Whether no variable that differs is read before a program begins, but for PYTHONPATH, which may be longer."""
@@ -102,5 +110,5 @@ class _Server:
 
 
 _server = _Server()
-can_serve = _server.can_serve
+can_serve, start = _server.can_serve, _server.start
 atexit.register(_server.close)

@@ -7,9 +7,11 @@ eight seconds of imports, and is as one from a shell in all else: it can be kill
 """
 
 import atexit
+import ctypes
 import gc
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -32,20 +34,31 @@ import torch._inductor.compile_fx  # noqa: F401  # 1.5 seconds of each process t
 import torch.distributed.run  # noqa: F401
 import torch.export._trace  # noqa: F401  # the same
 import wandb.sdk.launch  # noqa: F401
+from hydra._internal.hydra import Hydra
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 import syncbn.training.data.digits  # noqa: F401  # it imports scikit-learn, which takes a second
 import syncbn.training.launch.job  # noqa: F401
 import syncbn.training.launch.rank  # noqa: F401
-from tests.support.warm_process import LARGEST, WarmProcess
+from syncbn.training.composition import signatures
+from tests.support.warm_process import LARGEST, NAMESPACES, REPO, WarmProcess
+
+SPACES = (("user", 0x10000000), ("mnt", 0x00020000))  # with CLONE_NEWUSER and CLONE_NEWNS of <sched.h>
+
+
+get_mode = Hydra.get_mode
 
 
 def serve(address: str) -> None:
     """Answers requests until standard input ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that watch
+    settings = [path.read_text(encoding="utf-8") for path in REPO.glob("conf/**/*.yaml")]
+    for target in re.findall(r"_target_: (\S+)", "\n".join(settings)):
+        signatures.arguments(target)  # it keeps what it has read of their source files
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen()
+        Path(f"{address}.new").rename(address)  # who sees it may connect
         gc.freeze()
         while sys.stdin.fileno() not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
@@ -74,12 +87,17 @@ def begin(request: dict[str, Any], streams: list[int], address: str) -> NoReturn
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     close_all_but(0, 1, 2)
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+    if NAMESPACES in request["environment"]:
+        join(request["environment"].pop(NAMESPACES))
     set_environment(request["environment"])
     os.chdir(request["where"])
     warnings.resetwarnings()
     sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=request["unbuffered"])  # type: ignore
     util.spawnv_passfds = forked
+    Hydra.get_mode = mode  # type: ignore[method-assign]  # 0.2 seconds of each call
     WarmProcess.address, subprocess_handler.Popen = address, WarmProcess  # torchrun starts its ranks by this
     code = 1
     try:
@@ -96,6 +114,21 @@ def begin(request: dict[str, Any], streams: list[int], address: str) -> NoReturn
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """For ``Hydra.get_mode``, which composes all settings once more, to see whether they have a ``hydra.mode``."""
+    return get_mode(hydra, config_name, overrides) if "hydra.mode" in " ".join(overrides) else None
+
+
+def join(process: str) -> None:
+    """Joins the user and mount namespaces of a process, as ``nsenter --user --mount`` does."""
+    library = ctypes.CDLL(None, use_errno=True)
+    files = [(os.open(f"/proc/{process}/ns/{name}", os.O_RDONLY), kind) for name, kind in SPACES]
+    for file, kind in files:
+        if library.setns(file, kind):
+            raise OSError(ctypes.get_errno(), f"namespaces of process {process}")
+        os.close(file)
 
 
 def set_environment(environment: dict[str, str]) -> None:

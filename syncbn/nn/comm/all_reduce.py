@@ -124,6 +124,13 @@ def _run(x: Tensor, group: dist.ProcessGroup, place: str) -> Tensor:
         return x
     if watched:
         return c10d.functional_all_reduce(x, group)
+    if torch_internals.profiler_is_active():
+        with torch.profiler.record_function(f"syncbn::allreduce in a process group, {list(x.shape)} of double"):
+            return _through(group, x)
+    return _through(group, x)
+
+
+def _through(group: dist.ProcessGroup, x: Tensor) -> Tensor:
     work = group.allreduce([x], _options)  # what dist.all_reduce calls, without its checks
     if work is not None:
         work.wait()

@@ -18,6 +18,7 @@ from syncbn.study.report.write import write_several
 from syncbn.study.runner.load import Member
 from syncbn.training.console import cell, print_line
 from syncbn.training.errors import SettingError
+from syncbn.training.loggers import chosen as chosen_loggers
 from syncbn.training.run_directory import paths
 
 
@@ -55,7 +56,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     print_line()
     print_line(f"report: {paths.short(path)}")
     logger = cfg.logger
-    if logger.name == "wandb" and str(logger.mode) != "disabled":
+    if chosen_loggers.uses_wandb(logger):
         about = {"mode": str(logger.mode), "project": logger.project, "entity": logger.entity, "group": study["name"]}
         for name, each in comparisons.items():
             shutil.rmtree(root / "report" / name / "wandb", ignore_errors=True)  # from the previous report

@@ -33,8 +33,6 @@ from syncbn.training.processes.rank_processes import Requests
 from syncbn.training.read_file import DamagedError
 from syncbn.training.run_directory import lock, record
 
-OUTPUT_DIR = "${hydra:runtime.output_dir}"
-
 
 class Job(NamedTuple):
     """A run with its study."""
@@ -109,9 +107,11 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
             with load.composing(f"study.parts.{cell.part}"):
                 cfg = hydra.compose(HydraConfig.get().job.config_name, list(key))
                 composed[key] = OmegaConf.to_container(cfg, enum_to_str=True)
-        cfg = OmegaConf.create(_with_run_directory(composed[key], str(cell.directory)))
+        cfg = OmegaConf.create(run_pool.in_directory(composed[key], str(cell.directory)))
         assert isinstance(cfg, DictConfig)
         cfg.seed = cell.seed
+        # Hundreds of short runs: a picture of each would take a third of their time.
+        cfg.plots = "plots=true" in cell.overrides
         if here and record.read(cell.directory, "run").get("status") != "finished":
             remote.refuse(cfg, machine)
             plan = settle(cfg, machine, cell.directory)
@@ -119,15 +119,6 @@ def compose(cells: Sequence[Cell], *, here: bool = True) -> list[Run]:
             plan = remote.settle_elsewhere(cfg, machine, cell.directory)
         runs.append(Run(plan, cell.overrides))
     return runs
-
-
-def _with_run_directory(value: Any, directory: str) -> Any:
-    """Replaces Hydra's resolver of the output directory, which is the study's directory, by the run's directory."""
-    if isinstance(value, dict):
-        return {key: _with_run_directory(each, directory) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_with_run_directory(each, directory) for each in value]
-    return value.replace(OUTPUT_DIR, directory) if isinstance(value, str) else value
 
 
 def _check_launcher() -> None:

@@ -9,7 +9,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from syncbn.training.errors import AgreedError, SettingError
+from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
 
 FORKED = r"(_step|_epoch)?(/dataloader_idx_\d+)?"  # what Lightning 2.6 appends to a name
 OWN_NAMES = ("epoch", "step")  # that ModelCheckpoint adds itself
@@ -27,7 +28,7 @@ LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics", "builtin
 SAFE = ("isinstance", "super", "type", "id", "len", "repr", "issubclass", "hasattr")  # functions that log nothing
 
 
-def check(module: pl.LightningModule, callbacks: Iterable[pl.Callback], settings: DictConfig | None) -> None:
+def check(module: pl.LightningModule, callbacks: Sequence[pl.Callback], settings: DictConfig | None) -> None:
     """Checks the metrics that callbacks monitor.
 
     Args:
@@ -43,9 +44,11 @@ def check(module: pl.LightningModule, callbacks: Iterable[pl.Callback], settings
     if not asked:
         return
     parts = [each for each in module.modules() if isinstance(each, pl.LightningModule)]
-    names = logged(type(each) for each in [*parts, *callbacks])
+    named = [each for each in callbacks if isinstance(each, EvaluationMetrics)]  # what they log is known
+    names = logged(type(each) for each in [*parts, *(each for each in callbacks if each not in named)])
     if names is None:
         return
+    names |= set().union(*(each.names for each in named))
     for name, monitor in asked.items():
         if (
             monitor not in OWN_NAMES

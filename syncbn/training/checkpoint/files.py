@@ -4,7 +4,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from syncbn.training.errors import AgreedError
+from syncbn.training.read_file import DamagedError, read_json
 
 
 def link(path: Path, name: str) -> None:
@@ -68,6 +69,16 @@ def newest(directory: Path, report: Callable[[str], None]) -> Path | None:
             return path
         report(f"{path.name} is damaged ({wrong}): it is skipped, and the previous checkpoint is tried")
     return None
+
+
+def best(run_dir: Path) -> Path | None:
+    """The best checkpoint of a run, by its name in ``result.json``; without one the newest. None if there is none."""
+    directory = run_dir / "checkpoints"
+    named = [directory / "best.ckpt", directory / "last.ckpt"]
+    with suppress(OSError, DamagedError):
+        # Only the name: the directory may have been moved, and a file elsewhere is not read.
+        named.insert(0, directory / Path(str(read_json(run_dir / "result.json").get("checkpoint"))).name)
+    return next((path for path in named if path.suffix == ".ckpt" and os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def load(path: Path) -> Any:

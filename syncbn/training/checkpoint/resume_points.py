@@ -36,7 +36,7 @@ from syncbn.training.console import print_line
 from syncbn.training.distributed import signals
 from syncbn.training.distributed.signals import Stopped
 from syncbn.training.evaluation.precise_statistics import FROZEN
-from syncbn.training.loggers import wandb_logger
+from syncbn.training.loggers import run_loggers
 
 KEY = "resume"  # in the checkpoint
 
@@ -254,7 +254,7 @@ class ResumePoints(pl.Callback):
                 point["ranks"] = [each | {"metrics": {}, "results": {}} for each in point["ranks"] or []]
         if states:
             loops["state_dict"]["combined_loader"] = states
-        point["logged"] = wandb_logger.position(trainer)
+        point["logged"] = run_loggers.position(trainer)
         checkpoint[KEY] = point
 
     # Resuming
@@ -272,7 +272,7 @@ class ResumePoints(pl.Callback):
         loaded = self._loaded
         if trainer.is_global_zero:
             self.on_begin()
-        wandb_logger.restore_position(trainer, (loaded or {}).get("logged", {"rows": 0}))
+        run_loggers.restore_position(trainer, (loaded or {}).get("logged", {"rows": 0}))
         if trainer.is_global_zero:
             self._set_aside_later(trainer.global_step)
         if loaded is None:

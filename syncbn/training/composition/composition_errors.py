@@ -21,6 +21,7 @@ from syncbn.training.composition.hydra_internals import argument_parser
 from syncbn.training.composition.nearest import listed, nearest, suggestion
 from syncbn.training.composition.unread_settings import NEEDED
 from syncbn.training.config import ranges
+from syncbn.training.config.conf_directory import conf_directory
 from syncbn.training.errors import SettingError
 
 GROUPS = "hydra/"
@@ -140,6 +141,11 @@ def _missing(error: MissingConfigException, line: _CommandLine) -> SettingError 
     # Only the main file and the command line name a choice of which the user need not be told where it is.
     where = f" (in {within[1]}.yaml)" if within and within[1] not in ("config", "hydra/config") else ""
     options = [each for each in error.options or () if not each.startswith("schema_")]
+    if group == "hydra/sweeper" and choice == "optuna":
+        hint = "there is no package hydra-optuna-sweeper here; pip install 'hydra-optuna-sweeper>=1.3' 'sqlalchemy<2'"
+        return SettingError(group, choice, hint)
+    if not options and group in line.groups():  # of several choices Hydra does not list what there is
+        options = sorted(path.stem for path in conf_directory().glob(f"{group}/*.yaml"))
     if not options and group in line.groups():
         return SettingError(group, choice, f"there is no such file{where}")
     if not options:

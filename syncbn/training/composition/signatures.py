@@ -78,6 +78,7 @@ def _of_class(module: str, node: ast.ClassDef, depth: int) -> frozenset[str] | N
     return _of_bases(module, node, depth)
 
 
+@cache
 def _is_assigned(module: str, node: ast.ClassDef) -> bool:
     """Whether ``__init__`` is assigned in the class, or elsewhere in its module: ``Net.__init__ = wrapped``."""
     tree = _tree(module)

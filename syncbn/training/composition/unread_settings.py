@@ -11,6 +11,7 @@ from syncbn.training.composition import signatures
 from syncbn.training.composition.nearest import listed, nearest, suggestion
 from syncbn.training.config.schema import ClusterConfig, Config, WandbConfig
 from syncbn.training.errors import SettingError
+from syncbn.training.loggers import chosen as chosen_loggers
 
 HYDRAS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 # Settings that the program reads and that the target need not take, beside those that an interpolation reads.
@@ -57,6 +58,8 @@ def check(cfg: DictConfig, hydra: Any = None) -> None:
             _check_group(name, tree[name], names, read, chosen.get(name))
     if isinstance(tree.get("trainer"), dict):
         _check_arguments("trainer", tree["trainer"], signatures.TRAINER, read)
+    if isinstance(tree.get("logger"), dict):
+        _check_loggers(tree["logger"], read, chosen.get("logger"))
     for name, each in (tree.get("callbacks") or {}).items():
         if each is not None and not isinstance(each, dict):
             raise SettingError(f"callbacks.{name}", each, f"a callback has settings: callbacks.{name}._target_=CLASS")
@@ -101,10 +104,24 @@ def _fixed(tree: dict[Any, Any]) -> Iterator[tuple[str, set[str]]]:
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield field.name, _fields(field.type)
     yield "cluster", _fields(ClusterConfig)
-    for name, kinds in (("norm", NORMS), ("logger", {"wandb": _fields(WandbConfig), "csv": set()})):
-        names = kinds.get(str((tree.get(name) or {}).get("name")))
-        if names is not None:
-            yield name, {"name", *names}
+    names = NORMS.get(str((tree.get("norm") or {}).get("name")))
+    if names is not None:
+        yield "norm", {"name", *names}
+
+
+def _check_loggers(group: dict[Any, Any], read: str, choice: str | None) -> None:
+    """Refuses settings of loggers that nothing reads. A custom logger is a group with a ``_target_``."""
+    if "_target_" in group:
+        hint = "a logger has a name, since there may be several: logger.NAME._target_=CLASS"
+        raise SettingError("logger._target_", group["_target_"], hint)
+    others = {name: _fields(kind) for name, kind in chosen_loggers.BUILT_IN.items()}
+    own = _fields(WandbConfig) if group.get("name") == chosen_loggers.WANDB else {"name"}
+    own |= {"csv", *others}
+    for name, each in group.items():
+        if name in others and isinstance(each, dict):
+            _check_group(f"logger.{name}", each, others[name], read, None)
+        elif not (isinstance(each, dict) and "_target_" in each):
+            _check_group("logger", {name: each, "name": choice}, own, read, choice)
 
 
 def _fields(kind: type) -> set[str]:

@@ -12,12 +12,14 @@ HARMLESS = [
     "run",
     "ckpt_path",
     "checkpoint_activations",
+    "plots",
     "trust",
     "ckpt_restore",
     "resume",
     "timeouts",
     "cluster",
     "logger",
+    "objective",
     *(f"data.{name}" for name in ("num_workers", "prefetch_factor", "pin_memory", "persistent_workers")),
     *("data.cache", "data.cache_dir"),
     *("data.num_classes", "data.in_channels"),  # facts of the data, which model repeats
@@ -31,7 +33,7 @@ HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "en
 DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # Settings that may also differ when a run is resumed. A finished run refuses them: nothing is left that they apply to.
-FREE = [*DONE, "callbacks.finite", "callbacks.gradients"]
+FREE = [*DONE, "callbacks.finite", "callbacks.gradients", "metrics"]
 # Copies of groups, which are compared themselves.
 COPIES = [f"module.{name}" for name in ("network", "optimizer", "scheduler", "layer_decay", "lr_scale")]
 COPIES += ["data.augment", "data.mix"]

@@ -20,7 +20,7 @@ class WandbMode(StrEnum):
 
 @dataclass
 class WandbConfig:
-    """The types of ``conf/logger/wandb.yaml``."""
+    """The settings of ``conf/logger/wandb.yaml``, which has no types: another logger could not be merged into it."""
 
     name: str = "wandb"
     mode: WandbMode = WandbMode.offline
@@ -30,6 +30,27 @@ class WandbConfig:
     tags: list[str] = field(default_factory=list)
     init_timeout: float = 60
     finish_timeout: float = 60
+    pictures: bool = True
+    log_model: Any = False
+
+
+@dataclass
+class TensorBoardConfig:
+    """The settings of ``conf/logger/tensorboard.yaml``."""
+
+    pictures: bool = True
+
+
+@dataclass
+class MLflowConfig:
+    """The settings of ``conf/logger/mlflow.yaml``."""
+
+    tracking_uri: str = "sqlite:///outputs/mlflow.db"
+    experiment: str = "syncbn"
+    group: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    pictures: bool = True
+    log_model: Any = False
 
 
 @dataclass
@@ -121,6 +142,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = None
+    metrics: Any = None
     adapt: Any = None
     corruptions: Any = None
     augment: Any = None
@@ -142,9 +164,11 @@ class Config:
     compile: bool = False
     compile_mode: str | None = None
     checkpoint_activations: Any = None
+    plots: bool = True
     trust: bool = False
     ckpt_restore: str | None = None
     mode: str = "train"
+    objective: str | None = None
     test: bool = True
     simulate: int | None = None
     precise_batches: int = 0

@@ -1,8 +1,12 @@
 """Checks the settings of tests and measurements: which tests need others, and which cannot be combined."""
 
+from difflib import get_close_matches
+from importlib import import_module
+
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.config.plan import Plan
+from syncbn.training.config.ranges.targets import TARGETS
 from syncbn.training.errors import SettingError, as_typed
 
 
@@ -18,6 +22,7 @@ def check(plan: Plan) -> None:
     if cfg.fit and not cfg.test:
         raise SettingError("fit", True, "test=false leaves no test to compare with; use test=true")
     _check_target(cfg)
+    _check_metrics(cfg)
     if cfg.mode == "test":
         _check_test(cfg)
     if cfg.get("adapt") is not None:
@@ -54,6 +59,39 @@ def _check_target(cfg: DictConfig) -> None:
         hint = f"callbacks.checkpoint.monitor={target_monitor(cfg)} is better the lower it is "
         hint += "(callbacks.checkpoint.mode=min), and no accuracy; use target=null"
         raise SettingError("target", cfg.target, hint)
+
+
+def _check_metrics(cfg: DictConfig) -> None:
+    metrics = cfg.get("metrics")
+    if metrics is not None and not isinstance(metrics, DictConfig):
+        hint = "choose metrics by name: metrics=[top5,f1], or add one: +metrics.NAME._target_=torchmetrics.CLASS"
+        raise SettingError("metrics", metrics, hint)
+    for key, node in (metrics or {}).items():
+        name = str(key)
+        if not isinstance(node, DictConfig) or node.get("_target_") is None:
+            hint = f"a metric has a class: +metrics.{name}._target_=torchmetrics.CLASS"
+            raise SettingError(f"metrics.{name}", node, hint)
+        _check_torchmetrics(f"metrics.{name}._target_", str(node.get("_target_")))
+        most, classes = node.get("top_k"), node.get("num_classes")
+        if isinstance(most, int) and isinstance(classes, int) and most > 1 and most >= classes:
+            hint = f"of {classes} classes every one is among the first {most}; leave it out, or use "
+            raise SettingError("metrics", name, f"{hint}metrics.{name}.top_k={max(1, classes - 1)} or less")
+
+
+def _check_torchmetrics(setting: str, target: str) -> None:
+    """Refuses a class that torchmetrics does not have; the built-in ones are not looked up, which takes a second."""
+    module, _, name = target.rpartition(".")
+    if target in TARGETS or module.partition(".")[0] != "torchmetrics":
+        return
+    try:
+        found = import_module(module)
+    except ImportError:
+        found = import_module("torchmetrics")
+    if not hasattr(found, name):
+        names = [each for each in dir(found) if each[0].isupper()]
+        near = get_close_matches(name, names, n=1, cutoff=0.5)
+        works = f"the nearest is {found.__name__}.{near[0]}" if near else "see torchmetrics' documentation"
+        raise SettingError(setting, target, f"torchmetrics has no such class; {works}")
 
 
 def _check_test(cfg: DictConfig) -> None:

@@ -62,6 +62,10 @@ class ImageArchive(ImageData):
     def measure(self) -> tuple[list[float], list[float]]:
         return statistics.of_tensor(self._parts["train"][0])
 
+    def state_dict(self) -> dict[str, Any]:
+        # The size is for syncbn.load: other images are scaled to it.
+        return super().state_dict() | ({"size": list(self._parts["train"][0].shape[2:])} if self._ready else {})
+
 
 class CIFAR(ImageArchive):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009): colour images of shape ``(3, 32, 32)``, from the python archive.

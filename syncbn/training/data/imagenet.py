@@ -109,6 +109,10 @@ class ImageNet(pl.LightningDataModule):
             )
         self._listed = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """The names of the classes, for :func:`syncbn.load`."""
+        return {"classes": list(self.val.classes)} if self._listed else {}
+
     def train_dataloader(self) -> DataLoader[Any]:
         if self.mix is not None:
             self.mix.num_classes = mixing.outputs(self, self.num_classes)

@@ -27,6 +27,7 @@ from syncbn.training.console import print_line, printable
 from syncbn.training.distributed import environment
 from syncbn.training.errors import SettingError
 from syncbn.training.os_errors import explain
+from syncbn.training.search import sweeper
 
 FILES = 32  # open files that the launcher itself needs; each rank needs more
 
@@ -39,6 +40,12 @@ class CheckDirectories(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         _exit_on_error(_check_sweep, config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Prints the table of a search, whose sweeper has started its jobs a few at a time."""
+        from syncbn.training.launch import sweep
+
+        sweep.end(config)
 
 
 def _exit_on_error(check: Callable[[DictConfig], None], config: DictConfig) -> None:
@@ -93,6 +100,7 @@ def _check_spelling(run_id: str | None, overrides: Sequence[str]) -> None:
 def _check_sweep(config: DictConfig) -> None:
     if environment.launcher() == "torchrun":
         raise SettingError("-m", hint=f"torchrun starts the ranks of one run, not of a sweep; call {program.name()} -m")
+    sweeper.check(config)
     if config.run.id is not None:
         hint = "the jobs of a sweep are named by their numbers; use hydra.sweep.dir"
         raise SettingError("run.id", printable(config.run.id), hint)

@@ -33,16 +33,21 @@ from syncbn.training.distributed.signals import Interrupted, Stopped
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.launch import outcome, summary
 from syncbn.training.launch.outcome import is_requeued, requeue_message, resume_hint
+from syncbn.training.loggers import chosen as chosen_loggers
 from syncbn.training.network import check as check_network
 from syncbn.training.os_errors import explain
 from syncbn.training.processes import rank_error
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.processes.rank_processes import Ranks, Requests, StartError
 from syncbn.training.run_directory import lock, record, symlinks
+from syncbn.training.search import objective
+from syncbn.training.terminal import train_log
+from syncbn.training.terminal.train_log import TrainLog
 from syncbn.training.vision_packages import install_command
 
 FIRST = 10.0  # seconds in which rank 0 prints an error that another rank has found too
-CLOSING = 10.0  # seconds to mark the W&B run of a dead rank 0 as failed; its server does that too, in minutes
+CLOSING = 10.0  # seconds to record the end of a dead rank 0 in its loggers; W&B's server does that too, in minutes
+LOGGERS = ("wandb", "tensorboard", "mlflow")  # whose records in the run directory have "finished"
 
 
 class RunError(RuntimeError):
@@ -61,21 +66,22 @@ def run(cfg: DictConfig) -> float | None:
     """Runs one job under Hydra; see :func:`syncbn.training.launch.main.main`.
 
     Returns:
-        The best value of the monitored metric.
+        The value that a sweeper optimizes.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    try:
+    with train_log.copying(errors_only=environment.rank() > 0) as log:
         try:
-            return _run(cfg, run_dir)
-        except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
-            raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
-    except (SettingError, RunError) as error:
-        if isinstance(error, SettingError):
-            _print_once(error)
-        code = getattr(error, "code", 1)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (_in_sweep() and code == 1):
-            raise  # the sweep catches it and runs the next job
-        sys.exit(code)
+            try:
+                return _run(cfg, run_dir, log)
+            except OSError as error:  # of a file or process of the launcher; an exception of a rank is a RunError here
+                raise SettingError("run.id", printable(run_dir.name), explain(error, run_dir)) from error
+        except (SettingError, RunError) as error:
+            if isinstance(error, SettingError):
+                _print_once(error)
+            code = getattr(error, "code", 1)
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or (_in_sweep() and code == 1):
+                raise  # the sweep catches it and runs the next job
+            sys.exit(code)
 
 
 def _print_once(error: SettingError) -> None:
@@ -91,19 +97,21 @@ def _print_once(error: SettingError) -> None:
         _print_error(f"error: rank {rank}: {error}")
 
 
-def _run(cfg: DictConfig, run_dir: Path) -> float | None:
+def _run(cfg: DictConfig, run_dir: Path, log: TrainLog) -> float | None:
     given, in_sweep = HydraConfig.get().overrides, _in_sweep()
     overrides = list(given.task)
     cfg = inherit_config.inherited(cfg, overrides, print_line if environment.rank() == 0 else lambda line: None)
-    if in_sweep and cfg.logger.get("group", "") is None:
-        cfg.logger.group = run_dir.parent.name
+    for group in (cfg.logger, cfg.logger.get("mlflow") or {}) if in_sweep else ():
+        if group.get("group", "") is None:
+            group["group"] = run_dir.parent.name
     named = in_sweep or cfg.run.id is not None or any(each.startswith("hydra.run.dir=") for each in given.hydra)
     name = f"{run_dir.parent.name}-{run_dir.name}" if in_sweep else run_dir.name
     perform = _run_as_rank if environment.launcher() else _start_ranks
     plan = settle(check_network.located(cfg, run_dir), this_machine(), run_dir)
     check_network.check(plan)
-    perform(plan, Command(name, overrides, named))
-    return record.monitored(run_dir) if environment.rank() == 0 else None
+    chosen_loggers.check(plan.cfg.logger)
+    perform(plan, Command(name, overrides, named), log)
+    return objective.value(run_dir, cfg.objective if in_sweep else None) if environment.rank() == 0 else None
 
 
 class Command(NamedTuple):
@@ -114,7 +122,7 @@ class Command(NamedTuple):
     named: bool  # the run was named, by run.id, its directory, or as a job of a sweep
 
 
-def _start_ranks(plan: Plan, command: Command) -> None:
+def _start_ranks(plan: Plan, command: Command, log: TrainLog) -> None:
     run_dir, nodes = plan.run_dir, plan.num_nodes
     if nodes > 1:
         hint = f"{program.name()} starts the ranks of one machine; on each node call torchrun --nnodes={nodes} "
@@ -124,7 +132,7 @@ def _start_ranks(plan: Plan, command: Command) -> None:
     with Requests(_announce_stop) as requests:
         try:
             with requests.raising():
-                begun = _begin(plan, command)
+                begun = _begin(plan, command, log)
                 if begun is None:
                     return
             _watch(begun, requests)
@@ -162,14 +170,15 @@ def record_end(run_dir: Path, status: str, refused: bool, requests: Requests, **
     with suppress(OSError):  # the disk may be full, which has been reported
         record.end(run_dir, status, **more)
     if status != "finished":
-        _close_wandb(run_dir, requests)
+        _draw_curves(run_dir, requests)
+        _close_loggers(run_dir, requests)
         with suppress(OSError):
             record.undo_begin(run_dir, refused=refused)
     lock.release(run_dir)
 
 
-def _begin(asked: Plan, command: Command) -> Plan | None:
-    """Locks the run directory and writes ``run.json`` and ``config.yaml`` of this attempt.
+def _begin(asked: Plan, command: Command, log: TrainLog) -> Plan | None:
+    """Locks the run directory and writes ``run.json`` and ``config.yaml`` of this attempt; begins its log.
 
     Returns:
         The plan with the checkpoint that the run starts from; None if the run has finished before.
@@ -188,6 +197,7 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
             print_line(f"{link} was a symbolic link and was replaced: a run writes into its own directory only")
         began = True
         record.begin(plan, command.name, command.overrides, continue_run.begun_from(asked))
+        log.begin(run_dir, _heading(run_dir, command))
         print_line(summary.headline(plan))
     except BaseException as error:
         with suppress(Exception):
@@ -198,11 +208,22 @@ def _begin(asked: Plan, command: Command) -> Plan | None:
     return plan
 
 
+def _heading(run_dir: Path, command: Command) -> str:
+    """The first line of this attempt in ``train.log``: its number, and the command without Hydra's own settings."""
+    words = [*program.words(), *command.overrides]
+    return train_log.heading(record.read(run_dir, "run").get("attempt", 1), shlex.join(words))
+
+
 def rank(run_dir: Path) -> None:
     """Entry point of a rank process that this module started: reads the settled settings and runs the rank."""
     run, cfg = import_run(), _settled(run_dir)
     import_paths.allow(OmegaConf.to_container(cfg))  # the job has checked them
-    run(Plan.of(cfg, run_dir))
+    if environment.rank() > 0:  # its output goes to a file already
+        run(Plan.of(cfg, run_dir))
+        return
+    with train_log.copying() as log:
+        log.begin(run_dir)
+        run(Plan.of(cfg, run_dir))
 
 
 def _settled(run_dir: Path) -> DictConfig:
@@ -211,12 +232,12 @@ def _settled(run_dir: Path) -> DictConfig:
     return cfg
 
 
-def _run_as_rank(asked: Plan, command: Command) -> None:
+def _run_as_rank(asked: Plan, command: Command, log: TrainLog) -> None:
     """Runs as one rank of a run whose ranks torchrun or srun has started."""
     first, run_dir = environment.rank() == 0, asked.run_dir
 
     def begin() -> str:
-        begun = _begin(asked, command)
+        begun = _begin(asked, command, log)
         return json.dumps(None if begun is None else [begun.checkpoint, begun.restore])
 
     # Only rank 0 reads the earlier attempts: a network file system may show an old state to other ranks.
@@ -224,6 +245,8 @@ def _run_as_rank(asked: Plan, command: Command) -> None:
     if start is None:  # the run has finished before
         return
     plan = Plan.of(asked.starting_from(*start).settings(), run_dir)
+    if not first:
+        log.begin(run_dir)
     if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
         os.environ.update(loopback.within_machine())
     status, refused = "failed", False
@@ -311,23 +334,41 @@ def import_run() -> Callable[[Plan], None]:
     return run.run
 
 
-def _close_wandb(run_dir: Path, requests: Requests) -> None:
-    """Marks the W&B run as failed if rank 0 was killed before it could, unless a second signal asked to end at once.
+def _close_loggers(run_dir: Path, requests: Requests) -> None:
+    """Records the end in the loggers if rank 0 was killed before it could, unless a second signal asked to end at once.
 
     A forked process does it: the fork server has imported W&B already, and the process can be killed after a time-out.
     """
-    if record.read(run_dir, "wandb").get("finished") is not False or requests.kill_requested:
+    if not any(record.read(run_dir, name).get("finished") is False for name in LOGGERS) or requests.kill_requested:
         return
+    limit = CLOSING * (3 if record.read(run_dir, "mlflow").get("finished") is False else 1)  # a database may be slow
     with suppress(OSError, RuntimeError, Interrupted):
         closing = Ranks(1, _mark_failed, (run_dir,), run_dir / "ranks", silent=True)
-        closing.watch(requests, CLOSING, limit=CLOSING)
+        closing.watch(requests, limit, limit=limit)
+
+
+def _draw_curves(run_dir: Path, requests: Requests) -> None:
+    """Draws the curves of a run whose rank 0 was killed before it could; a forked process does it, as above."""
+    table, picture = run_dir / "metrics.csv", run_dir / "curves.png"
+    with suppress(Exception):  # the settings may be damaged, the disk full, the fork server gone
+        current = picture.exists() and picture.stat().st_mtime >= table.stat().st_mtime
+        trained = record.read(run_dir, "run").get("trained") and table.exists()
+        if trained and not current and _settled(run_dir).get("plots") and not requests.kill_requested:
+            drawing = Ranks(1, _curves, (run_dir,), run_dir / "ranks", silent=True)
+            drawing.watch(requests, CLOSING, limit=CLOSING)
+
+
+def _curves(run_dir: Path) -> None:
+    from syncbn.training.plots.curves import write_curves
+
+    write_curves(run_dir)
 
 
 def _mark_failed(run_dir: Path) -> None:
-    from syncbn.training.loggers import wandb_logger
+    from syncbn.training.loggers import run_loggers
 
     with suppress(SettingError):  # an unreachable server has been reported before
-        wandb_logger.mark_failed(_settled(run_dir), run_dir)
+        run_loggers.mark_failed(_settled(run_dir), run_dir, str(record.read(run_dir, "run").get("status")))
 
 
 def _printed(message: str, code: int = 1) -> RunError:

@@ -9,10 +9,12 @@ from syncbn.training.launch import preload
 from syncbn.training.processes import fork_server, temporary_directory
 from syncbn.training.processes.quick_imports import no_garbage_collection
 from syncbn.training.run_directory import paths
+from syncbn.training.search import objective
 
 standard_streams.accept_any_text()  # at import: Hydra prints before it calls main()
 schema.register()
 OmegaConf.register_new_resolver("run_dir", paths.run_dir)
+OmegaConf.register_new_resolver("search_direction", objective.direction)
 OmegaConf.register_new_resolver("sweep_dir", paths.sweep_dir, use_cache=True)
 
 
@@ -22,8 +24,9 @@ def main(cfg: DictConfig) -> float | None:
     ``HYDRA_FULL_ERROR=1`` prints the traceback instead.
 
     Returns:
-        The best value of the metric ``callbacks.checkpoint.monitor``, for a sweeper that optimizes it; the recorded
-        value if the run had finished before. None if there is no such value, and on ranks other than 0.
+        The metric that ``objective`` names, for a sweeper that optimizes it: by default the best value of the metric
+        ``callbacks.checkpoint.monitor``, or with ``mode=test`` the test metric of that name. If the run had finished
+        before, the recorded value. None if there is no such value, and on ranks other than 0.
     """
     if environment.launcher() is None:
         signals.end_at_once()  # also in an interactive step of Slurm

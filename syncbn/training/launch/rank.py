@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,7 +25,7 @@ from syncbn.training.callbacks.best_metric import BestMetric
 from syncbn.training.callbacks.compare_ranks import CompareRanks
 from syncbn.training.callbacks.gradient_monitor import GradientMonitor
 from syncbn.training.callbacks.non_finite import stopper
-from syncbn.training.callbacks.progress import Bar, LogLines, MergeMetrics, Throughput, shows_bar
+from syncbn.training.callbacks.progress import MergeMetrics, Throughput
 from syncbn.training.callbacks.statistics_monitor import StatisticsMonitor
 from syncbn.training.callbacks.time_to_target import TimeToTarget
 from syncbn.training.checkpoint import files
@@ -35,7 +33,6 @@ from syncbn.training.checkpoint.atomic_io import AtomicCheckpointIO
 from syncbn.training.checkpoint.resume_points import ResumePoints
 from syncbn.training.config import validate_evaluation
 from syncbn.training.config.plan import Plan
-from syncbn.training.config.trust import INSTALL, OWN
 from syncbn.training.console import print_line
 from syncbn.training.distributed import ddp_strategy, unresponsive_ranks
 from syncbn.training.distributed.signals import Stopped
@@ -43,14 +40,25 @@ from syncbn.training.errors import SettingError
 from syncbn.training.evaluation import class_accuracy, generalization_gap, precise_statistics
 from syncbn.training.evaluation.adapt_statistics import AdaptStatistics
 from syncbn.training.evaluation.corruption_suite import CorruptionSuite
+from syncbn.training.evaluation.prediction_record import PredictionRecord
 from syncbn.training.launch import preflight
 from syncbn.training.lightning_internals import leave_signals_alone
-from syncbn.training.loggers import wandb_logger
+from syncbn.training.loggers import run_loggers
+from syncbn.training.loggers.ending import Ending
+from syncbn.training.metrics.evaluation_metrics import EvaluationMetrics
+from syncbn.training.metrics.peak_memory import peak_memory
+from syncbn.training.models.build import build
 from syncbn.training.network import data_mismatch, half_precision, prepare
 from syncbn.training.network.freeze import FreezeNorm
+from syncbn.training.network.utilization import Utilization
 from syncbn.training.norm import replace, simulated_devices, trainer_parts
 from syncbn.training.optimization import early_stop, find_lr, weight_average
+from syncbn.training.plots import of_test
+from syncbn.training.plots.curves import write_curves
 from syncbn.training.run_directory import record
+from syncbn.training.terminal.log_lines import LogLines, shows_bar
+from syncbn.training.terminal.model_line import ModelLine
+from syncbn.training.terminal.progress_bar import Bar
 
 Kind = TypeVar("Kind", bound=pl.Callback)
 
@@ -71,19 +79,26 @@ def run(plan: Plan) -> None:
     for of_rank_0 in (rank_zero_only, prints.rank_zero_only):
         # They read RANK when they are imported. The fork server imported them, which is not a rank.
         of_rank_0.rank = rank  # type: ignore[union-attr]
+    sessions = _Sessions(plan, rank)
     try:
         with files.explain_mismatch(plan.checkpoint):
-            result = _fit_and_test(plan, rank)
+            result = _fit_and_test(plan, sessions)
+            result["memory"] = peak_memory(plan.accelerator)
     except BaseException as error:
         unresponsive_ranks.report_failure(error)  # before the loggers end, which may take a minute
         stop = isinstance(error, Stopped)
-        wandb_logger.finish(run_dir, failed=not stop, preempted=stop)
+        if rank == 0:
+            if plan.cfg.plots and not isinstance(error, SettingError):
+                write_curves(run_dir)
+            run_loggers.finish(plan.cfg, sessions.loggers, Ending(run_dir, "interrupted" if stop else "failed"))
         if stop and dist.is_initialized():
             dist.destroy_process_group()
         raise
     if rank == 0:
         record.write(run_dir, "result", result)
-        wandb_logger.finish(run_dir, failed=False, summary=result)
+        if plan.cfg.plots:
+            write_curves(run_dir)
+        run_loggers.finish(plan.cfg, sessions.loggers, Ending(run_dir, "finished", result))
     # Otherwise gloo's thread may abort the process while it exits. Lightning destroys the group with NCCL only.
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -98,7 +113,7 @@ class _Sessions:
 
     def __init__(self, plan: Plan, rank: int) -> None:
         self._plan, self._rank = plan, rank
-        self._loggers: list[Logger] | None = None
+        self.loggers: list[Logger] | None = None
         self._progress: dict[str, Any] | None = None  # of the fit: steps, epochs
         self._fitted: pl.LightningModule | None = None
         self._began = False  # the module of the fit, or of a test alone, was built
@@ -106,9 +121,10 @@ class _Sessions:
     def begin(self, *, suite: bool = True) -> tuple[pl.Trainer, pl.LightningModule, Any]:
         """Builds a new trainer, module and datamodule. ``suite=False`` leaves out the test on corrupted images."""
         module, datamodule = self.parts()
-        if self._loggers is None:
-            self._loggers = wandb_logger.build(self._plan.cfg, self._plan.run_dir, self._rank)
-        trainer = build_trainer(self._plan, self._loggers, suite=suite)
+        first = self.loggers is None
+        if self.loggers is None:
+            self.loggers = run_loggers.build(self._plan, self._rank)
+        trainer = build_trainer(self._plan, self.loggers, suite=suite, first=first)
         if self._progress is not None:  # a test is logged at the step and epoch of the fit
             trainer.fit_loop.load_state_dict(self._progress)
         # Lightning does this too, but only after it has loaded the checkpoint: float64 weights would lose precision.
@@ -142,8 +158,7 @@ class _Sessions:
         return module
 
 
-def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
-    sessions = _Sessions(plan, rank)
+def _fit_and_test(plan: Plan, sessions: _Sessions) -> dict[str, Any]:
     if plan.cfg.mode == "test":
         return _test(plan, sessions, plan.checkpoint)
     if plan.cfg.mode == "find_lr":
@@ -158,25 +173,29 @@ def _fit_and_test(plan: Plan, rank: int) -> dict[str, Any]:
     return result | _test(plan, sessions, result["checkpoint"])
 
 
-def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True) -> pl.Trainer:
+def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True, first: bool = False) -> pl.Trainer:
     """Builds Lightning's Trainer of a run, with the callbacks and plugins that the plan needs.
 
-    ``suite=False`` leaves out the test on corrupted images.
+    ``suite=False`` leaves out the test on corrupted images; ``first=True`` prints a line about the model.
     """
     cfg, norm_parts = plan.cfg, _norm_parts(plan)
     settings = _trainer_settings(plan)
-    settings["enable_progress_bar"] = shows_bar(settings)
-    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan)]
+    bar, settings["enable_progress_bar"] = shows_bar(settings), False  # Lightning's own
+    callbacks: list[pl.Callback] = [MergeMetrics(), CompareRanks(plan), *([ModelLine()] if first else [])]
     callbacks += [_resume_points(plan), *norm_parts.callbacks, Throughput()]
     per_rank = cfg.norm.name == "local_mean" and not cfg.simulate
     batches: dict[str, Any] = {"per_rank": per_rank, "batches_at_once": plan.batches_at_once}
     callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), **batches))
+    if cfg.metrics:
+        callbacks.append(EvaluationMetrics({str(name): build(metric) for name, metric in cfg.metrics.items()}))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
+    if plan.accelerator == "gpu":
+        callbacks.append(Utilization())
     if cfg.fit:
         callbacks.append(generalization_gap.RefuseUnfit())
     if cfg.target is not None:
         callbacks.append(TimeToTarget(validate_evaluation.target_monitor(cfg), cfg.target))
-    callbacks += [Bar() if settings["enable_progress_bar"] else LogLines(), *early_stop.build(cfg)]
+    callbacks += [Bar() if bar else LogLines(), *early_stop.build(cfg)]
     callbacks += map(build, (cfg.callbacks or {}).values())
     if cfg.adapt is not None:
         callbacks.append(AdaptStatistics(**{k: v for k, v in _plain(cfg.adapt).items() if k != "name"}))
@@ -229,6 +248,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
     seconds = time.monotonic() - start
     if trainer.is_global_zero:
         class_accuracy.write_data(plan.run_dir, datamodule)
+        if (asked := _callback(trainer, EvaluationMetrics)) and asked.confusion is not None:
+            of_test.write_validation(plan.run_dir, asked.confusion, datamodule, picture=plan.cfg.plots)
     stops, throughput = stopper(trainer), _callback(trainer, Throughput)
     if trainer.global_step == 0 and not (stops and stops.diverged):
         hint = "no batch was trained on; either the data gives none of that size, or a limit under trainer allows none"
@@ -243,6 +264,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
         "checkpoint": getattr(trainer.checkpoint_callback, "best_model_path", None) or None,
         "monitored": _monitored(trainer),
     }
+    if (used := _callback(trainer, Utilization)) and (share := used.measure(trainer, throughput.images_per_second)):
+        result["mfu"] = share
     result |= early_stop.result(trainer)
     if stops is not None:
         result["diverged"] = int(stops.diverged)
@@ -277,7 +300,7 @@ def _find_lr(plan: Plan, sessions: _Sessions) -> dict[str, Any]:
         files.load_weights(module, plan.checkpoint)
     settings = _trainer_settings(plan) | {"max_epochs": -1, "max_steps": search.steps, "limit_val_batches": 0}
     settings |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    callbacks = [CompareRanks(plan), *norm_parts.callbacks, search]
+    callbacks = [CompareRanks(plan), ModelLine(), *norm_parts.callbacks, search]
     trainer = _trainer(plan, norm_parts, callbacks, **settings)
     leave_signals_alone(trainer)
     with ddp_strategy.explained(trainer.strategy):
@@ -289,12 +312,17 @@ def _test(plan: Plan, sessions: _Sessions, checkpoint: str | None) -> dict[str, 
     """Tests the checkpoint, or the current weights if it is None, and repeats the test as ``fit`` and others ask."""
     options: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True}
     trainer, module, datamodule = sessions.begin()
+    recorded = PredictionRecord()
+    if plan.cfg.plots:
+        trainer.callbacks.append(recorded)  # type: ignore[attr-defined]
     metrics = trainer.test(module, verbose=False, datamodule=datamodule, **options)
     result: dict[str, Any] = {"test": {name: value for each in metrics for name, value in each.items()}}
     if trainer.is_global_zero:
         class_accuracy.write_data(plan.run_dir, datamodule)
         if classes := class_accuracy.write_classes(plan.run_dir, module, datamodule):
             result["classes"] = classes
+        if plan.cfg.plots:
+            of_test.write_test(plan.run_dir, recorded, datamodule)
     if suite := _callback(trainer, CorruptionSuite):
         result |= suite.result
     if plan.cfg.fit:
@@ -335,26 +363,6 @@ def _resume_points(plan: Plan) -> ResumePoints:
         on_begin=lambda: record.mark_trained(run_dir),
         **_plain(cfg.resume),
     )
-
-
-def build(cfg: Any) -> Any:
-    """Builds the object that ``cfg._target_`` names.
-
-    Its arguments are converted to plain lists and dicts: modules may save them in checkpoints, which take plain data
-    only.
-    """
-    try:
-        return instantiate(cfg, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, SettingError):
-            raise cause from None
-        missing = None if cause is None else cause.__cause__
-        if isinstance(missing, ModuleNotFoundError) and missing.name and "." not in missing.name:
-            target = str(cause).split("'")[1]
-            hint = INSTALL if missing.name in ("torchvision", "timm") else OWN
-            raise SettingError("_target_", target, f"there is no package {missing.name} here; {hint}") from error
-        raise
 
 
 def _silence_warnings() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from syncbn.training.checkpoint import continue_run
 from syncbn.training.config.plan import Plan
@@ -15,8 +15,10 @@ from syncbn.training.launch.job import rank, record_end
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.processes.rank_processes import Ranks, Requests
 from syncbn.training.run_directory import lock, record, symlinks
+from syncbn.training.terminal import train_log
 
 RESUME_HINT = "the same command resumes it"
+OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 
 class Run(NamedTuple):
@@ -29,6 +31,15 @@ class Run(NamedTuple):
     def directory(self) -> Path:
         """The run directory; a run that exists in it already is resumed."""
         return self.plan.run_dir
+
+
+def in_directory(settings: Any, run_dir: str) -> Any:
+    """Plain settings of a run, with its directory in place of Hydra's resolver, which has that of the whole command."""
+    if isinstance(settings, dict):
+        return {key: in_directory(each, run_dir) for key, each in settings.items()}
+    if isinstance(settings, list):
+        return [in_directory(each, run_dir) for each in settings]
+    return settings.replace(OUTPUT_DIR, run_dir) if isinstance(settings, str) else settings
 
 
 def run_all(
@@ -89,6 +100,7 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
             began = True
             symlinks.detach(run.directory)
             record.begin(plan, run.directory.name, run.overrides, continue_run.begun_from(run.plan))
+            train_log.append(run.directory, _heading(run))
             logs = run.directory / "ranks"
             return Ranks(plan.devices, rank, (run.directory,), logs, silent=True, signals=requests)
         record.repair(run.plan, run.directory.name, run.overrides)
@@ -106,6 +118,11 @@ def _begin(run: Run, requests: Requests | None) -> Ranks | Outcome:
     return end
 
 
+def _heading(run: Run) -> str:
+    attempt = record.read(run.directory, "run").get("attempt", 1)
+    return train_log.heading(attempt, " ".join(["a run of a study:", *run.overrides]))
+
+
 def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
     """Ends the ranks that still live, records how the run ended, and unlocks its directory."""
     status, refused = "failed", False
@@ -113,6 +130,8 @@ def _end(run: Run, ranks: Ranks, requests: Requests) -> Outcome:
         ranks.close()
         end = outcome.of(ranks.ends(), requests.seen, run.directory, RESUME_HINT)
         status, refused = end.status, end.refused
+        if end.message:
+            train_log.append(run.directory, f"error: {end.message}")
         return end
     finally:
         record_end(run.directory, status, refused, requests)

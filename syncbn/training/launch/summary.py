@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate_optimization import samples_per_step
 from syncbn.training.console import cell
 from syncbn.training.evaluation import class_accuracy
-from syncbn.training.loggers import wandb_files
+from syncbn.training.loggers import viewers, wandb_files
+from syncbn.training.metrics import peak_memory
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
+from syncbn.training.terminal import metric_rows
+from syncbn.training.terminal.result_table import ResultTable
 
 
 def headline(plan: Plan) -> str:
@@ -80,13 +81,9 @@ def summary(run_dir: Path) -> Group:
         rows.append(("tested", "the weights at the end of training: there is no best checkpoint"))
     attempts = wandb_files.directories(run_dir) if wandb else []
     if wandb.get("url") or attempts:  # the user may have removed the directories
-        rows.append(("W&B run", wandb.get("url") or str(attempts[-1].relative_to(run_dir.resolve()))))
-    table = Table(show_header=False, box=box.HORIZONTALS)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    for label, value in rows:
-        table.add_row(label, cell(value))
-    lines: list[RenderableType] = [table]
+        rows.append(("W&B run", wandb.get("url") or short(attempts[-1])))
+    rows += viewers.rows(run_dir)
+    lines: list[RenderableType] = [ResultTable(rows)]
     options, directories = wandb_files.upload(run_dir)
     if directories:
         command = shlex.join([_program("wandb"), *options, *map(short, directories)])
@@ -103,6 +100,7 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{100 * test['test/acc']:.2f} %{of}"))
     if "test/loss" in test:
         rows.append(("test loss", f"{test['test/loss']:.4f}"))
+    rows += metric_rows.rows(result)
     if classes := result.get("classes"):
         rows.append(("worst classes", class_accuracy.worst(classes)))
     fit = result.get("fit", {})
@@ -115,8 +113,8 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if "corrupted/acc" in corrupted:
         better = f", {100 * adapted['adapted/acc']:.2f} % with adapted statistics" if "adapted/acc" in adapted else ""
         rows.append(("corrupted accuracy", f"{100 * corrupted['corrupted/acc']:.2f} %{better}"))
-    forms = {"seconds": "{:.1f} s", "epochs": "{} epochs", "steps": "{} steps"}
-    training = [form.format(result[name]) for name, form in forms.items() if name in result]
+    training = [f"{result['seconds']:.1f} s"] if "seconds" in result else []
+    training += [_counted(result[name], name) for name in ("epochs", "steps") if name in result]
     if before := result.get("epochs_before"):
         first = "the first epoch" if before == 1 else f"the first {before} epochs"
         training.append("all of them before" if before == result.get("epochs") else f"{first} before")
@@ -133,8 +131,17 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if training:
         rows.append(("training", ", ".join(training)))
     if speed := result.get("images_per_second"):
-        rows.append(("speed", f"{speed:,.0f} images/s over all devices"))
+        share = result.get("mfu", {}).get("mfu/share")
+        of_peak = f", {100 * share:.1f} % of the GPUs' peak (MFU)" if share is not None else ""
+        rows.append(("speed", f"{speed:,.0f} images/s over all devices{of_peak}"))
+    if memory := result.get("memory"):
+        rows.append(("peak memory", peak_memory.described(memory)))
     return rows
+
+
+def _counted(number: int, things: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"
 
 
 def _program(name: str) -> str:

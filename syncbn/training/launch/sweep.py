@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import CompactHydraException, HydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +36,16 @@ from syncbn.training.os_errors import explain
 from syncbn.training.processes.rank_processes import Requests
 from syncbn.training.read_file import DamagedError, read_text
 from syncbn.training.run_directory import lock, record
+from syncbn.training.search import objective
+from syncbn.training.search.sweeper import FailedJob, is_better
+
+OBJECTIVE = "value"  # column; "objective" is the setting
+ALWAYS = ("job", "status", "test/acc", OBJECTIVE, "best", "error")  # columns that are shown even if all rows are alike
+SHOWN_ERROR = 70  # characters of an error in the terminal; sweep.csv has all
+_failures: dict[tuple[Path, int], str] = {}  # errors of this process's jobs, by sweep directory and number
 
 
-def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+def run(launcher: Any, job_overrides: Sequence[Sequence[str]], before: int = 0) -> Sequence[JobReturn]:
     """Runs all jobs in order; in a Slurm job array, only the job whose number is the task's.
 
     A failed job does not stop the others. A job that has finished is not run again. At the end a table of all jobs of
@@ -47,10 +54,12 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     Args:
         launcher: a Hydra launcher after its ``setup``: its ``config``, ``hydra_context`` and ``task_function``.
         job_overrides: the overrides of each job.
+        before: number of jobs that a sweeper has had run before, if it does so a few at a time.
 
     Returns:
         The result of each job. If some jobs failed, the program ends here with a one-line error and exit code 1. A
-        sweeper other than Hydra's basic one gets their errors as results instead, since it may continue without them.
+        sweeper other than Hydra's basic one gets their errors as results instead, since it may continue without them;
+        the table of such a search is printed by :func:`end`.
     """
     setup_globals()
     settings = launcher.config.hydra
@@ -62,6 +71,8 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
     console = Console(soft_wrap=True, highlight=False, quiet=os.environ.get("SLURM_PROCID", "0") != "0")
     results: list[JobReturn] = []
     failed: list[tuple[int, JobReturn]] = []
+    searches, stopped = not is_basic_sweeper(str(settings.sweeper._target_)), True
+    total = settings.sweeper.get("n_trials") if searches else None
     try:
         numbers, chosen = _begin(settings, jobs, sweep_dir)
     except SettingError as error:
@@ -74,8 +85,11 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 overrides, job = job_overrides[index], jobs[index]
                 number = numbers.setdefault(tuple(job), _free(numbers, sweep_dir))
                 console.print()
-                console.print(cell(f"job {number} ({index + 1} of {len(jobs)}): {' '.join(job)}"))
+                of = f"trial {before + index + 1} of {total}" if total else f"{index + 1} of {len(jobs)}"
+                console.print(cell(f"job {number} ({of}): {' '.join(job)}"))
                 results.append(_run(launcher, list(overrides), number, sweep_dir))
+                if searches:
+                    results[-1] = _trial(results[-1], number, launcher.config)
                 if results[-1].status == JobStatus.FAILED:
                     failed.append((number, results[-1]))
                     why = _error(results[-1])
@@ -85,21 +99,72 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> Sequence[JobRe
                 if requests and requests.seen:  # the signal came between two jobs, or after the last step of one
                     print_line(f"error: stopped by {signal.Signals(requests.seen[0]).name}; {again}", error=True)
                     raise SystemExit(128 + requests.seen[0])
+        stopped = False
     finally:
-        if not console.quiet:
-            summarize(sweep_dir, console)
+        if not console.quiet and (stopped or not searches):
+            summarize(sweep_dir, console, _search(launcher.config) if searches else None)
         lock.release(sweep_dir)
     if not failed:
         return results
-    if not is_basic_sweeper(str(settings.sweeper._target_)):  # such a sweeper decides how many jobs may fail
+    if searches:  # such a sweeper decides how many jobs may fail
         for number, result in failed:
-            reason = " ".join(str(_error(result)).split())
-            result.return_value = CompactHydraException(f"error: job {number} failed: {reason}; {again}")
+            _failures[sweep_dir, number] = " ".join(str(_error(result)).split())
+            text = f"error: job {number} failed: {_failures[sweep_dir, number]}; {again}"
+            result.return_value = CompactHydraException(text)
         return results
     if not console.quiet:  # printed here, because Hydra prints a traceback for any exception
         numbers_of_failed = ", ".join(str(number) for number, _ in failed)
         print_line(f"error: {len(failed)} of {len(jobs)} jobs failed (job {numbers_of_failed}); {again}", error=True)
     raise SystemExit(1)
+
+
+def end(config: DictConfig) -> None:
+    """Prints the table of a search that has ended, with its best job, and writes it to ``sweep.csv``."""
+    sweep_dir = Path(str(config.hydra.sweep.dir))
+    if is_basic_sweeper(str(config.hydra.sweeper._target_)) or os.environ.get("SLURM_PROCID", "0") != "0":
+        return
+    console, search = Console(soft_wrap=True, highlight=False), _search(config)
+    if not summarize(sweep_dir, console, search):
+        return
+    best = best_job([_row(job, number, sweep_dir / str(number), search) for job, number in _numbers(sweep_dir).items()],
+                    search)  # fmt: skip
+    if best is not None:
+        print_line(f"best: job {best['job']}, {search.shown}={best[OBJECTIVE]:.4g}: {sweep_dir / str(best['job'])}")
+
+
+class Search(NamedTuple):
+    """What a search optimizes: the setting ``objective``, its name for people, and whether more is better."""
+
+    objective: str | None
+    shown: str
+    direction: str
+
+
+def _search(config: DictConfig) -> Search:
+    monitor = OmegaConf.select(config, "callbacks.checkpoint.monitor")
+    direction = OmegaConf.select(config, "hydra.sweeper.direction", default="maximize")
+    return Search(config.get("objective"), str(config.get("objective") or monitor), str(direction))
+
+
+def best_job(rows: Sequence[dict[str, Any]], search: Search) -> dict[str, Any] | None:
+    """The row of the job with the best objective; None if no job has one."""
+    found: dict[str, Any] | None = None
+    for row in rows:
+        if OBJECTIVE in row and (found is None or is_better(row[OBJECTIVE], found[OBJECTIVE], search.direction)):
+            found = row
+    return found
+
+
+def _trial(result: JobReturn, number: int, config: DictConfig) -> JobReturn:
+    """The result of a job for a sweeper that searches; without a finite number it is a failure."""
+    if result.status == JobStatus.COMPLETED:
+        if not (wrong := objective.missing(result.return_value)):
+            return result
+        error: BaseException | None = SettingError("objective", config.get("objective"), wrong)
+        print_line(f"error: {error}", error=True)
+    else:
+        error = _error(result)
+    return FailedJob(overrides=result.overrides, status=JobStatus.FAILED, _return_value=error)
 
 
 def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[tuple[str, ...], int], range]:
@@ -111,6 +176,9 @@ def _begin(settings: Any, jobs: list[list[str]], sweep_dir: Path) -> tuple[dict[
     subdir = dict(OmegaConf.to_container(settings.sweep))["subdir"]  # type: ignore[arg-type]  # a DictConfig's is a dict
     if subdir != "${hydra.job.num}":
         raise SettingError("hydra.sweep.subdir", subdir, "leave it out; a job's directory is named by its number")
+    if environment.launcher() == "srun" and not is_basic_sweeper(str(settings.sweeper._target_)):
+        hint = "a search runs its jobs one after the other; call it in a batch script without srun"
+        raise SettingError("hydra/sweeper", settings.runtime.choices.get("hydra/sweeper"), hint)
     if environment.launcher() == "srun":  # no lock: the tasks of an array share the directory, each has its own job
         numbers = _numbers(sweep_dir)
         return numbers, _of_array(jobs, numbers, sweep_dir)
@@ -215,11 +283,16 @@ def _numbers(sweep_dir: Path) -> dict[tuple[str, ...], int]:
     return found
 
 
-def summarize(sweep_dir: Path, console: Console) -> bool:
-    """Prints a table of all jobs of a sweep, and writes it to ``sweep.csv`` in its directory; False if it has none."""
-    rows = [_row(settings, number, sweep_dir / str(number)) for settings, number in _numbers(sweep_dir).items()]
+def summarize(sweep_dir: Path, console: Console, search: Search | None = None) -> bool:
+    """Prints a table of all jobs of a sweep, and writes it to ``sweep.csv`` in its directory; False if it has none.
+
+    The table of a search has the objective of each job, marks the best one, and has the errors of failed jobs.
+    """
+    rows = [_row(settings, number, sweep_dir / str(number), search) for settings, number in _numbers(sweep_dir).items()]
     if not rows:
         return False
+    if search is not None and (best := best_job(rows, search)) is not None:
+        best["best"] = "best"
     rows = [
         {printable(name): each if isinstance(each, int | float) else printable(each) for name, each in row.items()}
         for row in rows
@@ -227,7 +300,7 @@ def summarize(sweep_dir: Path, console: Console) -> bool:
     rows.sort(key=lambda row: int(row["job"]))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     constant = {name for name in columns if len({row[name] for row in rows if name in row}) == 1}
-    kept = [name for name in columns if name in ("job", "status", "test/acc") or name not in constant]
+    kept = [name for name in columns if name in ALWAYS or name not in constant]
     table = Table(box=box.HORIZONTALS)
     for name in kept:
         table.add_column(cell(name))
@@ -259,7 +332,7 @@ def _write(rows: list[dict[str, Any]], columns: list[str], sweep_dir: Path) -> N
             draft.unlink(missing_ok=True)
 
 
-def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
+def _row(settings: Sequence[str], number: int, run_dir: Path, search: Search | None = None) -> dict[str, Any]:
     result, status = record.read(run_dir, "result"), record.status(run_dir)
     if record.damage(run_dir, "result"):
         result, status = {}, "damaged" if status == "finished" else status
@@ -268,7 +341,19 @@ def _row(settings: Sequence[str], number: int, run_dir: Path) -> dict[str, Any]:
         {**result.get("monitored", {}), **result.get("test", {}), "seconds": result.get("seconds")} if result else {}
     )
     row = {"job": number, **chosen, "status": status, **results}
-    return row | {"job": number, "status": status}  # a setting or metric of the same name must not replace these
+    row |= {"job": number, "status": status}  # a setting or metric of the same name must not replace these
+    return row if search is None else row | _trial_columns(run_dir, number, status, search)
+
+
+def _trial_columns(run_dir: Path, number: int, status: str, search: Search) -> dict[str, Any]:
+    """The objective of a job of a search, or its error."""
+    if status == "finished":
+        with suppress(SettingError, ValueError):
+            found = objective.value(run_dir, search.objective)
+            if not objective.missing(found):
+                return {OBJECTIVE: found}
+    error = _failures.get((run_dir.parent, number))
+    return {"error": error} if error else {}
 
 
 def _name_and_value(override: str) -> tuple[str, str]:
@@ -293,4 +378,8 @@ def _text(value: Any) -> str:
 def _shown(name: str, value: Any) -> str:
     if name == "test/acc" and isinstance(value, float):
         return f"{100 * value:.2f} %"
+    if name == "error":
+        return str(value) if len(str(value)) <= SHOWN_ERROR else f"{str(value)[:SHOWN_ERROR]} ..."
+    if isinstance(value, str) and re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", value):  # drawn by a search
+        return f"{float(value):.4g}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

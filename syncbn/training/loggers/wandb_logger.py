@@ -1,8 +1,8 @@
-"""Creates the loggers of a rank, and keeps one W&B run per job over all resumes; only rank 0 opens it.
+"""Keeps one W&B run per job over all resumes; only rank 0 opens it.
 
-Metrics always go to the CSV file, and to W&B if it is enabled. A resumed run continues both. The CSV file is cut back
-to the checkpoint. W&B's history can only grow: metrics that it has from earlier attempts are not sent again, and
-metrics that were lost because an attempt was killed are sent from the CSV file.
+Metrics always go to the CSV file too, which a resume cuts back to the checkpoint. W&B's history can only grow: metrics
+that it has from earlier attempts are not sent again, and metrics that were lost because an attempt was killed are sent
+from the CSV file.
 """
 
 import os
@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import wandb
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, UsageError
@@ -23,7 +22,8 @@ from syncbn.training.console import print_line
 from syncbn.training.distributed import signals
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import wandb_files, wandb_internals
-from syncbn.training.loggers.csv_logger import MetricsFile, first_step, read
+from syncbn.training.loggers.csv_logger import read
+from syncbn.training.loggers.ending import Ending, about_model
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.processes import temporary_directory
 from syncbn.training.run_directory import record
@@ -34,49 +34,27 @@ CONNECTION_ERRORS = wandb_internals.connection_errors()
 UPLOAD_LATER = "the run is kept offline; upload it later with the command printed at the end"
 
 
-def build(cfg: DictConfig, run_dir: Path, rank: int) -> list[Logger]:
-    """Create the loggers of one rank.
+def build(cfg: DictConfig, run_dir: Path, rank: int) -> "RunLogger":
+    """Create the logger of one rank.
 
     Raises:
         SettingError: W&B is to run online, but there is no API key or the server refuses it.
     """
-    file = MetricsFile(run_dir)
-    if cfg.logger.name != "wandb" or cfg.logger.mode == "disabled":
-        return [file]
     run = _open(cfg, run_dir) if rank == 0 else None
-    return [file, _WandbLogger(run, run_dir, cfg.logger.project)]
+    return RunLogger(run, run_dir, str(cfg.logger.project))
 
 
-def position(trainer: pl.Trainer) -> dict[str, int]:
-    """The position in ``metrics.csv``, as plain data for a checkpoint; empty on ranks other than 0."""
-    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    return {"rows": files[0].rows()} if files and trainer.is_global_zero else {}
-
-
-def restore_position(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
-    """Cut the metrics back to ``position``; to be called before training resumes.
-
-    Rows that were logged later for earlier steps are kept. The metrics of an epoch, for example, are logged after the
-    checkpoint at its end.
-    """
-    if not trainer.is_global_zero or "rows" not in position:
-        return
-    for file in (logger for logger in trainer.loggers if isinstance(logger, MetricsFile)):
-        file.cut(position["rows"], first_step(trainer))
-    for run in (logger for logger in trainer.loggers if isinstance(logger, _WandbLogger)):
-        run.catch_up()
-
-
-def finish(run_dir: Path, *, failed: bool, preempted: bool = False, summary: dict[str, Any] | None = None) -> None:
-    """Close the W&B run of this process, if it has one; ``preempted`` marks a run that will be resumed."""
+def finish(cfg: DictConfig, ending: Ending) -> None:
+    """Close the W&B run of this process, if it has one. An interrupted run is marked as one that will be resumed."""
     if wandb.run is None:
         return
-    directory, finished = Path(wandb.run.dir).parent, True
+    run_dir, directory, finished = ending.run_dir, Path(wandb.run.dir).parent, True
     try:
-        wandb.run.summary.update(summary or {})
-        if preempted:
+        _log_files(wandb.run, cfg, ending)
+        wandb.run.summary.update(ending.result or {})
+        if ending.status == "interrupted":
             wandb.run.mark_preempting()
-        wandb.finish(exit_code=int(failed or preempted))
+        wandb.finish(exit_code=int(ending.status != "finished"))
     except TimeoutError:
         wandb_files.mark_unsent(directory)
     except CONNECTION_ERRORS as error:
@@ -95,7 +73,23 @@ def mark_failed(cfg: DictConfig, run_dir: Path) -> None:
         SettingError: the server does not answer.
     """
     _init(cfg, run_dir, record.read(run_dir, "wandb").get("mode", str(cfg.logger.mode)))
-    finish(run_dir, failed=True)
+    finish(cfg, Ending(run_dir, "failed"))
+
+
+def _log_files(run: Any, cfg: DictConfig, ending: Ending) -> None:
+    """Log the pictures of the run directory, and the best checkpoint as an artifact if ``logger.log_model`` asks."""
+    if cfg.logger.get("pictures") and (pictures := ending.pictures()):
+        run.log({f"pictures/{path.stem}": wandb.Image(str(path)) for path in pictures})
+    checkpoint = ending.checkpoint()
+    if cfg.logger.get("log_model") == "best" and checkpoint is not None:
+        artifact = wandb.Artifact(f"{run.id}-best", type="model", metadata=about_model(ending, cfg))
+        # Without a copy in W&B's directory in the user's home: an offline run is uploaded from the run directory.
+        artifact.add_file(str(checkpoint), policy="immutable", skip_cache=True)
+        run.log_artifact(artifact, aliases=["best"])
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _open(cfg: DictConfig, run_dir: Path) -> Any:
@@ -133,11 +127,11 @@ def _init(cfg: DictConfig, run_dir: Path, mode: str) -> Any:
             id=run["wandb_id"],
             name=run["id"],
             resume="allow",
-            mode=mode,  # type: ignore[arg-type]  # checked by the schema
-            project=logger.project,
-            entity=logger.entity,
-            group=logger.group,
-            tags=[*tags, *logger.tags],
+            mode=mode,  # type: ignore[arg-type]  # its range is checked
+            project=str(logger.project),
+            entity=_text(logger.entity),
+            group=_text(logger.group),
+            tags=[*tags, *map(str, logger.tags)],
             dir=run_dir,
             config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
             settings=wandb.Settings(
@@ -175,7 +169,7 @@ def _start_service() -> None:
         os.environ.update({name: value for name, value in before.items() if name == "TMPDIR"})
 
 
-class _WandbLogger(WandbLogger):
+class RunLogger(WandbLogger):
     """Logs into ``run``, just opened (None on ranks other than 0); each metric of a step once over all attempts."""
 
     def __init__(self, run: Any, run_dir: Path, project: str) -> None:

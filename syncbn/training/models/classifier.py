@@ -113,7 +113,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self.class_weights is not None:
             return self._weighted_step(batch, self.class_weights)
-        loss = self._step("train", batch)
+        loss, _ = self._step("train", batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         total = global_samples(self._trainer)
         ranks = 1 if total is None else self.trainer.world_size
@@ -123,13 +123,14 @@ class Classifier(pl.LightningModule):
         # samples of the global batch.
         return loss * (len(batch[0]) * ranks / total)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step("val", batch)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step("test", batch)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        found = self._evaluate("test", batch)
         self.count.update(len(batch[0]))
         self.log("test/count", self.count, on_step=False, on_epoch=True)
+        return found
 
     def on_test_epoch_start(self) -> None:
         self.test_classes.reset()
@@ -158,7 +159,13 @@ class Classifier(pl.LightningModule):
         self.log("train/loss_step", mean, prog_bar=True, on_step=True, on_epoch=False)
         return total * torch.where(over_ranks > 0, ranks / over_ranks, 0.0)  # without any weight the gradient is 0
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The predictions, as :mod:`syncbn.training.metrics.predictions` reads them."""
+        _, scores = self._step(stage, batch)
+        return {"scores": scores.detach(), "target": batch[1]}
+
+    def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, which is logged with its accuracy, and the scores."""
         x, target = batch
         scores = self(x)
         # For an empty batch the mean is NaN. The sum is zero with zero gradients, so the rank still joins DDP's
@@ -174,7 +181,7 @@ class Classifier(pl.LightningModule):
         # with unequal numbers of samples correctly.
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self._log_accuracy(stage, scores, target)
-        return loss
+        return loss, scores
 
     def _log_accuracy(self, stage: str, scores: Tensor, target: Tensor) -> None:
         accuracy: MulticlassAccuracy = getattr(self, f"{stage}_acc")

@@ -57,7 +57,7 @@ def fitted(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Fit:
 
     ``module.conv1.weight``, ``network._orig_mod.conv1.weight`` and ``conv1.weight`` are the same weight.
     """
-    clean = {_unwrapped(name): each for name, each in weights.items()}
+    clean = {unwrapped(name): each for name, each in weights.items()}
     pairs = product(_prefixes(clean), _prefixes(own))
     fits = (_fitted(_below(clean, theirs), _below(own, mine), own, mine) for theirs, mine in pairs)
     return max(fits, key=lambda fit: len(fit.weights))
@@ -109,7 +109,8 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """The name of a weight without the prefixes of wrappers that keep the names of parts."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name

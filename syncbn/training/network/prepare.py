@@ -1,17 +1,14 @@
 """Applies the settings about the network to a new LightningModule, in the only order that works."""
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from syncbn.training.config.trust import BY_NAME
 from syncbn.training.network import checkpoint_activations, freeze, init_from
-
-FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dimensions
+from syncbn.training.network.channels_last import networks, use_channels_last
 
 
 def prepare(
@@ -49,33 +46,6 @@ def without_pretrained(module: DictConfig) -> DictConfig:
     if not OmegaConf.is_dict(network) or network.get("_target_") not in BY_NAME or not network.get("pretrained"):
         return module
     return OmegaConf.merge(module, {"network": {"pretrained": False}})  # type: ignore[return-value]
-
-
-def networks(module: nn.Module) -> dict[str, nn.Module]:
-    """The networks of a LightningModule by their names: its ``network``, otherwise all its parts with parameters."""
-    own = getattr(module, "network", None)
-    if isinstance(own, nn.Module):
-        return {"network": own}
-    return {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
-
-
-def use_channels_last(module: nn.Module) -> None:
-    """Store the networks' convolution weights channels-last, and pass their images on in this format."""
-    for network in networks(module).values():
-        for each in (*network.parameters(), *network.buffers()):
-            if each.dim() in FORMATS:
-                # Not contiguous(): it leaves the strides of a 1x1 convolution, which its gradient then does not have.
-                each.data = torch.empty_like(each.data, memory_format=FORMATS[each.dim()]).copy_(each.data)
-        network.register_forward_pre_hook(_inputs_channels_last)
-
-
-def _inputs_channels_last(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(_channels_last(each) if isinstance(each, torch.Tensor) else each for each in inputs)
-
-
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of two or three spatial dimensions in channels-last memory format; any other unchanged."""
-    return tensor.contiguous(memory_format=FORMATS[tensor.dim()]) if tensor.dim() in FORMATS else tensor
 
 
 def compile_networks(module: nn.Module, mode: str | None = None) -> None:

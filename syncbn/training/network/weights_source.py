@@ -1,6 +1,5 @@
 """Reads weights for ``init_from`` from a run, a file, timm or torchvision."""
 
-import json
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -100,14 +99,7 @@ def _weights(found: Any, depth: int = 0) -> dict[str, Tensor]:
 
 def _of_run(run_dir: Path) -> Path:
     """The best checkpoint of a run; without one the newest."""
-    directory = run_dir / "checkpoints"
-    named: list[Any] = [directory / "best.ckpt", directory / "last.ckpt"]
-    try:
-        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-        named.insert(0, directory / Path(str(result.get("checkpoint"))).name)
-    except (OSError, ValueError, AttributeError):
-        pass
-    found: Path | None = next((path for path in named if path.suffix == ".ckpt" and paths.is_file(path)), None)
+    found = files.best(run_dir)
     if found is None:
         hint = f"this directory has no checkpoints/best.ckpt or last.ckpt, so it is no run that has trained; {EXAMPLES}"
         raise SettingError("init_from", run_dir, hint)

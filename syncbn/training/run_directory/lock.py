@@ -72,7 +72,7 @@ def is_held(run_dir: Path) -> bool | None:
         None if that is unknown: without a lock file, as in a copy, or on a file system without locks.
     """
     try:
-        file = os.open(run_dir / ".lock", os.O_RDONLY)
+        file = os.open(run_dir / ".lock", os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for a writer
     except OSError:
         return None
     try:

@@ -86,9 +86,14 @@ def _about(plan: Plan, overrides: list[str]) -> dict[str, Any]:
         "overrides": overrides,
         "world_size": plan.world_size,
         "normalization_batch": plan.normalization_batch,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "git": _git(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that a result depends on; None for one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def repair(plan: Plan, run_id: str, overrides: list[str]) -> None:

@@ -9,7 +9,7 @@ from syncbn.training.errors import SettingError
 
 # Files that a run appends to. It writes other files by renaming a draft, which replaces a symbolic link.
 APPENDED = ("metrics.csv", "statistics.csv", "gradients.csv", "wandb-lines.jsonl", "error.txt", "train.log")
-FOLDERS = ("checkpoints", "ranks", "wandb")
+FOLDERS = ("checkpoints", "ranks", "wandb", "tensorboard")
 
 
 def detach(run_dir: Path) -> list[str]:

@@ -110,16 +110,16 @@ class Cluster:
 
     def started(self, job: str, timeout: float = 180) -> None:
         """Waits until the job has left the queue, which depends on the jobs of other tests."""
-        self.until(job, lambda: self.about(job)["JobState"] != "PENDING", timeout)
+        self.until(job, lambda: self.about(job)["JobState"] != "PENDING", timeout, every=0.3)
 
-    def until(self, job: str, what: Callable[[], bool], timeout: float = 90) -> None:
-        """Waits until it holds."""
+    def until(self, job: str, what: Callable[[], bool], timeout: float = 90, every: float = 0.05) -> None:
+        """Waits until it holds, and asks every so many seconds."""
         deadline = time.monotonic() + timeout
         while not what():
             if time.monotonic() > deadline:
                 state = self.about(job).get("JobState")
                 raise AssertionError(f"job {job} {state}, in {timeout:g} s:\n{self.log(job)}\n{self.tail()}")
-            time.sleep(0.05)
+            time.sleep(every)
 
     def ended(self, job: str, timeout: float = 180) -> Ended:
         """The job once it has ended for good.
@@ -136,7 +136,7 @@ class Cluster:
                 raise AssertionError(
                     f"job {job} {about['JobState']} after {timeout:g} s:\n{self.log(job)}\n{self.tail()}"
                 )
-            time.sleep(0.2)
+            time.sleep(0.4)
         return Ended(job, about, self.log(job), [p.parent for p in self.place.glob("outputs/*/run.json")])
 
     def tail(self) -> str:

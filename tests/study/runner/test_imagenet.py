@@ -15,9 +15,12 @@ from omegaconf import OmegaConf
 from syncbn.study import cells
 from syncbn.study.compare import reference_spec
 from syncbn.study.compare.reference_spec import Expected
-from syncbn.study.runner import remote, report, run_study
+from syncbn.study.runner import remote, report
 from syncbn.training.config.machine import Machine
-from syncbn.training.launch import main  # noqa: F401  # Hydra's resolvers
+from syncbn.training.launch import (
+    main,  # noqa: F401  # Hydra's resolvers
+    run_pool,
+)
 from tests.training.support.train_command import REPO, train
 
 COMMON = (
@@ -108,7 +111,7 @@ def finished(study: dict[str, Any], root: Path) -> list[tuple[Path, int, list[Ex
         part = study["parts"][cell.part]
         for seed in (0, 1):
             directory = cell.directory.with_name(str(seed))
-            cfg = OmegaConf.create(written.replace(run_study.OUTPUT_DIR, str(directory)))
+            cfg = OmegaConf.create(written.replace(run_pool.OUTPUT_DIR, str(directory)))
             cfg.seed = seed
             plan = remote.settle_elsewhere(cfg, Machine(gpus=0, cores=2), directory)
             directory.mkdir(parents=True)

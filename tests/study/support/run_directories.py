@@ -118,6 +118,20 @@ def sweep(directory: Path, errors: Mapping[str, Mapping[int, float]], **options:
     return directory
 
 
+def copies(directory: Path, number: int) -> list[Path]:
+    """Run directories in sweeps of 100, which differ in the learning rate and in their paths."""
+    names = ("config.yaml", "run.json", "result.json")
+    first = run(directory / "sweep0" / "0")
+    texts = {name: (first / name).read_text(encoding="utf-8") for name in names}
+    made = [directory / f"sweep{each // 100}" / str(each % 100) for each in range(number)]
+    for each, path in enumerate(made[1:], start=1):
+        path.mkdir(parents=True)
+        for name, text in texts.items():
+            changed = text.replace("lr: 0.05", f"lr: {each / number}").replace(str(first), str(path))
+            (path / name).write_text(changed, encoding="utf-8")
+    return made
+
+
 def by_seed(errors: Iterable[float]) -> dict[int, float]:
     """Errors of the seeds 0, 1, ..."""
     return dict(enumerate(errors))

@@ -45,6 +45,9 @@ BAD = {
     "norm=ghost +norm.num_groups=1": ("norm.num_groups", 1),
     "+logger.projct=1": ("logger.projct", 1, "the nearest is logger.project"),
     "logger=csv +logger.mode=offline": ("logger.mode", "offline"),
+    "logger=[wandb,mlflow] +logger.mlflow.experimnt=x": ("logger.mlflow.experimnt", "x", "logger.mlflow.experiment"),
+    "+logger.mine.flush=1": ("logger.mine", {"flush": 1}),
+    "+logger._target_=lightning.pytorch.loggers.CSVLogger": ("logger._target_", ANY, "logger.NAME._target_=CLASS"),
     "+resume.kep=1": ("resume.kep", 1, "the nearest is resume.keep"),
     "+run.x=1": ("run.x", 1, "there is run.id"),
     "model=mine +model.hiden=3": ("model.hiden", 3, "mine.Net has no argument hiden; the nearest is model.hidden"),
@@ -71,6 +74,8 @@ def test_it_is_refused_with_the_nearest(overrides: str, monkeypatch: pytest.Monk
 
 GOOD = [
     "",
+    "logger=[wandb,csv,tensorboard,mlflow] logger.mode=online logger.project=x logger.mlflow.experiment=y",
+    "logger=csv +logger.mine._target_=lightning.pytorch.loggers.CSVLogger +logger.mine.save_dir=a",
     *("+width=3 model.width=${width}", "+a.b=3 model.width=${oc.select:a.b,3}", "+a=x hydra.sweep.dir=${a}"),
     *("+optimizer.maximize=true", "+trainer.limit_train_batches=2", "+trainer.strategy=ddp"),
     *(

@@ -2,9 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +16,7 @@ import torch
 from syncbn.training.loggers import wandb_files, wandb_internals
 from tests.training.support import wandb_log
 from tests.training.support.faulty_runs import fault, faulty, stopped
+from tests.training.support.own_mount import own_mount
 from tests.training.support.train_command import PROJECT, Run, environment, train
 from tests.training.support.train_command import run as start
 
@@ -29,6 +30,8 @@ def check(run: Run, *, code: int = 1, status: str = "failed", first: str = "erro
     assert run.json("run")["status"] == status
     lines = run.err.splitlines()
     assert lines[-1].startswith(first), run.err
+    written = (run.directory / "train.log").read_text(encoding="utf-8").splitlines()  # type: ignore[operator]
+    assert lines == [line for line in written if line in lines]
     for path in (run.directory / "checkpoints").glob("*.ckpt"):  # type: ignore[operator]
         torch.load(path, weights_only=True)
     if points:
@@ -168,10 +171,17 @@ def test_a_signal_in_the_test_keeps_what_was_trained(tmp_path: Path) -> None:
 
 def test_a_signal_while_ranks_start_is_not_lost(tmp_path: Path) -> None:
     """Also where the launcher itself was started with SIGINT ignored, as by a script in the background."""
-    ignoring = ["sh", "-c", 'trap "" INT; "$@" & echo $! > pid; wait $!; exit $?', "sh", sys.executable]
-    interrupt = "until [ -e outputs/a/ranks ]; do sleep 0.02; done; kill -INT $(cat pid)"
-    with subprocess.Popen(["sh", "-c", interrupt], cwd=tmp_path):
-        run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=300", launcher=ignoring)
+
+    def hit(leader: int) -> None:
+        while not (tmp_path / "outputs/a/ranks").exists():
+            time.sleep(0.01)
+        os.kill(leader, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the program then finds it
+    try:
+        run = faulty(tmp_path, "run.id=a", "trainer.max_epochs=300", meanwhile=hit)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert run.code == 130, run.err
     assert run.left == []
     assert "error: stopped by SIGINT" in run.err
@@ -186,6 +196,7 @@ def test_under_torchrun_an_exception_is_one_line_of_its_rank(tmp_path: Path) -> 
     others = [line for line in run.err.splitlines() if line.startswith("error: rank 0 ")]  # torchrun may have ended it
     assert all(f" failed: rank 1 on {socket.gethostname()} failed: ValueError (" in line for line in others)
     trace = (run.directory / "ranks" / "1-error.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+    assert line in (run.directory / "train.log").read_text(encoding="utf-8").splitlines()  # type: ignore[operator]
     assert "a layer of the user's" in trace
     assert "Error executing job" not in run.err  # Hydra's
 
@@ -243,12 +254,11 @@ def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path, monkeypatch: 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
     """A file system of 3 MB, of which nothing is left in epoch 1: really full, in a mount of its own."""
     outputs, kept = tmp_path / "outputs", tmp_path / "kept"
-    outputs.mkdir()
-    script = f'mount -t tmpfs -o size=3m tmpfs {outputs}; "$@"; code=$?; rm -f {outputs}/a/filler; '
-    script += f"cp -r {outputs} {kept}; exit $code"
-    launcher = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable]
-    run = faulty(tmp_path, "run.id=a", fault(tmp_path, "fill_disk", epoch=1, batch=4), launcher=launcher).ended(1)
-    assert run.left == []
+    with own_mount(outputs, "-o size=3m") as mount:
+        fill = fault(tmp_path, "fill_disk", epoch=1, batch=4)
+        run = faulty(tmp_path, "run.id=a", fill, within=mount.process).ended(1)
+        assert run.left == []
+        shutil.copytree(mount.seen, kept, ignore=shutil.ignore_patterns("filler"))
     assert "error: rank 0 of 2 (pid " in run.err
     assert "No space left on device" in run.err or "could not be written" in run.err
     checkpoints = sorted((kept / "a" / "checkpoints").iterdir())

@@ -11,7 +11,7 @@ import torch
 from syncbn.training.launch import job, run_pool
 from syncbn.training.launch.outcome import Outcome
 from syncbn.training.launch.run_pool import Run
-from syncbn.training.loggers import wandb_logger
+from syncbn.training.loggers import run_loggers
 from syncbn.training.processes.rank_processes import End, Ranks, Requests
 from syncbn.training.run_directory import lock, record
 from tests.training.run_directory.test_record import finished, settings
@@ -61,7 +61,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     directories: list[Path] = []
     monkeypatch.setattr(run_pool, "Ranks", Ended)
     monkeypatch.setattr(job, "Ranks", Here)
-    monkeypatch.setattr(wandb_logger, "mark_failed", lambda cfg, run_dir: directories.append(run_dir))
+    monkeypatch.setattr(run_loggers, "mark_failed", lambda cfg, run_dir, status: directories.append(run_dir))
     return directories
 
 

@@ -1,6 +1,7 @@
 """The main job through its command line, as a user calls it."""
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.support import wandb_log
+from tests.support.warm_process import WarmProcess
+from tests.training.support import screen, wandb_log
 from tests.training.support.train_command import PROJECT, REPO, Run, environment, train
 
 QUICK = ("trainer.max_epochs=2", "model=mlp")
@@ -46,11 +48,24 @@ def test_without_a_terminal_there_is_a_plain_line_an_epoch_and_nothing_else(defa
     assert default_run.err == ""
 
 
+def test_train_log_holds_what_was_printed(default_run: Run) -> None:
+    assert default_run.directory is not None
+    heading, *rest = (default_run.directory / "train.log").read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(r"--- [\d-]+ [\d:]+\+00:00, attempt 1: python \S*train.py", heading)
+    assert rest == [line.rstrip() for line in default_run.out.splitlines()]
+    model = "model: 77,754 parameters (all train), 1.53 MFLOPs per sample; "
+    assert rest[1] == f"{model}9 batch norm layers: all synchronized over world (2 processes)"
+    assert re.fullmatch(r"epoch  1/15  step 18  train/acc .* val/loss \S+  [\d,]+ images/s  \d+:\d\d left", rest[2])
+    assert " left" not in rest[16]  # of the last epoch
+
+
 def test_what_is_for_rank_0_to_say_is_said_once(tmp_path: Path) -> None:
     run = train(tmp_path, *QUICK, "logger=csv", "+callbacks.speak={_target_: mine.Speak}").ended()
     others = (run.directory / "ranks" / "1.log").read_text(encoding="utf-8")
+    log = (run.directory / "train.log").read_text(encoding="utf-8")
     for word in ("a word by Lightning", "a word by torchmetrics"):
         assert f"UserWarning: {word}\n" in run.err
+        assert f"UserWarning: {word}\n" in log
         assert word not in others
 
 
@@ -157,6 +172,8 @@ def test_norm_only_chooses_layers(tmp_path: Path) -> None:
 
 def test_a_users_own_module_and_data_come_in_by_target(tmp_path: Path) -> None:
     run = train(tmp_path, "--config-dir", f"{PROJECT}/conf", "module=mine", "data=mine", "trainer.max_epochs=1").ended()
+    assert re.search(r"^  mine +42$", run.out, re.MULTILINE)  # in the table, as any metric of the test
+    assert "model: 626 parameters (all train), 1.18 kFLOPs per sample; 1 batch norm layer: all synchron" in run.out
     assert run.json("result")["test"] == {"mine": 42.0}
     assert run.json("result")["steps"] == 4  # 96 samples, 2 x 12 a step
 
@@ -178,6 +195,11 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     assert second.directory == first.directory
     lines = [line for line in second.out.splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == ["3/4", "4/4"]
+    written = (second.directory / "train.log").read_text(encoding="utf-8").splitlines()  # type: ignore[operator]
+    kinds = [
+        line.split()[0] if line.startswith("---") else line.split()[1] for line in written if line[:3] in ("---", "epo")
+    ]
+    assert kinds == ["---", "1/2", "2/2", "---", "3/4", "4/4"]
     states = [
         torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[operator]
         for run in (straight, second)
@@ -236,7 +258,17 @@ def test_torchrun_makes_one_run_of_its_ranks_and_on_a_terminal_there_is_a_bar(tm
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = train(tmp_path, *QUICK, "norm=local_mean", "logger=csv", launcher=torchrun, terminal=True)
     assert run.code == 0, run.out
-    assert "Epoch 1/1" in run.out
+    epochs = [line for line in screen.lines(run.out, width=1000) if line.startswith("epoch ")]
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert all("train acc 0." in line and "val acc 0." in line for line in epochs)
+    assert "\x1b[2K" in run.out  # there was a bar
+    assert run.directory is not None
+    written = (run.directory / "train.log").read_text(encoding="utf-8")
+    assert "\x1b" not in written
+    assert [line[:18] for line in written.splitlines() if line.startswith("epoch")] == [
+        "epoch 1/2  step 18",
+        "epoch 2/2  step 36",
+    ]
     assert "test accuracy" in run.out
     assert len(list(tmp_path.glob("outputs/*"))) == 1
     assert run.json("run")["world_size"] == 2
@@ -252,7 +284,16 @@ def test_the_other_files_in_conf_run(tmp_path: Path, settings: str) -> None:
     if settings == "debug=overfit":
         assert " train/acc 1.0000 " in run.out
     if settings == "debug=profile":
-        assert "run_training_batch" in (run.directory / "fit-profile-0.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+        assert "all-reduces of the batch norm layers" in run.out
+        for rank in (0, 1):
+            with gzip.open(run.directory / f"trace-{rank}.json.gz", "rt", encoding="utf-8") as file:  # type: ignore[operator]
+                events = [str(event.get("name")) for event in json.load(file)["traceEvents"]]
+            assert len({name for name in events if name.startswith("ProfilerStep#")}) == 4
+            assert any(name.startswith("syncbn::allreduce") for name in events)
+            assert any("optimizer_step" in name for name in events)
+            table = (run.directory / f"profile-{rank}.txt").read_text(encoding="utf-8")  # type: ignore[operator]
+            assert table.startswith("profile of 4 training steps")
+            assert (table in run.out) == (rank == 0)
 
 
 def test_the_tested_count_is_the_data_sets_on_two_devices(tmp_path: Path) -> None:
@@ -267,7 +308,7 @@ def test_torchrun_on_two_nodes_is_one_run_too(tmp_path: Path) -> None:
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "--local-addr=localhost"]
     command = [*torchrun, str(REPO / "train.py"), *QUICK, "norm.group=node"]
     nodes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        WarmProcess(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(2)
     ]
     out = [node.communicate(timeout=120)[0].decode() for node in nodes]

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -13,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
+from omegaconf import OmegaConf
+from PIL import Image
 
-from syncbn.training.loggers import wandb_files, wandb_internals
+from syncbn.training.loggers import chosen, wandb_files, wandb_internals
 from syncbn.training.loggers.csv_logger import read
 from syncbn.training.loggers.wandb_logger import STEP
 from syncbn.training.run_directory import record
@@ -23,7 +25,7 @@ from tests.support.refuses import refuses
 from tests.support.warm_process import REPO
 from tests.training.support import wandb_log
 from tests.training.support.attempt import ID, attempt
-from tests.training.support.train_command import environment, run, train
+from tests.training.support.train_command import Run, environment, run, train
 from tests.training.support.wandb_server import WandbServer
 
 
@@ -71,12 +73,10 @@ def wandb_lines(run_dir: Path) -> list[dict[str, Any]]:
     return [line for directory in wandb_files.directories(run_dir) for line in wandb_internals.history(directory)]
 
 
-def upload(run_dir: Path) -> subprocess.CompletedProcess[str]:
+def upload(run_dir: Path) -> Run:
     options, directories = wandb_files.upload(run_dir)
     command = [sys.executable, "-m", "wandb", *options, *map(str, directories)]
-    return subprocess.run(
-        command, cwd=run_dir, env=environment(), capture_output=True, text=True, timeout=120, encoding="utf-8"
-    )
+    return run(run_dir, *command, env=environment(), timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_attempts_of_one_run_are_uploaded_together_with_no_line_twice(
     options, directories = wandb_files.upload(tmp_path / "run")
     assert options == ["sync"]
     done = upload(tmp_path / "run")
-    assert done.stderr.count("Finished syncing") == len(directories) > 0, done.stderr
+    assert done.err.count("Finished syncing") == len(directories) > 0, done.err
     lines = server.lines()
     assert points(lines, STEP) == straight
     assert [line["_step"] for line in lines] == sorted({line["_step"] for line in lines})
@@ -183,7 +183,7 @@ def test_a_run_that_only_tests_again_leaves_metrics_as_they_were_and_says_that_i
     assert again.code == 0, again.err
     assert (first.directory / "metrics.csv").read_bytes() == before
     assert again.json("result")["test"] == first.json("result-1")["test"]
-    assert " s, 1 epochs, 18 steps, all of them before\n" in re.sub(" +\n", "\n", again.out)
+    assert " s, 1 epoch, 18 steps, all of them before\n" in re.sub(" +\n", "\n", again.out)
 
 
 def test_a_run_from_a_checkpoint_of_another_has_a_wandb_run_and_metrics_of_its_own(tmp_path: Path) -> None:
@@ -298,3 +298,37 @@ def test_a_stop_that_will_go_on_is_marked_as_such(tmp_path: Path, server: WandbS
     attempt(tmp_path / "run", steps=3, preempted=True, mode="online")
     assert any(request.get("preempting") for request in server.requests)
     assert [request["exitcode"] for request in server.requests if request.get("complete")] == [1]
+
+
+def test_pictures_and_if_asked_the_best_checkpoint_are_logged(tmp_path: Path) -> None:
+    """The artifact of an offline run refers to the file in the run directory: W&B's own directory has no copy."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    best = run_dir / "checkpoints/best.ckpt"
+    torch.save({"epoch": 3}, best)
+    Image.new("RGB", (4, 3)).save(run_dir / "curves.png")
+    result = {"checkpoint": str(best), "monitored": {"val/acc": 0.5}, "test": {"test/acc": 0.25}}
+    attempt(run_dir, steps=2, result=result, log_model="best")
+    (directory,) = wandb_files.directories(run_dir)
+    last = wandb_internals.history(directory)[-1]
+    assert last["pictures/curves.width"] == 4
+    assert (directory / "files" / last["pictures/curves.path"]).read_bytes() == (run_dir / "curves.png").read_bytes()
+    (artifact,) = [each["artifact"] for each in wandb_log.records(directory) if "artifact" in each]
+    assert (artifact["name"], artifact["type"], artifact["aliases"]) == (f"{ID}-best", "model", ["latest", "best"])
+    assert [each["local_path"] for each in artifact["manifest"]["contents"]] == [str(best)]
+    about = {"norm": "sync", "epoch": 3, "metric": "val/acc", "value": 0.5, "test/acc": 0.25}
+    assert json.loads(artifact["metadata"]) == about
+
+
+def test_several_loggers_are_composed_and_checked() -> None:
+    config = {"name": "wandb", "mode": "offline", "tensorboard": {"pictures": True}, "mine": {"_target_": "a.B"}}
+    assert chosen.names(config) == ["wandb", "tensorboard", "mine"]
+    assert chosen.names({"name": "csv"}) == chosen.names({"csv": True}) == []  # of an earlier version, and today's
+    assert chosen.names({"name": "wandb", "mode": "disabled"}) == []
+
+
+def test_a_logger_that_is_not_installed_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chosen, "find_spec", lambda name: None)
+    for name, command in {"tensorboard": "pip install tensorboard", "mlflow": "pip install mlflow-skinny"}.items():
+        with refuses("logger", name, f"there is no package {name} here; {command}"):
+            chosen.check(OmegaConf.create({name: {"tracking_uri": "sqlite:///a.db"}}))

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from syncbn.training.processes import rank_error
 from tests.training.support.faulty_runs import differences, fault, faulty
+from tests.training.support.own_mount import own_mount
 from tests.training.support.train_command import Run
 
 ONE = ("trainer.devices=1", "data.global_batch_size=64", "run.id=a")
@@ -47,23 +47,19 @@ def test_a_directory_that_becomes_read_only_costs_nothing_that_was_saved(tmp_pat
     """The command twice, in a mount of its own, which is writable again in between."""
     straight = faulty(tmp_path, *ONE).ended()
     where = tmp_path / "mount"
-    where.mkdir()
-    script = f'mount -t tmpfs tmpfs {where} && cd {where} && {{ "$@"; echo code $?; find outputs -name "step-*"; '
-    script += f'umount {where}; echo again >&2; "$@"; echo code $?; cp -r outputs {tmp_path}/kept; }}'
-    launcher = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable]
     same = (*ONE, "resume.every_n_steps=5", f"+callbacks.mount={{_target_: loops.ReadOnly, once: {tmp_path}/once}}")
-    both = faulty(where, *same, launcher=launcher, timeout=170)
-    assert both.out.count("code 1\n") == both.out.count("code 0\n") == 1, both.err
-    line, rest = both.err.split("\n", 1)
-    assert rest.startswith("again\n")  # the first command printed one line
+    with own_mount(where) as mount:
+        first = faulty(where, *same, within=mount.process).ended(1)
+        newest = max(path.name for path in mount.seen.glob("outputs/a/checkpoints/step-*.ckpt"))
+        mount.call("umount", str(where))
+        second = faulty(where, *same, within=mount.process).ended()
+        shutil.copytree(mount.seen / "outputs", where / "outputs")
+    (line,) = first.err.splitlines()
     assert "Read-only file system" in line
     assert "make room" not in line
     assert "Traceback" not in line
-    left = both.out.split("code 1")[1].split("code 0")[0]
-    newest = max(re.findall(r"outputs/a/checkpoints/step-0000\d+\.ckpt", left))
-    assert newest >= "outputs/a/checkpoints/step-00000020.ckpt"
-    assert f"it resumes from {newest}" in both.out
-    shutil.copytree(tmp_path / "kept", where / "outputs")
+    assert newest >= "step-00000020.ckpt"
+    assert f"it resumes from outputs/a/checkpoints/{newest}" in second.out
     assert differences(straight, Run(0, "", "", where / "outputs/a", [])) == []
 
 

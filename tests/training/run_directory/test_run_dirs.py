@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +25,9 @@ from syncbn.training.launch import check_directories, summary, sweep
 from syncbn.training.loggers.csv_logger import MetricsFile, read
 from syncbn.training.loggers.wandb_journal import Journal, Line
 from syncbn.training.run_directory import lock, record, symlinks
+from tests.training.support.own_mount import own_mount
 from tests.training.support.settled_config import settled
-from tests.training.support.train_command import REPO, contents, environment, train
+from tests.training.support.train_command import REPO, contents, train
 
 SAME = ("model=mlp", "logger=csv", "trainer.devices=1", "trainer.max_epochs=2")
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -213,20 +213,13 @@ def test_too_few_open_files_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "size=4k,nr_inodes=3", "size=4k,nr_inodes=4"])
 def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_nothing(tmp_path: Path, options: str) -> None:
     """A file system with room for the directory, for one file, and for two."""
-    mount, listing = tmp_path / "mount", tmp_path / "listing"
-    mount.mkdir()
-    script = f'mount -t tmpfs -o {options} tmpfs {mount}; "$@"; code=$?; find {mount} > {listing}; exit $code'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable]
-    command += [str(REPO / "train.py"), *SAME, "hydra.run.dir=mount/a"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, encoding="utf-8"
-    )
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: run.id=a: ")
-    assert ": No space left on device, 0 MiB" in run.stderr
-    assert run.stderr.endswith(" are free there; make room\n")
-    assert run.stderr.count("\n") == 1
-    assert listing.read_text(encoding="utf-8").split() == [str(mount)]
+    with own_mount(tmp_path / "mount", f"-o {options}") as mount:
+        run = train(tmp_path, *SAME, "hydra.run.dir=mount/a", within=mount.process).ended(1)
+        assert not list(mount.seen.iterdir())
+    assert run.err.startswith("error: run.id=a: ")
+    assert ": No space left on device, 0 MiB" in run.err
+    assert run.err.endswith(" are free there; make room\n")
+    assert run.err.count("\n") == 1
 
 
 # Damaged files

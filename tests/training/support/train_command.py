@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.warm_process import REPO, WarmProcess, can_serve
+from tests.support.warm_process import NAMESPACES, REPO, WarmProcess, can_serve
 
 PROJECT = Path(__file__).parent / "user_project"
 
@@ -50,6 +50,7 @@ def train(
     timeout: float = 120,
     meanwhile: Callable[[int], None] | None = None,
     gone: Path | None = None,
+    within: int | None = None,
 ) -> Run:
     """``python train.py OVERRIDES`` in ``where``; the run directory is the one that was made or changed last.
 
@@ -66,10 +67,12 @@ def train(
         timeout: seconds.
         meanwhile: called in a thread with the process, which leads a session and a process group.
         gone: output goes into a pipe, whose reader ends once there is this file.
+        within: a process whose user and mount namespaces it gets; see ``own_mount.py``.
     """
     command = [*(launcher or [sys.executable]), str(REPO / "train.py"), *overrides]
+    env = environment(full_error) | ({} if within is None else {NAMESPACES: str(within)})
     return run(where, *command, terminal=terminal, fresh=fresh, timeout=timeout, meanwhile=meanwhile, gone=gone,
-               env=environment(full_error))  # fmt: skip
+               env=env)  # fmt: skip
 
 
 def run(
@@ -84,6 +87,7 @@ def run(
 ) -> Run:
     """Any command; see :func:`train`."""
     popen = WarmProcess if command[0] == sys.executable and not fresh and can_serve(env) else subprocess.Popen
+    assert popen is WarmProcess or NAMESPACES not in env
     ours, theirs = pty.openpty() if terminal else os.pipe()
     errors = theirs if terminal or gone is not None else subprocess.PIPE
     # A session of its own: whatever it leaves behind is found by it, and stopped.

@@ -11,7 +11,7 @@ from syncbn.training.errors import SettingError
 
 ACCURACY = re.compile(r"(?:^|/)acc(?:uracy)?(?:_(\w+))?$")
 MORE_IS_BETTER = re.compile(
-    r"(^|[/_])(acc|accuracy|f1|auc|auroc|precision|recall|iou|miou|map|dice|psnr|images_per_second)"
+    r"(^|[/_])(acc|accuracy|top\d+|f1|kappa|auc|auroc|precision|recall|iou|miou|map|dice|psnr|images_per_second)"
 )
 # The equivalence margin, half the width of "no difference". For errors it is 0.75 points, as in the protocols: paired
 # differences of small networks on some hundred test images have about this standard deviation. For other metrics it is

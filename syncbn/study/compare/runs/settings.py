@@ -10,7 +10,7 @@ from syncbn.training.config.compare import COPIES, DEFAULTS, RENAMED, flat
 # Groups and names of settings that cannot change the trained network: output, cluster, logging, evaluation.
 BOOKKEEPING = [
     *("run", "resume", "timeouts", "cluster", "logger", "study", "ckpt_path"),
-    *("ckpt_restore", "trust", "test", "precise_batches"),
+    *("ckpt_restore", "trust", "plots", "metrics", "test", "precise_batches"),
     *("corruptions", "fit", "target", "find_lr"),
     *("callbacks.learning_rate", "callbacks.finite", "callbacks.statistics", "callbacks.gradients"),
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),

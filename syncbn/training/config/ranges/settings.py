@@ -201,6 +201,42 @@ class _Timeouts(Group):
     stop: Seconds = 120
 
 
+Words = Annotated[str | int | float, hint("use a name")]
+Model = Annotated[Literal["best", False], hint("use best or false")]
+
+
+class _TensorBoard(Group):
+    pictures: Flag = True
+
+
+class _MLflow(Group):
+    tracking_uri: Annotated[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*:")],
+        hint("use a database or a server, such as sqlite:///outputs/mlflow.db or http://HOST:5000"),
+    ]
+    experiment: Words = "syncbn"
+    group: Words | None = None
+    tags: Annotated[dict[str, str | int | float | bool | None], hint("use names with values: {name: value}")] = Field(
+        default_factory=dict
+    )
+    pictures: Flag = True
+    log_model: Model = False
+
+
+class _Logger(Group):
+    mode: Annotated[Literal["offline", "online", "disabled"], hint("use one of offline, online, disabled")] = "offline"
+    project: Words = "syncbn"
+    entity: Words | None = None
+    group: Words | None = None
+    tags: Annotated[list[str | int | float | bool], hint("use a list: [a, b]")] = Field(default_factory=list)
+    init_timeout: Amount = 60
+    finish_timeout: Amount = 60
+    pictures: Flag = True
+    log_model: Model = False
+    tensorboard: _TensorBoard | None = None
+    mlflow: _MLflow | None = None
+
+
 class _Adapt(BaseModel):
     model_config = ConfigDict(extra="forbid")
     prior: Amount = 0.0
@@ -222,6 +258,7 @@ class _Settings(Group):
     ddp: _DDP
     resume: _Resume
     timeouts: _Timeouts
+    logger: _Logger | None = None
     adapt: _Adapt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32), hint(f"use a number from 0 to {2**32 - 1}")] = 0
     simulate: Count | None = None

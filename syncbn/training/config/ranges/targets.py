@@ -150,6 +150,26 @@ class _LearningRateMonitor(Group):
     logging_interval: Annotated[Literal["step", "epoch"] | None, hint("use step, epoch or null")] = None
 
 
+# At least 1 and not 2: before the folders of data=folder are counted, settings are checked with 1.
+Classes = Annotated[
+    Annotated[int, Field(strict=True, ge=1)], hint("use the number of classes: the module does not say it")
+]
+
+
+class _Multiclass(Group):
+    num_classes: Classes
+    top_k: Count = 1
+    average: Annotated[
+        Literal["micro", "macro", "weighted"], hint("use micro, macro or weighted, which are one number")
+    ] = "macro"
+    n_bins: Count = 15
+    norm: Annotated[Literal["l1", "l2", "max"], hint("use l1, l2 or max")] = "l1"
+
+
+class _MulticlassConfusionMatrix(Group):
+    num_classes: Classes
+
+
 class _Curve(Group):
     batch_sizes: list[Count] = Field(default_factory=list)
     priors: list[Amount] = Field(default_factory=list)
@@ -181,6 +201,11 @@ TARGETS: dict[str, type[Group]] = {
     "lightning.pytorch.callbacks.LearningRateMonitor": _LearningRateMonitor,
     **{f"syncbn.training.{name}": _EveryNSteps for name in ("StopOnNonFinite", "StatisticsMonitor", "GradientMonitor")},
     "syncbn.training.CorruptionSuite": _CorruptionSuite,
+    **{
+        f"torchmetrics.classification.Multiclass{name}": _Multiclass
+        for name in ("Accuracy", "F1Score", "AUROC", "CalibrationError")
+    },
+    "torchmetrics.classification.MulticlassConfusionMatrix": _MulticlassConfusionMatrix,
 }
 
 
@@ -189,6 +214,8 @@ def of(cfg: DictConfig) -> Iterator[tuple[str, Any, type[Group]]]:
     # callbacks.checkpoint.dirpath refers to Hydra's own settings, which are not there outside a job.
     groups = [name for name in ("model", "data", "module", "optimizer", "scheduler", "corruptions") if name in cfg]
     callbacks = [f"callbacks.{name}" for name in cfg.get("callbacks") or {}]
+    metrics = cfg.get("metrics")
+    callbacks += [f"metrics.{name!s}" for name in metrics] if isinstance(metrics, DictConfig) else []
     for name in (*groups, *callbacks):
         node = OmegaConf.select(cfg, name)
         model = TARGETS.get(str(node.get("_target_"))) if isinstance(node, DictConfig) else None

@@ -20,23 +20,29 @@ def open_image(path: str | Path, channels: int) -> Any:
         OSError: the file is damaged, truncated, empty or no image of :data:`.headers.FORMATS`, or has pixels of 32-bit
             floats, or of 32-bit integers outside 0 to 65535.
     """
-    image_module, operations = pillow()
+    image_module, _ = pillow()
     with image_module.open(path, formats=FORMATS) as image:
         image.load()
-        if image.mode == "F":
-            raise OSError("its pixels are 32-bit floats, which have no fixed range")
-        try:
-            turned = operations.exif_transpose(image)
-        except Exception:  # damaged EXIF data; the pixels are whole
-            turned = image
-        if turned.mode == "I" or turned.mode.startswith("I;"):  # Pillow's convert would clip 16 bits to 255
-            values = np.asarray(turned)
-            if values.min() < 0 or values.max() > 65535:
-                raise OSError("its pixels are 32-bit integers, which have no fixed range")
-            turned = image_module.fromarray((values >> 8).astype(np.uint8))
-        if turned.mode in ("P", "PA"):
-            turned = turned.convert("RGBA")
-        return turned.convert("L" if channels == 1 else "RGB")
+        return converted(image, channels)
+
+
+def converted(image: Any, channels: int) -> Any:
+    """A Pillow image that is open, as :func:`open_image` returns it."""
+    image_module, operations = pillow()
+    if image.mode == "F":
+        raise OSError("its pixels are 32-bit floats, which have no fixed range")
+    try:
+        turned = operations.exif_transpose(image)
+    except Exception:  # damaged EXIF data; the pixels are whole
+        turned = image
+    if turned.mode == "I" or turned.mode.startswith("I;"):  # Pillow's convert would clip 16 bits to 255
+        values = np.asarray(turned)
+        if values.min() < 0 or values.max() > 65535:
+            raise OSError("its pixels are 32-bit integers, which have no fixed range")
+        turned = image_module.fromarray((values >> 8).astype(np.uint8))
+    if turned.mode in ("P", "PA"):
+        turned = turned.convert("RGBA")
+    return turned.convert("L" if channels == 1 else "RGB")
 
 
 def as_tensor(image: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -122,6 +122,15 @@ def split(
     return [each for each in files if each[0] not in chosen], [each for each in files if each[0] in chosen]
 
 
+def below(folder: Path, report: Callable[[OSError], None]) -> tuple[list[str], int]:
+    """The paths of all images in a folder and the folders below it, sorted, and the number of other files.
+
+    ``report`` is called with the error of each folder that cannot be read.
+    """
+    listing = Listing([])
+    return list(_images(folder, listing, report)), listing.ignored
+
+
 def _size_and_time(path: str) -> str:
     try:
         about = Path(path).stat()
@@ -204,10 +213,10 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _images(folder: Path, listing: Listing) -> Iterator[str]:
+def _images(folder: Path, listing: Listing, report: Callable[[OSError], None] | None = None) -> Iterator[str]:
     """The paths of all images in a folder and the folders below it, sorted; other files are counted in ``listing``."""
     seen: set[tuple[int, int]] = set()
-    for directory, below, names in os.walk(folder, followlinks=True):
+    for directory, below, names in os.walk(folder, onerror=report, followlinks=True):
         about = Path(directory).stat()
         if (about.st_dev, about.st_ino) in seen:  # a symbolic link to a folder above it
             below.clear()

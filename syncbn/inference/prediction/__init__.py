@@ -1,0 +1,1 @@
+"""``syncbn predict``: the classes of image files, over the ranks of one machine, as CSV."""
