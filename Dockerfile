@@ -1,4 +1,4 @@
-# The command `syncbn` as an image. docs/docker.md has the commands to build and run it.
+# The command `syncbn` as an image. docs/guide/docker.md has the commands to build and run it.
 # CUDA: no argument, as torch's wheel for Linux brings CUDA. CPU: --build-arg TORCH_INDEX=URL, an index with torch for the CPU.
 ARG PYTHON=3.11
 

@@ -1,4 +1,4 @@
-"""docs/inference.md: its code runs, and its options exist."""
+"""docs/guide/inference.md: its code runs, and its options exist."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.inference.support.crafted_runs import crafted, seen_something
 from tests.inference.support.pictures import a_seven
 from tests.training.support.train_command import REPO
 
-PAGE = (REPO / "docs/inference.md").read_text(encoding="utf-8")
+PAGE = (REPO / "docs/guide/inference.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""``docs/data.md`` names settings that exist."""
+"""``docs/guide/data.md`` names settings that exist."""
 
 import re
 
@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from tests.training.support.train_command import REPO
 
-PAGE = (REPO / "docs/data.md").read_text(encoding="utf-8")
+PAGE = (REPO / "docs/guide/data.md").read_text(encoding="utf-8")
 
 
 def keys(group: str) -> set[str]:

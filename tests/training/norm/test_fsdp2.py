@@ -36,8 +36,8 @@ def batches() -> list[Tensor]:
 
 
 def documented() -> dict[str, Any]:
-    """What the code in docs/models.md defines."""
-    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    """What the code in docs/guide/models.md defines."""
+    page = (Path(__file__).parents[3] / "docs" / "guide" / "models.md").read_text(encoding="utf-8")
     # The ranks are there already, so the trainer is not made; its arguments are checked.
     lightning = SimpleNamespace(LightningModule=pl.LightningModule, Trainer=inspect.signature(pl.Trainer).bind)
     names = {"pl": lightning, "syncbn": syncbn, "fully_shard": fully_shard}
@@ -65,6 +65,6 @@ def test_sharded_ranks_train_as_one_process_with_the_whole_batch(ranks: Ranks) -
 
 
 def test_lightnings_strategy_for_fsdp2_asks_no_plugin() -> None:
-    """The reason why docs/models.md converts in ``configure_model``; if it fails, the plugin may do it."""
+    """The reason why docs/guide/models.md converts in ``configure_model``; if it fails, the plugin may do it."""
     assert "_layer_sync.apply" in inspect.getsource(DDPStrategy.setup)
     assert "_layer_sync" not in inspect.getsource(ModelParallelStrategy.setup)
