@@ -34,7 +34,7 @@ test-interpreter: $(EXTRAS)/ready ## run what they try that needs no GPU, in Tri
 	@$(EXTRAS)/bin/python -m pytest tests/gpu --device cpu $(ARGS)
 
 test-slurm: $(VENV)/ready ## run the tests on a Slurm that is started on this machine; installs Debian's packages, as root
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder tests/slurm $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/slurm $(ARGS)
 
 test-image: $(EXTRAS)/ready ## run the Dockerfile's steps without Docker, as root; with all downloads: ARGS=--download
 	@$(BIN)/python -m tests.soak.image $(ARGS)

@@ -36,6 +36,11 @@ def test_a_mistyped_setting_does_not_wait_for_lightning(heavy: str) -> None:
     assert heavy not in modules_after("from syncbn.training import main")
 
 
+def test_the_launcher_starts_ranks_without_lightning() -> None:
+    """They import it in the fork server, while the launcher would take seconds for it."""
+    assert not modules_after("import syncbn.training.launch.job") & {"lightning", "torchmetrics", "matplotlib", "wandb"}
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -21,13 +21,7 @@ collect_ignore = [] if LONG else ["test_links.py"]
 LIMIT = 480
 
 
-# Tests run one by one, and the longest of them would be left over, alone, at the end.
-LONGEST = ("test_time.py", "test_nodes.py", "test_signals.py", "test_scripts.py", "test_sweep.py")
-
-
-@pytest.hookimpl(trylast=True)  # after the one for all tests, to which other files of these names are long
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LIMIT))

@@ -8,7 +8,6 @@ from tests.slurm.support.cluster import APART, Cluster
 from tests.slurm.support.jobs import check, submit_and_wait
 from tests.training.support.train_command import Run
 
-pytestmark = pytest.mark.xdist_group("apart")  # with test_nodes.py
 FIRST, SECOND = APART.split(",")
 TIMEOUT = 10  # seconds
 

@@ -1,12 +1,8 @@
 """What takes nodes away: preemption, and a node that dies."""
 
-import pytest
-
 from tests.slurm.support.cluster import APART, Cluster
 from tests.slurm.support.jobs import check, submit_and_wait
 from tests.training.support.train_command import REPO, Run
-
-pytestmark = pytest.mark.xdist_group("apart")  # one after the other, for these nodes are theirs
 
 VICTIM = APART.split(",")[1]
 

@@ -203,6 +203,7 @@ def _begin(asked: Plan, command: Command, log: TrainLog) -> Plan | None:
         with suppress(Exception):
             if began and record.read(run_dir, "run").get("status") == "running":
                 record.end(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed")
+                log.begin(run_dir, _heading(run_dir, command))  # a signal may have come before
         lock.release(run_dir)
         raise
     return plan

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Timer
 
 from syncbn.training.callbacks.progress import Throughput
+from syncbn.training.terminal.metric_rows import number
 
 TWINS = ("_step", "_epoch")  # Lightning logs name, name_step and name_epoch for on_step=True, on_epoch=True
 
@@ -92,11 +93,6 @@ def _is_twin(name: str, metrics: Mapping[str, object]) -> bool:
 def numbers(metrics: Mapping[str, object]) -> list[str]:
     """Each metric once, as ``name 0.1234``."""
     return [f"{name} {number(float(metrics[name]))}" for name in once(metrics)]  # type: ignore[arg-type]
-
-
-def number(value: float) -> str:
-    """Four decimals; four digits where that shows too little of a small number or too much of a large one."""
-    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

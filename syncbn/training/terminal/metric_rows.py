@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from syncbn.training.terminal.epoch_line import number
-
 REPEATED = ("precise", "fit")  # the parts of result.json that repeat the test; they have rows for their accuracy
 
 
@@ -29,3 +27,8 @@ def _rows(metrics: Mapping[str, float], leave_out: Iterable[str] = ()) -> list[t
 def shown(value: float) -> str:
     """A count without decimals; any other value as in the lines of the epochs."""
     return f"{value:,.0f}" if value.is_integer() and abs(value) > 1 else number(value)
+
+
+def number(value: float) -> str:
+    """Four decimals; four digits where that shows too little of a small number or too much of a large one."""
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.4g}"

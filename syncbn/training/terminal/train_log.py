@@ -40,7 +40,9 @@ class TrainLog:
         self._broken = False  # the last line was written in part
 
     def begin(self, run_dir: Path, heading: str = "") -> None:
-        """Opens the file of this run directory, and writes ``heading`` and the lines so far."""
+        """Opens the file of this run directory, unless it is open, and writes ``heading`` and the lines so far."""
+        if self._file is not None:
+            return
         # O_NONBLOCK: a pipe without a reader is an error, and is not waited for.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         with suppress(OSError):

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.callbacks import Timer
 
 from syncbn.training.callbacks.progress import Throughput
-from syncbn.training.terminal import epoch_line
+from syncbn.training.terminal import epoch_line, metric_rows
 from syncbn.training.terminal.epoch_line import Pace
 
 
@@ -34,7 +34,7 @@ def test_of_a_metric_and_its_twins_only_the_metric_is_shown() -> None:
      (math.nan, "nan"), (math.inf, "inf")],
 )  # fmt: skip
 def test_numbers_keep_four_digits(value: float, text: str) -> None:
-    assert epoch_line.number(value) == text
+    assert metric_rows.number(value) == text
 
 
 @pytest.mark.parametrize(
