@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := .venv-extras
+DOCS := .venv-docs
 ARGS ?=
 JOBS ?= 2
 # Hundreds of processes import the same modules: none of them compiles a module again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm test-image dist prove-layer prove-exchange prove-faults prove-images prove-slurm lint format clean
+.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm test-image docs dist prove-layer prove-exchange prove-faults prove-images prove-slurm lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,10 @@ lint: $(VENV)/ready ## check style and types, and shell scripts with shellcheck
 	@command -v shellcheck >/dev/null || { echo "error: no shellcheck; on Debian and Ubuntu: apt install shellcheck"; exit 1; }
 	@shellcheck -x slurm/*.sh slurm/*.sbatch .ci/run .ci/dist
 
+docs: $(DOCS)/ready ## build the documentation into docs/_build/html, and run its notebooks; a warning is an error
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(DOCS)/bin/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 dist: ## build the sdist and the wheel of a release into dist/ and check them: make dist TAG=v0.1.0
 	@PYTHON=$(PYTHON) .ci/dist "$(TAG)"
 
@@ -66,7 +71,7 @@ format: $(VENV)/ready ## put the code into its style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environments, caches and what was compiled; runs stay
-	rm -rf $(VENV) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis syncbn/nn/kernels/libcpu.so
+	rm -rf $(VENV) $(EXTRAS) $(DOCS) docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis syncbn/nn/kernels/libcpu.so
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard syncbn/nn/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -86,4 +91,13 @@ $(EXTRAS)/ready: $(VENV)/ready tests/extras/support/cpu_torchvision.py
 		&& cp tests/extras/support/cpu_torchvision.py $$here \
 		&& echo "import cpu_torchvision" > $$here/cpu_torchvision.pth
 	@$(EXTRAS)/bin/python install_packages.py --constraint constraints.txt --editable '.[vision,export,triton,tensorboard,mlflow,search]' onnxruntime
+	@touch $@
+
+$(DOCS)/ready: $(VENV)/ready
+	@rm -rf $(DOCS)
+	@$(BIN)/python -m venv --without-pip $(DOCS)
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))' \
+		&& here=$$($(DOCS)/bin/python -c "$$packages") \
+		&& $(BIN)/python -c "$$packages" > $$here/venv.pth
+	@$(DOCS)/bin/python install_packages.py --constraint constraints.txt --editable '.[docs]'
 	@touch $@
