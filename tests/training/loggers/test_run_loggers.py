@@ -1,7 +1,7 @@
 """Custom loggers beside ``metrics.csv``: which of their methods are called, and what happens when one fails."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from lightning.pytorch.loggers import Logger
@@ -13,7 +13,7 @@ class Mine(Logger):
     """A custom logger, some of whose methods have names that our own loggers use in another sense."""
 
     name, version = "mine", 0
-    calls: list[str] = []
+    calls: ClassVar[list[str]] = []
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self.calls.append("log_metrics")

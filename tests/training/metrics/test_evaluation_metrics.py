@@ -176,6 +176,11 @@ def test_settings_that_cannot_work() -> None:
         settled("+metrics.mine=3")
     with refuses("metrics.kappa._target_", "torchmetrics.CohenKapa", "torchmetrics.CohenKappa"):
         settled("+metrics.kappa._target_=torchmetrics.CohenKapa")
+    kappa = "torchmetrics.classification.MulticlassCohenKappa"
+    with refuses("metrics.kappa._target_", kappa, "num_classes", "+metrics.kappa.num_classes=..."):
+        settled(f"+metrics.kappa._target_={kappa}")
+    settled(f"+metrics.kappa._target_={kappa}", "+metrics.kappa.num_classes=10")
+    settled("+metrics.error._target_=torchmetrics.MeanSquaredError")
     assert composed("metrics=[top5,f1]").metrics.keys() == {"top5", "f1"}
 
 
