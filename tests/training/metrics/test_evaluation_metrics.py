@@ -172,6 +172,10 @@ def test_settings_that_cannot_work() -> None:
         settled("metrics=f1", "~module.num_classes")
     with refuses("metrics.f1.average", "none", "macro"):
         settled("metrics=f1", "metrics.f1.average=none")
+    with refuses("metrics.auroc.thresholds", -1, "null", "2 or more"):
+        settled("metrics=auroc", "metrics.auroc.thresholds=-1")
+    settled("metrics=auroc", "metrics.auroc.thresholds=200")
+    settled("metrics=auroc", "metrics.auroc.thresholds=[0.1,0.5]")
     with refuses("metrics.mine", 3, "_target_"):
         settled("+metrics.mine=3")
     with refuses("metrics.kappa._target_", "torchmetrics.CohenKapa", "torchmetrics.CohenKappa"):

@@ -94,7 +94,7 @@ def test_the_pictures_of_few_and_many_classes(tmp_path: Path) -> None:
     for classes, channels in ((3, 1), (40, 3), (100, 3), (300, 3)):
         directory = tmp_path / str(classes)
         directory.mkdir()
-        names = [f"class $x_{number}$ with a long name\n\x1b" for number in range(classes)]
+        names = [f"中 class $x_{number}$ with a long name\n\x1b" for number in range(classes)]
         data = SimpleNamespace(classes=names, mean=[0.5] * 3, std=[0.2] * 3)
         of_test.write_test(directory, record(*samples(classes, channels=channels)), data)
         sizes[classes] = size(directory / "confusion.png")
