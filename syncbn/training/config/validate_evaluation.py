@@ -11,6 +11,8 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.config.ranges.targets import TARGETS
 from syncbn.training.errors import SettingError, as_typed
 
+LOGGED = ("acc", "loss", "count")  # the names of what a Classifier logs of validation or test
+
 
 def check(plan: Plan) -> None:
     """Refuses measurements that are not possible, or that would change the result of another one.
@@ -73,6 +75,9 @@ def _check_metrics(cfg: DictConfig) -> None:
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
             hint = f"a metric has a class: +metrics.{name}._target_=torchmetrics.CLASS"
             raise SettingError(f"metrics.{name}", node, hint)
+        if name in LOGGED and OmegaConf.select(cfg, "module._target_") == "syncbn.training.Classifier":
+            hint = f"the module logs val/{name} or test/{name}, which it would replace; use another name"
+            raise SettingError(f"metrics.{name}", hint=hint)
         _check_torchmetrics(f"metrics.{name}", node)
         most, classes = node.get("top_k"), node.get("num_classes")
         if isinstance(most, int) and isinstance(classes, int) and most > 1 and most >= classes:

@@ -176,6 +176,8 @@ def test_settings_that_cannot_work() -> None:
         settled("metrics=auroc", "metrics.auroc.thresholds=-1")
     settled("metrics=auroc", "metrics.auroc.thresholds=200")
     settled("metrics=auroc", "metrics.auroc.thresholds=[0.1,0.5]")
+    with refuses("metrics.acc", None, "val/acc", "another name"):
+        settled("+metrics.acc._target_=torchmetrics.classification.MulticlassAccuracy", "+metrics.acc.num_classes=10")
     with refuses("metrics.mine", 3, "_target_"):
         settled("+metrics.mine=3")
     with refuses("metrics.kappa._target_", "torchmetrics.CohenKapa", "torchmetrics.CohenKappa"):
