@@ -41,3 +41,13 @@ def test_failed_trials_are_shown_and_the_same_command_repeats_no_finished_one(tm
     check(tmp_path, again)
     assert "epoch 1/1" not in again.out
     assert again.out.count("run a-0 has finished before") == 2
+
+
+def test_a_search_whose_trials_all_fail_ends_with_the_table_and_one_line(tmp_path: Path) -> None:
+    command = ("-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=multirun/a", "model=mlp")
+    for more in ((), ("hydra.sweeper.storage=sqlite:///trials.db", "hydra.sweeper.study_name=a")):
+        run = train(tmp_path, *command, "optimizer.lr=choice(-1,-2)", *more).ended(1)
+        *errors, last = run.err.splitlines()
+        assert last.startswith("error: all 2 trials failed; the same sweep with hydra.sweep.dir=multirun/a")
+        assert len(errors) == 2
+        assert {row["status"] for row in rows(tmp_path)} == {"failed"}
