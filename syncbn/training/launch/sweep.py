@@ -116,7 +116,7 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]], before: int = 0) 
         _completed[sweep_dir] = _completed.get(sweep_dir, 0) + len(results) - len(failed)
         if total and before + len(jobs) >= total and is_fruitless(settings.sweeper, _completed[sweep_dir]):
             if summarize(sweep_dir, console, _search(launcher.config)):  # Optuna 2.10 raises where no trial has a value
-                print_line(f"error: all {total} trials failed; {again}", error=True)
+                print_line(f"error: no trial has a value of the objective; {again}", error=True)
             raise SystemExit(1)
         return results
     if not console.quiet:  # printed here, because Hydra prints a traceback for any exception

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from importlib import import_module
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -31,7 +32,8 @@ def check(config: DictConfig) -> None:
     """Refuses a search that cannot work; to be called before Hydra imports the sweeper.
 
     Raises:
-        SettingError: it is not known what is better, the sweeper would search the worst, or it would try nothing.
+        SettingError: it is not known what is better, the sweeper would search the worst or try nothing, or its database
+            cannot be used.
     """
     if not str(OmegaConf.select(config, "hydra.sweeper._target_")).startswith(f"{PLUGIN}."):
         return
@@ -46,6 +48,20 @@ def check(config: DictConfig) -> None:
     )  # Optuna 2.10 needs SQLAlchemy 1.4, which warns of 2.0
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger(f"{PLUGIN}._impl").setLevel(logging.ERROR)
+    _check_storage(OmegaConf.select(config, "hydra.sweeper.storage"))
+
+
+def _check_storage(storage: Any) -> None:
+    if storage is None:
+        return
+    try:
+        import_module("optuna.storages").get_storage(str(storage))
+    except ImportError:  # the sweeper, or the driver of another database; Hydra reports it
+        return
+    except Exception as error:  # of SQLAlchemy, sqlite3 or redis, which have no common class
+        reason = str(error).partition("\n")[0]
+        hint = f"this database cannot be used ({reason}); use sqlite:///search.db, or another address that exists"
+        raise SettingError("hydra.sweeper.storage", storage, hint) from error
 
 
 def _check_direction(config: DictConfig) -> None:
