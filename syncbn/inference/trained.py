@@ -95,8 +95,12 @@ class _Source:
     run_dir: Path | None
 
     def load(self, network: nn.Module, prefix: str) -> nn.Module:
-        weights.load(network, self.state, prefix, self.where, run_settings.versions(self.run_dir))
+        weights.load(network, self.state, prefix, self.where, self.versions)
         return network
+
+    @property
+    def versions(self) -> str:
+        return run_settings.versions(self.run_dir)
 
     @property
     def file(self) -> str:
@@ -126,7 +130,7 @@ def _from_settings(source: _Source, part: str | None, *, trusted: bool) -> nn.Mo
     described = networks.described(settings)
     if described is not None:
         name, arguments = described
-        network = networks.built(arguments, source.file, "model", trusted=trusted)
+        network = networks.built(arguments, source.file, "model", trusted=trusted, versions=source.versions)
         networks.apply_norm(network, settings.get("norm"))
         found = weights.prefixes(network, source.state)
         if part is None and f"{name}." in found:
@@ -138,7 +142,7 @@ def _from_settings(source: _Source, part: str | None, *, trusted: bool) -> nn.Mo
         if found or not trusted:
             return networks.plain(source.load(network, _prefix(network, source, part)))
     # A LightningModule that makes its network itself, or changes the one that it is given.
-    module: Any = networks.built(settings["module"], source.file, "module", trusted=trusted)
+    module: Any = networks.built(settings["module"], source.file, "module", trusted=trusted, versions=source.versions)
     networks.apply_norm(module, settings.get("norm"))
     if hasattr(module, "on_load_checkpoint"):  # it may rename weights
         module.on_load_checkpoint(source.checkpoint)
@@ -162,8 +166,7 @@ def _prefix(network: nn.Module, source: _Source, part: str | None) -> str:
         names = ", ".join(each.removesuffix(".") for each in found)
         raise SettingError("part", None, f"{source.where} has several such networks: {names}; choose one of them")
     if not found:
-        versions = run_settings.versions(source.run_dir)
-        raise SettingError(source.where, hint=f"{weights.misfit(network, source.state)}{versions}")
+        raise SettingError(source.where, hint=f"{weights.misfit(network, source.state)}{source.versions}")
     return found[0]
 
 

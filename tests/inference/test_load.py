@@ -137,8 +137,22 @@ def test_a_checkpoint_of_another_version_is_named_with_both_versions(tmp_path: P
     about = '{"status": "finished", "versions": {"syncbn": "0.0.3"}}'
     (run / "run.json").write_text(about, encoding="utf-8")
     with refuses(
-        str(run / "checkpoints/best.ckpt"), None, "tensors fit", "trained with syncbn 0.0.3", "here are syncbn"
+        str(run / "checkpoints/best.ckpt"), None, "tensors fit", "trained with syncbn 0.0.3, installed is syncbn"
     ):
+        syncbn.load(run)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [(MLP | {"old": 3}, "argument 'old'"), ({"_target_": "syncbn.training.Old"}, "no such class")]
+)
+def test_a_network_of_another_version_is_named_with_both_versions(
+    tmp_path: Path, model: dict[str, object], why: str
+) -> None:
+    run = crafted(tmp_path / "a", small(), model)
+    about = '{"status": "finished", "versions": {"syncbn": "0.0.3"}}'
+    (run / "run.json").write_text(about, encoding="utf-8")
+    target = model["_target_"]
+    with refuses("model._target_", target, why, f"trained with syncbn 0.0.3, installed is syncbn {syncbn.__version__}"):
         syncbn.load(run)
 
 
