@@ -128,6 +128,13 @@ def test_a_run_without_a_checkpoint_and_what_is_no_run(tmp_path: Path) -> None:
     with refuses(str(tmp_path / "alone.ckpt"), None, "no checkpoint of a training run can be read from it"):
         syncbn.load(tmp_path / "alone.ckpt")
     torch.save({"weights": 1}, tmp_path / "alone.ckpt")
+    os.truncate(tmp_path / "alone.ckpt", 500)
+    with refuses(str(tmp_path / "alone.ckpt"), None, "it is incomplete, or was not written by torch.save"):
+        syncbn.load(tmp_path / "alone.ckpt")
+    os.truncate(tmp_path / "alone.ckpt", 0)
+    with refuses(str(tmp_path / "alone.ckpt"), None, "it is empty"):
+        syncbn.load(tmp_path / "alone.ckpt")
+    torch.save({"weights": 1}, tmp_path / "alone.ckpt")
     with refuses(str(tmp_path / "alone.ckpt"), None, "no state_dict"):
         syncbn.load(tmp_path / "alone.ckpt")
 

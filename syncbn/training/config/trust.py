@@ -78,12 +78,8 @@ def is_safe(target: Any) -> bool:
 
 def is_missing(target: Any) -> bool:
     """Whether syncbn or torch has no object of this name, as another version of them may have."""
-    known = isinstance(target, str) and bool(NAMED.fullmatch(target))
-    if (
-        not isinstance(target, str)
-        or not NAMED.fullmatch(target)
-        or target.partition(".")[0] not in ("syncbn", "torch")
-    ):
+    package = target.partition(".")[0] if isinstance(target, str) and NAMED.fullmatch(target) else ""
+    if package not in ("syncbn", "torch"):
         return False
     home, _, name = target.rpartition(".")
     try:
