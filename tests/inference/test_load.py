@@ -16,7 +16,7 @@ from syncbn.inference.trained import open_run
 from syncbn.training.models import networks
 from syncbn.training.norm.replace import prepare_model
 from syncbn.training.read_file import DamagedError
-from tests.inference.support.crafted_runs import HERE, MLP, Head, Own, Pair, Wraps, crafted, save, seen_something
+from tests.inference.support.crafted_runs import HERE, MLP, Adds, Head, Own, Pair, Wraps, crafted, save, seen_something
 from tests.inference.support.pictures import a_seven
 from tests.inference.support.trained_runs import SEEN, assert_same_outputs, trained
 from tests.support.refuses import refuses
@@ -220,6 +220,16 @@ class TestOwnModules:
         with refuses(str(run / "checkpoints/best.ckpt"), None, f"{HERE}.Own may make its network itself", "trust=True"):
             syncbn.load(run)
         assert type(syncbn.load(run, trust=True)) is Head
+
+    def test_what_a_module_adds_to_its_network_is_named_and_can_be_loaded_too(self, tmp_path: Path) -> None:
+        lit = Adds(Head())
+        head = {"_target_": f"{HERE}.Head"}
+        run = crafted(tmp_path / "a", lit, head, prefix="", module={"_target_": f"{HERE}.Adds", "network": head})
+        assert "Head, which are not used: top.weight, top.bias" in open_run(run, trust=True).note
+        whole = open_run(run, trust=True, part="")
+        assert whole.note == ""
+        assert torch.equal(whole.network(X), lit.eval()(X))
+        assert open_run(crafted(tmp_path / "b", small(), MLP)).note == ""
 
     def test_one_of_several_networks_has_to_be_named(self, tmp_path: Path) -> None:
         lit = Pair()
