@@ -230,7 +230,7 @@ def test_mistakes_are_one_line(place: Path, run: Any, tmp_path: Path) -> None:
         run(tmp_path / "gone")
     with refuses("--out", tmp_path, "directory"):
         run(place / "images/test", out=tmp_path)
-    with refuses("--out", tmp_path / "no/out.csv", "No such file"):
+    with refuses("--out", tmp_path / "no/out.csv", f"there is no directory {tmp_path}/no; make it"):
         run(place / "images/test", out=tmp_path / "no/out.csv")
     with refuses("--devices", 1000, "use 1 to"):
         run(place / "images/test", devices=1000)
