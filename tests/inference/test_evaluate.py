@@ -60,6 +60,8 @@ def test_the_numbers_are_those_of_the_test(place: Path) -> None:
     again = json.loads((place / "all.json").read_text(encoding="utf-8"))
     assert again[1]["metrics"] == expected
     assert again[2]["metrics"] == {}
+    # SYNCBN_PLOTS=false of the tests is a bool here too: the text "false" would draw the pictures.
+    assert "\nplots: false\n" in (place / "tests/0/config.yaml").read_text(encoding="utf-8")
     # What is printed: a line per test, the table with the metric asked for, one line for the run without a checkpoint.
     assert f"2 of 4: outputs/a on digits,corruption=shift: test/acc {expected['test/acc']:.4f}" in done.out
     line = next(each for each in done.out.splitlines() if each.split()[:1] == ["outputs/a"])
