@@ -224,7 +224,7 @@ def test_the_layers_that_a_module_adds_to_its_network(tmp_path: Path, capsys: py
 def test_mistakes_are_one_line(place: Path, run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/readme.md").touch()
-    with refuses("FOLDER", str(tmp_path / "empty"), "no image", "1 files have other suffixes"):
+    with refuses("FOLDER", str(tmp_path / "empty"), "no image", "1 file has another suffix"):
         run(tmp_path / "empty")
     with refuses("FOLDER", str(tmp_path / "gone"), "no such file"):
         run(tmp_path / "gone")
