@@ -114,7 +114,7 @@ def export(
         Path | None, typer.Option(help="The file; by default network.onnx or network.pt2 in the run directory.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="The part of the LightningModule, if it has several networks.")
+        str | None, typer.Option(help="The part of the LightningModule, if it has several networks; '' for all of it.")
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="Shape of one input, 3,224,224; by default that of the test images.")
@@ -273,6 +273,9 @@ def predict(
         int | None, typer.Option(min=1, help="Processes; by default one per GPU, or 2 on the CPU.")
     ] = None,
     files_from: Annotated[Path | None, typer.Option(help="Text file with more paths, one on each line.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="The part of the LightningModule, if it has several networks; '' for all of it.")
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Call any class that the run's config.yaml names.")] = False,
 ) -> None:
     """Write file, class and probability of each image; the exit code is 1 if one cannot be read."""
@@ -284,7 +287,7 @@ def predict(
     if not folder and files_from is None:
         _fail("FOLDER: name a folder of images, image files, or --files-from=FILE")
     try:
-        unreadable = predicting(run, folder or [], Options(out, top, batch_size, devices, files_from, trust))
+        unreadable = predicting(run, folder or [], Options(out, top, batch_size, devices, files_from, trust, part))
     except (SettingError, RankError) as error:
         _fail(error)
     except Interrupted as stop:

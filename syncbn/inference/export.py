@@ -76,6 +76,8 @@ def export(
     _refuse_file(path, overwrite=overwrite)
     _refuse_large(trained.network, to)
     report(_about(trained))
+    if trained.note:
+        report(f"{trained.note}; --part '' exports the whole module")
     x, inputs = _inputs(trained, shape, trust=trust, report=report)
     with replacing(path) as draft:
         try:

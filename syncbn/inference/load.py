@@ -39,7 +39,8 @@ def load(
         run_or_checkpoint: a run directory, a checkpoint file, or a directory that holds exactly one run.
         network: the network, built as before training; it is loaded in place and returned. Without it the network is
             built from the run's ``config.yaml``.
-        part: the part of a LightningModule to take, if it has several networks: ``"generator"``.
+        part: the part of a LightningModule to take, if it has several networks: ``"generator"``. ``""`` takes
+            the whole module, with its own forward pass.
         trust: allow classes that the run's ``config.yaml`` names, such as a network of your own, to be imported and
             called. Networks of syncbn, torch, torchvision and timm need no trust.
         device: where to put the network; the CPU if it is None.

@@ -32,7 +32,7 @@ def described(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def built(settings: dict[str, Any], file: str, name: str, *, trusted: bool) -> nn.Module:
+def built(settings: dict[str, Any], file: str, name: str, *, trusted: bool, versions: str = "") -> nn.Module:
     """The object that settings describe by ``_target_``, on the CPU, with the global random numbers left alone.
 
     Args:
@@ -40,12 +40,17 @@ def built(settings: dict[str, Any], file: str, name: str, *, trusted: bool) -> n
         file: that they are from, for error messages.
         name: of the settings: "model" or "module".
         trusted: whether any target may be called.
+        versions: the end of an error that another version may explain.
 
     Raises:
         SettingError: a target or an argument that is refused, or that cannot be built.
     """
     torchvision_internals.allow_missing_operators()
     if not trusted and (found := trust.refused(settings, None, name)):
+        for place, value in found.items():
+            if place.endswith("._target_") and trust.is_missing(value):
+                hint = f"{file} sets it, and there is no such class here{versions}"
+                raise SettingError(place, value, hint)
         shown = " ".join(f"{name}={as_typed(value)[:80]}" for name, value in list(found.items())[:SHOWN])
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         hint = f"{file} sets it, and it could run code or read files here; pass the network (network=), "
@@ -60,7 +65,7 @@ def built(settings: dict[str, Any], file: str, name: str, *, trusted: bool) -> n
     except Exception as error:  # of the user's class, of Hydra, of a package that is missing
         cause = error.__cause__ or error
         what = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        hint = f"{file} sets it, and it cannot be built ({what})"
+        hint = f"{file} sets it, and it cannot be built ({what}){versions}"
         raise SettingError(f"{name}._target_", settings.get("_target_"), hint) from error
     if not isinstance(made, nn.Module):
         hint = f"{file} sets it, and it makes a {type(made).__name__}, not an nn.Module"

@@ -21,6 +21,8 @@ CIFARS = {f"{HOME}{name}" for name in ("CIFAR", "data.CIFAR", "data.image_archiv
 MNISTS = {f"{HOME}{name}" for name in ("MNIST", "data.MNIST", "data.image_archives.MNIST")}
 IMAGENETS = {f"{HOME}{name}" for name in ("ImageNet", "data.ImageNet", "data.imagenet.ImageNet")}
 LARGEST = 65536  # pixels of a side
+# Parts of a checkpoint that Lightning 2.6.6 writes itself. A buffer or an argument of a module may be called mean too.
+NOT_DATA = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters", "loops", "callbacks", "MixedPrecision"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def preprocessing(checkpoint: Mapping[str, Any], data: Mapping[str, Any]) -> Pre
 
 def _saved(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state of the data module: Lightning keeps it under the name of its class."""
-    states = (each for each in checkpoint.values() if isinstance(each, Mapping))
+    states = (each for key, each in checkpoint.items() if isinstance(each, Mapping) and key not in NOT_DATA)
     return next((each for each in states if "classes" in each or {"mean", "std"} <= each.keys()), {})
 
 

@@ -45,7 +45,8 @@ def versions(run_dir: Path | None) -> str:
     trained = about if isinstance(about, dict) else {}
     now = record.versions()
     differ = [name for name in ("syncbn", "torch") if trained.get(name) not in (None, now.get(name))]
-    listed = ", ".join(f"{name} {as_typed(trained[name])[:40]}" for name in differ)
-    return (
-        f"; it was trained with {listed}, here are {', '.join(f'{n} {now.get(n)}' for n in differ)}" if differ else ""
-    )
+    if not differ:
+        return ""
+    before = ", ".join(f"{name} {as_typed(trained[name])[:40]}" for name in differ)
+    installed = ", ".join(f"{name} {now.get(name)}" for name in differ)
+    return f"; it was trained with {before}, installed {'is' if len(differ) == 1 else 'are'} {installed}"

@@ -17,6 +17,8 @@ from syncbn.training.errors import SettingError
 from syncbn.training.network.channels_last import store_channels_last
 from syncbn.training.run_directory.paths import short
 
+SHOWN = 3  # weights that a line lists
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -29,6 +31,8 @@ class Trained:
         preprocessing: makes an input of an image file; None if the data module does not say how.
         checkpoint: the file of the weights.
         run_dir: the run directory; None for a checkpoint outside of run directories.
+        unused: names of weights of the user's LightningModule that are outside of the network; empty if a part was
+            chosen.
     """
 
     network: nn.Module
@@ -37,6 +41,18 @@ class Trained:
     preprocessing: Preprocessing | None
     checkpoint: Path
     run_dir: Path | None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """A line about ``unused`` for the user; "" if there are none."""
+        if not self.unused:
+            return ""
+        more = f" and {len(self.unused) - SHOWN} more" if len(self.unused) > SHOWN else ""
+        return (
+            f"the module has weights outside of its network {type(self.network).__name__}, which are not used: "
+            f"{', '.join(self.unused[:SHOWN])}{more}"
+        )
 
 
 def open_run(
@@ -81,22 +97,35 @@ def open_run(
         preprocessing=preprocessing(checkpoint, data),
         checkpoint=path.absolute(),
         run_dir=run_dir,
+        unused=source.unused if part is None else (),
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Source:
-    """What a network is made of: the run's settings, the weights by name, the whole checkpoint, its name in errors."""
+    """What a network is made of: the run's settings, the weights by name, the whole checkpoint, its name in errors.
+
+    ``unused`` are the weights that the loaded network leaves over.
+    """
 
     settings: dict[str, Any]
     state: Mapping[str, Tensor]
     checkpoint: dict[str, Any]
     where: str
     run_dir: Path | None
+    unused: tuple[str, ...] = ()
 
     def load(self, network: nn.Module, prefix: str) -> nn.Module:
-        weights.load(network, self.state, prefix, self.where, run_settings.versions(self.run_dir))
+        weights.load(network, self.state, prefix, self.where, self.versions)
+        module = self.settings.get("module")
+        target = str(module.get("_target_")) if isinstance(module, dict) else "syncbn."
+        if not target.startswith("syncbn."):  # what Classifier has beside its network belongs to the loss
+            self.unused = tuple(name for name in self.state if not name.startswith(prefix))
         return network
+
+    @property
+    def versions(self) -> str:
+        return run_settings.versions(self.run_dir)
 
     @property
     def file(self) -> str:
@@ -126,19 +155,20 @@ def _from_settings(source: _Source, part: str | None, *, trusted: bool) -> nn.Mo
     described = networks.described(settings)
     if described is not None:
         name, arguments = described
-        network = networks.built(arguments, source.file, "model", trusted=trusted)
+        network = networks.built(arguments, source.file, "model", trusted=trusted, versions=source.versions)
         networks.apply_norm(network, settings.get("norm"))
         found = weights.prefixes(network, source.state)
+        is_other = part is not None and (f"{part}." if part else "") not in found
         if part is None and f"{name}." in found:
             return networks.plain(source.load(network, f"{name}."))
         if not found and not trusted and not (target := str(settings["module"].get("_target_"))).startswith("syncbn."):
             hint = f"{weights.misfit(network, source.state)}; {target} may make its network itself: "
             hint += "pass that (network=), or trust config.yaml (trust=True, --trust)"
             raise SettingError(source.where, hint=hint)
-        if found or not trusted:
+        if (found or not trusted) and not (is_other and trusted):
             return networks.plain(source.load(network, _prefix(network, source, part)))
     # A LightningModule that makes its network itself, or changes the one that it is given.
-    module: Any = networks.built(settings["module"], source.file, "module", trusted=trusted)
+    module: Any = networks.built(settings["module"], source.file, "module", trusted=trusted, versions=source.versions)
     networks.apply_norm(module, settings.get("norm"))
     if hasattr(module, "on_load_checkpoint"):  # it may rename weights
         module.on_load_checkpoint(source.checkpoint)
@@ -162,8 +192,7 @@ def _prefix(network: nn.Module, source: _Source, part: str | None) -> str:
         names = ", ".join(each.removesuffix(".") for each in found)
         raise SettingError("part", None, f"{source.where} has several such networks: {names}; choose one of them")
     if not found:
-        versions = run_settings.versions(source.run_dir)
-        raise SettingError(source.where, hint=f"{weights.misfit(network, source.state)}{versions}")
+        raise SettingError(source.where, hint=f"{weights.misfit(network, source.state)}{source.versions}")
     return found[0]
 
 

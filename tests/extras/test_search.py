@@ -3,8 +3,12 @@
 import csv
 from pathlib import Path
 
+import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from syncbn.training.search import sweeper
+from tests.support.refuses import refuses
 from tests.training.support.train_command import Run, train
 
 # Seed 0 draws 0.1, -1, -1, 0.1 of these.
@@ -41,3 +45,23 @@ def test_failed_trials_are_shown_and_the_same_command_repeats_no_finished_one(tm
     check(tmp_path, again)
     assert "epoch 1/1" not in again.out
     assert again.out.count("run a-0 has finished before") == 2
+
+
+def test_a_search_whose_trials_all_fail_ends_with_the_table_and_one_line(tmp_path: Path) -> None:
+    command = ("-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=multirun/a", "model=mlp")
+    for more in ((), ("hydra.sweeper.storage=sqlite:///trials.db", "hydra.sweeper.study_name=a")):
+        run = train(tmp_path, *command, "optimizer.lr=choice(-1,-2)", *more).ended(1)
+        *errors, last = run.err.splitlines()
+        assert last.startswith(
+            "error: no trial has a value of the objective; the same sweep with hydra.sweep.dir=multirun/a"
+        )
+        assert len(errors) == 2
+        assert {row["status"] for row in rows(tmp_path)} == {"failed"}
+
+
+@pytest.mark.parametrize("storage", ["trials", "sqlite:////no/such/directory/trials.db"])
+def test_a_database_that_cannot_be_used_is_refused(storage: str) -> None:
+    settings = {"_target_": f"{sweeper.PLUGIN}.X", "direction": "maximize", "n_trials": 1, "n_jobs": 1}
+    config = OmegaConf.create({"hydra": {"sweeper": settings | {"storage": storage}}, "objective": "val/acc"})
+    with refuses("hydra.sweeper.storage", storage, "sqlite:///search.db"):
+        sweeper.check(config)

@@ -2,13 +2,16 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from syncbn import __version__
 from syncbn.inference.evaluation import data_sets, table
 from syncbn.inference.evaluation.command import sorted_out
 from syncbn.inference.evaluation.table import Cell
@@ -57,6 +60,8 @@ def test_the_numbers_are_those_of_the_test(place: Path) -> None:
     again = json.loads((place / "all.json").read_text(encoding="utf-8"))
     assert again[1]["metrics"] == expected
     assert again[2]["metrics"] == {}
+    # SYNCBN_PLOTS=false of the tests is a bool here too: the text "false" would draw the pictures.
+    assert "\nplots: false\n" in (place / "tests/0/config.yaml").read_text(encoding="utf-8")
     # What is printed: a line per test, the table with the metric asked for, one line for the run without a checkpoint.
     assert f"2 of 4: outputs/a on digits,corruption=shift: test/acc {expected['test/acc']:.4f}" in done.out
     line = next(each for each in done.out.splitlines() if each.split()[:1] == ["outputs/a"])
@@ -105,6 +110,20 @@ def test_data_of_the_users_own_need_trust(tmp_path: Path) -> None:
     assert OverridesParser.create().parse_override(taken[1]).value() == root
     with refuses("data.root", "${oc.env:HOME}", "no plain value"):
         data_sets.of_run({"data": folder | {"root": "${oc.env:HOME}"}}, {}, trust=False)
+
+
+def test_a_checkpoint_of_another_version_is_named_with_both_versions(place: Path) -> None:
+    old = place / "old"
+    shutil.copytree(place / "outputs/a", old)
+    about = json.loads((old / "run.json").read_text(encoding="utf-8"))
+    (old / "run.json").write_text(json.dumps(about | {"versions": {"syncbn": "0.0.3"}}), encoding="utf-8")
+    weights = torch.load(old / "checkpoints/best.ckpt", weights_only=True)
+    weights["state_dict"]["network.renamed"] = weights["state_dict"].pop(next(iter(weights["state_dict"])))
+    torch.save(weights, old / "checkpoints/best.ckpt")
+    done = syncbn(place, "evaluate", "old", "trainer.devices=1").ended(1)
+    line, _ = done.err.splitlines()
+    assert "it is not of this model" in line
+    assert line.endswith(f"; it was trained with syncbn 0.0.3, installed is syncbn {__version__}")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from syncbn.inference.trained import open_run
 from syncbn.training.models import networks
 from syncbn.training.norm.replace import prepare_model
 from syncbn.training.read_file import DamagedError
-from tests.inference.support.crafted_runs import HERE, MLP, Head, Own, Pair, Wraps, crafted, save, seen_something
+from tests.inference.support.crafted_runs import HERE, MLP, Adds, Head, Own, Pair, Wraps, crafted, save, seen_something
 from tests.inference.support.pictures import a_seven
 from tests.inference.support.trained_runs import SEEN, assert_same_outputs, trained
 from tests.support.refuses import refuses
@@ -128,6 +128,13 @@ def test_a_run_without_a_checkpoint_and_what_is_no_run(tmp_path: Path) -> None:
     with refuses(str(tmp_path / "alone.ckpt"), None, "no checkpoint of a training run can be read from it"):
         syncbn.load(tmp_path / "alone.ckpt")
     torch.save({"weights": 1}, tmp_path / "alone.ckpt")
+    os.truncate(tmp_path / "alone.ckpt", 500)
+    with refuses(str(tmp_path / "alone.ckpt"), None, "it is incomplete, or was not written by torch.save"):
+        syncbn.load(tmp_path / "alone.ckpt")
+    os.truncate(tmp_path / "alone.ckpt", 0)
+    with refuses(str(tmp_path / "alone.ckpt"), None, "it is empty"):
+        syncbn.load(tmp_path / "alone.ckpt")
+    torch.save({"weights": 1}, tmp_path / "alone.ckpt")
     with refuses(str(tmp_path / "alone.ckpt"), None, "no state_dict"):
         syncbn.load(tmp_path / "alone.ckpt")
 
@@ -137,8 +144,22 @@ def test_a_checkpoint_of_another_version_is_named_with_both_versions(tmp_path: P
     about = '{"status": "finished", "versions": {"syncbn": "0.0.3"}}'
     (run / "run.json").write_text(about, encoding="utf-8")
     with refuses(
-        str(run / "checkpoints/best.ckpt"), None, "tensors fit", "trained with syncbn 0.0.3", "here are syncbn"
+        str(run / "checkpoints/best.ckpt"), None, "tensors fit", "trained with syncbn 0.0.3, installed is syncbn"
     ):
+        syncbn.load(run)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [(MLP | {"old": 3}, "argument 'old'"), ({"_target_": "syncbn.training.Old"}, "no such class")]
+)
+def test_a_network_of_another_version_is_named_with_both_versions(
+    tmp_path: Path, model: dict[str, object], why: str
+) -> None:
+    run = crafted(tmp_path / "a", small(), model)
+    about = '{"status": "finished", "versions": {"syncbn": "0.0.3"}}'
+    (run / "run.json").write_text(about, encoding="utf-8")
+    target = model["_target_"]
+    with refuses("model._target_", target, why, f"trained with syncbn 0.0.3, installed is syncbn {syncbn.__version__}"):
         syncbn.load(run)
 
 
@@ -199,6 +220,16 @@ class TestOwnModules:
         with refuses(str(run / "checkpoints/best.ckpt"), None, f"{HERE}.Own may make its network itself", "trust=True"):
             syncbn.load(run)
         assert type(syncbn.load(run, trust=True)) is Head
+
+    def test_what_a_module_adds_to_its_network_is_named_and_can_be_loaded_too(self, tmp_path: Path) -> None:
+        lit = Adds(Head())
+        head = {"_target_": f"{HERE}.Head"}
+        run = crafted(tmp_path / "a", lit, head, prefix="", module={"_target_": f"{HERE}.Adds", "network": head})
+        assert "Head, which are not used: top.weight, top.bias" in open_run(run, trust=True).note
+        whole = open_run(run, trust=True, part="")
+        assert whole.note == ""
+        assert torch.equal(whole.network(X), lit.eval()(X))
+        assert open_run(crafted(tmp_path / "b", small(), MLP)).note == ""
 
     def test_one_of_several_networks_has_to_be_named(self, tmp_path: Path) -> None:
         lit = Pair()

@@ -22,7 +22,8 @@ from syncbn.inference.trained import Trained, open_run
 from syncbn.training.data.digits import Digits
 from syncbn.training.models import networks
 from syncbn.training.norm.replace import prepare_model
-from tests.inference.support.crafted_runs import crafted, seen_something
+from tests.inference.support.crafted_runs import HERE, Adds, Head, crafted, seen_something
+from tests.inference.support.pictures import a_seven
 from tests.support.refuses import refuses
 from tests.training.data.support.pictures import pictures
 from tests.training.support import train_command
@@ -203,16 +204,33 @@ def test_a_network_that_fits_no_images(place: Path) -> None:
             list(rows(Task("", paths, 2, 1, False, "cpu", 1), trained))
 
 
+def test_the_layers_that_a_module_adds_to_its_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network alone has other predictions than the module: it is said, and the whole module can be asked for."""
+    torch.manual_seed(0)
+    lit, head = Adds(Head()), {"_target_": f"{HERE}.Head"}
+    module = {"_target_": f"{HERE}.Adds", "network": head}
+    run = crafted(tmp_path / "run", lit, head, prefix="", module=module)
+    x = open_run(run, trust=True).preprocessing(a_seven(tmp_path / "seven.png"))  # type: ignore[misc]
+    for part, network in ((None, lit.network), ("", lit)):
+        out = tmp_path / "out.csv"
+        predict(run, [tmp_path / "seven.png"], Options(out, devices=1, trust=True, part=part))
+        expected = network.eval()(x[None]).softmax(1).detach()
+        (row,) = table(out)
+        assert int(row["class"]) == expected.argmax()
+        assert float(row["probability"]) == pytest.approx(float(expected.max()), abs=1e-5)
+        assert ("weights outside of its network Head" in capsys.readouterr().err) == (part is None)
+
+
 def test_mistakes_are_one_line(place: Path, run: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/readme.md").touch()
-    with refuses("FOLDER", str(tmp_path / "empty"), "no image", "1 files have other suffixes"):
+    with refuses("FOLDER", str(tmp_path / "empty"), "no image", "1 file has another suffix"):
         run(tmp_path / "empty")
     with refuses("FOLDER", str(tmp_path / "gone"), "no such file"):
         run(tmp_path / "gone")
     with refuses("--out", tmp_path, "directory"):
         run(place / "images/test", out=tmp_path)
-    with refuses("--out", tmp_path / "no/out.csv", "No such file"):
+    with refuses("--out", tmp_path / "no/out.csv", f"there is no directory {tmp_path}/no; make it"):
         run(place / "images/test", out=tmp_path / "no/out.csv")
     with refuses("--devices", 1000, "use 1 to"):
         run(place / "images/test", devices=1000)

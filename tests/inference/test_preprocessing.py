@@ -93,3 +93,12 @@ def test_data_of_another_module_need_trust() -> None:
 def test_a_state_of_something_else_is_no_preprocessing(state: dict[str, Any]) -> None:
     assert preprocessing({"Images": state}, {"_target_": "my.Images"}) is None
     assert class_names({"Images": state}, {}) is None
+
+
+@pytest.mark.parametrize("part", ["state_dict", "hyper_parameters", "datamodule_hyper_parameters"])
+def test_a_buffer_or_an_argument_of_these_names_hides_nothing(part: str) -> None:
+    other = {"mean": torch.zeros(3), "std": torch.ones(3), "classes": 2}
+    saved = {"mean": [0.5], "std": [0.25], "size": [8, 8], "classes": ["ant", "bee"]}
+    checkpoint = {part: other, "Images": saved}
+    assert class_names(checkpoint, {}) == ["ant", "bee"]
+    assert of(checkpoint, {"_target_": "my.Images"}) == Preprocessing(1, (8, 8), (0.5,), (0.25,))

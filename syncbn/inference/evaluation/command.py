@@ -25,8 +25,11 @@ def evaluate(words: Sequence[str], options: Options) -> None:
         SettingError: there is no run, or a setting belongs elsewhere.
     """
     runs, settings = sorted_out(words)
-    if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise SettingError("--out", options.out, "there is no such directory, or this is one; name a file")
+    if options.out is not None and options.out.is_dir():
+        raise SettingError("--out", options.out, "this is a directory; name a file in it")
+    if options.out is not None and not options.out.parent.is_dir():
+        hint = f"there is no directory {options.out.parent}; make it, or use another"
+        raise SettingError("--out", options.out, hint)
     from syncbn.training import import_paths, torchvision_internals
     from syncbn.training.config.conf_directory import conf_directory
     from syncbn.training.run_directory.paths import new_id

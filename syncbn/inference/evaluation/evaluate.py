@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from syncbn.inference import run_settings
 from syncbn.inference.evaluation import table
 from syncbn.inference.evaluation.data_sets import OWN, DataSet
 from syncbn.inference.evaluation.options import Options
@@ -18,10 +19,11 @@ from syncbn.training.config.machine import this_machine
 from syncbn.training.console import print_line
 from syncbn.training.errors import SettingError
 from syncbn.training.launch import run_pool
+from syncbn.training.launch.run_pool import Run
 from syncbn.training.os_errors import explain
 from syncbn.training.processes.rank_processes import Requests
 from syncbn.training.run_directory import lock, record
-from syncbn.training.run_directory.paths import short
+from syncbn.training.run_directory.paths import run_of, short
 
 
 def evaluate(cfg: DictConfig, runs: Sequence[str], options: Options) -> None:
@@ -66,6 +68,7 @@ def _run(found: Sequence[Pair]) -> tuple[list[Cell], int]:
                     return cells, 128 + signum
                 end = outcomes[pair.plan.directory]
                 error = "" if end.status == "finished" else end.message.removesuffix(f"; {run_pool.RESUME_HINT}")
+                error += _versions(pair.plan) if error else ""
             result = {} if error or pair.plan is None else record.read_whole(pair.plan.directory, "result")
             directory = None if pair.plan is None else pair.plan.directory
             cells.append(Cell(pair.run, pair.data, _metrics(result), error, directory))
@@ -88,6 +91,12 @@ def _show(cells: Sequence[Cell], options: Options, root: Path) -> int:
         print_line(f"error: {len(failed)} of {len(cells)} test{'s' * (len(cells) != 1)} failed", error=True)
     table.check(cells, options.metrics)
     return int(bool(failed))
+
+
+def _versions(test: Run) -> str:
+    """The versions with which the checkpoint was trained, if they are others: a network may have changed since."""
+    checkpoint = test.plan.checkpoint
+    return "" if checkpoint is None else run_settings.versions(run_of(Path(checkpoint)))
 
 
 def _by_error(failed: Sequence[Cell]) -> dict[tuple[str, str], list[str]]:

@@ -54,7 +54,7 @@ def listed(given: Sequence[Path], file: Path | None = None) -> Files:
         for path in found:
             paths.setdefault(os.path.abspath(path), path)  # noqa: PTH100  # one file may be given twice
     if not (paths or unreadable):
-        others = f" ({ignored} files have other suffixes)" if ignored else ""
+        others = listing.of_other_files(ignored)
         suffixes = ", ".join(sorted(listing.SUFFIXES)[:6])
         where = " ".join(printable(each) for each in given) or str(file)
         raise SettingError("FOLDER", where, f"there is no image in it{others}; images have the suffix {suffixes}, ...")

@@ -17,3 +17,4 @@ class Options(NamedTuple):
     devices: int | None = None
     files_from: Path | None = None
     trust: bool = False
+    part: str | None = None

@@ -57,6 +57,8 @@ def to_file(path: Path, columns: Columns) -> Iterator[Write]:
     try:
         if path.is_dir():
             raise SettingError("--out", path, "this is a directory; name a file in it")
+        if not path.parent.is_dir():
+            raise SettingError("--out", path, f"there is no directory {path.parent}; make it, or use another")
         with replacing(path) as draft:
             try:
                 # Bytes of names that are not UTF-8 are written as they are.

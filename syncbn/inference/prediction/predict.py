@@ -42,8 +42,10 @@ def predict(run: Path, files: Files, options: Options) -> int:
     """
     machine = this_machine()
     _check_devices(options.devices, machine)
-    trained = open_run(run, trust=options.trust)
+    trained = open_run(run, trust=options.trust, part=options.part)
     check(trained, run)
+    if trained.note:
+        print_line(f"{trained.note}; --part '' predicts with the whole module", error=True)
     if trained.classes is not None and options.top > (most := len(trained.classes)):
         raise SettingError("--top", options.top, f"the run has {most} classes; use 1 to {most}")
     task, ranks = _task(run, files, options, machine)
@@ -87,7 +89,9 @@ def _task(run: Path, files: Files, options: Options, machine: Machine) -> tuple[
     device, threads = "cuda" if machine.gpus else "cpu", max(1, machine.cores // ranks)
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     threads = int(asked) if asked.isdigit() and int(asked) else threads
-    task = Task(str(run.absolute()), files.paths, options.batch_size, options.top, options.trust, device, threads)
+    task = Task(
+        str(run.absolute()), files.paths, options.batch_size, options.top, options.trust, device, threads, options.part
+    )
     return task, ranks
 
 

@@ -32,6 +32,7 @@ class Task(NamedTuple):
     trust: bool
     device: str  # cpu or cuda
     threads: int  # of torch, in each rank
+    part: str | None = None  # of the LightningModule
 
 
 class Row(NamedTuple):
@@ -54,7 +55,7 @@ def work(task: Task, results: str) -> None:
     """Entry point of a rank process: writes the rows of its batches into ``results/RANK.jsonl``, in order."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(task.threads)
-    trained = open_run(task.run, trust=task.trust)
+    trained = open_run(task.run, trust=task.trust, part=task.part)
     with (Path(results) / f"{rank}.jsonl").open("w", encoding="utf-8") as file:
         for row in rows(task, trained, rank, world):
             file.write(json.dumps(row) + "\n")

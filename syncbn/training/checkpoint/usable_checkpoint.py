@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -137,10 +138,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         others = [p for p in (files.newest(path.parent, lambda line: None),) if p not in (None, path)]
         hint = f"; an intact one is {others[0]}" if others else ""
-        reason = " ".join(str(error).split())[:300]
-        hint = f"no checkpoint of a training run can be read from it ({reason}){hint}"
+        hint = f"no checkpoint of a training run can be read from it ({_reason(path, error)}){hint}"
         raise SettingError("ckpt_path", path, hint) from error
     return checkpoint
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be loaded. For one that is not a whole zip file, torch 2.13 raises ``Invalid argument``."""
+    if isinstance(error, OSError | RuntimeError) and os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
+        return "it is incomplete, or was not written by torch.save" if path.stat().st_size else "it is empty"
+    return " ".join(str(error).split())[:300]
 
 
 def _position(unit: dict[str, int | None]) -> str:

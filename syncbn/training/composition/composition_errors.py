@@ -256,7 +256,8 @@ def _not_a_choice(found: re.Match[str], error: Exception, line: _CommandLine) ->
             return SettingError(name, value, f"{name} is a group of settings: {works}")
     for override in line.overrides:
         name, _, value = override.partition("=")
-        if name.lstrip("+~") in groups and not re.match(r"[\w/.-]*[A-Za-z_]", value):
+        is_word = re.match(r"[\w/.-]*[A-Za-z_]", value) and value.lower() not in ("true", "false")
+        if name.lstrip("+~") in groups and not is_word:
             return SettingError(name, value, f"{name} is a group of settings: choose one of its files by name")
     return None
 

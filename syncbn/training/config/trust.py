@@ -76,6 +76,18 @@ def is_safe(target: Any) -> bool:
     return found is not None and _is_constructor(found, target)
 
 
+def is_missing(target: Any) -> bool:
+    """Whether syncbn or torch has no object of this name, as another version of them may have."""
+    package = target.partition(".")[0] if isinstance(target, str) and NAMED.fullmatch(target) else ""
+    if package not in ("syncbn", "torch"):
+        return False
+    home, _, name = target.rpartition(".")
+    try:
+        return not hasattr(import_module(home), name)
+    except ImportError:
+        return True
+
+
 def refused(theirs: Any, ours: Any, name: str, *, known: bool = True, package: str = "") -> dict[str, Any]:
     """Finds the settings of another run that must not be used.
 

@@ -2,12 +2,16 @@
 
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import signature
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.ranges.targets import TARGETS
 from syncbn.training.errors import SettingError, as_typed
+
+LOGGED = ("acc", "loss", "count")  # the names of what a Classifier logs of validation or test
 
 
 def check(plan: Plan) -> None:
@@ -71,15 +75,22 @@ def _check_metrics(cfg: DictConfig) -> None:
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
             hint = f"a metric has a class: +metrics.{name}._target_=torchmetrics.CLASS"
             raise SettingError(f"metrics.{name}", node, hint)
-        _check_torchmetrics(f"metrics.{name}._target_", str(node.get("_target_")))
+        if name in LOGGED and OmegaConf.select(cfg, "module._target_") == "syncbn.training.Classifier":
+            hint = f"the module logs val/{name} or test/{name}, which it would replace; use another name"
+            raise SettingError(f"metrics.{name}", hint=hint)
+        _check_torchmetrics(f"metrics.{name}", node)
         most, classes = node.get("top_k"), node.get("num_classes")
         if isinstance(most, int) and isinstance(classes, int) and most > 1 and most >= classes:
             hint = f"of {classes} classes every one is among the first {most}; leave it out, or use "
             raise SettingError("metrics", name, f"{hint}metrics.{name}.top_k={max(1, classes - 1)} or less")
 
 
-def _check_torchmetrics(setting: str, target: str) -> None:
-    """Refuses a class that torchmetrics does not have; the built-in ones are not looked up, which takes a second."""
+def _check_torchmetrics(setting: str, node: DictConfig) -> None:
+    """Refuses a class that torchmetrics does not have, or whose arguments are others.
+
+    The built-in ones are not checked, since the import takes a second.
+    """
+    target = str(node.get("_target_"))
     module, _, name = target.rpartition(".")
     if target in TARGETS or module.partition(".")[0] != "torchmetrics":
         return
@@ -91,7 +102,18 @@ def _check_torchmetrics(setting: str, target: str) -> None:
         names = [each for each in dir(found) if each[0].isupper()]
         near = get_close_matches(name, names, n=1, cutoff=0.5)
         works = f"the nearest is {found.__name__}.{near[0]}" if near else "see torchmetrics' documentation"
-        raise SettingError(setting, target, f"torchmetrics has no such class; {works}")
+        raise SettingError(f"{setting}._target_", target, f"torchmetrics has no such class; {works}")
+    _check_arguments(setting, getattr(found, name), node)
+
+
+def _check_arguments(setting: str, kind: Any, node: DictConfig) -> None:
+    """The metric is not made: some classes load weights then."""
+    given = {str(key) for key in node if not str(key).startswith("_")}
+    found = {} if node.get("_args_") else dict(signature(kind).parameters)
+    for name, each in found.items():
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD and name not in given:
+            hint = f"it needs the argument {name}; add +{setting}.{name}=..."
+            raise SettingError(f"{setting}._target_", node.get("_target_"), hint)
 
 
 def _check_test(cfg: DictConfig) -> None:

@@ -51,8 +51,12 @@ class PredictionRecord(pl.Callback):
             return
         scores, target = found.scores.float(), found.target
         self.classes, predicted = scores.shape[1], scores.argmax(1)
+        images, labelled = _images(batch, len(target)), (target >= 0) & (target < self.classes)
+        if not labelled.all():  # such as -100, which torch's cross_entropy ignores
+            scores, target, predicted = scores[labelled], target[labelled], predicted[labelled]
+            images = None if images is None else images[labelled]
         self._pairs.append(torch.stack([target, predicted], 1))
-        if (images := _images(batch, len(target))) is None:
+        if images is None:
             return
         wrong = (predicted != target).nonzero()[:, 0]
         losses = F.cross_entropy(scores, target, reduction="none")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from hydra.errors import InstantiationException
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -187,7 +188,7 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True, firs
     batches: dict[str, Any] = {"per_rank": per_rank, "batches_at_once": plan.batches_at_once}
     callbacks.append(weight_average.build(_plain(cfg.averaging), cfg.trainer.get("max_epochs"), **batches))
     if cfg.metrics:
-        callbacks.append(EvaluationMetrics({str(name): build(metric) for name, metric in cfg.metrics.items()}))
+        callbacks.append(EvaluationMetrics({str(name): _metric(str(name), each) for name, each in cfg.metrics.items()}))
     callbacks.append(BestMetric(validate_evaluation.target_monitor(cfg)))
     if plan.accelerator == "gpu":
         callbacks.append(Utilization())
@@ -204,6 +205,15 @@ def build_trainer(plan: Plan, loggers: list[Logger], *, suite: bool = True, firs
     trainer = _trainer(plan, norm_parts, callbacks, logger=loggers, **settings)
     leave_signals_alone(trainer)  # ResumePoints handles the signals instead, on all ranks at the same step
     return trainer
+
+
+def _metric(name: str, settings: DictConfig) -> Any:
+    try:
+        return build(settings)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        hint = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        raise SettingError(f"metrics.{name}._target_", settings.get("_target_"), hint) from error
 
 
 def _norm_parts(plan: Plan) -> trainer_parts.Parts:

@@ -37,11 +37,12 @@ from syncbn.training.processes.rank_processes import Requests
 from syncbn.training.read_file import DamagedError, read_text
 from syncbn.training.run_directory import lock, record
 from syncbn.training.search import objective
-from syncbn.training.search.sweeper import FailedJob, is_better
+from syncbn.training.search.sweeper import FailedJob, is_better, is_fruitless
 
 OBJECTIVE = "value"  # column; "objective" is the setting
 ALWAYS = ("job", "status", "test/acc", OBJECTIVE, "best", "error")  # columns that are shown even if all rows are alike
 SHOWN_ERROR = 70  # characters of an error in the terminal; sweep.csv has all
+_completed: dict[Path, int] = {}  # trials of this process with a value, by sweep directory
 _failures: dict[tuple[Path, int], str] = {}  # errors of this process's jobs, by sweep directory and number
 
 
@@ -105,12 +106,18 @@ def run(launcher: Any, job_overrides: Sequence[Sequence[str]], before: int = 0) 
             summarize(sweep_dir, console, _search(launcher.config) if searches else None)
         lock.release(sweep_dir)
     if not failed:
+        _completed[sweep_dir] = _completed.get(sweep_dir, 0) + len(results)
         return results
     if searches:  # such a sweeper decides how many jobs may fail
         for number, result in failed:
             _failures[sweep_dir, number] = " ".join(str(_error(result)).split())
             text = f"error: job {number} failed: {_failures[sweep_dir, number]}; {again}"
             result.return_value = CompactHydraException(text)
+        _completed[sweep_dir] = _completed.get(sweep_dir, 0) + len(results) - len(failed)
+        if total and before + len(jobs) >= total and is_fruitless(settings.sweeper, _completed[sweep_dir]):
+            if summarize(sweep_dir, console, _search(launcher.config)):  # Optuna 2.10 raises where no trial has a value
+                print_line(f"error: no trial has a value of the objective; {again}", error=True)
+            raise SystemExit(1)
         return results
     if not console.quiet:  # printed here, because Hydra prints a traceback for any exception
         numbers_of_failed = ", ".join(str(number) for number, _ in failed)

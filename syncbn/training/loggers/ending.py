@@ -1,4 +1,4 @@
-"""How a run has ended, as its loggers record it."""
+"""How a run has ended, as its loggers record it, and the interface of the loggers that record it."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +34,21 @@ class Ending(NamedTuple):
             values = {f"{name}/{key}": value for key, value in each.items()} if isinstance(each, dict) else {name: each}
             found |= {key: value for key, value in values.items() if isinstance(value, int | float)}
         return found
+
+
+class Store:
+    """A logger of ours with a store that continues after a resume.
+
+    A class of its own, since a custom logger may have methods ``resume`` and ``end`` with another meaning.
+    """
+
+    def resume(self, step: int) -> None:
+        """Bring the store to the state of ``metrics.csv`` before training continues at ``step``."""
+        raise NotImplementedError
+
+    def end(self, ending: Ending) -> None:
+        """Log how the run has ended, and close the store."""
+        raise NotImplementedError
 
 
 def about_model(ending: Ending, cfg: Any) -> dict[str, Any]:

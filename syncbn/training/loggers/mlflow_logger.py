@@ -16,7 +16,7 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import ending as endings
 from syncbn.training.loggers.each_once import EachOnce
-from syncbn.training.loggers.ending import Ending
+from syncbn.training.loggers.ending import Ending, Store
 from syncbn.training.loggers.viewers import LOCAL
 from syncbn.training.run_directory import record
 
@@ -28,7 +28,7 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-class MLflow(MLFlowLogger):
+class MLflow(MLFlowLogger, Store):
     """Lightning's logger, which continues the MLflow run of earlier attempts.
 
     Args:

@@ -19,7 +19,7 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import chosen, wandb_logger
 from syncbn.training.loggers.csv_logger import MetricsFile, first_step
-from syncbn.training.loggers.ending import Ending
+from syncbn.training.loggers.ending import Ending, Store
 from syncbn.training.loggers.guard import guarded, warn
 from syncbn.training.run_directory import record
 
@@ -95,7 +95,7 @@ def restore_position(trainer: pl.Trainer, position: Mapping[str, int]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, wandb_logger.RunLogger):
             logger.catch_up()
-        elif hasattr(logger, "resume"):
+        elif isinstance(logger, Store):
             logger.resume(first_step(trainer))
 
 
@@ -103,7 +103,7 @@ def finish(cfg: DictConfig, loggers: list[Logger] | None, ending: Ending) -> Non
     """Log how the run has ended, with its pictures and best checkpoint, and close all loggers; for rank 0 only."""
     wandb_logger.finish(cfg, ending)
     for logger in loggers or ():
-        if hasattr(logger, "end"):
+        if isinstance(logger, Store):
             logger.end(ending)
         elif not isinstance(logger, MetricsFile | wandb_logger.RunLogger):
             logger.finalize("success" if ending.status == "finished" else "failed")
@@ -118,7 +118,8 @@ def mark_failed(cfg: DictConfig, run_dir: Path, status: str) -> None:
     if record.read(run_dir, "tensorboard").get("finished") is False:
         from syncbn.training.loggers import tensorboard_logger
 
-        tensorboard_logger.mark(run_dir, status)
+        with suppress(Exception):  # the disk is full, or somebody has removed the directory
+            tensorboard_logger.mark(run_dir, status)
     if record.read(run_dir, "mlflow").get("finished") is False:
         from syncbn.training.loggers import mlflow_logger
 

@@ -13,13 +13,13 @@ from syncbn.training.config.compare import flat
 from syncbn.training.config.plan import Plan
 from syncbn.training.console import printable
 from syncbn.training.loggers.each_once import EachOnce, Points
-from syncbn.training.loggers.ending import Ending
+from syncbn.training.loggers.ending import Ending, Store
 from syncbn.training.run_directory import record
 
 FOLDER = "tensorboard"
 
 
-class TensorBoard(TensorBoardLogger):
+class TensorBoard(TensorBoardLogger, Store):
     """Lightning's logger, in one directory for all attempts of a run.
 
     Each row is written to the operating system at once, so a killed process loses none. The events of steps that a

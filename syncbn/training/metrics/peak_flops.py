@@ -18,11 +18,11 @@ class Peak(NamedTuple):
 
 
 # The first pattern that matches counts. From NVIDIA's datasheets, where "with sparsity" is halved:
-# B200: HGX B200 datasheet. H200, H100, GH200: H200 and H100 Tensor Core GPU datasheets; GH200 as H100 SXM. A100, A10,
-# A40, L4, L40S, T4, V100: their datasheets. RTX 4090: Ada whitepaper v2.1, table 2; RTX 3090 and A6000: GA102
-# whitepaper v2.1, table 2 (float32 accumulation).
+# B200: HGX B200 datasheet; the GB200 is faster, and is not listed. H200, H100, GH200: H200 and H100 Tensor Core GPU
+# datasheets; GH200 as H100 SXM. A100, A10, A10G, A40, L4, L40S, T4, V100: their datasheets. RTX 4090: Ada whitepaper
+# v2.1, table 2; RTX 3090 and A6000: GA102 whitepaper v2.1, table 2 (float32 accumulation).
 PEAKS = (
-    Peak(r"B200", 2250, 2250, 1100),
+    Peak(r"\bB200", 2250, 2250, 1100),
     Peak(r"GH200|H200(?! NVL)", 989, 989, 494),
     Peak(r"H200 NVL", 835, 835, 418),
     Peak(r"H100 NVL", 835, 835, 418),
@@ -32,7 +32,8 @@ PEAKS = (
     Peak(r"L40S", 362, 362, 183),
     Peak(r"L4\b", 121, 121, 60),
     Peak(r"A40\b", 149.7, 149.7, 74.8),
-    Peak(r"A10G?\b", 125, 125, 62.5),
+    Peak(r"A10G\b", 70, 70, 35),
+    Peak(r"A10\b", 125, 125, 62.5),
     Peak(r"RTX A6000", 154.8, 154.8, 77.4),
     Peak(r"RTX 4090(?! (D|Laptop))", 165.2, 165.2, 82.6),
     Peak(r"RTX 3090(?! Ti)", 71, 71, 35.6),
@@ -51,9 +52,11 @@ def peak_flops(card: str, precision: str) -> float | None:
         precision: ``trainer.precision``. For float32 it is the peak of TF32, which convolutions use.
 
     Returns:
-        FLOP/s; None for an unknown card, float64, or a type that the card does not have.
+        FLOP/s; None for an unknown card, a MIG part of a card, float64, or a type that the card does not have.
     """
     peak = next((each for each in PEAKS if re.search(each.card, card)), None)
+    if re.search(r"\bMIG\b", card):  # "NVIDIA A100-SXM4-40GB MIG 1g.5gb" is a part of the card
+        return None
     kind = str(precision).partition("-")[0]
     if peak is None or kind == "64":
         return None

@@ -41,7 +41,7 @@ def predictions(outputs: Any) -> Predictions | None:
     if isinstance(scores, Tensor) and scores.dim() == 2 and scores.shape[1] > 1:
         labels = target.argmax(1) if target.is_floating_point() and target.dim() == 2 else target
         if labels.dim() == 1 and not labels.is_floating_point():
-            return Predictions(scores.detach().double().softmax(1), labels, scores.detach())
+            return Predictions(scores.detach().double().softmax(1), labels.long(), scores.detach())
     return Predictions(given.detach(), target, None) if isinstance(given, Tensor) else None
 
 

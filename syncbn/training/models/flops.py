@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from syncbn.nn.torch_internals import tree_leaves, tree_map
@@ -29,8 +30,10 @@ def shadow(network: nn.Module) -> nn.Module | None:
     Returns:
         None for a network that cannot be copied.
     """
-    # deepcopy takes what the memo has for an object, so that no weights are copied.
     state = [*network.parameters(), *network.buffers()]
+    if any(map(is_lazy, state)):  # of a LazyModule, whose shapes the first forward pass decides
+        return None
+    # deepcopy takes what the memo has for an object, so that no weights are copied.
     memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in state}
     try:
         return copy.deepcopy(network, memo).eval()

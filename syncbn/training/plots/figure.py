@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,8 +100,9 @@ def title(figure: "Figure", text: str) -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG atomically."""
-    with replacing(path) as draft:
+    """Write a PNG atomically. A character that the font lacks is drawn as a box, and is not reported for each name."""
+    with replacing(path) as draft, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")
         figure.savefig(draft, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
 
 

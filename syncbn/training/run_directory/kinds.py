@@ -29,11 +29,11 @@ KINDS: dict[str, dict[str, Any]] = {
 def missing_value(name: str, contents: dict[str, Any]) -> str:
     """The first value that is missing or has a wrong type in ``run.json`` or ``result.json``; "" if all are valid."""
     if name == "run" and contents.get("status") not in STATUSES:
-        return "status that is known"
+        return "known status"
     if name == "result" and not contents:
         return "results"
     wrong = (key for key, kind in KINDS.get(name, {}).items() if not _is(contents.get(key), kind))
-    return next((f"{key} of its kind" for key in wrong), "")
+    return next((f"valid {key}" for key in wrong), "")
 
 
 def _is(value: Any, kind: Any) -> bool:

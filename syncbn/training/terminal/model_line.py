@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
@@ -60,9 +61,11 @@ def describe(model: nn.Module, operations: int | None = None, ranks: int = 1) ->
         operations: of one sample's forward pass; None if they are not known.
         ranks: the number of ranks, for layers that all of them share.
     """
-    numbers = [(each.numel(), each.requires_grad) for each in model.parameters()]
+    known = [each for each in model.parameters() if not is_lazy(each)]
+    numbers = [(each.numel(), each.requires_grad) for each in known]
     total, trained = sum(number for number, _ in numbers), sum(number for number, trains in numbers if trains)
     share = "all train" if trained == total else f"{trained:,} train"
+    share += "" if len(known) == len(list(model.parameters())) else "; without lazy layers, which have no shape yet"
     cost = [] if operations is None else [f"{_short(operations)}FLOPs per sample"]
     return "; ".join([", ".join([f"model: {total:,} parameters ({share})", *cost]), _norms(model, ranks)])
 

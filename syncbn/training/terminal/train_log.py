@@ -20,6 +20,7 @@ from syncbn.training.console import printable
 
 NAME = "train.log"
 ERROR = "error:"  # how error lines begin
+LONG = 10_000  # characters from which on the replaced states of a line without an end are dropped
 # Escape sequences of terminals: CSI (colours, cursor), OSC (titles, links), and those of two characters.
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _copies: "list[_Copied]" = []  # the streams of this process that are copied now
@@ -153,6 +154,8 @@ class _Copied:
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self.log.add(line)
+        if len(self._line) > LONG:  # a progress bar such as tqdm's draws one line again for hours, without an end
+            self._line = self._line[self._line.rstrip("\r").rfind("\r") + 1 :]
         return written
 
     def writelines(self, lines: Any) -> None:

@@ -110,6 +110,17 @@ class Own(pl.LightningModule):
         self.net = Compiled(Head(hidden))
 
 
+class Adds(pl.LightningModule):
+    """Adds a layer to the network that it is given."""
+
+    def __init__(self, network: nn.Module, **_: Any) -> None:
+        super().__init__()
+        self.network, self.top = network, nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.network(x))
+
+
 class Wraps(pl.LightningModule):
     """Gets a network, and keeps it by another name among other parts."""
 

@@ -42,6 +42,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "+study=learning_rat": ("study", "learning_rat", "the nearest is learning_rate"),
     "+study=nope": ("study", "nope", "there are base, claims, "),
     "hydra/launcher=nope": ("hydra/launcher", "nope", "there are basic, syncbn"),
+    "logger=true": ("logger", "true", "logger is a group of settings: choose one of its files by name"),
     "norm=null": ("norm", "null", "norm is a group of settings: choose one of its files by name"),
     "data=null": ("data", "null", "choose one of its files by name"),
     "model=null": ("model", "null", "choose one of its files by name"),

@@ -224,7 +224,7 @@ def test_what_is_no_directory_or_has_other_suffixes_is_refused(tmp_path: Path) -
         listing.classes(file)
     base = pictures(tmp_path / "x", {"a": 2, "b": 0})
     (base / "b/0.heic").write_text("", encoding="utf-8")
-    with refuses("data.root", str(base), "b has no image (1 files have other suffixes)"):
+    with refuses("data.root", str(base), "b has no image (1 file has another suffix)"):
         listing.classes(base)
     loose = tmp_path / "loose"
     pictures(tmp_path, {"loose": 3})

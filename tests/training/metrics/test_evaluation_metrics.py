@@ -172,10 +172,21 @@ def test_settings_that_cannot_work() -> None:
         settled("metrics=f1", "~module.num_classes")
     with refuses("metrics.f1.average", "none", "macro"):
         settled("metrics=f1", "metrics.f1.average=none")
+    with refuses("metrics.auroc.thresholds", -1, "null", "2 or more"):
+        settled("metrics=auroc", "metrics.auroc.thresholds=-1")
+    settled("metrics=auroc", "metrics.auroc.thresholds=200")
+    settled("metrics=auroc", "metrics.auroc.thresholds=[0.1,0.5]")
+    with refuses("metrics.acc", None, "val/acc", "another name"):
+        settled("+metrics.acc._target_=torchmetrics.classification.MulticlassAccuracy", "+metrics.acc.num_classes=10")
     with refuses("metrics.mine", 3, "_target_"):
         settled("+metrics.mine=3")
     with refuses("metrics.kappa._target_", "torchmetrics.CohenKapa", "torchmetrics.CohenKappa"):
         settled("+metrics.kappa._target_=torchmetrics.CohenKapa")
+    kappa = "torchmetrics.classification.MulticlassCohenKappa"
+    with refuses("metrics.kappa._target_", kappa, "num_classes", "+metrics.kappa.num_classes=..."):
+        settled(f"+metrics.kappa._target_={kappa}")
+    settled(f"+metrics.kappa._target_={kappa}", "+metrics.kappa.num_classes=10")
+    settled("+metrics.error._target_=torchmetrics.MeanSquaredError")
     assert composed("metrics=[top5,f1]").metrics.keys() == {"top5", "f1"}
 
 

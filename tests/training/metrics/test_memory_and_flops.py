@@ -48,7 +48,11 @@ def test_the_peak_on_a_gpu_is_that_of_torchs_allocator(monkeypatch: pytest.Monke
         ("NVIDIA H100 PCIe", "bf16-true", 756e12),
         ("NVIDIA H200", "16-mixed", 989e12),
         ("NVIDIA A100-SXM4-40GB", "32-true", 156e12),
-        ("NVIDIA A10G", "32", 62.5e12),
+        ("NVIDIA A10", "32", 62.5e12),
+        ("NVIDIA A10G", "32", 35e12),  # NVIDIA's A10G datasheet: 70 TFLOP/s in bfloat16, where the A10 has 125
+        ("NVIDIA B200", "bf16-mixed", 2250e12),
+        ("NVIDIA GB200", "bf16-mixed", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16-mixed", None),
         ("NVIDIA L40S", "bf16-mixed", 362e12),
         ("NVIDIA L4", "bf16-mixed", 121e12),
         ("Tesla T4", "16-mixed", 65e12),

@@ -94,7 +94,7 @@ def test_the_pictures_of_few_and_many_classes(tmp_path: Path) -> None:
     for classes, channels in ((3, 1), (40, 3), (100, 3), (300, 3)):
         directory = tmp_path / str(classes)
         directory.mkdir()
-        names = [f"class $x_{number}$ with a long name\n\x1b" for number in range(classes)]
+        names = [f"中 class $x_{number}$ with a long name\n\x1b" for number in range(classes)]
         data = SimpleNamespace(classes=names, mean=[0.5] * 3, std=[0.2] * 3)
         of_test.write_test(directory, record(*samples(classes, channels=channels)), data)
         sizes[classes] = size(directory / "confusion.png")
@@ -133,3 +133,15 @@ def test_normalization_is_undone() -> None:
 def test_the_pairs_of_a_matrix() -> None:
     matrix = torch.tensor([[2, 1], [0, 3]])
     assert confusion.pairs_of(matrix).tolist() == [[0, 0], [0, 0], [0, 1], [1, 1], [1, 1], [1, 1]]
+
+
+def test_labels_of_other_integer_types_count_and_unlabelled_samples_do_not() -> None:
+    scores, target, images = samples()
+    target[[3, 40]] = -100  # torch's cross_entropy ignores it by default
+    found, kept = record(scores, target.int(), images), target >= 0
+    expected = record(scores[kept], target[kept], images[kept])
+    assert found.pairs is not None
+    assert found.mistakes is not None
+    assert expected.mistakes is not None
+    assert len(found.pairs) == 498
+    assert all(torch.equal(*pair) for pair in zip(found.mistakes, expected.mistakes, strict=True))

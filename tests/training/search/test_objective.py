@@ -68,9 +68,10 @@ def test_a_value_that_is_no_number_is_a_failure() -> None:
     assert [bool(objective.missing(value)) for value in (0.5, 0, None, math.nan, math.inf)] == [False] * 2 + [True] * 3
 
 
-def config(direction: Any, name: str | None = None) -> Any:
+def config(direction: Any, name: str | None = None, trials: int = 4) -> Any:
     target = f"{sweeper.PLUGIN}.optuna_sweeper.OptunaSweeper"
-    settings = {"hydra": {"sweeper": {"_target_": target, "direction": direction}}, "objective": name}
+    sweeping = {"_target_": target, "direction": direction, "n_trials": trials, "n_jobs": 1}
+    settings = {"hydra": {"sweeper": sweeping}, "objective": name}
     return OmegaConf.create(settings | {"callbacks": {"checkpoint": {"monitor": "val/acc", "mode": "max"}}})
 
 
@@ -82,5 +83,7 @@ def test_a_search_for_the_worst_is_refused() -> None:
         sweeper.check(config("minimize"))
     with refuses("hydra.sweeper.direction", ANY, "does not follow from objective=val/mine; use maximize or minimize"):
         sweeper.check(config("unknown", "val/mine"))
+    with refuses("hydra.sweeper.n_trials", 0, "1 or more"):
+        sweeper.check(config("maximize", trials=0))
     with refuses("hydra.sweeper.direction", ANY, "a run has one objective"):
         sweeper.check(config(["maximize", "minimize"]))

@@ -228,6 +228,13 @@ def test_batch_norm_layers_by_their_statistics(
     assert ", 1.53 MFLOPs per sample; " in line
 
 
+def test_lazy_layers_have_no_numbers_yet() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.LazyBatchNorm1d(), nn.LazyLinear(4))
+    assert flops.shadow(network) is None
+    words = "model: 9 parameters (all train; without lazy layers, which have no shape yet); 1 batch norm layer: all "
+    assert model_line.describe(network) == f"{words}per process"
+
+
 def test_frozen_parameters_do_not_train() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     network[0].requires_grad_(False)

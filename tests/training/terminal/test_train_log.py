@@ -56,6 +56,23 @@ def test_what_is_printed_is_copied_from_the_beginning(tmp_path: Path, capsys: py
     assert printed.err == "error: no\na record\na\nb\n"
 
 
+def test_a_bar_that_is_drawn_again_for_hours_needs_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = []
+    monkeypatch.setattr(train_log, "plain", lambda line: (lengths.append(len(line)), plain(line))[1])
+    with train_log.copying() as log:
+        log.begin(tmp_path)
+        for number in range(2_000):
+            sys.stderr.write(f"\r{number} of 2000 {'#' * 60}")
+        print(file=sys.stderr)
+        print("x" * 30_000)  # a long line without a carriage return is kept
+    bar, line = text(tmp_path).splitlines()
+    assert bar.startswith("1999 of 2000")
+    assert line == "x" * 30_000
+    assert lengths[0] < 20_000
+
+
 def test_a_command_that_begins_no_run_leaves_no_file(tmp_path: Path) -> None:
     with train_log.copying():
         print_line("error: refused")

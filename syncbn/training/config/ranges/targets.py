@@ -156,6 +156,12 @@ Classes = Annotated[
 ]
 
 
+Thresholds = Annotated[
+    Annotated[int, Field(strict=True, ge=2)] | list[float] | None,
+    hint("use null for the exact value, a whole number of 2 or more, or a list of numbers"),
+]
+
+
 class _Multiclass(Group):
     num_classes: Classes
     top_k: Count = 1
@@ -164,6 +170,7 @@ class _Multiclass(Group):
     ] = "macro"
     n_bins: Count = 15
     norm: Annotated[Literal["l1", "l2", "max"], hint("use l1, l2 or max")] = "l1"
+    thresholds: Thresholds = None
 
 
 class _MulticlassConfusionMatrix(Group):

@@ -131,6 +131,13 @@ def below(folder: Path, report: Callable[[OSError], None]) -> tuple[list[str], i
     return list(_images(folder, listing, report)), listing.ignored
 
 
+def of_other_files(ignored: int) -> str:
+    """What an error line adds about files that were ignored; "" if there are none."""
+    if not ignored:
+        return ""
+    return " (1 file has another suffix)" if ignored == 1 else f" ({ignored} files have other suffixes)"
+
+
 def _size_and_time(path: str) -> str:
     try:
         about = Path(path).stat()
@@ -195,7 +202,7 @@ def _checked_classes(root: str, folders: dict[str, Path]) -> list[str]:
         for folder in others.values():
             listing = Listing([])
             if next(_images(folder, listing), None) is None:
-                other = f" ({listing.ignored} files have other suffixes)" if listing.ignored else ""
+                other = of_other_files(listing.ignored)
                 hint = (
                     f"{folder} has no image{other}; add images ({', '.join(sorted(SUFFIXES)[:6])}, ...), or remove it"
                 )
