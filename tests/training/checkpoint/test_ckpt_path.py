@@ -301,7 +301,8 @@ def test_a_finished_run_stays_finished_where_more_epochs_cannot_begin(
     assert run.err.startswith(line), run.err
     assert run.err.count("\n") == 1
     after = contents(here / "outputs/A")
-    of_the_attempt = {"error.txt", "ranks/0.stacks"}
+    assert after["train.log"].startswith(before["train.log"])  # the log of all attempts
+    of_the_attempt = {"error.txt", "ranks/0.stacks", "train.log"}
     assert {name: after.get(name) for name in before.keys() - of_the_attempt} == {
         name: before[name] for name in before.keys() - of_the_attempt
     }
