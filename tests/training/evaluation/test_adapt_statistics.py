@@ -169,7 +169,8 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
         assert run.err == ""
         assert run.directory == tmp_path / f"outputs/{len(tests)}"
         assert re.search(
-            r"test accuracy .*\n.*\n( +precise .*\n)? +checkpoint tested +outputs/base/checkpoints/best.ckpt +\n",
+            r"test accuracy .*\n.*\n( +precise .*\n)?( +peak memory .*\n)? +checkpoint tested "
+            r"+outputs/base/checkpoints/best.ckpt\n",
             run.out,
         )
         tests.append(run.json("result"))
