@@ -174,7 +174,7 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
             run.out,
         )
         tests.append(run.json("result"))
-    assert run.json("result").keys() == {"test", "precise"}
+    assert run.json("result").keys() == {"test", "precise", "memory"}
     same, simulated, plain = (each["test"] for each in tests)
     assert same == base.json("result")["test"]
     assert simulated["test/acc"] == same["test/acc"]
