@@ -1,9 +1,11 @@
 """What Hydra refuses is one line that names the setting as it was typed, and the nearest one that exists."""
 
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,16 @@ BAD: dict[str, tuple[Any, ...]] = {
     "-m norm=synch,sync": ("norm", "synch", "the nearest is sync"),
     "-m optimzer.lr=1,2": ("optimzer.lr", "1,2", "the nearest is optimizer.lr"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_handlers_of_hydra() -> Iterator[None]:
+    """Hydra gives the root logger a handler that writes to the standard output of this test, which is closed later."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = [each for each in root.handlers if each in before or type(each) is not logging.StreamHandler]
+    root.setLevel(level)
 
 
 def refusal(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> Exception:

@@ -169,11 +169,12 @@ def test_a_test_alone_gives_what_the_test_after_training_gave(tmp_path: Path) ->
         assert run.err == ""
         assert run.directory == tmp_path / f"outputs/{len(tests)}"
         assert re.search(
-            r"test accuracy .*\n.*\n( +precise .*\n)? +checkpoint tested +outputs/base/checkpoints/best.ckpt +\n",
+            r"test accuracy .*\n.*\n( +precise .*\n)?( +peak memory .*\n)? +checkpoint tested "
+            r"+outputs/base/checkpoints/best.ckpt\n",
             run.out,
         )
         tests.append(run.json("result"))
-    assert run.json("result").keys() == {"test", "precise"}
+    assert run.json("result").keys() == {"test", "precise", "memory"}
     same, simulated, plain = (each["test"] for each in tests)
     assert same == base.json("result")["test"]
     assert simulated["test/acc"] == same["test/acc"]
