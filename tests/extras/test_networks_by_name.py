@@ -173,7 +173,7 @@ def images(root: Path) -> None:
 
 
 def test_the_recipe_of_timms_users_is_trained_and_tested(tmp_path: Path) -> None:
-    """With the settings of docs/guide/models.md, on two processes; a network with BatchNormAct2d and dropout of paths."""
+    """With the settings of docs/guide/models.md, on two processes; it has BatchNormAct2d and dropout of paths."""
     images(tmp_path / "images")
     recipe = ("model=timm", "model.name=mobilenetv3_small_050", "+model.drop_path_rate=0.1", "norm=sync")
     recipe += ("augment=randaugment", "mix=mixup", "averaging.ema=0.99", "averaging.warmup=true")
