@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -18,6 +20,8 @@ UNITS = {"bytes": 1e-6, "kB": 1e-3, "MB": 1.0, "GB": 1e3}
 # pip 22 to 26: "  Downloading torch-2.13.0-cp311-none-linux_x86_64.whl (187.4 MB)"; also "Using cached ..."
 LOCAL = re.compile(r"Processing (\S*/([^-\s/]+)-([^-\s]+)\S*\.whl)")  # a file of an index on this machine
 FOUND = re.compile(r"\s*(Downloading|Using cached) (?:\S*/)?([^-\s/]+)-([^-\s]+)\S*? \(([\d.]+) (bytes|[kMG]B)\)")
+
+MISSING = re.compile(r"WARNING: Location '.*' is ignored: it is neither a file nor a directory\.$")
 
 
 class Report:
@@ -98,6 +102,13 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def pass_on(errors: Iterable[str]) -> None:
+    """Prints pip's errors and warnings, but for one that comes once per package: a directory of wheels lacks it."""
+    for line in errors:
+        if not MISSING.match(line):
+            print(line, end="", file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Installs, and returns pip's exit code."""
     where = Path(sys.prefix)
@@ -107,10 +118,15 @@ def main(arguments: list[str]) -> int:
     options = ["--disable-pip-version-check", "--progress-bar", "off"]
     command = [sys.executable, "-m", "pip", "install", *options, *arguments]
     report = Report(tty=sys.stdout.isatty())
-    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as pip:
+    piped = subprocess.PIPE
+    with subprocess.Popen(command, stdout=piped, stderr=piped, encoding="utf-8", errors="replace") as pip:
         assert pip.stdout is not None
+        assert pip.stderr is not None
+        errors = threading.Thread(target=pass_on, args=(pip.stderr,))
+        errors.start()
         for line in pip.stdout:
             report.line(line)
+        errors.join()
     if pip.returncode == 0:
         report.end(where)
     return pip.returncode

@@ -64,3 +64,12 @@ def test_all_environments_are_made_so() -> None:
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
     assert makefile.count("install_packages.py --constraint") == 3
     assert "pip install --quiet" not in makefile
+
+
+def test_errors_of_pip_are_printed_but_for_the_warning_that_comes_once_per_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = "WARNING: Location 'file:///wheels/torch/' is ignored: it is neither a file nor a directory.\n"
+    others = ["WARNING: the cache is disabled\n", "ERROR: No matching distribution found for torch\n", "  more\n"]
+    install_packages.pass_on([missing, others[0], missing, *others[1:]])
+    assert capsys.readouterr().err == "".join(others)

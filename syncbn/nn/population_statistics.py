@@ -100,8 +100,8 @@ def precise_statistics(
 
 
 def model_input(batch: Any) -> Any:
-    """The first part of a tuple or list, as torch's ``update_bn`` takes it; else the batch itself."""
-    return batch[0] if isinstance(batch, list | tuple) else batch
+    """The first part of a tuple or list, as torch's ``update_bn`` takes it; otherwise the batch itself."""
+    return batch[0] if isinstance(batch, list | tuple) and batch else batch
 
 
 @contextmanager

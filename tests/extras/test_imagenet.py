@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from syncbn.training import ImageNet
-from syncbn.training.data.loaders import SampleError
+from syncbn.training.data.batches import SampleError
 from syncbn.training.norm import replace
 from tests.support.refuses import refuses
 from tests.training.support.train_command import REPO, train

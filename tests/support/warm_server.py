@@ -36,6 +36,7 @@ import torch.export._trace  # noqa: F401  # the same
 import wandb.sdk.launch  # noqa: F401
 from hydra._internal.hydra import Hydra
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from wandb.sdk.data_types._private import MEDIA_TMP
 
 import syncbn.training.data.digits  # noqa: F401  # it imports scikit-learn, which takes a second
 import syncbn.training.launch.job  # noqa: F401
@@ -95,6 +96,9 @@ def begin(request: dict[str, Any], streams: list[int], address: str) -> NoReturn
     set_environment(request["environment"])
     os.chdir(request["where"])
     warnings.resetwarnings()
+    MEDIA_TMP._finalizer.detach()  # type: ignore[attr-defined]  # else each fork removes the server's at its end
+    MEDIA_TMP.__init__("wandb-media")  # type: ignore[misc]
+    atexit.register(MEDIA_TMP.cleanup)
     sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=request["unbuffered"])  # type: ignore
     util.spawnv_passfds = forked
     Hydra.get_mode = mode  # type: ignore[method-assign]  # 0.2 seconds of each call

@@ -12,7 +12,7 @@ _HOME = {
     "ExactSampler": "samplers",
     "ImageFolder": "image_folder",
     "MNIST": "image_archives",
-    "SampleError": "loaders",
+    "SampleError": "batches",
     "corrupt": "corruptions",
     "exact_loader": "loaders",
     "train_loader": "loaders",

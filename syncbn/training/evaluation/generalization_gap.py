@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncbn.training.data.loaders import Batches, BatchLoader, TrainLoader, exact_loader, second_loader, training_loader
+from syncbn.training.data.batches import Batches
+from syncbn.training.data.loaders import BatchLoader, TrainLoader, exact_loader, second_loader, training_loader
 from syncbn.training.errors import AgreedError
 from syncbn.training.evaluation.repeat_test import Metrics, retest
 

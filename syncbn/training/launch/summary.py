@@ -12,11 +12,11 @@ from syncbn.training.config.plan import Plan
 from syncbn.training.config.validate_optimization import samples_per_step
 from syncbn.training.console import cell
 from syncbn.training.evaluation import class_accuracy
-from syncbn.training.loggers import viewers, wandb_files
+from syncbn.training.loggers import wandb_files
 from syncbn.training.metrics import peak_memory
 from syncbn.training.run_directory.paths import short
 from syncbn.training.run_directory.record import damage, read, read_whole
-from syncbn.training.terminal import metric_rows
+from syncbn.training.terminal import metric_rows, viewer_rows
 from syncbn.training.terminal.result_table import ResultTable
 
 
@@ -82,7 +82,7 @@ def summary(run_dir: Path) -> Group:
     attempts = wandb_files.directories(run_dir) if wandb else []
     if wandb.get("url") or attempts:  # the user may have removed the directories
         rows.append(("W&B run", wandb.get("url") or short(attempts[-1])))
-    rows += viewers.rows(run_dir)
+    rows += viewer_rows.rows(run_dir)
     lines: list[RenderableType] = [ResultTable(rows)]
     options, directories = wandb_files.upload(run_dir)
     if directories:

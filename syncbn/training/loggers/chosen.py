@@ -12,6 +12,7 @@ from syncbn.training.config.schema import MLflowConfig, TensorBoardConfig
 from syncbn.training.errors import SettingError
 
 WANDB = "wandb"
+LOCAL = "sqlite:///"  # how the address of an MLflow store begins that is a file here
 BUILT_IN = {"tensorboard": TensorBoardConfig, "mlflow": MLflowConfig}
 PACKAGES = {  # the modules of each, with the command that installs them
     "tensorboard": (("tensorboard",), "pip install tensorboard"),

@@ -1,5 +1,6 @@
 """How a run has ended, as its loggers record it, and the interface of the loggers that record it."""
 
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,19 +37,19 @@ class Ending(NamedTuple):
         return found
 
 
-class Store:
+class Store(ABC):
     """A logger of ours with a store that continues after a resume.
 
     A class of its own, since a custom logger may have methods ``resume`` and ``end`` with another meaning.
     """
 
+    @abstractmethod
     def resume(self, step: int) -> None:
         """Bring the store to the state of ``metrics.csv`` before training continues at ``step``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, ending: Ending) -> None:
         """Log how the run has ended, and close the store."""
-        raise NotImplementedError
 
 
 def about_model(ending: Ending, cfg: Any) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from syncbn.training.config.compare import flat
 from syncbn.training.config.plan import Plan
 from syncbn.training.errors import SettingError
 from syncbn.training.loggers import ending as endings
+from syncbn.training.loggers.chosen import LOCAL
 from syncbn.training.loggers.each_once import EachOnce
 from syncbn.training.loggers.ending import Ending, Store
-from syncbn.training.loggers.viewers import LOCAL
 from syncbn.training.run_directory import record
 
 RECORD = "mlflow"  # mlflow.json in the run directory: which MLflow run this is

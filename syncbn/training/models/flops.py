@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -20,6 +21,16 @@ class Flops(NamedTuple):
 
     forward: int
     backward: int
+
+
+def network_of(module: pl.LightningModule) -> nn.Module:
+    """The part of a LightningModule that takes the images: its ``network``, or its own ``forward``, or its one part."""
+    own = getattr(module, "network", None)
+    if isinstance(own, nn.Module):
+        return own
+    parts = [part for part in module.children() if any(True for _ in part.parameters())]
+    has_forward = type(module).forward is not pl.LightningModule.forward
+    return parts[0] if len(parts) == 1 and not has_forward else module
 
 
 def shadow(network: nn.Module) -> nn.Module | None:

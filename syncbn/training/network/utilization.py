@@ -9,7 +9,6 @@ from torch import nn
 from syncbn.nn.population_statistics import model_input
 from syncbn.training.metrics import peak_flops
 from syncbn.training.models import flops
-from syncbn.training.network.channels_last import networks
 
 
 class Utilization(pl.Callback):
@@ -21,8 +20,7 @@ class Utilization(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            parts = list(networks(pl_module).values())
-            self._shadow = flops.shadow(parts[0] if len(parts) == 1 else pl_module)
+            self._shadow = flops.shadow(flops.network_of(pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.modules import Synchronized
+from syncbn.nn.population_statistics import model_input
 from syncbn.nn.simulation import Simulated
 from syncbn.nn.torch_internals import BatchNormBase
 from syncbn.training.console import print_line
@@ -29,28 +30,18 @@ class ModelLine(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero and not self._printed:
-            self._shadow = flops.shadow(_network(pl_module))
+            self._shadow = flops.shadow(flops.network_of(pl_module))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.is_global_zero and not self._printed:
-            inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
-            operations = None if self._shadow is None else flops.count(self._shadow, flops.first(inputs))
+            sample = flops.first(model_input(batch))
+            operations = None if self._shadow is None else flops.count(self._shadow, sample)
             print_line(describe(pl_module, operations, trainer.world_size))
         self._printed, self._shadow = True, None
 
     on_test_batch_start = on_train_batch_start
-
-
-def _network(module: pl.LightningModule) -> nn.Module:
-    """The part of a LightningModule that takes the images: its ``network``, or its own ``forward``, or its one part."""
-    own = getattr(module, "network", None)
-    if isinstance(own, nn.Module):
-        return own
-    parts = [part for part in module.children() if any(True for _ in part.parameters())]
-    has_forward = type(module).forward is not pl.LightningModule.forward
-    return parts[0] if len(parts) == 1 and not has_forward else module
 
 
 def describe(model: nn.Module, operations: int | None = None, ranks: int = 1) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from syncbn.training import data
-from syncbn.training.data import loaders
-from syncbn.training.data.loaders import SampleError, TrainLoader, exact_loader, train_loader
+from syncbn.training.data import batches, loaders
+from syncbn.training.data.batches import SampleError
+from syncbn.training.data.loaders import TrainLoader, exact_loader, train_loader
 from syncbn.training.data.samplers import ExactSampler
 from tests.support.refuses import refuses
 from tests.training.support.plain_lightning import quiet_trainer
@@ -289,7 +290,7 @@ def test_what_collate_draws_does_not_depend_on_workers_or_a_resumption(world: An
 
 def test_tensors_are_not_seeded_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seeded = []
-    monkeypatch.setattr(loaders.random, "seed", seeded.append)
+    monkeypatch.setattr(batches.random, "seed", seeded.append)
     tensors = TensorDataset(torch.arange(8))
     for dataset in (tensors, Subset(tensors, range(8))):
         assert len(list(train_loader(dataset, 4))) == 2

@@ -170,7 +170,7 @@ class OnePart(pl.LightningModule):
 
 @pytest.mark.parametrize(("module", "operations"), [(Own(), 2 * (6 + 12)), (OnePart(), 12)])
 def test_modules_of_the_users_own_are_counted_by_their_forward(module: pl.LightningModule, operations: int) -> None:
-    shadow = flops.shadow(model_line._network(module))
+    shadow = flops.shadow(flops.network_of(module))
     assert shadow is not None
     assert flops.count(shadow, flops.first(torch.rand(3, 2))) == operations
 

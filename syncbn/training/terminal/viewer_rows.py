@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from syncbn.training.loggers.chosen import LOCAL
 from syncbn.training.run_directory import record
 from syncbn.training.run_directory.paths import short
-
-LOCAL = "sqlite:///"
 
 
 def rows(run_dir: Path) -> list[tuple[str, str]]:
