@@ -34,6 +34,50 @@ def interval(low: float, high: float, unit: str = "", *, sign: bool = False) -> 
     return f"{show(low, unit)} to {show(high, unit)}"
 
 
+def rounded(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """A number with as many decimals as its interval supports.
+
+    Half the width of the interval has two significant digits: 1.8979 with 1.47 to 2.44 is ``1.90``, and 4310.7 with
+    4029.9 to 4591.5 is ``4,310``. Ends are shown with ``rounded(low, low, high)``, and so have the same decimals.
+
+    Args:
+        value: the number.
+        low, high: ends of the interval. If one is not finite, or both are equal, the number has at most three
+            significant digits.
+        sign: whether a positive number has a ``+``.
+
+    Returns:
+        The text; a dash if the number is not finite.
+    """
+    if not isfinite(value):
+        return MISSING
+    half = (high - low) / 2
+    has_width = isfinite(half) and half > 0
+    decimals = _decimals(half, 2) if has_width else _decimals(value, 3)
+    if decimals > 7 or abs(value) >= 1e6:
+        text = scientific(value)
+    else:
+        text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
+        if not has_width and "." in text:
+            text = text.rstrip("0").rstrip(".")
+    text = text.replace("-", "−")
+    if not any(digit in text for digit in "123456789"):  # -0.00
+        return text.lstrip("−")
+    return f"+{text}" if sign and value > 0 else text
+
+
+def _decimals(value: float, digits: int) -> int:
+    """The decimals with which a number has so many significant digits; negative to round to tens or hundreds."""
+    return digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
+
+
+def rounded_interval(low: float, high: float, *, sign: bool = False) -> str:
+    """An interval with the decimals of :func:`rounded`, ``1.47 to 2.44``; a dash if an end is not finite."""
+    if not (isfinite(low) and isfinite(high)):
+        return MISSING
+    return " to ".join(rounded(end, low, high, sign=sign) for end in (low, high))
+
+
 def probability(value: float) -> str:
     """A p value with two significant digits: 0.23, 0.0016, 6.2×10⁻⁶."""
     if not isfinite(value):
