@@ -161,7 +161,8 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(help="Directory of the report; by default compare, next to the runs.")
     ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Print the tables, write no report.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Print the answer, write no report.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Print the tables too that the report has.")] = False,
     wandb: Annotated[str | None, typer.Option(help="Also log the comparison to W&B: offline or online.")] = None,
 ) -> None:
     """Compare runs that differ in one factor, paired by seed: effect, interval, tests, cost; and write a report."""
@@ -181,7 +182,7 @@ def compare(
         directory = None if no_report else report or comparing.directory_of_report(runs)
     except SettingError as error:
         _fail(error)
-    terminal.show(comparison, Console(highlight=False))
+    terminal.show(comparison, Console(highlight=False), details=details)
     if directory is None:
         return
     from syncbn.study.report import wandb_run
@@ -199,6 +200,22 @@ def compare(
             print_line(f"W&B: {wandb_run.log_to_wandb(comparison, directory, mode=wandb)}")
         except SettingError as error:
             _fail(f"--wandb: {error}")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="Directory of a report, or one above several.")],
+) -> None:
+    """Write the pages of reports again, from the tables in them; the runs are not needed."""
+    from syncbn.study.report.read import rewrite
+    from syncbn.training.console import print_line
+    from syncbn.training.errors import SettingError
+
+    try:
+        for page in rewrite(directory):
+            print_line(str(page))
+    except SettingError as error:
+        _fail(error)
 
 
 @app.command()

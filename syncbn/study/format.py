@@ -1,5 +1,6 @@
 """Formats numbers for reports: rounding, signs, units, and a dash for missing numbers."""
 
+from collections.abc import Sequence
 from math import floor, isfinite, log10
 
 MISSING = "—"
@@ -136,3 +137,8 @@ def span(least: str, most: str) -> str:
 def plural(how_many: int, word: str) -> str:
     """A number with its noun: ``1 run``, ``2 runs``."""
     return f"{how_many:,} {word}{'' if how_many == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``2``, ``2 and 4``, ``2, 4 and 8``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -1,5 +1,6 @@
 """Notes on the compared runs: settings that differ, settings that are constant, and reasons for doubt."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -70,6 +71,26 @@ def versions(used: Sequence[Run]) -> list[str]:
     if dirty:
         lines.append(f"{len(dirty)} of {len(used)} runs were made from code with changes that are in no commit")
     return lines
+
+
+def unusable(placed: Sequence[Placed]) -> list[str]:
+    """A line for each kind of trouble: one run with its path, or the number of runs of a side, and where they are."""
+    kinds: dict[tuple[str, str], list[Placed]] = {}
+    for each in placed:
+        kinds.setdefault((each.side, re.sub(r"\d+(\.\d+)?", "#", each.why)), []).append(each)
+    return [_unusable(alike) for alike in kinds.values()]
+
+
+def _unusable(alike: Sequence[Placed]) -> str:
+    first, known = alike[0], [p.run.seed for p in alike if p.run.seed is not None]
+    if len(alike) == 1:
+        words = ", ".join(filter(None, [first.side, first.condition, f"seed {known[0]}" if known else ""]))
+        return f"{first.path}{f' ({words})' if first.side else ''}: {first.why}"
+    where = labels.at(list(dict.fromkeys(p.condition for p in alike)))
+    at = f" at {where}" if where else ""
+    seeds = f" (seeds {', '.join(map(str, sorted(set(known))))})" if known else ""
+    more = ", and others like it" if len({p.why for p in alike}) > 1 else ""
+    return f"{len(alike)} runs{f' of {first.side}' if first.side else ''}{at}{seeds}: {first.why}{more}"
 
 
 def checkpoints(pairs: Pairs, layout: Layout) -> list[str]:

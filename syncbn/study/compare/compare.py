@@ -1,4 +1,4 @@
-"""``compare``: reads run directories, pairs the runs, computes the statistics and states the verdict."""
+"""``compare``: reads run directories, pairs the runs, and computes the statistics."""
 
 import math
 import shlex
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from syncbn.study.compare import caveats, layers, paired_tests, reference_figures, verdict
+from syncbn.study.compare import caveats, layers, paired_tests, reference_figures
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.layout import Layout, lay_out
 from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, how_they_ran, pair, place_runs
@@ -74,7 +74,7 @@ def compare(
     cost = _cost(pairs, layout)
     layer_table = layers.layers(pairs, layout)
     confirmed, far = confirmations(pairs, margins)
-    problems = [f"{p.path}{_described(p)}: {p.why}" for p in placed if p.run.trouble or not math.isfinite(p.value)]
+    problems = caveats.unusable([p for p in placed if p.run.trouble or not math.isfinite(p.value)])
     problems += [*pairs.problems, *disagreements(placed, measured), *far]
     beside = reference_figures.beside(expected, layout, measured, means, effect_rows, cost)
     problems += [*caveats.checkpoints(pairs, layout), *caveats.versions([p.run for p in placed if p.used])]
@@ -102,7 +102,6 @@ def compare(
         differs=caveats.differs(pairs, layout),
         constant=caveats.constant(pairs, layout),
         problems=problems,
-        verdict=verdict.verdict(factor, measured, layout.baseline, layout.sides, effect_rows, cost, alpha),
         command=_command(places, above, factor=factor, baseline=baseline, metric=metric, margin=margin, alpha=alpha),
     )
 
@@ -119,13 +118,6 @@ def directory_of_report(paths: Sequence[Path]) -> Path:
             "--report", directory, "this is a symbolic link; use --report with the directory it leads to"
         )
     return directory
-
-
-def _described(p: Placed) -> str:
-    """Side, condition and seed of a run, in parentheses; "" if its settings are unreadable."""
-    seed = "" if p.run.seed is None else f"seed {p.run.seed}"
-    known = [part for part in (p.side, p.condition, seed) if part]
-    return f" ({', '.join(known)})" if p.side else ""
 
 
 def _axis_value(layout: Layout, condition: str) -> float:

@@ -60,7 +60,6 @@ class Comparison:
         differs: one line for each setting that differs between the sides ("norm.name: local / sync").
         constant: one line for each group of settings that all runs share.
         problems: one line for each failed run, missing pair, or other reason for doubt.
-        verdict: the conclusion, in one or a few sentences.
         command: the command that reproduces this page.
     """
 
@@ -86,5 +85,4 @@ class Comparison:
     differs: list[str] = field(default_factory=list)
     constant: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    verdict: str = ""
     command: str = ""

@@ -24,8 +24,8 @@ import pandas as pd
 
 from syncbn.study.compare.layout import Layout
 from syncbn.study.compare.pairs import Pairs, Placed
+from syncbn.study.compare.runs.labels import at
 from syncbn.study.compare.runs.settings import devices
-from syncbn.study.compare.verdict import at
 
 HARMFUL, ENOUGH = 4, 8  # samples, by protocol P1 (MLP(6,64) on digits, after Wu & Johnson 2021)
 FEW = math.sqrt(HARMFUL * ENOUGH)

@@ -170,13 +170,12 @@ def _is_paired(pairs: Pairs, side: str) -> bool:
 
 
 def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
-    """Lines on missing runs, by condition and side."""
-    lines, usable = [], [p for p in pairs.placed if p.usable]
+    """Lines on missing runs, one for all conditions in which a side lacks the same seeds."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    usable = [p for p in pairs.placed if p.usable]
     several = len({p.place for p in usable}) > 1
     for condition in layout.conditions:
-        at = f" at {condition}" if condition else ""
-        places = sorted({p.place for p in usable if p.condition == condition})
-        for where in places:
+        for where in sorted({p.place for p in usable if p.condition == condition}):
             here = [p for p in usable if (p.condition, p.place) == (condition, where)]
             here = [p for p in here if id(p) not in confirming or p.used]
             seeds = {side: {p.seed for p in here if p.side == side} for side in layout.sides}
@@ -185,12 +184,12 @@ def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
                 if not _is_paired(pairs, side) and side != layout.baseline:
                     continue  # _reason_side_is_unpaired reports this side
                 if every - there:
-                    lines.append(
-                        f"{side} has no finished run{at} with {_listed_seeds(every - there)}{f' ({where})' * several}"
-                    )
-        if not places:
-            lines.append(f"nothing has finished{at}")
-    return lines
+                    lacks = f"with {_listed_seeds(every - there)}{f' ({where})' * several}"
+                    missing.setdefault((f"{side} has no finished run", lacks), []).append(condition)
+        if not any(p.condition == condition for p in usable):
+            missing.setdefault(("nothing has finished", ""), []).append(condition)
+    lines = [(what, f"at {labels.at(where)}" if any(where) else "", lacks) for (what, lacks), where in missing.items()]
+    return [" ".join(filter(None, words)) for words in lines]
 
 
 def _reason_run_is_unpaired(each: Placed, layout: Layout) -> str:
@@ -242,18 +241,21 @@ def _listed_seeds(seeds: Iterable[int]) -> str:
 
 
 def confirmations(pairs: Pairs, margins: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of ``Comparison.confirmations``, and a line for each difference that exceeds the condition's margin."""
+    """Rows of ``Comparison.confirmations``, and a line on the differences that exceed their condition's margin."""
     rows: list[dict[str, Any]] = []
     for one, several in pairs.confirmed:
         row = {"condition": one.condition, "side": one.side, "seed": one.seed, "one_process": one.value}
         rows.append({**row, "processes": several.value, "difference": several.value - one.value})
     far = [row for row in rows if abs(row["difference"]) > margins[row["condition"]]]
-    lines = [
-        f"{' at '.join(filter(None, (row['side'], row['condition'])))} with seed {row['seed']} came out as "
-        f"{row['one_process']:.4g} in one process and as {row['processes']:.4g} as processes: beyond the margin"
-        for row in far
+    if not far:
+        return rows, []
+    most = max(far, key=lambda row: abs(row["difference"]))
+    where = " at ".join(filter(None, (most["side"], most["condition"])))
+    values = f"{most['one_process']:.4g} and {most['processes']:.4g}"
+    return rows, [
+        f"{len(far)} of {len(rows)} runs in one process differ by more than the margin from the same run with a "
+        f"process for each device; most: {where} with seed {most['seed']}, {values}"
     ]
-    return rows, lines
 
 
 def disagreements(placed: Sequence[Placed], metric: Metric) -> list[str]:

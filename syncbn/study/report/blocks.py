@@ -16,7 +16,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
-from syncbn.study.format import plural
 from syncbn.study.report import plot_style
 from syncbn.study.report.plot_style import Plot
 from syncbn.study.report.tables import Table
@@ -46,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks in one HTML element with a tag, CSS class and id. The Markdown file has no element for them.
+    """Blocks in one HTML element with a tag, CSS class and id. The Markdown file has it only if it is ``details``.
 
     A ``details`` element has a ``summary``, the text that is visible while the element is closed.
     """
@@ -96,7 +95,7 @@ def terms(items: Iterable[tuple[str, str]], style: str, colon: str = ":", tones:
 
 def problems(lines: Sequence[str], deeper: str = "", prefix: str = "") -> Group:
     """The box with reasons for doubt; empty without lines."""
-    heading = f"{deeper}## {plural(len(lines), 'thing')} to know before believing this"
+    heading = f"{deeper}## What to know before believing it"
     blocks = [Block(heading), Block(bullets(lines))] if lines else []
     return Group(blocks, style="problems", id=f"{prefix}problems")
 
@@ -153,7 +152,13 @@ def with_attributes(html: str, tag: str, attributes: Iterable[str]) -> str:
 def _texts(blocks: Iterable[Block | Group]) -> Iterator[str]:
     for block in blocks:
         if isinstance(block, Group):
-            yield from _texts(block.blocks)
+            inside = list(_texts(block.blocks))
+            folded = block.tag == "details" and bool(inside)
+            yield from (
+                [f"<details>\n<summary>{escape_html(block.summary)}</summary>", *inside, "</details>"]
+                if folded
+                else inside
+            )
         elif block.text and block.only != "html":
             yield block.text
 

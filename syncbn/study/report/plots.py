@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.runs.metric import Metric
 from syncbn.study.format import share, span, times
 from syncbn.study.report import plot_scales, plot_style
 from syncbn.study.report.plot_labels import AXES, brief, first_upper, heading, hollow, left_out, row_labels, unsaid
@@ -61,8 +62,10 @@ def _metric(comparison: Comparison) -> Plot:
     name, title = with_unit(metric.label, metric.unit), f"{first_upper(metric.label)} of each side"
     if means.empty:
         return Plot("metric", title, f"No plot of the {metric.label}: no run has one.")
-    look, values = looks(comparison), _values(comparison)
-    series = [key for key in look if len(_of(means, key))]
+    look = {key: each for key, each in looks(comparison).items() if len(_of(means, key))}
+    if means.how.nunique() == 1:
+        look = {key: replace(each, label=short(key[0], 42), fill="full", dashes="-") for key, each in look.items()}
+    series = list(look)
     numeric = bool(comparison.axis) and bool(np.isfinite(means["at"]).all()) and means["at"].nunique() > 1
     conditions = [c for c in comparison.conditions if (means.condition == c).any()]
     figure, (axes,) = plot_style.new(3.8 if numeric else 1.5 + len(conditions) * (0.45 + 0.14 * len(series)))
@@ -76,8 +79,8 @@ def _metric(comparison: Comparison) -> Plot:
         else:
             row_off = 0.12 + 0.5 * (at - (len(series) - 1) / 2) / max(len(series) - 1, 2)
             where, moved = {condition: y + row_off for y, condition in enumerate(conditions)}, {}
-        _draw_means(axes, where, _of(values, key), of_one, look[key], upright=numeric, **moved)
-    every = [*values.value, *means["mean"]]
+        _draw_means(axes, where, of_one, look[key], metric, upright=numeric, **moved)
+    every = list(means["mean"])
     if plot_scales.spans_octaves(every):
         plot_scales.logarithmic(axes.yaxis if numeric else axes.xaxis)
     if numeric:
@@ -91,10 +94,10 @@ def _metric(comparison: Comparison) -> Plot:
     runs = span(str(int(means.n.min())), str(int(means.n.max())))
     caption = (
         f"{first_upper(metric.label)}{f', in {metric.unit}' if metric.unit else ''}: {metric.better} is better."
-        f" Large markers: mean over the seeds of a side ({runs} {'run' if runs == '1' else 'runs'} each)."
-        " Bars: one standard deviation up and down. Small dots: single seeds."
+        f" Markers: mean over the seeds of a side ({runs} {'run' if runs == '1' else 'runs'} each)."
+        f" Bars{' and bands' if numeric else ''}: 95 % interval of the mean."
         f"{_logarithmic(every, places)}"
-        f"{hollow(comparison)}"
+        f"{hollow(comparison) if means.how.nunique() > 1 else ''}"
     )
     return Plot("metric", title, caption, figure)
 
@@ -110,27 +113,25 @@ def _horizontal(axes: Axes, places: Sequence[float]) -> float:
 def _draw_means(
     axes: Axes,
     where: Mapping[str, float],
-    seeds: pd.DataFrame,
     means: pd.DataFrame,
     look: Look,
+    metric: Metric,
     *,
     upright: bool,
     **moved: Any,
 ) -> None:
-    """Draws the means of a side with their standard deviations, and its seeds as dots.
+    """Draws the means of a side with their 95 % intervals, cut to the metric's range.
 
     ``where`` has the positions of the conditions, ``moved`` the ``transform`` with the horizontal offset, if any. With
     ``upright``, values are on the vertical axis, and the means are joined.
     """
-    seeds = seeds[seeds.condition.isin(list(where))]
-    dots = np.array([[where[each] for each in seeds.condition], seeds.value], float)
-    x, y = dots if upright else dots[::-1]
-    axes.plot(x, y, **look.style | moved, markersize=3.5, alpha=0.55, linestyle="none")
-    axes.update_datalim(np.column_stack([x, y]))  # moved artists do not count for the limits
-    at, mean, sd = [where[each] for each in means.condition], means["mean"].to_numpy(float), means.sd.fillna(0)
-    style: dict[str, Any] = {"linestyle": look.dashes if upright else "none", "linewidth": 1.4, "capsize": 3}
-    plot_style.intervals(axes, at, mean, mean - sd, mean + sd, look, upright=upright, **style, **moved)
-    ends = np.array([[*at, *at], [*(mean - sd), *(mean + sd)]])
+    at, mean = [where[each] for each in means.condition], means["mean"].to_numpy(float)
+    low, high = (means[end].fillna(means["mean"]).clip(metric.least, metric.greatest) for end in ("low", "high"))
+    style: dict[str, Any] = {"linestyle": look.dashes if upright else "none", "linewidth": 1.6, "capsize": 3}
+    plot_style.intervals(axes, at, mean, low, high, look, upright=upright, **style, **moved)
+    if upright and len(at) > 1:
+        axes.fill_between(at, low, high, color=look.colour, alpha=0.13, linewidth=0, **moved)
+    ends = np.array([[*at, *at], [*low.where(low > 0, means["mean"]), *high]])  # a logarithmic axis has no 0
     axes.update_datalim(np.column_stack(list(ends if upright else ends[::-1])))
 
 

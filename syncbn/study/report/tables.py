@@ -271,7 +271,7 @@ def _words(head: str, name: str = "") -> Column:
 
 def _label_text(value: object) -> str:
     """The text of a label or a seed. Seeds are floats if one of them is missing."""
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or value is pd.NA or value != value:
         return MISSING
     if isinstance(value, float) and value == int(value):
         value = int(value)
@@ -285,7 +285,7 @@ def _least_to_greatest(low: float, high: float) -> str:
 def counted(comparison: Comparison) -> list[str]:
     """Lines with the number of runs of each kind."""
     runs = comparison.runs
-    lines = [f"{plural(len(runs), 'run directory').replace('directorys', 'directories')} looked at"]
+    lines = [f"{plural(len(runs), 'run directory').replace('directorys', 'directories')}"]
     for how, of_one in runs.groupby("how", sort=False, dropna=False):
         used = int(of_one.used.sum())
         known = how if isinstance(how, str) and how else "not known how"

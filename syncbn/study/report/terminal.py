@@ -1,4 +1,4 @@
-"""Prints a comparison in the terminal: tables of up to 100 columns, the verdict, and last the problems."""
+"""Prints a comparison in the terminal, in up to 100 columns: the answer, the problems, and on request all tables."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
-from syncbn.study.compare.verdict import p_value, signed
-from syncbn.study.format import plural
+from syncbn.study.format import MISSING, plural, probability, rounded
+from syncbn.study.report import answer
 from syncbn.study.report.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
 from syncbn.training.console import cell, printable
 
@@ -29,26 +30,47 @@ STYLES = {
     "undecided": "yellow",
     "no": "bold red",
 }
+TONES = {"better": "bold green", "worse": "bold red", "same": "green", "open": "yellow"}
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """Prints the comparison. Text that is too long for its column wraps; nothing is cut."""
+def show(comparison: Comparison, console: Console, *, details: bool = False) -> None:
+    """Prints the answer, and with ``details`` also the tables it rests on. Long text wraps; nothing is cut."""
     if not console.is_terminal:
         console.width = WIDTH
-    c, unit = comparison, f" {comparison.metric.unit}" if comparison.metric.unit else ""
-    finished = int((c.runs["status"] == "finished").sum())
+    c = comparison
     console.print(cell(c.title, "bold"))
+    for line in filter(None, c.question.splitlines()):
+        console.print(cell(line, "dim"))
+    if details:
+        _show_details(c, console)
+    console.print()
+    console.print(cell(answer.sentence(c), "bold"))
+    _print(console, "", _matrix(c))
+    for line in answer.legend(c):
+        console.print(cell(line, "dim"))
+    console.print(cell(answer.cost(c)))
+    if c.problems:
+        console.print()
+        console.print(cell("What to know before believing it:", "bold red"))
+    for line in c.problems:
+        console.print(cell(f"! {line}", "red"))
+
+
+def _show_details(c: Comparison, console: Console) -> None:
+    unit = f" {c.metric.unit}" if c.metric.unit else ""
+    finished = int((c.runs["status"] == "finished").sum())
     counts = f"{len(c.runs)} runs, {finished} of them finished, {int(c.runs['used'].sum())} of them in pairs"
-    for line in [*c.question.splitlines(), counts, *c.differs]:
+    console.print()
+    for line in [counts, *c.differs]:
         console.print(cell(line))
     several = c.effects["how"].nunique() > 1
     _print(console, f"{c.metric.label}{unit}: mean ± standard deviation over seeds", _means(c, several))
     points = f" in {c.metric.difference_unit}" if c.metric.difference_unit else ""
-    _print(console, f"difference to {c.baseline}{points}, over pairs of one seed", _effects(c, several))
+    _print(console, f"difference from {c.baseline}{points}, over pairs of one seed", _effects(c, several))
     same = f"that the difference is beyond {margin_text(c)} (TOST)"
     console.print(cell(f"p: paired t test; p same: {same}; both by Holm for all rows, at {c.alpha:g}", "dim"))
     ran = set(c.cost["how"])
-    where = next(iter(ran)) if len(ran) == 1 else "where every device is a process"
+    where = next(iter(ran)) if len(ran) == 1 else "with a process for each device"
     _print(console, f"time of a step, {where}", _cost(c, len(ran) > 1))
     if not c.cost.empty:
         console.print(cell(COST_NOTE, "dim"))
@@ -62,19 +84,13 @@ def show(comparison: Comparison, console: Console) -> None:
         count, most = len(c.confirmations), c.confirmations["difference"].abs().max()
         runs = f"{plural(count, 'run')} in one process {'was' if count == 1 else 'were'} confirmed by processes"
         console.print(cell(f"{runs}: at most {most:.3g}{f' {c.metric.difference_unit}'.rstrip()} apart"))
-    console.print()
-    console.print(cell(c.verdict, "bold"))
-    if c.problems:
-        console.print()
-        console.print(cell(f"KNOW BEFORE YOU BELIEVE IT ({len(c.problems)}):", "bold red"))
-    for line in c.problems:
-        console.print(cell(f"! {line}", "red"))
 
 
 def _print(console: Console, title: str, table: Table) -> None:
     if table.row_count:
         console.print()
-        console.print(cell(title))
+        if title:
+            console.print(cell(title))
         console.print(table)
 
 
@@ -94,6 +110,23 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     for row in rows:
         table.add_row(*(cell(str(row[place]), STYLES.get(str(row[place]), "")) for place in kept))
     return table
+
+
+def _matrix(c: Comparison) -> Table:
+    matrix = answer.matrix(c)
+    table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
+    for place, head in enumerate(matrix.columns):
+        table.add_column(cell(head), justify="right" if place == 1 else "left", no_wrap=place > 1)
+    for label, mean, cells in matrix.rows:
+        table.add_row(cell(label), cell(mean), *(_symbol_cell(each, len(matrix.columns) > 4) for each in cells))
+    return table
+
+
+def _symbol_cell(shown: answer.Cell, two_lines: bool) -> Text:
+    parts = (shown.symbol, shown.difference, shown.interval)
+    if not two_lines or not shown.interval:
+        return cell(" ".join(filter(None, parts)), TONES.get(shown.tone, ""))
+    return Text("\n").join([cell(" ".join(parts[:2]), TONES.get(shown.tone, "")), cell(f"  {shown.interval}", "dim")])
 
 
 def _means(c: Comparison, several: bool) -> Table:
@@ -117,9 +150,11 @@ def _mean(row: dict[str, Any]) -> str:
 def _effects(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.effects.to_dict("records"):
-        low, difference, high = (signed(row[name], c.metric) for name in ("low", "difference", "high"))
-        interval = "—" if math.isnan(row["low"]) else f"[{low}, {high}]"
-        figures = [row["n"], difference, interval, p_value(row["p_holm"]), p_value(row["p_tost"])]
+        low, difference, high = (
+            rounded(row[name], row["low"], row["high"], sign=True) for name in ("low", "difference", "high")
+        )
+        interval = MISSING if math.isnan(row["low"]) else f"[{low}, {high}]"
+        figures = [row["n"], difference, interval, probability(row["p_holm"]), probability(row["p_tost"])]
         verdict = row["verdict"]
         if verdict in ("lower", "higher") and is_within(row["p_tost"], c.alpha):
             verdict += WITHIN
@@ -137,7 +172,7 @@ def _cost(c: Comparison, several: bool) -> Table:
         share = "" if math.isnan(row["collectives"]) else f"{100 * row['collectives']:.0f} %"
         time = [f"{1e3 * row['seconds_per_step']:.3g} ms", f"{row['images_per_second']:,.0f}"]
         rows.append([*_condition_cells(c, row, several), row["side"], *time, ratio, *of_ratio, share])
-    return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in messages"], rows)
+    return _table([_axis(c), "as", "side", "step", "images/s", "ratio", "pairs", "over seeds", "in collectives"], rows)
 
 
 def _layers(c: Comparison) -> Table:

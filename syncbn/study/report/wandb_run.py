@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import tables
+from syncbn.study.report import answer, tables
 from syncbn.study.report.write import flat_frame, plots_in
 from syncbn.training.atomic_write import unlinked
 from syncbn.training.errors import SettingError
@@ -71,7 +71,7 @@ def log_to_wandb(
             {f"tables/{name}": wandb.Table(dataframe=flat_frame(frame)) for name, frame in frames.items() if len(frame)}
             | {f"plots/{path.stem}": wandb.Image(str(path)) for path in plots_in(directory / "plots", "png")}
         )
-        run.summary.update({"verdict": comparison.verdict, "problems": len(comparison.problems)})
+        run.summary.update({"answer": answer.sentence(comparison), "problems": len(comparison.problems)})
         address, place = run.url, Path(run.dir).parent
         run.finish()
     except (wandb.Error, TimeoutError) as error:

@@ -1,19 +1,27 @@
-"""Writes the report of one or several comparisons: a self-contained HTML file, Markdown, plots and tables."""
+"""Writes the report of one or several comparisons: a self-contained HTML file, Markdown, plots and tables.
 
+:mod:`syncbn.study.report.read` reads the tables, so that a page can be written again without the runs.
+"""
+
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import blocks, plot_style, plots, tables
+from syncbn.study.report import answer, blocks, plot_style, plots, tables
 from syncbn.study.report.blocks import Block, Group, escape
 from syncbn.study.report.comparison_page import comparison_page
-from syncbn.training.atomic_write import unlinked
+from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import printable
+
+COMPARISON, PARTS = "comparison.json", "parts.json"
 
 
 def write(comparison: Comparison, directory: Path) -> Path:
@@ -37,6 +45,8 @@ def write_several(title: str, question: str, comparisons: Mapping[str, Compariso
         The path of ``report.html``, which is self-contained.
     """
     articles = []
+    unlinked(directory).mkdir(parents=True, exist_ok=True)
+    _write_json({"title": title, "question": question, "parts": list(comparisons)}, directory / PARTS)
     for name, comparison in comparisons.items():
         drawn = _write_page(comparison, directory / name)
         article = comparison_page(comparison, drawn, directory / name, f"{name}/")
@@ -49,15 +59,21 @@ def write_several(title: str, question: str, comparisons: Mapping[str, Compariso
 def _write_page(comparison: Comparison, directory: Path) -> list[plot_style.Plot]:
     """Writes the files of a comparison and returns its plots."""
     drawn = _write_plots(comparison, directory / "plots")
-    write_frames({name: getattr(comparison, name) for name in tables.FRAMES}, directory / "tables")
+    frames = {name: getattr(comparison, name) for name in tables.FRAMES}
+    write_frames(frames, directory / "tables")
+    rest = {each.name: getattr(comparison, each.name) for each in fields(comparison) if each.name not in frames}
+    metric = {name: _finite(value) for name, value in asdict(comparison.metric).items()}
+    rest |= {"metric": metric, "margin": _finite(comparison.margin)}
+    _write_json(rest, directory / "tables" / COMPARISON)
     blocks.write(comparison_page(comparison, drawn, directory), comparison.title, directory / "report.html")
     return drawn
 
 
 def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -> list[Block]:
-    """The verdict of each comparison, with a link to its page; in HTML, to its part of this page."""
+    """The answer of each comparison, with a link to its page; in HTML, to its part of this page."""
     answers = [
-        f"1. [{escape(each.title)}]({name}/report.md): {escape(each.verdict)}" for name, each in comparisons.items()
+        f"1. [{escape(each.title)}]({name}/report.md): {escape(answer.sentence(each))}"
+        for name, each in comparisons.items()
     ]
     linked = partial(re.sub, r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>')
     return [
@@ -84,11 +100,6 @@ def write_frames(frames: Mapping[str, pd.DataFrame], directory: Path) -> None:
         flat_frame(frame).to_csv(unlinked(directory / f"{name}.csv"), index=False, errors="surrogateescape")
 
 
-def plots_in(directory: Path, kind: str) -> list[Path]:
-    """The plot files of a report; the directory may contain other files."""
-    return [path for path in sorted(directory.glob(f"*.{kind}")) if plots.NAMES.fullmatch(path.stem)]
-
-
 def flat_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame for a flat file: tuples become text, and each text is on one line."""
 
@@ -98,3 +109,19 @@ def flat_frame(frame: pd.DataFrame) -> pd.DataFrame:
         return printable(cell) if isinstance(cell, str) else cell
 
     return frame.map(flat)
+
+
+def plots_in(directory: Path, kind: str) -> list[Path]:
+    """The plot files of a report; the directory may contain other files."""
+    return [path for path in sorted(directory.glob(f"*.{kind}")) if plots.NAMES.fullmatch(path.stem)]
+
+
+def _write_json(contents: Mapping[str, Any], path: Path) -> None:
+    """Writes what the tables lack; :mod:`syncbn.study.report.read` reads it."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(contents, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not isfinite(value) else value

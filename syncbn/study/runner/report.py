@@ -13,7 +13,7 @@ from syncbn.study.cells import Cell, is_chosen
 from syncbn.study.claims import evaluate, page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import wandb_run
+from syncbn.study.report import answer, wandb_run
 from syncbn.study.report.write import write_several
 from syncbn.study.runner.load import Member
 from syncbn.training.console import cell, print_line
@@ -50,7 +50,7 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     for each in comparisons.values():
         console.print()
         console.print(cell(each.title, "bold"))
-        for line in [each.verdict, *(f"! {problem}" for problem in each.problems)]:
+        for line in [answer.sentence(each), answer.cost(each), *(f"! {problem}" for problem in each.problems)]:
             console.print(cell(line))
     path = write_several(study["title"], study["question"].strip(), comparisons, root / "report")
     print_line()

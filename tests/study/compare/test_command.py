@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 from rich.console import Console
+from syncbn.study.compare.verdict import MINUS
 from typer.testing import CliRunner
 
 import syncbn.study.report
 from syncbn.cli import app
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.compare.verdict import MINUS
 from syncbn.study.report import terminal
 from tests.study.support import comparisons, run_directories
 from tests.study.support.page_reader import flat

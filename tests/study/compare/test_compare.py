@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from syncbn.study.compare.verdict import MINUS
 
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.runs.metric import Metric
-from syncbn.study.compare.verdict import MINUS
 from tests.study.support import run_directories
 from tests.study.support.run_directories import by_seed, layer, run, sweep
 from tests.support.refuses import refuses

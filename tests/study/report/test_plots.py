@@ -59,17 +59,21 @@ def rounded(values: "np.ndarray | list[float]") -> set[float]:
     return {round(float(value), 6) for value in values if np.isfinite(value)}
 
 
-def test_each_seed_and_each_mean_is_in_the_plot_of_the_metric(rich: Comparison, of_rich: dict[str, Plot]) -> None:
-    shown = plotted(figure_of(of_rich, "metric"))
-    assert shown >= rounded(rich.runs.value[rich.runs.used])
-    assert shown >= rounded(rich.means["mean"])
+def test_each_seed_is_in_the_plot_of_seeds_and_each_mean_in_that_of_the_metric(
+    rich: Comparison, of_rich: dict[str, Plot]
+) -> None:
+    assert plotted(figure_of(of_rich, "seeds")) >= rounded(rich.runs.value[rich.runs.used])
+    assert plotted(figure_of(of_rich, "metric")) >= rounded(rich.means["mean"])
 
 
-def test_standard_deviations_are_in_the_plot_of_the_metric(rich: Comparison, of_rich: dict[str, Plot]) -> None:
-    collections = figure_of(of_rich, "metric").axes[0].collections
+def test_intervals_in_the_plot_of_the_metric_are_cut_to_its_range(rich: Comparison) -> None:
+    means = rich.means.assign(low=rich.means.low - 3)
+    collections = figure_of(drawn(replace(rich, means=means)), "metric").axes[0].collections
     ends = {round(float(y), 6) for each in collections for path in each.get_paths() for _, y in path.vertices}
-    assert ends >= rounded((rich.means["mean"] + rich.means.sd).to_numpy())
-    assert ends >= rounded((rich.means["mean"] - rich.means.sd).to_numpy())
+    assert ends >= rounded(means.high.to_numpy())
+    assert ends >= rounded(means.low.clip(0).to_numpy())
+    assert (means.low < 0).any()
+    assert min(ends) == 0
 
 
 def test_differences_their_intervals_and_the_margin_are_in_the_plot_of_effects(

@@ -49,6 +49,14 @@ def assignment(name: str, value: Any) -> str:
     return f"{name}={text(value)}"
 
 
+def at(conditions: Sequence[str]) -> str:
+    """Labels of conditions, with a common setting named once: ``data.batch_size=2, 4``."""
+    names = {condition.partition("=")[0] for condition in conditions}
+    if len(names) == 1 and all(condition.count("=") == 1 for condition in conditions):
+        return f"{names.pop()}={', '.join(condition.partition('=')[2] for condition in conditions)}"
+    return ", ".join(filter(None, conditions))
+
+
 def order(value: Any) -> tuple[int, float, str]:
     """A sort key: numbers by value, then strings."""
     if isinstance(value, int | float):

@@ -10,6 +10,7 @@ from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.errors import SettingError
 
 ACCURACY = re.compile(r"(?:^|/)acc(?:uracy)?(?:_(\w+))?$")
+SHARE = re.compile(r"(^|[/_])(acc|accuracy|top\d+|f1|auc|auroc|precision|recall|iou|miou|map|dice)")  # from 0 to 1
 MORE_IS_BETTER = re.compile(
     r"(^|[/_])(acc|accuracy|top\d+|f1|kappa|auc|auroc|precision|recall|iou|miou|map|dice|psnr|images_per_second)"
 )
@@ -31,6 +32,7 @@ class Metric:
         unit: "%" or "".
         better: "lower" or "higher", for the number as shown.
         difference_unit: the unit of differences: "points" for percent, else "".
+        least, greatest: the ends of the metric's range. Intervals are not shown beyond it.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Metric:
     unit: str
     better: str
     difference_unit: str
+    least: float = -math.inf
+    greatest: float = math.inf
 
 
 def choose(name: str, runs: Sequence[Run]) -> Metric:
@@ -59,9 +63,11 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
     if match and all(0 <= value <= 1 for value in values):
         label = SETS.get(name.partition("/")[0], "test error" if name.startswith("test/") else f"error by {name}")
         label += f", {match[1]}" if match[1] else ""
-        return Metric(name, label, "%", "lower", "points")
+        return Metric(name, label, "%", "lower", "points", 0.0, 100.0)
     label = name.replace("/", " ").replace("_", " ")
-    return Metric(name, label, "", "higher" if MORE_IS_BETTER.search(name) else "lower", "")
+    better = "higher" if MORE_IS_BETTER.search(name) else "lower"
+    ends = (0.0, 1.0) if SHARE.search(name) and all(0 <= value <= 1 for value in values) else (-math.inf, math.inf)
+    return Metric(name, label, "", better, "", *ends)
 
 
 def shown(metric: Metric, run: Run) -> float:

@@ -1,0 +1,292 @@
+"""The first screen of a comparison: a sentence, a matrix of symbols, what the symbols mean, and a line on the cost."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import isfinite, nan
+from typing import Any
+
+import pandas as pd
+
+from syncbn.study.compare.comparison import Comparison
+from syncbn.study.format import MISSING, listed, probability, rounded, span
+from syncbn.study.report.plot_labels import brief, first_upper
+from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verdict
+
+Row = dict[str, Any]
+SYMBOLS = {"better": "✓", "worse": "✗", "same": "=", "open": "?"}  # by the tone of a verdict
+KINDS = ("lower", "higher", "no difference", "undecided", "too few pairs")  # of verdicts
+EXCLUDES_ZERO = "*"  # after the symbol of an undecided difference whose interval does not contain 0
+# Settings in words: as the head of a column, and as the place where something holds.
+WORDS = {
+    "data.batch_size": ("samples on each device", "with {} samples on each device"),
+    "data.global_batch_size": ("samples over all devices", "with {} samples over all devices"),
+    "norm.batch_size": ("samples that share statistics", "with {} samples that share statistics"),
+    "norm.group": ("devices that share statistics", "with {} devices that share statistics"),
+    "trainer.devices": ("devices", "with {} devices"),
+    "optimizer.lr": ("learning rate", "at a learning rate of {}"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One difference from the baseline: its symbol, its tone (a key of ``SYMBOLS``), its text and its interval."""
+
+    symbol: str
+    tone: str
+    difference: str
+    interval: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it on one line: ``✓ −65 [−75, −54]``."""
+        return " ".join(filter(None, (self.symbol, self.difference, self.interval)))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The differences of all sides from the baseline.
+
+    Attributes:
+        columns: heads: of the rows' labels, of the baseline's mean, and of each side.
+        rows: for each condition its label, the baseline's mean, and a cell for each side. With one condition there is a
+            row for each side: its label, its mean, and one cell.
+    """
+
+    columns: list[str]
+    rows: list[tuple[str, str, list[Cell]]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells."""
+        return [cell for _, _, cells in self.rows for cell in cells]
+
+
+def sentence(c: Comparison) -> str:
+    """The answer in plain words: what the main side changes, and where.
+
+    The main side is the first one named sync, or the last one if the sides are numbers of one setting.
+    """
+    side = _main_side(c)
+    rows = _rows(c, side)
+    if not rows:
+        return f"{_named(c, side)} could not be compared with {_named(c, c.baseline)}."
+    kinds = [(kind, list(those)) for kind, those in groupby(sorted(rows, key=_kind), _kind)]
+    clauses = [_clause(c, side, kind, those, first=not at) for at, (kind, those) in enumerate(kinds)]
+    text = f"{'; '.join(clauses)}."
+    return text if "=" in text.split()[0] else first_upper(text)  # a setting stays as it is typed
+
+
+def cost(c: Comparison) -> str:
+    """One line: the time per step of each side relative to the baseline."""
+    known = c.cost[(c.cost.side != c.baseline) & c.cost.ratio.notna()]
+    if known.empty:
+        return "Time per step: not measured, because no paired runs had a process for each device."
+    how, conditions = list(dict.fromkeys(known.how)), list(dict.fromkeys(known.condition))
+    where = ", ".join([*how[:1], *filter(None, conditions if len(conditions) == 1 else [])])
+    sides = [(side, known[known.side == side]) for side in c.sides if (known.side == side).any()]
+    parts = [f"{_named(c, side)} {_ratio(of_one)}" for side, of_one in sides]
+    pairs = span(str(int(known.pairs.min())), str(int(known.pairs.max())))
+    runs = f"{pairs} {'pair' if pairs == '1' else 'pairs'} of runs each"
+    return f"Time per step relative to {_named(c, c.baseline)} ({where}; {runs}): {', '.join(parts)}."
+
+
+def matrix(c: Comparison) -> Matrix:
+    """The matrix of symbols; without rows if nothing could be compared."""
+    if c.effects.empty:
+        return Matrix([], [])
+    metric = with_unit(c.metric.label, c.metric.unit)
+    difference = with_unit("difference", c.metric.difference_unit)
+    if len(c.conditions) == 1:
+        rows = [
+            (_named(c, side), _mean(c, c.conditions[0], side), _cells(c, c.conditions[0], [side]))
+            for side in c.sides[1:]
+        ]
+        first = (_named(c, c.baseline), _mean(c, c.conditions[0], c.baseline), [Cell("", "", MISSING)])
+        return Matrix(["", metric, difference], [first, *rows])
+    labels = dict(zip(c.conditions, _condition_labels(c), strict=True))
+    main = _main_side(c)
+    sides = sorted(c.sides[1:], key=lambda side: side != main)  # the main side is the first to be seen
+    rows = [(labels[each], _mean(c, each, c.baseline), _cells(c, each, sides)) for each in c.conditions]
+    return Matrix([axis_head(c), f"{_named(c, c.baseline)}: {metric}", *(_named(c, side) for side in sides)], rows)
+
+
+def legend(c: Comparison) -> list[str]:
+    """What the symbols mean, and why a difference is undecided, in a line each."""
+    shown = matrix(c).cells
+    if not shown:
+        return []
+    there = {cell.tone for cell in shown}
+    words = {
+        "better": f"{SYMBOLS['better']} better than {_named(c, c.baseline)}",
+        "worse": f"{SYMBOLS['worse']} worse",
+        "same": f"{SYMBOLS['same']} no difference beyond {margin_text(c)}",
+        "open": f"{SYMBOLS['open']} undecided",
+    }
+    unit = f" in {c.metric.difference_unit}" if c.metric.difference_unit else ""
+    first = (
+        f"{', '.join(words[tone] for tone in words if tone in there)}. Differences from {_named(c, c.baseline)}{unit}"
+    )
+    lines = [f"{first}, {c.metric.better} is better; in brackets, 95 % intervals{_cut(c)}."]
+    open_rows = c.effects[c.effects.verdict == "undecided"]
+    outside = open_rows[(open_rows.low > 0) | (open_rows.high < 0)]
+    if len(outside):
+        p = span(probability(outside.p_holm.min()), probability(outside.p_holm.max()))
+        lines.append(
+            f"{SYMBOLS['open']}{EXCLUDES_ZERO} The interval excludes 0, but {len(c.effects)} differences were tested."
+            f" Corrected for that (Holm), p is {p}; a difference needs less than {c.alpha:g}."
+        )
+    if len(open_rows) > len(outside):
+        pairs = open_rows.drop(outside.index).n
+        several = span(str(int(pairs.min())), str(int(pairs.max())))
+        lines.append(
+            f"{SYMBOLS['open']} {several} pairs of runs show neither a difference nor its absence."
+            " More seeds would narrow the interval."
+        )
+    if (c.effects.verdict == "too few pairs").any():
+        lines.append(
+            f"{SYMBOLS['open']} without an interval: one pair of runs has none. Run at least 2 seeds, better 8."
+        )
+    return lines
+
+
+def axis_head(c: Comparison) -> str:
+    """The head of the column of conditions."""
+    return WORDS.get(c.axis, (c.axis,))[0] or "condition"
+
+
+def within(value: float, c: Comparison) -> float:
+    """A value of the metric, cut to its range."""
+    return min(max(value, c.metric.least), c.metric.greatest)
+
+
+def _main_side(c: Comparison) -> str:
+    if _are_numbers(c):
+        return c.sides[-1]
+    return next((side for side in c.sides[1:] if side.split()[0] == "sync"), c.sides[1])
+
+
+def _are_numbers(c: Comparison) -> bool:
+    return all(re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", side) for side in c.sides)
+
+
+def _named(c: Comparison, side: str) -> str:
+    """The side, with the name of its setting if it is a plain number."""
+    return f"{c.factor.rpartition('.')[2]}={side}" if _are_numbers(c) else side
+
+
+def _rows(c: Comparison, side: str) -> list[Row]:
+    """The effects of a side, one for each condition: of the main way of running, if there are several."""
+    rows = c.effects[c.effects.side == side]
+    order = {how: at for at, how in enumerate(ways(c))}
+    rows = rows.iloc[rows.how.map(order).argsort(kind="stable")].drop_duplicates("condition")
+    ordered = rows.sort_values("condition", key=lambda names: names.map(c.conditions.index))
+    return [dict(row) for row in ordered.to_dict("records")]
+
+
+def _kind(row: Row) -> int:
+    """The index of the verdict: differences first, then equality. Differences in two directions are two kinds."""
+    return KINDS.index(row["verdict"])
+
+
+def _clause(c: Comparison, side: str, kind: int, rows: list[Row], *, first: bool) -> str:
+    """The part of the sentence on the conditions with one verdict. Only the first one names side and unit."""
+    where, it = _where(c, [row["condition"] for row in rows], first), _named(c, side) if first else "it"
+    verb = {"lower": "lowers", "higher": "raises"}.get(KINDS[kind])
+    if KINDS[kind] == "no difference":
+        return f"{where}{it} makes no difference beyond {margin_text(c)}"
+    if not verb:
+        few = " (too few pairs of runs)" if KINDS[kind] == "too few pairs" else ""
+        return f"{where}it is undecided{f' whether {it} makes a difference' if first else ''}{few}"
+    if len(rows) > 2:
+        sizes = sorted(abs(row["difference"]) for row in rows)
+        by = span(f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}")
+        return f"{where}{it} {verb} the {c.metric.label} by {by} {c.metric.difference_unit}".rstrip()
+    steps = [_from_to(c, row) for row in rows]
+    more = f", and {_where(c, [rows[1]['condition']], False)}{steps[1]}" if len(rows) == 2 else ""
+    return f"{_where(c, [rows[0]['condition']], first)}{it} {verb} the {c.metric.label} {steps[0]}{more}"
+
+
+def _from_to(c: Comparison, row: Row) -> str:
+    before, after = (_mean(c, row["condition"], side, row["how"]) for side in (c.baseline, row["side"]))
+    return f"from {before} to {after} {c.metric.unit}".rstrip()
+
+
+def _where(c: Comparison, conditions: Sequence[str], whole: bool = True) -> str:
+    """``with 2 and 4 samples on each device, ``, or ``with 2 and 4 ``; "" for the only condition."""
+    if len(c.conditions) == 1:
+        return ""
+    if not c.axis:
+        labels = dict(zip(c.conditions, _condition_labels(c), strict=True))
+        return f"at {listed([labels[each] for each in conditions])}, "
+    values = listed([condition.partition("=")[2] for condition in conditions])
+    start, _, end = WORDS.get(c.axis, ("", f"at {c.axis}={{}}"))[1].partition("{}")
+    if not whole:
+        return f"{start}{values} "
+    end = end.replace("samples", "sample").replace("devices", "device", 1) if values == "1" else end
+    return f"{start}{values}{end}, "
+
+
+def _condition_labels(c: Comparison) -> list[str]:
+    return [each.partition("=")[2] for each in c.conditions] if c.axis else brief(c.conditions)
+
+
+def _mean(c: Comparison, condition: str, side: str, how: str = "") -> str:
+    """The mean of a side, with the decimals that its interval supports."""
+    rows = c.means[(c.means.condition == condition) & (c.means.side == side)]
+    rows = rows[rows.how == (how or next(iter(_ways_of(c, rows)), ""))]
+    if rows.empty:
+        return MISSING
+    row = rows.iloc[0]
+    return rounded(row["mean"], row.low, row.high)
+
+
+def _ways_of(c: Comparison, rows: pd.DataFrame) -> list[str]:
+    return [how for how in ways(c) if (rows.how == how).any()]
+
+
+def _cells(c: Comparison, condition: str, sides: Iterable[str]) -> list[Cell]:
+    found = {side: next((row for row in _rows(c, side) if row["condition"] == condition), None) for side in sides}
+    return [Cell("", "", MISSING) if row is None else _cell(c, row) for row in found.values()]
+
+
+def _cell(c: Comparison, row: Row) -> Cell:
+    _, tone = worded_verdict(pd.Series(row), c.metric.better)
+    low, high = _shown_interval(c, row)
+    mark = EXCLUDES_ZERO if row["verdict"] == "undecided" and (row["low"] > 0 or row["high"] < 0) else ""
+    ends = [rounded(end, row["low"], row["high"], sign=True) for end in (low, high)]
+    difference = rounded(row["difference"], row["low"], row["high"], sign=True)
+    return Cell(SYMBOLS[tone] + mark, tone, difference, f"[{', '.join(ends)}]" if isfinite(low) else "")
+
+
+def _shown_interval(c: Comparison, row: Row) -> tuple[float, float]:
+    """The interval of a difference, cut where the side's metric would leave its range."""
+    means = c.means[
+        (c.means.condition == row["condition"]) & (c.means.side == c.baseline) & (c.means.how == row["how"])
+    ]
+    base = float(means["mean"].iloc[0]) if len(means) else nan
+    if not isfinite(base) or not isfinite(row["low"]):
+        return row["low"], row["high"]
+    ends = (within(base + row[end], c) - base for end in ("low", "high"))
+    low, high = (
+        end if abs(end - row[name]) > 1e-9 else row[name] for end, name in zip(ends, ("low", "high"), strict=True)
+    )
+    return low, high
+
+
+def _cut(c: Comparison) -> str:
+    """A note if an interval is cut."""
+    rows = [row for side in c.sides[1:] for row in _rows(c, side)]
+    if not any(_shown_interval(c, row) != (row["low"], row["high"]) for row in rows if isfinite(row["low"])):
+        return ""
+    unit = f" {c.metric.unit}".rstrip()
+    return f", cut where the {c.metric.label} would leave {c.metric.least:g} to {c.metric.greatest:g}{unit}"
+
+
+def _ratio(rows: pd.DataFrame) -> str:
+    """``0.87× (0.83 to 0.89)``; the range over conditions if there are several."""
+    if len(rows) == 1:
+        row = rows.iloc[0]
+        return f"{row.ratio:.2f}×" + (f" ({row.ratio_low:.2f} to {row.ratio_high:.2f})" if row.pairs > 1 else "")
+    return f"{span(f'{rows.ratio.min():.2f}', f'{rows.ratio.max():.2f}')}×"
