@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
+from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.format import MISSING, listed, probability, rounded, span
 from syncbn.study.report.plot_labels import brief, first_upper
 from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verdict
@@ -17,6 +18,7 @@ from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verd
 Row = dict[str, Any]
 SYMBOLS = {"better": "✓", "worse": "✗", "same": "=", "open": "?"}  # by the tone of a verdict
 KINDS = ("lower", "higher", "no difference", "undecided", "too few pairs")  # of verdicts
+SMALL = "="  # after the symbol of a difference that is shown to be within the margin
 EXCLUDES_ZERO = "*"  # after the symbol of an undecided difference whose interval does not contain 0
 # Settings in words: as the head of a column, and as the place where something holds.
 WORDS = {
@@ -117,10 +119,11 @@ def legend(c: Comparison) -> list[str]:
     shown = matrix(c).cells
     if not shown:
         return []
-    there = {cell.tone for cell in shown}
+    there = {cell.tone for cell in shown} | {"small" for cell in shown if cell.symbol[1:] == SMALL}
     words = {
         "better": f"{SYMBOLS['better']} better than {_named(c, c.baseline)}",
         "worse": f"{SYMBOLS['worse']} worse",
+        "small": f"{SYMBOLS['better']}{SMALL} or {SYMBOLS['worse']}{SMALL} by less than {margin_text(c)}",
         "same": f"{SYMBOLS['same']} no difference beyond {margin_text(c)}",
         "open": f"{SYMBOLS['open']} undecided",
     }
@@ -199,13 +202,19 @@ def _clause(c: Comparison, side: str, kind: int, rows: list[Row], *, first: bool
     if not verb:
         few = " (too few pairs of runs)" if KINDS[kind] == "too few pairs" else ""
         return f"{where}it is undecided{f' whether {it} makes a difference' if first else ''}{few}"
+    small = f" (by less than {margin_text(c)})" if all(_is_small(c, row) for row in rows) else ""
     if len(rows) > 2:
         sizes = sorted(abs(row["difference"]) for row in rows)
         by = span(f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}")
-        return f"{where}{it} {verb} the {c.metric.label} by {by} {c.metric.difference_unit}".rstrip()
+        return f"{where}{it} {verb} the {c.metric.label} by {by} {c.metric.difference_unit}".rstrip() + small
     steps = [_from_to(c, row) for row in rows]
     more = f", and {_where(c, [rows[1]['condition']], False)}{steps[1]}" if len(rows) == 2 else ""
-    return f"{_where(c, [rows[0]['condition']], first)}{it} {verb} the {c.metric.label} {steps[0]}{more}"
+    return f"{_where(c, [rows[0]['condition']], first)}{it} {verb} the {c.metric.label} {steps[0]}{more}{small}"
+
+
+def _is_small(c: Comparison, row: Row) -> bool:
+    """Whether a difference is shown, and shown to be within the margin."""
+    return row["verdict"] in ("lower", "higher") and is_within(row["p_tost"], c.alpha)
 
 
 def _from_to(c: Comparison, row: Row) -> str:
@@ -255,6 +264,7 @@ def _cell(c: Comparison, row: Row) -> Cell:
     _, tone = worded_verdict(pd.Series(row), c.metric.better)
     low, high = _shown_interval(c, row)
     mark = EXCLUDES_ZERO if row["verdict"] == "undecided" and (row["low"] > 0 or row["high"] < 0) else ""
+    mark += SMALL if _is_small(c, row) else ""
     ends = [rounded(end, row["low"], row["high"], sign=True) for end in (low, high)]
     difference = rounded(row["difference"], row["low"], row["high"], sign=True)
     return Cell(SYMBOLS[tone] + mark, tone, difference, f"[{', '.join(ends)}]" if isfinite(low) else "")

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 from rich.console import Console
-from syncbn.study.compare.verdict import MINUS
 from typer.testing import CliRunner
 
 import syncbn.study.report
 from syncbn.cli import app
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import terminal
+from syncbn.study.report import terminal, write
 from tests.study.support import comparisons, run_directories
 from tests.study.support.page_reader import flat
 from tests.study.support.run_directories import layer, sweep
@@ -59,24 +58,28 @@ def test_the_tables_fit_100_columns_and_say_all(here: Path, pages: Pages) -> Non
         seen = [layer(f"network.layers.{i}.norm", effective_batch=batch) for i in range(12)]
         sweep(Path("multirun") / str(batch), errors, batch_size=batch, layers=seen, collectives=0.4)
     run_directories.run(Path("multirun/failed"), norm="sync", seed=7, status="failed", error=None)
-    done = compare("multirun")
-    assert done.exit_code == 0, done.output
-    lines = done.stdout.splitlines()
-    assert max(map(len, lines)) <= 100
+    done, full = compare("multirun"), compare("multirun", "--details")
+    assert done.exit_code == full.exit_code == 0, done.output
+    lines, text = done.stdout.splitlines(), flat(done.stdout)
+    assert max(map(len, (*lines, *full.stdout.splitlines()))) <= 100
     assert lines[0] == "norm: group_norm, sync, local_mean, local"
-    assert lines[1] == "33 runs, 32 of them finished, 32 of them in pairs"
-    (row,) = [line.split() for line in lines if line.split()[:3] == ["2", "sync", "4"]]
-    assert " ".join(row[3:6]).replace(MINUS, "-") == "-55.75 [-57.75, -53.75]"
-    assert row[-1] == "lower"
-    assert "61.88 ± 1.8 (4)" in done.stdout
-    assert "network.layers.0.norm" in done.stdout
-    assert "and 16 more" in done.stdout
-    assert "broadcasts the running statistics from rank 0" in flat(done.stdout)
-    loud = lines.index("KNOW BEFORE YOU BELIEVE IT (2):")
-    assert "sync against local, test error: lower" in flat(" ".join(lines[:loud]))
-    assert "! multirun/failed (sync, data.batch_size=2, seed 7): it failed" in lines[loud:]
+    assert lines[2].startswith("With 2 ")
+    (row,) = [line for line in lines if line.startswith(" 2 ")]
+    assert "✓ −55.8" in row
+    assert "[−57.8, −53.7]" in text
+    loud = text.index("What to know before believing it: ")
+    assert "Time per step relative to local" in text[:loud]
+    assert "! multirun/failed (sync, data.batch_size=2, seed 7): it failed" in text[loud:]
+    assert "network.layers.0.norm" not in text
+    assert "33 runs, 32 of them finished, 32 of them in pairs" in full.stdout.splitlines()
+    rows = [line.split() for line in full.stdout.splitlines() if line.split()[:3] == ["2", "sync", "4"]]
+    assert (" ".join(rows[0][3:6]), rows[0][-1]) == ("−55.8 [−57.8, −53.7]", "lower")
+    assert "61.88 ± 1.8 (4)" in full.stdout
+    assert "network.layers.0.norm" in full.stdout
+    assert "and 16 more" in full.stdout
+    assert "broadcasts the running statistics from rank 0" in flat(full.stdout)
     assert lines[-1] == "report: multirun/compare/report.html"
-    ((what, comparison, directory),) = pages.calls
+    what, comparison, directory = pages.calls[0]
     assert (what, directory) == ("write", here / "multirun/compare")
     assert comparison.command == "syncbn compare multirun"
 
@@ -85,9 +88,10 @@ def test_the_tables_fit_100_columns_and_say_all(here: Path, pages: Pages) -> Non
 def test_a_difference_that_is_there_and_small_is_called_both() -> None:
     local = run_directories.by_seed([2.0, 2.1, 2.2, 2.0, 1.9, 2.1, 2.0, 2.2])
     sync = {seed: error - 0.1 - 0.01 * (seed % 3) for seed, error in local.items()}
-    done = compare(sweep(Path("runs"), {"local": local, "sync": sync}), "--no-report")
+    done = compare(sweep(Path("runs"), {"local": local, "sync": sync}), "--no-report", "--details")
     assert [line for line in done.stdout.splitlines() if re.fullmatch(r"\s*sync .*lower, within\s*", line)]
-    assert "sync against local, test error: lower (better), by less than ±0.75 points: " in flat(done.stdout)
+    assert "(by less than ±0.75 points)" in flat(done.stdout)
+    assert "✓= " in done.stdout
 
 
 @pytest.mark.parametrize(("runs", "line"), [(1, "1 run in one process was"), (2, "2 runs in one process were")])
@@ -95,12 +99,12 @@ def test_a_difference_that_is_there_and_small_is_called_both() -> None:
 def test_confirmations_are_counted(runs: int, line: str) -> None:
     sweep(Path("runs"), {"local": {0: 2.0, 1: 2.1}, "sync": {0: 2.0, 1: 2.2}}, simulate=2)
     sweep(Path("runs"), {"sync": dict.fromkeys(range(runs), 2.5)})
-    done = compare("runs", "--no-report")
+    done = compare("runs", "--no-report", "--details")
     assert f"\n{line} confirmed by processes: at most 0.5 points apart\n" in done.stdout
 
 
 def test_a_table_says_whose_tolerances_are(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(comparisons.rich(), Console())
+    terminal.show(comparisons.rich(), Console(), details=True)
     assert "published or expected figures (± is a tolerance of ours)" in capsys.readouterr().out
 
 
@@ -137,6 +141,18 @@ def test_one_line_where_it_cannot(pages: Pages, arguments: list[str], line: str)
     assert (done.exit_code, done.stdout, pages.calls) == (1, "", [])
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
+
+
+def test_a_report_is_written_again_by_its_directory(tmp_path: Path) -> None:
+    write.write(comparisons.without_axis(), tmp_path)
+    before = (tmp_path / "report.md").read_bytes()
+    (tmp_path / "report.md").unlink()
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/report.html\n")
+    assert (tmp_path / "report.md").read_bytes() == before
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "plots")])
+    line = f"error: DIRECTORY={tmp_path}/plots: there is no report in it; syncbn compare writes one\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "", line)
 
 
 def test_a_real_sweep(here: Path, pages: Pages) -> None:

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from syncbn.study.compare.verdict import MINUS
 
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.runs.metric import Metric
+from syncbn.study.report import answer
 from tests.study.support import run_directories
 from tests.study.support.run_directories import by_seed, layer, run, sweep
 from tests.support.refuses import refuses
@@ -39,7 +39,7 @@ def whole(comparison: Comparison) -> dict[str, Any]:
 def test_known_numbers(tmp_path: Path) -> None:
     c = compare([sweep(tmp_path / "a", {"sync": SYNC, "local": LOCAL})])
     assert (c.baseline, c.sides, c.conditions, c.axis) == ("local", ["local", "sync"], [""], "")
-    assert c.metric == Metric("test/acc", "test error", "%", "lower", "points")
+    assert c.metric == Metric("test/acc", "test error", "%", "lower", "points", 0.0, 100.0)
     assert (c.margin, c.alpha) == (0.75, 0.01)
     (effect,) = c.effects.to_dict("records")
     # -54, -56, -56, -57: mean -55.75, standard deviation sqrt(4.75 / 3), t at 97.5 % and 3 degrees of freedom 3.182446
@@ -56,8 +56,8 @@ def test_known_numbers(tmp_path: Path) -> None:
     assert "samples that share statistics: 2 / 4" in c.differs
     assert "model: MLP, num_classes=10, depth=4, width=64" in c.constant
     assert "seeds: 0, 1, 2, 3" in c.constant
-    numbers = "-55.75 points [-57.75, -53.75]".replace("-", MINUS)
-    assert c.verdict.startswith(f"sync against local, test error: lower (better): {numbers}.")
+    assert answer.sentence(c) == "Sync lowers the test error from 61.9 to 6.1 %."
+    assert answer.matrix(c).cells[1].text == "✓ −55.8 [−57.8, −53.7]"
     (few,) = c.problems
     assert "few pairs (4 at least" in few
 
@@ -67,13 +67,13 @@ def test_nothing_differs(tmp_path: Path) -> None:
     c = compare([sweep(tmp_path / "a", {"local": SAME, "sync": sync})])
     assert list(c.effects["verdict"]) == ["no difference"]
     assert c.effects["p"][0] > 0.9
-    assert "no difference beyond ±0.75 points" in c.verdict
+    assert answer.sentence(c) == "Sync makes no difference beyond ±0.75 points."
     assert c.problems == []
     same = compare([sweep(tmp_path / "b", {"local": SAME, "sync": SAME})])
     assert (same.effects["p"][0], same.effects["p_tost"][0]) == (1.0, 2**-6)
     wide = compare([tmp_path / "a"], margin=0.05)
     assert list(wide.effects["verdict"]) == ["undecided"]
-    assert "undecided, neither a difference nor its absence being shown: " in wide.verdict
+    assert answer.sentence(wide) == "It is undecided whether sync makes a difference."
 
 
 def test_a_run_that_is_deleted_is_missed(tmp_path: Path) -> None:
@@ -207,12 +207,14 @@ def test_one_process_and_several_are_never_a_pair(tmp_path: Path) -> None:
         "processes": pytest.approx([2.0, 2.9]),
         "difference": pytest.approx([0.0, 0.9], abs=1e-9),
     }
-    assert c.problems == ["sync with seed 0 came out as 2 in one process and as 2.9 as processes: beyond the margin"]
+    (line,) = c.problems
+    assert line.startswith("1 of 2 runs in one process differ by more than the margin from the same run with a process")
+    assert line.endswith("most: sync with seed 0, 2 and 2.9")
     assert list(c.cost["how"]) == ["2 processes on the CPU"] * 2
     assert list(c.cost["collectives"]) == [0.25, 0.25]
     assert set(c.runs[~c.runs["used"]]["why"]) == {"it confirms the run in one process"}
     shutil.rmtree(tmp_path / "ddp")
-    assert "What it costs cannot be said" in compare([tmp_path]).verdict
+    assert answer.cost(compare([tmp_path])).startswith("Time per step: not measured")
 
 
 def test_as_many_confirmations_are_no_effect_of_their_own(tmp_path: Path) -> None:
@@ -239,8 +241,8 @@ def test_cost(tmp_path: Path) -> None:
     assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, math.sqrt(2 * 2.5)))
     assert math.isnan(sync["collectives"])
     assert sync["pairs"] == 2
-    takes = "about 2.2 times as long (only 2 pairs: 2.00 to 2.50)"
-    assert c.verdict.endswith(f"A step with sync takes {takes} as with local.")
+    where = "2 processes on the CPU; 2 pairs of runs each"
+    assert answer.cost(c) == f"Time per step relative to local ({where}): sync 2.24× (2.00 to 2.50)."
     assert compare([tmp_path], baseline="sync").cost["ratio"][1] == pytest.approx(1 / sync["ratio"])
 
 
@@ -249,17 +251,12 @@ def test_conditions_have_a_cost_of_their_own(tmp_path: Path) -> None:
         sweep(tmp_path / str(batch), {"local": LOCAL}, batch_size=batch)
         sweep(tmp_path / str(batch), {"sync": SYNC}, batch_size=batch, images_per_second=speed)
     shutil.rmtree(tmp_path / "4/7")
-    said = "about 4.0 times as long at data.batch_size=2 (4 pairs: 4.00 to 4.00), "
-    said += "about 10 at data.batch_size=4 (3 pairs: 10.00 to 10.00) as with local."
-    assert compare([tmp_path]).verdict.endswith(f"A step with sync takes {said}")
-    for seed in (4, 5, 6):
-        shutil.rmtree(tmp_path / f"4/{seed}", ignore_errors=True)
-    run(tmp_path / "4/6", norm="sync", seed=0, batch_size=4, images_per_second=40)
-    assert "about 10 at data.batch_size=4 (1 pair alone)" in compare([tmp_path]).verdict
-    for batch in (8, 16, 32):
-        sweep(tmp_path / str(batch), {"local": LOCAL, "sync": SYNC}, batch_size=batch)
-    several = "takes about 1.0 to 10 times as long, depending on the condition (1 pair or more for each) as with local."
-    assert compare([tmp_path]).verdict.endswith(several)
+    cost = compare([tmp_path]).cost
+    assert list(cost["ratio"]) == pytest.approx([1, 4, 1, 10])
+    assert list(cost["pairs"]) == [4, 4, 3, 3]
+    assert answer.cost(compare([tmp_path])).endswith(
+        "(2 processes on the CPU; 3 to 4 pairs of runs each): sync 4.00 to 10.00×."
+    )
 
 
 def test_other_metrics(tmp_path: Path) -> None:
@@ -267,7 +264,7 @@ def test_other_metrics(tmp_path: Path) -> None:
     loss = compare([path], metric="test/loss")
     assert (loss.metric.label, loss.metric.unit, loss.metric.better) == ("test loss", "", "lower")
     assert loss.margin == pytest.approx(0.05 * np.mean([*SAME.values(), 2.0]) / 10)
-    assert (loss.effects["verdict"][0], "higher (worse): " in loss.verdict) == ("higher", True)
+    assert (loss.effects["verdict"][0], answer.matrix(loss).cells[1].symbol) == ("higher", "✗")
     precise = compare([path], metric="precise/acc")
     assert precise.metric.label == "test error with population statistics"
     assert precise.effects["verdict"][0] == "no difference"
@@ -287,13 +284,13 @@ def test_a_metric_without_a_unit_has_a_margin_in_each_condition(tmp_path: Path) 
     assert math.isnan(c.margin)
     assert list(c.effects["verdict"]) == ["higher", "higher"]
     assert list(c.effects["p_tost"] < 0.01) == [True, False]
-    small, large = "higher (worse), by less than ±0.5: +0.015", "higher (worse): +0.015"
-    assert c.verdict.index(large) < c.verdict.index(small)
+    assert [cell.symbol for cell in answer.matrix(c).cells] == ["✗=", "✗"]
+    assert "✓= or ✗= by less than ±5 % of local's mean in the condition" in answer.legend(c)[0]
     asked = compare([tmp_path], metric="test/loss", margin=0.2)
     assert (asked.margin, list(asked.effects["margin"])) == (0.2, [0.2, 0.2])
     sweep(tmp_path / "one", {"local": {0: 1.2}}, batch_size=16, simulate=2)
-    (line,) = (line for line in compare([tmp_path], metric="test/loss").problems if "beyond the margin" in line)
-    assert line.startswith("local at data.batch_size=16 with seed 0 came out as 0.12 in one process")
+    (line,) = (line for line in compare([tmp_path], metric="test/loss").problems if "the margin" in line)
+    assert "most: local at data.batch_size=16 with seed 0, 0.12 and " in line
 
 
 REFUSED = [
@@ -343,7 +340,7 @@ def test_a_side_that_differs_in_more_is_named_where_others_can_be_compared(tmp_p
     assert list(c.effects["side"]) == ["sync"]
     assert "local and none differ in more than norm" in c.problems[0]
     assert "optimizer.lr=0.05 against 0.01" in c.problems[0]
-    assert "none could not be compared with local." in c.verdict
+    assert answer.matrix(c).cells[-1].text == "—"
 
 
 def test_runs_of_other_versions_are_named(tmp_path: Path) -> None:
@@ -467,7 +464,7 @@ def test_the_order_in_which_seeds_ran_does_not_matter(
         sweep(where / "a", {norm: {seed: errors[seed] for seed in order}})
     found = compare([where])
     expected = compare([sweep(where / "b", {"local": LOCAL, "sync": SYNC})])
-    for name in ("effects", "means", "cost", "verdict", "problems"):
+    for name in ("effects", "means", "cost", "problems"):
         assert whole(found)[name] == whole(expected)[name]
 
 
