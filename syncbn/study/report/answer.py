@@ -176,7 +176,7 @@ def _are_numbers(c: Comparison) -> bool:
 
 def _named(c: Comparison, side: str) -> str:
     """The side, with the name of its setting if it is a plain number."""
-    return f"{c.factor.rpartition('.')[2]}={side}" if _are_numbers(c) else side
+    return f"{c.factor}={side}" if _are_numbers(c) else side
 
 
 def _rows(c: Comparison, side: str) -> list[Row]:
@@ -195,7 +195,8 @@ def _kind(row: Row) -> int:
 
 def _clause(c: Comparison, side: str, kind: int, rows: list[Row], *, first: bool) -> str:
     """The part of the sentence on the conditions with one verdict. Only the first one names side and unit."""
-    where, it = _where(c, [row["condition"] for row in rows], first), _named(c, side) if first else "it"
+    instead = f" instead of {c.baseline}" if _are_numbers(c) else ""
+    where, it = _where(c, [row["condition"] for row in rows], first), _named(c, side) + instead if first else "it"
     verb = {"lower": "lowers", "higher": "raises"}.get(KINDS[kind])
     if KINDS[kind] == "no difference":
         return f"{where}{it} makes no difference beyond {margin_text(c)}"

@@ -172,10 +172,10 @@ def _effects(comparison: Comparison) -> Plot:
     side = f"{effects.side.iloc[0]} " if effects.side.nunique() == 1 else ""
     axes.set_xlabel(short(with_unit(f"{metric.label}, {side}minus {comparison.baseline}", unit), 50))
     caption = (
-        f"How much the {metric.label} of a side differs from that of {comparison.baseline}, between runs of the same"
-        f" seed{f', in {unit}' if unit else ''}: left of zero it is lower, and {metric.better} is better."
+        f"Difference of the {metric.label} from that of {comparison.baseline}, between runs of the same seed"
+        f"{f', in {unit}' if unit else ''}. Values left of zero are lower, and {metric.better} is better."
         " Markers: mean over the pairs; lines: 95 % interval."
-        f" Grey band: what counts as no difference, {margin_text(comparison)}."
+        f" Grey band: the range that counts as no difference, {margin_text(comparison)}."
         " Filled circles: a difference, blue if better, orange if worse; squares: no difference; hollow circles:"
         " undecided; crosses: too few pairs."
         f"{f' The axis is linear up to ±{plot_scales.plain(bent)} and logarithmic beyond.' if bent else ''}"
@@ -214,8 +214,8 @@ def _seeds(comparison: Comparison) -> Plot:
     plot_style.legend(figure, [look[key].handle for key in look if len(_of(used, key))])
     caption = (
         f"{first_upper(with_unit(metric.label, metric.unit))} of each run, a panel for each condition; {metric.better}"
-        " is better. A line joins the runs of one seed, which began alike: lines that all go one way show a difference,"
-        " lines that cross show chance. Each panel has an axis of its own, logarithmic where the values span octaves."
+        " is better. A line joins the runs of one seed. Lines with the same slope show a difference, lines that cross"
+        " show chance. Each panel has its own axis, logarithmic if the values span octaves."
         f"{left_out(len(panels), len(shown), 'panel')}{hollow(comparison)}"
     )
     return Plot("seeds", title, caption, figure)
@@ -265,9 +265,9 @@ def _curves_of(comparison: Comparison, metric: str, curves: pd.DataFrame) -> Plo
 
 def _cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot:
     """Plots the time per step relative to the baseline, and the share of the step in collectives."""
-    table, title = finite(comparison.cost, "ratio"), "What a step costs"
+    table, title = finite(comparison.cost, "ratio"), "Cost of a step"
     if table.empty:
-        why = "no runs whose devices are processes can be compared, and one process for several says nothing on cost"
+        why = "no paired runs had a process for each device, and a run in one process does not measure the cost"
         return Plot("cost", title, f"No plot of the cost: {why}.")
     shown = table.head(ROWS)
     measured = bool(np.isfinite(shown.collectives).any())
@@ -291,12 +291,12 @@ def _cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot
         plot_style.rows(axes, labels, [share(value) for value in shown.collectives])
         axes.set_xlabel("share of a step spent in collectives (%)")
         axes.set_xlim(left=0)
-    bars = " Bars: the part of a step in which a device sends batch norm's messages, or waits for them."
+    bars = " Bars: the share of a step that a device spends in batch norm's all-reduces, waiting included."
     caption = (
         f"Time of a training step relative to {comparison.baseline} of the same seed and condition: 2 is twice as long."
-        " Markers: geometric mean over seeds; lines: from the least to the greatest. Only runs whose devices are"
-        " processes."
-        + (bars if measured else " No monitor looked at the share of collectives.")
+        " Markers: geometric mean over seeds; lines: from the least to the greatest. Only runs with a process for each"
+        " device."
+        + (bars if measured else " The share of collectives was not monitored.")
         + unsaid(comparison, shown)
         + left_out(len(comparison.cost), len(shown), "row")
     )
@@ -305,7 +305,7 @@ def _cost(comparison: Comparison, looks: Mapping[tuple[str, str], Look]) -> Plot
 
 def _layers(comparison: Comparison) -> Plot:
     """Plots the effective batch of each layer: the independent samples to which a device's statistics correspond."""
-    table, title = finite(comparison.layers, "effective_batch"), "Which layers need it"
+    table, title = finite(comparison.layers, "effective_batch"), "Layers that need shared statistics"
     if table.empty:
         return Plot("layers", title, "No plot of the layers: no run was monitored (statistics.csv).")
     shown = table.head(LAYERS)
@@ -324,9 +324,10 @@ def _layers(comparison: Comparison) -> Plot:
         plot_scales.logarithmic(axes.xaxis)
     axes.set_xlabel("independent samples per channel")
     caption = (
-        "How many independent samples the statistics of one device are worth, the neediest layer first. Bars: worth;"
-        " black ticks: values per channel that the device has. Hatched orange bars: too few, the layer needs shared"
-        " statistics; plain blue: enough. Spread: of the devices' means, as a multiple of what chance alone gives."
+        "Number of independent samples to which one device's statistics correspond (effective batch), the layer with"
+        " the greatest need first. Bars: effective batch; black ticks: values per channel on the device. Hatched orange"
+        " bars: too few, the layer needs shared statistics; plain blue: enough. Spread: that of the devices' means, as"
+        " a multiple of the spread by chance."
         f"{f' All of {table.side.iloc[0]}.' if table.side.nunique() == 1 else ''}"
         f"{' The axis is logarithmic.' if logarithmic else ''}{left_out(len(comparison.layers), len(shown), 'layer')}"
     )

@@ -14,16 +14,16 @@ from syncbn.study.format import MISSING, count, interval, number, plural, probab
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
 MEANS_NOTE = (
-    "Over the runs that are in pairs, by Student's t. That two such intervals overlap says little: runs are paired by"
-    " seed, and the differences above are what counts."
+    "Over the paired runs, by Student's t. Two such intervals can overlap although the sides differ: runs are paired by"
+    " seed, and the table of differences uses that."
 )
 
 TOLERANCE_NOTE = "± is a tolerance of ours"
 COST_NOTE = (
     "Time relative to the baseline is the geometric mean over pairs of one seed. Under per-device statistics"
     " (norm=local, ghost batches, groups smaller than the world) DistributedDataParallel broadcasts the running"
-    " statistics from rank 0 before each forward pass: part of the step's time, and in no one's share in collectives."
-    " norm=local_mean, and norm=sync over the world, do without."
+    " statistics from rank 0 before each forward pass. This is part of the step's time, but not of the share in"
+    " collectives. norm=local_mean, and norm=sync over the world, need no such broadcast."
 )
 
 
@@ -102,21 +102,21 @@ def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
     """Explanations of the columns of the table of effects: pairs of term and meaning."""
     metric, margin = comparison.metric, margin_text(comparison)
     return [
-        ("pairs", "seeds for which both sides have a finished run; both began alike, so the seed's luck cancels out"),
-        ("difference", f"the side's {metric.label} minus that of {comparison.baseline}, mean over pairs; − is lower"),
-        ("95 % interval", "of that mean, by Student's t: where the true difference may well be"),
-        ("p", "paired t test, two-sided: how often chance alone gives a difference as large, were there none"),
-        ("p, Holm", "the same, corrected for the number of rows (Holm 1979): the one that the verdict rests on"),
-        ("p, Wilcoxon", "signed-rank test, which does not assume a normal distribution; a check on the t test"),
+        ("pairs", "seeds for which both sides have a finished run; both start from the same weights and data order"),
+        ("difference", f"the side's {metric.label} minus that of {comparison.baseline}, mean over pairs"),
+        ("95 % interval", "of that mean, by Student's t"),
+        ("p", "paired t test, two-sided: the probability of a difference at least as large if there were none"),
+        ("p, Holm", "p corrected for the number of rows (Holm 1979); the verdict uses it"),
+        ("p, Wilcoxon", "signed-rank test, which does not assume a normal distribution; a check of the t test"),
         (
             "p, equivalence",
-            f"two one-sided t tests (TOST), by Holm too: small where the difference is shown to be within {margin}",
+            f"two one-sided t tests (TOST), also by Holm: small if the difference is shown to be within {margin}",
         ),
         (
             "verdict",
-            f"lower or higher where Holm's p says so, no difference where the test of equivalence does (level"
-            f" {comparison.alpha:g}), and both may hold, of a difference that is there and small; undecided is neither:"
-            " too few seeds to tell, not a sign of no difference",
+            f"lower or higher if Holm's p is below {comparison.alpha:g}, no difference if the p of equivalence is; both"
+            " can hold for a small difference. Undecided if neither is: more seeds are needed. It does not mean that"
+            " there is no difference",
         ),
     ]
 

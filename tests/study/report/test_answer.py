@@ -80,10 +80,14 @@ def test_conditions_that_are_no_axis_are_named_by_what_differs() -> None:
 def test_sides_that_are_numbers_have_their_settings_name() -> None:
     made = measured({("", side, ONE): values for side, values in {"1": HIGH, "2": HIGH, "8": LOW}.items()})
     made = replace(made, factor="norm.group")
-    assert answer.sentence(made).startswith("group=8 lowers the test error from 61.8 to 6.13 %")
+    assert answer.sentence(made).startswith("norm.group=8 instead of 1 lowers the test error from 61.8 to 6.13 %")
     shown = answer.matrix(made)
     assert shown.columns == ["", "test error (%)", "difference (points)"]
-    assert [row[:2] for row in shown.rows] == [("group=1", "61.8"), ("group=2", "61.8"), ("group=8", "6.13")]
+    assert [row[:2] for row in shown.rows] == [
+        ("norm.group=1", "61.8"),
+        ("norm.group=2", "61.8"),
+        ("norm.group=8", "6.13"),
+    ]
 
 
 def test_sync_is_the_main_side_wherever_it_stands() -> None:

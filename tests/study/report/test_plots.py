@@ -95,7 +95,7 @@ def test_the_band_is_as_wide_as_the_margin_of_its_row(rich: Comparison) -> None:
     effects = rich.effects.assign(margin=[0.1 * (1 + row) for row in range(len(rich.effects))])
     made = drawn(replace(rich, effects=effects, margin=float("nan")))
     assert band_is(figure_of(made, "effects").axes[0], list(effects.margin))
-    assert "what counts as no difference, ±5 % of local's mean in the condition." in made["effects"].caption
+    assert "the range that counts as no difference, ±5 % of local's mean in the condition." in made["effects"].caption
 
 
 def band_is(axes: Axes, margins: list[float]) -> bool:
