@@ -70,6 +70,8 @@ def sentence(c: Comparison) -> str:
 
     The main side is the first one named sync, or the last one if the sides are numbers of one setting.
     """
+    if _are_numbers(c) and len(c.conditions) == 1 and len(c.effects):
+        return _sentence_on_values(c)
     side = _main_side(c)
     rows = _rows(c, side)
     if not rows:
@@ -94,6 +96,13 @@ def cost(c: Comparison) -> str:
     return f"Time per step relative to {_named(c, c.baseline)} ({where}; {runs}): {', '.join(parts)}."
 
 
+def brief_cost(c: Comparison) -> str:
+    """The time per step of the main side, in a few words; "" if it was not measured."""
+    side = _main_side(c)
+    known = c.cost[(c.cost.side == side) & c.cost.ratio.notna()]
+    return "" if known.empty else f"A step takes {_ratio(known)} as long as with {_named(c, c.baseline)}."
+
+
 def matrix(c: Comparison) -> Matrix:
     """The matrix of symbols; without rows if nothing could be compared."""
     if c.effects.empty:
@@ -101,12 +110,9 @@ def matrix(c: Comparison) -> Matrix:
     metric = with_unit(c.metric.label, c.metric.unit)
     difference = with_unit("difference", c.metric.difference_unit)
     if len(c.conditions) == 1:
-        rows = [
-            (_named(c, side), _mean(c, c.conditions[0], side), _cells(c, c.conditions[0], [side]))
-            for side in c.sides[1:]
-        ]
-        first = (_named(c, c.baseline), _mean(c, c.conditions[0], c.baseline), [Cell("", "", MISSING)])
-        return Matrix(["", metric, difference], [first, *rows])
+        condition, sides = c.conditions[0], sorted(c.sides, key=float) if _are_numbers(c) else c.sides
+        rows = [(_named(c, side), _mean(c, condition, side), _cells(c, condition, [side])) for side in sides]
+        return Matrix(["", metric, difference], rows)
     labels = dict(zip(c.conditions, _condition_labels(c), strict=True))
     main = _main_side(c)
     sides = sorted(c.sides[1:], key=lambda side: side != main)  # the main side is the first to be seen
@@ -188,6 +194,26 @@ def _rows(c: Comparison, side: str) -> list[Row]:
     return [dict(row) for row in ordered.to_dict("records")]
 
 
+def _sentence_on_values(c: Comparison) -> str:
+    """``norm.group 2 and 4 instead of 1 lower the test error from 18.5 to 2.28 and 2.08 %.``"""
+    rows = [row for side in sorted(c.sides, key=float) for row in _rows(c, side)]
+    clauses: list[str] = []
+    for kind, those in groupby(sorted(rows, key=_kind), _kind):
+        alike = list(those)
+        values, many = listed([row["side"] for row in alike]), "" if len(alike) > 1 else "s"
+        who = values if clauses else f"{c.factor} {values} instead of {c.baseline}"
+        if KINDS[kind] in ("lower", "higher"):
+            verb = ("lower" if KINDS[kind] == "lower" else "raise") + many
+            after = listed([_mean(c, row["condition"], row["side"], row["how"]) for row in alike])
+            before = _mean(c, alike[0]["condition"], c.baseline, alike[0]["how"])
+            clauses.append(f"{who} {verb} the {c.metric.label} from {before} to {after} {c.metric.unit}".rstrip())
+        elif KINDS[kind] == "no difference":
+            clauses.append(f"{who} make{many} no difference beyond {margin_text(c)}")
+        else:
+            clauses.append(f"{who} {'are' if len(alike) > 1 else 'is'} undecided")
+    return f"{'; '.join(clauses)}."
+
+
 def _kind(row: Row) -> int:
     """The index of the verdict: differences first, then equality. Differences in two directions are two kinds."""
     return KINDS.index(row["verdict"])
@@ -195,8 +221,7 @@ def _kind(row: Row) -> int:
 
 def _clause(c: Comparison, side: str, kind: int, rows: list[Row], *, first: bool) -> str:
     """The part of the sentence on the conditions with one verdict. Only the first one names side and unit."""
-    instead = f" instead of {c.baseline}" if _are_numbers(c) else ""
-    where, it = _where(c, [row["condition"] for row in rows], first), _named(c, side) + instead if first else "it"
+    where, it = _where(c, [row["condition"] for row in rows], first), _named(c, side) if first else "it"
     verb = {"lower": "lowers", "higher": "raises"}.get(KINDS[kind])
     if KINDS[kind] == "no difference":
         return f"{where}{it} makes no difference beyond {margin_text(c)}"

@@ -35,7 +35,7 @@ class Part:
         """The first screen: a sentence, a figure, a matrix of symbols with its legend, and a line on the cost."""
         matrix = answer.matrix(self._c)
         shown = [
-            Block(_markdown(matrix) if matrix.rows else "", finish=partial(_html, matrix)),
+            Block(matrix_markdown(matrix) if matrix.rows else "", finish=partial(_html, matrix)),
             Block("\n\n".join(map(escape, answer.legend(self._c))), finish=_legend),
             Block(escape(answer.cost(self._c)), "cost"),
         ]
@@ -109,7 +109,8 @@ class Part:
         return f"All {len(rows)} runs, also those in no pair" if rows else "All runs"
 
 
-def _markdown(matrix: Matrix) -> str:
+def matrix_markdown(matrix: Matrix) -> str:
+    """The matrix as a Markdown table."""
     lines = [[label, mean, *(cell.text for cell in cells)] for label, mean, cells in matrix.rows]
     rows = [f"| {' | '.join(escape(cell) or ' ' for cell in line)} |" for line in [matrix.columns, *lines]]
     return "\n".join([rows[0], f"|---|--:|{'---|' * (len(matrix.columns) - 2)}", *rows[1:]])

@@ -72,7 +72,7 @@ def _write_page(comparison: Comparison, directory: Path) -> list[plot_style.Plot
 def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -> list[Block]:
     """The answer of each comparison, with a link to its page; in HTML, to its part of this page."""
     answers = [
-        f"1. [{escape(each.title)}]({name}/report.md): {escape(f'{answer.sentence(each)} {answer.cost(each)}')}"
+        f"1. [{escape(each.title)}]({name}/report.md): {escape(f'{answer.sentence(each)} {answer.brief_cost(each)}')}"
         for name, each in comparisons.items()
     ]
     linked = partial(re.sub, r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>')

@@ -77,17 +77,17 @@ def test_conditions_that_are_no_axis_are_named_by_what_differs() -> None:
     assert "at shards=labels, it makes no difference" in said
 
 
-def test_sides_that_are_numbers_have_their_settings_name() -> None:
-    made = measured({("", side, ONE): values for side, values in {"1": HIGH, "2": HIGH, "8": LOW}.items()})
-    made = replace(made, factor="norm.group")
-    assert answer.sentence(made).startswith("norm.group=8 instead of 1 lowers the test error from 61.8 to 6.13 %")
+def test_sides_that_are_numbers_are_values_of_the_setting() -> None:
+    sides = {"4": HIGH, "2": moved(HIGH, 0.0), "8": LOW, "16": moved(LOW, 1.0), "1": undecided(HIGH)}
+    made = replace(measured({("", side, ONE): values for side, values in sides.items()}), factor="norm.group")
+    assert answer.sentence(made) == (
+        "norm.group 8 and 16 instead of 4 lower the test error from 61.8 to 6.13 and 7.13 %; "
+        "2 makes no difference beyond ±0.75 points; 1 is undecided."
+    )
     shown = answer.matrix(made)
     assert shown.columns == ["", "test error (%)", "difference (points)"]
-    assert [row[:2] for row in shown.rows] == [
-        ("norm.group=1", "61.8"),
-        ("norm.group=2", "61.8"),
-        ("norm.group=8", "6.13"),
-    ]
+    assert [row[0] for row in shown.rows] == [f"norm.group={side}" for side in (1, 2, 4, 8, 16)]
+    assert [cells[0].symbol for _, _, cells in shown.rows] == ["?", "=", "", "✓", "✓"]
 
 
 def test_sync_is_the_main_side_wherever_it_stands() -> None:
@@ -162,6 +162,7 @@ def test_the_cost_is_one_line() -> None:
         "Time per step relative to local (2 processes on the CPU, data.batch_size=4; 3 pairs of runs each): "
         "sync 2.13× (1.94 to 2.41)."
     )
+    assert answer.brief_cost(made) == "A step takes 2.13× (1.94 to 2.41) as long as with local."
     cost = [
         (f"{BATCH}={batch}", side, PROCESSES, 2, 0.01, 100.0, 2, ratio, ratio - 0.1, ratio + 0.1, NAN)
         for batch, by_side in {2: (1.0, 1.5, 0.9), 4: (1.0, 1.2, 0.8)}.items()
@@ -171,5 +172,6 @@ def test_the_cost_is_one_line() -> None:
     assert said.endswith(
         "(2 processes on the CPU; 2 pairs of runs each): sync 1.20 to 1.50×, group_norm 0.80 to 0.90×."
     )
+    assert answer.brief_cost(replace(made, cost=frame("cost"))) == ""
     without = answer.cost(replace(made, cost=frame("cost")))
     assert without == "Time per step: not measured, because no paired runs had a process for each device."
