@@ -1,0 +1,68 @@
+"""The links of all pages lead somewhere, in the repository as GitHub shows it. Links to other sites are not fetched."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.markdown_pages import REPO, anchors, broken_links, links, pages, tracked
+
+EXTERNAL = re.compile(r"(https?:|mailto:)")
+SHOWN = {
+    "guide/slurm.md": "slurm/README.md",
+    "benchmarks.md": "benchmarks/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+}
+
+
+def dead_links(page: Path) -> list[str]:
+    """The relative links of a page to a file or a heading that the repository does not have."""
+    dead = []
+    for link in links(page):
+        name, _, anchor = link.target.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if EXTERNAL.match(link.target):
+            continue
+        if target not in tracked() or not target.exists():
+            dead.append(f"{link.target}: there is no such file")
+        elif anchor and anchor not in anchors(target):
+            dead.append(f"{link.target}: there is no such heading")
+    return dead
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(REPO)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    assert dead_links(page) == []
+    assert broken_links(page) == []
+    assert [link.target for link in links(page) if not link.text.strip()] == []
+
+
+def test_a_page_with_dead_links_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `name`, a heading\n\n# Twice\n\n# Twice\n\n[file](none.md) [heading](#none) [](page.md) [text] (page.md)\n"
+        "[one](#a-name-a-heading), [two](#twice-1), [three](page.md#twice), [site](https://example.org/#no) `[x](y)`\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr("tests.test_docs.tracked", lambda: {page})
+    assert dead_links(page) == ["none.md: there is no such file", "#none: there is no such heading"]
+    assert [link.target for link in links(page) if not link.text] == ["page.md"]
+    assert broken_links(page) == [" [text] (page.md)"]
+
+
+def test_each_page_of_the_site_is_in_its_contents() -> None:
+    """The parts of a study's report are linked from its first page."""
+    index = (REPO / "docs/index.md").read_text(encoding="utf-8")
+    listed = {line for block in re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL) for line in block.split()}
+    api = {"api/layer", "api/training"}  # in the contents of api/index
+    names = {
+        page.relative_to(REPO / "docs").with_suffix("").as_posix() for page in pages() if REPO / "docs" in page.parents
+    }
+    assert {name for name in names if name.count("/") < 2} - listed - api - {"index"} == set()
+
+
+@pytest.mark.parametrize(("page", "source"), SHOWN.items())
+def test_a_page_that_shows_another_file_names_it(page: str, source: str) -> None:
+    assert f"[`{source}`]" in (REPO / "docs" / page).read_text(encoding="utf-8")
+    name = page.removesuffix(".md")
+    assert f'"{name}": "{source}"' in (REPO / "docs/conf.py").read_text(encoding="utf-8")
