@@ -3,9 +3,13 @@
 import re
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import syncbn
+from syncbn import nn, testing, training
+from syncbn.training import data
 from tests.support.markdown_pages import REPO, anchors, broken_links, links, pages, tracked
 
 EXTERNAL = re.compile(r"(https?:|mailto:)")
@@ -69,3 +73,17 @@ def test_a_page_that_shows_another_file_names_it(page: str, source: str) -> None
     assert f"[`{source}`]" in (REPO / "docs" / page).read_text(encoding="utf-8")
     name = page.removesuffix(".md")
     assert f'"{name}": "{source}"' in (REPO / "docs/conf.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", [syncbn, nn, testing, training, data])
+def test_every_public_name_is_in_the_api_reference(module: ModuleType) -> None:
+    reference = "".join(page.read_text(encoding="utf-8") for page in sorted((REPO / "docs/api").glob("*.md")))
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)$", reference, re.MULTILINE)}
+    names = getattr(module, "__all__", None) or defined(module)
+    assert set(names) - listed == set()
+
+
+def defined(module: ModuleType) -> list[str]:
+    """The public functions of a module that lists none."""
+    of_it = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
+    return [name for name in of_it if not name.startswith("_")]
