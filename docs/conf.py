@@ -31,6 +31,7 @@ html_static_path: list[str] = []
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4  # a link to a heading that does not exist is an error
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"  # otherwise a list of arguments appears again below Raises
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
