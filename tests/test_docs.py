@@ -60,7 +60,7 @@ def test_each_page_of_the_site_is_in_its_contents() -> None:
     index = (REPO / "docs/index.md").read_text(encoding="utf-8")
     api = (REPO / "docs/api/index.md").read_text(encoding="utf-8").replace("\n", "\napi/")
     blocks = re.findall(r"```\{toctree\}\n(.*?)```", index + api, re.DOTALL)
-    listed = [line for block in blocks for line in block.split()]
+    listed = [line.rpartition("<")[2].strip(">") for block in blocks for line in block.splitlines()]
     names = {
         page.relative_to(REPO / "docs").with_suffix("").as_posix() for page in pages() if REPO / "docs" in page.parents
     }
