@@ -1,6 +1,9 @@
 """The links of all pages lead somewhere, in the repository as GitHub shows it. Links to other sites are not fetched."""
 
+import ast
+import importlib
 import re
+import runpy
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +15,7 @@ from syncbn import nn, testing, training
 from syncbn.training import data
 from tests.support.markdown_pages import REPO, anchors, broken_links, links, pages, tracked
 
+WITH_PYTHON = [page for page in pages() if "```python" in page.read_text(encoding="utf-8")]
 EXTERNAL = re.compile(r"(https?:|mailto:)")
 SHOWN = {
     "guide/slurm.md": "slurm/README.md",
@@ -87,3 +91,22 @@ def defined(module: ModuleType) -> list[str]:
     """The public functions of a module that lists none."""
     of_it = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
     return [name for name in of_it if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(REPO)))
+def test_python_on_a_page_is_valid_and_imports_names_that_exist(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("syncbn"):
+                module = importlib.import_module(str(node.module))
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+def test_the_figures_are_those_of_the_tables(tmp_path: Path) -> None:
+    """Byte by byte, with the tested versions of matplotlib and its fonts."""
+    figures = REPO / "docs/figures"
+    runpy.run_path(str(figures / "error_by_samples.py"))["main"](tmp_path)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert [path.name for path in drawn] == sorted(path.name for path in figures.glob("*.svg"))
+    for path in drawn:
+        assert path.read_bytes() == (figures / path.name).read_bytes()
