@@ -12,7 +12,7 @@ REPORTS = REPO / "docs/results"  # written by the program
 PAGES = [
     page
     for page in pages()
-    if page in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "slurm/README.md")
+    if page in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "slurm/README.md", REPO / "benchmarks/README.md")
     or (REPO / "docs" in page.parents and REPORTS not in page.parents)
 ]
 IN_WORK = ("quickstart", "troubleshooting", "compare_two_norms", "own_images", "preemption")  # not yet in this style
