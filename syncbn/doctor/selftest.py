@@ -20,7 +20,7 @@ from syncbn.nn.comm import all_reduce, channels, groups
 from syncbn.testing import force_exchange
 
 CHANNELS, SAMPLES, IMAGE = 64, 16, (8, 8)
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # docs/guide/layer.md
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # docs/concepts/arithmetic.md
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 ALL_REDUCES, WARM_UP = 200, 20
 SLOW = 10_000.0  # µs

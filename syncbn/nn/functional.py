@@ -37,6 +37,9 @@ def sync_batch_norm(
     needs a gradient; in evaluation none. The gradients of ``weight`` and ``bias`` are this rank's share: their
     sum over ranks is the gradient of the whole batch.
 
+    Without a mask this is ``torch.nn.functional.batch_norm``, errors included: in evaluation, and in training where
+    no other rank shares the batch and the running variance is the unbiased one.
+
     Args:
         x: shape ``(N, C)`` or ``(N, C, *)``, float16, bfloat16, float32 or float64; ``N`` may be 0.
         running_mean, running_var: shape ``(C,)`` or None; updated in place in training, with the unbiased variance.
@@ -65,9 +68,6 @@ def sync_batch_norm(
             another shape than ``x``, before any all-reduce.
         NotImplementedError: an input of another type, as torch raises it.
         RuntimeError: operands of a type that is not floating-point, or on several devices.
-
-        Without a mask this is ``torch.nn.functional.batch_norm``, errors included: in evaluation, and in training where
-        no other rank shares the batch and the running variance is the unbiased one.
     """
     running = RunningStatistics(running_mean, running_var, None, momentum, biased_running_var)
     return forward_pass(

@@ -285,15 +285,18 @@ def test_d7_a_model_with_a_process_group_copies_and_saves(ranks: Ranks) -> None:
 REPO = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
-    for page in [REPO / "docs" / "guide" / "layer.md"]
+    for page in [REPO / "docs/guide/layer.md", REPO / "docs/concepts/communication.md"]
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 
 
 def example(rank: int, world_size: int, block: str) -> type[nn.Module]:
-    names = {"model": nn.Sequential(a_net()), "x": images(4).split([1, 3])[rank], "torch": torch}
+    x = images(4).split([1, 3])[rank]
+    names = {"model": nn.Sequential(a_net()), "x": x, "shortcut": x, "channels": x.shape[1], "torch": torch}
     exec(block, names)
-    return next(type(layer) for layer in names["model"].modules() if isinstance(layer, nn.BatchNorm2d))
+    return next(
+        type(layer) for layer in names.get("layer", names["model"]).modules() if isinstance(layer, nn.BatchNorm2d)
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -25,6 +25,9 @@ def debug(enabled: bool = True) -> None:
 
     Ranks out of step then raise RuntimeError on every rank, with the layer that each is at. How long one may wait for
     another is ``SYNCBN_DEBUG_TIMEOUT``, in seconds, 10 if not set.
+
+    Args:
+        enabled: whether debug mode is on from now on.
     """
     global _enabled
     _enabled = enabled

@@ -42,7 +42,7 @@ class ImageNet(pl.LightningDataModule):
         augment: the settings of ``conf/augment``, in place of the crop and the flip; None for these.
         mix: the settings of ``conf/mix``; None for none.
         balance: whether each epoch draws equally many images of each class.
-        in_channels: 3.
+        in_channels: number of channels, 3; nothing else is accepted.
         loader: further arguments of :func:`~syncbn.training.data.loaders.loader_options`.
 
     Raises:

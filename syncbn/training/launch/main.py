@@ -24,9 +24,9 @@ def main(cfg: DictConfig) -> float | None:
     ``HYDRA_FULL_ERROR=1`` prints the traceback instead.
 
     Returns:
-        The metric that ``objective`` names, for a sweeper that optimizes it: by default the best value of the metric
-        ``callbacks.checkpoint.monitor``, or with ``mode=test`` the test metric of that name. If the run had finished
-        before, the recorded value. None if there is no such value, and on ranks other than 0.
+        The metric that ``objective`` names, for a sweeper that optimizes it. The default is the best value of the
+        metric ``callbacks.checkpoint.monitor``, or with ``mode=test`` the test metric of that name. If the run had
+        finished before, it is the recorded value. None if there is no such value, and on ranks other than 0.
     """
     if environment.launcher() is None:
         signals.end_at_once()  # also in an interactive step of Slurm

@@ -111,7 +111,7 @@ def test_nonsense_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_whole_study(tmp_path: Path) -> None:
-    """The study as in the README, without the second part, whose runs are those of the other tests."""
+    """The study as in docs/guide/studies.md, without the second part, whose runs are those of the other tests."""
     settings = ("+study=small_batch", "study.budget=smoke", "~study.parts.scaled_step")
     run = train(
         tmp_path, *settings, fresh=True, timeout=170

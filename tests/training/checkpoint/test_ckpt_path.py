@@ -169,7 +169,7 @@ def _decided(plan: Plan, hydra_dir: str | None) -> tuple[str, Path | None]:
 
 
 def expected(checkpoint: str, name: str, mode: str, status: str, change: str) -> str:
-    """The rules of README, once more."""
+    """The rules of docs/guide/run_directory.md, once more."""
     run_id, directory = NAMES[name]
     of_a = checkpoint in ("best", "last", "step")
     if name == "id B, dir A" or checkpoint in ("missing", "damaged"):
