@@ -1,6 +1,5 @@
 """``find``: evaluates the claim of a study from the run directories."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 from syncbn.study.cells import Cell, seeds
 from syncbn.study.claims import hypothesis_tests, plot_data, rule, verdict
 from syncbn.study.claims.readings import Results
-from syncbn.study.claims.result import Finding, Published, Row
+from syncbn.study.claims.result import CaseLabel, Finding, Published, Row
 from syncbn.study.claims.rule import Case, Figure, Reading
 from syncbn.study.compare import caveats
 from syncbn.study.compare.compare import ALPHA
-from syncbn.study.format import number, plural
+from syncbn.study.format import plural
 
 
 def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: str = "") -> Finding:
@@ -45,7 +44,7 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         },
         versus=versus,
         worse=verdict.sentences(versus, verdict.WORSE),
-        published=[_beside(each, rows) for each in claim.literature],
+        published=[beside(each, rows) for each in claim.literature],
         plots=[plot_data.plot(each, results) for each in claim.plots],
         runs=len(cells),
         finished=len(whole),
@@ -54,6 +53,8 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         sharing=verdict.sharing(versus),
         problems=[*results.problems(), *dict.fromkeys(doubts), *caveats.versions(whole)],
         command=command,
+        source=claim.source,
+        labels={case.name: CaseLabel(case.short, *results.limits_of_reading(case.reading)) for case in cases},
     )
 
 
@@ -87,7 +88,7 @@ def _missing_metric(case: Case, reading: Reading, condition: str, side: str, res
     return line if without else ""
 
 
-def _beside(figure: Figure, rows: Sequence[Row]) -> Published:
+def beside(figure: Figure, rows: Sequence[Row]) -> Published:
     """A published figure with our corresponding number, and whether the two agree."""
     ours, agrees = "not measured", ""
     row = next((row for row in rows if (row.case, row.side) == (figure.case, figure.side)), None)
@@ -97,11 +98,8 @@ def _beside(figure: Figure, rows: Sequence[Row]) -> Published:
             "other": (row.other, row.other_low, row.other_high),
             "effect": (row.effect, row.low, row.high),
         }[figure.of]
-        if figure.of == "effect":
-            ours = verdict.effect_text(value, low, high, row.unit, row.is_ratio)
-        else:
-            interval = f"[{number(low, row.unit)}, {number(high, row.unit)}]" if math.isfinite(low) else ""
-            ours = " ".join(filter(None, [number(value, row.unit), row.unit, interval]))
+        unit = ("times" if row.is_ratio else "points" if row.unit == "%" else row.unit, row.unit)[figure.of != "effect"]
+        ours = verdict.with_interval(value, low, high, unit)
         if figure.value is not None:
             agrees = _agrees(value, low, high, figure.value, figure.tolerance)
     return Published(figure.what, figure.published, figure.source, ours, agrees)

@@ -88,15 +88,15 @@ def test_what_is_usable_is_an_error(tmp_path: Path) -> None:
     places = ladder("test/acc", sync={"0.1": 0.95, "1": 0.9, "10": 0.91}, none={"0.1": 0.95, "1": 0.7, "10": 0.1})
     sync = sync_row(runs(tmp_path, places), case)
     assert (sync.value, sync.other, sync.effect, sync.unit) == (10.0, 0.1, pytest.approx(100.0), "")
-    assert sync.what == (
-        "largest condition with test error of 10 % at most (sync: 1 of 1 could use the largest that was tried; "
-        "so it cannot be shown not to help)"
-    )
+    assert sync.what == "largest condition with test error of 10 % at most"
+    assert sync.note == "sync: 1 of 1 seed could use the largest value tried; so the answer cannot be no"
     nowhere = {("one", each, "local"): {0: {"test/acc": 0.1}} for each in ("0.1", "1", "10")}
     nowhere |= {("one", each, "none"): {0: {"test/acc": 0.95 - 0.5 * (each != "0.1")}} for each in ("0.1", "1", "10")}
     shutil.rmtree(tmp_path)
     local = row(found(runs(tmp_path, nowhere), study({"plain": case})), "plain", "local")
-    assert local.what.endswith("1 of 1 could use none, and count with the smallest; so it cannot be shown to help)")
+    assert local.note == (
+        "local: 1 of 1 seed could use no value and count with the smallest; so the answer cannot be yes"
+    )
     assert local.value == 0.1
 
 
@@ -123,9 +123,8 @@ def test_those_who_did_not_get_there_count_with_what_they_trained(tmp_path: Path
     }
     case = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps to 95 %"}
     sync = sync_row(runs(tmp_path, numbers), case)
-    assert sync.what == (
-        "steps to 95 % (none: 2 of 3 did not get there; they count with the steps that they trained; "
-        "so it cannot be shown not to help)"
+    assert sync.note == (
+        "none: 2 of 3 runs missed the target and count with the steps they trained; so the answer cannot be no"
     )
     assert (sync.n, sync.other) == (3, 300.0)
 
