@@ -146,7 +146,7 @@ def _partly(one: Finding, rows: Sequence[Row]) -> list[str]:
     only = " only" * (len(yes) + len(no) == len(rows))
     wordings = [f"holds{only} {names}"] if (names := _names(one, yes)) else []
     if only and (names := _names(one, no)):
-        wordings.append(f"holds, not {names}")
+        wordings += [f"holds, but not {names}", f"holds, not {names}"]
     return [*wordings, *([f"holds in {len(yes)} of {_cases(rows)}"] if yes else []), "holds in part"]
 
 

@@ -59,20 +59,21 @@ def _figure(row: Row) -> str:
     values = [rounded(value, *of) for value, of in zip((row.value, row.other), ends, strict=True)]
     both = f"{values[0]} against {values[1]} {row.unit}".rstrip()
     limit = f" (above the limit of {row.at_most:g} {row.unit}".rstrip() + ")" if _is_above(row) else ""
+    what = ", ".join(filter(None, [row.when, without_unit(row.what, row.unit)]))
     name = IN_WORDS.get(row.against, row.against)
-    text = f"{_when(row)}{without_unit(row.what, row.unit)} {both} with {name}, {improvement(row)}{limit}"
-    return f"{text[:1].upper()}{text[1:]}, {plural(row.n, 'seed')}."
+    return f"{what[:1].upper()}{what[1:]}: {both} with {name}, {improvement(row)}{limit}, {plural(row.n, 'seed')}."
 
 
-def improvement(row: Row | Versus) -> str:
-    """``better by 2.12 times [1.62 to 2.77]``, ``worse by 3.2 points [2.0 to 4.4]``."""
-    kind = effect_unit(row)
+def improvement(row: Row) -> str:
+    """``better by a factor of 2.12 [1.62 to 2.77]``, ``worse by 3.2 points [2.0 to 4.4]``."""
     effect, low, high = row.effect, row.low, row.high
     if row.is_ratio and effect < 1:
-        return f"worse by {with_interval(1 / effect, *_inverse(low, high), kind)}"
-    if not row.is_ratio and effect < 0:
-        return f"worse by {with_interval(-effect, -high, -low, kind)}"
-    return f"better by {with_interval(effect, low, high, kind)}"
+        return f"worse by a factor of {with_interval(1 / effect, *_inverse(low, high))}"
+    if row.is_ratio:
+        return f"better by a factor of {with_interval(effect, low, high)}"
+    if effect < 0:
+        return f"worse by {with_interval(-effect, -high, -low, effect_unit(row))}"
+    return f"better by {with_interval(effect, low, high, effect_unit(row))}"
 
 
 def _inverse(low: float, high: float) -> tuple[float, float]:
@@ -87,7 +88,7 @@ def _why_open(one: Finding, rows: Sequence[Row], tests: int) -> str:
     by_case = dict[str, list[Row]]()
     for row in rows:
         by_case.setdefault(row.case, []).append(row)
-    parts = [f"{_when(of[0])}{', '.join(f'{row.side} {_effect(row)}' for row in of)}" for of in by_case.values()]
+    parts = [f"{_when(of[0])}{', '.join(map(_open_effect, of))}" for of in by_case.values()]
     needed = _either(dict.fromkeys(f"{row.needed:g} {effect_unit(row)}".rstrip() for row in rows))
     limits = dict.fromkeys(f"{row.at_most:g} {row.unit}".rstrip() for row in rows if row.at_most is not None)
     most = f" and a mean of at most {_either(limits)}" if limits else ""
@@ -101,10 +102,18 @@ def _why_open(one: Finding, rows: Sequence[Row], tests: int) -> str:
 def _why_sharing_is_open(one: Finding, cases: Sequence[Versus]) -> str:
     parts = [f"{_when(case)}{_effect(case)}" for case in cases]
     return (
-        f"Why it is undecided whether sharing pays: {'; '.join(parts)} (above {'1' if cases[0].is_ratio else '0'}, sync"
-        f" is better than local). {_seeds(cases)} show neither a difference nor its absence at the level"
+        f"Why it is undecided whether sharing pays (above {'1' if cases[0].is_ratio else '0'}, sync is better than"
+        f" local): {'; '.join(parts)}. {_seeds(cases)} show neither a difference nor its absence at the level"
         f" {one.alpha:g} after correction for {plural(len(one.versus), 'case')}."
     )
+
+
+def _open_effect(row: Row) -> str:
+    """The effect on a norm, and its mean if the rule limits it."""
+    mean = (
+        f", mean {with_interval(row.value, row.value_low, row.value_high, row.unit)}" if row.at_most is not None else ""
+    )
+    return f"{row.side} {_effect(row)}{mean}"
 
 
 def _when(row: Row | Versus) -> str:

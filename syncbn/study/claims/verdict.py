@@ -78,8 +78,8 @@ def _sentence(v: Versus) -> str:
     by = (v.effect, v.low, v.high)
     if v.word == WORSE:
         by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
-    kind = "times" if v.is_ratio else "points" if v.unit == "%" else v.unit
-    how_much, seeds = with_interval(*by, kind), plural(v.n, "seed")
+    kind = "" if v.is_ratio else "points" if v.unit == "%" else v.unit
+    how_much, seeds = "a factor of " * v.is_ratio + with_interval(*by, kind), plural(v.n, "seed")
     small = f", less than the {v.needed:g} {kind}".rstrip() + " that would matter" if v.is_small else ""
     what = without_unit(v.what, v.unit)
     return (

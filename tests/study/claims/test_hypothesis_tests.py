@@ -176,10 +176,10 @@ def more(times: float) -> list[float]:
 @pytest.mark.parametrize(
     ("sync", "word", "told"),
     [
-        (more(2), "worse", "by 2.071 times [2.029 to 2.114]: steps to 95 % "),
+        (more(2), "worse", "by a factor of 2.071 [2.029 to 2.114]: steps to 95 % "),
         (BETTER, "better", ""),
         (NONE, "no difference", ""),
-        (more(1.1), "worse", ", less than the 1.25 times that would matter: steps to 95 % "),
+        (more(1.1), "worse", ", less than the 1.25 that would matter: steps to 95 % "),
         ([value * (1 + 0.2 * (-1) ** place) for place, value in enumerate(NONE)], "not decided", ""),
     ],
 )

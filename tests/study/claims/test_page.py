@@ -97,7 +97,7 @@ CASES = {"a": "with sigmoid", "b": "with tanh", "c": "with a very long name"}
         ("holds only with sigmoid", "yes no", "◐", "holds only with sigmoid"),
         ("holds only with sigmoid; not decided with tanh by 8 seeds", "yes open", "◐", "holds with sigmoid"),
         ("holds only with sigmoid and with tanh", "yes yes no", "◐", "holds in 2 of 3 cases"),
-        ("holds only with tanh; and with more", "no yes yes", "◐", "holds, not with sigmoid"),
+        ("holds only with tanh; and with more", "no yes yes", "◐", "holds, but not with sigmoid"),
         ("holds only with sigmoid (so far, by 4 of 8 seeds)", "yes no", "◐", "holds only with sigmoid so far"),
         ("holds only with sigmoid and with tanh (so far, by 4 of 8 seeds)", "yes yes no", "◐", "holds in part so far"),
         ("holds only with more", "", "◐", "holds in part"),
@@ -263,7 +263,7 @@ def test_a_section_has_the_claim_its_verdict_and_the_main_figure_first(html: Pag
         text = section(shown, 2)
         about = [
             "Claim: The article says of batch norm: regularization through batch noise. Source: Ioffe & Szegedy 2015.",
-            "With synchronized batch norm, the claim fails. With small batches: test error 17.5 against 15.4 % with no"
+            "With synchronized batch norm, the claim fails. With small batches, test error: 17.5 against 15.4 % with no"
             " norm, worse by 2.1 points [0.6 to 3.6], 8 seeds.",
             *NINE[1].worse,
             NINE[1].plots[0].title,
@@ -284,9 +284,12 @@ def test_a_section_has_the_claim_its_verdict_and_the_main_figure_first(html: Pag
     [
         (
             claim_results.row("", "sync", "yes"),
-            "Steps to 95 % 40.2 against 100 with no norm, better by 2.51 times [2.20",
+            "Steps to 95 %: 40.2 against 100 with no norm, better by a factor of 2.51 [2.20",
         ),
-        (claim_results.row("", "sync", "no", effect=0.5, low=0.4, high=0.625), "worse by 2.00 times [1.60 to 2.50], 8"),
+        (
+            claim_results.row("", "sync", "no", effect=0.5, low=0.4, high=0.625),
+            "worse by a factor of 2.00 [1.60 to 2.50], 8 seeds.",
+        ),
         (claim_results.error("", "sync", "no", -2.0, at_most=10.0), "17.5 against 15.5 % with no norm, worse by 2.0 "),
         (claim_results.error("", "sync", "no", 5.0, at_most=10.0), " [3.5 to 6.5] (above the limit of 10 %), 8 seeds."),
         (claim_results.error("", "sync", "no", 5.0, n=1, planned=1), "better by 5.0 points [3.5 to 6.5], 1 seed."),
@@ -310,10 +313,16 @@ def test_an_undecided_effect_is_explained_and_is_not_the_main_figure() -> None:
         " points [+7.5 to +10.5], sync +9.0 points [+7.5 to +10.5]. The rule needs 1 points. 8 seeds are too few to"
         " show either answer at the level 0.05 after correction for 4 tests; the intervals are without that"
         " correction.",
-        "Why it is undecided whether sharing pays: with a: +0.3 points [−0.9 to +1.5] (above 0, sync is better than"
-        " local). 10 seeds show neither a difference nor its absence at the level 0.05 after correction for 2 cases.",
+        "Why it is undecided whether sharing pays (above 0, sync is better than local): with a: +0.3 points [−0.9 to"
+        " +1.5]. 10 seeds show neither a difference nor its absence at the level 0.05 after correction for 2 cases.",
     ]
     assert sentences.undecided(claim_results.finding("x", 1, "X", rows=rows[-1:])) == []
+    limited = replace(one, rows=[replace(rows[0], when="", at_most=17.0)], versus=[])
+    (line,) = sentences.undecided(limited)
+    assert (
+        "local +9.0 points [+7.5 to +10.5], mean 17.5 % [16.2 to 18.8]. The rule needs 1 points and a mean of" in line
+    )
+    assert " at most 17 %. 8 seeds" in line
 
 
 def test_what_to_know_is_grouped() -> None:
