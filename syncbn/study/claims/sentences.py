@@ -12,11 +12,11 @@ CLIPPED = "Intervals of means end at the limits of the metric: an error is betwe
 
 
 def verdict_sentence(one: Finding, side: str) -> tuple[str, str]:
-    """The verdict on a norm, and the main figure behind it, "" without one."""
+    """The verdict on a norm, and the main figure behind it. If the claim holds in part, also where it fails."""
     cell = norm_cell(one, side)
     verdict = f"With {IN_WORDS.get(side, side)}, the claim {clause(cell)}."
     row = _main_row(one, side, cell)
-    return verdict, _figure(row) if row else ""
+    return verdict, " ".join(filter(None, [_figure(row) if row else "", _where_it_fails(one, side, cell)]))
 
 
 def clipped(low: float, high: float, label: CaseLabel | None) -> tuple[float, float]:
@@ -49,6 +49,14 @@ def _main_row(one: Finding, side: str, cell: Cell) -> Row | None:
     answers = {HELD: "yes", PARTLY: "yes", FAILED: "no", UNKNOWN: "no"}
     rows = (row for row in one.rows if row.side == side and row.says == answers.get(cell.symbol) and row.n)
     return next(rows, None)
+
+
+def _where_it_fails(one: Finding, side: str, cell: Cell) -> str:
+    """``It fails in 2 cases: with tanh; with ReLU.``, for a claim that holds in part."""
+    rows = [row for row in one.rows if row.side == side and row.says == "no" and row.n and row.when]
+    if cell.symbol != PARTLY or not rows:
+        return ""
+    return f"It fails in {plural(len(rows), 'case')}: {'; '.join(row.when for row in rows)}."
 
 
 def _figure(row: Row) -> str:

@@ -301,6 +301,15 @@ def test_the_main_figure_is_an_improvement_with_its_interval(row: Row, figure: s
     assert figure in sentences.verdict_sentence(one, "sync")[1]
 
 
+def test_where_a_claim_fails_that_holds_in_part_is_in_its_verdict() -> None:
+    rows = [claim_results.row(case, "sync", says) for case, says in (("a", "no"), ("b", "yes"), ("c", "no"))]
+    one = claim_results.finding("x", 1, "X", rows=rows, verdicts={"sync": "holds only with b"})
+    verdict, figure = sentences.verdict_sentence(one, "sync")
+    assert verdict == "With synchronized batch norm, the claim holds in 1 of 3 cases."
+    assert figure.startswith("With b, steps to 95 %: ")
+    assert figure.endswith("8 seeds. It fails in 2 cases: with a; with c.")
+
+
 def test_an_undecided_effect_is_explained_and_is_not_the_main_figure() -> None:
     rows = [claim_results.error(case, side, "open", 9.0) for case in "ab" for side in ("local", "sync")]
     rows += [claim_results.error("c", "sync", "measured", 9.0)]
