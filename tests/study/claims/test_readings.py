@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from syncbn.study.claims.result import CaseLabel
 from tests.study.support.claim_study import BASE as NONE
 from tests.study.support.claim_study import CASE, Numbers, found, losses, row, runs, study, sync_row, write
 from tests.study.support.claim_study import LESS as BETTER
@@ -186,3 +187,40 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     finding = found(tmp_path, study({"plain": CASE}))
     assert finding.verdicts == {"local": "not run", "sync": "not run"}
     assert finding.plots[0].frame.empty
+
+
+def test_the_limits_of_a_metric(tmp_path: Path) -> None:
+    by_metric = {"test/acc": 0.9, "test/loss": 1.0, "fit/gap": -0.5}
+    places = runs(tmp_path, {("one", each, "sync"): {0: by_metric} for each in ("0.1", "1", "10")})
+    cases: dict[str, dict[str, Any]] = {
+        "error": {"metric": "test/acc"},
+        "rise": {"metric": "test/acc", "less": "1"},
+        "highest": {"metric": "test/acc", "over": "highest", "usable": 10, "wants": "higher"},
+        "loss": {"metric": "test/loss"},
+        "gap": {"metric": "fit/gap"},
+        "size": {"metric": "fit/gap", "magnitude": True},
+    }
+    made = study({name: case | {"when": name, "short": f"by {name}"} for name, case in cases.items()}, source="A paper")
+    finding = found(places, made)
+    assert finding.source == "A paper"
+    assert finding.labels == {
+        "error": CaseLabel("by error", 0.0, 100.0),
+        "rise": CaseLabel("by rise", -100.0, 100.0),
+        "highest": CaseLabel("by highest", 0.0, None),
+        "loss": CaseLabel("by loss", 0.0, None),
+        "gap": CaseLabel("by gap", None, None),
+        "size": CaseLabel("by size", 0.0, None),
+    }
+    (plot,) = finding.plots
+    assert (plot.least, plot.most) == (0.0, 100.0)
+
+
+def test_runs_that_failed_for_one_reason_are_one_line(tmp_path: Path) -> None:
+    for seed in range(5):
+        write(tmp_path / "one" / "0.1" / "sync" / str(seed), status="failed")
+    write(tmp_path / "one" / "0.1" / "none" / "0", status="running")
+    sole, several, *missing = found(tmp_path, study(seeds=5)).problems
+    names = "one/0.1/sync/0, one/0.1/sync/1, one/0.1/sync/2 and 2 more"
+    assert several == f"5 runs: it failed ({names})"
+    assert sole.startswith("one/0.1/none/0: ")
+    assert all("missing" in line for line in missing)
