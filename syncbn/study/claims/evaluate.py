@@ -26,7 +26,8 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
     cases = list(claim.cases.values())
     rows, versus = hypothesis_tests.rows(cases, results), hypothesis_tests.versus(cases, results)
     whole = [run for run in results.runs.values() if not run.trouble]
-    doubts = [line for case in cases for line in _reasons_for_missing_pairs(case, results, str(study["budget"]))]
+    doubts = [line for case in cases for line in _reasons_for_missing_pairs(case, results)]
+    left_out = [line for case in cases if (line := _left_out(case, results, str(study["budget"])))]
     return Finding(
         study=str(study["name"]),
         number=claim.number,
@@ -54,28 +55,41 @@ def find(study: Mapping[str, Any], cells: Sequence[Cell], root: Path, command: s
         problems=[*results.problems(), *dict.fromkeys(doubts), *caveats.versions(whole)],
         command=command,
         source=claim.source,
+        left_out=left_out,
         labels={case.name: CaseLabel(case.short, *results.limits_of_reading(case.reading)) for case in cases},
     )
 
 
-def _reasons_for_missing_pairs(case: Case, results: Results, budget: str) -> list[str]:
-    """Lines on why a case has fewer pairs than seeds, for reasons other than failed or missing runs."""
-    lines, left_out = [], dict[str, list[str]]()  # left out: conditions by side
-    read = [*((case.reading, side) for side in case.sides), (case.against, case.against_side)]
-    for reading, side in read:
+def _reasons_for_missing_pairs(case: Case, results: Results) -> list[str]:
+    """Lines on why a case has fewer pairs than seeds, for reasons other than the budget and failed or missing runs."""
+    lines = []
+    for reading, side in _readings(case):
         for condition in reading.asked:
-            if not results.is_planned(reading.part, condition, side):
-                left_out.setdefault(side, []).append(condition)
-            elif line := _missing_metric(case, reading, condition, side, results):
-                lines.append(line)
-    if left_out:
-        # A part without conditions has one condition, with the name "".
-        which = "; ".join(f"{side} at {', '.join(names)}" if any(names) else side for side, names in left_out.items())
-        lines.append(f"{case.name}: budget {budget} leaves out what it asks for, so it is not run ({which})")
+            if results.is_planned(reading.part, condition, side):
+                lines.append(_missing_metric(case, reading, condition, side, results))
     for side in case.sides:
         found = hypothesis_tests.pairs(case, (case.reading, side), (case.against, case.against_side), results)
         lines += [f"{case.name}, {side}: {why}: not counted" for why in found.left_out]
-    return lines
+    return list(filter(None, lines))
+
+
+def _left_out(case: Case, results: Results, budget: str) -> str:
+    """A line on runs of a case that the budget leaves out; "" if it has all."""
+    left_out = dict[str, list[str]]()  # conditions by side
+    for reading, side in _readings(case):
+        for condition in reading.asked:
+            if not results.is_planned(reading.part, condition, side):
+                left_out.setdefault(side, []).append(condition)
+    if not left_out:
+        return ""
+    # A part without conditions has one condition, with the name "".
+    which = "; ".join(f"{side} at {', '.join(names)}" if any(names) else side for side, names in left_out.items())
+    return f"{case.name}: budget {budget} leaves out what it asks for, so it is not run ({which})"
+
+
+def _readings(case: Case) -> list[tuple[Reading, str]]:
+    """All readings of a case, each with its side."""
+    return [*((case.reading, side) for side in case.sides), (case.against, case.against_side)]
 
 
 def _missing_metric(case: Case, reading: Reading, condition: str, side: str, results: Results) -> str:

@@ -116,7 +116,10 @@ def _sharing_of_all(findings: Sequence[Finding]) -> list[str]:
     words = {FAILED: "worse in", HELD: "better in", PARTLY: "better and worse in", EQUAL: "no different in"}
     parts = [f"{words[symbol]} {_claims(by_symbol[symbol])}" for symbol in words if symbol in by_symbol]
     if UNKNOWN in by_symbol:
-        parts.append(f"undecided in {f'the other {len(by_symbol[UNKNOWN])}' if parts else 'all claims'}")
+        rest = len(findings) - sum(len(by_symbol.get(symbol, [])) for symbol in words)
+        is_rest = len(by_symbol[UNKNOWN]) == rest
+        others = f"the other {rest}" if parts else "all claims"
+        parts.append(f"undecided in {others if is_rest else _claims(by_symbol[UNKNOWN])}")
     return [f"Compared with per-device batch norm, it is {_listed(parts)}."] if parts else []
 
 

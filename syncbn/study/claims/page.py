@@ -211,7 +211,8 @@ def _details(one: Finding, plots: Sequence[Plot], directory: Path) -> list[Block
     ]
     for name, (heading, instead) in TABLES.items():
         inside += [Block(f"### {heading}"), *blocks.table(made.get(name), prefix=prefix, instead=instead)]
-    return [*inside, Block("### Runs"), Block(escape(_run_counts(one))), blocks.command(one.command)]
+    left_out = Block(bullets(one.left_out))
+    return [*inside, Block("### Runs"), Block(escape(_run_counts(one))), left_out, blocks.command(one.command)]
 
 
 def _folded(summary: str, inside: Sequence[Block | Group]) -> list[Block | Group]:

@@ -193,6 +193,7 @@ class Finding:
         command: the command that repeats the runs and writes this page.
         source: who made the claim; "" if this is not known.
         labels: by case.
+        left_out: one line for each case whose runs the budget leaves out.
     """
 
     study: str
@@ -219,3 +220,4 @@ class Finding:
     command: str = ""
     source: str = ""
     labels: dict[str, CaseLabel] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)

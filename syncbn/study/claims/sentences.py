@@ -41,7 +41,13 @@ def undecided(one: Finding) -> list[str]:
 
 def doubts(findings: Sequence[Finding]) -> list[str]:
     """What a reader should know before believing the page. Equal lines of several claims are one line."""
-    return [*_problems(findings), *_diverged(findings), *_meaning_of_undecided(findings), *_disagreeing(findings)]
+    return [
+        *_problems(findings),
+        *_left_out(findings),
+        *_diverged(findings),
+        *_meaning_of_undecided(findings),
+        *_disagreeing(findings),
+    ]
 
 
 def _main_row(one: Finding, side: str, cell: Cell) -> Row | None:
@@ -157,6 +163,19 @@ def _problems(findings: Sequence[Finding]) -> Iterable[str]:
         yield f"{'; '.join(names)}: {line}" if len(findings) > 1 else line
 
 
+def _left_out(findings: Sequence[Finding]) -> Iterable[str]:
+    those = [one for one in findings if one.left_out]
+    if those:
+        cases = plural(sum(len(one.left_out) for one in those), "case")
+        yield f"The budget leaves out runs of {cases}{_in_claims(those, findings)}. The details list them."
+
+
+def _in_claims(those: Sequence[Finding], findings: Sequence[Finding]) -> str:
+    """`` (claims 1, 3)``; "" if there is only one claim."""
+    numbers = ", ".join(str(one.number) for one in those)
+    return f" ({'claim' if len(those) == 1 else 'claims'} {numbers})" if len(findings) > 1 else ""
+
+
 def _diverged(findings: Sequence[Finding]) -> Iterable[str]:
     those = [one for one in findings if one.diverged]
     if those:
@@ -184,8 +203,7 @@ def _disagreeing(findings: Sequence[Finding]) -> Iterable[str]:
     those = [one for one in findings if any(figure.agrees == "no" for figure in one.published)]
     if those:
         no = sum(figure.agrees == "no" for figure in compared)
-        numbers = ", ".join(str(one.number) for one in those)
         yield (
-            f"{no} of {plural(len(compared), 'figure')} expected from earlier work differ from ours by more than their"
-            f" tolerance (claims {numbers}). The details of these claims list them."
+            f"{no} of {plural(len(compared), 'figure')} expected from earlier work {'differs' if no == 1 else 'differ'}"
+            f" from ours by more than the tolerance{_in_claims(those, findings)}. The details list them."
         )

@@ -21,7 +21,7 @@ from syncbn.training.errors import SettingError
 
 FILE = "claims.json"
 CSV = ("verdicts", "cases", "versus", "published", "plots")
-TEXTS = ("article", "source", "method", "worse", "better", "problems", "command")  # of a finding, in FILE
+TEXTS = ("article", "source", "method", "worse", "better", "problems", "left_out", "command")  # of a finding, in FILE
 LABELS = ("name", "title", "x", "y", "x_log", "y_log", "level", "level_label", "least", "most")  # of a plot, in FILE
 Result = TypeVar("Result", Row, Versus, Published)
 

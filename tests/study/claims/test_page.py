@@ -32,7 +32,7 @@ def markdown(nine: Path) -> Page:
 ANSWER = (
     "With synchronized batch norm, 1 of 9 claims holds (1), 1 holds in part (6), 3 fail (2, 8 and 9), 3 are undecided"
     " (3, 5 and 7) and 1 was not tested (4). Compared with per-device batch norm, it is worse in claim 2, better in"
-    " claim 9, better and worse in claim 8, no different in claim 1 and undecided in the other 1."
+    " claim 9, better and worse in claim 8, no different in claim 1 and undecided in claim 6."
 )
 MATRIX = [
     ["✓ holds", "✓ holds", "✓ holds", "— not tested", "= no difference"],
@@ -337,14 +337,19 @@ def test_an_undecided_effect_is_explained_and_is_not_the_main_figure() -> None:
 def test_what_to_know_is_grouped() -> None:
     published = [Published("a", "1", "b", "2", agrees) for agrees in ("no", "no", "yes", "open", "")]
     one = claim_results.finding("x", 1, "X", problems=["code has changes", "code has changes", "a run failed"])
+    one = replace(one, left_out=["a", "b"])
     other = replace(one, number=2, text="Y", diverged=3, finished=5, published=published, problems=["code has changes"])
-    assert sentences.doubts([one, other])[:3] == [
+    assert sentences.doubts([one, other])[:4] == [
         "1. X; 2. Y: code has changes",
         "1. X: a run failed",
+        "The budget leaves out runs of 4 cases (claims 1, 2). The details list them.",
         "3 of 5 runs diverged (claim 2: 3). Each counts with its test error, and its learning rate as not usable.",
     ]
-    assert sentences.doubts([one, other])[-1].startswith("2 of 4 figures expected from earlier work differ from ours")
-    assert sentences.doubts([one])[:2] == ["code has changes", "a run failed"]
+    assert sentences.doubts([one, other])[-1].startswith(
+        "2 of 4 figures expected from earlier work differ from ours by more than the tolerance (claim 2)."
+    )
+    alone = ["code has changes", "a run failed", "The budget leaves out runs of 2 cases. The details list them."]
+    assert sentences.doubts([one])[:3] == alone
     assert not any("diverged" in line or "Undecided" in line or "figures" in line for line in sentences.doubts([one]))
     asked = replace(one, verdicts={"sync": "not decided by 8 seeds"})
     assert any(line.startswith("Undecided (?) means that the seeds are too few") for line in sentences.doubts([asked]))

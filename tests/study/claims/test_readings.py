@@ -71,7 +71,7 @@ def test_a_rise_is_of_each_seed_and_asks_for_its_own_clean_run(tmp_path: Path) -
     smoke = made | {"budget": "smoke"}
     assert row(found(places, smoke), "plain", "sync").planned == 0
     left_out = "plain: budget smoke leaves out what it asks for, so it is not run (sync at 1; none at 1)"
-    assert left_out in found(places, smoke).problems
+    assert left_out in found(places, smoke).left_out
     elsewhere = {"metric": "test/acc", "part": "other", "over": "a", "against": {"part": "one", "over": "0.1"}}
     there = study({"plain": elsewhere}, sides=["sync"], seeds=3) | {"budget": "smoke"}
     assert row(found(places, there), "plain", "sync").planned == 0
@@ -137,10 +137,10 @@ def test_a_condition_that_the_budget_leaves_out_leaves_the_case_open(tmp_path: P
     assert [(each.n, each.says, math.isnan(each.effect)) for each in finding.rows] == [(0, "open", True)] * 2
     assert finding.verdicts == {"sync": "not run"}
     left_out = "budget smoke leaves out what it asks for, so it is not run (sync at"
-    assert [line for line in finding.problems if line.startswith(f"left_out: {left_out} 0.1")]
-    assert [line for line in finding.problems if line.startswith(f"mean: {left_out} 0.1")]
-    assert f"mean: {left_out} 0.1, 1; none at 0.1, 1)" in finding.problems
-    assert not any("10" in line and "budget" in line for line in finding.problems)
+    assert [line for line in finding.left_out if line.startswith(f"left_out: {left_out} 0.1")]
+    assert [line for line in finding.left_out if line.startswith(f"mean: {left_out} 0.1")]
+    assert f"mean: {left_out} 0.1, 1; none at 0.1, 1)" in finding.left_out
+    assert not any("10" in line for line in finding.left_out)
 
 
 def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
