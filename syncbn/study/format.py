@@ -61,9 +61,11 @@ def rounded(value: float, low: float, high: float, *, sign: bool = False) -> str
         text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
         if not has_width and "." in text:
             text = text.rstrip("0").rstrip(".")
+    if not any(digit in text for digit in "123456789"):
+        if value == 0 or not (low > 0 or high < 0):
+            return text.lstrip("-")
+        text = scientific(value)  # an interval without 0 does not show a 0
     text = text.replace("-", "−")
-    if not any(digit in text for digit in "123456789"):  # -0.00
-        return text.lstrip("−")
     return f"+{text}" if sign and value > 0 else text
 
 

@@ -44,6 +44,7 @@ NAN, INF = float("nan"), float("inf")
         (format.rounded, (0.0, NAN, NAN), "0"),
         (format.rounded, (3.4e30, 2.1e29, 5.0e31), "3.4×10³⁰"),
         (format.rounded, (-3.4e-9, -4e-9, -2.8e-9), "−3.4×10⁻⁹"),
+        (format.rounded, (3.4e-7, 1e-8, 0.002), "3.4×10⁻⁷"),
         (format.rounded, (NAN, 1.0, 2.0), "—"),
         (partial(format.rounded, sign=True), (12.97, 8.9, 17.0), "+13.0"),
         (partial(format.rounded, sign=True), (-12.97, -17.0, -8.9), "−13.0"),

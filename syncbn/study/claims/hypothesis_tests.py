@@ -34,14 +34,14 @@ SYNC, LOCAL = "sync", "local"
 # What cannot be shown, by whether some effect is a lower bound and whether some effect is an upper bound.
 NOTHING = {(False, False): ""}
 HELP = NOTHING | {
-    (True, False): "so it cannot be shown not to help",
-    (False, True): "so it cannot be shown to help",
-    (True, True): "so it can be shown neither to help nor not to",
+    (True, False): "so the answer cannot be no",
+    (False, True): "so the answer cannot be yes",
+    (True, True): "so the answer can be neither yes nor no",
 }
 SHARE = NOTHING | {
-    (True, False): "so sync cannot be shown to do worse, or the same",
-    (False, True): "so sync cannot be shown to do better, or the same",
-    (True, True): "so neither can be shown to do better, or the same",
+    (True, False): "so neither worse nor no difference can be shown",
+    (False, True): "so neither better nor no difference can be shown",
+    (True, True): "so neither a difference nor its absence can be shown",
 }
 
 
@@ -131,7 +131,7 @@ def _tested_row(case: Case, side: str, results: Results) -> Row:
         when=case.when,
         side=side,
         against=case.against_side,
-        what=_what(case, metric, [*results.notes_on_bounds(mine, theirs), HELP[found.is_least, found.is_most]]),
+        what=_what(case, metric),
         unit=metric.unit,
         n=len(found.effects),
         value=_mean(found.side),
@@ -150,6 +150,7 @@ def _tested_row(case: Case, side: str, results: Results) -> Row:
         says="" if case.counts else MEASURED,
         at_most=case.at_most,
         planned=results.planned(mine, theirs),
+        note=_note([*results.notes_on_bounds(mine, theirs), HELP[found.is_least, found.is_most]]),
     )
 
 
@@ -173,7 +174,7 @@ def _sync_against_local(case: Case, results: Results) -> Versus:
     return Versus(
         case=case.name,
         when=case.when,
-        what=_what(case, metric, [*results.notes_on_bounds(mine, theirs), SHARE[found.is_least, found.is_most]]),
+        what=_what(case, metric),
         unit=metric.unit,
         n=tested.n,
         value=_mean(found.side),
@@ -186,6 +187,7 @@ def _sync_against_local(case: Case, results: Results) -> Versus:
         word="",
         needed=matters,
         p_same=math.nan if found.is_least or found.is_most else tested.p_tost,
+        note=_note([*results.notes_on_bounds(mine, theirs), SHARE[found.is_least, found.is_most]]),
     )
 
 
@@ -208,10 +210,13 @@ def _holm_corrected(ps: Sequence[float]) -> list[float]:
     return [new if math.isfinite(p) else math.nan for p, new in zip(ps, corrected, strict=True)]
 
 
-def _what(case: Case, metric: Metric, notes: Sequence[str]) -> str:
-    """The measured quantity for display, with notes in parentheses."""
-    what = case.what or (f"{metric.label}, {metric.unit}" if metric.unit else metric.label)
-    return f"{what} ({'; '.join(filter(None, notes))})" if any(notes) else what
+def _what(case: Case, metric: Metric) -> str:
+    """The measured quantity for display, with its unit."""
+    return case.what or (f"{metric.label}, {metric.unit}" if metric.unit else metric.label)
+
+
+def _note(notes: Sequence[str]) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _effect(case: Case, ours: float, theirs: float) -> float:

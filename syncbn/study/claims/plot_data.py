@@ -22,11 +22,19 @@ SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 def plot(asked: Plot, results: Results) -> PlotData:
     """The data of a claim's plot. It is named after its part of the study."""
     rows = _layers(asked, results) if isinstance(asked, LayersPlot) else _metrics(asked, results)
+    least, most = (0.0, None) if isinstance(asked, LayersPlot) else results.limits(*_metric_names(asked))
     return PlotData(
         name=re.sub(r"[^A-Za-z0-9]+", "-", asked.part),
         frame=pd.DataFrame(list(rows), columns=COLUMNS),
+        least=least,
+        most=most,
         **asked.model_dump(include={"title", "x", "y", "x_log", "y_log", "level", "level_label"}),
     )
+
+
+def _metric_names(asked: ConditionsPlot | NumbersPlot) -> list[str]:
+    first = f"{asked.at[0]:g}" if isinstance(asked, NumbersPlot) else ""
+    return [name.replace("{x}", first) for name in asked.lines.values()]
 
 
 def _metrics(asked: ConditionsPlot | NumbersPlot, results: Results) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,7 @@ def draw(data: PlotData, name: str) -> Plot:
         data = replace(data, level=None)
     mean = data.frame["mean"].astype(float)
     frame = data.frame[np.isfinite(mean) & ((mean > 0) | (not data.y_log))]
+    frame, is_clipped = _clipped(data, frame)
     if frame.empty:
         return Plot(name, data.title, f"No plot of {data.y}: no run has a value that can be drawn.")
     words = not all(isinstance(x, Real) for x in frame.x)
@@ -45,10 +46,19 @@ def draw(data: PlotData, name: str) -> Plot:
     caption = [*_axes_caption(data, frame, words), *_styles_caption(data, frame, words)]
     if any((of_one.low < low).any() or (of_one.high > high).any() for of_one, low, high in ranges):
         caption.append("Intervals that go beyond an axis are cut off.")
+    if is_clipped:
+        caption.append("Intervals end at the limits of the metric.")
     if lost := len(data.frame) - len(frame):
         why = "missing, not finite, or not above zero" if data.y_log else "missing or not finite"
         caption.append(f"Not drawn: {plural(lost, 'value')}, {why}.")
     return Plot(name, data.title, " ".join(caption), figure)
+
+
+def _clipped(data: PlotData, frame: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """The frame with intervals within the limits of the metric, and whether an interval went beyond."""
+    ends = frame[["low", "high"]].astype(float)
+    inside = ends.clip(data.least, data.most)
+    return frame.assign(low=inside.low, high=inside.high), bool((inside != ends)[ends.notna()].to_numpy().any())
 
 
 def look(side: str, series: int = 0) -> Look:
@@ -178,7 +188,8 @@ def _axes_caption(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[
     """Sentences of the caption on the axes and the markers."""
     y = first_upper(data.y)
     panels = ", a panel for each condition" if frame.panel.nunique() > 1 and not words else ""
-    yield f"{y}, a row for each {data.x}." if words else f"{y} against {data.x}{panels}."
+    rows = f", a row for each {data.x}" if data.x else ""
+    yield f"{y}{rows}." if words else f"{y} against {data.x}{panels}."
     if frame.panel.nunique() > 2 and not words:
         yield "Panels beside each other have one vertical axis; others have their own."
     at_zero = ", but for 0," if any(isinstance(x, Real) and x <= 0 for x in frame.x) else ""

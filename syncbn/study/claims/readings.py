@@ -21,6 +21,8 @@ from syncbn.training.errors import SettingError
 TARGET = "target/"  # prefix of metrics on reaching a target accuracy
 REACHED = "target/reached"
 CENSORED = ("target/steps", "target/seconds")
+NOT_NEGATIVE = ("target/steps", "target/seconds", "images_per_second", "test/loss", "fit/loss")
+FEW = 3  # names of runs in a line
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,21 @@ class Results:
         most = f"{reading.usable:g} {metric.unit}".rstrip()
         return Metric(metric.name, f"largest condition with {metric.label} of {most} at most", "", "higher", "")
 
+    def limits(self, *names: str) -> tuple[float | None, float | None]:
+        """The smallest and the largest value that metrics with these names can have; None for no limit."""
+        if all(self.metric(name).unit == "%" for name in names):
+            return 0.0, 100.0
+        return 0.0 if all(name in NOT_NEGATIVE for name in names) else None, None
+
+    def limits_of_reading(self, reading: Reading) -> tuple[float | None, float | None]:
+        """The limits of the number that a reading results in."""
+        if reading.over == LARGEST or reading.magnitude:
+            return 0.0, None
+        least, most = self.limits(reading.metric)
+        if reading.less:
+            return None if most is None else -most, most
+        return least, most
+
     def number(self, reading: Reading, side: str, seed: int) -> Number | None:
         """The number of a side and seed by the reading; None if one of its runs is missing."""
         seen = {each: self._run_number(reading, each, side, seed) for each in reading.asked}
@@ -116,10 +133,10 @@ class Results:
         found = [number for number in numbers if number is not None]
         if reading.over == LARGEST:
             told = [
-                (sum(number.is_least for number in found), "could use the largest that was tried"),
-                (sum(number.is_most for number in found), "could use none, and count with the smallest"),
+                (sum(number.is_least for number in found), "could use the largest value tried"),
+                (sum(number.is_most for number in found), "could use no value and count with the smallest"),
             ]
-            words = "; ".join(f"{count} of {len(found)} {what}" for count, what in told if count)
+            words = "; ".join(f"{count} of {plural(len(found), 'seed')} {what}" for count, what in told if count)
         else:
             words = self._missed_target(reading, side, found)
         return f"{side}: {words}" if words else ""
@@ -135,12 +152,13 @@ class Results:
         late, what = sum(number.is_least for number in seen), reading.metric.removeprefix(TARGET)
         if not late:
             return ""
-        words = f"{late} of {len(seen)} did not get there"
+        words = f"{late} of {plural(len(seen), 'run')} missed the target"
         if reading.over != "best" or reading.wants != "lower":
-            return f"{words}; they count with the {what} that they trained"
-        words += "; the best of those that did counts"
+            return f"{words} and count with the {what} they trained"
+        words += "; the best run that reached it counts"
         nowhere = sum(number.is_least for number in found)
-        return words + (f", and where none did ({nowhere} of {len(found)}) the most {what} trained" if nowhere else "")
+        of_all = f", and for {nowhere} of {plural(len(found), 'seed')} without one the most {what} trained"
+        return words + (of_all if nowhere else "")
 
     def _run_number(self, reading: Reading, condition: str, side: str, seed: int) -> Number | None:
         """The metric of a run, infinite if the run diverged and the reading is ``highest``; None if it is missing."""
@@ -154,14 +172,17 @@ class Results:
         return Number(abs(value) if reading.magnitude else value, is_late)
 
     def problems(self) -> list[str]:
-        """One line for each failed run, and one for each part, condition and side with missing runs."""
-        lines, missing = [], dict[Path, list[str]]()
+        """One line for each reason why runs failed, and one for each part, condition and side with missing runs."""
+        lines, missing, failed = [], dict[Path, list[str]](), dict[str, list[str]]()
         for cell in self._cells:
             run = self.runs.get(cell.directory)
             if run is None:
                 missing.setdefault(cell.directory.parent, []).append(cell.directory.name)
             elif run.trouble:
-                lines.append(f"{cell.directory.relative_to(self._root)}: {run.trouble}")
+                failed.setdefault(run.trouble, []).append(str(cell.directory.relative_to(self._root)))
+        for trouble, names in failed.items():
+            few = ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+            lines.append(f"{few}: {trouble}" if len(names) == 1 else f"{len(names)} runs: {trouble} ({few})")
         for directory, names in missing.items():
             where = directory.relative_to(self._root)
             lines.append(f"{where}: {plural(len(names), 'run')} missing ({', '.join(names)})")

@@ -32,6 +32,7 @@ class Row:
             uncorrected.
         at_most: additional upper limit of the norm's own number for a "yes"; None for no limit.
         planned: number of pairs that the study plans.
+        note: on numbers that are bounds, or that omit conditions; "" for none.
     """
 
     case: str
@@ -57,6 +58,7 @@ class Row:
     says: str
     at_most: float | None = None
     planned: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Versus:
     """Synchronized compared with per-device statistics in one case.
 
     Attributes:
-        case, when, what, unit, is_ratio: as in :class:`Row`.
+        case, when, what, unit, is_ratio, note: as in :class:`Row`.
         n: number of pairs.
         value, other: means of ``sync`` and of ``local``.
         effect: improvement of ``sync`` over ``local``; negative (for a ratio: below 1) if ``sync`` is worse.
@@ -93,6 +95,21 @@ class Versus:
     needed: float = math.nan
     p_same: float = math.nan
     is_small: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CaseLabel:
+    """What a page needs of a case besides its numbers.
+
+    Attributes:
+        short: the condition in at most four words, for the first matrix: "with sigmoid"; "" for none.
+        least, most: the limits of the measured quantity, 0 and 100 for an error in percent; None for no limit.
+    """
+
+    short: str = ""
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +146,7 @@ class PlotData:
             (95 % interval; NaN for one seed).
         level: the value at which a reference line is drawn, or None.
         level_label: label of the reference line.
+        least, most: the limits of the quantity, at which drawn intervals end; None for no limit.
     """
 
     name: str
@@ -140,6 +158,8 @@ class PlotData:
     frame: pd.DataFrame
     level: float | None = None
     level_label: str = ""
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +191,9 @@ class Finding:
         diverged: number of finished runs that stopped because of a non-finite loss. They count with their error.
         problems: one line for each failed run, missing run, or other reason for doubt.
         command: the command that repeats the runs and writes this page.
+        source: who made the claim; "" if this is not known.
+        labels: by case.
+        left_out: one line for each case whose runs the budget leaves out.
     """
 
     study: str
@@ -195,3 +218,6 @@ class Finding:
     sharing: str = ""
     problems: list[str] = field(default_factory=list)
     command: str = ""
+    source: str = ""
+    labels: dict[str, CaseLabel] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)

@@ -51,6 +51,7 @@ class Case(Reading):
 
     Attributes:
         when: the condition in words, for the verdict "holds only WHEN".
+        short: the same in at most four words, for the page's first matrix: "with sigmoid".
         sides: the norms.
         against: the reading of the compared side. The file contains only the keys that differ from the case's reading.
         against_side: the side with which the norms are compared.
@@ -63,6 +64,7 @@ class Case(Reading):
     """
 
     when: Text = ""
+    short: Text = ""
     sides: Names = ()
     against: Reading
     against_side: Text = Field("", alias="against.side")
@@ -214,7 +216,7 @@ class Claim(Section):
     """A claim and its rule.
 
     Attributes:
-        number, text, article, method, baseline, sides: as in :class:`syncbn.study.claims.result.Finding`.
+        number, text, article, source, method, baseline, sides: as in :class:`syncbn.study.claims.result.Finding`.
         cases: the questions by name, in order.
         literature: published figures.
         plots: at least one.
@@ -223,6 +225,7 @@ class Claim(Section):
     number: StrictInt
     text: Text
     article: Text
+    source: Text = ""
     method: Text
     baseline: Text
     sides: Names

@@ -2,37 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from math import isfinite
+from math import isfinite, nan
 
 import pandas as pd
 
-from syncbn.study.claims.result import Finding, Published, Row, Versus
-from syncbn.study.claims.verdict import MEASURED, NOT_ASKED
-from syncbn.study.format import MISSING, count, interval, number, probability, scientific, signed
+from syncbn.study.claims.result import CaseLabel, Finding, Published, Row, Versus
+from syncbn.study.claims.sentences import clipped, effect_unit
+from syncbn.study.claims.verdict import MEASURED, NOT_ASKED, with_interval
+from syncbn.study.format import MISSING, count, probability, rounded
 from syncbn.study.report.tables import Column, Table, table
 
 INTERVAL = "[95\u00a0%]"  # a non-breaking space, for table heads
 SMALL = "less than what matters"
 _TONES = {"yes": "better", "no": "worse", "better": "better", "worse": "worse"}
 _ABOUT = ["study", "number"]
-_OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverged"]
-
-
-def worded_verdict(finding: Finding, side: str) -> tuple[str, str]:
-    """The verdict on a side in words, and its tone: "better", "partly", "worse", "open" or "unused"."""
-    words = finding.verdicts.get(side, NOT_ASKED)
-    tones = {"holds only": "partly", "holds": "better", "does not hold": "worse", NOT_ASKED: "unused"}
-    return words, next((tone for start, tone in tones.items() if words.startswith(start)), "open")
-
-
-def sharing(finding: Finding) -> tuple[str, str]:
-    """Synchronized compared with per-device statistics in words, and the tone: as in :func:`verdict`, or "even"."""
-    words = {part.split()[0] for part in finding.sharing.split("; ") if part.strip()} & {"better", "worse"}
-    if len(words) == 2:
-        return finding.sharing, "partly"
-    if words:
-        return finding.sharing, words.pop()
-    return finding.sharing or MISSING, {"": "unused", "no difference": "even"}.get(finding.sharing, "open")
+OF_ALL = ["baseline", "sharing", "seeds", "alpha", "runs", "finished", "diverged"]
 
 
 def norms(findings: Iterable[Finding]) -> list[str]:
@@ -70,8 +54,8 @@ def runs(findings: Sequence[Finding]) -> Table:
 def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[str, pd.DataFrame]:
     """Tables with all digits, by the name of their CSV file. ``files`` has the names of each finding's plots."""
     verdicts = [
-        {name: getattr(one, name) for name in [*_ABOUT, "text", *_OF_ALL]}
-        | {"side": side, "verdict": worded_verdict(one, side)[0]}
+        {name: getattr(one, name) for name in [*_ABOUT, "text", *OF_ALL]}
+        | {"side": side, "verdict": one.verdicts.get(side, NOT_ASKED)}
         for one in findings
         for side in one.sides
     ]
@@ -81,7 +65,7 @@ def frames(findings: Sequence[Finding], files: Sequence[Sequence[str]]) -> dict[
         for plot, file in zip(one.plots, names, strict=True)
     ]
     columns = [*_ABOUT, "plot", "panel", "side", "series", "x", "n", "mean", "low", "high"]
-    heads = [*_ABOUT, "text", "side", "verdict", *_OF_ALL]
+    heads = [*_ABOUT, "text", "side", "verdict", *OF_ALL]
     return {
         "verdicts": pd.DataFrame(verdicts, columns=heads),
         "cases": _frame(findings, "rows", Row),
@@ -100,18 +84,18 @@ def _cases(finding: Finding) -> Table:
     columns = [
         Column("case", lambda row: row.when or MISSING, numeric=False),
         Column("norm", lambda row: row.side, numeric=False),
-        Column("says", lambda row: row.says, numeric=False),
+        Column("answer", lambda row: row.says, numeric=False),
         Column(f"better by {INTERVAL}", _effect),
         Column("needed", _needed),
         Column("pairs", lambda row: count(row.n) if row.n >= row.planned else f"{row.n} of {row.planned}"),
-        Column(f"norm's mean {INTERVAL}", lambda row: _mean(row.value, row.value_low, row.value_high, row.unit)),
-        Column("held against", lambda row: row.against, numeric=False),
-        Column(f"its mean {INTERVAL}", lambda row: _mean(row.other, row.other_low, row.other_high, row.unit)),
+        Column(f"norm's mean {INTERVAL}", lambda row: _mean(finding, row, row.value, row.value_low, row.value_high)),
+        Column("compared with", lambda row: row.against, numeric=False),
+        Column(f"its mean {INTERVAL}", lambda row: _mean(finding, row, row.other, row.other_low, row.other_high)),
         Column("p, yes", lambda row: MISSING if row.says == MEASURED else probability(row.p_yes)),
         Column("p, no", lambda row: MISSING if row.says == MEASURED else probability(row.p_no)),
-        Column("measured", lambda row: row.what, numeric=False),
+        Column("measured", _measured, numeric=False),
     ]
-    return table("cases", finding.rows, columns, lambda row: _TONES.get(row.says, "open"), "says")
+    return table("cases", finding.rows, columns, lambda row: _TONES.get(row.says, "open"), "answer")
 
 
 def _versus(finding: Finding) -> Table:
@@ -119,13 +103,13 @@ def _versus(finding: Finding) -> Table:
         Column("case", lambda row: row.when or MISSING, numeric=False),
         Column("sync is", lambda row: f"{row.word} ({SMALL})" if row.is_small else row.word, numeric=False),
         Column(f"sync is better by {INTERVAL}", _effect),
-        Column("needed", lambda row: _effect_text(row.needed, row).replace("+", "±", 1)),
+        Column("what matters", _what_matters),
         Column("pairs", lambda row: count(row.n)),
-        Column("sync", lambda row: number(row.value, row.unit)),
-        Column("local", lambda row: number(row.other, row.unit)),
+        Column("sync", lambda row: _beside(row, row.value)),
+        Column("local", lambda row: _beside(row, row.other)),
         Column("p", lambda row: probability(row.p)),
         Column("p, same", lambda row: probability(row.p_same)),
-        Column("measured", lambda row: row.what, numeric=False),
+        Column("measured", _measured, numeric=False),
     ]
 
     def tone(row: Versus) -> str:
@@ -145,37 +129,30 @@ def _published(finding: Finding) -> Table:
     return table("published", finding.published, columns, lambda row: _TONES.get(row.agrees, "open"), "agrees")
 
 
+def _measured(row: Row | Versus) -> str:
+    return f"{row.what} ({row.note})" if row.note else row.what
+
+
+def _what_matters(row: Versus) -> str:
+    if not isfinite(row.needed):
+        return MISSING
+    return f"{row.needed:g} times" if row.is_ratio else f"±{row.needed:g} {effect_unit(row)}".rstrip()
+
+
 def _needed(row: Row) -> str:
-    most = "" if row.at_most is None else f", and at most {number(row.at_most, row.unit)} {row.unit}".rstrip()
-    return f"{_effect_text(row.needed, row)}{most}"
+    most = "" if row.at_most is None else f", and at most {row.at_most:g} {row.unit}".rstrip()
+    return f"{row.needed:{'' if row.is_ratio else '+'}g} {effect_unit(row)}".rstrip() + most
 
 
 def _effect(row: Row | Versus) -> str:
-    ends = interval(row.low, row.high, _difference_unit(row), sign=True)
-    if row.is_ratio and ends != MISSING:
-        ends = f"{_ratio_text(row.low)} to {_ratio_text(row.high)}"
-    return _with_interval(_effect_text(row.effect, row), ends)
+    return with_interval(row.effect, row.low, row.high, effect_unit(row) * isfinite(row.effect), sign=not row.is_ratio)
 
 
-def _mean(value: float, low: float, high: float, unit: str) -> str:
-    return _with_interval(number(value, unit), interval(low, high, unit))
+def _mean(finding: Finding, row: Row, value: float, low: float, high: float) -> str:
+    label: CaseLabel | None = finding.labels.get(row.case)
+    return with_interval(value, *clipped(low, high, label))
 
 
-def _effect_text(value: float, row: Row | Versus) -> str:
-    """An effect with its unit: ``1.25 times``, ``+2.00 points``."""
-    if not isfinite(value):
-        return MISSING
-    unit = _difference_unit(row)
-    return f"{_ratio_text(value)} times" if row.is_ratio else f"{signed(value, unit)} {unit}".strip()
-
-
-def _difference_unit(row: Row | Versus) -> str:
-    return "points" if row.unit == "%" else row.unit
-
-
-def _ratio_text(value: float) -> str:
-    return f"{value:,.2f}" if 0.01 <= value < 1e6 else scientific(value)
-
-
-def _with_interval(mean: str, ends: str) -> str:
-    return mean if ends == MISSING else f"{mean} [{ends}]"
+def _beside(row: Versus, value: float) -> str:
+    """One of the two means, with the decimals that the interval of their difference supports."""
+    return rounded(value, nan, nan) if row.is_ratio else rounded(value, row.low, row.high)

@@ -1,10 +1,10 @@
 """States the verdicts on a claim in words, from the answers of its cases."""
 
-import math
 from collections.abc import Sequence
+from math import nan
 
 from syncbn.study.claims.result import Row, Versus
-from syncbn.study.format import number, plural, span
+from syncbn.study.format import MISSING, plural, rounded, rounded_interval, span
 
 HOLDS, FAILS, NOT_ASKED, NOT_RUN = "holds", "does not hold", "not asked", "not run"
 MEASURED = "measured"  # the answer of a case that does not count for the verdict
@@ -59,28 +59,32 @@ def sharing(versus: Sequence[Versus]) -> str:
     return NOT_RUN if all(one.word == NOT_RUN for one in versus) else UNDECIDED
 
 
-def effect_text(effect: float, low: float, high: float, unit: str, is_ratio: bool) -> str:
-    """``2.31 times [1.90, 2.80]``, ``3.20 points [2.00, 4.40]``; without an interval, only the effect."""
-    kind = "times" if is_ratio else "points" if unit == "%" else ""
-    if is_ratio:
-        unit = "%" if effect >= 0.1 else ""  # two decimals for ratios of 0.1 or more
-    interval = f"[{number(low, unit)}, {number(high, unit)}]" if math.isfinite(low) else ""
-    return " ".join(filter(None, [number(effect, unit), kind, interval]))
+def with_interval(value: float, low: float, high: float, unit: str = "", *, sign: bool = False) -> str:
+    """A number with its unit and interval, ``3.2 points [2.0 to 4.4]``; without an interval, only the number."""
+    ends = rounded_interval(low, high, sign=sign)
+    interval = "" if ends == MISSING or low == high else f"[{ends}]"
+    return " ".join(filter(None, [rounded(value, low, high, sign=sign), unit, interval]))
+
+
+def without_unit(what: str, unit: str) -> str:
+    """A measured quantity without the unit at its end: "test error" for "test error, %"."""
+    return what.removesuffix(f", {unit}") if unit else what
 
 
 def _sentence(v: Versus) -> str:
     when = f"{v.when[0].upper()}{v.when[1:]}, s" if v.when else "S"
-    unit = f" {v.unit}" if v.unit else ""
-    both = f"{number(v.value, v.unit)} against {number(v.other, v.unit)}{unit}"
+    ends = (nan, nan) if v.is_ratio else (v.low, v.high)  # a ratio's interval does not suit the two numbers
+    both = f"{rounded(v.value, *ends)} against {rounded(v.other, *ends)} {v.unit}".rstrip()
     by = (v.effect, v.low, v.high)
     if v.word == WORSE:
         by = (1 / v.effect, 1 / v.high, 1 / v.low) if v.is_ratio else (-v.effect, -v.high, -v.low)
-    kind = " times" if v.is_ratio else " points" if v.unit == "%" else ""
-    small = f", which is less than the {v.needed:g}{kind} that would matter" if v.is_small else ""
-    how_much = effect_text(*by, v.unit, v.is_ratio)
-    what = v.what.replace(f", {v.unit}", "", 1) if v.unit else v.what
-    seeds = plural(v.n, "seed")
-    return f"{when}ynchronized statistics do {v.word} than per-device ones: {what} {both}, {how_much}, {seeds}{small}."
+    kind = "" if v.is_ratio else "points" if v.unit == "%" else v.unit
+    how_much, seeds = "a factor of " * v.is_ratio + with_interval(*by, kind), plural(v.n, "seed")
+    small = f", less than the {v.needed:g} {kind}".rstrip() + " that would matter" if v.is_small else ""
+    what = without_unit(v.what, v.unit)
+    return (
+        f"{when}ynchronized statistics are {v.word} than per-device ones by {how_much}{small}: {what} {both}, {seeds}."
+    )
 
 
 def _joined_conditions(rows: Sequence[Row | Versus]) -> str:

@@ -34,12 +34,12 @@ def steps(root: Path, condition: str = "0.1", **by_side: Seen) -> Path:
     ("none", "sync", "says", "open_p", "note"),
     [
         (SLOW, FAST, "yes", "", ""),
-        (LATE, FAST, "yes", "p_no", "so it cannot be shown not to help)"),
-        (SLOW, EARLY, "open", "p_yes", "so it cannot be shown to help)"),
+        (LATE, FAST, "yes", "p_no", "so the answer cannot be no"),
+        (SLOW, EARLY, "open", "p_yes", "so the answer cannot be yes"),
         (FAST, SLOW, "no", "", ""),
-        (EARLY, SLOW, "open", "p_no", "so it cannot be shown not to help)"),
-        (FAST, LATE, "no", "p_yes", "so it cannot be shown to help)"),
-        (LATE, EARLY, "open", "p_yes p_no", "so it can be shown neither to help nor not to)"),
+        (EARLY, SLOW, "open", "p_no", "so the answer cannot be no"),
+        (FAST, LATE, "no", "p_yes", "so the answer cannot be yes"),
+        (LATE, EARLY, "open", "p_yes p_no", "so the answer can be neither yes nor no"),
     ],
 )
 def test_a_bound_forbids_what_it_could_change(
@@ -48,21 +48,22 @@ def test_a_bound_forbids_what_it_could_change(
     one = sync_row(steps(tmp_path, none=none, sync=sync), STEPS)
     assert (one.n, one.says) == (8, says)
     assert [name for name in ("p_yes", "p_no") if math.isnan(getattr(one, name))] == open_p.split()
-    assert one.what.endswith(note)
-    assert ("cannot be" in one.what or "neither" in one.what) == bool(note)
+    assert one.what == "steps"
+    assert one.note.endswith(note)
+    assert ("cannot be" in one.note or "neither" in one.note) == bool(note)
 
 
 @pytest.mark.parametrize(
     ("local", "sync", "word", "note"),
     [
         (SLOW, FAST, "better", ""),
-        (LATE, FAST, "better", "so sync cannot be shown to do worse, or the same)"),
-        (SLOW, EARLY, "not decided", "so sync cannot be shown to do better, or the same)"),
-        (FAST, LATE, "worse", "so sync cannot be shown to do better, or the same)"),
-        (EARLY, SLOW, "not decided", "so sync cannot be shown to do worse, or the same)"),
-        (EARLY, EARLY, "not decided", "so neither can be shown to do better, or the same)"),
+        (LATE, FAST, "better", "so neither worse nor no difference can be shown"),
+        (SLOW, EARLY, "not decided", "so neither better nor no difference can be shown"),
+        (FAST, LATE, "worse", "so neither better nor no difference can be shown"),
+        (EARLY, SLOW, "not decided", "so neither worse nor no difference can be shown"),
+        (EARLY, EARLY, "not decided", "so neither a difference nor its absence can be shown"),
         (FAST, FAST, "no difference", ""),
-        (EARLY, FAST, "not decided", "so sync cannot be shown to do worse, or the same)"),
+        (EARLY, FAST, "not decided", "so neither worse nor no difference can be shown"),
     ],
 )
 def test_a_bound_forbids_what_it_could_change_of_sharing(
@@ -70,8 +71,8 @@ def test_a_bound_forbids_what_it_could_change_of_sharing(
 ) -> None:
     (one,) = found(steps(tmp_path, local=local, sync=sync), study({"plain": STEPS})).versus
     assert one.word == word
-    assert one.what.endswith(note)
-    assert (one.what != "steps") == bool(note)
+    assert one.note.endswith(note)
+    assert (one.note != "") == bool(note)
 
 
 def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
@@ -80,10 +81,10 @@ def test_the_best_is_of_those_that_got_there(tmp_path: Path) -> None:
         steps(tmp_path, condition, none=[(none, none == 300)] * 2, sync=[(sync, 0), (sync, sync == 200)])
     one = sync_row(tmp_path, STEPS | {"over": "best", "conditions": ["0.1", "1"]}, seeds=2)
     assert (one.value, one.other) == (200.0, 300.0)
-    assert one.what == (
-        "steps (sync: 3 of 4 did not get there; the best of those that did counts, and where none did (1 of 2) the "
-        "most steps trained; none: 2 of 4 did not get there; the best of those that did counts; "
-        "so it cannot be shown to help)"
+    assert one.note == (
+        "sync: 3 of 4 runs missed the target; the best run that reached it counts, and for 1 of 2 seeds without one "
+        "the most steps trained; none: 2 of 4 runs missed the target; the best run that reached it counts; "
+        "so the answer cannot be yes"
     )
     assert math.isnan(one.p_yes)
     assert not math.isnan(one.p_no)

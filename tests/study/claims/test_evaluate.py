@@ -14,7 +14,7 @@ from syncbn.study.claims.result import Published
 from syncbn.study.compare.paired_tests import mean_interval
 from tests.study.support.claim_study import PLOT, found, losses, runs, study, write
 
-OF_SYNC, TWICE = {"case": "plain", "side": "sync"}, "2.00 times [1.90, 2.10]"
+OF_SYNC, TWICE = {"case": "plain", "side": "sync"}, "2.00 times [1.90 to 2.10]"
 NONE, SYNC = [10.0, 11.0, 9.0], [5.0, 5.4, 4.6]
 
 
@@ -28,9 +28,9 @@ NONE, SYNC = [10.0, 11.0, 9.0], [5.0, 5.4, 4.6]
         (OF_SYNC | {"value": 1.8, "tolerance": 0.05}, TWICE, "no"),
         (OF_SYNC | {"value": 2.2}, TWICE, "no"),
         (OF_SYNC, TWICE, ""),
-        (OF_SYNC | {"of": "value", "value": 5.5}, "5.000 [4.006, 5.994]", "open"),
-        (OF_SYNC | {"of": "value", "value": 5}, "5.000 [4.006, 5.994]", "yes"),
-        (OF_SYNC | {"of": "other", "value": 5.5}, "10.00 [7.516, 12.48]", "no"),
+        (OF_SYNC | {"of": "value", "value": 5.5}, "5.00 [4.01 to 5.99]", "open"),
+        (OF_SYNC | {"of": "value", "value": 5}, "5.00 [4.01 to 5.99]", "yes"),
+        (OF_SYNC | {"of": "other", "value": 5.5}, "10.0 [7.5 to 12.5]", "no"),
         ({"case": "plain", "side": "local", "value": 2}, "not measured", ""),
         ({}, "not measured", ""),
     ],
@@ -115,9 +115,16 @@ def test_lines_for_the_terminal(tmp_path: Path) -> None:
     none = [value + 0.01 * place for place, value in enumerate(NONE * 3)]
     made = study(seeds=9, number=8, text="Short", sides=["local", "sync", "group_norm"])
     finding = found(losses(tmp_path, none=none, local=none, sync=worse), made)
-    first, second, third, *rest = page.lines([finding, found(tmp_path, study(text="A longer claim"))])
-    assert first == ("8 Short            local: does not hold   sync: does not hold   group_norm: not run")
-    assert second.startswith("1 A longer claim   local: ")
-    assert third.startswith("8 Short: Synchronized statistics do worse than per-device ones: test loss ")
-    assert rest[0].startswith("1 A longer claim: Synchronized")
-    assert "! made_up: one/1/none: 9 runs missing (0, 1, 2, 3, 4, 5, 6, 7, 8)" in rest
+    made = study(seeds=9, text="A longer claim")
+    lines = list(page.lines([finding, found(tmp_path, made)]))
+    assert lines[0] == "With synchronized batch norm, none of 2 claims holds and 2 fail (8 and 1)."
+    assert lines[1] == "Compared with per-device batch norm, it is worse in claims 8 and 1."
+    heads, short, longer, legend = lines[3:7]
+    assert heads.split() == ["local", "sync", "group_norm", "sharing", "pays"]
+    columns = [heads.index(head) for head in ("local", "sync", "group_norm", "sharing pays")]
+    assert short.startswith("8 Short ")
+    assert longer.startswith("1 A longer claim ")
+    assert [short[at] for at in columns] == ["✗", "✗", "—", "✗"]
+    assert [longer[at] for at in columns[:2]] == ["✗", "✗"]
+    assert legend.startswith("✓ holds, ")
+    assert "! 8. Short; 1. A longer claim: one/1/none: 9 runs missing (0, 1, 2, 3, 4, 5, 6, 7, 8)" in lines

@@ -212,3 +212,19 @@ def test_an_interval_far_wider_than_the_others_leaves_the_others_to_be_seen() ->
     (axes,) = figure(replace(data, frame=wide)).axes
     assert axes.get_ylim()[1] < 100
     assert "cut off" in drawn(replace(data, frame=wide)).caption
+
+
+def test_intervals_end_at_the_limits_of_the_metric() -> None:
+    data = claim_results.severities()
+    assert "limits of the metric" not in drawn(replace(data, least=0.0, most=100.0)).caption
+    low, high = float(data.frame["mean"].min()), float(data.frame["mean"].max())
+    bounded = replace(data, least=low, most=high)
+    (axes,) = figure(bounded).axes
+    ends = [float(y) for bars in axes.collections for path in bars.get_paths() for _, y in path.vertices]
+    assert (min(ends), max(ends)) == pytest.approx((low, high))
+    assert "Intervals end at the limits of the metric." in drawn(bounded).caption
+
+
+def test_conditions_without_a_name_for_their_axis() -> None:
+    data = replace(claim_results.kinds(), x="")
+    assert drawn(data).caption.startswith("Test error, %. Markers: mean of 8 runs;")

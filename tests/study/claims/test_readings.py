@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from syncbn.study.claims.result import CaseLabel
 from tests.study.support.claim_study import BASE as NONE
 from tests.study.support.claim_study import CASE, Numbers, found, losses, row, runs, study, sync_row, write
 from tests.study.support.claim_study import LESS as BETTER
@@ -70,7 +71,7 @@ def test_a_rise_is_of_each_seed_and_asks_for_its_own_clean_run(tmp_path: Path) -
     smoke = made | {"budget": "smoke"}
     assert row(found(places, smoke), "plain", "sync").planned == 0
     left_out = "plain: budget smoke leaves out what it asks for, so it is not run (sync at 1; none at 1)"
-    assert left_out in found(places, smoke).problems
+    assert left_out in found(places, smoke).left_out
     elsewhere = {"metric": "test/acc", "part": "other", "over": "a", "against": {"part": "one", "over": "0.1"}}
     there = study({"plain": elsewhere}, sides=["sync"], seeds=3) | {"budget": "smoke"}
     assert row(found(places, there), "plain", "sync").planned == 0
@@ -88,15 +89,15 @@ def test_what_is_usable_is_an_error(tmp_path: Path) -> None:
     places = ladder("test/acc", sync={"0.1": 0.95, "1": 0.9, "10": 0.91}, none={"0.1": 0.95, "1": 0.7, "10": 0.1})
     sync = sync_row(runs(tmp_path, places), case)
     assert (sync.value, sync.other, sync.effect, sync.unit) == (10.0, 0.1, pytest.approx(100.0), "")
-    assert sync.what == (
-        "largest condition with test error of 10 % at most (sync: 1 of 1 could use the largest that was tried; "
-        "so it cannot be shown not to help)"
-    )
+    assert sync.what == "largest condition with test error of 10 % at most"
+    assert sync.note == "sync: 1 of 1 seed could use the largest value tried; so the answer cannot be no"
     nowhere = {("one", each, "local"): {0: {"test/acc": 0.1}} for each in ("0.1", "1", "10")}
     nowhere |= {("one", each, "none"): {0: {"test/acc": 0.95 - 0.5 * (each != "0.1")}} for each in ("0.1", "1", "10")}
     shutil.rmtree(tmp_path)
     local = row(found(runs(tmp_path, nowhere), study({"plain": case})), "plain", "local")
-    assert local.what.endswith("1 of 1 could use none, and count with the smallest; so it cannot be shown to help)")
+    assert local.note == (
+        "local: 1 of 1 seed could use no value and count with the smallest; so the answer cannot be yes"
+    )
     assert local.value == 0.1
 
 
@@ -123,9 +124,8 @@ def test_those_who_did_not_get_there_count_with_what_they_trained(tmp_path: Path
     }
     case = {"metric": "target/steps", "effect": "ratio", "at_least": 1.25, "what": "steps to 95 %"}
     sync = sync_row(runs(tmp_path, numbers), case)
-    assert sync.what == (
-        "steps to 95 % (none: 2 of 3 did not get there; they count with the steps that they trained; "
-        "so it cannot be shown not to help)"
+    assert sync.note == (
+        "none: 2 of 3 runs missed the target and count with the steps they trained; so the answer cannot be no"
     )
     assert (sync.n, sync.other) == (3, 300.0)
 
@@ -137,10 +137,10 @@ def test_a_condition_that_the_budget_leaves_out_leaves_the_case_open(tmp_path: P
     assert [(each.n, each.says, math.isnan(each.effect)) for each in finding.rows] == [(0, "open", True)] * 2
     assert finding.verdicts == {"sync": "not run"}
     left_out = "budget smoke leaves out what it asks for, so it is not run (sync at"
-    assert [line for line in finding.problems if line.startswith(f"left_out: {left_out} 0.1")]
-    assert [line for line in finding.problems if line.startswith(f"mean: {left_out} 0.1")]
-    assert f"mean: {left_out} 0.1, 1; none at 0.1, 1)" in finding.problems
-    assert not any("10" in line and "budget" in line for line in finding.problems)
+    assert [line for line in finding.left_out if line.startswith(f"left_out: {left_out} 0.1")]
+    assert [line for line in finding.left_out if line.startswith(f"mean: {left_out} 0.1")]
+    assert f"mean: {left_out} 0.1, 1; none at 0.1, 1)" in finding.left_out
+    assert not any("10" in line for line in finding.left_out)
 
 
 def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
@@ -187,3 +187,40 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     finding = found(tmp_path, study({"plain": CASE}))
     assert finding.verdicts == {"local": "not run", "sync": "not run"}
     assert finding.plots[0].frame.empty
+
+
+def test_the_limits_of_a_metric(tmp_path: Path) -> None:
+    by_metric = {"test/acc": 0.9, "test/loss": 1.0, "fit/gap": -0.5}
+    places = runs(tmp_path, {("one", each, "sync"): {0: by_metric} for each in ("0.1", "1", "10")})
+    cases: dict[str, dict[str, Any]] = {
+        "error": {"metric": "test/acc"},
+        "rise": {"metric": "test/acc", "less": "1"},
+        "highest": {"metric": "test/acc", "over": "highest", "usable": 10, "wants": "higher"},
+        "loss": {"metric": "test/loss"},
+        "gap": {"metric": "fit/gap"},
+        "size": {"metric": "fit/gap", "magnitude": True},
+    }
+    made = study({name: case | {"when": name, "short": f"by {name}"} for name, case in cases.items()}, source="A paper")
+    finding = found(places, made)
+    assert finding.source == "A paper"
+    assert finding.labels == {
+        "error": CaseLabel("by error", 0.0, 100.0),
+        "rise": CaseLabel("by rise", -100.0, 100.0),
+        "highest": CaseLabel("by highest", 0.0, None),
+        "loss": CaseLabel("by loss", 0.0, None),
+        "gap": CaseLabel("by gap", None, None),
+        "size": CaseLabel("by size", 0.0, None),
+    }
+    (plot,) = finding.plots
+    assert (plot.least, plot.most) == (0.0, 100.0)
+
+
+def test_runs_that_failed_for_one_reason_are_one_line(tmp_path: Path) -> None:
+    for seed in range(5):
+        write(tmp_path / "one" / "0.1" / "sync" / str(seed), status="failed")
+    write(tmp_path / "one" / "0.1" / "none" / "0", status="running")
+    sole, several, *missing = found(tmp_path, study(seeds=5)).problems
+    names = "one/0.1/sync/0, one/0.1/sync/1, one/0.1/sync/2 and 2 more"
+    assert several == f"5 runs: it failed ({names})"
+    assert sole.startswith("one/0.1/none/0: ")
+    assert all("missing" in line for line in missing)

@@ -114,18 +114,6 @@ def test_several_comparisons_on_one_page(
         assert f"({name}/" in (path.parent / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_page_of_claims_can_be_read(browser: Browser, nine: Path) -> None:
-    for width, dark in ((400, False), (400, True), (1400, False)):
-        open_whole(browser, nine / "report.html", width, dark=dark)
-        assert_legible(browser)
-        drawn = {f"{file.name.split('-')[0]}-plot-{file.stem}" for file in nine.glob("plots/*.svg")}
-        assert {name for name, size in browser.evaluate(BOXES.format("figure")) if size > 300} == drawn
-        # The whole matrix is visible, no cell lies outside of it, and words fit into their cells.
-        edges = "e => [e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth, e.clientWidth]"
-        cells = browser.evaluate(f"[...document.querySelectorAll('#matrix td')].map({edges})")
-        assert all(right <= width and over <= 0 and wide > 120 for right, over, wide in cells)
-
-
 def test_wide_tables_scroll_inside_their_own_box(browser: Browser, written: dict[str, Path]) -> None:
     browser.open(written["rich"] / "report.html", 400)
     inside, outside = browser.evaluate(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from syncbn.study.claims.result import Finding, PlotData, Published, Row, Versus
+from syncbn.study.claims.result import CaseLabel, Finding, PlotData, Published, Row, Versus
 
 NAN = float("nan")
 NORMS = ("none", "local", "sync", "group_norm")
@@ -193,7 +193,13 @@ def all_nine() -> list[Finding]:
             "regularization",
             2,
             "Regularization through batch noise",
-            rows=[error("small batches", "local", "yes", 3.25), error("small batches", "sync", "no", -2.125)],
+            rows=[
+                error("small batches", "local", "yes", 3.25),
+                error("large batches", "local", "no", 0.25),
+                error("small batches", "sync", "no", -2.125),
+            ],
+            labels={"small batches": CaseLabel("with small batches", 0.0, 100.0)},
+            source="Ioffe & Szegedy 2015",
             verdicts={"local": f"holds only {LONG}", "sync": "does not hold"},
             versus=[versus("small batches", "worse", -5.375, 2e-5)],
             sharing="worse with small batches",
