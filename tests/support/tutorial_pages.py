@@ -1,6 +1,6 @@
 """The code blocks of a page in Markdown: files to write, commands to type, and what the commands print.
 
-A block of Python or YAML whose first line is a comment with a path is a file. In a block of ``console`` a line that
+A block of Python or YAML whose first line is a comment with a path is a file; Hydra needs its ``# @package`` before. In a block of ``console`` a line that
 begins with ``$`` is a command, a backslash at its end continues it, and the lines below it are what it prints. A line
 ``...`` stands for lines that are left out.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PATH = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
+PATH = re.compile(r"(?:# @package \w+\n)?# ([\w./-]+\.(?:py|yaml))\n")
 
 
 @dataclass(frozen=True)
