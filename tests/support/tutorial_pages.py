@@ -1,8 +1,8 @@
 """The code blocks of a page in Markdown: files to write, commands to type, and what the commands print.
 
-A block of Python or YAML whose first line is a comment with a path is a file; Hydra needs its ``# @package`` before. In a block of ``console`` a line that
-begins with ``$`` is a command, a backslash at its end continues it, and the lines below it are what it prints. A line
-``...`` stands for lines that are left out.
+A block of Python or YAML that begins with a comment with a path is a file; Hydra wants its ``# @package`` before it. In
+a block of ``console`` a line that begins with ``$`` is a command, a backslash at its end continues it, and the lines
+below it are what it prints. A line ``...`` stands for lines that are left out.
 """
 
 import re
@@ -53,6 +53,7 @@ def _commands(text: str) -> list[Command]:
 
 
 def shape(line: str) -> str:
-    """The first three words of a line, with ``#`` for each number; rules and indentation do not count."""
+    """The first three words of a line, with ``#`` for each number; indentation does not count."""
+    line = re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", line)
     words = re.sub(r"[\d,.]*\d", "#", line).split()
     return " ".join(words[:3])
