@@ -62,7 +62,8 @@ class Reader:
             return self._stop_early(words[2], signal.Signals[words[3]])
         if self.shortened and words[:2] == ["syncbn", "compare"]:
             return self._compare(words[1:])
-        return self._run(words).ended().out
+        run = self._run(words).ended()
+        return run.out + run.err
 
     def _run(self, words: list[str], meanwhile: Callable[[int], None] | None = None) -> Run:
         command, words = [sys.executable, *(["-m", "syncbn"] if words[0] == "syncbn" else [])], words[1:]
@@ -71,7 +72,10 @@ class Reader:
             words = ["train", *options, *FAST, *map(_cheap, settings)]
         if self.shortened and words[:2] == ["-m", "pytest"]:
             words = [*words, "-p", "no:warnings"]  # those of plugins that the forked process has imported already
-        environment = train_command.environment() | {"PYTHONPATH": str(REPO)}
+        path = (
+            [str(REPO)] if command[1:] or not self.shortened else [str(self.where), str(REPO)]
+        )  # as python SCRIPT has
+        environment = train_command.environment() | {"PYTHONPATH": os.pathsep.join(path)}
         options_of_run = {"env": environment, "timeout": 120 if self.shortened else 1200, "fresh": not self.shortened}
         return train_command.run(self.where, *command, *words, meanwhile=meanwhile, **options_of_run)
 
