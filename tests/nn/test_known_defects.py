@@ -285,7 +285,7 @@ def test_d7_a_model_with_a_process_group_copies_and_saves(ranks: Ranks) -> None:
 REPO = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
-    for page in [REPO / "docs/guide/layer.md", REPO / "docs/concepts/communication.md"]
+    for page in [REPO / "docs" / name for name in ("guide/layer.md", "concepts/communication.md", "quickstart.md")]
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 
