@@ -207,7 +207,7 @@ def report(
     directory: Annotated[Path, typer.Argument(help="Directory of a report, or one above several.")],
 ) -> None:
     """Write the pages of reports again, from the tables in them; the runs are not needed."""
-    from syncbn.study.report.read import rewrite
+    from syncbn.study.runner.rewrite import rewrite
     from syncbn.training.console import print_line
     from syncbn.training.errors import SettingError
 

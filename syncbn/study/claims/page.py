@@ -6,7 +6,6 @@ Its first screen answers: one or two sentences and a matrix of symbols. Each cla
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from html import escape as escape_html
 from importlib.metadata import version
 from pathlib import Path
 
@@ -127,7 +126,7 @@ def _blocks(page: Stored, drawn: Sequence[Sequence[Plot]], directory: Path) -> l
         Block(escape(f"{matrix.LEGEND} {_compared(norms)}"), "legend"),
         Block(escape(page.question), "question"),
         Group([Block("## What to know before believing it"), Block(bullets(doubts))], style="problems", id="problems"),
-        *_folded("How a verdict is made", [Block(bullets(how_to_read(findings)))]),
+        Group([Block(bullets(how_to_read(findings)))], "details", summary="How a verdict is made"),
         *(_claim_section(one, plots, directory) for one, plots in zip(findings, drawn, strict=True)),
         Group([Block("## Runs and versions", "part"), *blocks.table(tables.runs(findings)), _computed(page.libraries)]),
     ]
@@ -194,7 +193,7 @@ def _claim_section(one: Finding, plots: Sequence[Plot], directory: Path) -> Grou
             Block(f"**{escape(verdict)}** {escape(figure)}".strip(), "claim-verdict"),
             Block(bullets(sharing), "sharing"),
             Group([*first, Block(bullets(undecided), "undecided")], "div", "plots"),
-            *_folded(DETAILS, _details(one, plots[1:], directory)),
+            Group(_details(one, plots[1:], directory), "details", summary=DETAILS),
         ],
         id=one.study,
     )
@@ -213,12 +212,6 @@ def _details(one: Finding, plots: Sequence[Plot], directory: Path) -> list[Block
         inside += [Block(f"### {heading}"), *blocks.table(made.get(name), prefix=prefix, instead=instead)]
     left_out = Block(bullets(one.left_out))
     return [*inside, Block("### Runs"), Block(escape(_run_counts(one))), left_out, blocks.command(one.command)]
-
-
-def _folded(summary: str, inside: Sequence[Block | Group]) -> list[Block | Group]:
-    """Blocks that are folded in both files. Markdown has the element as HTML."""
-    opened = Block(f"<details>\n<summary>{escape_html(summary)}</summary>", only="markdown")
-    return [opened, Group(inside, "details", summary=summary), Block("</details>", only="markdown")]
 
 
 def _run_counts(finding: Finding) -> str:

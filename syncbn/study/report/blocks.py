@@ -151,16 +151,16 @@ def with_attributes(html: str, tag: str, attributes: Iterable[str]) -> str:
 
 def _texts(blocks: Iterable[Block | Group]) -> Iterator[str]:
     for block in blocks:
-        if isinstance(block, Group):
-            inside = list(_texts(block.blocks))
-            folded = block.tag == "details" and bool(inside)
-            yield from (
-                [f"<details>\n<summary>{escape_html(block.summary)}</summary>", *inside, "</details>"]
-                if folded
-                else inside
-            )
-        elif block.text and block.only != "html":
-            yield block.text
+        if not isinstance(block, Group):
+            if block.text and block.only != "html":
+                yield block.text
+        elif block.tag != "details":
+            yield from _texts(block.blocks)
+        elif inside := list(_texts(block.blocks)):
+            yield f"<details>\n<summary>{escape_html(block.summary)}</summary>"
+            # a heading would begin a section, which ends after the element that it is in
+            yield from (re.sub(r"^#+ (.*)$", r"**\1**", text, flags=re.MULTILINE) for text in inside)
+            yield "</details>"
 
 
 def _html(blocks: Iterable[Block | Group]) -> str:

@@ -1,4 +1,4 @@
-"""Reads what ``write`` has written, and writes pages again without the runs, for example after an update."""
+"""Reads what ``write`` has written, so that a page can be written again without the runs."""
 
 import json
 import math
@@ -49,31 +49,6 @@ def read(directory: Path) -> Comparison:
     except (OSError, ValueError, TypeError, KeyError) as error:
         hint = f"no report can be read from its tables ({error}); use the directory of a report"
         raise SettingError("DIRECTORY", directory, hint) from error
-
-
-def rewrite(directory: Path) -> list[Path]:
-    """Writes the reports in a directory and below it again, from their tables.
-
-    Returns:
-        The paths of the written ``report.html``.
-
-    Raises:
-        SettingError: there is no report in the directory, or one cannot be read.
-    """
-    parts = sorted(directory.glob(f"**/{write.PARTS}"))
-    several = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in parts}
-    written = [
-        write.write_several(
-            page["title"], page["question"], {name: read(place / name) for name in page["parts"]}, place
-        )
-        for place, page in several.items()
-    ]
-    done = {place / name for place, page in several.items() for name in page["parts"]}
-    alone = {path.parents[1] for path in directory.glob(f"**/tables/{write.COMPARISON}")} - done
-    written += [write.write(read(place), place) for place in sorted(alone)]
-    if not written:
-        raise SettingError("DIRECTORY", directory, "there is no report in it; syncbn compare writes one")
-    return written
 
 
 def _frame(directory: Path, name: str) -> pd.DataFrame:

@@ -66,9 +66,13 @@ def log_to_wandb(
                 init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, console="off", silent=True
             ),
         )
-        frames = {name: getattr(comparison, name) for name in tables.FRAMES}
+        frames = {name: flat_frame(getattr(comparison, name)).astype(object) for name in tables.FRAMES}
         run.log(
-            {f"tables/{name}": wandb.Table(dataframe=flat_frame(frame)) for name, frame in frames.items() if len(frame)}
+            {
+                f"tables/{name}": wandb.Table(dataframe=frame.where(frame.notna(), None))  # W&B refuses pandas.NA
+                for name, frame in frames.items()
+                if len(frame)
+            }
             | {f"plots/{path.stem}": wandb.Image(str(path)) for path in plots_in(directory / "plots", "png")}
         )
         run.summary.update({"answer": answer.sentence(comparison), "problems": len(comparison.problems)})

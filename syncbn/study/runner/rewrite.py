@@ -1,0 +1,32 @@
+"""Writes the pages of reports again from their tables, without the runs: for example after an update."""
+
+import json
+from pathlib import Path
+
+from syncbn.study.claims.remake import remake
+from syncbn.study.report import write
+from syncbn.study.report.read import read
+from syncbn.training.errors import SettingError
+
+
+def rewrite(directory: Path) -> list[Path]:
+    """Writes all reports in a directory and below it again: of comparisons, of studies, and on claims.
+
+    Returns:
+        The paths of the written ``report.html``.
+
+    Raises:
+        SettingError: there is no report in the directory, or a table of one cannot be read.
+    """
+    written, done = [], set()
+    for path in sorted(directory.glob(f"**/{write.PARTS}")):
+        page, place = json.loads(path.read_text(encoding="utf-8")), path.parent
+        parts = {name: read(place / name) for name in page["parts"]}
+        written.append(write.write_several(page["title"], page["question"], parts, place))
+        done |= {place / name for name in parts}
+    alone = {path.parents[1] for path in directory.glob(f"**/tables/{write.COMPARISON}")} - done
+    written += [write.write(read(place), place) for place in sorted(alone)]
+    written += [remake(path.parents[1]) for path in sorted(directory.glob("**/tables/claims.json"))]
+    if not written:
+        raise SettingError("DIRECTORY", directory, "there is no report in it; syncbn compare writes one")
+    return written
