@@ -191,8 +191,8 @@ def _axes_caption(data: PlotData, frame: pd.DataFrame, words: bool) -> Iterator[
     rows = f", a row for each {data.x}" if data.x else ""
     yield f"{y}{rows}." if words else f"{y} against {data.x}{panels}."
     if frame.panel.nunique() > 2 and not words:
-        yield "Panels beside each other have one vertical axis; others have their own."
-    at_zero = ", but for 0," if any(isinstance(x, Real) and x <= 0 for x in frame.x) else ""
+        yield "Panels in one row share a vertical axis."
+    at_zero = ", except at 0," if any(isinstance(x, Real) and x <= 0 for x in frame.x) else ""
     if data.x_log and data.y_log and not words:
         yield f"Both axes are logarithmic{at_zero}".rstrip(",") + "."
     elif data.y_log:

@@ -172,7 +172,7 @@ def test_zero_has_a_place_on_a_logarithmic_axis() -> None:
     (axes,) = figure(claim_results.labels()).axes
     assert list(axes.get_xticks()) == [0, 0.1, 0.2, 0.4]
     assert axes.get_xscale() == "symlog"
-    assert "The horizontal axis is logarithmic, but for 0." in drawn(claim_results.labels()).caption
+    assert "The horizontal axis is logarithmic, except at 0." in drawn(claim_results.labels()).caption
 
 
 @pytest.mark.parametrize("make", claim_results.PLOTS, ids=lambda make: make.__name__)
