@@ -107,5 +107,5 @@ class Reader:
 
 def _cheap(word: str) -> str:
     """A setting, with two seeds at most, and two devices."""
-    word = re.sub(r"^(seed=\d+,\d+),[\d,]+$", r"\1", word)
+    word = re.sub(r"^(seed=\d+,\d+),[\d,]+$", r"\1", word)  # the jobs of a wider sweep have all finished then
     return re.sub(r"^trainer.devices=\d\d*$", "trainer.devices=2", word) if word != "trainer.devices=1" else word
