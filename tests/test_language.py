@@ -15,8 +15,6 @@ PAGES = [
     if page in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "slurm/README.md", REPO / "benchmarks/README.md")
     or (REPO / "docs" in page.parents and REPORTS not in page.parents)
 ]
-IN_WORK = ("quickstart", "troubleshooting", "compare_two_norms", "own_images", "preemption")  # not yet in this style
-PAGES = [page for page in PAGES if page.stem not in IN_WORK]
 REPLACED = {
     r"(?<!error )(?<!commit )\bmessages?\b|\bexchang(e|es|ed|ing)\b": "all-reduce",
     r"\b(comes?|came|coming) back\b|\b(goes|went) on\b": "resume, continue",

@@ -115,8 +115,8 @@ def few(effects: pd.DataFrame) -> list[str]:
         return []
     least = int(rows["n"].min())
     return [
-        f"few pairs ({least} at least; fewer than {FEW_PAIRS} in {len(rows)} of {len(effects)} rows): an interval is "
-        "wide then, and rests on differences being normal; 8 seeds or more are better"
+        f"few pairs (at least {least}, and fewer than {FEW_PAIRS} in {len(rows)} of {len(effects)} rows): the intervals "
+        "are wide and assume normally distributed differences; use 8 seeds or more"
     ]
 
 

@@ -59,7 +59,7 @@ def test_known_numbers(tmp_path: Path) -> None:
     assert answer.sentence(c) == "Sync lowers the test error from 61.9 to 6.1 %."
     assert answer.matrix(c).cells[1].text == "✓ −55.8 [−57.8, −53.7]"
     (few,) = c.problems
-    assert "few pairs (4 at least" in few
+    assert "few pairs (at least 4" in few
 
 
 def test_nothing_differs(tmp_path: Path) -> None:
