@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.study.claims import page
+from syncbn.study.claims.report import page
 from syncbn.study.report import write
 from tests.study.support import claim_results, comparisons
 

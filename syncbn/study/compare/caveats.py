@@ -115,8 +115,8 @@ def few(effects: pd.DataFrame) -> list[str]:
         return []
     least = int(rows["n"].min())
     return [
-        f"few pairs (at least {least}, and fewer than {FEW_PAIRS} in {len(rows)} of {len(effects)} rows): the intervals "
-        "are wide and assume normally distributed differences; use 8 seeds or more"
+        f"few pairs (at least {least}, and fewer than {FEW_PAIRS} in {len(rows)} of {len(effects)} rows): the "
+        "intervals are wide and assume normally distributed differences; use 8 seeds or more"
     ]
 
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from syncbn.study.cells import Cell, is_chosen
-from syncbn.study.claims import evaluate, page
+from syncbn.study.claims import evaluate
+from syncbn.study.claims.report import page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer, wandb_run

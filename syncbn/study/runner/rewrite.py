@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from syncbn.study.claims.remake import remake
+from syncbn.study.claims.report.remake import remake
 from syncbn.study.report import write
 from syncbn.study.report.read import read
 from syncbn.training.errors import SettingError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from syncbn.study.claims.remake import remake
+from syncbn.study.claims.report.remake import remake
 
 PUBLISHED = Path(__file__).parents[3] / "docs/results/claims"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from syncbn.study.claims import page
 from syncbn.study.claims.plot_data import SMALLEST
+from syncbn.study.claims.report import page
 from syncbn.study.claims.result import Published
 from syncbn.study.compare.paired_tests import mean_interval
 from tests.study.support.claim_study import PLOT, found, losses, runs, study, write

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from syncbn.study.claims import matrix, page, sentences, tables
+from syncbn.study.claims.report import matrix, page, sentences, tables
 from syncbn.study.claims.result import CaseLabel, Finding, Published, Row, Versus
 from tests.study.support import claim_results
 from tests.study.support.page_reader import Page, cells, files, flat, html_page, markdown_page

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from syncbn.study.claims import plots
+from syncbn.study.claims.report import plots
 from syncbn.study.claims.result import PlotData
 from syncbn.study.report import plot_style
 from syncbn.study.report.plot_style import PAPER, Plot

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.study.claims import page, stored
-from syncbn.study.claims.remake import remake
+from syncbn.study.claims.report import page, stored
+from syncbn.study.claims.report.remake import remake
 from syncbn.training.errors import SettingError
 from tests.study.claims.conftest import PUBLISHED
 from tests.study.support import claim_results

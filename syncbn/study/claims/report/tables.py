@@ -6,8 +6,8 @@ from math import isfinite, nan
 
 import pandas as pd
 
+from syncbn.study.claims.report.sentences import clipped, effect_unit
 from syncbn.study.claims.result import CaseLabel, Finding, Published, Row, Versus
-from syncbn.study.claims.sentences import clipped, effect_unit
 from syncbn.study.claims.verdict import MEASURED, NOT_ASKED, with_interval
 from syncbn.study.format import MISSING, count, probability, rounded
 from syncbn.study.report.tables import Column, Table, table

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from syncbn.study.claims import tables
 from syncbn.study.claims.plot_data import COLUMNS
+from syncbn.study.claims.report import tables
 from syncbn.study.claims.result import CaseLabel, Finding, PlotData, Published, Row, Versus
 from syncbn.study.report.write import write_frames
 from syncbn.training.atomic_write import replacing, unlinked

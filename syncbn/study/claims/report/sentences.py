@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import isfinite, nan
 
-from syncbn.study.claims.matrix import FAILED, HELD, IN_WORDS, PARTLY, UNKNOWN, Cell, clause, norm_cell
+from syncbn.study.claims.report.matrix import FAILED, HELD, IN_WORDS, PARTLY, UNKNOWN, Cell, clause, norm_cell
 from syncbn.study.claims.result import CaseLabel, Finding, Row, Versus
 from syncbn.study.claims.verdict import MEASURED, UNDECIDED, with_interval, without_unit
 from syncbn.study.format import plural, rounded

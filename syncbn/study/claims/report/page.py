@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from syncbn.study.claims import matrix, sentences, stored, tables
-from syncbn.study.claims.matrix import Cell, norm_cell, sharing_cell
-from syncbn.study.claims.plots import draw
+from syncbn.study.claims.report import matrix, sentences, stored, tables
+from syncbn.study.claims.report.matrix import Cell, norm_cell, sharing_cell
+from syncbn.study.claims.report.plots import draw
+from syncbn.study.claims.report.stored import Stored
 from syncbn.study.claims.result import Finding
-from syncbn.study.claims.stored import Stored
 from syncbn.study.format import plural
 from syncbn.study.report import blocks, plot_style
 from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
@@ -42,7 +42,7 @@ TABLES = {  # tables of a claim: the heading, and the text that replaces a table
 def write(findings: Sequence[Finding], title: str, question: str, directory: Path, *, name: str = "report") -> Path:
     """Writes ``NAME.html``, ``NAME.md``, ``tables/``, ``plots/*.png`` and ``plots/*.svg``; replaces older ones.
 
-    Equal findings produce identical files. :func:`syncbn.study.claims.remake.remake` writes them again from
+    Equal findings produce identical files. :func:`syncbn.study.claims.report.remake.remake` writes them again from
     ``tables/``. Plots of an earlier page, as listed in its ``tables/plots.csv``, are removed. The directory is created
     if it does not exist; other files in it stay. Choose another ``name`` than ``report`` if it contains a report of
     another kind.

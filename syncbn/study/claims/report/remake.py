@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from syncbn.study.claims import page, stored
+from syncbn.study.claims.report import page, stored
 
 
 def remake(directory: Path) -> Path:
     """Writes the page of a directory and its plots again, from ``tables/*.csv`` and ``tables/claims.json``.
 
-    The result is the same as that of :func:`syncbn.study.claims.page.write`, to the byte, with the same versions of the
-    libraries. Tables are read and not changed.
+    The result is the same as that of :func:`syncbn.study.claims.report.page.write`, to the byte, with the same
+    versions of the libraries. Tables are read and not changed.
 
     Args:
         directory: that of the page.
