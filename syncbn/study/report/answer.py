@@ -254,13 +254,21 @@ def _where(c: Comparison, conditions: Sequence[str], whole: bool = True) -> str:
         return ""
     if not c.axis:
         labels = dict(zip(c.conditions, _condition_labels(c), strict=True))
-        return f"at {listed([labels[each] for each in conditions])}, "
+        return f"at {_together([labels[each] for each in conditions])}, "
     values = listed([condition.partition("=")[2] for condition in conditions])
     start, _, end = WORDS.get(c.axis, ("", f"at {c.axis}={{}}"))[1].partition("{}")
     if not whole:
         return f"{start}{values} "
     end = end.replace("samples", "sample").replace("devices", "device", 1) if values == "1" else end
     return f"{start}{values}{end}, "
+
+
+def _together(labels: Sequence[str]) -> str:
+    """``shards=inversion and labels``: the name is said once if it is that of all."""
+    names = {label.partition("=")[0] for label in labels}
+    if len(names) > 1 or any(label.count("=") != 1 for label in labels):
+        return listed(labels)
+    return f"{names.pop()}={listed([label.partition('=')[2] for label in labels])}"
 
 
 def _condition_labels(c: Comparison) -> list[str]:
