@@ -57,7 +57,7 @@ class Reader:
             self.where = self.where / words[1]
             return ""
         if words[0] == "head":
-            return subprocess.run(words, cwd=self.where, capture_output=True, text=True, check=True).stdout
+            return subprocess.run(words, cwd=self.where, capture_output=True, encoding="utf-8", check=True).stdout
         if self.shortened and words[:2] == ["python", "stop.py"]:
             return self._stop_early(words[2], signal.Signals[words[3]])
         if self.shortened and words[:2] == ["syncbn", "compare"]:
