@@ -22,6 +22,7 @@ import threading
 import traceback
 import warnings
 from contextlib import suppress
+from functools import cache
 from multiprocessing import util
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,8 +55,9 @@ def serve(address: str) -> None:
     """Answers requests until standard input ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that watch
     settings = [path.read_text(encoding="utf-8") for path in REPO.glob("conf/**/*.yaml")]
-    for target in re.findall(r"_target_: (\S+)", "\n".join(settings)):
-        signatures.arguments(target)  # it keeps what it has read of their source files
+    signatures._of = cache(signatures._of)  # 0.1 seconds of each run
+    for target in (signatures.TRAINER, *re.findall(r"_target_: (\S+)", "\n".join(settings))):
+        signatures.arguments(target)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"{address}.new")
         listener.listen()
