@@ -12,7 +12,10 @@ from syncbn.training.config.machine import Machine, this_machine
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.settle import settle
 from syncbn.training.launch import main  # noqa: F401  # launch registers what conf/ names
+from tests.support import read_once
 from tests.training.support.train_command import REPO
+
+read_once.install()
 
 
 def composed(*overrides: str) -> DictConfig:
