@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigLoadError
 
+from tests.support import read_once
 from tests.support.warm_process import NAMESPACES, WarmProcess, can_serve
 from tests.training.support.own_mount import own_mount
 from tests.training.support.train_command import environment, run
@@ -103,3 +106,17 @@ def test_what_is_read_at_the_start_of_an_interpreter_needs_one() -> None:
     assert can_serve(ours | {"WANDB_MODE": "offline", "PYTHONPATH": "elsewhere"})
     for name in ("PYTHONUTF8", "OMP_NUM_THREADS", "TORCH_LOGS", "SYNCBN_KERNELS"):
         assert not can_serve(ours | {name: "another value"})
+
+
+def test_settings_are_read_again_where_their_file_has_changed(tmp_path: Path) -> None:
+    source, file = FileConfigSource("main", str(tmp_path)), tmp_path / "config.yaml"
+    for number in (1, 2):
+        file.write_text(f"a: {number}", encoding="utf-8")
+        os.utime(file, (number, number))
+        for _ in range(2):
+            config = read_once.load_config(source, "config").config
+            assert config.a == number
+            config.a = 3  # as Hydra changes it
+    file.unlink()
+    with pytest.raises(ConfigLoadError):
+        read_once.load_config(source, "config")

@@ -22,6 +22,7 @@ import threading
 import traceback
 import warnings
 from contextlib import suppress
+from functools import cache
 from multiprocessing import util
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,6 +43,7 @@ import syncbn.training.data.digits  # noqa: F401  # it imports scikit-learn, whi
 import syncbn.training.launch.job  # noqa: F401
 import syncbn.training.launch.rank  # noqa: F401
 from syncbn.training.composition import signatures
+from tests.support import read_once
 from tests.support.warm_process import LARGEST, NAMESPACES, REPO, WarmProcess
 
 SPACES = (("user", 0x10000000), ("mnt", 0x00020000))  # with CLONE_NEWUSER and CLONE_NEWNS of <sched.h>
@@ -54,8 +56,13 @@ def serve(address: str) -> None:
     """Answers requests until standard input ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that watch
     settings = [path.read_text(encoding="utf-8") for path in REPO.glob("conf/**/*.yaml")]
-    for target in re.findall(r"_target_: (\S+)", "\n".join(settings)):
-        signatures.arguments(target)  # it keeps what it has read of their source files
+    signatures._of = cache(signatures._of)  # 0.1 seconds of each run
+    for target in (signatures.TRAINER, *re.findall(r"_target_: (\S+)", "\n".join(settings))):
+        signatures.arguments(target)
+    read_once.install()  # 0.04 seconds
+    for path in REPO.glob("conf/**/*.yaml"):
+        name = str(path.relative_to(REPO / "conf").with_suffix(""))
+        read_once.parsed("main", f"{REPO}/conf", name, path.stat().st_mtime_ns)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"{address}.new")
         listener.listen()

@@ -45,17 +45,24 @@ def check(module: pl.LightningModule, callbacks: Sequence[pl.Callback], settings
         return
     parts = [each for each in module.modules() if isinstance(each, pl.LightningModule)]
     named = [each for each in callbacks if isinstance(each, EvaluationMetrics)]  # what they log is known
-    names = logged(type(each) for each in [*parts, *(each for each in callbacks if each not in named)])
-    if names is None:
-        return
-    names |= set().union(*(each.names for each in named))
-    for name, monitor in asked.items():
-        if (
-            monitor not in OWN_NAMES
-            and not monitor.startswith(LEARNING_RATE)
-            and not any(re.fullmatch(_pattern(each) + FORKED, monitor) for each in names)
-        ):
-            raise AgreedError(f"callbacks.{name}.monitor", monitor, _hint(name, monitor, names))
+    names = set().union(*(each.names for each in named))
+    classes = [type(each) for each in [*parts, *(each for each in callbacks if each not in named)]]
+    missing = {name: monitor for name, monitor in asked.items() if not _is_logged(monitor, names)}
+    for found in logged(classes) if missing else ():
+        if found is None:
+            return
+        names |= found
+        missing = {name: monitor for name, monitor in missing.items() if not _is_logged(monitor, found)}
+        if not missing:  # to parse the other classes takes 10 ms each
+            return
+    for name, monitor in missing.items():
+        raise AgreedError(f"callbacks.{name}.monitor", monitor, _hint(name, monitor, names))
+
+
+def _is_logged(monitor: str, names: set[str]) -> bool:
+    if monitor in OWN_NAMES or monitor.startswith(LEARNING_RATE):
+        return True
+    return any(re.fullmatch(_pattern(each) + FORKED, monitor) for each in names)
 
 
 def _wants_metric(node: Any) -> bool:
@@ -96,21 +103,15 @@ def _hint(name: str, monitor: str, names: set[str]) -> str:
     return f"the module does not log it, but {', '.join(usable or filled)}; use callbacks.{name}.monitor={works}{more}"
 
 
-def logged(classes: Iterable[type]) -> set[str] | None:
-    """The names of all metrics that the code of these classes logs; a part in braces may be any text.
+def logged(classes: Iterable[type]) -> Iterator[set[str] | None]:
+    """The names of the metrics that the code of these classes and their bases logs, one class after the other.
 
-    Returns:
-        The names; None if the code does not show them all.
+    Yields:
+        The names of a class, of which a part in braces may be any text; None if its code does not show them all.
     """
-    names: set[str] = set()
-    for kind in {base for each in classes for base in each.__mro__}:
-        if kind.__module__.partition(".")[0] in LIBRARIES:
-            continue
-        found = _logged_by(kind)
-        if found is None:
-            return None
-        names |= found
-    return names
+    for kind in dict.fromkeys(base for each in classes for base in each.__mro__):
+        if kind.__module__.partition(".")[0] not in LIBRARIES:
+            yield _logged_by(kind)
 
 
 def _logged_by(kind: type) -> set[str] | None:

@@ -113,9 +113,7 @@ def test_nonsense_is_one_line(tmp_path: Path) -> None:
 def test_a_whole_study(tmp_path: Path) -> None:
     """The study as in docs/guide/studies.md, without the second part, whose runs are those of the other tests."""
     settings = ("+study=small_batch", "study.budget=smoke", "~study.parts.scaled_step")
-    run = train(
-        tmp_path, *settings, fresh=True, timeout=170
-    )  # W&B removes its temporary directory at the end of a fork
+    run = train(tmp_path, *settings, timeout=170)
     assert run.code == 0, run.err
     assert "report: studies/small_batch-smoke/report/report.html" in run.out
     assert run.out.count("W&B: wandb sync ") == 2

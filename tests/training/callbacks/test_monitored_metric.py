@@ -130,9 +130,20 @@ def test_what_the_source_does_not_show_is_accepted(kind: type[pl.LightningModule
 def test_callbacks_log_too_and_ours_do_not() -> None:
     check(Constants(), LogsToo())
     check(Lit(4, 0.1), Probe("a"))
-    names = monitored_metric.logged([Classifier])
-    assert names is not None
+    names = set().union(*filter(None, monitored_metric.logged([Classifier])))
     assert {"{stage}/acc", "{stage}/loss", "train/loss"} <= names
+
+
+def test_no_more_classes_are_parsed_than_until_the_metric_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[type] = []
+    logged_by = monitored_metric._logged_by
+    monkeypatch.setattr(monitored_metric, "_logged_by", lambda kind: parsed.append(kind) or logged_by(kind))
+    check(Child(), LogsToo(), monitor="val_loss")
+    assert parsed == [Child, Constants]
+    check(Child(), monitor="epoch")
+    assert len(parsed) == 2
+    check(Child(), LogsToo())
+    assert parsed[2:] == [Child, Constants, LogsToo]
 
 
 def test_lightnings_error_after_an_epoch_names_the_setting() -> None:

@@ -7,8 +7,11 @@ from hydra import compose, initialize_config_dir
 
 from syncbn.training.composition import unread_settings
 from syncbn.training.launch import main  # noqa: F401  # registers what conf/ names
+from tests.support import read_once
 from tests.support.refuses import ANY, refuses
 from tests.training.support.train_command import PROJECT, REPO
+
+read_once.install()
 
 
 def check(*overrides: str, searched: Path = PROJECT / "conf") -> None:

@@ -137,12 +137,13 @@ def test_the_best_checkpoint_is_that_of_the_monitor(tmp_path: Path) -> None:
 
 def test_a_run_that_is_killed_has_its_curves_and_one_that_wants_none_has_none(tmp_path: Path) -> None:
     fault = f"+callbacks.stop={{_target_: faults.Fault, what: kill, once: {tmp_path / 'once'}, epoch: 1, batch: 3}}"
-    run = train(tmp_path, "logger=csv", "model=mlp", "run.id=a", "plots=true", fault)
+    same = ("logger=csv", "model=mlp", "run.id=a", "plots=true", "trainer.max_epochs=3")
+    run = train(tmp_path, *same, fault)
     assert run.code == 1
     assert run.directory is not None
     assert record.read(run.directory, "run")["status"] == "failed"
     first = (run.directory / "curves.png").read_bytes()
-    run = train(tmp_path, "logger=csv", "model=mlp", "run.id=a", "plots=true", "trainer.max_epochs=15").ended()
+    run = train(tmp_path, *same).ended()
     assert (run.directory / "curves.png").read_bytes() != first  # type: ignore[operator]
     assert not list(run.directory.glob(".*.png"))  # type: ignore[union-attr]
     none = train(tmp_path, "logger=csv", "model=mlp", "debug=fast", "run.id=b", "plots=false").ended()

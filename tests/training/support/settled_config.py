@@ -3,6 +3,7 @@
 import pickle
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +12,10 @@ from syncbn.training.config.machine import Machine, this_machine
 from syncbn.training.config.plan import Plan
 from syncbn.training.config.settle import settle
 from syncbn.training.launch import main  # noqa: F401  # launch registers what conf/ names
+from tests.support import read_once
 from tests.training.support.train_command import REPO
+
+read_once.install()
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -23,10 +27,19 @@ def composed(*overrides: str) -> DictConfig:
 def _composed(overrides: tuple[str, ...]) -> bytes:
     """The same to be copied, as it takes a fifth of a second, and tests ask for the same many times."""
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-        written = OmegaConf.to_yaml(compose("config", list(overrides)))
-    cfg = OmegaConf.create(written.replace("${hydra:runtime.output_dir}", "somewhere"))
+        found = OmegaConf.to_container(compose("config", list(overrides)), enum_to_str=True)  # as config.yaml has it
+    cfg = OmegaConf.create(_placed(found))
     assert isinstance(cfg, DictConfig)
     return pickle.dumps(cfg)
+
+
+def _placed(tree: Any) -> Any:
+    """A tree of settings with a run directory in it."""
+    if isinstance(tree, dict):
+        return {key: _placed(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_placed(value) for value in tree]
+    return tree.replace("${hydra:runtime.output_dir}", "somewhere") if isinstance(tree, str) else tree
 
 
 def settled(*overrides: str, machine: Machine | None = None, run_dir: Path = Path("somewhere")) -> Plan:
