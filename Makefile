@@ -11,7 +11,7 @@ JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm test-image docs dist prove-layer prove-exchange prove-faults prove-images prove-slurm lint format clean
+.PHONY: help train doctor test test-extras test-gpu test-interpreter test-slurm test-image docs dist prove-docs prove-layer prove-exchange prove-faults prove-images prove-slurm lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ prove-exchange: $(VENV)/ready ## send a million messages through shared memory, 
 
 prove-faults: $(VENV)/ready ## kill 20 runs and compare what is resumed bit by bit; and every other fault, twice
 	@$(BIN)/python -m tests.soak.faults $(ARGS)
+
+prove-docs: $(VENV)/ready ## follow the tutorials, command by command, and compare what is printed: make prove-docs ARGS="--shortened export"
+	@$(BIN)/python -m tests.soak.docs $(ARGS)
 
 prove-images: $(EXTRAS)/ready ## train on 5,000 images with augmentation, kill, resume and compare: make prove-images ARGS=CIFAR
 	@$(EXTRAS)/bin/python -m tests.soak.images $(ARGS)

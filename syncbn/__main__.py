@@ -8,7 +8,7 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH120
     del sys.path[0]
 
-from syncbn.training import standard_streams
+from syncbn.training import notebook, standard_streams
 from syncbn.training.distributed import signals
 
 
@@ -18,6 +18,7 @@ def main() -> None:
     # Before all other imports, which take seconds. A rank that torchrun or srun started stops together with the others.
     (signals.begin if trains else signals.end_at_once)()
     standard_streams.outlive_reader()
+    notebook.leave_backend()
     if trains:
         from syncbn import train
 

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from syncbn.training import help as help_pages
-from syncbn.training import import_paths, torchvision_internals
+from syncbn.training import import_paths, notebook, torchvision_internals
 from syncbn.training.config.conf_directory import conf_directory
 from syncbn.training.distributed import signals
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Runs the command line in ``sys.argv``, or prints the help that it asks for."""
+    notebook.leave_backend()
     try:
         if help_pages.is_asked(sys.argv[1:]):
             sys.exit(help_pages.show(sys.argv[1:]))

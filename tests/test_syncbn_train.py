@@ -31,6 +31,7 @@ class Net(nn.Sequential):
 def syncbn_train(where: Path, *arguments: str, command: list[str] = COMMAND, **options: Any) -> Run:
     env = train_command.environment()
     env["PYTHONPATH"] = str(train_command.REPO)  # and no directory of the user's
+    env["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # of a notebook; its package is not here
     return train_command.run(where, *command, *arguments, env=env, **({"timeout": 120} | options))
 
 

@@ -20,6 +20,10 @@ from syncbn.training.terminal import metric_rows, viewer_rows
 from syncbn.training.terminal.result_table import ResultTable
 
 
+def _samples(count: float) -> str:
+    return f"{count} sample{'s' * (count != 1)}"
+
+
 def headline(plan: Plan) -> str:
     """One line that describes the run: processes, batch size, norm, and how many samples share statistics."""
     cfg, norm = plan.cfg, plan.cfg.norm
@@ -30,7 +34,7 @@ def headline(plan: Plan) -> str:
         ranks = f"{plan.num_nodes} nodes of {ranks}"
     adapts = _adapts(plan) if cfg.get("adapt") is not None else ""
     if cfg.get("mode") == "test":
-        return f"{ranks}, {plan.batch_size} samples each; tests {short(Path(str(plan.checkpoint)))}{adapts}"
+        return f"{ranks}, {_samples(plan.batch_size)} each; tests {short(Path(str(plan.checkpoint)))}{adapts}"
     share = ""
     if norm.get("ghost_batch") is not None:
         share = " in ghost batches"
@@ -38,9 +42,9 @@ def headline(plan: Plan) -> str:
         share = f" over {norm.get('group', 'world')}"
     batch = plan.normalization_batch
     search = "; searches a learning rate" if cfg.get("mode") == "find_lr" else ""
-    statistics = f"statistics of {batch} samples" if batch else "no batch statistics"
+    statistics = f"statistics of {_samples(batch)}" if batch else "no batch statistics"
     more = f"{adapts}{_scaled_lr(plan)}{search}"
-    return f"{ranks}, {plan.batch_size} samples each; norm {norm.name}{share}: {statistics}{more}"
+    return f"{ranks}, {_samples(plan.batch_size)} each; norm {norm.name}{share}: {statistics}{more}"
 
 
 def _scaled_lr(plan: Plan) -> str:
