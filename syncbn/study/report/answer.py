@@ -17,9 +17,10 @@ from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verd
 
 Row = dict[str, Any]
 SYMBOLS = {"better": "✓", "worse": "✗", "same": "=", "open": "?"}  # by the tone of a verdict
-KINDS = ("lower", "higher", "no difference", "undecided", "too few pairs")  # of verdicts
+# Verdicts, in the order of the sentence. "Likely" is undecided with an interval that does not contain 0.
+KINDS = ("lower", "higher", "no difference", "likely lower", "likely higher", "undecided", "too few pairs")
 SMALL = "="  # after the symbol of a difference that is shown to be within the margin
-EXCLUDES_ZERO = "*"  # after the symbol of an undecided difference whose interval does not contain 0
+MOST_NUMBERS = 4  # at most so many conditions have their numbers in the sentence
 # Settings in words: as the head of a column, and as the place where something holds.
 WORDS = {
     "data.batch_size": ("samples on each device", "with {} samples on each device"),
@@ -28,6 +29,17 @@ WORDS = {
     "norm.group": ("devices that share statistics", "with {} devices that share statistics"),
     "trainer.devices": ("devices", "with {} devices"),
     "optimizer.lr": ("learning rate", "at a learning rate of {}"),
+}
+# Other values in words, by setting: for null, and for others.
+VALUES = {"data.shards": ("the same data", "different {}")}
+SIDES = {
+    "local": "batch norm with the statistics of each device",
+    "local_mean": "the same, evaluated with the running statistics of all devices pooled",
+    "sync": "batch norm with statistics that devices share",
+    "torch_sync": "the same, by torch's layer",
+    "ghost": "batch norm with the statistics of parts of a device's batch",
+    "group_norm": "group norm",
+    "none": "no norm",
 }
 
 
@@ -88,12 +100,14 @@ def cost(c: Comparison) -> str:
     if known.empty:
         return "Time per step: not measured, because no paired runs had a process for each device."
     how, conditions = list(dict.fromkeys(known.how)), list(dict.fromkeys(known.condition))
-    where = ", ".join([*how[:1], *filter(None, conditions if len(conditions) == 1 else [])])
+    place = _where(c, conditions).rstrip(", ") if len(conditions) == 1 else "the range over conditions"
+    where = ", ".join(filter(None, [*how[:1], place]))
     sides = [(side, known[known.side == side]) for side in c.sides if (known.side == side).any()]
     parts = [f"{_named(c, side)} {_ratio(of_one)}" for side, of_one in sides]
     pairs = span(str(int(known.pairs.min())), str(int(known.pairs.max())))
-    runs = f"{pairs} {'pair' if pairs == '1' else 'pairs'} of runs each"
-    return f"Time per step relative to {_named(c, c.baseline)} ({where}; {runs}): {', '.join(parts)}."
+    runs = f"{pairs} {'pair' if pairs == '1' else 'pairs'} of runs for each"
+    spread = ", in brackets the least and the greatest" if len(conditions) == 1 and known.pairs.max() > 1 else ""
+    return f"Time per step relative to {_named(c, c.baseline)} ({where}; {runs}{spread}): {', '.join(parts)}."
 
 
 def brief_cost(c: Comparison) -> str:
@@ -125,38 +139,44 @@ def legend(c: Comparison) -> list[str]:
     shown = matrix(c).cells
     if not shown:
         return []
-    there = {cell.tone for cell in shown} | {"small" for cell in shown if cell.symbol[1:] == SMALL}
+    there = {cell.tone for cell in shown if "(" not in cell.symbol} | {
+        "small" for cell in shown if cell.symbol[1:] == SMALL
+    }
+    better, worse, same, undecided = SYMBOLS.values()
     words = {
-        "better": f"{SYMBOLS['better']} better than {_named(c, c.baseline)}",
-        "worse": f"{SYMBOLS['worse']} worse",
-        "small": f"{SYMBOLS['better']}{SMALL} or {SYMBOLS['worse']}{SMALL} by less than {margin_text(c)}",
-        "same": f"{SYMBOLS['same']} no difference beyond {margin_text(c)}",
-        "open": f"{SYMBOLS['open']} undecided",
+        "better": f"{better} better than {_named(c, c.baseline)}",
+        "worse": f"{worse} worse",
+        "small": f"{better}{SMALL} or {worse}{SMALL} by less than {margin_text(c)}",
+        "same": f"{same} no difference beyond {margin_text(c)}",
+        "open": f"{undecided} undecided",
     }
     unit = f" in {c.metric.difference_unit}" if c.metric.difference_unit else ""
     first = (
         f"{', '.join(words[tone] for tone in words if tone in there)}. Differences from {_named(c, c.baseline)}{unit}"
     )
     lines = [f"{first}, {c.metric.better} is better; in brackets, 95 % intervals{_cut(c)}."]
-    open_rows = c.effects[c.effects.verdict == "undecided"]
-    outside = open_rows[(open_rows.low > 0) | (open_rows.high < 0)]
-    if len(outside):
-        p = span(probability(outside.p_holm.min()), probability(outside.p_holm.max()))
+    likely = c.effects[[_is_likely(row) for row in c.effects.to_dict("records")]]
+    if len(likely):
+        symbols = " ".join(sorted({cell.symbol for cell in shown if "(" in cell.symbol}))
+        p = span(probability(likely.p_holm.min()), probability(likely.p_holm.max()))
         lines.append(
-            f"{SYMBOLS['open']}{EXCLUDES_ZERO} The interval excludes 0, but {len(c.effects)} differences were tested."
-            f" Corrected for that (Holm), p is {p}; a difference needs less than {c.alpha:g}."
+            f"{symbols} likely, but not shown: the interval excludes 0, but {len(c.effects)} differences"
+            f" were tested. Corrected for that (Holm), p is {p}; a difference needs less than {c.alpha:g}."
         )
-    if len(open_rows) > len(outside):
-        pairs = open_rows.drop(outside.index).n
-        several = span(str(int(pairs.min())), str(int(pairs.max())))
+    others = c.effects[c.effects.verdict == "undecided"].drop(likely.index)
+    if len(others):
+        seeds = span(str(int(others.n.min())), str(int(others.n.max())))
         lines.append(
-            f"{SYMBOLS['open']} {several} pairs of runs show neither a difference nor its absence."
-            " More seeds would narrow the interval."
+            f"{undecided} {seeds} seeds show neither a difference nor its absence. More seeds would narrow the"
+            " interval."
         )
     if (c.effects.verdict == "too few pairs").any():
         lines.append(
             f"{SYMBOLS['open']} without an interval: one pair of runs has none. Run at least 2 seeds, better 8."
         )
+    known = [(side, SIDES[side.split()[0]]) for side in c.sides if side and side.split()[0] in SIDES]
+    if known:
+        lines.append(f"{'; '.join(f'{side}: {meaning}' for side, meaning in known)}.")
     return lines
 
 
@@ -209,14 +229,23 @@ def _sentence_on_values(c: Comparison) -> str:
             clauses.append(f"{who} {verb} the {c.metric.label} from {before} to {after} {c.metric.unit}".rstrip())
         elif KINDS[kind] == "no difference":
             clauses.append(f"{who} make{many} no difference beyond {margin_text(c)}")
+        elif KINDS[kind].startswith("likely"):
+            word = KINDS[kind].removeprefix("likely ")
+            clauses.append(f"with {who} a {word} {c.metric.label} is likely, but not shown")
         else:
             clauses.append(f"{who} {'are' if len(alike) > 1 else 'is'} undecided")
     return f"{'; '.join(clauses)}."
 
 
 def _kind(row: Row) -> int:
-    """The index of the verdict: differences first, then equality. Differences in two directions are two kinds."""
-    return KINDS.index(row["verdict"])
+    """The index of the verdict in ``KINDS``."""
+    likely = f"likely {'lower' if row['difference'] < 0 else 'higher'}"
+    return KINDS.index(likely if _is_likely(row) else row["verdict"])
+
+
+def _is_likely(row: Row) -> bool:
+    """Whether a difference is undecided although its interval does not contain 0."""
+    return bool(row["verdict"] == "undecided" and (row["low"] > 0 or row["high"] < 0))
 
 
 def _clause(c: Comparison, side: str, kind: int, rows: list[Row], *, first: bool) -> str:
@@ -225,27 +254,26 @@ def _clause(c: Comparison, side: str, kind: int, rows: list[Row], *, first: bool
     verb = {"lower": "lowers", "higher": "raises"}.get(KINDS[kind])
     if KINDS[kind] == "no difference":
         return f"{where}{it} makes no difference beyond {margin_text(c)}"
+    if KINDS[kind].startswith("likely"):
+        with_it = f" {c.metric.label} with {it}" if first else f" {c.metric.label}"
+        return f"{where}a {KINDS[kind].removeprefix('likely ')}{with_it} is likely, but not shown"
     if not verb:
         few = " (too few pairs of runs)" if KINDS[kind] == "too few pairs" else ""
         return f"{where}it is undecided{f' whether {it} makes a difference' if first else ''}{few}"
     small = f" (by less than {margin_text(c)})" if all(_is_small(c, row) for row in rows) else ""
-    if len(rows) > 2:
+    if len(rows) > MOST_NUMBERS:
         sizes = sorted(abs(row["difference"]) for row in rows)
         by = span(f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}")
         return f"{where}{it} {verb} the {c.metric.label} by {by} {c.metric.difference_unit}".rstrip() + small
-    steps = [_from_to(c, row) for row in rows]
-    more = f", and {_where(c, [rows[1]['condition']], False)}{steps[1]}" if len(rows) == 2 else ""
-    return f"{_where(c, [rows[0]['condition']], first)}{it} {verb} the {c.metric.label} {steps[0]}{more}{small}"
+    before, after = (
+        listed([_mean(c, row["condition"], each, row["how"]) for row in rows]) for each in (c.baseline, side)
+    )
+    return f"{where}{it} {verb} the {c.metric.label} from {before} to {after} {c.metric.unit}".rstrip() + small
 
 
 def _is_small(c: Comparison, row: Row) -> bool:
     """Whether a difference is shown, and shown to be within the margin."""
     return row["verdict"] in ("lower", "higher") and is_within(row["p_tost"], c.alpha)
-
-
-def _from_to(c: Comparison, row: Row) -> str:
-    before, after = (_mean(c, row["condition"], side, row["how"]) for side in (c.baseline, row["side"]))
-    return f"from {before} to {after} {c.metric.unit}".rstrip()
 
 
 def _where(c: Comparison, conditions: Sequence[str], whole: bool = True) -> str:
@@ -254,7 +282,9 @@ def _where(c: Comparison, conditions: Sequence[str], whole: bool = True) -> str:
         return ""
     if not c.axis:
         labels = dict(zip(c.conditions, _condition_labels(c), strict=True))
-        return f"at {_together([labels[each] for each in conditions])}, "
+        return (
+            f"{'at' if '=' in labels[conditions[0]] else 'with'} {_together([labels[each] for each in conditions])}, "
+        )
     values = listed([condition.partition("=")[2] for condition in conditions])
     start, _, end = WORDS.get(c.axis, ("", f"at {c.axis}={{}}"))[1].partition("{}")
     if not whole:
@@ -267,12 +297,17 @@ def _together(labels: Sequence[str]) -> str:
     """``shards=inversion and labels``: the name is said once if it is that of all."""
     names = {label.partition("=")[0] for label in labels}
     if len(names) > 1 or any(label.count("=") != 1 for label in labels):
-        return listed(labels)
+        return listed([label.removeprefix("different ") if at else label for at, label in enumerate(labels)])
     return f"{names.pop()}={listed([label.partition('=')[2] for label in labels])}"
 
 
 def _condition_labels(c: Comparison) -> list[str]:
-    return [each.partition("=")[2] for each in c.conditions] if c.axis else brief(c.conditions)
+    parts = [each.partition("=") for each in c.conditions]
+    name = parts[0][0]
+    if name in VALUES and all(part[0] == name and "=" not in part[2] for part in parts):
+        null, other = VALUES[name]
+        return [null if value == "null" else other.format(value) for _, _, value in parts]
+    return [value for _, _, value in parts] if c.axis else brief(c.conditions)
 
 
 def _mean(c: Comparison, condition: str, side: str, how: str = "") -> str:
@@ -297,11 +332,13 @@ def _cells(c: Comparison, condition: str, sides: Iterable[str]) -> list[Cell]:
 def _cell(c: Comparison, row: Row) -> Cell:
     _, tone = worded_verdict(pd.Series(row), c.metric.better)
     low, high = _shown_interval(c, row)
-    mark = EXCLUDES_ZERO if row["verdict"] == "undecided" and (row["low"] > 0 or row["high"] < 0) else ""
-    mark += SMALL if _is_small(c, row) else ""
+    symbol = SYMBOLS[tone] + (SMALL if _is_small(c, row) else "")
+    if _is_likely(row):
+        word = "lower" if row["difference"] < 0 else "higher"
+        symbol = f"({SYMBOLS['better' if word == c.metric.better else 'worse']})"
     ends = [rounded(end, row["low"], row["high"], sign=True) for end in (low, high)]
     difference = rounded(row["difference"], row["low"], row["high"], sign=True)
-    return Cell(SYMBOLS[tone] + mark, tone, difference, f"[{', '.join(ends)}]" if isfinite(low) else "")
+    return Cell(symbol, tone, difference, f"[{', '.join(ends)}]" if isfinite(low) else "")
 
 
 def _shown_interval(c: Comparison, row: Row) -> tuple[float, float]:

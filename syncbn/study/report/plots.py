@@ -94,7 +94,8 @@ def _metric(comparison: Comparison) -> Plot:
     runs = span(str(int(means.n.min())), str(int(means.n.max())))
     caption = (
         f"{first_upper(metric.label)}{f', in {metric.unit}' if metric.unit else ''}: {metric.better} is better."
-        f" Markers: mean over the seeds of a side ({runs} {'run' if runs == '1' else 'runs'} each)."
+        f" Markers: mean over {runs} {'seed' if runs == '1' else 'seeds'}."
+        f"{' Those of one condition are drawn side by side.' if numeric and len(series) > 1 else ''}"
         f" Bars{' and bands' if numeric else ''}: 95 % interval of the mean."
         f"{_logarithmic(every, places)}"
         f"{hollow(comparison) if means.how.nunique() > 1 else ''}"

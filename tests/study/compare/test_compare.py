@@ -241,7 +241,7 @@ def test_cost(tmp_path: Path) -> None:
     assert (sync["ratio_low"], sync["ratio_high"], sync["ratio"]) == pytest.approx((2, 2.5, math.sqrt(2 * 2.5)))
     assert math.isnan(sync["collectives"])
     assert sync["pairs"] == 2
-    where = "2 processes on the CPU; 2 pairs of runs each"
+    where = "2 processes on the CPU; 2 pairs of runs for each, in brackets the least and the greatest"
     assert answer.cost(c) == f"Time per step relative to local ({where}): sync 2.24× (2.00 to 2.50)."
     assert compare([tmp_path], baseline="sync").cost["ratio"][1] == pytest.approx(1 / sync["ratio"])
 
@@ -255,7 +255,7 @@ def test_conditions_have_a_cost_of_their_own(tmp_path: Path) -> None:
     assert list(cost["ratio"]) == pytest.approx([1, 4, 1, 10])
     assert list(cost["pairs"]) == [4, 4, 3, 3]
     assert answer.cost(compare([tmp_path])).endswith(
-        "(2 processes on the CPU; 3 to 4 pairs of runs each): sync 4.00 to 10.00×."
+        "(2 processes on the CPU, the range over conditions; 3 to 4 pairs of runs for each): sync 4.00 to 10.00×."
     )
 
 

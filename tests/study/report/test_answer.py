@@ -38,15 +38,15 @@ def undecided(values: list[float]) -> list[float]:
 SENTENCES = {
     "With 2 samples on each device, sync lowers the test error from 61.8 to 6.13 %; "
     "with 16 it makes no difference beyond ±0.75 points.": {2: (HIGH, LOW), 16: (LOW, moved(LOW, 0.0))},
-    "With 2 samples on each device, sync lowers the test error from 61.8 to 6.13 %, and with 4 from 61.8 to 6.13 %.": {
+    "With 2 and 4 samples on each device, sync lowers the test error from 61.8 and 81.8 to 6.13 and 6.13 %.": {
         2: (HIGH, LOW),
-        4: (HIGH, LOW),
+        4: (moved(HIGH, 20.0), LOW),
     },
-    "With 2, 4 and 8 samples on each device, sync raises the test error by 20 to 56 points; with 16 it is undecided.": {
-        2: (LOW, HIGH),
-        4: (LOW, moved(LOW, 20.0)),
-        8: (LOW, moved(LOW, 30.0)),
-        16: (HIGH, undecided(HIGH)),
+    "With 1, 2, 4, 8 and 16 samples on each device, sync raises the test error by 20 to 60 points; "
+    "with 32 it is undecided.": {
+        1: (LOW, HIGH),
+        **{2**at: (LOW, moved(LOW, by)) for at, by in ((1, 20.0), (2, 30.0), (3, 60.0), (4, 40.0))},
+        32: (HIGH, undecided(HIGH)),
     },
     "With 1 sample on each device, it is undecided whether sync makes a difference.": {
         1: (HIGH, undecided(HIGH)),
@@ -68,14 +68,25 @@ def test_one_condition_is_not_named() -> None:
 
 
 def test_conditions_that_are_no_axis_are_named_by_what_differs() -> None:
-    values = {(f"data.shards={kind} data.batch_size=4", "local", ONE): HIGH for kind in ("null", "labels")}
-    values |= {("data.shards=kinds data.batch_size=4", "local", ONE): HIGH}
-    values |= {("data.shards=null data.batch_size=4", "sync", ONE): LOW}
-    values |= {(f"data.shards={kind} data.batch_size=4", "sync", ONE): moved(HIGH, 0.0) for kind in ("labels", "kinds")}
-    made = measured({key: values[key] for key in sorted(values, key=lambda key: (key[0], key[1]))})
-    said = answer.sentence(made)
-    assert "at shards=null, sync lowers the test error from 61.8 to 6.13 %" in said.lower()
-    assert "at shards=kinds and labels, it makes no difference" in said
+    kinds = {"A": LOW, "B": moved(HIGH, 0.0), "C": moved(HIGH, 0.0)}
+    values = {}
+    for kind, sync in kinds.items():
+        values[f"model={kind} data.batch_size=4", "local", ONE] = HIGH
+        values[f"model={kind} data.batch_size=4", "sync", ONE] = sync
+    assert answer.sentence(measured(values)) == (
+        "At model=A, sync lowers the test error from 61.8 to 6.13 %; "
+        "at model=B and C, it makes no difference beyond ±0.75 points."
+    )
+    shards = {"data.shards=null": moved(HIGH, 0.0), "data.shards=labels": LOW, "data.shards=inversion": LOW}
+    values = {
+        (name, side, ONE): HIGH if side == "local" else shards[name] for name in shards for side in ("local", "sync")
+    }
+    made = measured(values)
+    assert answer.sentence(made) == (
+        "With different labels and inversion, sync lowers the test error from 61.8 and 61.8 to 6.13 and 6.13 %; "
+        "with the same data, it makes no difference beyond ±0.75 points."
+    )
+    assert [row[0] for row in answer.matrix(made).rows] == ["the same data", "different labels", "different inversion"]
 
 
 def test_sides_that_are_numbers_are_values_of_the_setting() -> None:
@@ -107,10 +118,11 @@ def test_each_verdict_has_its_symbol_without_colour() -> None:
     made = sweep({2: (HIGH, LOW), 4: (LOW, HIGH), 8: (LOW, moved(LOW, 0.0)), 16: (HIGH, undecided(HIGH))})
     assert [cell.symbol for cell in answer.matrix(made).cells] == ["✓", "✗", "=", "?"]
     assert len({*answer.SYMBOLS.values()}) == 4
-    (first, second) = answer.legend(made)
+    (first, second, third) = answer.legend(made)
     assert first.startswith("✓ better than local, ✗ worse, = no difference beyond ±0.75 points, ? undecided.")
-    assert (
-        second == "? 8 pairs of runs show neither a difference nor its absence. More seeds would narrow the interval."
+    assert second == "? 8 seeds show neither a difference nor its absence. More seeds would narrow the interval."
+    assert third.startswith(
+        "local: batch norm with the statistics of each device; sync: batch norm with statistics that"
     )
 
 
@@ -124,11 +136,14 @@ def test_undecided_with_an_interval_without_zero_is_explained() -> None:
     made = sweep({2: (HIGH, LOW), 4: (HIGH, LOW)})
     effects = made.effects.assign(verdict=["undecided", "lower"], p_holm=[0.02, 0.001])
     made = replace(made, effects=effects)
-    assert [cell.symbol for cell in answer.matrix(made).cells] == ["?*", "✓"]
+    assert [cell.symbol for cell in answer.matrix(made).cells] == ["(✓)", "✓"]
+    assert answer.sentence(made).endswith("; with 2 a lower test error is likely, but not shown.")
     assert answer.legend(made)[1] == (
-        "?* The interval excludes 0, but 2 differences were tested. Corrected for that (Holm), p is 0.020; "
-        "a difference needs less than 0.01."
+        "(✓) likely, but not shown: the interval excludes 0, but 2 differences were tested. Corrected for that "
+        "(Holm), p is 0.020; a difference needs less than 0.01."
     )
+    worse = replace(made, metric=replace(made.metric, better="higher"))
+    assert [cell.symbol for cell in answer.matrix(worse).cells] == ["(✗)", "✗"]
 
 
 def test_numbers_have_the_decimals_of_their_interval() -> None:
@@ -154,14 +169,14 @@ def test_intervals_end_where_the_metric_does() -> None:
 def test_a_pair_alone_has_no_interval() -> None:
     made = sweep({2: (HIGH[:1], LOW[:1]), 4: (HIGH, LOW)})
     assert answer.matrix(made).cells[0].text == "? −54"
-    assert answer.legend(made)[-1].startswith("? without an interval: one pair of runs has none.")
+    assert answer.legend(made)[-2].startswith("? without an interval: one pair of runs has none.")
 
 
 def test_the_cost_is_one_line() -> None:
     made = comparisons.rich()
     assert answer.cost(made) == (
-        "Time per step relative to local (2 processes on the CPU, data.batch_size=4; 3 pairs of runs each): "
-        "sync 2.13× (1.94 to 2.41)."
+        "Time per step relative to local (2 processes on the CPU, with 4 samples on each device; 3 pairs of runs for "
+        "each, in brackets the least and the greatest): sync 2.13× (1.94 to 2.41)."
     )
     assert answer.brief_cost(made) == "A step takes 2.13× (1.94 to 2.41) as long as with local."
     cost = [
@@ -171,7 +186,8 @@ def test_the_cost_is_one_line() -> None:
     ]
     said = answer.cost(replace(made, cost=frame("cost", cost)))
     assert said.endswith(
-        "(2 processes on the CPU; 2 pairs of runs each): sync 1.20 to 1.50×, group_norm 0.80 to 0.90×."
+        "(2 processes on the CPU, the range over conditions; 2 pairs of runs for each): "
+        "sync 1.20 to 1.50×, group_norm 0.80 to 0.90×."
     )
     assert answer.brief_cost(replace(made, cost=frame("cost"))) == ""
     without = answer.cost(replace(made, cost=frame("cost")))

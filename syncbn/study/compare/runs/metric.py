@@ -62,7 +62,7 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
     match = ACCURACY.search(name)
     if match and all(0 <= value <= 1 for value in values):
         label = SETS.get(name.partition("/")[0], "test error" if name.startswith("test/") else f"error by {name}")
-        label += f", {match[1]}" if match[1] else ""
+        label += f" on {match[1]}" if match[1] else ""
         return Metric(name, label, "%", "lower", "points", 0.0, 100.0)
     label = name.replace("/", " ").replace("_", " ")
     better = "higher" if MORE_IS_BETTER.search(name) else "lower"
