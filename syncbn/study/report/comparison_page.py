@@ -7,9 +7,9 @@ from pathlib import Path
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer, blocks, tables
-from syncbn.study.report.answer import Cell, Matrix
 from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
 from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.symbol_matrix import Cell, Matrix, legend, symbol_matrix
 
 
 def comparison_page(c: Comparison, drawn: Sequence[Plot], directory: Path, place: str = "") -> list[Block | Group]:
@@ -33,10 +33,10 @@ class Part:
 
     def answer(self) -> list[Block | Group]:
         """The first screen: a sentence, a figure, a matrix of symbols with its legend, and a line on the cost."""
-        matrix = answer.matrix(self._c)
+        matrix = symbol_matrix(self._c)
         shown = [
             Block(matrix_markdown(matrix) if matrix.rows else "", finish=partial(_html, matrix)),
-            Block("\n\n".join(map(escape, answer.legend(self._c))), finish=_legend),
+            Block("\n\n".join(map(escape, legend(self._c))), finish=_legend),
             Block(escape(answer.cost(self._c)), "cost"),
         ]
         beside = Group([self._figures("metric"), Group(shown, "div", "matrix")], "div", "first")

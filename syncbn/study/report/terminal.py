@@ -13,6 +13,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.format import MISSING, plural, probability, rounded
 from syncbn.study.report import answer
+from syncbn.study.report.symbol_matrix import Cell, legend, symbol_matrix
 from syncbn.study.report.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
 from syncbn.training.console import cell, printable
 
@@ -46,7 +47,7 @@ def show(comparison: Comparison, console: Console, *, details: bool = False) -> 
     console.print()
     console.print(cell(answer.sentence(c), "bold"))
     _print(console, "", _matrix(c))
-    for line in answer.legend(c):
+    for line in legend(c):
         console.print(cell(line, "dim"))
     console.print(cell(answer.cost(c)))
     if c.problems:
@@ -113,7 +114,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 
 
 def _matrix(c: Comparison) -> Table:
-    matrix = answer.matrix(c)
+    matrix = symbol_matrix(c)
     table = Table(box=box.HORIZONTALS, header_style="bold", padding=(0, 1), pad_edge=False, collapse_padding=True)
     for place, head in enumerate(matrix.columns):
         table.add_column(cell(head), justify="right" if place == 1 else "left", no_wrap=place > 1)
@@ -122,7 +123,7 @@ def _matrix(c: Comparison) -> Table:
     return table
 
 
-def _symbol_cell(shown: answer.Cell, two_lines: bool) -> Text:
+def _symbol_cell(shown: Cell, two_lines: bool) -> Text:
     parts = (shown.symbol, shown.difference, shown.interval)
     if not two_lines or not shown.interval:
         return cell(" ".join(filter(None, parts)), TONES.get(shown.tone, ""))

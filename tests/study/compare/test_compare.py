@@ -18,6 +18,7 @@ from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.runs.metric import Metric
 from syncbn.study.report import answer
+from syncbn.study.report.symbol_matrix import legend, symbol_matrix
 from tests.study.support import run_directories
 from tests.study.support.run_directories import by_seed, layer, run, sweep
 from tests.support.refuses import refuses
@@ -57,7 +58,7 @@ def test_known_numbers(tmp_path: Path) -> None:
     assert "model: MLP, num_classes=10, depth=4, width=64" in c.constant
     assert "seeds: 0, 1, 2, 3" in c.constant
     assert answer.sentence(c) == "Sync lowers the test error from 61.9 to 6.1 %."
-    assert answer.matrix(c).cells[1].text == "✓ −55.8 [−57.8, −53.7]"
+    assert symbol_matrix(c).cells[1].text == "✓ −55.8 [−57.8, −53.7]"
     (few,) = c.problems
     assert "few pairs (at least 4" in few
 
@@ -264,7 +265,7 @@ def test_other_metrics(tmp_path: Path) -> None:
     loss = compare([path], metric="test/loss")
     assert (loss.metric.label, loss.metric.unit, loss.metric.better) == ("test loss", "", "lower")
     assert loss.margin == pytest.approx(0.05 * np.mean([*SAME.values(), 2.0]) / 10)
-    assert (loss.effects["verdict"][0], answer.matrix(loss).cells[1].symbol) == ("higher", "✗")
+    assert (loss.effects["verdict"][0], symbol_matrix(loss).cells[1].symbol) == ("higher", "✗")
     precise = compare([path], metric="precise/acc")
     assert precise.metric.label == "test error with population statistics"
     assert precise.effects["verdict"][0] == "no difference"
@@ -284,8 +285,8 @@ def test_a_metric_without_a_unit_has_a_margin_in_each_condition(tmp_path: Path) 
     assert math.isnan(c.margin)
     assert list(c.effects["verdict"]) == ["higher", "higher"]
     assert list(c.effects["p_tost"] < 0.01) == [True, False]
-    assert [cell.symbol for cell in answer.matrix(c).cells] == ["✗=", "✗"]
-    assert "✓= or ✗= by less than ±5 % of local's mean in the condition" in answer.legend(c)[0]
+    assert [cell.symbol for cell in symbol_matrix(c).cells] == ["✗=", "✗"]
+    assert "✓= or ✗= by less than ±5 % of local's mean in the condition" in legend(c)[0]
     asked = compare([tmp_path], metric="test/loss", margin=0.2)
     assert (asked.margin, list(asked.effects["margin"])) == (0.2, [0.2, 0.2])
     sweep(tmp_path / "one", {"local": {0: 1.2}}, batch_size=16, simulate=2)
@@ -340,7 +341,7 @@ def test_a_side_that_differs_in_more_is_named_where_others_can_be_compared(tmp_p
     assert list(c.effects["side"]) == ["sync"]
     assert "local and none differ in more than norm" in c.problems[0]
     assert "optimizer.lr=0.05 against 0.01" in c.problems[0]
-    assert answer.matrix(c).cells[-1].text == "—"
+    assert symbol_matrix(c).cells[-1].text == "—"
 
 
 def test_runs_of_other_versions_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer
+from syncbn.study.report.symbol_matrix import SYMBOLS, legend, symbol_matrix
 from tests.study.support import comparisons
 from tests.study.support.comparisons import NAN, ONE, PROCESSES, frame, measured
 
@@ -86,7 +87,7 @@ def test_conditions_that_are_no_axis_are_named_by_what_differs() -> None:
         "With different labels and inversion, sync lowers the test error from 61.8 and 61.8 to 6.13 and 6.13 %; "
         "with the same data, it makes no difference beyond ±0.75 points."
     )
-    assert [row[0] for row in answer.matrix(made).rows] == ["the same data", "different labels", "different inversion"]
+    assert [row[0] for row in symbol_matrix(made).rows] == ["the same data", "different labels", "different inversion"]
 
 
 def test_sides_that_are_numbers_are_values_of_the_setting() -> None:
@@ -96,7 +97,7 @@ def test_sides_that_are_numbers_are_values_of_the_setting() -> None:
         "norm.group 8 and 16 instead of 4 lower the test error from 61.8 to 6.13 and 7.13 %; "
         "2 makes no difference beyond ±0.75 points; 1 is undecided."
     )
-    shown = answer.matrix(made)
+    shown = symbol_matrix(made)
     assert shown.columns == ["", "test error (%)", "difference (points)"]
     assert [row[0] for row in shown.rows] == [f"norm.group={side}" for side in (1, 2, 4, 8, 16)]
     assert [cells[0].symbol for _, _, cells in shown.rows] == ["?", "=", "", "✓", "✓"]
@@ -105,20 +106,20 @@ def test_sides_that_are_numbers_are_values_of_the_setting() -> None:
 def test_sync_is_the_main_side_wherever_it_stands() -> None:
     made = sweep({2: (HIGH, moved(HIGH, 0.0), LOW), 4: (HIGH, HIGH, LOW)}, ("local", "local_mean", "sync over world"))
     assert "sync over world lowers" in answer.sentence(made)
-    assert answer.matrix(made).columns[2:] == ["sync over world", "local_mean"]
+    assert symbol_matrix(made).columns[2:] == ["sync over world", "local_mean"]
 
 
 def test_a_side_without_pairs_is_said_to_have_none() -> None:
     made = replace(comparisons.nothing_differs(), effects=frame("effects"))
     assert answer.sentence(made) == "sync could not be compared with local."
-    assert (answer.matrix(made).rows, answer.legend(made)) == ([], [])
+    assert (symbol_matrix(made).rows, legend(made)) == ([], [])
 
 
 def test_each_verdict_has_its_symbol_without_colour() -> None:
     made = sweep({2: (HIGH, LOW), 4: (LOW, HIGH), 8: (LOW, moved(LOW, 0.0)), 16: (HIGH, undecided(HIGH))})
-    assert [cell.symbol for cell in answer.matrix(made).cells] == ["✓", "✗", "=", "?"]
-    assert len({*answer.SYMBOLS.values()}) == 4
-    (first, second, third) = answer.legend(made)
+    assert [cell.symbol for cell in symbol_matrix(made).cells] == ["✓", "✗", "=", "?"]
+    assert len({*SYMBOLS.values()}) == 4
+    (first, second, third) = legend(made)
     assert first.startswith("✓ better than local, ✗ worse, = no difference beyond ±0.75 points, ? undecided.")
     assert second == "? 8 seeds show neither a difference nor its absence. More seeds would narrow the interval."
     assert third.startswith(
@@ -129,27 +130,27 @@ def test_each_verdict_has_its_symbol_without_colour() -> None:
 def test_a_metric_of_which_more_is_better_turns_the_symbols() -> None:
     made = sweep({2: (HIGH, LOW), 4: (LOW, HIGH)})
     made = replace(made, metric=replace(made.metric, better="higher"))
-    assert [cell.symbol for cell in answer.matrix(made).cells] == ["✗", "✓"]
+    assert [cell.symbol for cell in symbol_matrix(made).cells] == ["✗", "✓"]
 
 
 def test_undecided_with_an_interval_without_zero_is_explained() -> None:
     made = sweep({2: (HIGH, LOW), 4: (HIGH, LOW)})
     effects = made.effects.assign(verdict=["undecided", "lower"], p_holm=[0.02, 0.001])
     made = replace(made, effects=effects)
-    assert [cell.symbol for cell in answer.matrix(made).cells] == ["(✓)", "✓"]
+    assert [cell.symbol for cell in symbol_matrix(made).cells] == ["(✓)", "✓"]
     assert answer.sentence(made).endswith("; with 2 a lower test error is likely, but not shown.")
-    assert answer.legend(made)[1] == (
+    assert legend(made)[1] == (
         "(✓) likely, but not shown: the interval excludes 0, but 2 differences were tested. Corrected for that "
         "(Holm), p is 0.020; a difference needs less than 0.01."
     )
     worse = replace(made, metric=replace(made.metric, better="higher"))
-    assert [cell.symbol for cell in answer.matrix(worse).cells] == ["(✗)", "✗"]
+    assert [cell.symbol for cell in symbol_matrix(worse).cells] == ["(✗)", "✗"]
 
 
 def test_numbers_have_the_decimals_of_their_interval() -> None:
     made = sweep({2: (HIGH, LOW), 4: (HIGH, undecided(HIGH))})
     effects = made.effects.assign(difference=[-55.7512, 1.2345], low=[-57.123, -5.4], high=[-54.321, 7.9])
-    cells = answer.matrix(replace(made, effects=effects)).cells
+    cells = symbol_matrix(replace(made, effects=effects)).cells
     assert [cell.text for cell in cells] == ["✓ −55.8 [−57.1, −54.3]", "? +1.2 [−5.4, +7.9]"]
 
 
@@ -159,17 +160,17 @@ def test_intervals_end_where_the_metric_does() -> None:
     (row,) = made.effects[made.effects.condition == f"{BATCH}=2"].to_dict("records")
     base = made.means[(made.means.condition == f"{BATCH}=2") & (made.means.side == "local")]["mean"].iloc[0]
     assert base + row["low"] < 0  # the interval by itself would have a negative error
-    low = float(re.findall(r"\[(.*?),", answer.matrix(made).cells[0].interval)[0].replace("−", "-"))
+    low = float(re.findall(r"\[(.*?),", symbol_matrix(made).cells[0].interval)[0].replace("−", "-"))
     assert base + low == pytest.approx(0, abs=0.06)
-    assert "cut where the test error would leave 0 to 100 %" in answer.legend(made)[0]
+    assert "cut where the test error would leave 0 to 100 %" in legend(made)[0]
     endless = replace(made, metric=replace(made.metric, least=-inf, greatest=inf))
-    assert "cut where" not in answer.legend(endless)[0]
+    assert "cut where" not in legend(endless)[0]
 
 
 def test_a_pair_alone_has_no_interval() -> None:
     made = sweep({2: (HIGH[:1], LOW[:1]), 4: (HIGH, LOW)})
-    assert answer.matrix(made).cells[0].text == "? −54"
-    assert answer.legend(made)[-2].startswith("? without an interval: one pair of runs has none.")
+    assert symbol_matrix(made).cells[0].text == "? −54"
+    assert legend(made)[-2].startswith("? without an interval: one pair of runs has none.")
 
 
 def test_the_cost_is_one_line() -> None:

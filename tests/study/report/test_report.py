@@ -15,6 +15,7 @@ import wandb
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer, plots, read, tables, wandb_run, write
+from syncbn.study.report.symbol_matrix import legend, symbol_matrix
 from syncbn.study.runner.rewrite import rewrite
 from syncbn.training.loggers import wandb_internals
 from tests.study.support import comparisons
@@ -35,7 +36,7 @@ ORDER = ["matrix", "effects", "means", "cost", "layers", "expected", "confirmati
 
 
 def matrix(c: Comparison) -> list[list[str]]:
-    made = answer.matrix(c)
+    made = symbol_matrix(c)
     return [made.columns, *([label, mean, *(cell.text for cell in cells)] for label, mean, cells in made.rows)]
 
 
@@ -196,7 +197,7 @@ def test_the_page_begins_with_the_answer_and_problems_come_before_details(writte
     said = [
         made.title,
         answer.sentence(made),
-        answer.legend(made)[0],
+        legend(made)[0],
         answer.cost(made),
         made.problems[0],
         "Differences from local between runs of one seed",

@@ -8,6 +8,7 @@ import pytest
 from syncbn.study.report import answer, read
 from syncbn.study.report.blocks import escape
 from syncbn.study.report.comparison_page import matrix_markdown
+from syncbn.study.report.symbol_matrix import legend, symbol_matrix
 
 RESULTS = Path(__file__).parents[3] / "docs/results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/parts.json"))
@@ -24,8 +25,8 @@ def test_the_answers_are_those_of_the_tables(study: Path) -> None:
     whole = (study / "report.md").read_text(encoding="utf-8")
     for part in parts:
         comparison, page = read.read(study / part), (study / part / "report.md").read_text(encoding="utf-8")
-        said = [f"**{escape(answer.sentence(comparison))}**", matrix_markdown(answer.matrix(comparison))]
-        said += [escape(line) for line in (*answer.legend(comparison), answer.cost(comparison), *comparison.problems)]
+        said = [f"**{escape(answer.sentence(comparison))}**", matrix_markdown(symbol_matrix(comparison))]
+        said += [escape(line) for line in (*legend(comparison), answer.cost(comparison), *comparison.problems)]
         assert all(words in text for words in said for text in (page, whole))
 
 
