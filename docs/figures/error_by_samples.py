@@ -7,7 +7,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
-from syncbn.study.report import plot_style
+from syncbn.study.report.plots import plot_style
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"

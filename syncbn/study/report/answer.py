@@ -6,7 +6,7 @@ import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.format import listed, span
-from syncbn.study.report.plot_labels import first_upper
+from syncbn.study.report.plots.plot_labels import first_upper
 from syncbn.study.report.tables import margin_text
 from syncbn.study.report.wording import (
     Row,

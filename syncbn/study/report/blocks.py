@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
-from syncbn.study.report import plot_style
-from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.plots import plot_style
+from syncbn.study.report.plots.plot_style import Plot
 from syncbn.study.report.tables import Table
 from syncbn.training.atomic_write import replacing
 from syncbn.training.console import printable

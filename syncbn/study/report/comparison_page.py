@@ -8,7 +8,7 @@ from pathlib import Path
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer, blocks, tables
 from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
-from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.plots.plot_style import Plot
 from syncbn.study.report.symbol_matrix import Cell, Matrix, legend, symbol_matrix
 
 

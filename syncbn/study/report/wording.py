@@ -9,7 +9,7 @@ import pandas as pd
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.format import MISSING, listed, rounded
-from syncbn.study.report.plot_labels import brief
+from syncbn.study.report.plots.plot_labels import brief
 from syncbn.study.report.tables import ways
 
 Row = dict[str, Any]

@@ -15,9 +15,11 @@ from typing import Any
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import answer, blocks, plot_style, plots, tables
+from syncbn.study.report import answer, blocks, tables
 from syncbn.study.report.blocks import Block, Group, escape
 from syncbn.study.report.comparison_page import comparison_page
+from syncbn.study.report.plots import comparison_plots
+from syncbn.study.report.plots import plot_style
 from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import printable
 
@@ -88,7 +90,7 @@ def _write_plots(comparison: Comparison, directory: Path) -> list[plot_style.Plo
     for path in [path for kind in ("png", "svg") for path in plots_in(directory, kind)]:
         path.unlink()  # otherwise plots that the new report lacks would stay
     with plot_style.style():
-        drawn = plots.draw(comparison)
+        drawn = comparison_plots.draw(comparison)
         plot_style.save(drawn, directory)
     return drawn
 
@@ -113,7 +115,7 @@ def flat_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 def plots_in(directory: Path, kind: str) -> list[Path]:
     """The plot files of a report; the directory may contain other files."""
-    return [path for path in sorted(directory.glob(f"*.{kind}")) if plots.NAMES.fullmatch(path.stem)]
+    return [path for path in sorted(directory.glob(f"*.{kind}")) if comparison_plots.NAMES.fullmatch(path.stem)]
 
 
 def _write_json(contents: Mapping[str, Any], path: Path) -> None:

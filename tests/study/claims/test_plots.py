@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from syncbn.study.claims.report import plots
 from syncbn.study.claims.result import PlotData
-from syncbn.study.report import plot_style
-from syncbn.study.report.plot_style import PAPER, Plot
+from syncbn.study.report.plots import plot_style
+from syncbn.study.report.plots.plot_style import PAPER, Plot
 from tests.study.support import claim_results
 
 

@@ -13,8 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import plot_style, plots
-from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.plots import comparison_plots
+from syncbn.study.report.plots import plot_style
+from syncbn.study.report.plots.plot_style import Plot
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame, measured
 from tests.test_import import modules_after
@@ -22,7 +23,7 @@ from tests.test_import import modules_after
 
 def drawn(comparison: Comparison) -> dict[str, Plot]:
     with plot_style.style():
-        return {plot.name: plot for plot in plots.draw(comparison)}
+        return {plot.name: plot for plot in comparison_plots.draw(comparison)}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def band_is(axes: Axes, margins: list[float]) -> bool:
 
 
 def test_a_verdict_has_a_shape_of_its_own(of_rich: dict[str, Plot]) -> None:
-    looks = list(plots._SHAPES.values())
+    looks = list(comparison_plots._SHAPES.values())
     assert len(set(looks)) == len(looks) - 1  # lower and higher differ by their position
     assert {str(line.get_marker()) for line in figure_of(of_rich, "effects").axes[0].lines} >= {"o", "s"}
 
@@ -189,7 +190,7 @@ def test_what_does_not_fit_is_said() -> None:
 
 
 def test_sides_have_colours_and_shapes_of_their_own(rich: Comparison) -> None:
-    looks = plots.looks(rich)
+    looks = comparison_plots.looks(rich)
     assert len({(look.colour, look.marker, look.filled) for look in looks.values()}) == len(looks)
     by_side = {side: (look.colour, look.marker) for (side, _), look in looks.items()}
     assert len({colour for colour, _ in by_side.values()}) == len({marker for _, marker in by_side.values()}) == 3

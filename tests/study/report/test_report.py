@@ -14,7 +14,8 @@ import pytest
 import wandb
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import answer, plots, read, tables, wandb_run, write
+from syncbn.study.report import answer, read, tables, wandb_run, write
+from syncbn.study.report.plots import comparison_plots
 from syncbn.study.report.symbol_matrix import legend, symbol_matrix
 from syncbn.study.runner.rewrite import rewrite
 from syncbn.training.loggers import wandb_internals
@@ -329,7 +330,7 @@ def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
 
 
 def test_every_plot_has_a_name_that_a_later_report_knows_again(written: dict[str, Path], name: str) -> None:
-    assert all(plots.NAMES.fullmatch(file.stem) for file in (written[name] / "plots").iterdir())
+    assert all(comparison_plots.NAMES.fullmatch(file.stem) for file in (written[name] / "plots").iterdir())
 
 
 def test_problems_come_first_and_are_absent_where_there_are_none(written: dict[str, Path]) -> None:

@@ -17,9 +17,10 @@ from syncbn.study.claims.report.plots import draw
 from syncbn.study.claims.report.stored import Stored
 from syncbn.study.claims.result import Finding
 from syncbn.study.format import plural
-from syncbn.study.report import blocks, plot_style
+from syncbn.study.report import blocks
 from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
-from syncbn.study.report.plot_style import Plot
+from syncbn.study.report.plots import plot_style
+from syncbn.study.report.plots.plot_style import Plot
 from syncbn.training.atomic_write import unlinked
 
 NORMS = {

@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 
 from syncbn.study.claims.result import PlotData
 from syncbn.study.format import plural
-from syncbn.study.report import plot_scales, plot_style
-from syncbn.study.report.plot_labels import first_upper, heading
-from syncbn.study.report.plot_style import DASHES, MUTED, WIDTH, Look, Plot, short
+from syncbn.study.report.plots import plot_scales, plot_style
+from syncbn.study.report.plots.plot_labels import first_upper, heading
+from syncbn.study.report.plots.plot_style import DASHES, MUTED, WIDTH, Look, Plot, short
 
 SIDES = ("none", "local", "sync", "group_norm", "local_mean", "ghost", "torch_sync")  # each has its own style
 DASHED, FILLED = ("solid", "dashed", "dotted", "dashed and dotted"), ("filled", "hollow", "half", "lower half")

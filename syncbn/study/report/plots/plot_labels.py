@@ -7,7 +7,7 @@ import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.format import plural
-from syncbn.study.report.plot_style import short
+from syncbn.study.report.plots.plot_style import short
 from syncbn.study.report.tables import ways
 
 AXES = {

@@ -12,9 +12,30 @@ from matplotlib.axes import Axes
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.runs.metric import Metric
 from syncbn.study.format import share, span, times
-from syncbn.study.report import plot_scales, plot_style
-from syncbn.study.report.plot_labels import AXES, brief, first_upper, heading, hollow, left_out, row_labels, unsaid
-from syncbn.study.report.plot_style import BETTER, INK, MUTED, PAPER, WIDTH, WORSE, Fill, Look, Plot, finite, short
+from syncbn.study.report.plots import plot_scales, plot_style
+from syncbn.study.report.plots.plot_labels import (
+    AXES,
+    brief,
+    first_upper,
+    heading,
+    hollow,
+    left_out,
+    row_labels,
+    unsaid,
+)
+from syncbn.study.report.plots.plot_style import (
+    BETTER,
+    INK,
+    MUTED,
+    PAPER,
+    WIDTH,
+    WORSE,
+    Fill,
+    Look,
+    Plot,
+    finite,
+    short,
+)
 from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verdict
 
 ROWS, PANELS, LAYERS = 40, 12, 20  # maximum in a figure; the tables have all rows

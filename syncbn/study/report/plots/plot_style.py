@@ -1,7 +1,7 @@
 """The common parts of all plots: colour-blind safe colours, figures, legends, error bars, and files.
 
 Figures are five inches wide with text of 11 points, so that they are readable on a page of 400 pixels. Scales and ticks
-are in :mod:`syncbn.study.report.plot_scales`.
+are in :mod:`syncbn.study.report.plots.plot_scales`.
 """
 
 import re

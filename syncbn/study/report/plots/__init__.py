@@ -1,0 +1,1 @@
+"""The plots of a comparison, and what all plots of reports share."""
