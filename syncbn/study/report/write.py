@@ -18,8 +18,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer, blocks, tables
 from syncbn.study.report.blocks import Block, Group, escape
 from syncbn.study.report.comparison_page import comparison_page
-from syncbn.study.report.plots import comparison_plots
-from syncbn.study.report.plots import plot_style
+from syncbn.study.report.plots import comparison_plots, plot_style
 from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import printable
 

@@ -13,8 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report.plots import comparison_plots
-from syncbn.study.report.plots import plot_style
+from syncbn.study.report.plots import comparison_plots, plot_style
 from syncbn.study.report.plots.plot_style import Plot
 from tests.study.support import comparisons
 from tests.study.support.comparisons import frame, measured

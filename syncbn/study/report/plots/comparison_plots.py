@@ -117,7 +117,7 @@ def _metric(comparison: Comparison) -> Plot:
         f"{first_upper(metric.label)}{f', in {metric.unit}' if metric.unit else ''}: {metric.better} is better."
         f" Markers: mean over {runs} {'seed' if runs == '1' else 'seeds'}."
         f"{' Those of one condition are drawn side by side.' if numeric and len(series) > 1 else ''}"
-        f" Bars{' and bands' if numeric else ''}: 95 % interval of the mean."
+        f" Bars{' and bands' if numeric else ''}: 95 % interval of the mean, cut to the range of the metric."
         f"{_logarithmic(every, places)}"
         f"{hollow(comparison) if means.how.nunique() > 1 else ''}"
     )
