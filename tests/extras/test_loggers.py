@@ -46,7 +46,7 @@ def killed(run_dir: Path, **settings: Any) -> None:
     ended = run(REPO, sys.executable, str(program), str(run_dir), json.dumps(settings), env=environment(), timeout=120)
     assert ended.code == -9, ended.err
     second = int(time.time())
-    while int(time.time()) == second:  # TensorBoard reads files in the order of their names, which begin with the second
+    while int(time.time()) == second:  # TensorBoard sorts files by the second in their names
         time.sleep(0.02)
 
 
