@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite
 
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.format import MISSING, probability, rounded, span
+from syncbn.study.report.ranges import difference_interval, rounded_interval
 from syncbn.study.report.tables import margin_text, with_unit, worded_verdict
 from syncbn.study.report.wording import (
     SIDES,
@@ -21,7 +22,6 @@ from syncbn.study.report.wording import (
     mean_text,
     named,
     rows_of,
-    within,
 )
 
 SYMBOLS = {"better": "✓", "worse": "✗", "same": "=", "open": "?"}  # by the tone of a verdict
@@ -133,35 +133,19 @@ def _cells(c: Comparison, condition: str, sides: Iterable[str]) -> list[Cell]:
 
 def _cell(c: Comparison, row: Row) -> Cell:
     _, tone = worded_verdict(pd.Series(row), c.metric.better)
-    low, high = _shown_interval(c, row)
     symbol = SYMBOLS[tone] + (SMALL if is_small(c, row) else "")
     if is_likely(row):
         word = "lower" if row["difference"] < 0 else "higher"
         symbol = f"({SYMBOLS['better' if word == c.metric.better else 'worse']})"
-    ends = [rounded(end, row["low"], row["high"], sign=True) for end in (low, high)]
+    interval = rounded_interval(difference_interval(c, row), row, sign=True, between=", ")
     difference = rounded(row["difference"], row["low"], row["high"], sign=True)
-    return Cell(symbol, tone, difference, f"[{', '.join(ends)}]" if isfinite(low) else "")
-
-
-def _shown_interval(c: Comparison, row: Row) -> tuple[float, float]:
-    """The interval of a difference, cut where the side's metric would leave its range."""
-    means = c.means[
-        (c.means.condition == row["condition"]) & (c.means.side == c.baseline) & (c.means.how == row["how"])
-    ]
-    base = float(means["mean"].iloc[0]) if len(means) else nan
-    if not isfinite(base) or not isfinite(row["low"]):
-        return row["low"], row["high"]
-    ends = (within(base + row[end], c) - base for end in ("low", "high"))
-    low, high = (
-        end if abs(end - row[name]) > 1e-9 else row[name] for end, name in zip(ends, ("low", "high"), strict=True)
-    )
-    return low, high
+    return Cell(symbol, tone, difference, "" if interval == MISSING else f"[{interval}]")
 
 
 def _cut(c: Comparison) -> str:
     """A note if an interval is cut."""
     rows = [row for side in c.sides[1:] for row in rows_of(c, side)]
-    if not any(_shown_interval(c, row) != (row["low"], row["high"]) for row in rows if isfinite(row["low"])):
+    if not any(difference_interval(c, row) != (row["low"], row["high"]) for row in rows if isfinite(row["low"])):
         return ""
     unit = f" {c.metric.unit}".rstrip()
     return f", cut where the {c.metric.label} would leave {c.metric.least:g} to {c.metric.greatest:g}{unit}"

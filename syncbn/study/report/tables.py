@@ -10,7 +10,8 @@ import pandas as pd
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.compare.runs.metric import MARGIN_SHARE
-from syncbn.study.format import MISSING, count, interval, number, plural, probability, seconds, share, signed, times
+from syncbn.study.format import MISSING, count, number, plural, probability, rounded, seconds, share, signed, times
+from syncbn.study.report.ranges import difference_interval, mean_interval, rounded_interval
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
 MEANS_NOTE = (
@@ -104,7 +105,7 @@ def effects_notes(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         ("pairs", "seeds for which both sides have a finished run; both start from the same weights and data order"),
         ("difference", f"the side's {metric.label} minus that of {comparison.baseline}, mean over pairs"),
-        ("95 % interval", "of that mean, by Student's t"),
+        ("95 % interval", f"of that mean, by Student's t; it ends where the {metric.label} does"),
         ("p", "paired t test, two-sided: the probability of a difference at least as large if there were none"),
         ("p, Holm", "p corrected for the number of rows (Holm 1979); the verdict uses it"),
         ("p, Wilcoxon", "signed-rank test, which does not assume a normal distribution; a check of the t test"),
@@ -127,8 +128,11 @@ def _effects(comparison: Comparison) -> Table:
     columns = [
         *_condition_and_side(comparison),
         Column("pairs", lambda row: count(row.n)),
-        Column(with_unit(f"difference from {comparison.baseline}", unit), lambda row: signed(row.difference, unit)),
-        Column("95 % interval", lambda row: interval(row.low, row.high, unit, sign=True)),
+        Column(
+            with_unit(f"difference from {comparison.baseline}", unit),
+            lambda row: rounded(row.difference, row.low, row.high, sign=True),
+        ),
+        Column("95 % interval", lambda row: rounded_interval(difference_interval(comparison, row), row, sign=True)),
         Column("verdict", lambda row: _verdict(comparison, row), numeric=False),
         Column("p", lambda row: probability(row.p)),
         Column("p, Holm", lambda row: probability(row.p_holm)),
@@ -154,9 +158,9 @@ def _means(comparison: Comparison) -> Table:
     columns = [
         *_condition_and_side(comparison),
         Column("runs", lambda row: count(row.n)),
-        Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: number(row["mean"], metric.unit)),
-        Column("standard deviation", lambda row: number(row.sd, metric.unit)),
-        Column("95 % interval of the mean", lambda row: interval(row.low, row.high, metric.unit)),
+        Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: rounded(row["mean"], row.low, row.high)),
+        Column("standard deviation", lambda row: rounded(row.sd, row.low, row.high)),
+        Column("95 % interval of the mean", lambda row: rounded_interval(mean_interval(comparison, row), row)),
         *_how(comparison),
     ]
     return table("means", comparison.means, columns)

@@ -13,6 +13,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.format import MISSING, plural, probability, rounded
 from syncbn.study.report import answer
+from syncbn.study.report.ranges import difference_interval, rounded_interval
 from syncbn.study.report.symbol_matrix import Cell, legend, symbol_matrix
 from syncbn.study.report.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
 from syncbn.training.console import cell, printable
@@ -151,10 +152,9 @@ def _mean(row: dict[str, Any]) -> str:
 def _effects(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.effects.to_dict("records"):
-        low, difference, high = (
-            rounded(row[name], row["low"], row["high"], sign=True) for name in ("low", "difference", "high")
-        )
-        interval = MISSING if math.isnan(row["low"]) else f"[{low}, {high}]"
+        difference = rounded(row["difference"], row["low"], row["high"], sign=True)
+        interval = rounded_interval(difference_interval(c, row), row, sign=True, between=", ")
+        interval = interval if interval == MISSING else f"[{interval}]"
         figures = [row["n"], difference, interval, probability(row["p_holm"]), probability(row["p_tost"])]
         verdict = row["verdict"]
         if verdict in ("lower", "higher") and is_within(row["p_tost"], c.alpha):

@@ -126,8 +126,3 @@ def mean_text(c: Comparison, condition: str, side: str, how: str = "") -> str:
 
 def _ways_of(c: Comparison, rows: pd.DataFrame) -> list[str]:
     return [how for how in ways(c) if (rows.how == how).any()]
-
-
-def within(value: float, c: Comparison) -> float:
-    """A value of the metric, cut to its range."""
-    return min(max(value, c.metric.least), c.metric.greatest)

@@ -81,7 +81,10 @@ def test_differences_their_intervals_and_the_margin_are_in_the_plot_of_effects(
 ) -> None:
     figure = figure_of(of_rich, "effects")
     shown = plotted(figure, x=True)
-    assert shown >= rounded([*rich.effects.difference, *rich.effects.low, *rich.effects.high])
+    assert shown >= rounded(list(rich.effects.difference))
+    base = rich.means[rich.means.side == "local"].set_index(["condition", "how"])["mean"]
+    for row in rich.effects.itertuples():
+        assert shown >= rounded([max(row.low, -base[row.condition, row.how]), row.high])  # an error is at least 0
     (axes,) = figure.axes
     assert band_is(axes, [0.75] * len(rich.effects))
     low, high = axes.get_xlim()

@@ -1,6 +1,7 @@
 """Tests the report: it has every figure of the comparison, escapes foreign text, and is reproducible."""
 
 import json
+import math
 import re
 import shutil
 import time
@@ -56,18 +57,28 @@ def plain(value: float, pattern: str) -> str:
     return pattern.format(value).replace("-", "−")
 
 
+def decimals(low: float, high: float, sign: str = "") -> str:
+    """The pattern with two significant digits of half the interval's width."""
+    return f"{{:{sign}.{max(0, 1 - math.floor(math.log10((high - low) / 2)))}f}}"
+
+
 def test_rows_say_what_the_comparison_says(written: dict[str, Path]) -> None:
     c = comparisons.rich()
     shown = dict(zip(ORDER, cells(page(written["rich"])), strict=True))
     for row, cell in zip(c.effects.itertuples(), shown["effects"][1:], strict=True):
-        assert cell[:4] == [row.condition, row.side, str(row.n), plain(row.difference, "{:+.2f}")]
-        assert cell[4] == f"{plain(row.low, '{:+.2f}')} to {plain(row.high, '{:+.2f}')}"
+        shown_by = decimals(row.low, row.high, "+")
+        assert cell[:4] == [row.condition, row.side, str(row.n), plain(row.difference, shown_by)]
+        means = c.means.set_index(["condition", "side", "how"])["mean"]
+        base = means[row.condition, "local", row.how]
+        low, high = max(row.low, -base), min(row.high, 100 - base)  # an error ends at 0 and at 100 %
+        assert cell[4] == f"{plain(low, shown_by)} to {plain(high, shown_by)}"
         assert cell[5].startswith(row.verdict)
         assert cell[-1] == row.how
     for row, cell in zip(c.means.itertuples(), shown["means"][1:], strict=True):
         assert cell[:3] == [row.condition, row.side, str(row.n)]
-        assert cell[3:5] == [f"{row.mean:.2f}", f"{row.sd:.2f}"]
-        assert cell[5] == f"{row.low:.2f} to {row.high:.2f}"
+        shown_by = decimals(row.low, row.high)
+        assert cell[3:5] == [plain(row.mean, shown_by), plain(row.sd, shown_by)]
+        assert cell[5] == f"{plain(max(row.low, 0), shown_by)} to {plain(row.high, shown_by)}"
     sync = ["data.batch_size=4", "sync", "3", "9.8 ms", "816.3", "3", "2.13×", "1.94× to 2.41×", "52.7 %"]
     assert shown["cost"][2] == [*sync, comparisons.PROCESSES]
     assert shown["layers"][3] == ["stem.bn", "data.batch_size=2", "local", "128", "11.4", "11.20×", "0.87×", "yes"]
