@@ -10,6 +10,7 @@ from syncbn.study.report import answer, blocks, tables
 from syncbn.study.report.blocks import Block, Group, bullets, escape, terms
 from syncbn.study.report.plots.plot_style import Plot
 from syncbn.study.report.symbol_matrix import Cell, Matrix, legend, symbol_matrix
+from syncbn.training.console import printable
 
 
 def comparison_page(c: Comparison, drawn: Sequence[Plot], directory: Path, place: str = "") -> list[Block | Group]:
@@ -48,7 +49,7 @@ class Part:
 
     def details(self) -> list[Group]:
         """All else, folded."""
-        c, baseline = self._c, escape(self._c.baseline)
+        c, baseline = self._c, printable(self._c.baseline)
         effects = (
             [*self._table("effects"), terms(tables.effects_notes(c), "notes")] if "effects" in self._tables else []
         )
@@ -117,14 +118,17 @@ def matrix_markdown(matrix: Matrix) -> str:
 
 
 def _html(matrix: Matrix, _: str) -> str:
-    heads = "".join(f'<th scope="col">{escape_html(head)}</th>' for head in matrix.columns)
-    rows = "".join(
-        f'<tr><th scope="row">{escape_html(label)}</th><td class="number">{mean}</td>{"".join(map(_cell, cells))}</tr>'
-        for label, mean, cells in matrix.rows
-    )
+    heads = "".join(f'<th scope="col">{escape_html(printable(head))}</th>' for head in matrix.columns)
+    rows = "".join(map(_row, matrix.rows))
     many = " many" if len(matrix.columns) > 4 else ""
     table = f'<table class="symbols{many}"><thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table>'
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Differences">\n{table}\n</div>'
+
+
+def _row(row: tuple[str, str, list[Cell]]) -> str:
+    label, mean, cells = row
+    head = f'<th scope="row">{escape_html(printable(label))}</th>'
+    return f'<tr>{head}<td class="number">{mean}</td>{"".join(map(_cell, cells))}</tr>'
 
 
 def _cell(cell: Cell) -> str:
