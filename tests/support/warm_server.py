@@ -104,7 +104,8 @@ def begin(request: dict[str, Any], streams: list[int], address: str) -> NoReturn
     os.chdir(request["where"])
     warnings.resetwarnings()
     MEDIA_TMP._finalizer.detach()  # type: ignore[attr-defined]  # else each fork removes the server's at its end
-    MEDIA_TMP.__init__("wandb-media")  # type: ignore[misc]
+    # beside the socket: TMPDIR is what some tests look into after a kill
+    MEDIA_TMP.__init__("wandb-media", dir=Path(address).parent)  # type: ignore[misc]
     atexit.register(MEDIA_TMP.cleanup)
     sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=request["unbuffered"])  # type: ignore
     util.spawnv_passfds = forked
