@@ -18,7 +18,6 @@ def main() -> None:
     # Before all other imports, which take seconds. A rank that torchrun or srun started stops together with the others.
     (signals.begin if trains else signals.end_at_once)()
     standard_streams.outlive_reader()
-    notebook.leave_backend()
     if trains:
         from syncbn import train
 
@@ -27,6 +26,7 @@ def main() -> None:
     else:
         from syncbn import cli
 
+        notebook.leave_backend()
         cli.main()
 
 

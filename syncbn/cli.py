@@ -210,12 +210,15 @@ def report(
     from syncbn.study.runner.rewrite import rewrite
     from syncbn.training.console import print_line
     from syncbn.training.errors import SettingError
+    from syncbn.training.os_errors import explain
 
     try:
         for page in rewrite(directory):
             print_line(str(page))
     except SettingError as error:
         _fail(error)
+    except OSError as error:
+        _fail(f"DIRECTORY={directory}: {explain(error, directory)}")
 
 
 @app.command()

@@ -27,14 +27,6 @@ def signed(value: float, unit: str = "") -> str:
     return f"+{text}" if isfinite(value) and value > 0 and any(digit in text for digit in "123456789") else text
 
 
-def interval(low: float, high: float, unit: str = "", *, sign: bool = False) -> str:
-    """An interval, ``1.20 to 3.40``; a dash if an end is not finite."""
-    if not (isfinite(low) and isfinite(high)):
-        return MISSING
-    show = signed if sign else number
-    return f"{show(low, unit)} to {show(high, unit)}"
-
-
 def rounded(value: float, low: float, high: float, *, sign: bool = False) -> str:
     """A number with as many decimals as its interval supports.
 
@@ -74,11 +66,21 @@ def _decimals(value: float, digits: int) -> int:
     return digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
 
 
-def rounded_interval(low: float, high: float, *, sign: bool = False) -> str:
-    """An interval with the decimals of :func:`rounded`, ``1.47 to 2.44``; a dash if an end is not finite."""
+def rounded_interval(
+    low: float, high: float, *, sign: bool = False, of: tuple[float, float] | None = None, between: str = " to "
+) -> str:
+    """An interval with the decimals of :func:`rounded`, ``1.47 to 2.44``; a dash if an end is not finite.
+
+    ``of`` is the whole interval, which decides the decimals, if this one is cut.
+    """
     if not (isfinite(low) and isfinite(high)):
         return MISSING
-    return " to ".join(rounded(end, low, high, sign=sign) for end in (low, high))
+    return between.join(rounded(end, *(of or (low, high)), sign=sign) for end in (low, high))
+
+
+def cut(low: float, high: float, least: float, greatest: float) -> tuple[float, float]:
+    """The part of an interval that lies in a range; an end that is not finite stays."""
+    return max(low, least) if isfinite(low) else low, min(high, greatest) if isfinite(high) else high
 
 
 def probability(value: float) -> str:

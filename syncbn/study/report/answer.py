@@ -48,14 +48,16 @@ def cost(c: Comparison) -> str:
     known = c.cost[(c.cost.side != c.baseline) & c.cost.ratio.notna()]
     if known.empty:
         return "Time per step: not measured, because no paired runs had a process for each device."
-    how, conditions = list(dict.fromkeys(known.how)), list(dict.fromkeys(known.condition))
-    place = where_text(c, conditions).rstrip(", ") if len(conditions) == 1 else "the range over conditions"
-    where = ", ".join(filter(None, [*how[:1], place]))
+    ways, conditions = list(dict.fromkeys(known.how)), list(dict.fromkeys(known.condition))
+    is_range = known.side.duplicated().any()
+    over = "conditions" if len(conditions) > 1 else "ways of running"
+    place = f"the range over {over}" if is_range else where_text(c, conditions).removesuffix(", ")
+    where = ", ".join(filter(None, [listed(ways), place]))
     sides = [(side, known[known.side == side]) for side in c.sides if (known.side == side).any()]
     parts = [f"{named(c, side)} {_ratio(of_one)}" for side, of_one in sides]
     pairs = span(str(int(known.pairs.min())), str(int(known.pairs.max())))
     runs = f"{pairs} {'pair' if pairs == '1' else 'pairs'} of runs for each"
-    spread = ", in brackets the least and the greatest" if len(conditions) == 1 and known.pairs.max() > 1 else ""
+    spread = ", in brackets the least and the greatest" if not is_range and known.pairs.max() > 1 else ""
     return f"Time per step relative to {named(c, c.baseline)} ({where}; {runs}{spread}): {', '.join(parts)}."
 
 

@@ -26,6 +26,8 @@ COLUMNS = {
 WORDS = {"side", "condition", "how", "path", "status", "why", "layer", "metric", "verdict"}
 WORDS |= {"what", "published", "ours", "agrees", "source", "differences"}
 
+NUMBERS = {"least": -math.inf, "greatest": math.inf, "margin": math.nan}  # written as null
+
 
 def read(directory: Path) -> Comparison:
     """The comparison whose report is in the directory.
@@ -37,18 +39,17 @@ def read(directory: Path) -> Comparison:
     """
     try:
         rest = json.loads((directory / "tables" / write.COMPARISON).read_text(encoding="utf-8"))
-        numbers = {"least": -math.inf, "greatest": math.inf, "margin": math.nan}  # JSON has none of these
-        metric: dict[str, Any]
-        others: dict[str, Any]
-        metric, others = (
-            {name: numbers[name] if value is None and name in numbers else value for name, value in each.items()}
-            for each in (rest.pop("metric"), rest)
-        )
+        rest["metric"] = Metric(**_with_numbers(rest["metric"]))
         frames = {name: _frame(directory / "tables", name) for name in COLUMNS}
-        return Comparison(metric=Metric(**metric), **others, **frames)
+        return Comparison(**_with_numbers(rest), **frames)
     except (OSError, ValueError, TypeError, KeyError) as error:
         hint = f"no report can be read from its tables ({error}); use the directory of a report"
         raise SettingError("DIRECTORY", directory, hint) from error
+
+
+def _with_numbers(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the numbers that JSON does not have."""
+    return {name: NUMBERS[name] if value is None and name in NUMBERS else value for name, value in fields.items()}
 
 
 def _frame(directory: Path, name: str) -> pd.DataFrame:

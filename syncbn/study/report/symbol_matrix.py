@@ -8,7 +8,7 @@ import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.format import MISSING, probability, rounded, span
-from syncbn.study.report.ranges import difference_interval, rounded_interval
+from syncbn.study.report.ranges import difference_ends, difference_interval
 from syncbn.study.report.tables import margin_text, with_unit, worded_verdict
 from syncbn.study.report.wording import (
     SIDES,
@@ -85,9 +85,8 @@ def legend(c: Comparison) -> list[str]:
     shown = symbol_matrix(c).cells
     if not shown:
         return []
-    there = {cell.tone for cell in shown if "(" not in cell.symbol} | {
-        "small" for cell in shown if cell.symbol[1:] == SMALL
-    }
+    there = {"small" if cell.symbol[1:] == SMALL else cell.tone for cell in shown if "(" not in cell.symbol}
+    there |= {cell.tone for cell in shown if cell.symbol[1:] == SMALL}
     better, worse, same, undecided = SYMBOLS.values()
     words = {
         "better": f"{better} better than {named(c, c.baseline)}",
@@ -101,22 +100,23 @@ def legend(c: Comparison) -> list[str]:
         f"{', '.join(words[tone] for tone in words if tone in there)}. Differences from {named(c, c.baseline)}{unit}"
     )
     lines = [f"{first}, {c.metric.better} is better; in brackets, 95 % intervals{_cut(c)}."]
-    likely = c.effects[[is_likely(row) for row in c.effects.to_dict("records")]]
-    if len(likely):
+    rows = [row for side in c.sides[1:] for row in rows_of(c, side)]
+    likely = [row["p_holm"] for row in rows if is_likely(row)]
+    if likely:
         symbols = " ".join(sorted({cell.symbol for cell in shown if "(" in cell.symbol}))
-        p = span(probability(likely.p_holm.min()), probability(likely.p_holm.max()))
+        p = span(probability(min(likely)), probability(max(likely)))
         lines.append(
             f"{symbols} likely, but not shown: the interval excludes 0, but {len(c.effects)} differences"
             f" were tested. Corrected for that (Holm), p is {p}; a difference needs less than {c.alpha:g}."
         )
-    others = c.effects[c.effects.verdict == "undecided"].drop(likely.index)
-    if len(others):
-        seeds = span(str(int(others.n.min())), str(int(others.n.max())))
+    others = [int(row["n"]) for row in rows if row["verdict"] == "undecided" and not is_likely(row)]
+    if others:
+        seeds = span(str(min(others)), str(max(others)))
         lines.append(
             f"{undecided} {seeds} seeds show neither a difference nor its absence. More seeds would narrow the"
             " interval."
         )
-    if (c.effects.verdict == "too few pairs").any():
+    if any(row["verdict"] == "too few pairs" for row in rows):
         lines.append(
             f"{SYMBOLS['open']} without an interval: one pair of runs has none. Run at least 2 seeds, better 8."
         )
@@ -137,7 +137,7 @@ def _cell(c: Comparison, row: Row) -> Cell:
     if is_likely(row):
         word = "lower" if row["difference"] < 0 else "higher"
         symbol = f"({SYMBOLS['better' if word == c.metric.better else 'worse']})"
-    interval = rounded_interval(difference_interval(c, row), row, sign=True, between=", ")
+    interval = difference_interval(c, row, ", ")
     difference = rounded(row["difference"], row["low"], row["high"], sign=True)
     return Cell(symbol, tone, difference, "" if interval == MISSING else f"[{interval}]")
 
@@ -145,7 +145,7 @@ def _cell(c: Comparison, row: Row) -> Cell:
 def _cut(c: Comparison) -> str:
     """A note if an interval is cut."""
     rows = [row for side in c.sides[1:] for row in rows_of(c, side)]
-    if not any(difference_interval(c, row) != (row["low"], row["high"]) for row in rows if isfinite(row["low"])):
+    if not any(difference_ends(c, row) != (row["low"], row["high"]) for row in rows if isfinite(row["low"])):
         return ""
     unit = f" {c.metric.unit}".rstrip()
     return f", cut where the {c.metric.label} would leave {c.metric.least:g} to {c.metric.greatest:g}{unit}"

@@ -11,7 +11,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.compare.runs.metric import MARGIN_SHARE
 from syncbn.study.format import MISSING, count, number, plural, probability, rounded, seconds, share, signed, times
-from syncbn.study.report.ranges import difference_interval, mean_interval, rounded_interval
+from syncbn.study.report.ranges import difference_interval, mean_interval
 
 FRAMES = ("runs", "means", "effects", "curves", "cost", "layers", "confirmations", "expected")
 MEANS_NOTE = (
@@ -132,7 +132,7 @@ def _effects(comparison: Comparison) -> Table:
             with_unit(f"difference from {comparison.baseline}", unit),
             lambda row: rounded(row.difference, row.low, row.high, sign=True),
         ),
-        Column("95 % interval", lambda row: rounded_interval(difference_interval(comparison, row), row, sign=True)),
+        Column("95 % interval", lambda row: difference_interval(comparison, row)),
         Column("verdict", lambda row: _verdict(comparison, row), numeric=False),
         Column("p", lambda row: probability(row.p)),
         Column("p, Holm", lambda row: probability(row.p_holm)),
@@ -160,7 +160,7 @@ def _means(comparison: Comparison) -> Table:
         Column("runs", lambda row: count(row.n)),
         Column(with_unit(f"mean {metric.label}", metric.unit), lambda row: rounded(row["mean"], row.low, row.high)),
         Column("standard deviation", lambda row: rounded(row.sd, row.low, row.high)),
-        Column("95 % interval of the mean", lambda row: rounded_interval(mean_interval(comparison, row), row)),
+        Column("95 % interval of the mean", lambda row: mean_interval(comparison, row)),
         *_how(comparison),
     ]
     return table("means", comparison.means, columns)

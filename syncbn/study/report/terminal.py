@@ -13,7 +13,7 @@ from syncbn.study.compare.comparison import Comparison
 from syncbn.study.compare.paired_tests import is_within
 from syncbn.study.format import MISSING, plural, probability, rounded
 from syncbn.study.report import answer
-from syncbn.study.report.ranges import difference_interval, rounded_interval
+from syncbn.study.report.ranges import difference_interval
 from syncbn.study.report.symbol_matrix import Cell, legend, symbol_matrix
 from syncbn.study.report.tables import COST_NOTE, TOLERANCE_NOTE, has_tolerances, margin_text
 from syncbn.training.console import cell, printable
@@ -153,7 +153,7 @@ def _effects(c: Comparison, several: bool) -> Table:
     rows = []
     for row in c.effects.to_dict("records"):
         difference = rounded(row["difference"], row["low"], row["high"], sign=True)
-        interval = rounded_interval(difference_interval(c, row), row, sign=True, between=", ")
+        interval = difference_interval(c, row, ", ")
         interval = interval if interval == MISSING else f"[{interval}]"
         figures = [row["n"], difference, interval, probability(row["p_holm"]), probability(row["p_tost"])]
         verdict = row["verdict"]

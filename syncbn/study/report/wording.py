@@ -97,11 +97,11 @@ def where_text(c: Comparison, conditions: Sequence[str], whole: bool = True) -> 
 
 
 def _together(labels: Sequence[str]) -> str:
-    """``shards=inversion and labels``: the name is said once if it is that of all."""
-    names = {label.partition("=")[0] for label in labels}
-    if len(names) > 1 or any(label.count("=") != 1 for label in labels):
-        return listed([label.removeprefix("different ") if at else label for at, label in enumerate(labels)])
-    return f"{names.pop()}={listed([label.partition('=')[2] for label in labels])}"
+    """``shards=inversion and labels``, ``different inversion and labels``: what all begin with is said once."""
+    first, last = min(labels), max(labels)
+    same = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    start = re.sub(r"[^= ]*$", "", first[:same])
+    return start + listed([label.removeprefix(start) for label in labels])
 
 
 def condition_labels(c: Comparison) -> list[str]:

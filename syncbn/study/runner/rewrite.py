@@ -20,9 +20,10 @@ def rewrite(directory: Path) -> list[Path]:
     """
     written, done = [], set()
     for path in sorted(directory.glob(f"**/{write.PARTS}")):
-        page, place = json.loads(path.read_text(encoding="utf-8")), path.parent
-        parts = {name: read(place / name) for name in page["parts"]}
-        written.append(write.write_several(page["title"], page["question"], parts, place))
+        title, question, names = _page(path)
+        place = path.parent
+        parts = {name: read(place / name) for name in names}
+        written.append(write.write_several(title, question, parts, place))
         done |= {place / name for name in parts}
     alone = {path.parents[1] for path in directory.glob(f"**/tables/{write.COMPARISON}")} - done
     written += [write.write(read(place), place) for place in sorted(alone)]
@@ -30,3 +31,13 @@ def rewrite(directory: Path) -> list[Path]:
     if not written:
         raise SettingError("DIRECTORY", directory, "there is no report in it; syncbn compare writes one")
     return written
+
+
+def _page(path: Path) -> tuple[str, str, list[str]]:
+    """Title, question, and names of the comparisons on a page of several."""
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+        return page["title"], page["question"], list(page["parts"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        hint = f"{path.name} cannot be read ({type(error).__name__}: {error}); write the report again from the runs"
+        raise SettingError("DIRECTORY", path.parent, hint) from error

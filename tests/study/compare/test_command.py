@@ -153,6 +153,11 @@ def test_a_report_is_written_again_by_its_directory(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(tmp_path / "plots")])
     line = f"error: DIRECTORY={tmp_path}/plots: there is no report in it; syncbn compare writes one\n"
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", line)
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()  # in the way
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"error: DIRECTORY={tmp_path}: ")
 
 
 def test_a_real_sweep(here: Path, pages: Pages) -> None:

@@ -147,6 +147,13 @@ def test_undecided_with_an_interval_without_zero_is_explained() -> None:
     assert [cell.symbol for cell in symbol_matrix(worse).cells] == ["(✗)", "✗"]
 
 
+def test_the_legend_explains_what_the_matrix_shows() -> None:
+    """With two ways of running, the matrix shows one of them."""
+    made = measured({("", side, how): of for how in (ONE, PROCESSES) for side, of in (("local", HIGH), ("sync", LOW))})
+    effects = made.effects.assign(verdict=["lower", "undecided"])
+    assert not [line for line in legend(replace(made, effects=effects)) if "likely" in line or "undecided" in line]
+
+
 def test_numbers_have_the_decimals_of_their_interval() -> None:
     made = sweep({2: (HIGH, LOW), 4: (HIGH, undecided(HIGH))})
     effects = made.effects.assign(difference=[-55.7512, 1.2345], low=[-57.123, -5.4], high=[-54.321, 7.9])
@@ -191,5 +198,10 @@ def test_the_cost_is_one_line() -> None:
         "sync 1.20 to 1.50×, group_norm 0.80 to 0.90×."
     )
     assert answer.brief_cost(replace(made, cost=frame("cost"))) == ""
+    two_ways = [(*row[:2], how, *row[3:]) for how in (PROCESSES, "2 GPUs") for row in cost[:2]]
+    assert answer.cost(replace(made, cost=frame("cost", two_ways))) == (
+        f"Time per step relative to local ({PROCESSES} and 2 GPUs, the range over ways of running; 2 pairs of runs for "
+        "each): sync 1.50×."
+    )
     without = answer.cost(replace(made, cost=frame("cost")))
     assert without == "Time per step: not measured, because no paired runs had a process for each device."

@@ -388,6 +388,10 @@ def test_curves_may_be_compressed_or_missing(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_read_are_an_error_in_one_line(tmp_path: Path) -> None:
     with refuses("DIRECTORY", tmp_path, "there is no report in it; syncbn compare writes one"):
         rewrite(tmp_path)
+    (tmp_path / "parts.json").write_text('{"title": 1}', encoding="utf-8")
+    with refuses("DIRECTORY", tmp_path, "parts.json cannot be read (KeyError: 'question')"):
+        rewrite(tmp_path)
+    (tmp_path / "parts.json").unlink()
     write.write(comparisons.without_axis(), tmp_path)
     for file, text in {"means.csv": "condition,at\n", "effects.csv": "", "comparison.json": "{"}.items():
         there = tmp_path / "tables" / file

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from syncbn.study.claims.result import Finding, Row, Versus
 from syncbn.study.claims.verdict import BETTER, FAILS, HOLDS, MEASURED, NOT_ASKED, NOT_RUN, SAME, WORSE
-from syncbn.study.format import MISSING, plural
+from syncbn.study.format import MISSING, listed, plural
 
 HELD, PARTLY, FAILED, UNKNOWN, UNTESTED, EQUAL = "✓", "◐", "✗", "?", MISSING, "="  # symbols that differ without colour
 TONES = {HELD: "better", PARTLY: "partly", FAILED: "worse", UNKNOWN: "open", UNTESTED: "unused", EQUAL: "even"}
@@ -93,7 +93,7 @@ def summary(findings: Sequence[Finding]) -> list[str]:
             parts.append(f"{len(numbers)} {singular if len(numbers) == 1 else many}{_in(numbers)}")
         elif symbol == FAILED:
             parts.append("none fails")
-    return [f"With {name}, {_listed(parts)}.", *_sharing_of_all(findings)]
+    return [f"With {name}, {listed(parts)}.", *_sharing_of_all(findings)]
 
 
 def clause(cell: Cell) -> str:
@@ -120,7 +120,7 @@ def _sharing_of_all(findings: Sequence[Finding]) -> list[str]:
         is_rest = len(by_symbol[UNKNOWN]) == rest
         others = f"the other {rest}" if parts else "all claims"
         parts.append(f"undecided in {others if is_rest else _claims(by_symbol[UNKNOWN])}")
-    return [f"Compared with per-device batch norm, it is {_listed(parts)}."] if parts else []
+    return [f"Compared with per-device batch norm, it is {listed(parts)}."] if parts else []
 
 
 def _numbers(pairs: Iterable[tuple[str, int]]) -> dict[str, list[str]]:
@@ -132,15 +132,11 @@ def _numbers(pairs: Iterable[tuple[str, int]]) -> dict[str, list[str]]:
 
 
 def _claims(numbers: Sequence[str]) -> str:
-    return f"{'claim' if len(numbers) == 1 else 'claims'} {_listed(numbers)}"
+    return f"{'claim' if len(numbers) == 1 else 'claims'} {listed(numbers)}"
 
 
 def _in(numbers: Sequence[str]) -> str:
-    return f" ({_listed(numbers)})" if numbers else ""
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    return f" ({listed(numbers)})" if numbers else ""
 
 
 def _partly(one: Finding, rows: Sequence[Row]) -> list[str]:

@@ -1,12 +1,12 @@
 """Sentences of the page: verdicts with their main figure, reasons why cases are undecided, and reasons for doubt."""
 
 from collections.abc import Iterable, Sequence
-from math import isfinite, nan
+from math import inf, nan
 
 from syncbn.study.claims.report.matrix import FAILED, HELD, IN_WORDS, PARTLY, UNKNOWN, Cell, clause, norm_cell
 from syncbn.study.claims.result import CaseLabel, Finding, Row, Versus
 from syncbn.study.claims.verdict import MEASURED, UNDECIDED, with_interval, without_unit
-from syncbn.study.format import plural, rounded
+from syncbn.study.format import cut, plural, rounded
 
 CLIPPED = "Intervals of means end at the limits of the metric: an error is between 0 and 100 %."
 
@@ -23,11 +23,7 @@ def clipped(low: float, high: float, label: CaseLabel | None) -> tuple[float, fl
     """The ends of an interval of a mean, within the limits of its metric."""
     if label is None:
         return low, high
-    if label.least is not None:
-        low = max(low, label.least) if isfinite(low) else low
-    if label.most is not None:
-        high = min(high, label.most) if isfinite(high) else high
-    return low, high
+    return cut(low, high, -inf if label.least is None else label.least, inf if label.most is None else label.most)
 
 
 def undecided(one: Finding) -> list[str]:

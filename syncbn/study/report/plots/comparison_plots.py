@@ -36,7 +36,7 @@ from syncbn.study.report.plots.plot_style import (
     finite,
     short,
 )
-from syncbn.study.report.ranges import difference_interval
+from syncbn.study.report.ranges import difference_ends
 from syncbn.study.report.tables import margin_text, ways, with_unit, worded_verdict
 
 ROWS, PANELS, LAYERS = 40, 12, 20  # maximum in a figure; the tables have all rows
@@ -183,14 +183,14 @@ def _effects(comparison: Comparison) -> Plot:
     for at, ((_, row), (_, tone)) in enumerate(zip(shown.iterrows(), verdicts, strict=True)):
         colour = {"better": BETTER, "worse": WORSE}.get(tone, INK)
         look = Look("", colour, *_SHAPES.get(row.verdict, ("o", "none")))
-        plot_style.intervals(axes, at, row.difference, *difference_interval(comparison, row), look, upright=False)
+        plot_style.intervals(axes, at, row.difference, *difference_ends(comparison, row), look, upright=False)
     labels = row_labels(comparison, shown, comparison.effects)
     plot_style.rows(axes, labels, [words for words, _ in verdicts])
     bottom, top = axes.get_ylim()
     borders = np.repeat([top, *(np.arange(1, len(shown)) - 0.5), bottom], 2)[1:-1]
     half = np.repeat(shown.margin.to_numpy(float), 2)
     axes.fill_betweenx(borders, -half, half, color=MUTED, alpha=0.22, linewidth=0)
-    shown_ends = [end for _, row in shown.iterrows() for end in difference_interval(comparison, row)]
+    shown_ends = [end for _, row in shown.iterrows() for end in difference_ends(comparison, row)]
     ends = [end for end in (*shown_ends, *shown.difference) if np.isfinite(end)]
     bent = plot_scales.bend(axes, ends, float(shown.margin.max()))
     side = f"{effects.side.iloc[0]} " if effects.side.nunique() == 1 else ""
