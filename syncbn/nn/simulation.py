@@ -5,6 +5,7 @@ With ``accumulate`` a batch is several such global batches, one after the other,
 trains as that many ranks would, to rounding, without communication.
 """
 
+from math import prod
 from typing import TypeVar
 
 import torch
@@ -56,6 +57,10 @@ class Simulated(BatchNormBase):
             raise ValueError(
                 f"{samples} samples cannot be cut into batches of {size} on each of {self.devices} devices"
             )
+        if size * self.sharing * prod(positions) == 1:
+            # torch's check would name the shape of all devices' channels together.
+            size_of_device = torch.Size([1, channels, *positions])
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_of_device}")
         # (chunk, sample, group, device in it, ...): samples that share statistics become the batch, all other
         # dimensions join the channels, and one call of torch's kernel normalizes them all.
         cut = input.reshape(-1, size, self.devices // self.sharing, self.sharing, channels, *positions)

@@ -28,9 +28,10 @@ def cells(study: Mapping[str, Any], overrides: Sequence[str], root: Path) -> lis
 
     Args:
         study: the settings under ``study`` as plain containers. Each of ``parts`` has ``conditions`` and ``sides``
-            (names with their overrides). It can have ``settings`` for all its runs, and ``confirm``, which selects runs
-            to repeat as processes. An entry of ``budgets``, of the study or of the part, has the number of ``seeds``.
-            It can restrict ``conditions`` and ``sides``, and add ``settings``.
+            (names with their overrides). It can have ``settings`` for all its runs, ``confirm``, which selects runs to
+            repeat as processes, and ``without``, a list of selections of runs to leave out. An entry of ``budgets``, of
+            the study or of the part, has the number of ``seeds``. It can restrict ``conditions`` and ``sides``, and add
+            ``settings``.
         overrides: of the user. They replace settings of the study and the part; conditions and sides replace them.
         root: the study's directory.
 
@@ -79,6 +80,8 @@ def _cells_of_part(
     conditions, sides = (_selected(part, says, kind) for kind in ("conditions", "sides"))
     for condition, of_condition in conditions.items():
         for side, of_side in sides.items():
+            if any(is_chosen(condition, side, each) for each in part.get("without", [])):
+                continue
             for seed in range(seeds(study, part)):
                 settings = merged(common, of_condition, of_side, [f"seed={seed}"])
                 where = root / name / condition / side

@@ -73,7 +73,7 @@ def rows(cases: Sequence[Case], results: Results) -> list[Row]:
     every = [_tested_row(case, side, results) for case in cases for side in case.sides]
     judged = [row for row in every if not row.says]
     corrected = zip(
-        *(_holm_corrected([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no")), strict=True
+        *(holm_corrected([getattr(row, name) for row in judged]) for name in ("p_yes", "p_no")), strict=True
     )
     return [row if row.says else _with_answer(row, *next(corrected)) for row in every]
 
@@ -81,7 +81,7 @@ def rows(cases: Sequence[Case], results: Results) -> list[Row]:
 def versus(cases: Sequence[Case], results: Results) -> list[Versus]:
     """Compares synchronized with per-device statistics in every case that counts and has both sides."""
     judged = [_sync_against_local(case, results) for case in cases if case.counts and {SYNC, LOCAL} <= {*case.sides}]
-    different, same = (_holm_corrected([getattr(one, name) for one in judged]) for name in ("p", "p_same"))
+    different, same = (holm_corrected([getattr(one, name) for one in judged]) for name in ("p", "p_same"))
     return [_with_word(*each) for each in zip(judged, different, same, strict=True)]
 
 
@@ -204,7 +204,7 @@ def _with_word(one: Versus, p: float, p_same: float) -> Versus:
     return replace(one, p=p, p_same=p_same, word=word, is_small=p < ALPHA and p_same < ALPHA)
 
 
-def _holm_corrected(ps: Sequence[float]) -> list[float]:
+def holm_corrected(ps: Sequence[float]) -> list[float]:
     """Holm-corrected p values. A NaN counts as a test with p = 1, and stays NaN."""
     corrected = paired_tests.holm([p if math.isfinite(p) else 1.0 for p in ps])
     return [new if math.isfinite(p) else math.nan for p, new in zip(ps, corrected, strict=True)]

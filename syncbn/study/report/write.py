@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from math import isfinite
@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import answer, blocks, tables
+from syncbn.study.report import answer, blocks, expectations, tables
 from syncbn.study.report.blocks import Block, Group, escape
 from syncbn.study.report.comparison_page import comparison_page
+from syncbn.study.report.expectations import Answer
 from syncbn.study.report.plots import comparison_plots, plot_style
 from syncbn.training.atomic_write import replacing, unlinked
 from syncbn.training.console import printable
@@ -37,23 +38,34 @@ def write(comparison: Comparison, directory: Path) -> Path:
     return directory / "report.html"
 
 
-def write_several(title: str, question: str, comparisons: Mapping[str, Comparison], directory: Path) -> Path:
+def write_several(
+    title: str,
+    question: str,
+    comparisons: Mapping[str, Comparison],
+    directory: Path,
+    *,
+    expected: Sequence[Answer] = (),
+) -> Path:
     """Writes several comparisons as one page, and also each as :func:`write` does, in its own directory.
 
-    The comparisons are given by the names of their directories, which are created in ``directory``.
+    The comparisons are given by the names of their directories, which are created in ``directory``. ``expected`` are
+    the study's expected effects, which are the first on the page.
 
     Returns:
         The path of ``report.html``, which is self-contained.
     """
     articles = []
     unlinked(directory).mkdir(parents=True, exist_ok=True)
-    _write_json({"title": title, "question": question, "parts": list(comparisons)}, directory / PARTS)
+    about: dict[str, Any] = {"title": title, "question": question, "parts": list(comparisons)}
+    about |= {"expected": [asdict(each) for each in expected]} if expected else {}
+    _write_json(about, directory / PARTS)
     for name, comparison in comparisons.items():
         drawn = _write_page(comparison, directory / name)
         article = comparison_page(comparison, drawn, directory / name, f"{name}/")
         articles.append(Group(article, "article", "part-of-several", f"{name}-top"))
     path = directory / "report.html"
-    blocks.write([*_answers(title, question, comparisons), *articles], title, path)
+    head = [Block(f"# {escape(title)}"), Block(escape(question), "question"), *expectations.blocks(expected)]
+    blocks.write([*head, _answers(comparisons), *articles], title, path)
     return path
 
 
@@ -70,18 +82,14 @@ def _write_page(comparison: Comparison, directory: Path) -> list[plot_style.Plot
     return drawn
 
 
-def _answers(title: str, question: str, comparisons: Mapping[str, Comparison]) -> list[Block]:
+def _answers(comparisons: Mapping[str, Comparison]) -> Block:
     """The answer of each comparison, with a link to its page; in HTML, to its part of this page."""
     answers = [
         f"1. [{escape(each.title)}]({name}/report.md): {escape(f'{answer.sentence(each)} {answer.brief_cost(each)}')}"
         for name, each in comparisons.items()
     ]
     linked = partial(re.sub, r'href="([^"]*)/report\.md">(.*?)</a>:', r'href="#\1-top">\2</a>')
-    return [
-        Block(f"# {escape(title)}"),
-        Block(escape(question), "question"),
-        Block("\n".join(answers), "answers", finish=linked),
-    ]
+    return Block("\n".join(answers), "answers", finish=linked)
 
 
 def _write_plots(comparison: Comparison, directory: Path) -> list[plot_style.Plot]:

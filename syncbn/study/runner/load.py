@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.study import cells as plan
 from syncbn.study.cells import Cell
-from syncbn.study.claims import rule
+from syncbn.study.claims import expectations, rule
 from syncbn.training.errors import SettingError
 
 # Settings that are valid for a study of studies. The first two are passed on to each of them.
@@ -58,8 +58,9 @@ def of(study: dict[str, Any], overrides: Sequence[str], root: Path) -> list[Memb
 
 def _member(study: dict[str, Any], overrides: Sequence[str], root: Path) -> Member:
     cells = plan.cells(study, overrides, root)
+    expectations.parse(study)  # an invalid rule should fail before the runs, not after them
     if study["claim"] is not None:
-        rule.parse(study)  # an invalid rule should fail before the runs, not after them
+        rule.parse(study)
     return Member(study, cells, root)
 
 

@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from syncbn.study.cells import Cell, is_chosen
-from syncbn.study.claims import evaluate
+from syncbn.study.claims import evaluate, expectations
 from syncbn.study.claims.report import page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
 from syncbn.study.report import answer, wandb_run
+from syncbn.study.report import expectations as expectation_blocks
 from syncbn.study.report.write import write_several
 from syncbn.study.runner.load import Member
 from syncbn.training.console import cell, print_line
@@ -48,12 +49,18 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
             compared = replace(_compare(study, name, part, metric, there), command=command)
             comparisons[f"{name}-{metric.replace('/', '-')}"] = compared
     console = Console(soft_wrap=True, highlight=False)
+    expected = expectations.answers(study, cells, root)
+    if expected:
+        console.print()
+        console.print(cell(expectation_blocks.sentence(expected), "bold"))
+        for effect in expected:
+            console.print(cell(expectation_blocks.line(effect)))
     for each in comparisons.values():
         console.print()
         console.print(cell(each.title, "bold"))
         for line in [answer.sentence(each), answer.cost(each), *(f"! {problem}" for problem in each.problems)]:
             console.print(cell(line))
-    path = write_several(study["title"], study["question"].strip(), comparisons, root / "report")
+    path = write_several(study["title"], study["question"].strip(), comparisons, root / "report", expected=expected)
     print_line()
     print_line(f"report: {paths.short(path)}")
     logger = cfg.logger
@@ -86,6 +93,7 @@ def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str
             metric=metric,
             title=f"{part['title']}: {study['metrics'].get(metric, metric)}",
             question=part.get("question", ""),
+            margin=part.get("margin"),
             expected=part.get("expected", ()),
         )
     except SettingError as error:

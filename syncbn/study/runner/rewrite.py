@@ -5,6 +5,7 @@ from pathlib import Path
 
 from syncbn.study.claims.report.remake import remake
 from syncbn.study.report import write
+from syncbn.study.report.expectations import Answer
 from syncbn.study.report.read import read
 from syncbn.training.errors import SettingError
 
@@ -20,10 +21,10 @@ def rewrite(directory: Path) -> list[Path]:
     """
     written, done = [], set()
     for path in sorted(directory.glob(f"**/{write.PARTS}")):
-        title, question, names = _page(path)
+        title, question, names, expected = _page(path)
         place = path.parent
         parts = {name: read(place / name) for name in names}
-        written.append(write.write_several(title, question, parts, place))
+        written.append(write.write_several(title, question, parts, place, expected=expected))
         done |= {place / name for name in parts}
     alone = {path.parents[1] for path in directory.glob(f"**/tables/{write.COMPARISON}")} - done
     written += [write.write(read(place), place) for place in sorted(alone)]
@@ -33,11 +34,12 @@ def rewrite(directory: Path) -> list[Path]:
     return written
 
 
-def _page(path: Path) -> tuple[str, str, list[str]]:
-    """Title, question, and names of the comparisons on a page of several."""
+def _page(path: Path) -> tuple[str, str, list[str], list[Answer]]:
+    """Title, question, names of the comparisons, and expected effects of a page of several."""
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
-        return page["title"], page["question"], list(page["parts"])
+        expected = [Answer(**each) for each in page.get("expected", [])]
+        return page["title"], page["question"], list(page["parts"]), expected
     except (OSError, ValueError, TypeError, KeyError) as error:
         hint = f"{path.name} cannot be read ({type(error).__name__}: {error}); write the report again from the runs"
         raise SettingError("DIRECTORY", path.parent, hint) from error

@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.study.cells import Cell, order
+from syncbn.study.claims import expectations
 from syncbn.study.compare import reference_spec
+from syncbn.study.compare.runs import run_reader
 from syncbn.study.runner import load, remote
 from syncbn.study.runner.load import Member
 from syncbn.training import program
@@ -59,7 +61,7 @@ def main(cfg: DictConfig) -> None:
             _list(study, jobs)
             return
         _check_same_settings(runs, study)
-        code = 0 if study["report_only"] else _run(study, runs, root)
+        code = 0 if study["report_only"] else _run(study, jobs, root)
         if code < 2:
             from syncbn.study.runner import report
 
@@ -158,35 +160,59 @@ def _check_same_settings(runs: Sequence[Run], study: dict[str, Any]) -> None:
             )
 
 
-def _run(study: dict[str, Any], runs: list[Run], root: Path) -> int:
+def _run(study: dict[str, Any], jobs: Sequence[Job], root: Path) -> int:
+    fails = _expected_failures(jobs)
+    runs = [job.run for job in jobs if not _has_failed(job.run.directory, fails[job.run.directory])]
     cores = os.cpu_count() or 1
     slots = study["slots"] or cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
     with Requests(lambda signum: print_line("stopping the runs that are under way ...", error=True)) as requests:
         lock.hold(root)
-        progress = _Progress(len(runs), root)
+        progress = _Progress(len(runs), root, fails)
         outcomes = run_pool.run_all(runs, slots, requests, progress.ended)
     progress.say()
     if requests.seen:
-        left = len(runs) - sum(each.status == "finished" for each in outcomes.values())
+        left = len(runs) - sum(progress.is_done(run, outcome) for run, outcome in outcomes.items())
         print_line(f"error: stopped with {left} of {len(runs)} runs to do; the same command does them", error=True)
         return 128 + requests.seen[0]
-    failed = sum(each.status != "finished" for each in outcomes.values())
+    failed = sum(not progress.is_done(run, outcome) for run, outcome in outcomes.items())
     if failed:
         print_line(f"error: {failed} of {len(runs)} runs failed; the same command does them again", error=True)
     return int(failed > 0)
 
 
-class _Progress:
-    """Prints the progress every 10 seconds or more, and one line for each failed run."""
+def _expected_failures(jobs: Sequence[Job]) -> dict[Path, str]:
+    """By run directory, a part of the message with which the run is expected to fail; "" if it is to finish."""
+    rules = {id(job.study): expectations.parse(job.study) for job in jobs}
+    return {job.run.directory: expectations.fails(rules[id(job.study)], job.cell) for job in jobs}
 
-    def __init__(self, total: int, root: Path) -> None:
-        self.total, self.root, self.ends = total, root, Counter[str]()
+
+def _has_failed(directory: Path, error: str) -> bool:
+    """Whether the run has failed before, as expected: it need not fail again."""
+    if not error or not (directory / "run.json").exists():
+        return False
+    return expectations.is_expected(run_reader.read([directory])[0], error)
+
+
+class _Progress:
+    """Prints the progress every 10 seconds or more, and one line for each failed run.
+
+    A run that fails as expected (``fails``, by run directory) counts as finished.
+    """
+
+    def __init__(self, total: int, root: Path, fails: Mapping[Path, str]) -> None:
+        self.total, self.root, self.fails, self.ends = total, root, fails, Counter[str]()
         self.began = self.told = time.monotonic()
 
+    def is_done(self, directory: Path, outcome: Outcome) -> bool:
+        """Whether the run has ended as it should."""
+        error = self.fails[directory]
+        return outcome.status == "finished" or bool(error and outcome.status == "failed" and error in outcome.message)
+
     def ended(self, run: Run, outcome: Outcome) -> None:
-        self.ends[outcome.status] += 1
-        if outcome.status == "failed":
+        done = self.is_done(run.directory, outcome)
+        self.ends["finished" if done else outcome.status] += 1
+        if outcome.status == "failed" and not done:
             print_line(f"{run.directory.relative_to(self.root)}: {outcome.message}", error=True)
         if time.monotonic() - self.told > 10:
             self.told = time.monotonic()

@@ -131,9 +131,9 @@ class Digits(pl.LightningDataModule):
         self.split_seed, self.shuffle, self.seed = split_seed, shuffle, seed
 
     def setup(self, stage: str) -> None:
-        x, y = _all_images()
-        rest, test = _stratified(range(len(y)), y, self.test_fraction, self.split_seed)
-        train, val = _stratified(rest, y, self.val_fraction / (1 - self.test_fraction), self.split_seed)
+        x, y = all_images()
+        rest, test = stratified(range(len(y)), y, self.test_fraction, self.split_seed)
+        train, val = stratified(rest, y, self.val_fraction / (1 - self.test_fraction), self.split_seed)
         corrupted = x
         if self.corruption is not None:
             corrupted = corruptions.corrupt(x, self.corruption, self.severity, seed=self.split_seed)
@@ -186,7 +186,7 @@ def _same(image: Tensor) -> Tensor:
 
 
 @cache
-def _all_images() -> tuple[Tensor, Tensor]:
+def all_images() -> tuple[Tensor, Tensor]:
     """All images and labels; ``setup`` copies what it takes. Lightning calls it for every fit and every test of a run.
 
     scikit-learn parses a text file, which takes 30 ms.
@@ -195,7 +195,7 @@ def _all_images() -> tuple[Tensor, Tensor]:
     return torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(digits).long()
 
 
-def _stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def stratified(indices: Sequence[int], labels: Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split ``indices`` into two parts; the second has the share ``fraction`` of every class."""
     large, small = train_test_split(
         list(indices), test_size=fraction, random_state=seed, stratify=labels[list(indices)]

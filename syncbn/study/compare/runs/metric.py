@@ -19,12 +19,14 @@ MORE_IS_BETTER = re.compile(
 # a share of the mean.
 MARGIN_POINTS = 0.75
 MARGIN_SHARE = 0.05
+OVERLAP = re.compile(r"(?:^|[/_])m?iou$")  # shown in percent, as papers do
+WORDS = {"iou": "IoU", "miou": "mIoU"}
 SETS = {"precise": "test error with population statistics", "val": "validation error"}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """The metric by which sides are compared. An accuracy is shown as an error in percent.
+    """The metric by which sides are compared. An accuracy is shown as an error in percent, an IoU in percent.
 
     Attributes:
         name: in ``result.json``, for example ``test/acc``.
@@ -47,8 +49,8 @@ class Metric:
 def choose(name: str, runs: Sequence[Run]) -> Metric:
     """The metric of this name, which at least one run must have.
 
-    An accuracy is shown as an error in percent. A metric is an accuracy if its name matches ``ACCURACY`` and all its
-    values are between 0 and 1.
+    An accuracy is shown as an error in percent, and an intersection over union in percent. A metric is one of them if
+    its name matches ``ACCURACY`` or ``OVERLAP`` and all its values are between 0 and 1.
 
     Raises:
         SettingError: no run has the metric. The hint lists the available metrics.
@@ -64,7 +66,9 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
         label = SETS.get(name.partition("/")[0], "test error" if name.startswith("test/") else f"error by {name}")
         label += f" on {match[1]}" if match[1] else ""
         return Metric(name, label, "%", "lower", "points", 0.0, 100.0)
-    label = name.replace("/", " ").replace("_", " ")
+    label = " ".join(WORDS.get(word, word) for word in re.split("[/_]", name))
+    if OVERLAP.search(name) and all(0 <= value <= 1 for value in values):
+        return Metric(name, label, "%", "higher", "points", 0.0, 100.0)
     better = "higher" if MORE_IS_BETTER.search(name) else "lower"
     ends = (0.0, 1.0) if SHARE.search(name) and all(0 <= value <= 1 for value in values) else (-math.inf, math.inf)
     return Metric(name, label, "", better, "", *ends)
@@ -73,7 +77,9 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
 def shown(metric: Metric, run: Run) -> float:
     """A run's value as it is shown; NaN if the run does not have the metric."""
     value = run.number(metric.name)
-    return 100 * (1 - value) if metric.unit == "%" else value
+    if metric.unit != "%":
+        return value
+    return 100 * (1 - value if metric.better == "lower" else value)
 
 
 def resolution(metric: Metric, values: Sequence[float]) -> float:
