@@ -64,7 +64,7 @@ def test_a_study_of_two(tmp_path: Path) -> None:
         ("both", "study.studies=[small_batch]", "+study=small_batch: it has no claim (study.claim)"),
         ("both", "study.studies=[missing]", "+study=missing: In 'config': Could not find 'study/missing'"),
         ("both", "study.budget=tin", "+study=tiny: study.budget=tin: use one of smoke, default, full"),
-        ("both", "model=missing", "model=missing: there is no such choice; there are mlp, resnet"),
+        ("both", "model=missing", "model=missing: there is no such choice; there are deeplab, mlp, resnet"),
         ("tiny", "study.claim.cases.plain.part=x", "study.claim.cases.plain.part=x: use one of only"),
         ("tiny", "study.claim.number=one", "study.claim.number=one: use a valid integer"),
     ],

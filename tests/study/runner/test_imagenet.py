@@ -140,7 +140,7 @@ def test_each_figure_stands_beside_its_runs_in_the_report(
         study = OmegaConf.to_container(cfg.study)
         runs = finished(study, tmp_path)
     pages = []
-    monkeypatch.setattr(report, "write_several", lambda *given: pages.append(given[2]) or tmp_path)
+    monkeypatch.setattr(report, "write_several", lambda *given, **_: pages.append(given[2]) or tmp_path)
     for off in (0.0, 1.5):
         for directory, number, expects in runs:
             write_result(directory, expects, off * (1 + number) if expects else 0.0)

@@ -102,7 +102,7 @@ def test_it_lists_its_runs(tmp_path: Path) -> None:
 def test_nonsense_is_one_line(tmp_path: Path) -> None:
     for setting, line in {
         "study.budget=tiny": "error: study.budget=tiny: use one of smoke, default, full",
-        "model=missing": "error: model=missing: there is no such choice; there are mlp, resnet",
+        "model=missing": "error: model=missing: there is no such choice; there are deeplab, mlp, resnet",
         "optimizer.momentum=-1": "error: optimizer.momentum=-1: use a number, 0 or more",
     }.items():
         run = of_study(tmp_path, setting)

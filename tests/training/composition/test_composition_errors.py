@@ -40,7 +40,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "norm=synch": ("norm", "synch", "there is no such choice; the nearest is sync (there are ghost, "),
     "optimizer=admw": ("optimizer", "admw", "the nearest is adamw (there are adam, adamw, "),
     "model=resnt": ("model", "resnt", "the nearest is resnet"),
-    "+experiment=nope": ("experiment", "nope", "there are search, small_batch"),
+    "+experiment=nope": ("experiment", "nope", "there are search, segmentation, small_batch"),
     "+study=learning_rat": ("study", "learning_rat", "the nearest is learning_rate"),
     "+study=nope": ("study", "nope", "there are base, claims, "),
     "hydra/launcher=nope": ("hydra/launcher", "nope", "there are basic, syncbn"),
@@ -104,7 +104,7 @@ def test_choices_of_the_users_own_directory_count(tmp_path: Path, monkeypatch: p
     (tmp_path / "mine/model/vision.yaml").write_text("_target_: mine.Net\nmy_width: 3\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for line, setting, hint in (
-        ("model=vison", "model", "the nearest is vision (there are mlp, resnet, resnet50, "),
+        ("model=vison", "model", "the nearest is vision (there are deeplab, mlp, resnet, resnet50, "),
         ("model=vision model.my_widht=4", "model.my_widht", "the nearest is model.my_width"),
     ):
         arguments = ["--config-dir", "mine", *line.split()]
