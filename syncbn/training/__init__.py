@@ -34,6 +34,7 @@ HOME = {  # the module of each name, within this package
     "PoolRunningStatistics": "norm.pooled_statistics",
     "PreciseStatistics": "evaluation.precise_statistics",
     "Segmentation": "models.segmentation",
+    "SegmentationExamples": "callbacks.segmentation_examples",
     "SettingError": "errors",
     "StepProfiler": "metrics.step_profiler",
     "StatisticsMonitor": "callbacks.statistics_monitor",

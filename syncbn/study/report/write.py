@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import answer, blocks, expectations, tables
+from syncbn.study.report import answer, blocks, examples, expectations, tables
 from syncbn.study.report.blocks import Block, Group, escape
 from syncbn.study.report.comparison_page import comparison_page
+from syncbn.study.report.examples import Examples
 from syncbn.study.report.expectations import Answer
 from syncbn.study.report.plots import comparison_plots, plot_style
 from syncbn.training.atomic_write import replacing, unlinked
@@ -45,11 +46,12 @@ def write_several(
     directory: Path,
     *,
     expected: Sequence[Answer] = (),
+    shown: Examples | None = None,
 ) -> Path:
     """Writes several comparisons as one page, and also each as :func:`write` does, in its own directory.
 
     The comparisons are given by the names of their directories, which are created in ``directory``. ``expected`` are
-    the study's expected effects, which are the first on the page.
+    the study's expected effects, which are the first on the page. ``shown`` are images with predictions.
 
     Returns:
         The path of ``report.html``, which is self-contained.
@@ -65,7 +67,7 @@ def write_several(
         articles.append(Group(article, "article", "part-of-several", f"{name}-top"))
     path = directory / "report.html"
     head = [Block(f"# {escape(title)}"), Block(escape(question), "question"), *expectations.blocks(expected)]
-    blocks.write([*head, _answers(comparisons), *articles], title, path)
+    blocks.write([*head, _answers(comparisons), *examples.write(shown, directory), *articles], title, path)
     return path
 
 

@@ -14,8 +14,9 @@ from syncbn.study.claims import evaluate, expectations
 from syncbn.study.claims.report import page
 from syncbn.study.compare.compare import compare
 from syncbn.study.compare.comparison import Comparison
-from syncbn.study.report import answer, wandb_run
+from syncbn.study.report import answer, examples, wandb_run
 from syncbn.study.report import expectations as expectation_blocks
+from syncbn.study.report.examples import Examples
 from syncbn.study.report.write import write_several
 from syncbn.study.runner.load import Member
 from syncbn.training.console import cell, print_line
@@ -60,7 +61,14 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
         console.print(cell(each.title, "bold"))
         for line in [answer.sentence(each), answer.cost(each), *(f"! {problem}" for problem in each.problems)]:
             console.print(cell(line))
-    path = write_several(study["title"], study["question"].strip(), comparisons, root / "report", expected=expected)
+    path = write_several(
+        study["title"],
+        study["question"].strip(),
+        comparisons,
+        root / "report",
+        expected=expected,
+        shown=_examples(study, cells),
+    )
     print_line()
     print_line(f"report: {paths.short(path)}")
     logger = cfg.logger
@@ -82,6 +90,17 @@ def write_claims(study: dict[str, Any], found: Sequence[Member], directory: Path
     path = page.write(listed, study["title"], study["question"].strip(), directory)
     print_line()
     print_line(f"claims: {paths.short(path)}")
+
+
+def _examples(study: dict[str, Any], cells: Sequence[Cell]) -> Examples | None:
+    """The images of the first part that asks for some, as the runs of its sides predict them."""
+    for name, part in study["parts"].items():
+        if asked := part.get("examples"):
+            at = {(cell.part, cell.condition, cell.side, cell.seed): cell.directory for cell in reversed(cells)}
+            condition = str(asked.get("condition", ""))
+            runs = {side: at.get((name, condition, side, 0)) for side in map(str, asked["sides"])}
+            return examples.of_runs({side: run for side, run in runs.items() if run})
+    return None
 
 
 def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str, paths: list[Path]) -> Comparison:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from syncbn.study.claims.report.remake import remake
-from syncbn.study.report import write
+from syncbn.study.report import examples, write
 from syncbn.study.report.expectations import Answer
 from syncbn.study.report.read import read
 from syncbn.training.errors import SettingError
@@ -24,7 +24,9 @@ def rewrite(directory: Path) -> list[Path]:
         title, question, names, expected = _page(path)
         place = path.parent
         parts = {name: read(place / name) for name in names}
-        written.append(write.write_several(title, question, parts, place, expected=expected))
+        written.append(
+            write.write_several(title, question, parts, place, expected=expected, shown=examples.read(place))
+        )
         done |= {place / name for name in parts}
     alone = {path.parents[1] for path in directory.glob(f"**/tables/{write.COMPARISON}")} - done
     written += [write.write(read(place), place) for place in sorted(alone)]
