@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from syncbn.training.data.loaders import global_samples
-from syncbn.training.errors import SettingError
+from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.models.lr_schedules import lightning_config
 from syncbn.training.models.parameter_groups import parameter_groups
 
@@ -36,7 +36,7 @@ class Segmentation(pl.LightningModule):
         ignore_index: pixels with this label count neither in the loss nor in the metric.
 
     Raises:
-        SettingError: another number of weights than classes.
+        SettingError: another number of weights than classes; in the first step, scores or masks of another shape.
     """
 
     class_weights: Tensor | None
@@ -97,6 +97,11 @@ class Segmentation(pl.LightningModule):
         return lightning_config(optimizer, self.make_scheduler(optimizer), self._trainer)
 
     def _loss(self, scores: Tensor, masks: Tensor) -> Tensor:
+        if scores.dim() != 4 or scores.shape[2:] != masks.shape[1:]:
+            hint = (
+                f"the network returns {_shape(scores)}, and the masks are {_shape(masks)}; use a network with a score"
+            )
+            raise AgreedError("module", "segmentation", f"{hint} per pixel, (N, classes, H, W), and masks (N, H, W)")
         weights = None if self.class_weights is None else self.class_weights.to(scores.dtype)
         losses = F.cross_entropy(scores, masks, weight=weights, ignore_index=self.ignore_index, reduction="none")
         return losses.mean() if len(masks) else losses.sum()  # the mean of no pixels would be NaN
@@ -113,3 +118,7 @@ class Segmentation(pl.LightningModule):
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)
         self.log(f"{stage}/miou", miou, on_step=False, on_epoch=True, prog_bar=stage == "val")
         return {"preds": predicted, "target": masks}
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"({', '.join(['N', *map(str, tensor.shape[1:])])})"

@@ -64,6 +64,25 @@ class _ResNet(Group):
     ] = Field(default_factory=lambda: [1, 1, 1])
 
 
+class _DeepLab(Group):
+    in_channels: Count = 1
+    num_classes: Count = 11
+    width: Count = 16
+    dilations: Annotated[
+        Annotated[list[Annotated[int, Field(strict=True, ge=1)]], Field(min_length=1)],
+        hint("use a list of whole numbers, 1 or more: [2, 4]"),
+    ] = Field(default_factory=lambda: [2, 4])
+
+
+class _DigitScenes(Group):
+    images: Count = 1024
+    eval_images: Count = 256
+    split_seed: Seed = 0
+    shuffle: Flag = True
+    seed: Seed = 0
+    remainder: Remainder = "drop"
+
+
 class _Digits(Group):
     val_fraction: Fraction = 0.15
     test_fraction: Fraction = 0.2
@@ -98,6 +117,11 @@ class _Classifier(Group):
     num_classes: Count = 10
     label_smoothing: Share = 0.0
     decay_norm: Flag = False
+
+
+class _Segmentation(Group):
+    num_classes: Count = 11
+    ignore_index: Annotated[int, Field(strict=True), hint("use a whole number, such as 255")] = 255
 
 
 class _SGD(Group):
@@ -150,6 +174,11 @@ class _LearningRateMonitor(Group):
     logging_interval: Annotated[Literal["step", "epoch"] | None, hint("use step, epoch or null")] = None
 
 
+class _SegmentationExamples(Group):
+    count: Count = 6
+    picture: Flag = True
+
+
 # At least 1 and not 2: before the folders of data=folder are counted, settings are checked with 1.
 Classes = Annotated[
     Annotated[int, Field(strict=True, ge=1)], hint("use the number of classes: the module does not say it")
@@ -195,9 +224,13 @@ class _CorruptionSuite(Group):
 TARGETS: dict[str, type[Group]] = {
     "syncbn.training.MLP": _MLP,
     "syncbn.training.ResNet": _ResNet,
+    "syncbn.training.DeepLab": _DeepLab,
     "syncbn.training.Digits": _Digits,
+    "syncbn.training.DigitScenes": _DigitScenes,
     "syncbn.training.ImageNet": _ImageNet,
     "syncbn.training.Classifier": _Classifier,
+    "syncbn.training.Segmentation": _Segmentation,
+    "syncbn.training.SegmentationExamples": _SegmentationExamples,
     "torch.optim.SGD": _SGD,
     **{f"torch.optim.{name}": _Adam for name in ("Adam", "AdamW")},
     "torch.optim.RMSprop": _RMSprop,
