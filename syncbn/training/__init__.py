@@ -36,6 +36,7 @@ HOME = {  # the module of each name, within this package
     "Segmentation": "models.segmentation",
     "SegmentationExamples": "callbacks.segmentation_examples",
     "SettingError": "errors",
+    "ShufflePlugin": "norm.shuffle_plugin",
     "StepProfiler": "metrics.step_profiler",
     "StatisticsMonitor": "callbacks.statistics_monitor",
     "StopOnNonFinite": "callbacks.non_finite",
