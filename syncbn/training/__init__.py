@@ -34,7 +34,7 @@ HOME = {  # the module of each name, within this package
     "PoolRunningStatistics": "norm.pooled_statistics",
     "PreciseStatistics": "evaluation.precise_statistics",
     "Segmentation": "models.segmentation",
-    "SegmentationExamples": "callbacks.segmentation_examples",
+    "SegmentationExamples": "plots.segmentation_examples",
     "SettingError": "errors",
     "ShufflePlugin": "norm.shuffle_plugin",
     "StepProfiler": "metrics.step_profiler",

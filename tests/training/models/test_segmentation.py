@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from syncbn.training.callbacks.segmentation_examples import SegmentationExamples
+from syncbn.training.plots.segmentation_examples import SegmentationExamples
 from syncbn.training.data.digit_scenes import DigitScenes
 from syncbn.training.models.deeplab import DeepLab
 from syncbn.training.models.segmentation import Segmentation
