@@ -401,6 +401,19 @@ def test_a_device_is_worth_no_more_than_what_it_holds(tmp_path: Path) -> None:
     assert list(c.layers["effective_batch"]) == [32.0]
 
 
+@pytest.mark.parametrize(
+    ("worth", "device_batch", "needs"),
+    [(2.5, 2048, False), (2.3, 2048, True), (4.5, 2048, False), (4.5, 5, True), (6, 6, False)],
+)
+def test_few_samples_are_fewer_with_image_positions(
+    tmp_path: Path, worth: float, device_batch: int, needs: bool
+) -> None:
+    """A layer with positions keeps the contrast within an image: the limit is 2.4 there, and 5.7 without positions."""
+    seen = [layer("it", device_batch=device_batch, effective_batch=worth)]
+    sweep(tmp_path, {"local": LOCAL, "sync": SYNC}, batch_size=min(device_batch, 5), layers=seen, devices=8)
+    assert compare([tmp_path]).layers["needs"].tolist() == [needs]
+
+
 def test_published_figures_are_beside_ours(tmp_path: Path) -> None:
     sweep(tmp_path, {"local": LOCAL, "sync": SYNC}, batch_size=2)
     at, expected = {"data.batch_size": 2}, []

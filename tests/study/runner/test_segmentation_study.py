@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from syncbn.study.compare.compare import compare
 from tests.training.support.train_command import Run, train
 
 STUDY = ["+study=segmentation", "study.budget=smoke", "study.seeds=1", "study.directory=s", "logger=csv"]
@@ -49,3 +50,24 @@ def test_the_page_shows_images_and_predictions(study: tuple[Path, Run]) -> None:
     assert "The first 6 test images, their true masks, and predictions with sync and local, of one seed." in page
     assert (where / "s/report/plots/examples.png").read_bytes()[:4] == b"\x89PNG"
     assert "effects appear" in page or "effect appears" in page
+
+
+def test_the_monitor_finds_the_pooling_branch(tmp_path: Path) -> None:
+    """Of seven layers, on four devices with two images each, in real runs: its statistics are of two values."""
+    for norm in ("sync", "local"):
+        settings = ["experiment=segmentation", "trainer.devices=4", f"norm={norm}", "logger=csv", "plots=false"]
+        short = [
+            "data.images=128",
+            "data.eval_images=8",
+            "trainer.max_epochs=1",
+            "callbacks.statistics.every_n_steps=1",
+        ]
+        run = train(tmp_path, *settings, *short, f"hydra.run.dir={norm}")
+        assert run.code == 0, run.err
+    found = compare([tmp_path / "sync", tmp_path / "local"], metric="test/miou")
+    assert found.suggestion.startswith("norm=sync norm.only='[\"network.pooling.2\"]': "), found.suggestion
+    assert found.suggestion.endswith("1 of 7 layers need it.")
+    # Of 1,024 or more positions that share statistics, neighbours are alike: they are worth a few values.
+    positions = found.layers[found.layers["device_batch"] >= 512]
+    assert len(positions) == 6
+    assert positions["effective_batch"].max() < 16
