@@ -91,10 +91,10 @@ def parse(study: Mapping[str, Any]) -> dict[str, Expectation]:
         place = f"{PLACE}.{name}"
         part = study["parts"][one_of(f"{place}.part", each.part, list(map(str, study["parts"])))]
         there = {kind: [str(key) for key in part.get(kind, {"": []})] for kind in ("sides", "conditions")}
-        for where, side, condition in ((place, each.side, each.condition), (f"{place}.against", *_other(each)[:2])):
+        for where, side, condition in ((place, each.side, each.condition), (f"{place}.against", *of_other(each)[:2])):
             one_of(f"{where}.side", side, there["sides"])
             one_of(f"{where}.condition", condition, there["conditions"])
-        if each.expect != "fails" and (each.side, each.condition, each.metric) == _other(each):
+        if each.expect != "fails" and (each.side, each.condition, each.metric) == of_other(each):
             raise SettingError(
                 f"{place}.against", hint="the side is compared with itself; use another side or condition"
             )
@@ -123,14 +123,14 @@ def answers(study: Mapping[str, Any], cells: Sequence[Cell], root: Path) -> list
     ]
 
 
-def _other(each: Expectation) -> tuple[str, str, str]:
+def of_other(each: Expectation) -> tuple[str, str, str]:
     """Side, condition and metric of what an expectation is compared with."""
     other = each.against
     return other.side or each.side, other.condition or each.condition, other.metric or each.metric
 
 
 def _test(each: Expectation, results: Results) -> Tested:
-    metric, other = results.metric(each.metric), _other(each)
+    metric, other = results.metric(each.metric), of_other(each)
     both = [
         (
             results.value(each.part, each.condition, each.side, seed, each.metric),
