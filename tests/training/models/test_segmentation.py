@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from syncbn.training.plots.segmentation_examples import SegmentationExamples
 from syncbn.training.data.digit_scenes import DigitScenes
 from syncbn.training.models.deeplab import DeepLab
 from syncbn.training.models.segmentation import Segmentation
 from syncbn.training.plots import masks
+from syncbn.training.plots.segmentation_examples import SegmentationExamples
 from tests.support.refuses import refuses
 
 SGD = partial(torch.optim.SGD, lr=0.1)
