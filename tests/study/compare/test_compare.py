@@ -401,6 +401,17 @@ def test_a_device_is_worth_no_more_than_what_it_holds(tmp_path: Path) -> None:
     assert list(c.layers["effective_batch"]) == [32.0]
 
 
+def test_runs_that_fail_alike_are_one_line(tmp_path: Path) -> None:
+    """Several runs of a side, at two batch sizes, whose messages differ in a number."""
+    sweep(tmp_path, {"local": LOCAL, "sync": SYNC})
+    for number, (batch, seed) in enumerate([(2, 7), (2, 8), (4, 7)]):
+        path = run(tmp_path / f"failed{number}", norm="sync", seed=seed, batch_size=batch, error=None, status="failed")
+        (path / "error.txt").write_text(f"ValueError: got {number + 1} values", encoding="utf-8")
+    (line,) = [line for line in compare([tmp_path]).problems if "ValueError" in line]
+    where = "3 runs of sync at data.batch_size=2, 4 (seeds 7, 8)"
+    assert line == f"{where}: it failed: ValueError: got 1 values, and others like it"
+
+
 @pytest.mark.parametrize(
     ("worth", "device_batch", "needs"),
     [(2.5, 2048, False), (2.3, 2048, True), (4.5, 2048, False), (4.5, 5, True), (6, 6, False)],

@@ -374,6 +374,19 @@ def test_pages_of_several_comparisons_are_written_again(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("margin", "least", "greatest"), [(math.nan, -math.inf, math.inf), (0.75, 0.0, math.inf), (math.nan, 0.0, 1.0)]
+)
+def test_numbers_that_json_does_not_have_are_read_again(
+    tmp_path: Path, margin: float, least: float, greatest: float
+) -> None:
+    c = comparisons.without_axis()
+    write.write(replace(c, margin=margin, metric=replace(c.metric, least=least, greatest=greatest)), tmp_path)
+    found = read.read(tmp_path)
+    assert (found.metric.least, found.metric.greatest) == (least, greatest)
+    assert found.margin == margin or (math.isnan(margin) and math.isnan(found.margin))
+
+
 def test_curves_may_be_compressed_or_missing(tmp_path: Path) -> None:
     write.write(comparisons.rich(), tmp_path)
     before, curves = files(tmp_path), tmp_path / "tables/curves.csv"

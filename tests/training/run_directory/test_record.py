@@ -153,6 +153,15 @@ def test_the_headline_says_what_is_adapted_to(more: list[str], adapts: str) -> N
     assert summary.headline(settled(*more)).endswith(f"; in the test batch norm adapts to {adapts}")
 
 
+def test_the_headline_has_one_sample_in_the_singular() -> None:
+    assert "1 sample each; norm local: statistics of 1 sample" in summary.headline(
+        settled("data.batch_size=1", "norm=local")
+    )
+    assert "2 samples each; norm local: statistics of 2 samples" in summary.headline(
+        settled("data.batch_size=2", "norm=local")
+    )
+
+
 def test_a_wandb_run_is_of_one_run_directory_for_all_its_attempts(tmp_path: Path) -> None:
     ids = []
     for name in ("multirun/a/lr", "multirun/b/lr"):
