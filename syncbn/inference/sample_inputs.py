@@ -16,7 +16,7 @@ from syncbn.training.errors import SettingError
 from syncbn.training.models.build import build
 
 # Settings of syncbn's data modules that decide which images are in the test. Only these are used.
-SPLIT = ("name", "val_fraction", "test_fraction", "split_seed", "corruption", "severity", "num_classes")
+SPLIT = ("name", "val_fraction", "test_fraction", "split_seed", "test_images", "corruption", "severity", "num_classes")
 
 
 def images(trained: Trained, count: int, *, trust: bool) -> Tensor:

@@ -108,6 +108,8 @@ def test_data_of_the_users_own_need_trust(tmp_path: Path) -> None:
     taken = data_sets.of_run({"data": folder | {"root": root}}, {}, trust=False)
     assert [each.partition("=")[0] for each in taken] == ["data", "data.root", "data.val_fraction"]
     assert OverridesParser.create().parse_override(taken[1]).value() == root
+    cifar = {"_target_": "syncbn.training.CIFAR", "name": "cifar10", "train_images": 20, "test_images": 10}
+    assert data_sets.of_run({"data": cifar}, {}, trust=False) == ["data=cifar10", "data.test_images=10"]
     with refuses("data.root", "${oc.env:HOME}", "no plain value"):
         data_sets.of_run({"data": folder | {"root": "${oc.env:HOME}"}}, {}, trust=False)
 

@@ -66,6 +66,8 @@ def test_an_archive(tmp_path: Path) -> None:
     assert torch.equal(convert(image), tested[0][0])
     inputs = sample_inputs.images(opened(settings, checkpoint), 2, trust=False)
     assert torch.equal(inputs, torch.stack([tested[0][0], tested[1][0]]))
+    drawn = sample_inputs.images(opened(settings | {"test_images": 2, "split_seed": 1}, checkpoint), 2, trust=False)
+    assert torch.equal(drawn, torch.stack([tested[2][0], tested[3][0]]))
     del checkpoint["CIFAR"]["size"]  # as version 0.1 wrote it
     assert of(checkpoint, settings) == convert
 

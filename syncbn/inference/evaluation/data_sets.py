@@ -21,7 +21,7 @@ HOME = re.compile(r"syncbn\.training\.(data\.(\w+\.)?)?(\w+)")
 # Settings that decide which images are tested. Size and normalization are in the checkpoint.
 TAKEN = (
     *("root", "val_fraction", "test_fraction", "split_seed", "unreadable", "shards", "num_shards"),
-    *("corruption", "severity", "corrupt_train"),
+    *("corruption", "severity", "corrupt_train", "test_images"),
 )
 
 

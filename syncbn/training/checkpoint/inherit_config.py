@@ -18,7 +18,8 @@ from syncbn.training.run_directory.paths import run_of
 
 # The setting of each group that names its class or kind. The group's other settings are arguments of that class.
 KINDS = {"model": "model._target_", "norm": "norm.name", "module": "module._target_", "data": "data._target_"}
-SPLIT = ("data._target_", "data.split_seed", "data.val_fraction", "data.test_fraction")
+SIZES = {"data.train_images", "data.test_images"}  # a test may have more images than that of the run, or fewer
+SPLIT = ("data._target_", "data.split_seed", "data.val_fraction", "data.test_fraction", *sorted(SIZES))
 # These depend on the devices of the training, and do not affect a test.
 SHARE = {"norm.group", "norm.batch_size", "norm.ghost_batch"}
 SHOWN = 3  # settings that an error message lists
@@ -70,7 +71,7 @@ def inherited(composed: DictConfig, overrides: Sequence[str], report: Callable[[
         overridden = {name for name in differ if _is_typed(name, typed - KINDS.keys())}
         if typed & SHARE:
             overridden |= SHARE
-        contradicted |= {name: value for name, value in differ.items() if name in overridden - SHARE}
+        contradicted |= {name: value for name, value in differ.items() if name in overridden - SHARE - SIZES}
         differ = {name: value for name, value in differ.items() if name not in overridden}
         if other_kind and group in KINDS:
             own = [key for key in earlier[group] if f"{group}.{key}" not in COPIES]

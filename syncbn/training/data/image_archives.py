@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from torch import Tensor
+
 from syncbn.training.data.image_data import ImageData, ImageSet
-from syncbn.training.data.images import archive_sources, archives, listing, statistics
+from syncbn.training.data.images import archive_sources, archives, listing, statistics, subset
 from syncbn.training.data.images.archives import Part
 from syncbn.training.data.transforms.augmentation import Augmentation
 from syncbn.training.errors import SettingError
@@ -17,16 +19,30 @@ class ImageArchive(ImageData):
     Args:
         root: where the archive is; its type is that of the subclass.
         batch_size: samples per device and step.
+        train_images: how many images to train on, drawn by class with ``split_seed`` after validation is split off;
+            None for all.
+        test_images: how many images to test on, drawn in the same way; None for all.
         settings: see :class:`.image_data.ImageData`.
 
     Raises:
-        SettingError: the archive is missing or damaged; ``num_classes`` or ``in_channels`` are not those of the data.
+        SettingError: the archive is missing or damaged; ``num_classes`` or ``in_channels`` are not those of the data;
+            more images than there are, or fewer than there are classes.
     """
 
-    def __init__(self, root: str | None, batch_size: int = 32, **settings: Any) -> None:
+    def __init__(
+        self,
+        root: str | None,
+        batch_size: int = 32,
+        *,
+        train_images: int | None = None,
+        test_images: int | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(batch_size, **settings)
         listing.check_fractions(self.val_fraction)
-        self.root = root
+        subset.check("train_images", train_images)
+        subset.check("test_images", test_images)
+        self.root, self.train_images, self.test_images = root, train_images, test_images
         self._parts: dict[str, Part] = {}
 
     def read(self, root: str) -> tuple[Part, Part, list[str]]:
@@ -36,15 +52,22 @@ class ImageArchive(ImageData):
     def load(self) -> None:
         if self.root is None:
             raise SettingError("data.root", None, f"it is missing; use the directory of the archive ({self.source()})")
-        (images, labels), test, self.classes = self.read(str(self.root))
+        (images, labels), (test_images, test_labels), self.classes = self.read(str(self.root))
         numbered = [(f"{index:08d}", int(label)) for index, label in enumerate(labels)]
         parts = listing.split(
             numbered, self.val_fraction, self.split_seed, "", ("data.val_fraction", self.val_fraction)
         )
         train, val = ([int(name) for name, _ in part] for part in parts)
-        self._parts = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": test}
+        train = self._drawn(labels, train, self.train_images, "train_images")
+        test = self._drawn(test_labels, range(len(test_labels)), self.test_images, "test_images")
+        self._parts = {part: (images[taken], labels[taken]) for part, taken in (("train", train), ("val", val))}
+        self._parts["test"] = (test_images[test], test_labels[test])
         if self.in_channels not in (None, channels := images.shape[1]):
             raise SettingError("data.in_channels", self.in_channels, f"the images have {channels}; leave it out")
+
+    def _drawn(self, labels: Tensor, indices: Sequence[int], count: int | None, name: str) -> list[int]:
+        kept = subset.draw(labels[list(indices)].tolist(), count, self.split_seed, name)
+        return [indices[each] for each in kept]
 
     def source(self) -> str:
         """Where to get the archive."""
@@ -75,7 +98,8 @@ class CIFAR(ImageArchive):
             that folder; or the archive.
         batch_size: samples per device and step.
         name: "cifar10" or "cifar100".
-        settings: see :class:`.image_data.ImageData`.
+        settings: ``train_images`` and ``test_images``, how many images of these parts to use, drawn by class with
+            ``split_seed`` (None for all); and those of :class:`.image_data.ImageData`.
     """
 
     def __init__(self, root: str | None, batch_size: int = 32, *, name: str = "cifar10", **settings: Any) -> None:
@@ -97,7 +121,8 @@ class MNIST(ImageArchive):
         batch_size: samples per device and step.
         num_classes: number of classes.
         classes: their names; None for their numbers.
-        settings: see :class:`.image_data.ImageData`.
+        settings: ``train_images`` and ``test_images``, how many images of these parts to use, drawn by class with
+            ``split_seed`` (None for all); and those of :class:`.image_data.ImageData`.
     """
 
     def __init__(

@@ -49,6 +49,15 @@ def test_how_many_share_statistics_may_be_said_anew(tmp_path: Path) -> None:
     assert taken(tmp_path, trained, "simulate=3", "norm.batch_size=null")[0].norm.group == "world"
 
 
+def test_how_many_images_are_tested_may_be_said_anew(tmp_path: Path) -> None:
+    trained = ["data=cifar10", f"data.root={tmp_path}", "data.train_images=20", "data.test_images=10"]
+    same = ("data=cifar10", f"data.root={tmp_path}")
+    cfg, _ = taken(tmp_path, trained, *same)
+    assert (cfg.data.train_images, cfg.data.test_images) == (20, 10)
+    cfg, _ = taken(tmp_path, trained, *same, "data.test_images=30")
+    assert (cfg.data.train_images, cfg.data.test_images) == (20, 30)
+
+
 @pytest.mark.parametrize(
     ("now", "line"),
     [

@@ -117,6 +117,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "corruptions.batch_size": [0, -1],
         "corruptions.prior": [-1, "a"],
     },
+    "data=cifar10": {"data.train_images": [0, -1, 1.5, "all"], "data.test_images": [0, True]},
+    "data=mnist": {"data.test_images": [0]},
     "norm=ghost": {"norm.batch_size": [0, -1, None]},
     "norm=group_norm": {"norm.num_groups": [0, None], "norm.min_channels": [0, 1.5]},
     "adapt=batch": {"adapt.prior": [-1, "a"], "adapt.streaming": ["maybe"]},

@@ -38,6 +38,9 @@ Remainder = Annotated[Literal["drop", "pad", "uneven"], hint("use drop, pad or u
 Mode = Annotated[Literal["max", "min"], hint("use max or min")]
 Fraction = Annotated[float, Field(strict=True, gt=0, lt=1), hint("use a number above 0 and below 1")]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), hint(f"use a number from 0 to {2**32 - 1}")]
+Images = Annotated[
+    Annotated[int, Field(strict=True, ge=1)] | None, hint("use a whole number, 1 or more, or null for all images")
+]
 Betas = Annotated[
     Annotated[list[Annotated[float, Field(strict=True, ge=0, lt=1)]], Field(min_length=2, max_length=2)],
     hint("use two numbers from 0 to below 1: [0.9, 0.999]"),
@@ -102,6 +105,11 @@ class _Digits(Group):
     label_noise: Share | None = None
     outliers: Share | None = None
     outlier_scale: Number | None = None
+
+
+class _ImageArchive(Group):
+    train_images: Images = None
+    test_images: Images = None
 
 
 class _ImageNet(Group):
@@ -227,6 +235,8 @@ TARGETS: dict[str, type[Group]] = {
     "syncbn.training.DeepLab": _DeepLab,
     "syncbn.training.Digits": _Digits,
     "syncbn.training.DigitScenes": _DigitScenes,
+    "syncbn.training.CIFAR": _ImageArchive,
+    "syncbn.training.MNIST": _ImageArchive,
     "syncbn.training.ImageNet": _ImageNet,
     "syncbn.training.Classifier": _Classifier,
     "syncbn.training.Segmentation": _Segmentation,
