@@ -78,7 +78,9 @@ def _check_archive(data: DictConfig) -> None:
         return
     source = archive_sources.MNIST if kind == "MNIST" else archive_sources.cifar(data.get("name", "cifar10"))
     missing = "it is missing" if root is None else "there is no such file or directory"
-    raise SettingError("data.root", root, f"{missing}; use the directory of the archive ({source})")
+    # conf/data/cifar10.yaml reads it.
+    variable = ", or set the environment variable CIFAR10" if root is None and data.get("name") == "cifar10" else ""
+    raise SettingError("data.root", root, f"{missing}; use the directory of the archive ({source}){variable}")
 
 
 def _check_weights(cfg: DictConfig, weights: Any) -> None:

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from syncbn.training.data import settings as data_settings
 from tests.support.refuses import refuses
+from tests.training.support.settled_config import composed
 
 GOOD: dict[str, Any] = {
     "data": {"_target_": "x.Data", "batch_size": 4, "augment": None, "mix": None, "balance": False},
@@ -85,3 +86,14 @@ def test_an_archive_that_is_not_there_is_refused_before_ranks_start(
     with refuses("data.root", str(tmp_path / "no"), "there is no such file or directory", source):
         check(monkeypatch, data={**named, "root": str(tmp_path / "no")})
     check(monkeypatch, data={**named, "root": str(tmp_path)})
+
+
+def test_the_root_of_cifar10_is_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CIFAR10", str(tmp_path))
+    assert composed("data=cifar10").data.root == str(tmp_path)
+    monkeypatch.delenv("CIFAR10")
+    cfg = composed("data=cifar10")
+    with refuses(
+        "data.root", None, "it is missing", "cifar-10-python.tar.gz), or set the environment variable CIFAR10"
+    ):
+        data_settings.check(cfg)

@@ -23,14 +23,17 @@ def _pixels(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
 
 
-def cifar10(root: Path) -> Path:
-    """20 training images in five files, and 4 test images, of two classes."""
+def cifar10(root: Path, classes: int = 2, images: int = 4) -> Path:
+    """An archive with ``images`` in each of its six files, of as many classes: 20 training and 4 test images of two."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
+    names = [*NAMES, *(f"class {label}".encode() for label in range(2, classes))][:classes]
+    labels = [index % classes for index in range(images)]
     files: dict[str, Any] = {
-        f"data_batch_{n}": {b"data": _pixels(4, n), b"labels": [0, 1, 0, 1], b"batch_label": b"x"} for n in range(1, 6)
+        f"data_batch_{n}": {b"data": _pixels(images, n), b"labels": labels, b"batch_label": b"x"} for n in range(1, 6)
     }
-    files |= {"test_batch": {b"data": _pixels(4, 9), b"labels": [1, 0, 1, 0]}, "batches.meta": {b"label_names": NAMES}}
+    test = {b"data": _pixels(images, 9), b"labels": [(label + 1) % classes for label in labels]}
+    files |= {"test_batch": test, "batches.meta": {b"label_names": names}}
     for name, held in files.items():
         (folder / name).write_bytes(pickle.dumps(held, protocol=2))
     return folder
