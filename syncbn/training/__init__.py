@@ -12,6 +12,7 @@ HOME = {  # the module of each name, within this package
     "ResNet": "models.networks",
     "CheckDirectories": "launch.check_directories",
     "CIFAR": "data.image_archives",
+    "CIFARMosaics": "data.mosaics",
     "Classifier": "models.classifier",
     "CorruptionSuite": "evaluation.corruption_suite",
     "Cosine": "models.lr_schedules",

@@ -16,6 +16,7 @@ FOLDER = ("syncbn.training.ImageFolder", "syncbn.training.data.image_folder.Imag
 ARCHIVES = {
     f"syncbn.training.{module}{name}": name for name in ("CIFAR", "MNIST") for module in ("", "data.image_archives.")
 }
+ARCHIVES |= {f"syncbn.training.{module}CIFARMosaics": "CIFAR" for module in ("", "data.mosaics.")}
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
 
 

@@ -236,6 +236,7 @@ TARGETS: dict[str, type[Group]] = {
     "syncbn.training.Digits": _Digits,
     "syncbn.training.DigitScenes": _DigitScenes,
     "syncbn.training.CIFAR": _ImageArchive,
+    "syncbn.training.CIFARMosaics": _ImageArchive,
     "syncbn.training.MNIST": _ImageArchive,
     "syncbn.training.ImageNet": _ImageNet,
     "syncbn.training.Classifier": _Classifier,
