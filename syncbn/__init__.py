@@ -37,6 +37,7 @@ __all__ = [
     "normalization_batch",
     "precise_statistics",
     "revert",
+    "shuffle",
     "sync_batch_norm",
 ]
 

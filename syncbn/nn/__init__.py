@@ -14,6 +14,7 @@ from syncbn.nn.conversion.ddp_buffers import broadcast_buffers_once
 from syncbn.nn.functional import sync_batch_norm
 from syncbn.nn.modules import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d, norm_act
 from syncbn.nn.population_statistics import precise_statistics
+from syncbn.nn.shuffling import shuffle
 
 __all__ = [
     "SyncBatchNorm",
@@ -29,5 +30,6 @@ __all__ = [
     "normalization_batch",
     "precise_statistics",
     "revert",
+    "shuffle",
     "sync_batch_norm",
 ]
