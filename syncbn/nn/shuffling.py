@@ -115,10 +115,10 @@ def _shuffle(x: Tensor, group: object, seed: int | None, permutation: Tensor | S
         raise ValueError("shuffle: pass either seed= (of a random permutation) or permutation=")
     given = _whole_number(seed) if permutation is None else _numbers(permutation)
     partners = groups.resolve(groups.parse(group))
-    if all_reduce.is_alone():  # a step that is repeated on this rank only: the samples stay where they are
-        return Shuffled(x, torch.arange(len(x)), None, [])
     if partners is None or partners.size() == 1:
         return Shuffled(x, _permutation(given, len(x)), None, [])
+    if all_reduce.is_alone():  # a step that is repeated on this rank only: the samples stay where they are
+        return Shuffled(x, torch.arange(len(x)), None, [])
     what = f"seed={given}" if permutation is None else f"another permutation, of {len(permutation)} numbers"
     counts = _compare(x, what, "", partners, FORWARD, str(given))
     return Shuffled(x, _permutation(given, sum(counts)), partners, counts)
@@ -145,13 +145,18 @@ def _numbers(permutation: Tensor | Sequence[int]) -> list[int]:
     return numbers
 
 
+def random_permutation(samples: int, seed: int) -> Tensor:
+    """The permutation that :func:`shuffle` draws from a seed for this number of samples of all ranks."""
+    try:
+        generator = torch.Generator().manual_seed(seed)
+    except (RuntimeError, ValueError):
+        raise ValueError(f"shuffle: seed={seed}: use a number of 64 bits") from None
+    return torch.randperm(samples, generator=generator)
+
+
 def _permutation(given: int | list[int], samples: int) -> Tensor:
     if isinstance(given, int):
-        try:
-            generator = torch.Generator().manual_seed(given)
-        except (RuntimeError, ValueError):
-            raise ValueError(f"shuffle: seed={given}: use a number of 64 bits") from None
-        return torch.randperm(samples, generator=generator)
+        return random_permutation(samples, given)
     if sorted(given) != list(range(samples)):
         works = f"each of 0 to {samples - 1} once" if samples else "no number"
         raise ValueError(

@@ -35,6 +35,7 @@ HOME = {  # the module of each name, within this package
     "PreciseStatistics": "evaluation.precise_statistics",
     "Segmentation": "models.segmentation",
     "SettingError": "errors",
+    "ShufflePlugin": "norm.shuffle_plugin",
     "StepProfiler": "metrics.step_profiler",
     "StatisticsMonitor": "callbacks.statistics_monitor",
     "StopOnNonFinite": "callbacks.non_finite",

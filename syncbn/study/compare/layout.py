@@ -11,7 +11,7 @@ from syncbn.training.errors import SettingError
 
 Row = dict[str, Any]
 # The default order of norms; other names follow in alphabetical order.
-NORMS = ("local", "local_mean", "ghost", "sync", "torch_sync", "group_norm", "none")
+NORMS = ("local", "local_mean", "shuffle", "ghost", "sync", "torch_sync", "group_norm", "none")
 # Settings that follow from another setting. If the latter is the factor, they belong to the factor too.
 BRINGS = {
     "norm.batch_size": ("norm.group", "norm.ghost_batch"),

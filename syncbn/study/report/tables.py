@@ -22,8 +22,8 @@ MEANS_NOTE = (
 TOLERANCE_NOTE = "± is a tolerance of ours"
 COST_NOTE = (
     "Time relative to the baseline is the geometric mean over pairs of one seed. Under per-device statistics"
-    " (norm=local, ghost batches, groups smaller than the world) DistributedDataParallel broadcasts the running"
-    " statistics from rank 0 before each forward pass. This is part of the step's time, but not of the share in"
+    " (norm=local, shuffle, ghost batches, groups smaller than the world) DistributedDataParallel broadcasts the"
+    " running statistics from rank 0 before each forward pass. This is part of the step's time, but not of the share in"
     " collectives. norm=local_mean, and norm=sync over the world, need no such broadcast."
 )
 

@@ -32,6 +32,7 @@ SIDES = {
     "local_mean": "the same, evaluated with the running statistics of all devices pooled",
     "sync": "batch norm with statistics that devices share",
     "torch_sync": "the same, by torch's layer",
+    "shuffle": "batch norm with the statistics of each device, of samples shuffled over the devices",
     "ghost": "batch norm with the statistics of parts of a device's batch",
     "group_norm": "group norm",
     "none": "no norm",

@@ -27,6 +27,7 @@ NORMS = {  # norm: what each reads, beside its name
     "local": set[str](),
     "local_mean": set[str](),
     "none": set[str](),
+    "shuffle": {"part"},
     "torch_sync": set[str](),
 }
 

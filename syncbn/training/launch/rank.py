@@ -218,7 +218,7 @@ def _metric(name: str, settings: DictConfig) -> Any:
 
 def _norm_parts(plan: Plan) -> trainer_parts.Parts:
     cfg = plan.cfg
-    return simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm))
+    return simulated_devices.parts(plan) if cfg.simulate else trainer_parts.parts(_plain(cfg.norm), cfg.seed)
 
 
 def _trainer_settings(plan: Plan) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def headline(plan: Plan) -> str:
         share = " in ghost batches"
     elif norm.name in ("sync", "torch_sync"):
         share = f" over {norm.get('group', 'world')}"
+    elif norm.name == "shuffle":
+        share = f" of samples over {plan.replicas} device{'s' * (plan.replicas != 1)}, in {norm.part}"
     batch = plan.normalization_batch
     search = "; searches a learning rate" if cfg.get("mode") == "find_lr" else ""
     statistics = f"statistics of {_samples(batch)}" if batch else "no batch statistics"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from syncbn.nn.conversion.convert import batch_norms
 from syncbn.nn.torch_internals import BatchNormBase, ConvBase
 from syncbn.training.errors import SettingError
+from syncbn.training.norm.shuffled_part import shuffled_part
 
 
 def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
@@ -16,12 +17,14 @@ def prepare_model(model: nn.Module, norm: dict[str, Any]) -> None:
 
     Raises:
         SettingError: ``norm=sync``, ``ghost`` or ``torch_sync`` and a model without batch norm, or without a layer that
-            ``norm.only`` names.
+            ``norm.only`` names. ``norm=shuffle`` and a part that does not exist or has no batch norm.
     """
     if norm["name"] == "none":
         remove_batch_norm(model)
     elif norm["name"] == "group_norm":
         replace_by_group_norm(model, norm["num_groups"], norm["min_channels"])
+    elif norm["name"] == "shuffle":
+        shuffled_part(model, norm["part"])
     elif norm["name"] in ("sync", "ghost", "torch_sync") and not any(batch_norms(model, norm.get("only"))):
         names = ", ".join(name for name, _ in batch_norms(model))
         if norm.get("only") is None:

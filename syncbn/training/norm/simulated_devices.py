@@ -15,6 +15,7 @@ from syncbn.nn.torch_internals import BatchNormBase, DropoutBase, InstanceNormBa
 from syncbn.training.config.plan import Plan
 from syncbn.training.data.loaders import TrainLoader
 from syncbn.training.errors import SettingError
+from syncbn.training.norm.shuffle_plugin import RefuseUnshuffled, ShufflePlugin
 from syncbn.training.norm.trainer_parts import Parts
 
 DROPS = ("drop_prob", "drop_rate")  # attributes of timm's DropPath, DropBlock and networks, which call F.dropout
@@ -28,8 +29,12 @@ def parts(plan: Plan) -> Parts:
     callbacks: list[pl.Callback] = [RefuseRest(plan.global_batch_size, plan.batches_at_once)]
     if norm["name"] in ("none", "group_norm"):
         return Parts([], callbacks, {})
-    plugin = SimulatedDevicesPlugin(norm, cfg.simulate, plan.batches_at_once)
-    return Parts([plugin], [*callbacks, SimulatedStatistics()], {})
+    plugin: LayerSync = SimulatedDevicesPlugin(norm, cfg.simulate, plan.batches_at_once)
+    callbacks.append(SimulatedStatistics())
+    if norm["name"] == "shuffle":
+        plugin = ShufflePlugin(norm["part"], seed=cfg.seed, batches_at_once=plan.batches_at_once, layers=plugin)
+        callbacks.append(RefuseUnshuffled(plugin))
+    return Parts([plugin], callbacks, {})
 
 
 def refuse(model: nn.Module) -> None:
@@ -104,7 +109,8 @@ class SimulatedDevicesPlugin(LayerSync):
     """Makes batch norm layers simulate devices while Lightning fits the model.
 
     Args:
-        norm: resolved settings of ``norm``, with the name "sync", "ghost", "local" or "local_mean".
+        norm: resolved settings of ``norm``, with the name "sync", "ghost", "local", "local_mean" or
+            "shuffle", which has the statistics of "local".
         devices: number of simulated devices.
         accumulate: number of accumulated batches that one batch of this process contains.
     """

@@ -9,6 +9,7 @@ from torch import nn
 
 from syncbn.training.norm.plugin import SyncBatchNormPlugin
 from syncbn.training.norm.pooled_statistics import PoolRunningStatistics
+from syncbn.training.norm.shuffle_plugin import RefuseUnshuffled, ShufflePlugin
 from syncbn.training.norm.uneven_batches import RefuseSingleSamples
 
 
@@ -20,8 +21,8 @@ class Parts(NamedTuple):
     ddp_arguments: dict[str, Any]
 
 
-def parts(norm: dict[str, Any]) -> Parts:
-    """Return the arguments of the Trainer for the settings ``norm``."""
+def parts(norm: dict[str, Any], seed: int = 0) -> Parts:
+    """Return the arguments of the Trainer for the settings ``norm``; ``seed`` is that of the run."""
     if norm["name"] in ("none", "group_norm"):
         return Parts([], [], {})
     made = Parts([], [RefuseSingleSamples()], {})
@@ -30,6 +31,9 @@ def parts(norm: dict[str, Any]) -> Parts:
         made.plugins.append(SyncBatchNormPlugin(group, norm["only"], norm["ghost_batch"]))
     if norm["name"] == "torch_sync":
         made.plugins.append(TorchSyncBatchNorm())
+    if norm["name"] == "shuffle":
+        made.plugins.append(plugin := ShufflePlugin(norm["part"], seed=seed))
+        made.callbacks.append(RefuseUnshuffled(plugin))
     if norm["name"] == "local_mean":
         made.callbacks.append(PoolRunningStatistics())
         # DDP must not broadcast rank 0's running statistics: the ranks' own ones are pooled.

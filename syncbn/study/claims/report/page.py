@@ -30,6 +30,7 @@ NORMS = {
     "sync": "synchronized statistics",
     "group_norm": "group norm",
     "ghost": "statistics of parts of a device's batch",
+    "shuffle": "per-device statistics of shuffled samples",
     "torch_sync": "torch's synchronized statistics",
 }
 DETAILS = "Details: the test, each case, published figures, runs"

@@ -17,7 +17,16 @@ from syncbn.study.report.plots import plot_scales, plot_style
 from syncbn.study.report.plots.plot_labels import first_upper, heading
 from syncbn.study.report.plots.plot_style import DASHES, MUTED, WIDTH, Look, Plot, short
 
-SIDES = ("none", "local", "sync", "group_norm", "local_mean", "ghost", "torch_sync")  # each has its own style
+SIDES = (
+    "none",
+    "local",
+    "sync",
+    "group_norm",
+    "local_mean",
+    "ghost",
+    "torch_sync",
+    "shuffle",
+)  # each has its own style
 DASHED, FILLED = ("solid", "dashed", "dotted", "dashed and dotted"), ("filled", "hollow", "half", "lower half")
 CROWDED = 12  # if x has more values than this, bands replace error bars
 LINE, GAP = 0.13, 0.4  # inches: height of a side in a row, and the additional height of a row

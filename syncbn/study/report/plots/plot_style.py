@@ -27,8 +27,8 @@ Fill = Literal["full", "none", "left", "bottom"]  # of markers
 INK, MUTED, RULE, PAPER = "#1b1f24", "#636b76", "#d9dde3", "#fffffe"
 # Okabe & Ito 2008, without yellow, which is too pale on white. The baseline has the ink. The order is such that the
 # first few colours differ most for every kind of colour blindness.
-COLOURS = (INK, "#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#009e73")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = (INK, "#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#7f4f24")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "bottom")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
 BETTER, WORSE = "#0072b2", "#d55e00"

@@ -34,7 +34,7 @@ from syncbn.training.errors import SettingError
 
 LARGEST_BUCKET = 1_000_000  # MiB; torch counts bytes in 64 bits
 COMPILE_MODES = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-NORMS = Literal["sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync"]
+NORMS = Literal["sync", "local", "local_mean", "ghost", "none", "group_norm", "torch_sync", "shuffle"]
 
 
 # The first six are shown; the others are Lightning's earlier names for some of them.
@@ -172,9 +172,13 @@ class _GroupNorm(Group):
     min_channels: Count
 
 
+class _Shuffle(Group):
+    part: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$"), hint("use the dotted name of a submodule, such as network")]
+
+
 # Settings that mean something else in a class of the user's, which may have any argument of these names.
 _BUILT_IN = {"data": {"num_workers"}, "scheduler": set(_Scheduler.model_fields)}
-_NORMS: dict[str, type[Group]] = {"sync": _Sync, "ghost": _Ghost, "group_norm": _GroupNorm}
+_NORMS: dict[str, type[Group]] = {"sync": _Sync, "ghost": _Ghost, "group_norm": _GroupNorm, "shuffle": _Shuffle}
 
 
 class _DDP(Group):
