@@ -1,8 +1,8 @@
 """Batches of held-out images, composed as those of training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
@@ -37,7 +37,7 @@ def held_out_loader(trainer: Any, make_error: Callable[..., AgreedError]) -> Tra
         size = training.sampler.global_batch // training.sampler.num_replicas
     else:
         size = getattr(training, "batch_size", None) or 0
-    images, needed = len(dataset), size * world_size()
+    images, needed = len(cast(Sized, dataset)), size * world_size()
     if not 0 < needed <= images:
         raise make_error(
             hint=f"a batch of all devices has {needed} images, and the validation data have {images}; use more"

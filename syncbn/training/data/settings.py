@@ -15,7 +15,7 @@ from syncbn.training.vision_packages import install_command
 FOLDER = ("syncbn.training.ImageFolder", "syncbn.training.data.image_folder.ImageFolder")
 ARCHIVES = {
     f"syncbn.training.{module}{name}": name for name in ("CIFAR", "MNIST") for module in ("", "data.image_archives.")
-}
+} | {"syncbn.training.CIFARViews": "CIFAR"}
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
 
 

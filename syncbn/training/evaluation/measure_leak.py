@@ -49,8 +49,9 @@ def measure_leak(
     over the other devices (:func:`spread_over_devices`). Only the samples that share statistics differ.
 
     Batch norm layers normalize as in training, with the devices' statistics: those of ranks, or of devices simulated
-    by :func:`syncbn.nn.simulation.simulate`. Frozen layers (in evaluation mode within a model in training mode) stay so.
-    Other layers are in evaluation mode. Nothing is trained or changed: no parameter, buffer, flag or random state.
+    by :func:`syncbn.nn.simulation.simulate`. Frozen layers (in evaluation mode within a model in training mode) stay
+    frozen. Other layers are in evaluation mode. Nothing is trained or changed: no parameter, buffer, flag or random
+    state.
 
     Args:
         model: maps images of shape ``(N, *)`` to embeddings ``(N, D)``. A DistributedDataParallel is unwrapped.
@@ -95,16 +96,15 @@ def measure_leak(
 
 @contextmanager
 def as_in_training(model: nn.Module) -> Iterator[None]:
-    """Batch norm normalizes as in training, without gradients; afterwards flags, buffers and random states are as before."""
+    """Batch norm normalizes as in training, without gradients; at the end everything is as it was before."""
     flags = [(module, module.training) for module in model.modules()]
     normalizing = {layer for _, layer in batch_norms(model) if layer.training or not model.training}
     rows = [row for layer in normalizing if isinstance(layer, Simulated) for row in layer.rows or ()]
     with rng.untouched(), buffers_restored(model, rows), torch.no_grad():
         try:
             for module, _ in flags:  # not train(), which a class may have made do more
-                # A container decides by its flag what it does around its layers, as norm=shuffle; dropout has no children.
-                is_container = any(True for _ in module.children())
-                module.training = module in normalizing or is_container
+                # The hooks of norm=shuffle read the flag of a container. Dropout has no children.
+                module.training = module in normalizing or any(True for _ in module.children())
             yield
         finally:
             for module, flag in flags:

@@ -156,7 +156,7 @@ class _Sessions:
         replace.prepare_model(module, _plain(cfg.norm))
         prepare.prepare(module, cfg, begins=begins, report=print_line if self._rank == 0 else lambda line: None)
         if self._plan.simulated:
-            simulated_devices.refuse(module)
+            simulated_devices.refuse(module, self._plan.batches_at_once)
         return module
 
 

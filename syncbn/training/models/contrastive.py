@@ -128,6 +128,6 @@ class Contrastive(pl.LightningModule):
     def _data(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "clean_train_dataloader"):
-            hint = "it has no clean_train_dataloader() for the probes; use data=digit_views or cifar10_views, or test=false"
+            hint = "it has no clean_train_dataloader() for the probes; use data=digit_views, or test=false"
             raise AgreedError("data", type(data).__name__, hint)
         return data

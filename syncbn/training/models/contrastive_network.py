@@ -40,10 +40,8 @@ def _remove_last_linear(network: nn.Module) -> int:
     """Replace the linear layer that is registered last by an identity, in place; returns its number of inputs."""
     layers = [(name, layer) for name, layer in network.named_modules() if name and isinstance(layer, nn.Linear)]
     if not layers:
-        kind = type(network).__name__
-        raise SettingError(
-            "model", hint=f"{kind} has no linear layer to replace by a projection head; use mlp or resnet"
-        )
+        hint = f"{type(network).__name__} has no linear layer, which a projection head would replace; use mlp or resnet"
+        raise SettingError("model", hint=hint)
     name, last = layers[-1]
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, nn.Identity())

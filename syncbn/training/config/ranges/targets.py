@@ -16,6 +16,7 @@ from syncbn.training.config.ranges.types import (
     Group,
     Limit,
     Number,
+    Positive,
     Share,
     Whole,
     hint,
@@ -85,6 +86,16 @@ class _Digits(Group):
     outlier_scale: Number | None = None
 
 
+class _DigitViews(Group):
+    strength: Amount = 1.0
+    val_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.2
+    split_seed: Seed = 0
+    shuffle: Flag = True
+    seed: Seed = 0
+    remainder: Remainder = "drop"
+
+
 class _ImageNet(Group):
     num_classes: Count = 1000
     size: Count = 224
@@ -98,6 +109,20 @@ class _Classifier(Group):
     num_classes: Count = 10
     label_smoothing: Share = 0.0
     decay_norm: Flag = False
+
+
+class _SimCLR(Group):
+    dim: Count = 64
+    temperature: Positive = 0.2
+    probe_labels: Count = 10
+    decay_norm: Flag = False
+
+
+class _MoCo(_SimCLR):
+    queue: Count = 512
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1), hint("use a number from 0 to below 1, such as 0.99")] = (
+        0.99
+    )
 
 
 class _SGD(Group):
@@ -144,6 +169,10 @@ class _ModelCheckpoint(Group):
 class _EveryNSteps(Group):
     every_n_steps: Count | None = None
     action: Annotated[Literal["fail", "stop"], hint("use fail or stop")] = "fail"
+
+
+class _LeakMeter(Group):
+    num_batches: Count = 20
 
 
 class _LearningRateMonitor(Group):
@@ -196,8 +225,12 @@ TARGETS: dict[str, type[Group]] = {
     "syncbn.training.MLP": _MLP,
     "syncbn.training.ResNet": _ResNet,
     "syncbn.training.Digits": _Digits,
+    "syncbn.training.DigitViews": _DigitViews,
     "syncbn.training.ImageNet": _ImageNet,
     "syncbn.training.Classifier": _Classifier,
+    "syncbn.training.SimCLR": _SimCLR,
+    "syncbn.training.MoCo": _MoCo,
+    "syncbn.training.LeakMeter": _LeakMeter,
     "torch.optim.SGD": _SGD,
     **{f"torch.optim.{name}": _Adam for name in ("Adam", "AdamW")},
     "torch.optim.RMSprop": _RMSprop,
