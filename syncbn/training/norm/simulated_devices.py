@@ -48,9 +48,9 @@ def refuse(model: nn.Module, batches_at_once: int = 1) -> None:
 
     Raises:
         SettingError: several batches at once, whose samples the loss would compare (``compares_samples = True`` in the
-            class of the model); a layer that draws random numbers in training, since each device has its own; instance norm with
-            running statistics, which would be over all devices' samples; batch norm without running statistics, whose
-            evaluation depends on the batches. The error names the layer.
+            class of the model); a layer that draws random numbers in training, since each device has its own; instance
+            norm with running statistics, which would be over all devices' samples; batch norm without running
+            statistics, whose evaluation depends on the batches. The error names the layer.
     """
     if batches_at_once > 1 and getattr(model, "compares_samples", False):
         hint = f"with simulate the loss of {type(model).__name__} would compare images of all these batches; use 1"

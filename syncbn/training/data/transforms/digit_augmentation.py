@@ -32,7 +32,9 @@ class Drawn(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         image, label = self.images[index]
-        return image, torch.rand(2, DRAWS), torch.randn(2, *image.shape), label
+        # In the images' type: with precision=64-true Lightning changes torch's default, and with it the draws.
+        kind = image.dtype
+        return image, torch.rand(2, DRAWS, dtype=kind), torch.randn(2, *image.shape, dtype=kind), label
 
 
 class DigitAugmentation:
