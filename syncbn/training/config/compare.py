@@ -33,7 +33,7 @@ HARMLESS += [f"trainer.{name}" for name in ("log_every_n_steps", "profiler", "en
 DONE = [*HARMLESS, "scheduler.epochs", "callbacks.checkpoint", "data.batch_size"]
 DONE += [f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accelerator")]
 # Settings that may also differ when a run is resumed. A finished run refuses them: nothing is left that they apply to.
-FREE = [*DONE, "callbacks.finite", "callbacks.gradients", "metrics"]
+FREE = [*DONE, "callbacks.finite", "callbacks.gradients", "callbacks.leak", "metrics"]
 # Copies of groups, which are compared themselves.
 COPIES = [f"module.{name}" for name in ("network", "optimizer", "scheduler", "layer_decay", "lr_scale")]
 COPIES += ["data.augment", "data.mix"]

@@ -17,6 +17,7 @@ ARCHIVES = {
     f"syncbn.training.{module}{name}": name for name in ("CIFAR", "MNIST") for module in ("", "data.image_archives.")
 }
 ARCHIVES |= {f"syncbn.training.{module}CIFARMosaics": "CIFAR" for module in ("", "data.mosaics.")}
+ARCHIVES |= {f"syncbn.training.{module}CIFARViews": "CIFAR" for module in ("", "data.cifar_views.")}
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
 
 

@@ -126,9 +126,7 @@ class PreciseStatistics(pl.Callback):
         thawed = {layer for name, layer in batch_norms(pl_module, self.only) if name not in self._frozen}
 
         def run(batch: Any) -> None:
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = _hook_owner(trainer, pl_module).on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            batch = prepared(trainer, pl_module, batch)
             with trainer.precision_plugin.train_step_context():
                 pl_module(model_input(batch)) if self.forward is None else self.forward(pl_module, batch)
 
@@ -156,6 +154,13 @@ def _is_last_epoch(trainer: pl.Trainer) -> bool:
         return True
     least = (loop.epoch_loop.global_step, loop.min_steps), (epochs, loop.min_epochs)
     return trainer.should_stop and all(reached >= (fewest or 0) for reached, fewest in least)
+
+
+def prepared(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
+    """A batch of a loader as ``training_step`` gets it: in the precision of training, on the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = _hook_owner(trainer, pl_module).on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def _hook_owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> pl.LightningModule | pl.LightningDataModule:

@@ -25,6 +25,7 @@ from syncbn.training.callbacks import monitored_metric
 from syncbn.training.callbacks.best_metric import BestMetric
 from syncbn.training.callbacks.compare_ranks import CompareRanks
 from syncbn.training.callbacks.gradient_monitor import GradientMonitor
+from syncbn.training.callbacks.leak_meter import LeakMeter
 from syncbn.training.callbacks.non_finite import stopper
 from syncbn.training.callbacks.progress import MergeMetrics, Throughput
 from syncbn.training.callbacks.statistics_monitor import StatisticsMonitor
@@ -155,7 +156,7 @@ class _Sessions:
         replace.prepare_model(module, _plain(cfg.norm))
         prepare.prepare(module, cfg, begins=begins, report=print_line if self._rank == 0 else lambda line: None)
         if self._plan.simulated:
-            simulated_devices.refuse(module)
+            simulated_devices.refuse(module, self._plan.batches_at_once)
         return module
 
 
@@ -283,6 +284,8 @@ def _fit(plan: Plan, trainer: pl.Trainer, module: pl.LightningModule, datamodule
         result["collectives"] = monitor.collectives
     if (gradients := _callback(trainer, GradientMonitor)) and gradients.gradients:
         result["gradients"] = gradients.gradients
+    if (leak := _callback(trainer, LeakMeter)) and leak.result:
+        result["leak"] = leak.result
     if (target := _callback(trainer, TimeToTarget)) and target.result:
         result["target"] = target.result
     return result

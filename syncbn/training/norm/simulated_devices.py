@@ -37,19 +37,24 @@ def parts(plan: Plan) -> Parts:
     return Parts([plugin], callbacks, {})
 
 
-def refuse(model: nn.Module) -> None:
+def refuse(model: nn.Module, batches_at_once: int = 1) -> None:
     """Raise if the model has a layer with which one process would train differently from several devices.
 
     Random draws by a function (not a layer) in a forward pass are not detected.
 
     Args:
         model: the model with the batch norm layers that it will be trained with.
+        batches_at_once: accumulated batches that one process computes together.
 
     Raises:
-        SettingError: a layer that draws random numbers in training, since each device has its own; instance norm with
-            running statistics, which would be over all devices' samples; batch norm without running statistics, whose
-            evaluation depends on the batches. The error names the layer.
+        SettingError: several batches at once, whose samples the loss would compare (``compares_samples = True`` in the
+            class of the model); a layer that draws random numbers in training, since each device has its own; instance
+            norm with running statistics, which would be over all devices' samples; batch norm without running
+            statistics, whose evaluation depends on the batches. The error names the layer.
     """
+    if batches_at_once > 1 and getattr(model, "compares_samples", False):
+        hint = f"with simulate the loss of {type(model).__name__} would compare images of all these batches; use 1"
+        raise SettingError("trainer.accumulate_grad_batches", batches_at_once, hint)
     for name, layer in model.named_modules():
         p = _dropped(layer)
         if layer.training and p > 0:

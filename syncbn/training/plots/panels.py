@@ -10,7 +10,7 @@ LEARNING_RATE = "learning rate"
 NO_METRICS = ("step", "epoch")
 STAGES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # Parts of a test, which are no curves, and measurements of layers, which have files of their own.
-LEFT_OUT = ("fit", "precise", "corrupted", "adapted", "clean", "target", "statistics", "gradients")
+LEFT_OUT = ("fit", "precise", "corrupted", "adapted", "clean", "target", "statistics", "gradients", "leak")
 PREFIX = re.compile(rf"({'|'.join(STAGES)})([/_.-])(.+)", re.IGNORECASE)
 LEAST_LOG = 100.0  # a quantity whose largest value is this many times its smallest has a log scale
 

@@ -13,6 +13,7 @@ BOOKKEEPING = [
     *("ckpt_restore", "trust", "plots", "metrics", "test", "precise_batches"),
     *("corruptions", "fit", "target", "find_lr"),
     *("callbacks.learning_rate", "callbacks.finite", "callbacks.statistics", "callbacks.gradients"),
+    "callbacks.leak",
     *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.filename", "data.num_workers", "data.num_shards"),
     *("trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
 ]

@@ -16,6 +16,7 @@ from syncbn.training.config.ranges.types import (
     Group,
     Limit,
     Number,
+    Positive,
     Share,
     Whole,
     hint,
@@ -112,6 +113,16 @@ class _ImageArchive(Group):
     test_images: Images = None
 
 
+class _DigitViews(Group):
+    strength: Amount = 1.0
+    val_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.2
+    split_seed: Seed = 0
+    shuffle: Flag = True
+    seed: Seed = 0
+    remainder: Remainder = "drop"
+
+
 class _ImageNet(Group):
     num_classes: Count = 1000
     size: Count = 224
@@ -130,6 +141,20 @@ class _Classifier(Group):
 class _Segmentation(Group):
     num_classes: Count = 11
     ignore_index: Annotated[int, Field(strict=True), hint("use a whole number, such as 255")] = 255
+
+
+class _SimCLR(Group):
+    dim: Count = 64
+    temperature: Positive = 0.2
+    probe_labels: Count = 10
+    decay_norm: Flag = False
+
+
+class _MoCo(_SimCLR):
+    queue: Count = 512
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1), hint("use a number from 0 to below 1, such as 0.99")] = (
+        0.99
+    )
 
 
 class _SGD(Group):
@@ -176,6 +201,10 @@ class _ModelCheckpoint(Group):
 class _EveryNSteps(Group):
     every_n_steps: Count | None = None
     action: Annotated[Literal["fail", "stop"], hint("use fail or stop")] = "fail"
+
+
+class _LeakMeter(Group):
+    num_batches: Count = 20
 
 
 class _LearningRateMonitor(Group):
@@ -237,11 +266,16 @@ TARGETS: dict[str, type[Group]] = {
     "syncbn.training.DigitScenes": _DigitScenes,
     "syncbn.training.CIFAR": _ImageArchive,
     "syncbn.training.CIFARMosaics": _ImageArchive,
+    "syncbn.training.CIFARViews": _ImageArchive,
     "syncbn.training.MNIST": _ImageArchive,
     "syncbn.training.ImageNet": _ImageNet,
     "syncbn.training.Classifier": _Classifier,
     "syncbn.training.Segmentation": _Segmentation,
     "syncbn.training.SegmentationExamples": _SegmentationExamples,
+    "syncbn.training.DigitViews": _DigitViews,
+    "syncbn.training.SimCLR": _SimCLR,
+    "syncbn.training.MoCo": _MoCo,
+    "syncbn.training.LeakMeter": _LeakMeter,
     "torch.optim.SGD": _SGD,
     **{f"torch.optim.{name}": _Adam for name in ("Adam", "AdamW")},
     "torch.optim.RMSprop": _RMSprop,
