@@ -20,6 +20,7 @@ MORE_IS_BETTER = re.compile(
 MARGIN_POINTS = 0.75
 MARGIN_SHARE = 0.05
 OVERLAP = re.compile(r"(?:^|[/_])m?iou$")  # shown in percent, as papers do
+PROBES = {"probe": "of a linear probe", "nn": "by nearest neighbours"}  # after "acc_"
 WORDS = {"iou": "IoU", "miou": "mIoU"}
 SETS = {"precise": "test error with population statistics", "val": "validation error"}
 
@@ -64,7 +65,7 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
     match = ACCURACY.search(name)
     if match and all(0 <= value <= 1 for value in values):
         label = SETS.get(name.partition("/")[0], "test error" if name.startswith("test/") else f"error by {name}")
-        label += f" on {match[1]}" if match[1] else ""
+        label += f" {PROBES.get(match[1], f'on {match[1]}')}" if match[1] else ""
         return Metric(name, label, "%", "lower", "points", 0.0, 100.0)
     label = " ".join(WORDS.get(word, word) for word in re.split("[/_]", name))
     if OVERLAP.search(name) and all(0 <= value <= 1 for value in values):
