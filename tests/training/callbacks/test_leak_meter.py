@@ -1,6 +1,8 @@
 """LeakMeter in plain Lightning, and in runs: one process that simulates devices against processes."""
 
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from syncbn.nn.simulation import simulate
 from syncbn.training import DigitViews, LeakMeter
+from syncbn.training.data.held_out import batches_without_end, held_out_loader
 from syncbn.training.errors import AgreedError
 from syncbn.training.loggers.csv_logger import read
 from tests.support.refuses import refuses
@@ -50,7 +53,7 @@ def loader(batch_size: int = DEVICES, images: int = 4 * DEVICES) -> DataLoader[A
 @pytest.mark.parametrize("validate_every", [1, 5])
 def test_it_measures_a_users_module_at_the_end_of_fit(validate_every: int) -> None:
     meter, logger = LeakMeter(num_batches=3), Kept()
-    options = {"max_epochs": 2, "logger": logger, "check_val_every_n_epoch": validate_every}
+    options = {"max_epochs": 2, "logger": logger, "check_val_every_n_epoch": validate_every, "num_sanity_val_steps": 0}
     module = TwoViews()
     quiet_trainer(meter, **options).fit(module, loader(), loader(batch_size=3))
     expected = {"leak/together": 1.0, "leak/spread": 0.0, "leak/difference": 1.0}
@@ -108,7 +111,16 @@ def test_joined_batches_of_a_contrastive_loss_are_refused(tmp_path: Path) -> Non
     assert "trainer.accumulate_grad_batches=2: with simulate the loss of SimCLR would compare images" in run.err
 
 
-def test_the_digits_have_enough_held_out_images() -> None:
-    data = DigitViews(4)
+def test_each_pass_over_the_held_out_images_has_its_own_views_and_batches_as_large_as_in_training() -> None:
+    data = DigitViews(64, seed=3)
     data.setup("fit")
-    assert len(data.val) >= 64
+    trainer = SimpleNamespace(val_dataloaders=data.val_dataloader(), train_dataloader=data.train_dataloader())
+
+    def two_passes() -> list[Tensor]:
+        loader = held_out_loader(trainer, AgreedError)
+        return [first for first, _, _ in islice(batches_without_end(loader), 2 * len(loader))]
+
+    found = two_passes()
+    assert [len(each) for each in found] == [64] * 8  # of 269 images, 13 are left out
+    assert len(torch.cat(found).flatten(1).unique(dim=0)) == 512
+    assert all(torch.equal(one, two) for one, two in zip(found, two_passes(), strict=True))
