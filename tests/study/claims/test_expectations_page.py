@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from syncbn.study.cells import cells
 from syncbn.study.claims import expectations
 from syncbn.study.claims.expectations import Expectation
+from tests.training.support.settled_config import composed
 
 REPO = Path(__file__).resolve().parents[3]
 PAGE = REPO / "docs" / "expected_effects.md"
@@ -47,3 +50,18 @@ def test_a_study_says_why_its_thresholds_are_what_they_are(name: str) -> None:
     text = (REPO / "conf" / "study" / f"{name}.yaml").read_text(encoding="utf-8")
     before = text[: text.index("  expectations:")].splitlines()[-1]
     assert before.lstrip().startswith("#")
+
+
+@pytest.mark.parametrize("name", sorted(studies()))
+@pytest.mark.parametrize("budget", ["default", "full"])
+def test_a_budget_has_the_runs_that_its_rules_compare(name: str, budget: str, tmp_path: Path) -> None:
+    study: Any = OmegaConf.to_container(composed(f"+study={name}", f"study.budget={budget}").study)
+    there = {(each.part, each.side, each.condition) for each in cells(study, [], tmp_path)}
+    conditions = {part: {condition for of, _, condition in there if of == part} for part in study["parts"]}
+    found = expectations.parse(study).values()
+    # A budget may leave out a condition, such as the data of the other budget; then nothing of it is claimed.
+    judged = [each for each in found if each.condition in conditions[each.part]]
+    assert judged or budget == "full"
+    for each in judged:
+        side, condition, _ = expectations.of_other(each)
+        assert {(each.part, each.side, each.condition), (each.part, side, condition)} <= there

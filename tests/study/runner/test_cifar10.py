@@ -64,17 +64,6 @@ def test_norms_without_batch_statistics_are_run_once_for_all_batches(tmp_path: P
     assert where == {"sync": {"2", "4", "8", "16"}, "group_norm": {"2"}, "none": {"2"}}
 
 
-def test_what_is_expected_can_be_answered_by_the_default_budget(tmp_path: Path) -> None:
-    study = of_budget("default")
-    there = {(each.part, each.side, each.condition) for each in cells(study, [], tmp_path)}
-    expected = expectations.parse(study)
-    assert expected
-    for each in expected.values():
-        other = each.against
-        assert {(each.part, each.side, each.condition),
-                (each.part, other.side or each.side, other.condition or each.condition)} <= there  # fmt: skip
-
-
 def test_a_whole_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke budget on random images: the simulated devices do what processes do, and the page answers the rules."""
     cifar10(tmp_path, classes=10, images=50)
