@@ -17,7 +17,7 @@ from syncbn.study.compare.layout import Layout, lay_out
 from syncbn.study.compare.pairs import Cell, Pairs, Placed, confirmations, disagreements, how_they_ran, pair, place_runs
 from syncbn.study.compare.runs import run_reader
 from syncbn.study.compare.runs.metric import Metric, choose, margin_of, resolution
-from syncbn.study.compare.runs.settings import how, is_simulated
+from syncbn.study.compare.runs.settings import is_simulated
 from syncbn.training.errors import SettingError
 
 ALPHA = 0.01  # level of the test for a difference in the protocols; paired_tests.py uses it for equivalence too
@@ -42,6 +42,7 @@ def compare(
     title: str = "",
     question: str = "",
     expected: Sequence[Mapping[str, Any]] = (),
+    sparse: bool = False,
 ) -> Comparison:
     """Compares runs that differ in one factor, over pairs of runs with equal other settings and equal seeds.
 
@@ -55,6 +56,7 @@ def compare(
         alpha: level of both tests: for a difference and for equivalence.
         title: of the page; "" generates one.
         question: the question that the comparison answers.
+        sparse: whether a side without any run in a condition was left out on purpose, so that nothing is missing there.
         expected: published or expected figures, see :class:`syncbn.study.compare.reference_spec.Expected`.
 
     Raises:
@@ -68,7 +70,7 @@ def compare(
     layout = lay_out(found, factor, baseline)
     above = run_reader.root([run.path for run in found])
     placed = place_runs(found, [run_reader.short(run.path, above) for run in found], layout, measured)
-    pairs = pair(placed, layout)
+    pairs = pair(placed, layout, sparse=sparse)
     margins = _margins(pairs, layout, measured, margin)
     means, effect_rows = _means(pairs, layout), _effects(pairs, layout, measured, margins, alpha)
     cost = _cost(pairs, layout)
@@ -173,7 +175,7 @@ def _runs(pairs: Pairs) -> pd.DataFrame:
             "condition": p.condition,
             "seed": p.run.seed,
             "status": p.run.status,
-            "how": how(p.run),
+            "how": p.how,
             "value": p.value,
             "seconds": p.run.number("seconds"),
             "used": p.used,
@@ -200,7 +202,7 @@ def _curves(pairs: Pairs) -> pd.DataFrame:
             rows = table[["epoch", name]].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
             rows = rows.dropna().drop_duplicates("epoch", keep="last")
             values = 100 * (1 - rows[name]) if called == "val/error" else rows[name]
-            about = {"condition": p.condition, "side": p.side, "how": how(p.run), "seed": p.seed, "metric": called}
+            about = {"condition": p.condition, "side": p.side, "how": p.how, "seed": p.seed, "metric": called}
             frames.append(pd.DataFrame({"epoch": rows["epoch"].astype(int) + 1, "value": values}).assign(**about))
     if not frames:
         return pd.DataFrame(columns=CURVES)

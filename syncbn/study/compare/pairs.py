@@ -29,6 +29,7 @@ class Placed:
     used: bool = False
     why: str = ""
     newer: "Placed | None" = None  # the run that repeats it
+    how: str = ""
 
     @property
     def usable(self) -> bool:
@@ -79,7 +80,7 @@ class Pairs:
 
 def how_they_ran(placed: Sequence[Placed]) -> str:
     """How runs of one place ran; without the number of devices if that varies."""
-    ran = {how(each.run) for each in placed}
+    ran = {each.how for each in placed}
     return ran.pop() if len(ran) == 1 else placed[0].place
 
 
@@ -96,11 +97,24 @@ def place_runs(runs: Sequence[Run], paths: Sequence[str], layout: Layout, metric
             why = "its settings name no seed"
         placed.append(Placed(run, path, side, condition, place(run), value, why=why))
     _set_aside_repetitions(placed)
+    _name_ways(placed)
     return placed
 
 
-def pair(placed: list[Placed], layout: Layout) -> Pairs:
+def _name_ways(placed: Sequence[Placed]) -> None:
+    """Sets ``how`` of each run: with numbers, unless the number of devices follows the condition."""
+    numbers: dict[str, dict[str, set[str]]] = {}
+    for each in placed:
+        numbers.setdefault(each.place, {}).setdefault(each.condition, set()).add(how(each.run))
+    follows = {place for place, by_condition in numbers.items() if len(set(map(frozenset, by_condition.values()))) > 1}
+    for each in placed:
+        each.how = each.place if each.place in follows else how(each.run)
+
+
+def pair(placed: list[Placed], layout: Layout, *, sparse: bool = False) -> Pairs:
     """Pairs every side with the baseline, within each condition and place.
+
+    With ``sparse`` a side that has no run in a condition is not missing there.
 
     Some seeds of a condition may have run both in one process and as processes. The latter only confirm the former:
     as an effect they would count the same pairs twice. They are an effect if there are more of them.
@@ -136,7 +150,7 @@ def pair(placed: list[Placed], layout: Layout) -> Pairs:
     if not pairs.cells:
         raise SettingError("--factor", factor, reasons[0])
     unpaired = [f"--factor={factor}: {reason}" for reason in reasons]
-    pairs.problems = [*unpaired, *_missing(pairs, layout, confirming)]
+    pairs.problems = [*unpaired, *_missing(pairs, layout, confirming, sparse)]
     for each in usable:
         if not each.used:
             each.why = CONFIRMS if id(each) in confirming else _reason_run_is_unpaired(each, layout)
@@ -169,11 +183,12 @@ def _is_paired(pairs: Pairs, side: str) -> bool:
     return any(cell.side == side for cell in pairs.cells)
 
 
-def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
+def _missing(pairs: Pairs, layout: Layout, confirming: set[int], sparse: bool) -> list[str]:
     """Lines on missing runs, one for all conditions in which a side lacks the same seeds."""
     missing: dict[tuple[str, str], list[str]] = {}
     usable = [p for p in pairs.placed if p.usable]
     several = len({p.place for p in usable}) > 1
+    there_at_all = {(p.condition, p.side) for p in pairs.placed}
     for condition in layout.conditions:
         for where in sorted({p.place for p in usable if p.condition == condition}):
             here = [p for p in usable if (p.condition, p.place) == (condition, where)]
@@ -183,6 +198,8 @@ def _missing(pairs: Pairs, layout: Layout, confirming: set[int]) -> list[str]:
             for side, there in seeds.items():
                 if not _is_paired(pairs, side) and side != layout.baseline:
                     continue  # _reason_side_is_unpaired reports this side
+                if sparse and (condition, side) not in there_at_all:
+                    continue
                 if every - there:
                     lacks = f"with {_listed_seeds(every - there)}{f' ({where})' * several}"
                     missing.setdefault((f"{side} has no finished run", lacks), []).append(condition)

@@ -45,9 +45,14 @@ def axis_head(c: Comparison) -> str:
 
 
 def main_side(c: Comparison) -> str:
-    """The first side named sync, else the first one; the last one if the sides are numbers of one setting."""
+    """The first side named sync, else the first one; the last one if the sides are numbers of one setting.
+
+    If the baseline is synchronized itself, it is local.
+    """
     if are_numbers(c):
         return c.sides[-1]
+    if c.baseline.split()[0] == "sync" and "local" in c.sides:
+        return "local"
     return next((side for side in c.sides[1:] if side.split()[0] == "sync"), c.sides[1])
 
 

@@ -113,6 +113,7 @@ def _compare(study: dict[str, Any], name: str, part: dict[str, Any], metric: str
             title=f"{part['title']}: {study['metrics'].get(metric, metric)}",
             question=part.get("question", ""),
             margin=part.get("margin"),
+            sparse=bool(part.get("without")),
             expected=part.get("expected", ()),
         )
     except SettingError as error:

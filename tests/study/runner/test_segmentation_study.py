@@ -1,5 +1,6 @@
 """Tests ``+study=segmentation`` at its smoke budget: a side that fails as expected, and images on the page."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
 def test_runs_that_fail_as_expected_are_done(study: tuple[Path, Run]) -> None:
     where, run = study
     assert run.code == 0, run.err
-    assert "6 of 6 runs" in run.out
+    assert "8 of 8 runs" in run.out
     assert "failed:" not in run.err
     (line,) = [line for line in run.out.splitlines() if line.startswith("✓ ")]
     assert f"appears (1 of 1 runs failed with: {ERROR})" in line
@@ -29,17 +30,27 @@ def test_runs_that_fail_as_expected_are_done(study: tuple[Path, Run]) -> None:
     assert "torch.Size([1, 32, 1, 1])" in (where / "s/devices/8/local/0/error.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("side", ["local", "sync"])
+def test_simulated_devices_do_what_processes_do(study: tuple[Path, Run], side: str) -> None:
+    """Four devices with two images each; after two steps rounding has not grown yet."""
+    where = study[0] / "s/devices/4" / side
+    simulated, processes = (
+        json.loads((where / name / "result.json").read_text(encoding="utf-8"))["test"] for name in ("0", "0-processes")
+    )
+    assert processes["test/loss"] == pytest.approx(simulated["test/loss"], rel=1e-4)
+
+
 def test_they_are_not_repeated_and_others_are(study: tuple[Path, Run]) -> None:
     where, _ = study
     before = (where / "s/devices/8/local/0/error.txt").stat().st_mtime_ns
     again = train(where, *STUDY)
     assert again.code == 0, again.err
-    assert "5 of 5 runs" in again.out
+    assert "7 of 7 runs" in again.out
     assert (where / "s/devices/8/local/0/error.txt").stat().st_mtime_ns == before
     rule = "study.expectations.one_image.error=another"
     other = train(where, *STUDY, rule)
     assert other.code == 1
-    assert "1 of 6 runs failed" in other.err
+    assert "1 of 8 runs failed" in other.err
     assert "✗ with one image on each device" in train(where, *STUDY, rule, "study.report_only=true").out
 
 
