@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite
 
 from syncbn.study.format import plural, rounded, rounded_interval
 from syncbn.study.report.blocks import Block, Group, bullets, escape
@@ -55,9 +55,8 @@ class Measured:
 
 def in_words(m: Measured) -> str:
     """``test mIoU: 22.8 (local at 4) against 38.5 % (local at 1), −15.7 points [−18.0, −13.4], 8 seeds``."""
-    ends = (m.low, m.high) if m.low < m.high else (nan, nan)  # equal differences support any number of decimals
-    value, other = (rounded(each, *ends) for each in (m.value, m.other_value))
-    by = f"{rounded(m.difference, *ends, sign=True)} {m.difference_unit}".rstrip()
+    value, other = (rounded(each, m.low, m.high) for each in (m.value, m.other_value))
+    by = f"{rounded(m.difference, m.low, m.high, sign=True)} {m.difference_unit}".rstrip()
     interval = ""
     if isfinite(m.low):
         interval = f" [{rounded_interval(m.low, m.high, sign=True, between=', ')}]"
