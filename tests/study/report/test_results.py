@@ -5,23 +5,39 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.study.report import answer, read
+from syncbn.study.report import answer, expectations, read
 from syncbn.study.report.blocks import escape
 from syncbn.study.report.comparison_page import matrix_markdown
+from syncbn.study.report.expectations import Answer
 from syncbn.study.report.symbol_matrix import legend, symbol_matrix
+from tests.training.support.settled_config import composed
 
 RESULTS = Path(__file__).parents[3] / "docs/results"
-STUDIES = sorted(path.parent for path in RESULTS.glob("*/parts.json"))
+PAGES = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*/parts.json"))}
+STUDIES = list(PAGES)
+EXPECTED = {study: [Answer(**each) for each in page["expected"]] for study, page in PAGES.items() if "expected" in page}
 
 
-def test_there_are_four() -> None:
-    assert [path.name for path in STUDIES] == ["group_size", "normalization_batch", "shards", "small_batch"]
+def test_there_are_eight() -> None:
+    of_tasks = ["cifar10", "leak", "moco", "segmentation"]
+    assert [path.name for path in STUDIES] == sorted(
+        [*of_tasks, "group_size", "normalization_batch", "shards", "small_batch"]
+    )
+    assert [path.name for path in EXPECTED] == of_tasks
+
+
+@pytest.mark.parametrize("study", EXPECTED, ids=lambda path: path.name)
+def test_the_expected_effects_are_those_of_the_study(study: Path) -> None:
+    page = (study / "report.md").read_text(encoding="utf-8")
+    assert all(escape(expectations.line(each)) in page for each in EXPECTED[study])
+    rules = composed(f"+study={study.name}").study.expectations
+    assert [each.text for each in EXPECTED[study]] == [rule.text for rule in rules.values()]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_the_answers_are_those_of_the_tables(study: Path) -> None:
     """``syncbn report docs/results`` writes the pages again."""
-    parts = json.loads((study / "parts.json").read_text(encoding="utf-8"))["parts"]
+    parts = PAGES[study]["parts"]
     whole = (study / "report.md").read_text(encoding="utf-8")
     for part in parts:
         comparison, page = read.read(study / part), (study / part / "report.md").read_text(encoding="utf-8")
@@ -32,11 +48,15 @@ def test_the_answers_are_those_of_the_tables(study: Path) -> None:
 
 def test_the_overview_says_what_the_first_page_of_each_study_says() -> None:
     overview = (RESULTS / "README.md").read_text(encoding="utf-8")
-    for study in STUDIES:
-        first = json.loads((study / "parts.json").read_text(encoding="utf-8"))["parts"][0]
-        assert f"| {answer.sentence(read.read(study / first))} |" in overview
+    for study, page in PAGES.items():
+        said = answer.sentence(read.read(study / page["parts"][0]))
+        assert f"| {expectations.sentence(EXPECTED[study]) if study in EXPECTED else said} " in overview
     rows = [
-        row for path in RESULTS.glob("*/*-test-acc/tables") for row in read.read(path.parent).confirmations.itertuples()
+        row
+        for study, page in PAGES.items()
+        for part in page["parts"]
+        if study not in EXPECTED and part.endswith("-test-acc")
+        for row in read.read(study / part).confirmations.itertuples()
     ]
     same = sum(abs(row.difference) < 1e-6 for row in rows)
     most = max(abs(row.difference) for row in rows)
