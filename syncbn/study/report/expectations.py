@@ -85,7 +85,6 @@ def blocks(answers: Sequence[Answer]) -> list[Block | Group]:
     """The blocks of the page: effects that do not appear are first. Nothing without expectations."""
     if not answers:
         return []
-    ordered = sorted(answers, key=lambda each: list(SYMBOLS).index(each.answer))
     rule = (
         "Each rule was written before the runs, with the least difference that matters. An effect appears if a"
         " one-sided paired t test shows at least that difference. It does not appear if the test shows less."
@@ -94,13 +93,18 @@ def blocks(answers: Sequence[Answer]) -> list[Block | Group]:
     )
     return [
         Block(f"**{escape(sentence(answers))}**", "verdict"),
-        Block(bullets(line(each) for each in ordered), "expectations"),
+        Block(bullets(lines(answers)), "expectations"),
         Group(
             [Block(escape(rule)), Block(bullets(f"{each.text}: {each.needed}" for each in answers))],
             "details",
             summary="The rules",
         ),
     ]
+
+
+def lines(answers: Sequence[Answer]) -> list[str]:
+    """A line for each effect; those that do not appear are first."""
+    return [line(each) for each in sorted(answers, key=lambda each: list(SYMBOLS).index(each.answer))]
 
 
 def line(each: Answer) -> str:

@@ -54,8 +54,8 @@ def write(cfg: DictConfig, study: dict[str, Any], cells: Sequence[Cell], root: P
     if expected:
         console.print()
         console.print(cell(expectation_blocks.sentence(expected), "bold"))
-        for effect in expected:
-            console.print(cell(expectation_blocks.line(effect)))
+        for effect in expectation_blocks.lines(expected):
+            console.print(cell(effect))
     for each in comparisons.values():
         console.print()
         console.print(cell(each.title, "bold"))
