@@ -130,6 +130,9 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         took = f"{target['target/steps']} steps"
         took += f", {target['target/seconds']:.1f} s" if "target/seconds" in target else ""
         rows.append(("target", f"{'reached after' if target['target/reached'] else 'not reached in'} {took}"))
+    if leak := result.get("leak"):
+        together, spread, revealed = (leak[f"leak/{name}"] for name in ("together", "spread", "difference"))
+        rows.append(("leak", f"{revealed:.4f} of pretext accuracy: {together:.4f} together, {spread:.4f} spread"))
     if found := result.get("find_lr"):
         rows.append(("suggested lr", f"{found['lr']:.3g}, after {found['steps']} steps"))
     if early := result.get("stopped_early"):

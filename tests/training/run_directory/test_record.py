@@ -225,6 +225,9 @@ def test_the_table_says_what_there_is(tmp_path: Path) -> None:
     assert "training 1.0 s\n" in told(run_dir)
     record.write(run_dir, "result", {"test": {"test/acc": 0.5, "test/count": 10.0}})
     assert "test accuracy 50.00 % of 10 samples\n" in told(run_dir)
+    leak = {"leak/together": 0.71, "leak/spread": 0.03, "leak/difference": 0.68}
+    record.write(run_dir, "result", {"test": {"test/acc": 0.5}, "leak": leak})
+    assert "leak 0.6800 of pretext accuracy: 0.7100 together, 0.0300 spread\n" in told(run_dir)
     (run_dir / "result.json").unlink()
     assert "result none: a rank ended by sys.exit before the end\n" in told(run_dir)
     assert f"run directory {run_dir}\n" in told(run_dir)
