@@ -10,9 +10,12 @@ from syncbn.study.compare.runs.run_reader import Run
 from syncbn.training.errors import SettingError
 
 ACCURACY = re.compile(r"(?:^|/)acc(?:uracy)?(?:_(\w+))?$")
-SHARE = re.compile(r"(^|[/_])(acc|accuracy|top\d+|f1|auc|auroc|precision|recall|iou|miou|map|dice)")  # from 0 to 1
+SHARE = re.compile(
+    r"(^|[/_])(acc|accuracy|top\d+|f1|auc|auroc|precision|recall|iou|miou|map|dice)|^leak/(together|spread)$"
+)  # from 0 to 1
 MORE_IS_BETTER = re.compile(
     r"(^|[/_])(acc|accuracy|top\d+|f1|kappa|auc|auroc|precision|recall|iou|miou|map|dice|psnr|images_per_second)"
+    r"|^leak/(together|spread)$"
 )
 # The equivalence margin, half the width of "no difference". For errors it is 0.75 points, as in the protocols: paired
 # differences of small networks on some hundred test images have about this standard deviation. For other metrics it is
@@ -21,6 +24,11 @@ MARGIN_POINTS = 0.75
 MARGIN_SHARE = 0.05
 OVERLAP = re.compile(r"(?:^|[/_])m?iou$")  # shown in percent, as papers do
 PROBES = {"probe": "of a linear probe", "nn": "by nearest neighbours"}  # after "acc_"
+LABELS = {  # of the meter of the leak
+    "leak/together": "pretext accuracy with both views on one device",
+    "leak/spread": "pretext accuracy with the views spread",
+    "leak/difference": "leak",
+}
 WORDS = {"iou": "IoU", "miou": "mIoU"}
 SETS = {"precise": "test error with population statistics", "val": "validation error"}
 
@@ -67,7 +75,7 @@ def choose(name: str, runs: Sequence[Run]) -> Metric:
         label = SETS.get(name.partition("/")[0], "test error" if name.startswith("test/") else f"error by {name}")
         label += f" {PROBES.get(match[1], f'on {match[1]}')}" if match[1] else ""
         return Metric(name, label, "%", "lower", "points", 0.0, 100.0)
-    label = " ".join(WORDS.get(word, word) for word in re.split("[/_]", name))
+    label = LABELS.get(name, " ".join(WORDS.get(word, word) for word in re.split("[/_]", name)))
     if OVERLAP.search(name) and all(0 <= value <= 1 for value in values):
         return Metric(name, label, "%", "higher", "points", 0.0, 100.0)
     better = "higher" if MORE_IS_BETTER.search(name) else "lower"
