@@ -19,8 +19,17 @@ FEW_PAIRS = 5
 UNKNOWN = "not known"
 # Settings in which tests of one checkpoint may differ.
 OF_TESTS = ("adapt", "data.corruption", "data.severity", "data.batch_size", "data.global_batch_size", "devices", *PLACE)
-# Settings that every run has. A reader does not need them, so the list of constant settings omits them.
-QUIET = ("_partial_", "shuffle", "deterministic", "num_sanity_val_steps", "check_val_every_n_epoch", "in_features")
+# Settings that every run has, and places on a machine. A reader does not need them, so the list of constant settings
+# omits them.
+QUIET = (
+    "root",
+    "_partial_",
+    "shuffle",
+    "deterministic",
+    "num_sanity_val_steps",
+    "check_val_every_n_epoch",
+    "in_features",
+)
 
 
 def differs(pairs: Pairs, layout: Layout) -> list[str]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncbn.training.data.held_out import batches_without_end, held_out_loader
+from syncbn.training.data.contrastive.held_out import batches_without_end, held_out_loader
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.evaluation.measure_leak import measure_leak
 from syncbn.training.evaluation.precise_statistics import prepared
 from syncbn.training.lightning_internals import logged_step
-from syncbn.training.models.contrastive_losses import nearest_is_partner
+from syncbn.training.models.contrastive.losses import nearest_is_partner
 
 _ERROR = partial(AgreedError, "callbacks.leak")
 

@@ -16,8 +16,8 @@ FOLDER = ("syncbn.training.ImageFolder", "syncbn.training.data.image_folder.Imag
 ARCHIVES = {
     f"syncbn.training.{module}{name}": name for name in ("CIFAR", "MNIST") for module in ("", "data.image_archives.")
 }
-ARCHIVES |= {f"syncbn.training.{module}CIFARMosaics": "CIFAR" for module in ("", "data.mosaics.")}
-ARCHIVES |= {f"syncbn.training.{module}CIFARViews": "CIFAR" for module in ("", "data.cifar_views.")}
+ARCHIVES |= {f"syncbn.training.{module}CIFARMosaics": "CIFAR" for module in ("", "data.segmentation.mosaics.")}
+ARCHIVES |= {f"syncbn.training.{module}CIFARViews": "CIFAR" for module in ("", "data.contrastive.cifar_views.")}
 WORKS = "use data=folder, cifar10, cifar100, mnist or digits"
 
 

@@ -16,7 +16,7 @@ from syncbn.nn.shuffling import Shuffled, shuffle
 from syncbn.nn.simulation import Simulated
 from syncbn.nn.torch_internals import buffers_restored
 from syncbn.training.distributed.gather_rows import gather_rows
-from syncbn.training.models.contrastive_losses import nearest_is_partner
+from syncbn.training.models.contrastive.losses import nearest_is_partner
 
 Embed = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Found = Callable[[Tensor, Tensor], Tensor]

@@ -401,6 +401,13 @@ def test_a_device_is_worth_no_more_than_what_it_holds(tmp_path: Path) -> None:
     assert list(c.layers["effective_batch"]) == [32.0]
 
 
+def test_where_the_data_are_is_no_setting_to_show(tmp_path: Path) -> None:
+    sweep(tmp_path, {"local": LOCAL, "sync": SYNC}, settings={"data.root": "/somewhere/images"})
+    lines = compare([tmp_path]).constant
+    assert any(line.startswith("data: ") for line in lines)
+    assert not any("/somewhere" in line for line in lines)
+
+
 def test_runs_that_fail_alike_are_one_line(tmp_path: Path) -> None:
     """Several runs of a side, at two batch sizes, whose messages differ in a number."""
     sweep(tmp_path, {"local": LOCAL, "sync": SYNC})

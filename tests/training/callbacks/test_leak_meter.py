@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from syncbn.nn.simulation import simulate
 from syncbn.training import DigitViews, LeakMeter
-from syncbn.training.data.held_out import batches_without_end, held_out_loader
+from syncbn.training.data.contrastive.held_out import batches_without_end, held_out_loader
 from syncbn.training.errors import AgreedError
 from syncbn.training.loggers.csv_logger import read
 from tests.support.refuses import refuses

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from syncbn.training.models.contrastive_losses import (
+from syncbn.training.models.contrastive.losses import (
     info_nce,
     nearest_is_partner,
     nearest_key_is_partner,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from syncbn.training.data.digit_scenes import DigitScenes
-from syncbn.training.models.deeplab import DeepLab
-from syncbn.training.models.segmentation import Segmentation
+from syncbn.training.data.segmentation.digit_scenes import DigitScenes
+from syncbn.training.models.segmentation.deeplab import DeepLab
+from syncbn.training.models.segmentation.segmentation import Segmentation
 from syncbn.training.plots import masks
 from syncbn.training.plots.segmentation_examples import SegmentationExamples
 from tests.support.refuses import refuses

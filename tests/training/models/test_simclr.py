@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from syncbn.training import MLP, ResNet, SimCLR
-from syncbn.training.models.contrastive_network import ContrastiveNetwork
+from syncbn.training.models.contrastive.network import ContrastiveNetwork
 from tests.support.ranks import Ranks, messages
 from tests.support.refuses import refuses
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from syncbn.training.distributed.gather_rows import gather_rows
 from syncbn.training.errors import SettingError
-from syncbn.training.models.contrastive import Contrastive
-from syncbn.training.models.contrastive_losses import info_nce, nearest_key_is_partner
+from syncbn.training.models.contrastive.contrastive import Contrastive
+from syncbn.training.models.contrastive.losses import info_nce, nearest_key_is_partner
 
 
 class MoCo(Contrastive):
@@ -24,7 +24,7 @@ class MoCo(Contrastive):
     images over the devices (``norm=shuffle norm.part=key_network``).
 
     ``val/acc_pretext`` is the share of queries whose nearest key in the batch is of the same image. For further
-    arguments and logged metrics see :class:`~syncbn.training.models.contrastive.Contrastive`.
+    arguments and logged metrics see :class:`~syncbn.training.models.contrastive.contrastive.Contrastive`.
 
     Args:
         queue: number of keys in the queue, which begins with random keys.

@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric
 from syncbn.training.distributed.gather_rows import gather_rows
 from syncbn.training.errors import AgreedError, SettingError
 from syncbn.training.metrics.probe import linear_probe, nearest_neighbour
-from syncbn.training.models.contrastive_losses import nearest_is_partner
-from syncbn.training.models.contrastive_network import ContrastiveNetwork
+from syncbn.training.models.contrastive.losses import nearest_is_partner
+from syncbn.training.models.contrastive.network import ContrastiveNetwork
 from syncbn.training.models.lr_schedules import lightning_config
 from syncbn.training.models.parameter_groups import parameter_groups
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from syncbn.training.data.contrastive.views import TwoViews, clean_loader
 from syncbn.training.data.image_archives import CIFAR
 from syncbn.training.data.image_data import ImageSet
 from syncbn.training.data.transforms.augmentation import Augmentation
-from syncbn.training.data.views import TwoViews, clean_loader
 from syncbn.training.errors import SettingError
 
 

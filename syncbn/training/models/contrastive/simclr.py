@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from syncbn.training.distributed.gather_rows import with_rows_of_all
-from syncbn.training.models.contrastive import Contrastive
-from syncbn.training.models.contrastive_losses import nt_xent
+from syncbn.training.models.contrastive.contrastive import Contrastive
+from syncbn.training.models.contrastive.losses import nt_xent
 
 
 class SimCLR(Contrastive):
     """SimCLR (Chen et al. 2020, arXiv:2002.05709): each view has to find its partner among the views of all devices.
 
-    The loss is :func:`~syncbn.training.models.contrastive_losses.nt_xent` over all devices' images, with exact
+    The loss is :func:`~syncbn.training.models.contrastive.losses.nt_xent` over all devices' images, with exact
     gradients: on any number of devices they are those of one process on the whole batch. ``network`` is called once, on
     both views. Per-device statistics of batch norm reveal which views are on one device; SimCLR therefore synchronizes
     them (``norm=sync``).
 
-    For the arguments and the logged metrics see :class:`~syncbn.training.models.contrastive.Contrastive`.
+    For the arguments and the logged metrics see :class:`~syncbn.training.models.contrastive.contrastive.Contrastive`.
     """
 
     def embed_views(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

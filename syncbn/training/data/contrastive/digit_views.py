@@ -4,10 +4,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from syncbn.training.data.contrastive.views import clean_loader
 from syncbn.training.data.digits import Digits
 from syncbn.training.data.loaders import exact_loader, train_loader
 from syncbn.training.data.transforms.digit_augmentation import DigitAugmentation, Drawn
-from syncbn.training.data.views import clean_loader
 from syncbn.training.errors import SettingError
 
 

@@ -1,0 +1,1 @@
+"""Data of two views of each image, for contrastive learning."""

@@ -1,0 +1,1 @@
+"""Contrastive learning: the modules, their losses and their network."""

@@ -1,0 +1,1 @@
+"""Segmentation: the module and a network."""
