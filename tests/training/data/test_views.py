@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from syncbn.training import CIFARViews, Digits, DigitViews
-from syncbn.training.data import cifar_views
+from syncbn.training.data.contrastive import cifar_views
 from syncbn.training.data.transforms.digit_augmentation import DRAWS, DigitAugmentation
 from tests.support.refuses import refuses
 from tests.training.data.test_image_archives import cifar10
