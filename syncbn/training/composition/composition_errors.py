@@ -81,14 +81,19 @@ class _CommandLine:
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Refuses an option that Hydra does not have. argparse would print its whole usage.
+    """Refuses an option that Hydra does not have, and choices of a user's directory that Hydra would not use.
+
+    argparse would print its whole usage.
 
     Raises:
-        SettingError: ``--norm=sync``, for example, which is a setting with dashes.
+        SettingError: ``--norm=sync``, for example, which is a setting with dashes; a file below ``--config-dir`` with
+            the name of a built-in choice.
     """
     parser = argument_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]  # argparse's prints the usage and exits
-    _, unknown = parser.parse_known_args(list(arguments))
+    options, unknown = parser.parse_known_args(list(arguments))
+    if options.config_dir is not None:
+        _refuse_hidden_choices(Path(options.config_dir))
     if unknown and not unknown[0].startswith("-"):
         hint = "settings before and after an option; put all settings together, before or after the options"
         raise SettingError(*unknown[0].partition("=")[::2], hint)
@@ -97,6 +102,17 @@ def check_options(arguments: Sequence[str]) -> None:
         setting = name.lstrip("-").replace("-", "_")
         works = f"{setting}={value or 'VALUE'}" if unknown[0].startswith("--") else "setting=value"
         raise SettingError(unknown[0], hint=f"there is no such option; a setting has no dashes: {works}")
+
+
+def _refuse_hidden_choices(directory: Path) -> None:
+    """Hydra takes the first file of a name, and those of ``--config-dir`` are last (hydra-core 1.3)."""
+    built_in = conf_directory()
+    for path in sorted(directory.glob("*/**/*.yaml")):
+        name = path.relative_to(directory)
+        other = built_in / name
+        if other.is_file() and other.read_bytes() != path.read_bytes():
+            hint = f"{name} has the name of a built-in choice, which would be used instead; rename the file"
+            raise SettingError("--config-dir", str(directory), hint)
 
 
 def _refuse_option(message: str) -> NoReturn:

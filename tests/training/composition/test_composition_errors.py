@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -111,6 +112,19 @@ def test_choices_of_the_users_own_directory_count(tmp_path: Path, monkeypatch: p
         error = refusal(*arguments, monkeypatch=monkeypatch)
         with refuses(setting, ANY, hint):
             raise explained(error, arguments, CONF, "config")
+
+
+def test_a_file_that_a_built_in_choice_would_hide_is_named(tmp_path: Path) -> None:
+    for name in ("module/mine", "module/classifier"):
+        (tmp_path / f"{name}.yaml").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text("_target_: mine.Module\n", encoding="utf-8")
+    with refuses("--config-dir", str(tmp_path), "module/classifier.yaml has the name of a built-in choice", "rename"):
+        check_options(["--config-dir", str(tmp_path), "norm=sync"])
+    shutil.copy(
+        Path(CONF) / "module/classifier.yaml", tmp_path / "module/classifier.yaml"
+    )  # the same: nothing is hidden
+    (tmp_path / "config.yaml").write_text("seed: 1\n", encoding="utf-8")
+    check_options(["--config-dir", str(tmp_path), "norm=sync"])
 
 
 def test_a_broken_file_is_named_with_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
