@@ -401,6 +401,37 @@ def test_a_device_is_worth_no_more_than_what_it_holds(tmp_path: Path) -> None:
     assert list(c.layers["effective_batch"]) == [32.0]
 
 
+def test_devices_that_follow_the_condition_are_one_series(tmp_path: Path) -> None:
+    """Eight images on 2 or 4 devices: the number of devices is part of the condition, not of how a side ran."""
+    for devices in (2, 4):
+        sweep(tmp_path, {"local": LOCAL, "sync": SYNC}, batch_size=8 // devices, simulate=devices)
+    for frame in (compare([tmp_path]).means, compare([tmp_path]).runs):
+        assert set(frame["how"]) == {"one process on the CPU"}
+    sweep(tmp_path / "same", {"local": LOCAL, "sync": SYNC}, simulate=2)
+    assert set(compare([tmp_path / "same"]).means["how"]) == {"1 process for 2 devices"}
+
+
+def test_a_side_that_was_left_out_on_purpose_is_not_missing(tmp_path: Path) -> None:
+    errors = {seed: 2.0 + seed for seed in range(3)}
+    sweep(tmp_path, {"local": errors, "sync": errors, "none": errors}, batch_size=2)
+    sweep(tmp_path, {"local": errors, "sync": errors}, batch_size=4)
+    assert any("none has no finished run at data.batch_size=4" in line for line in compare([tmp_path]).problems)
+    assert not any("no finished run" in line for line in compare([tmp_path], sparse=True).problems)
+    sweep(tmp_path, {"none": {0: 2.0}}, batch_size=4)  # some seeds are there, so the others are missing
+    assert any("none has no finished run" in line for line in compare([tmp_path], sparse=True).problems)
+
+
+def test_against_sync_the_answer_is_on_local(tmp_path: Path) -> None:
+    """Not on a side that synchronizes some layers, although its name begins with sync too."""
+    sweep(tmp_path, {"group_norm": SAME, "sync": SYNC, "local": LOCAL})
+    some = {**run_directories.NORMS["sync"], "only": ["*head*"]}
+    for seed in SYNC:
+        run(tmp_path / f"some{seed}", norm=some, seed=seed)
+    found = compare([tmp_path], baseline="sync")
+    assert any(side.startswith("sync only=") for side in found.sides[1:])
+    assert answer.sentence(found).startswith("Local raises the test error")
+
+
 def test_where_the_data_are_is_no_setting_to_show(tmp_path: Path) -> None:
     sweep(tmp_path, {"local": LOCAL, "sync": SYNC}, settings={"data.root": "/somewhere/images"})
     lines = compare([tmp_path]).constant
